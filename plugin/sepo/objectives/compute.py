@@ -1,0 +1,357 @@
+"""From per-token log-probabilities to per-pair losses: select, then compose the method's parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sepo.errors import SepoError
+from sepo.objectives.method import Method
+from sepo.objectives.output import PreferenceOutput
+from sepo.objectives.penalties import PairRewards
+from sepo.objectives.presets import resolve_method
+from sepo.objectives.sides import Side, zero_outside
+from sepo.tokens.scores import alignment_scores
+from sepo.tokens.selection import check_mask, require_counted_tokens, select_tokens
+
+
+def select(
+    method: Method,
+    *,
+    chosen_mask: Tensor,
+    rejected_mask: Tensor,
+    chosen_scores: Tensor | None = None,
+    rejected_scores: Tensor | None = None,
+    policy_chosen_logps: Tensor | None = None,
+    policy_rejected_logps: Tensor | None = None,
+    ref_chosen_logps: Tensor | None = None,
+    ref_rejected_logps: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Decide which tokens of each response the loss will see.
+
+    With stored scores (``method.needs_scores``) this needs no model and can run before the forward pass; with a live
+    scorer it needs the step's log-probabilities; without a scorer it returns the masks. What the method does not need
+    is ignored.
+
+    Args:
+        method: from ``resolve_method``.
+        chosen_mask: [B, Tw] bool, True where a response token counts.
+        rejected_mask: [B, Tl] bool.
+        chosen_scores: [B, Tw] stored scores.
+        rejected_scores: [B, Tl] stored scores.
+        policy_chosen_logps: [B, Tw] per-token log-probabilities in nats, for live scores; detached.
+        policy_rejected_logps: [B, Tl].
+        ref_chosen_logps: [B, Tw].
+        ref_rejected_logps: [B, Tl].
+
+    Returns:
+        (chosen_selection, rejected_selection), bool of the masks' shapes, at least one token per response.
+
+    Raises:
+        SepoError: something needed is missing, shapes do not fit, a response has no counted token, a score on a counted
+            token is not finite.
+    """
+    sides = (
+        ("chosen", chosen_mask, chosen_scores, policy_chosen_logps, ref_chosen_logps),
+        ("rejected", rejected_mask, rejected_scores, policy_rejected_logps, ref_rejected_logps),
+    )
+    selections = []
+    for side, mask, stored, policy, reference in sides:
+        what = f"{side} response"
+        check_mask(mask, name=f"{side}_mask")
+        if method.selector is None:
+            require_counted_tokens(mask, what=what)
+            selections.append(mask)
+            continue
+        if method.needs_scores:
+            scores = _given(method, f"{side}_scores", stored, like=mask)
+        else:
+            scores = alignment_scores(
+                _given(method, f"policy_{side}_logps", policy, like=mask),
+                _given(method, f"ref_{side}_logps", reference, like=mask),
+                chosen=side == "chosen",
+            )
+        chosen = side == "chosen"
+        selections.append(
+            select_tokens(
+                scores,
+                mask,
+                ratio=method.selector.chosen_ratio if chosen else method.selector.rejected_ratio,
+                largest=chosen or method.token_scorer.rejected_largest,
+                rule=method.selector.rule,
+                what=what,
+            )
+        )
+    return selections[0], selections[1]
+
+
+def preference_loss(
+    method: Method,
+    *,
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    chosen_selection: Tensor,
+    rejected_selection: Tensor,
+    chosen_mask: Tensor | None = None,
+    rejected_mask: Tensor | None = None,
+    ref_chosen_logps: Tensor | None = None,
+    ref_rejected_logps: Tensor | None = None,
+    chosen_token_rewards: Tensor | None = None,
+    rejected_token_rewards: Tensor | None = None,
+    chosen_kl: Tensor | None = None,
+    rejected_kl: Tensor | None = None,
+    chosen_log_sum_p2: Tensor | None = None,
+    rejected_log_sum_p2: Tensor | None = None,
+) -> PreferenceOutput:
+    """Compute the loss of every pair over selections that are already known.
+
+    What stands at an unselected position of any tensor (zeros, NaN, whatever a partial forward left) changes neither
+    value nor gradient. The one exception is a regularizer over the whole chosen response (``method.needs_response``),
+    which needs ``chosen_mask`` and the policy's log-probabilities on it. What the method does not need is ignored.
+
+    Args:
+        method: from ``resolve_method``.
+        policy_chosen_logps: [B, Tw] per-token log-probabilities in nats, any floating dtype; carries the gradient.
+        policy_rejected_logps: [B, Tl].
+        chosen_selection: [B, Tw] bool, from ``select``; at least one True per row.
+        rejected_selection: [B, Tl] bool.
+        chosen_mask: [B, Tw] bool, all counted tokens; read where ``method.needs_response``.
+        rejected_mask: [B, Tl] bool; likewise.
+        ref_chosen_logps: [B, Tw] in nats; needed where ``method.needs_reference`` and the reward is over the reference.
+        ref_rejected_logps: [B, Tl].
+        chosen_token_rewards: [B, Tw] in [-0.5, 0.5] (T-REG), detached here.
+        rejected_token_rewards: [B, Tl].
+        chosen_kl: [B, Tw] KL(ref || policy) in nats (TDPO); carries gradient where the method lets it.
+        rejected_kl: [B, Tl].
+        chosen_log_sum_p2: [B, Tw] log of the sum of squared policy probabilities (WPO), detached here.
+        rejected_log_sum_p2: [B, Tl].
+
+    Returns:
+        A PreferenceOutput, in float32 or wider.
+
+    Raises:
+        SepoError: something needed is missing, shapes or dtypes do not fit, a response has no selected token.
+    """
+    if policy_chosen_logps.dim() != 2 or policy_chosen_logps.shape[0] != policy_rejected_logps.shape[0]:
+        raise SepoError(
+            f"policy_chosen_logps has shape {list(policy_chosen_logps.shape)} and policy_rejected_logps "
+            f"{list(policy_rejected_logps.shape)}, expected [B, Tw] and [B, Tl] with one B: pass one row per pair."
+        )
+    chosen = _side(
+        method,
+        "chosen",
+        policy=policy_chosen_logps,
+        selection=chosen_selection,
+        mask=chosen_mask,
+        reference=ref_chosen_logps,
+        token_rewards=chosen_token_rewards,
+        kl=chosen_kl,
+        log_sum_p2=chosen_log_sum_p2,
+    )
+    rejected = _side(
+        method,
+        "rejected",
+        policy=policy_rejected_logps,
+        selection=rejected_selection,
+        mask=rejected_mask,
+        reference=ref_rejected_logps,
+        token_rewards=rejected_token_rewards,
+        kl=rejected_kl,
+        log_sum_p2=rejected_log_sum_p2,
+    )
+
+    reward, link = method.reward, method.link
+    rewards = PairRewards(chosen=reward.unscaled(chosen), rejected=reward.unscaled(rejected), metrics={})
+    rewards = method.penalty.apply(rewards, reward=reward, chosen=chosen, rejected=rejected)
+    metrics = dict(rewards.metrics)
+    chosen_term = link.term(reward.scale * rewards.chosen)
+    rejected_term = link.term(reward.scale * rewards.rejected)
+    h = chosen_term - rejected_term
+    losses, slope = link.loss(h), link.slope(h)
+    if method.pair_weight is not None:
+        weight = method.pair_weight.weight(chosen=chosen, rejected=rejected)
+        losses, slope = weight * losses, weight * slope
+        metrics["pair_weight"] = weight
+
+    if method.regularizers:
+        preference = losses.detach().abs()
+        regularization = torch.zeros_like(preference)
+        for regularizer in method.regularizers:
+            term = regularizer.term(reward=reward, slope=slope, chosen=chosen, rejected=rejected)
+            losses = losses + term.loss
+            regularization = regularization + term.loss.detach().abs()
+            metrics |= term.metrics
+        # Both can be 0 (RRHF over certain tokens); a share of nothing is 0.
+        both = preference + regularization
+        metrics["regularizer_share"] = regularization / both.where(both > 0, 1.0)
+
+    return PreferenceOutput(
+        losses=losses,
+        chosen_rewards=chosen_term.detach(),
+        rejected_rewards=rejected_term.detach(),
+        chosen_selection=chosen_selection,
+        rejected_selection=rejected_selection,
+        metrics=metrics,
+    )
+
+
+def compute_preference_loss(
+    objective: str,
+    *,
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    chosen_mask: Tensor,
+    rejected_mask: Tensor,
+    ref_chosen_logps: Tensor | None = None,
+    ref_rejected_logps: Tensor | None = None,
+    chosen_scores: Tensor | None = None,
+    rejected_scores: Tensor | None = None,
+    chosen_token_rewards: Tensor | None = None,
+    rejected_token_rewards: Tensor | None = None,
+    chosen_kl: Tensor | None = None,
+    rejected_kl: Tensor | None = None,
+    chosen_log_sum_p2: Tensor | None = None,
+    rejected_log_sum_p2: Tensor | None = None,
+    **hyperparameters: object,
+) -> PreferenceOutput:
+    """Compute the loss of every pair: ``resolve_method``, ``select`` and ``preference_loss`` in one call.
+
+    What an objective does not need is ignored; what it needs and does not get is an error.
+
+    Args:
+        objective: a name from ``available_objectives()``.
+        policy_chosen_logps: [B, Tw] per-token log-probabilities of the policy in nats, shifted so that entry t belongs
+            to response token t; any floating dtype; carries the gradient.
+        policy_rejected_logps: [B, Tl].
+        chosen_mask: [B, Tw] bool, True where a response token counts; elsewhere anything may stand, NaN too.
+        rejected_mask: [B, Tl] bool.
+        ref_chosen_logps: [B, Tw] reference log-probabilities in nats.
+        ref_rejected_logps: [B, Tl].
+        chosen_scores: [B, Tw] stored token scores, for selections that were scored beforehand (SePO).
+        rejected_scores: [B, Tl].
+        chosen_token_rewards: [B, Tw] token rewards in [-0.5, 0.5] (T-REG).
+        rejected_token_rewards: [B, Tl].
+        chosen_kl: [B, Tw] KL(ref || policy) in nats (TDPO); carries gradient.
+        rejected_kl: [B, Tl].
+        chosen_log_sum_p2: [B, Tw] log of the sum of squared policy probabilities (WPO).
+        rejected_log_sum_p2: [B, Tl].
+        **hyperparameters: see ``resolve_method``.
+
+    Returns:
+        A PreferenceOutput: ``losses`` [B] and what belongs to them, in float32 or wider.
+
+    Raises:
+        SepoError: see ``resolve_method``, ``select`` and ``preference_loss``.
+
+    Example:
+        >>> import torch
+        >>> logps = torch.tensor([[-1.0, -2.0, -3.0]])
+        >>> mask = torch.ones(1, 3, dtype=torch.bool)
+        >>> out = compute_preference_loss(
+        ...     "sepo",
+        ...     policy_chosen_logps=logps,
+        ...     policy_rejected_logps=logps,
+        ...     chosen_mask=mask,
+        ...     rejected_mask=mask,
+        ...     chosen_scores=torch.tensor([[0.5, 0.1, 0.2]]),
+        ...     rejected_scores=torch.tensor([[0.5, 0.1, 0.2]]),
+        ... )
+        >>> out.chosen_selection, out.rejected_selection
+        (tensor([[ True, False, False]]), tensor([[False,  True, False]]))
+        >>> out.losses  # -log sigmoid(-1 - -2)
+        tensor([0.3133])
+    """
+    method = resolve_method(objective, **hyperparameters)
+    _same_shape("chosen_mask", chosen_mask, "policy_chosen_logps", policy_chosen_logps)
+    _same_shape("rejected_mask", rejected_mask, "policy_rejected_logps", policy_rejected_logps)
+    chosen_selection, rejected_selection = select(
+        method,
+        chosen_mask=chosen_mask,
+        rejected_mask=rejected_mask,
+        chosen_scores=chosen_scores,
+        rejected_scores=rejected_scores,
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
+    return preference_loss(
+        method,
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        chosen_selection=chosen_selection,
+        rejected_selection=rejected_selection,
+        chosen_mask=chosen_mask,
+        rejected_mask=rejected_mask,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+        chosen_token_rewards=chosen_token_rewards,
+        rejected_token_rewards=rejected_token_rewards,
+        chosen_kl=chosen_kl,
+        rejected_kl=rejected_kl,
+        chosen_log_sum_p2=chosen_log_sum_p2,
+        rejected_log_sum_p2=rejected_log_sum_p2,
+    )
+
+
+def _side(
+    method: Method,
+    side: str,
+    *,
+    policy: Tensor,
+    selection: Tensor,
+    mask: Tensor | None,
+    reference: Tensor | None,
+    token_rewards: Tensor | None,
+    kl: Tensor | None,
+    log_sum_p2: Tensor | None,
+) -> Side:
+    """Check one side's tensors, keep those that the method needs, and clear what is not selected."""
+    name = f"policy_{side}_logps"
+    policy = _given(method, name, policy, like=selection)
+    check_mask(selection, name=f"{side}_selection")
+    require_counted_tokens(selection, what=f"{side} response's selection")
+
+    def selected(needed: bool, tensor_name: str, tensor: Tensor | None) -> Tensor | None:
+        return zero_outside(selection, _given(method, tensor_name, tensor, like=policy)) if needed else None
+
+    response_policy = response_mask = None
+    if method.needs_response:
+        response_mask = _present(method, f"{side}_mask", mask)
+        check_mask(response_mask, name=f"{side}_mask")
+        _same_shape(f"{side}_mask", response_mask, name, policy)
+        require_counted_tokens(response_mask, what=f"{side} response")
+        response_policy = zero_outside(response_mask, policy)
+    return Side(
+        policy=zero_outside(selection, policy),
+        selection=selection,
+        reference=selected(method.reward.over_reference, f"ref_{side}_logps", reference),
+        token_rewards=selected(method.needs_token_rewards, f"{side}_token_rewards", token_rewards),
+        kl=selected(method.needs_kl, f"{side}_kl", kl),
+        log_sum_p2=selected(method.needs_log_sum_p2, f"{side}_log_sum_p2", log_sum_p2),
+        response_policy=response_policy,
+        response_mask=response_mask,
+    )
+
+
+def _given(method: Method, name: str, tensor: Tensor | None, *, like: Tensor) -> Tensor:
+    """Return a needed floating tensor of the shape of ``like``, or say what is wrong with it."""
+    tensor = _present(method, name, tensor)
+    _same_shape(name, tensor, "its response's mask", like)
+    if not tensor.is_floating_point():
+        raise SepoError(f"{name} has dtype {tensor.dtype}, expected a floating dtype: pass {name}.float().")
+    return tensor
+
+
+def _present(method: Method, name: str, tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise SepoError(f"{name} is missing, objective '{method.name}' needs it: pass {name}=[B, T].")
+    return tensor
+
+
+def _same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise SepoError(
+            f"{name} has shape {list(tensor.shape)}, expected {list(other.shape)}, that of {other_name}: pass one "
+            "value for every token position."
+        )

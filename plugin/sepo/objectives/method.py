@@ -1,0 +1,160 @@
+"""The resolved method: one frozen composition of parts, and from it everything that the loss needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from sepo.errors import SepoError
+from sepo.objectives.links import Link
+from sepo.objectives.penalties import NoPenalty, Penalty
+from sepo.objectives.regularizers import Regularizer
+from sepo.objectives.rewards import ResponseReward
+from sepo.objectives.settings import Value
+from sepo.objectives.weights import PolicyLikelihood
+
+
+@dataclass(frozen=True)
+class TokenScorer:
+    """Where token scores come from.
+
+    Attributes:
+        name: ``oracle``, ``contrastive``, ``file``, ``policy_ref`` or ``none``.
+        stored: True where the scores exist before the forward pass, so that tokens can be selected first.
+        live: True where they are computed from the policy's and the reference's log-probabilities of the step.
+        rejected_largest: which end of a rejected response's scores is wanted: the lowest for rewards (SePO section
+            3.2), the highest where the scorer itself flips the sign for rejected (Selective-DPO Eq. 6).
+    """
+
+    name: str
+    stored: bool = False
+    live: bool = False
+    rejected_largest: bool = False
+
+
+NO_SCORER = TokenScorer("none")
+SCORERS: Mapping[str, TokenScorer] = MappingProxyType(
+    {
+        scorer.name: scorer
+        for scorer in (
+            TokenScorer("oracle", stored=True),
+            TokenScorer("contrastive", stored=True),
+            TokenScorer("file", stored=True),
+            TokenScorer("policy_ref", live=True, rejected_largest=True),
+            NO_SCORER,
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class Selector:
+    """How many tokens of each response are kept, and by which count rule (see ``sepo.tokens.selection``)."""
+
+    chosen_ratio: float
+    rejected_ratio: float
+    rule: str = "floor"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preference objective: token scorer, selector, response reward, penalty, link, regularizers, pair weight.
+
+    ``resolve_method`` makes one from a name; ``dataclasses.replace`` on the parts makes any other composition, for
+    example MinorDPO over the tokens that an oracle selects::
+
+        replace(resolve_method("minor_dpo"), token_scorer=SCORERS["oracle"], selector=Selector(0.3, 0.3))
+
+    The loss of a pair is ``pair_weight * link(scale * penalty(reward)) + regularizers``. Every part runs over the
+    selected tokens; only a regularizer with ``needs_response`` reads others.
+
+    Attributes:
+        name: the objective it was resolved from.
+        settings: the hyperparameters it was resolved from, as (name, value) pairs. A record: the parts decide.
+
+    Raises:
+        SepoError: parts that contradict each other.
+    """
+
+    name: str
+    reward: ResponseReward
+    link: Link
+    penalty: Penalty = field(default_factory=NoPenalty)
+    regularizers: tuple[Regularizer, ...] = ()
+    pair_weight: PolicyLikelihood | None = None
+    token_scorer: TokenScorer = NO_SCORER
+    selector: Selector | None = None
+    settings: tuple[tuple[str, Value], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.selects != (self.selector is not None):
+            found = "without a selector" if self.selects else "with a selector"
+            raise SepoError(
+                f"method '{self.name}' has the token scorer '{self.scorer}' {found}, expected both or neither: "
+                "set token_scorer and selector together."
+            )
+        if self.penalty.compares_with_reference and not self.reward.over_reference:
+            raise SepoError(
+                f"method '{self.name}' puts {type(self.penalty).__name__} on rewards without a reference, "
+                "expected log-ratios to a reference: use a reward with over_reference=True (as dpo has)."
+            )
+        r = self.reward
+        if self.link.needs_probabilities and (r.over_reference or not r.average or r.scale != 1.0):
+            raise SepoError(
+                f"method '{self.name}' puts {type(self.link).__name__} on {r}, expected a plain mean "
+                "log-probability: use ResponseReward(over_reference=False, average=True)."
+            )
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Value]:
+        """The settings that this method was resolved from, defaults included."""
+        return MappingProxyType(dict(self.settings))
+
+    @property
+    def scorer(self) -> str:
+        """The token scorer's name."""
+        return self.token_scorer.name
+
+    @property
+    def selects(self) -> bool:
+        """Whether tokens are selected at all."""
+        return self.token_scorer != NO_SCORER
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether token scores must be there before the forward pass (a score store)."""
+        return self.token_scorer.stored
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether reference log-probabilities (or, for KL, the reference model) are needed."""
+        return self.reward.over_reference or self.needs_kl or self.token_scorer.live
+
+    @property
+    def needs_token_rewards(self) -> bool:
+        """Whether T-REG's token rewards are needed."""
+        return any(regularizer.needs_token_rewards for regularizer in self.regularizers)
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether the per-token KL(ref || policy) is needed."""
+        return self.penalty.needs_kl
+
+    @property
+    def needs_log_sum_p2(self) -> bool:
+        """Whether the per-token log sum of squared policy probabilities is needed."""
+        return self.pair_weight is not None
+
+    @property
+    def needs_response(self) -> bool:
+        """Whether some part reads tokens that were not selected, so that ``preference_loss`` wants the masks."""
+        return any(regularizer.needs_response for regularizer in self.regularizers)
+
+    @property
+    def needs_all_tokens(self) -> bool:
+        """Whether the policy's log-probabilities of all response tokens are needed.
+
+        False where the selection is known before the forward pass and nothing reads the other tokens (``sepo``).
+        """
+        return not self.needs_scores or self.needs_response

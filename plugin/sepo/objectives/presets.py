@@ -1,0 +1,263 @@
+"""The named objectives: each one a choice of parts, no formula of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from sepo.errors import SepoError, nearest
+from sepo.objectives.links import Hinge, Logistic, Odds, Rank, Square
+from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenScorer
+from sepo.objectives.penalties import ChosenShortfall, RejectedClamp, SequentialKl
+from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegularizer
+from sepo.objectives.rewards import ResponseReward
+from sepo.objectives.settings import Choice, Flag, Number, Setting, resolve_settings
+from sepo.objectives.weights import PolicyLikelihood
+from sepo.tokens.selection import RULES
+
+Weighting = Literal["sequence", "static"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An objective's hyperparameters with their defaults, its own token scorer, and how its parts are made."""
+
+    build: Callable[..., Method]
+    settings: Mapping[str, Setting]
+    scorer: TokenScorer = field(default=NO_SCORER)
+
+
+def _log_ratio_sum(beta: float) -> ResponseReward:
+    return ResponseReward(over_reference=True, average=False, scale=beta)
+
+
+def _mean_logp(scale: float = 1.0) -> ResponseReward:
+    return ResponseReward(over_reference=False, average=True, scale=scale)
+
+
+def _treg(alpha: float, weighting: Weighting) -> tuple[Regularizer, ...]:
+    return (TokenRewardRegularizer(alpha=alpha, weighting=weighting),) if alpha else ()
+
+
+def _nll(weight: float, over: Literal["selected", "response"] = "selected") -> tuple[Regularizer, ...]:
+    return (ChosenNll(weight=weight, over=over),) if weight else ()
+
+
+def _dpo(*, beta: float, label_smoothing: float = 0.0) -> Method:
+    return Method("dpo", _log_ratio_sum(beta), Logistic(label_smoothing=label_smoothing))
+
+
+def _robust_dpo(*, beta: float, label_smoothing: float) -> Method:
+    return replace(_dpo(beta=beta), link=Logistic(label_smoothing=label_smoothing, robust=True))
+
+
+def _ipo(*, beta: float, average: bool) -> Method:
+    return Method("ipo", ResponseReward(over_reference=True, average=average), Square(target=1 / (2 * beta)))
+
+
+def _hinge(*, beta: float) -> Method:
+    return replace(_dpo(beta=beta), link=Hinge())
+
+
+def _simpo(*, beta: float, gamma: float) -> Method:
+    return Method("simpo", _mean_logp(beta), Logistic(margin=gamma))
+
+
+def _rrhf(*, sft_weight: float) -> Method:
+    return Method("rrhf", _mean_logp(), Rank(), regularizers=_nll(sft_weight))
+
+
+def _orpo(*, beta: float) -> Method:
+    return Method("orpo", _mean_logp(), Odds(weight=beta), regularizers=_nll(1.0))
+
+
+def _dpop(*, beta: float, dpop_lambda: float) -> Method:
+    return replace(_dpo(beta=beta), penalty=ChosenShortfall(weight=dpop_lambda))
+
+
+def _minor_dpo(*, beta: float) -> Method:
+    return replace(_dpo(beta=beta), penalty=RejectedClamp())
+
+
+def _sepo(*, gamma: float) -> Method:
+    # SePO Eq. 26 divides by |y| k %, we divide by the number selected (a mean, also when |y| k % is not whole).
+    # It prints no gamma; 1 is its authors' code's.
+    return Method("sepo", _mean_logp(gamma), Logistic())
+
+
+def _dpo_reg(*, beta: float, alpha: float, weighting: Weighting) -> Method:
+    return replace(_dpo(beta=beta), regularizers=_treg(alpha, weighting))
+
+
+def _simpo_reg(*, beta: float, gamma: float, alpha: float, weighting: Weighting) -> Method:
+    return replace(_simpo(beta=beta, gamma=gamma), regularizers=_treg(alpha, weighting))
+
+
+def _tdpo1(*, beta: float) -> Method:
+    return replace(_dpo(beta=beta), penalty=SequentialKl(weight=1.0, detach_chosen=False))
+
+
+def _tdpo2(*, beta: float, alpha: float) -> Method:
+    return replace(_dpo(beta=beta), penalty=SequentialKl(weight=alpha, detach_chosen=True))
+
+
+def _wpo(*, beta: float) -> Method:
+    return replace(_dpo(beta=beta), pair_weight=PolicyLikelihood())
+
+
+def _positive(default: float) -> Number:
+    return Number(default, low=0.0)
+
+
+def _non_negative(default: float) -> Number:
+    return Number(default, low=0.0, low_included=True)
+
+
+def _share(default: float) -> Number:
+    return Number(default, low=0.0, high=1.0, high_included=True)
+
+
+_BETA = {"beta": _positive(0.1)}
+_SMOOTHED = Number(
+    0.0, low=0.0, high=0.5, low_included=True
+)  # at 0.5 the labels say nothing (and robust_dpo divides by 0)
+_SIMPO = {"beta": _positive(2.0), "gamma": _non_negative(1.0)}
+# 0.25: the middle of T-REG's searched 0.1, 0.25, 0.5 (section 4.1)
+_TREG: dict[str, Setting] = {
+    "alpha": _non_negative(0.25),
+    "weighting": Choice("sequence", ("sequence", "static")),
+}
+# SePO section 4.1: the top 30 % of both sides.
+_SELECTION: dict[str, Setting] = {
+    "chosen_ratio": _share(0.3),
+    "rejected_ratio": _share(0.3),
+    "rule": Choice("floor", RULES),
+}
+
+_PRESETS: dict[str, Preset] = {
+    "dpo": Preset(_dpo, {**_BETA, "label_smoothing": _SMOOTHED}),
+    "robust_dpo": Preset(_robust_dpo, {**_BETA, "label_smoothing": replace(_SMOOTHED, default=0.1)}),
+    "ipo": Preset(_ipo, {**_BETA, "average": Flag(True)}),
+    "hinge": Preset(_hinge, _BETA),
+    "simpo": Preset(_simpo, _SIMPO),
+    "rrhf": Preset(_rrhf, {"sft_weight": _non_negative(1.0)}),
+    "orpo": Preset(_orpo, _BETA),
+    "dpop": Preset(_dpop, {**_BETA, "dpop_lambda": _non_negative(50.0)}),
+    "minor_dpo": Preset(_minor_dpo, _BETA),
+    "sepo": Preset(
+        _sepo,
+        {"gamma": _positive(1.0), "chosen_ratio": _share(0.3), "rejected_ratio": _share(0.3)},
+        scorer=SCORERS["oracle"],
+    ),
+    "selective_dpo": Preset(
+        _dpo,
+        {
+            "beta": _positive(0.01),
+            "chosen_ratio": _share(0.4),
+            "rejected_ratio": _share(0.4),
+            "rule": Choice("floor", RULES),
+        },
+        scorer=SCORERS["policy_ref"],
+    ),
+    "dpo_reg": Preset(_dpo_reg, {**_BETA, **_TREG}),
+    "simpo_reg": Preset(_simpo_reg, {**_SIMPO, **_TREG}),
+    "tdpo1": Preset(_tdpo1, _BETA),
+    "tdpo2": Preset(_tdpo2, {**_BETA, "alpha": _non_negative(0.5)}),
+    "wpo": Preset(_wpo, _BETA),
+}
+
+# What any objective takes besides its own hyperparameters. Left out they are not recorded in ``hyperparameters``.
+_COMPOSITION: dict[str, Setting] = {
+    "treg_alpha": _non_negative(0.0),
+    "treg_weighting": _TREG["weighting"],
+    "pref_ftx": _non_negative(0.0),
+}
+
+
+def available_objectives() -> tuple[str, ...]:
+    """Return the names that ``resolve_method`` and ``compute_preference_loss`` take."""
+    return tuple(_PRESETS)
+
+
+def resolve_method(objective: str, **hyperparameters: object) -> Method:
+    """Turn an objective's name and hyperparameters into the one frozen object that everything else reads.
+
+    Besides its own hyperparameters (their defaults are design.md's and the papers') every objective takes parts of
+    others:
+
+    - ``token_scorer`` (``oracle``, ``contrastive``, ``file``, ``policy_ref``, ``none``): selects tokens by these
+      scores, with ``chosen_ratio`` and ``rejected_ratio`` (default 0.3, or the objective's own) and ``rule``;
+    - ``treg_alpha`` > 0 and ``treg_weighting``: adds T-REG's regularizer (``dpo_reg`` and ``simpo_reg`` have their own
+      ``alpha`` and ``weighting`` for it);
+    - ``pref_ftx`` > 0: adds the mean negative log-likelihood of all chosen tokens.
+
+    Args:
+        objective: a name from ``available_objectives()``.
+        **hyperparameters: numbers, flags and words of that objective.
+
+    Returns:
+        The method; compare, hash, copy and pickle it freely.
+
+    Raises:
+        SepoError: an unknown objective or hyperparameter (with the nearest name and the list), a value out of its
+            range, or parts that contradict each other.
+    """
+    preset = _PRESETS.get(objective)
+    if preset is None:
+        raise SepoError(
+            f"unknown objective '{objective}'; available: {', '.join(_PRESETS)}.{nearest(str(objective), _PRESETS)}"
+        )
+    extra = dict(hyperparameters)
+    scorer = _scorer(objective, extra.pop("token_scorer", preset.scorer.name))
+
+    own = dict(preset.settings)
+    shared = dict(_COMPOSITION)
+    hints: dict[str, str] = {}
+    if scorer is NO_SCORER:
+        for name in _SELECTION:
+            own.pop(name, None)
+            hints[name] = "nothing is selected without a token scorer: set token_scorer, or leave this out."
+    else:
+        shared |= {name: setting for name, setting in _SELECTION.items() if name not in own}
+    if "weighting" in own:  # T-REG under its own paper's letters
+        for name, letter in (("treg_alpha", "alpha"), ("treg_weighting", "weighting")):
+            del shared[name]
+            hints[name] = f"it has T-REG's regularizer already: set {letter}."
+
+    values = resolve_settings(objective, own | shared, extra, hints=hints)
+    method = preset.build(**{name: values[name] for name in own if name not in _SELECTION})
+    added = _treg(float(values.get("treg_alpha", 0.0)), _weighting(values.get("treg_weighting")))
+    added += _nll(float(values["pref_ftx"]), over="response")
+    recorded = {name: value for name, value in values.items() if name in own or name in extra}
+    if "token_scorer" in hyperparameters:
+        recorded["token_scorer"] = scorer.name
+    return replace(
+        method,
+        name=objective,
+        regularizers=method.regularizers + added,
+        token_scorer=scorer,
+        selector=None if scorer is NO_SCORER else _selector(values),
+        settings=tuple(recorded.items()),
+    )
+
+
+def _scorer(objective: str, name: object) -> TokenScorer:
+    if not isinstance(name, str) or name not in SCORERS:
+        raise SepoError(
+            f"token_scorer of objective '{objective}' is {name!r}, expected one of {', '.join(SCORERS)}."
+            f"{nearest(str(name), SCORERS)}"
+        )
+    return SCORERS[name]
+
+
+def _weighting(value: object) -> Weighting:
+    return "static" if value == "static" else "sequence"
+
+
+def _selector(values: Mapping[str, float | bool | str]) -> Selector:
+    return Selector(
+        chosen_ratio=float(values["chosen_ratio"]),
+        rejected_ratio=float(values["rejected_ratio"]),
+        rule=str(values["rule"]),
+    )

@@ -1,0 +1,28 @@
+"""How much a pair counts: WPO's importance weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sepo.objectives.sides import Side, present
+
+
+@dataclass(frozen=True)
+class PolicyLikelihood:
+    """w = min(1, exp(a_w + a_l)), detached; a = mean over the selected tokens of log pi - log sum_v pi(v)^2.
+
+    Source: WPO (Zhou et al. 2024, arXiv 2406.11827), sampled alignment, as its authors' code clamps and averages it:
+    a pair counts less the less likely the current policy is to have written it.
+    """
+
+    def weight(self, *, chosen: Side, rejected: Side) -> Tensor:
+        """[B] weight in (0, 1], detached."""
+        name = "chosen_log_sum_p2 and rejected_log_sum_p2"
+        total = self._alignment(chosen, name) + self._alignment(rejected, name)
+        return total.clamp(max=0.0).exp()  # the minimum before the exponential, which could overflow
+
+    @staticmethod
+    def _alignment(side: Side, name: str) -> Tensor:
+        return side.total(side.policy.detach() - present(side.log_sum_p2, name).detach(), average=True)

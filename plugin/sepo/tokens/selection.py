@@ -1,0 +1,138 @@
+"""Which tokens of a response enter the loss: the top (or bottom) share of its scores."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sepo.errors import SepoError, nearest
+
+Rule = Literal["floor", "quantile"]
+RULES: tuple[str, ...] = get_args(Rule)
+
+
+def select_tokens(
+    scores: Tensor,
+    mask: Tensor,
+    *,
+    ratio: float,
+    largest: bool,
+    rule: str = "floor",
+    what: str = "response",
+) -> Tensor:
+    """Mark, in every response, the share ``ratio`` of its counted tokens with the most extreme scores.
+
+    Rule ``floor`` (SePO, arXiv 2408.13518, Eq. 25, whose k % of a length need not be whole) keeps exactly
+    n = max(1, floor(ratio * n_tokens + 1e-9)) tokens; among equal scores the earlier token wins. The 1e-9 makes
+    0.3 of 10 tokens three and not two. Rule ``quantile`` (what the Selective-DPO authors' code does for
+    its Eq. 8) keeps every score that reaches the linearly interpolated (1 - ratio) quantile of the counted scores,
+    so equal scores stay together and more than n tokens may be kept; with ``largest=False`` it keeps the scores that
+    do not exceed the ``ratio`` quantile.
+
+    Neither the padding's width nor what stands there (NaN and infinities too) changes the result, and a response is
+    treated alike in any batch. No gradient flows.
+
+    Args:
+        scores: [B, T] any floating dtype; read where ``mask`` is True only. Half precision is compared in float32.
+        mask: [B, T] bool, True where a response token counts.
+        ratio: the share of counted tokens to keep, in (0, 1]; 1.0 keeps every counted token.
+        largest: True keeps the highest scores, False the lowest.
+        rule: ``floor`` or ``quantile``.
+        what: how an error calls a row, for example ``"rejected response"``.
+
+    Returns:
+        [B, T] bool, a subset of ``mask`` with at least one token in every row.
+
+    Raises:
+        SepoError: ratio or rule out of range, shapes or dtypes that do not fit, a row with no counted token (names
+            the row), a score that is not finite on a counted token (names row and position).
+
+    Example:
+        >>> scores = torch.tensor([[0.1, 0.9, 0.5, 0.9]])
+        >>> select_tokens(scores, torch.ones(1, 4, dtype=torch.bool), ratio=0.25, largest=True)
+        tensor([[False,  True, False, False]])
+    """
+    check_ratio(ratio)
+    if rule not in RULES:
+        raise SepoError(
+            f"select rule is {rule!r}, expected one of {', '.join(RULES)}; write one of these."
+            f"{nearest(str(rule), RULES)}"
+        )
+    check_mask(mask, name=f"mask of the {what}s")
+    if scores.shape != mask.shape:
+        raise SepoError(
+            f"scores of the {what}s have shape {list(scores.shape)}, expected the mask's {list(mask.shape)}: "
+            "pass one score for every token position."
+        )
+    if not scores.is_floating_point():
+        raise SepoError(
+            f"scores of the {what}s have dtype {scores.dtype}, expected a floating dtype: pass scores.float()."
+        )
+
+    scores = scores.detach()
+    counts = mask.sum(dim=-1)
+    unusable = mask & ~torch.isfinite(scores)
+    if bool((counts == 0).any() | unusable.any()):  # one look at the device for both
+        require_counted_tokens(mask, what=what)
+        row, position = (int(index) for index in unusable.nonzero()[0])
+        raise SepoError(
+            f"the score of the {what} in row {row}, position {position} is {float(scores[row, position])}, expected a "
+            "finite number on every counted token: score this row again, or mask the token."
+        )
+
+    # Adding 0.0 turns -0.0 into 0.0: the two are equal, but a sort by bit pattern (CUDA's radix sort) may order them.
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + 0.0
+    return (_floor if rule == "floor" else _quantile)(scores, mask, counts, ratio=ratio, largest=largest)
+
+
+def check_ratio(ratio: float, *, name: str = "ratio") -> None:
+    """Refuse a selection ratio outside (0, 1] with a SepoError that names the setting ``name``."""
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        raise SepoError(
+            f"{name} is {ratio!r}, expected a number in (0, 1]: write 0.3 for 30 % of the tokens, 1.0 for all of them."
+        )
+
+
+def check_mask(mask: Tensor, *, name: str) -> None:
+    """Refuse a mask that is not bool [B, T] with a SepoError that calls it ``name``."""
+    if mask.dtype != torch.bool:
+        raise SepoError(
+            f"{name} has dtype {mask.dtype}, expected torch.bool: pass a comparison such as labels != -100."
+        )
+    if mask.dim() != 2:
+        raise SepoError(f"{name} has shape {list(mask.shape)}, expected [B, T]: one row per response.")
+
+
+def require_counted_tokens(mask: Tensor, *, what: str = "response") -> None:
+    """Refuse rows of ``mask`` [B, T] without a single True with a SepoError that names the first such row."""
+    empty = ~mask.any(dim=-1)
+    if bool(empty.any()):
+        row = int(empty.nonzero()[0, 0])
+        raise SepoError(
+            f"the {what} in row {row} has 0 counted tokens, expected at least 1: drop this pair, or raise the cutoff "
+            "that truncated its response away."
+        )
+
+
+def _floor(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, largest: bool) -> Tensor:
+    # Counted scores are finite, so every masked position sorts behind every counted one.
+    keys = scores.masked_fill(~mask, -math.inf if largest else math.inf)
+    order = keys.argsort(dim=-1, descending=largest, stable=True)  # stable: the earlier of two equals comes first
+    wanted = torch.floor(counts.double() * ratio + 1e-9).clamp(min=1)
+    ranks = torch.arange(scores.shape[-1], device=scores.device)
+    return torch.zeros_like(mask).scatter(-1, order, ranks < wanted.unsqueeze(-1))
+
+
+def _quantile(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, largest: bool) -> Tensor:
+    # Written out because torch.quantile refuses bf16, more than 2**24 elements and rows of different lengths.
+    # In float64 the comparison below is exact for float32 scores that equal their own quantile.
+    wide = scores.double()
+    ascending = wide.masked_fill(~mask, math.inf).sort(dim=-1).values
+    position = ((1.0 - ratio if largest else ratio) * (counts - 1).double()).unsqueeze(-1)
+    below, above = position.floor(), position.ceil()
+    threshold = torch.lerp(ascending.gather(-1, below.long()), ascending.gather(-1, above.long()), position - below)
+    reaches = wide >= threshold if largest else wide <= threshold
+    return reaches & mask
