@@ -1,0 +1,24 @@
+"""A durable, content-addressed, resumable store of per-token scores for one dataset.
+
+One store is one folder, ``<root>/<key>/``. The key is a digest of everything the scores depend on, so a changed
+oracle, template or row can never meet old scores, and a changed learning rate always finds them again.
+
+===================  ====================================================================================
+``manifest.json``    the identity, the number of rows, the shard size, the columns; written first
+``shard-00000.arrow``  the rows ``[0, shard_rows)`` as an Arrow IPC stream, one ``list<float32>`` per column
+``shard-00000.json``  the sha256 and the rows of that shard; written after it, so it vouches for a whole file
+``complete.json``    the digest over all shard checksums; written last
+===================  ====================================================================================
+
+Every file appears under its name only when it is whole and on the disk. A process that dies loses the shard it was
+computing; several processes, of one run or of many, share the work through one lock per shard, kept outside the
+folder in ``<root>/.locks/<key>/``. The finished folder holds no time, host, path or process id: it is the same
+bytes however often it was interrupted and whoever wrote it, as long as ``compute`` itself is deterministic.
+"""
+
+from sepo.tokens.store._disk import file_digest
+from sepo.tokens.store._identity import JSON, content_key, default_store_root
+from sepo.tokens.store._shards import Scores, ShardRange
+from sepo.tokens.store._store import ScoreStore
+
+__all__ = ["JSON", "ScoreStore", "Scores", "ShardRange", "content_key", "default_store_root", "file_digest"]

@@ -1,0 +1,154 @@
+"""Whole files or none: durable replacement, leftovers of dead writers, locks, checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sepo.errors import SepoError
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def file_digest(path: Path | str) -> str:
+    """Return the sha256 of a file in hexadecimal, read as a stream (memory does not grow with the file).
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """Return a file's bytes, or None where there is no such file.
+
+    Raises:
+        SepoError: the file is there and cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SepoError(
+            f"cannot read {path}: {error.strerror}; restore access, or set token_scores_dir elsewhere"
+        ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents; one that is there is fine.
+
+    Raises:
+        SepoError: the disk refuses.
+    """
+    if path.is_dir():
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _refused(path, wanted=0, error=error) from error
+
+
+def replace_durably(*, path: Path, data: bytes | memoryview) -> None:
+    """Write ``data`` so that ``path`` is either what it was or all of ``data``, on the disk, at any moment.
+
+    A temporary file in the same folder (its name is unique per process and call) is written, synced and renamed,
+    and the folder is synced. A failure removes the temporary file.
+
+    Raises:
+        SepoError: the disk refuses; names the path, the bytes wanted and the bytes free.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            _write_synced(temporary, memoryview(data).cast("B"))
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _refused(path, wanted=len(data), error=error) from error
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that dead writers of ``path`` left. Only for the holder of that file's lock."""
+    prefix = f".{path.name}."
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and entry.name.endswith(".tmp"):
+                # A leftover that cannot go costs space and nothing else: no reader looks at it.
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the file lock at ``path`` for the block; yields False where it is held elsewhere and ``wait`` is False.
+
+    The kernel frees the lock when its holder dies, however it dies. The file itself stays: removing it would let two
+    processes lock two files of one name.
+
+    Raises:
+        SepoError: the lock file cannot be made or locked.
+    """
+    make_folder(path.parent)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+        held = True
+    except Timeout:
+        held = False
+    except OSError as error:
+        raise _refused(path, wanted=0, error=error) from error
+    try:
+        yield held
+    finally:
+        if held:
+            lock.release()
+
+
+def _write_synced(path: Path, data: memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems cannot sync a folder and say so; their rename is as durable as it gets.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _refused(path: Path, *, wanted: int, error: OSError) -> SepoError:
+    try:
+        existing = next(folder for folder in (path, *path.parents) if folder.is_dir())
+        free = f"{shutil.disk_usage(existing).free} bytes free"
+    except (OSError, StopIteration):
+        free = "free space unknown"
+    remedy = "free space" if error.errno in _NO_SPACE else "make it writable"
+    return SepoError(
+        f"cannot write {path} ({wanted} bytes wanted, {free}): {error.strerror or error}; {remedy} or set "
+        "token_scores_dir elsewhere; what is done is kept and the run resumes"
+    )
