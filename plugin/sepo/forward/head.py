@@ -1,0 +1,187 @@
+"""The policy's own forward pass, with its head exchanged for the chunked log-probability function.
+
+The *wrapped* model (DDP, DeepSpeed, FSDP) is called, so that its hooks gather and synchronize as they should; calling
+an inner module instead is silently wrong under DDP and fails under FSDP2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sepo.errors import SepoError
+from sepo.forward.chunked import (
+    IDENTITY,
+    LogitTransform,
+    default_chunk_tokens,
+    token_log_probs,
+    token_log_probs_by_module,
+)
+
+_CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[str, object], ...]] = weakref.WeakKeyDictionary()
+"""Models known to leave the head's output alone, with the settings under which this was seen."""
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """Return the causal language model inside wrappers (DDP, DeepSpeed, torch.compile, PEFT)."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or model.__dict__.get("_modules", {}).get("module")
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    get_base = getattr(model, "get_base_model", None)
+    return get_base() if callable(get_base) else model
+
+
+def _known_transforms(model: nn.Module) -> tuple[LogitTransform, list[tuple[Any, str, float | None]]]:
+    """What this model does to its logits after the head, and its off switches: (owner, attribute, neutral value)."""
+    config = getattr(model, "config", None)
+    transform = IDENTITY
+    switches: list[tuple[Any, str, float | None]] = []
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    if softcap is not None:
+        transform = LogitTransform(softcap=float(softcap))
+        switches.append((config, "final_logit_softcapping", None))
+    scale = getattr(model, "logit_scale", None)  # Cohere
+    if isinstance(scale, int | float):
+        transform = LogitTransform(scale=float(scale), softcap=transform.softcap)
+        switches.append((model, "logit_scale", 1.0))
+    divisor = getattr(config, "logits_scaling", None)  # Granite
+    if isinstance(divisor, int | float):
+        transform = LogitTransform(scale=transform.scale / float(divisor), softcap=transform.softcap)
+        switches.append((config, "logits_scaling", 1.0))
+    return transform, switches
+
+
+@contextlib.contextmanager
+def _exchanged(head: Any, forward: Any, switches: list[tuple[Any, str, float | None]]) -> Iterator[None]:
+    """Give ``head`` another forward and switch off what the model does to logits afterwards, for one call."""
+    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+    had_own, own = "forward" in head.__dict__, head.__dict__.get("forward")
+    head.forward = forward
+    try:
+        for owner, name, neutral in switches:
+            setattr(owner, name, neutral)
+        yield
+    finally:
+        for owner, name, value in saved:
+            setattr(owner, name, value)
+        if had_own:
+            head.forward = own
+        else:
+            del head.forward
+
+
+def _is_plain_linear(head: nn.Module) -> bool:
+    # Subclasses (bitsandbytes' and PEFT's layers) have forwards of their own, and so has a head that accelerate hooked.
+    return type(head) is nn.Linear and "forward" not in head.__dict__
+
+
+def selected_log_probs(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    labels: Tensor,
+    wanted: Tensor,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Per-token log-probabilities at the wanted positions; the head runs nowhere else.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        inputs: what its forward takes (``input_ids`` [B, T], ``attention_mask``, ...), without labels.
+        labels: token ids, [B, T], unshifted: entry t is the token at position t.
+        wanted: bool, [B, T - 1], shifted: entry t wants the log-probability of the token at position t + 1.
+        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+
+    Returns:
+        per_token_logps in nats, float32 (float64 for a float64 model), [B, T - 1]; exactly 0 where not wanted.
+
+    Raises:
+        SepoError: the model changes its logits after the head in a way that is not known here, has no head, or runs
+            it on other positions than the batch's.
+    """
+    inner = causal_lm(model)
+    get_head: Any = getattr(inner, "get_output_embeddings", None)
+    head: Any = get_head() if callable(get_head) else None
+    if head is None:
+        raise SepoError(f"{type(inner).__name__} has no language-model head; a causal language model is expected.")
+    transform, switches = _known_transforms(inner)
+    state = _scalars(inner)
+    check = _CHECKED.get(inner) != state
+    rows, columns = wanted.nonzero(as_tuple=True)
+    targets = labels[:, 1:][rows, columns]
+    plain, own_forward = _is_plain_linear(head), head.forward
+    computed: list[Tensor] = []
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if hidden.shape[:2] != labels.shape:
+            raise SepoError(
+                f"the head of {type(inner).__name__} got hidden states for {list(hidden.shape[:2])} positions, "
+                f"expected the batch's {list(labels.shape)}: leave out prompt tuning and DataParallel."
+            )
+        states = hidden[rows, columns]
+        if plain:
+            logps = token_log_probs(
+                states, head.weight, targets, bias=head.bias, chunk_tokens=chunk_tokens, transform=transform
+            )
+        else:
+            default = default_chunk_tokens(getattr(head, "out_features", 1 << 18))
+            chunk = default if chunk_tokens is None else chunk_tokens
+            logps = token_log_probs_by_module(states, own_forward, targets, chunk_tokens=chunk, transform=transform)
+        computed.append(logps)
+        if check:
+            logps = torch.cat([logps, _probe(logps)])
+        return logps.view(1, -1, 1)
+
+    with _exchanged(head, forward, switches):
+        output = model(**inputs, use_cache=False, return_dict=True).logits
+    if check:
+        _check_untouched(inner, output, computed)
+        _CHECKED[inner] = state
+    (exact,) = computed
+    flat = output.reshape(-1)[: exact.numel()].to(exact)
+    # FSDP2's mixed precision casts what leaves the model to bfloat16: the gradient must flow through there, the value
+    # need not.
+    flat = flat + (exact.detach() - flat.detach())
+    logps = torch.zeros(wanted.shape, dtype=flat.dtype, device=flat.device)
+    return logps.index_put((rows, columns), flat)
+
+
+def _scalars(model: nn.Module) -> tuple[tuple[str, object], ...]:
+    """The plain settings of a model and its config: whether something follows the head can only depend on these."""
+    return tuple(
+        (name, value)
+        for owner in (model, getattr(model, "config", None))
+        for name, value in getattr(owner, "__dict__", {}).items()
+        if isinstance(value, int | float | str | None)
+    )
+
+
+def _probe(like: Tensor) -> Tensor:
+    # Both signs, small and large, for scales, shifts, caps and clamps; the numbers fit float16, with room to scale.
+    return torch.tensor([-20000.0, -30.0, -1 / 3, 0.0, 1 / 3, 30.0, 20000.0], device=like.device).to(like.dtype)
+
+
+def _check_untouched(model: nn.Module, output: Tensor, computed: list[Tensor]) -> None:
+    """What left the model is what the exchanged head returned, so no unknown transform follows it.
+
+    The head returned a few numbers beside the log-probabilities for this; they come out as they went in, or rounded to
+    half precision.
+    """
+    if len(computed) == 1:
+        probe = _probe(computed[0])
+        arrived = output.detach().reshape(-1)[computed[0].numel() :].to(probe)
+        half = (torch.bfloat16, torch.float16)
+        if any(torch.equal(arrived, expected) for expected in (probe, *(probe.to(d).to(probe) for d in half))):
+            return
+    raise SepoError(
+        f"{type(model).__name__} changes its logits after the head in a way that is not known here, so exact "
+        "log-probabilities cannot be computed from its hidden states. Known: final_logit_softcapping, logit_scale, "
+        "logits_scaling. Please report the model."
+    )

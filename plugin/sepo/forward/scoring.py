@@ -1,0 +1,149 @@
+"""Token scores of whole rows under frozen models: batched under a token budget, the head on response tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sepo.errors import SepoError
+from sepo.forward.head import selected_log_probs
+from sepo.tokens.scores import oracle_scores
+
+DEFAULT_BATCH_TOKENS = 8192
+"""Padded tokens per scoring batch when the user sets none."""
+
+
+@dataclass(frozen=True)
+class ScoredSequence:
+    """One prompt with one response, as token ids.
+
+    Args:
+        input_ids: prompt and response, unpadded.
+        response_start: index of the first response token that can be scored (at least 1: a token without a
+            predecessor has no log-probability).
+
+    Raises:
+        SepoError: a start outside the row.
+    """
+
+    input_ids: Sequence[int]
+    response_start: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.response_start <= len(self.input_ids):
+            raise SepoError(
+                f"response_start is {self.response_start} in a row of {len(self.input_ids)} tokens, expected 1 to "
+                f"{len(self.input_ids)}: the first token of a row has no log-probability."
+            )
+
+    @property
+    def response_tokens(self) -> int:
+        """Number of tokens that get a score."""
+        return len(self.input_ids) - self.response_start
+
+
+@dataclass(frozen=True)
+class ScoringModel:
+    """A frozen model and the state it must be in while it scores.
+
+    Args:
+        model: a causal language model in eval mode.
+        active: returns a context manager under which the model is the one meant (an adapter on or off).
+    """
+
+    model: nn.Module
+    active: Callable[[], AbstractContextManager[object]]
+
+
+def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield indices of similar length whose padded batch keeps to ``budget`` tokens; a longer sequence goes alone."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batch: list[int] = []
+    for index in order:
+        longest = lengths[batch[0]] if batch else lengths[index]
+        if batch and longest * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _pad(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    width = max(len(sequence.input_ids) for sequence in sequences)
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    attention = torch.zeros(len(sequences), width, dtype=torch.long)
+    wanted = torch.zeros(len(sequences), width - 1, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        length = len(sequence.input_ids)
+        ids[row, :length] = torch.as_tensor(sequence.input_ids, dtype=torch.long)
+        attention[row, :length] = 1
+        wanted[row, sequence.response_start - 1 : length - 1] = True
+    ids = ids.to(device)
+    return {"input_ids": ids, "attention_mask": attention.to(device)}, ids, wanted.to(device)
+
+
+@torch.no_grad()
+def response_log_probs(
+    model: nn.Module, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None
+) -> list[Tensor]:
+    """Log-probabilities of the response tokens of one padded batch, the head on these tokens only.
+
+    Args:
+        model: a causal language model in eval mode.
+        sequences: the batch.
+        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+
+    Returns:
+        For each sequence its log-probabilities in nats, on the CPU, [response_tokens].
+    """
+    inputs, labels, wanted = _pad(sequences, next(model.parameters()).device)
+    logps = selected_log_probs(model, inputs, labels=labels, wanted=wanted, chunk_tokens=chunk_tokens).cpu()
+    return [row[kept] for row, kept in zip(logps, wanted.cpu(), strict=True)]
+
+
+class OracleScorer:
+    """log pi_oracle - log pi_oracle_base of every response token (SePO, Eq. 24).
+
+    Args:
+        oracle: the model trained with preference optimization.
+        base: the model that it was trained from.
+        batch_tokens: padded tokens per batch, prompt and response counted.
+        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+    """
+
+    def __init__(
+        self, *, oracle: ScoringModel, base: ScoringModel, batch_tokens: int, chunk_tokens: int | None = None
+    ) -> None:
+        self.oracle, self.base = oracle, base
+        self.batch_tokens, self.chunk_tokens = batch_tokens, chunk_tokens
+
+    def score(
+        self, sequences: Sequence[ScoredSequence], *, on_batch: Callable[[int], None] | None = None
+    ) -> list[Tensor]:
+        """Score sequences.
+
+        Args:
+            sequences: any number, in any order.
+            on_batch: called with the number of sequences after each batch (a progress bar).
+
+        Returns:
+            For each, in the order given, its scores in nats: float32 on the CPU, [response_tokens].
+        """
+        scores: list[Tensor] = [torch.empty(0)] * len(sequences)
+        for batch in length_batches([len(sequence.input_ids) for sequence in sequences], self.batch_tokens):
+            chosen = [sequences[index] for index in batch]
+            oracle, base = (self._log_probs(model, chosen) for model in (self.oracle, self.base))
+            for index, ours, theirs in zip(batch, oracle, base, strict=True):
+                scores[index] = oracle_scores(ours, theirs).float()
+            if on_batch is not None:
+                on_batch(len(batch))
+        return scores
+
+    def _log_probs(self, scoring: ScoringModel, sequences: Sequence[ScoredSequence]) -> list[Tensor]:
+        with scoring.active():
+            return response_log_probs(scoring.model, sequences, chunk_tokens=self.chunk_tokens)

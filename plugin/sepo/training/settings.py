@@ -1,0 +1,106 @@
+"""Everything that a run of one of our stages was asked for, in one frozen object made before any model loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sepo.errors import SepoError
+from sepo.objectives import Method
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A frozen scoring model by name.
+
+    Args:
+        model: folder or hub name of a full model.
+        adapters: LoRA adapters over it, applied in this order.
+        quantization_bit: 4, 8 or None.
+    """
+
+    model: str
+    adapters: tuple[str, ...] = ()
+    quantization_bit: int | None = None
+
+
+@dataclass(frozen=True)
+class OracleSpec:
+    """The two models whose log-probabilities' difference scores a token.
+
+    Args:
+        oracle: the model trained with preference optimization.
+        base: the model that it was trained from.
+
+    Raises:
+        SepoError: both are the same model, so that every score would be zero.
+    """
+
+    oracle: ModelSpec
+    base: ModelSpec
+
+    def __post_init__(self) -> None:
+        if (self.oracle.model, self.oracle.adapters) == (self.base.model, self.base.adapters):
+            raise SepoError(
+                f"the oracle and its base are the same model ({self.oracle.model!r}), so every token would score zero; "
+                "oracle_model or oracle_model_adapters must name a model that DPO trained from oracle_base_model."
+            )
+
+    @property
+    def shared_adapters(self) -> tuple[str, ...]:
+        """The adapters that both models start with: merged once when one set of weights serves both."""
+        shared = []
+        for ours, theirs in zip(self.oracle.adapters, self.base.adapters, strict=False):
+            if ours != theirs:
+                break
+            shared.append(ours)
+        return tuple(shared)
+
+    @property
+    def one_set_of_weights(self) -> bool:
+        """Whether the two differ by at most one adapter each over the same weights."""
+        shared = len(self.shared_adapters)
+        same_weights = (self.oracle.model, self.oracle.quantization_bit) == (
+            self.base.model,
+            self.base.quantization_bit,
+        )
+        mergeable = shared == 0 or self.oracle.quantization_bit is None
+        return same_weights and mergeable and max(len(self.oracle.adapters), len(self.base.adapters)) - shared <= 1
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a stage needs beside the host's own arguments.
+
+    Args:
+        stage: the name in the recipe.
+        method: the resolved objective with its selection.
+        oracle: the scoring models, or None where nothing is scored beforehand.
+        token_scores_dir: root of the score stores, or None for the default.
+        score_batch_tokens: padded tokens per scoring batch.
+        head_chunk_tokens: tokens whose logits exist at a time, or None for 64 MiB of logits.
+        notes: what to say once in the log (keys of the recipe that this stage does not use).
+    """
+
+    stage: str
+    method: Method
+    oracle: OracleSpec | None
+    token_scores_dir: str | None
+    score_batch_tokens: int
+    head_chunk_tokens: int | None
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values, for a run's folder."""
+        return {
+            "stage": self.stage,
+            "objective": self.method.name,
+            "hyperparameters": dict(self.method.hyperparameters),
+            "token_scorer": self.method.scorer,
+            "oracle": None
+            if self.oracle is None
+            else {
+                side: {"model": spec.model, "adapters": list(spec.adapters), "quantization_bit": spec.quantization_bit}
+                for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))
+            },
+        }
