@@ -1,0 +1,8 @@
+"""`python -m sepo`."""
+
+import sys
+
+from sepo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The `sepo` command. Commands that need torch or a host import it when they run, so that `sepo --help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sepo import __version__
+from sepo.errors import SepoError
+
+EPILOG = """examples:
+  sepo train recipe.yaml learning_rate=1e-5     a LLaMA-Factory recipe, ours or theirs
+  sepo pipeline recipe.yaml                     base, oracle, scores, policy
+  sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
+"""
+
+
+def _train(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.launcher import train
+
+    return train(options.words)
+
+
+def _pipeline(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.pipeline import run_pipeline
+
+    run_pipeline(Path(options.recipe), overrides=options.overrides)
+    return 0
+
+
+def _enable(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.enable import enable
+    from sepo.hosts.llamafactory.launcher import require_host
+
+    require_host()
+    print(f"enabled: {enable()}\n`llamafactory-cli train` knows our stages now; `sepo disable` undoes it.")
+    return 0
+
+
+def _disable(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.enable import disable, pth_file
+
+    print(f"disabled: removed {pth_file()}" if disable() else "nothing to undo: sepo was not enabled here")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.doctor import doctor
+
+    return doctor()
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from sepo.demo.run import run_demo
+
+    run_demo(Path(options.output))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sepo",
+        description="Token-selective preference optimization for LLaMA-Factory recipes.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sepo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    # Words of `train` are the host's to read; argparse would take its --options for ours.
+    command("train", _train, "Train a LLaMA-Factory recipe: recipe.yaml [key=value ...].")
+    pipeline = command("pipeline", _pipeline, "Train base and oracle, score, train the policy: one recipe.")
+    pipeline.add_argument("recipe", help="a recipe with shared keys and the sections base, oracle and policy")
+    pipeline.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1 or policy.sepo_gamma=2")
+    command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")
+    command("disable", _disable, "Undo `sepo enable` completely.")
+    command("doctor", _doctor, "Say what is installed, what is active and what is wrong.")
+    demo = command("demo", _demo, "Align a real small model with SePO on this machine and show what was selected.")
+    demo.add_argument("-o", "--output", default="demo_output", help="folder for everything that it makes")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        words: the command line without the program's name; None for the process's own.
+
+    Returns:
+        0, or 2 where the user's input was wrong, or what the host returned.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        if words[:1] == ["train"] and words[1:] not in (["-h"], ["--help"]):
+            return _train(argparse.Namespace(words=words[1:]))
+        options = _parser().parse_args(words)
+        return options.run(options)
+    except SepoError as error:
+        print(f"sepo: error: {error}", file=sys.stderr)
+        return 2

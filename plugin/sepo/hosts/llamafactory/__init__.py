@@ -1,0 +1,1 @@
+"""LLaMA-Factory: arguments, stage registration, workflow, launcher. Importing this package imports no host."""

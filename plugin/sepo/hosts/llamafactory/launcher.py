@@ -1,0 +1,59 @@
+"""`sepo train`: the host's own launcher with our stages registered, in this process and in those it starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sepo.errors import SepoError
+
+
+def require_host() -> None:
+    """Refuse to go on without LLaMA-Factory.
+
+    Raises:
+        SepoError: with the command that installs it.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("llamafactory") is None:
+        raise SepoError("LLaMA-Factory is not installed here; run: pip install 'sepo[llamafactory]'")
+
+
+def train(words: Sequence[str]) -> int:
+    """Train as `llamafactory-cli train` does.
+
+    Args:
+        words: the command line after ``train``: a recipe and ``key=value`` overrides, or ``--key value`` options.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SepoError: the recipe is wrong.
+    """
+    require_host()
+    if words and words[0].endswith((".yaml", ".yml", ".json")) and not Path(words[0]).is_file():
+        raise SepoError(f"recipe '{words[0]}' does not exist (from {os.getcwd()}).")
+    # The host calls `torchrun` by its bare name; an environment that was not activated has it beside its Python.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    sys.argv = ["llamafactory-cli", *words]
+    from llamafactory import launcher
+    from llamafactory.hparams import read_args
+    from llamafactory.train import tuner
+
+    from sepo.hosts.llamafactory.registration import check_recipe, register
+
+    if words and "-h" not in words and "--help" not in words:
+        check_recipe(read_args())  # here, before ranks are started and each says the same
+    register(tuner)
+    sys.argv = ["llamafactory-cli", "train", *words]
+    launcher.__file__ = str(Path(__file__).with_name("worker.py"))
+    try:
+        launcher.launch()
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    return 0

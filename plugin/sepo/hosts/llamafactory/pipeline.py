@@ -1,0 +1,286 @@
+"""`sepo pipeline`: SePO's chain (base, oracle, scores, policy) from one recipe, each step a run of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sepo.errors import SepoError, nearest
+from sepo.hosts.llamafactory.arguments import OUR_KEYS, resolve
+from sepo.hosts.llamafactory.launcher import require_host
+
+SECTIONS = ("base", "oracle", "policy")
+_PIPELINE_KEYS = ("oracle_sample_ratio", "base_dataset", "base_dataset_dir")
+# Evaluation keys on top are the policy's: base and oracle train on a sample that leaves the evaluation rows out.
+_EVALUATION = (
+    "eval_dataset", "val_size", "do_eval", "eval_strategy", "eval_steps", "eval_on_start", "eval_delay",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_steps",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of the chain.
+
+    Args:
+        name: ``sample``, ``base``, ``oracle`` or ``policy``.
+        recipe: what it is run with; a step whose recipe is unchanged and that finished is not run again.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+
+
+def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a pipeline recipe.
+
+    Args:
+        path: YAML with shared keys on top and the sections ``base``, ``oracle`` and ``policy``.
+        overrides: ``key=value`` or ``section.key=value``.
+
+    Returns:
+        The recipe as plain values.
+
+    Raises:
+        SepoError: there is no such file, it is no YAML mapping, or an override is not of that form.
+    """
+    if not path.is_file():
+        raise SepoError(f"recipe '{path}' does not exist (from {os.getcwd()}).")
+    wrong = [word for word in overrides if "=" not in word]
+    if wrong:
+        raise SepoError(f"'{wrong[0]}' is no override; key=value or section.key=value is expected.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        recipe = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise SepoError(f"recipe '{path}' cannot be read: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(recipe, dict):
+        raise SepoError(f"recipe '{path}' is a list; keys and values are expected.")
+    return {str(name): value for name, value in recipe.items()}
+
+
+def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
+    """Turn a pipeline recipe into the recipes of its steps, wired to each other.
+
+    Args:
+        recipe: as ``read_pipeline`` gives it.
+
+    Returns:
+        The steps in their order; ``base`` is absent where the recipe says ``base: false``.
+
+    Raises:
+        SepoError: ``output_dir`` is missing, or a section or value is not of the expected form.
+    """
+    shared = {name: value for name, value in recipe.items() if name not in (*SECTIONS, *_PIPELINE_KEYS)}
+    sections = {name: _section(recipe, name) for name in SECTIONS}
+    if not shared.get("output_dir"):
+        raise SepoError("output_dir is missing; each step writes its own folder below it.")
+    ratio = recipe.get("oracle_sample_ratio", 1.0)
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0.0 < ratio <= 1.0:
+        raise SepoError(f"oracle_sample_ratio is {ratio!r}; a share of the pairs in (0, 1] is expected.")
+    output = str(shared.pop("output_dir"))
+    policy = {**shared, "stage": "sepo", "do_train": True, **(sections["policy"] or {})}
+    policy["output_dir"] = f"{output}/policy"
+    training = {name: value for name, value in shared.items() if name not in (*OUR_KEYS, *_EVALUATION)}
+    base = _base_recipe(recipe, training, sections["base"], output)
+    oracle = _oracle_recipe(base, training, sections["oracle"] or {}, output)
+    policy = {**_oracle_keys(base, oracle), **policy}
+    steps = [
+        Step("sample", {**_data_keys(policy), "oracle_sample_ratio": float(ratio), "output_dir": f"{output}/data"})
+    ]
+    if base is not None:
+        steps.append(Step("base", base))
+    return [*steps, Step("oracle", oracle), Step("policy", policy)]
+
+
+def _section(recipe: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    section = recipe.get(name, {})
+    if name == "base" and section is False:
+        return None
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise SepoError(f"section '{name}' is {section!r}; keys and values are expected.")
+    return {str(key): value for key, value in section.items()}
+
+
+def _base_recipe(
+    recipe: Mapping[str, Any], training: Mapping[str, Any], section: dict[str, Any] | None, output: str
+) -> dict[str, Any] | None:
+    """SFT on the sample's chosen answers (SePO, Eq. 23) or on ``base_dataset``."""
+    if section is None:
+        return None
+    from sepo.hosts.llamafactory.sample import ANSWERS
+
+    data = {"dataset": ANSWERS, "dataset_dir": f"{output}/data"}
+    if recipe.get("base_dataset"):
+        folder = recipe.get("base_dataset_dir") or recipe.get("dataset_dir") or "data"
+        data = {"dataset": recipe["base_dataset"], "dataset_dir": folder}
+    return {**training, **data, "stage": "sft", "do_train": True, **section, "output_dir": f"{output}/base"}
+
+
+def _oracle_recipe(
+    base: Mapping[str, Any] | None, training: Mapping[str, Any], section: Mapping[str, Any], output: str
+) -> dict[str, Any]:
+    """DPO from the base on the sample's pairs, with the base as its reference (SePO, Eq. 5)."""
+    from sepo.hosts.llamafactory.sample import PAIRS
+
+    data = {"dataset": PAIRS, "dataset_dir": f"{output}/data"}
+    inherited: dict[str, Any] = {}
+    if base is not None:
+        inherited = {name: base[name] for name in ("model_name_or_path", "template", "finetuning_type") if name in base}
+    oracle = {**training, **data, **inherited, "stage": "dpo", "do_train": True, **section}
+    oracle["output_dir"] = f"{output}/oracle"
+    if base is None:
+        return oracle
+    if not _is_lora(base):
+        oracle["model_name_or_path"] = base["output_dir"]
+    elif oracle.get("quantization_bit"):
+        # The host makes no new adapter over a quantized model, and without ref_model it would take the raw model
+        # instead of the base as reference.
+        oracle |= {"adapter_name_or_path": base["output_dir"], "ref_model": oracle["model_name_or_path"],
+                   "ref_model_adapters": base["output_dir"],
+                   "ref_model_quantization_bit": oracle["quantization_bit"]}  # fmt: skip
+    else:
+        oracle |= {"adapter_name_or_path": base["output_dir"], "create_new_adapter": True}
+    return oracle
+
+
+def _is_lora(recipe: Mapping[str, Any]) -> bool:
+    return recipe.get("finetuning_type", "lora") == "lora"
+
+
+def _oracle_keys(base: Mapping[str, Any] | None, oracle: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy's ``oracle_*`` keys that name what the earlier steps made."""
+    own = oracle["output_dir"]
+    base_adapters = [base["output_dir"]] if base is not None and _is_lora(base) else []
+    model = oracle["model_name_or_path"]
+    if not _is_lora(oracle):
+        keys = {"oracle_model": own, "oracle_base_model": model}
+    elif oracle.get("create_new_adapter"):
+        keys = {"oracle_base_model": model, "oracle_model_adapters": ",".join([*base_adapters, own])}
+    else:
+        keys = {"oracle_base_model": model, "oracle_model_adapters": own}
+    if base_adapters:
+        keys["oracle_base_model_adapters"] = ",".join(base_adapters)
+    if oracle.get("quantization_bit"):
+        keys["oracle_model_quantization_bit"] = oracle["quantization_bit"]
+    return keys
+
+
+def _data_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that decide which rows there are."""
+    names = (
+        "dataset",
+        "dataset_dir",
+        "max_samples",
+        "seed",
+        "val_size",
+        "eval_dataset",
+        "mix_strategy",
+        "interleave_probs",
+    )
+    return {name: recipe[name] for name in names if name in recipe}
+
+
+def _check(steps: Sequence[Step]) -> None:
+    """Refuse what any step would refuse, before the first one runs."""
+    from sepo.hosts.llamafactory.checks import check_datasets
+    from sepo.hosts.llamafactory.registration import host_keys
+
+    known = host_keys()
+    for step in steps:
+        if step.name == "policy":
+            resolve(step.recipe, host_keys=known)
+            check_datasets(step.recipe)
+        elif step.name != "sample":
+            for name in step.recipe:
+                if name not in known:
+                    raise SepoError(f"step '{step.name}': unknown key '{name}'.{nearest(name, known)}")
+        if step.name != "sample" and not step.recipe.get("model_name_or_path"):
+            raise SepoError(f"step '{step.name}' has no model_name_or_path; set it on top, or in its section.")
+
+
+def run_pipeline(path: Path, *, overrides: Sequence[str] = ()) -> list[Step]:
+    """Run the steps that are not finished.
+
+    Args:
+        path: the pipeline recipe.
+        overrides: ``key=value`` or ``section.key=value``.
+
+    Returns:
+        The steps.
+
+    Raises:
+        SepoError: the recipe is wrong, a step failed, or a finished step was made with other settings.
+    """
+    require_host()
+    recipe = read_pipeline(path, overrides)
+    steps = plan_steps(recipe)
+    _check(steps)
+    records = Path(str(recipe["output_dir"])) / "pipeline"
+    finished = [_finished(step, records) for step in steps]
+    for number, (step, done) in enumerate(zip(steps, finished, strict=True), start=1):
+        title = f"[{number}/{len(steps)}] {step.name}"
+        if done:
+            print(f"{title}: finished before, in {step.recipe['output_dir']}", flush=True)
+            continue
+        print(f"{title}: {step.recipe['output_dir']}", flush=True)
+        start = time.monotonic()
+        _run(step, records)
+        _write_record(step, records)
+        print(f"{title}: done in {time.monotonic() - start:.0f} s", flush=True)
+    return steps
+
+
+def _finished(step: Step, records: Path) -> bool:
+    record = records / f"{step.name}.done.json"
+    if not record.is_file():
+        return False
+    before = json.loads(record.read_text(encoding="utf-8"))
+    changed = sorted(name for name in {*before, *step.recipe} if before.get(name) != step.recipe.get(name))
+    if changed:
+        name = changed[0]
+        raise SepoError(
+            f"step '{step.name}' in {step.recipe['output_dir']} was made with other settings ({', '.join(changed)}: "
+            f"{name} was {before.get(name)!r}, now {step.recipe.get(name)!r}). Choose another output_dir, or remove "
+            f"{record} and {step.recipe['output_dir']} to make it again."
+        )
+    return True
+
+
+def _write_record(step: Step, records: Path) -> None:
+    temporary = records / f"{step.name}.done.json.{os.getpid()}"
+    temporary.write_text(json.dumps(step.recipe, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, records / f"{step.name}.done.json")
+
+
+def _run(step: Step, records: Path) -> None:
+    records.mkdir(parents=True, exist_ok=True)
+    if step.name == "sample":
+        from sepo.hosts.llamafactory.sample import write_sample
+
+        folder = Path(step.recipe["output_dir"])
+        count = write_sample(step.recipe, ratio=step.recipe["oracle_sample_ratio"], folder=folder)
+        print(f"{count} pairs for base and oracle", flush=True)
+        return
+    recipe_file = records / f"{step.name}.yaml"
+    OmegaConf.save(OmegaConf.create(step.recipe), recipe_file)
+    command = [sys.executable, "-m", "sepo", "train", str(recipe_file)]
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise SepoError(
+            f"step '{step.name}' failed with exit status {status}; its output is above. Run the same command again "
+            f"when it is mended: finished steps are skipped. This step alone: {shlex.join(command)}"
+        )

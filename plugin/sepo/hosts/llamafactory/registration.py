@@ -1,0 +1,139 @@
+"""Makes `llamafactory.train.tuner` know our stages. See ../PATCHES.md for why each name is rebound."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from dataclasses import fields
+from types import ModuleType
+from typing import Any
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.arguments import STAGES, Arguments, check_stage, given_keys, resolve, stage_of
+from sepo.training.settings import RunSettings
+
+RAY_WORKER = "SEPO_RAY_WORKER"
+_SETTINGS = "sepo_settings"
+"""Attribute of the host's parsed finetuning arguments that carries ours from its parser to its dispatch."""
+
+
+def host_keys() -> tuple[str, ...]:
+    """Every key of a training recipe that the host knows."""
+    from llamafactory.hparams import (
+        DataArguments,
+        FinetuningArguments,
+        GeneratingArguments,
+        ModelArguments,
+        RayArguments,
+        TrainingArguments,
+    )
+
+    groups = (ModelArguments, DataArguments, TrainingArguments, FinetuningArguments, GeneratingArguments, RayArguments)
+    return tuple(item.name for group in groups for item in fields(group) if item.init)
+
+
+def _enabled(variable: str) -> bool:
+    return os.environ.get(variable, "0").lower() in ("true", "y", "1")
+
+
+def check_recipe(args: Arguments) -> tuple[Arguments, RunSettings | None]:
+    """Split a recipe and look for everything that can be found wrong before weights are loaded.
+
+    Args:
+        args: the recipe as a mapping, or the words of a command line.
+
+    Returns:
+        What the host parses, and our settings; a recipe of a host's stage comes back as it was, with None.
+
+    Raises:
+        SepoError: the recipe is wrong, or names data or models that are not there.
+    """
+    stage = stage_of(args)
+    if stage not in STAGES:
+        check_stage(stage)
+        return args, None
+    from sepo.hosts.llamafactory.checks import check_datasets, check_models
+
+    if _enabled("USE_MCA"):
+        raise SepoError(f"stage {stage} does not run under USE_MCA (Megatron); unset it.")
+    host, settings = resolve(args, host_keys=host_keys(), allow_extra_keys=_enabled("ALLOW_EXTRA_ARGS"))
+    given = given_keys(args)
+    check_datasets(given)
+    check_models(given, settings)
+    return host, settings
+
+
+def get_train_args(args: Arguments) -> Any:
+    """The host's five argument objects for a recipe; ours also carries the resolved settings.
+
+    Raises:
+        SepoError: the recipe is wrong, or names data or models that are not there.
+    """
+    from llamafactory.hparams import get_train_args as parse
+
+    host, settings = check_recipe(args)
+    if settings is None:
+        return parse(host)
+    try:
+        parsed = parse(host)
+    except ValueError as error:
+        raise SepoError(str(error)) from error
+    setattr(parsed[3], _SETTINGS, settings)
+    return parsed
+
+
+def tell(error: SepoError) -> None:
+    """Print an error of the user's as one line, with the rank that met it."""
+    rank = os.environ.get("RANK")
+    where = f"[rank {rank}] " if rank not in (None, "0") else ""
+    print(f"{where}sepo: error: {error}", file=sys.stderr, flush=True)
+
+
+def register(tuner: ModuleType) -> None:
+    """Rebind what a training run passes through in ``llamafactory.train.tuner``; twice is as good as once."""
+    if getattr(tuner, "_sepo_registered", False):
+        return
+    from sepo.hosts.llamafactory.ray_worker import Worker
+
+    host_run_dpo, host_training_function = tuner.run_dpo, tuner._training_function
+
+    def run_dpo(
+        model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, callbacks: Any = None
+    ) -> None:
+        settings = getattr(finetuning_args, _SETTINGS, None)
+        if settings is None:
+            return host_run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
+        from sepo.hosts.llamafactory.workflow import run_stage
+
+        _log_beside_host()
+        return run_stage(model_args, data_args, training_args, finetuning_args, callbacks, settings=settings)
+
+    @functools.wraps(host_training_function)
+    def training_function(config: dict[str, Any]) -> None:
+        try:
+            host_training_function(config)
+        except SepoError as error:
+            if os.environ.get(RAY_WORKER):  # Ray carries the exception to the driver
+                raise
+            tell(error)
+            raise SystemExit(2) from None
+
+    tuner.get_train_args = get_train_args  # type: ignore[attr-defined]
+    tuner.run_dpo = run_dpo  # type: ignore[attr-defined]
+    tuner._training_function = training_function  # type: ignore[attr-defined]
+    tuner.sepo_host_worker = tuner.Worker  # type: ignore[attr-defined]
+    tuner.Worker = Worker  # type: ignore[attr-defined]
+    tuner._sepo_registered = True  # type: ignore[attr-defined]
+
+
+def _log_beside_host() -> None:
+    """Send our log lines where the host's go, from the first process of each machine only."""
+    host, ours = logging.getLogger("llamafactory"), logging.getLogger("sepo")
+    if not ours.handlers:
+        for handler in host.handlers:
+            ours.addHandler(handler)
+    ours.propagate = False
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    ours.setLevel(host.level if first else logging.ERROR)

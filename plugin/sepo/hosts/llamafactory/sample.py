@@ -1,0 +1,104 @@
+"""The random share of the pairs on which base and oracle are trained, written as data sets of the host's own format."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from llamafactory.data.data_utils import split_dataset
+from llamafactory.data.loader import _get_merged_dataset
+from llamafactory.hparams import DataArguments, ModelArguments
+from transformers import HfArgumentParser
+
+from sepo.errors import SepoError
+
+PAIRS, ANSWERS = "oracle_pairs", "oracle_answers"
+_TAGS = {"user": "human", "assistant": "gpt", "observation": "observation", "function": "function_call"}
+_MEDIA = ("images", "videos", "audios")
+
+
+def _parsed(kind: type, recipe: Mapping[str, Any]) -> Any:
+    known = {item.name for item in fields(kind) if item.init}
+    (parsed,) = HfArgumentParser([kind]).parse_dict({name: value for name, value in recipe.items() if name in known})
+    return parsed
+
+
+def training_rows(recipe: Mapping[str, Any]) -> Any:
+    """The rows that the recipe trains on, aligned by the host, its validation split taken away.
+
+    Args:
+        recipe: keys and values of the policy's recipe.
+
+    Returns:
+        A data set with the host's columns ``_prompt``, ``_response``, ``_system``, ``_tools`` and the media.
+    """
+    data_args, model_args = _parsed(DataArguments, recipe), _parsed(ModelArguments, recipe)
+    seed = int(recipe.get("seed", 42))
+    quiet = SimpleNamespace(seed=seed, local_process_index=0, dataloader_num_workers=0, should_log=False)
+    rows = _get_merged_dataset(data_args.dataset, model_args, data_args, quiet, stage="rm")
+    if data_args.eval_dataset is not None:
+        return rows
+    return split_dataset(rows, None, data_args, seed=seed)[0]["train"]
+
+
+def _message(message: Mapping[str, str]) -> dict[str, str]:
+    return {"from": _TAGS[message["role"]], "value": message["content"]}
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    media = {name: row[f"_{name}"] for name in _MEDIA if row.get(f"_{name}")}
+    if any(not isinstance(item, str) for items in media.values() for item in items):
+        raise SepoError("the data set holds media as objects; a sample can be written only where they are file names.")
+    return {"conversations": [_message(turn) for turn in row["_prompt"]], "system": row["_system"] or "",
+            "tools": row["_tools"] or "", **media}  # fmt: skip
+
+
+def _write(path: Path, value: Any) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_sample(recipe: Mapping[str, Any], *, ratio: float, folder: Path) -> int:
+    """Write the share S of SePO's Section 3.2 twice: as pairs for DPO, and as chosen answers for SFT (Eq. 23).
+
+    Args:
+        recipe: keys and values of the policy's recipe; its ``seed`` draws the sample.
+        ratio: share of the rows, in (0, 1].
+        folder: gets ``oracle_pairs.json``, ``oracle_answers.json`` and ``dataset_info.json``.
+
+    Returns:
+        Number of rows in the sample.
+
+    Raises:
+        SepoError: no usable row, or media that are not file names.
+    """
+    rows = training_rows(recipe)
+    usable = [index for index, row in enumerate(rows) if len(row["_response"]) >= 2 and row["_prompt"]]
+    if not usable:
+        raise SepoError("the data set has no row with a prompt, a chosen and a rejected answer.")
+    count = max(1, round(ratio * len(usable)))
+    drawn = sorted(random.Random(int(recipe.get("seed", 42))).sample(usable, count))
+    pairs, answers = [], []
+    for index in drawn:
+        row = rows[index]
+        plain, (chosen, rejected) = _row(row), (_message(answer) for answer in row["_response"][:2])
+        pairs.append({**plain, "chosen": chosen, "rejected": rejected})
+        answers.append({**plain, "conversations": [*plain["conversations"], chosen]})
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {"messages": "conversations", "system": "system", "tools": "tools"}
+    columns |= {name: name for name in _MEDIA if any(name in row for row in pairs)}
+    _write(folder / f"{PAIRS}.json", pairs)
+    _write(folder / f"{ANSWERS}.json", answers)
+    ranked = {**columns, "chosen": "chosen", "rejected": "rejected"}
+    _write(folder / "dataset_info.json", {
+        PAIRS: {"file_name": f"{PAIRS}.json", "formatting": "sharegpt", "ranking": True, "columns": ranked},
+        ANSWERS: {"file_name": f"{ANSWERS}.json", "formatting": "sharegpt", "columns": columns},
+    })  # fmt: skip
+    return count

@@ -1,0 +1,48 @@
+"""The host's DPO trainer with our step in place of its forward pass and loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llamafactory.train.dpo.trainer import CustomDPOTrainer
+from torch import Tensor
+
+from sepo.training.settings import RunSettings
+from sepo.training.step import preference_step
+
+
+class PreferenceTrainer(CustomDPOTrainer):
+    """Optimizers, schedulers, samplers, engines, checkpoints and logging are the host's; the step is ours.
+
+    Args:
+        settings: the run's settings.
+        **kwargs: what the host's DPO trainer takes.
+    """
+
+    def __init__(self, *, settings: RunSettings, **kwargs: Any) -> None:
+        self.settings = settings
+        super().__init__(**kwargs)
+
+    def get_batch_loss_metrics(
+        self, model: Any, batch: Any, train_eval: str = "train"
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss and metrics of one device batch; the host calls this for training and evaluation alike."""
+        output = preference_step(
+            model,
+            batch,
+            method=self.settings.method,
+            chosen_nll_weight=self.ftx_gamma,
+            chunk_tokens=self.settings.head_chunk_tokens,
+        )
+        prefix = "eval_" if train_eval == "eval" else ""
+        return output.loss, {f"{prefix}{name}": value for name, value in output.metrics.items()}
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
+        """Evaluate one batch; the host's version returns mean logits, which no step of ours computes."""
+        import torch
+
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, metrics = self.get_batch_loss_metrics(model, inputs, train_eval="eval")
+        self.store_metrics(metrics, train_eval="eval")
+        return loss.detach(), None, None

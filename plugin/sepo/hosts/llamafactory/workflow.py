@@ -1,0 +1,122 @@
+"""A run of one of our stages: data, scores, policy, training, evaluation, in the host's terms."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import transformers
+from llamafactory.data import PairwiseDataCollatorWithPadding, get_dataset, get_template_and_fix_tokenizer
+from llamafactory.extras.constants import IGNORE_INDEX
+from llamafactory.extras.misc import calculate_tps
+from llamafactory.extras.ploting import plot_loss
+from llamafactory.model import load_model, load_tokenizer
+from llamafactory.train.trainer_utils import create_modelcard_and_push
+
+from sepo import __version__
+from sepo.hosts.llamafactory.scoring import DatasetScorer, skip_empty_responses
+from sepo.hosts.llamafactory.trainer import PreferenceTrainer
+from sepo.training.collator import SelectionCollator
+from sepo.training.settings import RunSettings
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "sepo_settings.json"
+
+
+def run_stage(
+    model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, callbacks: Any, *, settings: RunSettings
+) -> None:
+    """Run a stage; the arguments are the host's five parsed objects, as its own workflows take them."""
+    for note in settings.notes:
+        logger.info(note)
+    logger.info("stage %s: %s", settings.stage, json.dumps(settings.as_dict()))
+    tokenizer_module = load_tokenizer(model_args)
+    tokenizer = tokenizer_module["tokenizer"]
+    template = get_template_and_fix_tokenizer(tokenizer, data_args)
+    datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
+    stores: dict[str, str] = {}
+    if settings.oracle is not None:
+        datasets, stores = _scored(datasets, settings, tokenizer, model_args, data_args, training_args)
+        # Loading an adapter and scoring move the random state: a run that scored and one that found the store
+        # must give the policy's adapter the same first weights.
+        transformers.set_seed(training_args.seed)
+    model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
+    collator: Any = PairwiseDataCollatorWithPadding(
+        template=template,
+        model=model,
+        pad_to_multiple_of=8,
+        label_pad_token_id=IGNORE_INDEX,
+        **tokenizer_module,
+    )
+    if settings.method.needs_scores:
+        collator = SelectionCollator(collator, method=settings.method)
+    trainer = PreferenceTrainer(
+        settings=settings,
+        model=model,
+        ref_model=None,
+        args=training_args,
+        finetuning_args=finetuning_args,
+        data_collator=collator,
+        callbacks=callbacks,
+        **datasets,
+        **tokenizer_module,
+    )
+    if training_args.do_train:
+        _write_settings(trainer, training_args, settings, stores)
+        _train(trainer, datasets, training_args, finetuning_args)
+    if training_args.do_eval:
+        metrics = trainer.evaluate(metric_key_prefix="eval")
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+
+
+def _scored(
+    datasets: Any, settings: RunSettings, tokenizer: Any, model_args: Any, data_args: Any, training_args: Any
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The host's data sets, training and evaluation alike, without empty rows and with scores; and their stores."""
+    scorer = DatasetScorer(
+        settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args, training_args=training_args
+    )
+
+    def scored(dataset: Any, name: str) -> Any:
+        return scorer.attach(skip_empty_responses(dataset, name=name, tokenizer=tokenizer), name=name)
+
+    result: dict[str, Any] = {}
+    for role, dataset in datasets.items():
+        name = role.removesuffix("_dataset")
+        if isinstance(dataset, dict):
+            result[role] = {part: scored(rows, f"{name} {part}") for part, rows in dataset.items()}
+        else:
+            result[role] = scored(dataset, name)
+    scorer.free()
+    return result, scorer.stores
+
+
+def _write_settings(trainer: Any, training_args: Any, settings: RunSettings, stores: dict[str, str]) -> None:
+    """Leave beside the weights what the run was asked for and where its scores are."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(training_args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"sepo": __version__, **settings.as_dict(), "token_scores": stores}
+    (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _train(trainer: Any, datasets: Any, training_args: Any, finetuning_args: Any) -> None:
+    result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+    if finetuning_args.include_effective_tokens_per_second:
+        result.metrics["effective_tokens_per_sec"] = calculate_tps(
+            datasets["train_dataset"], result.metrics, stage="rm"
+        )
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    if trainer.is_world_process_zero() and finetuning_args.plot_loss:
+        evaluated = datasets.get("eval_dataset")
+        losses = [f"eval_{name}_loss" for name in evaluated] if isinstance(evaluated, dict) else ["eval_loss"]
+        plot_loss(training_args.output_dir, keys=["loss", "rewards/accuracies", "select/chosen_ratio", *losses])

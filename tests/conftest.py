@@ -1,0 +1,38 @@
+"""What all tests share: a quiet, offline process and tiny models that are made once per session."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "INFO")
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A folder with tiny models `base`, `oracle` (its perturbed copy), `policy` and the data set `data`."""
+    import tiny
+
+    root = tmp_path_factory.mktemp("world")
+    tiny.save_model(root / "base", seed=0)
+    tiny.save_model(root / "oracle", seed=1, noise_over=root / "base")
+    tiny.save_model(root / "policy", seed=2)
+    tiny.save_pairs(root / "data")
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real preference data beside the checkout."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("the real preference data is not beside this checkout")
+    return folder

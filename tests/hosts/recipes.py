@@ -1,0 +1,92 @@
+"""Recipes over the tiny world, and the commands that run them in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+BIN = Path(sys.executable).parent
+
+
+def sepo_recipe(world: Path, output: Path, **overrides) -> dict:
+    recipe = {
+        "model_name_or_path": str(world / "policy"),
+        "template": "chatml",
+        "dataset_dir": str(world / "data"),
+        "dataset": "tiny_pairs",
+        "cutoff_len": 128,
+        "stage": "sepo",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": 4,
+        "lora_target": "all",
+        "oracle_model": str(world / "oracle"),
+        "oracle_base_model": str(world / "base"),
+        "token_scores_dir": str(output.parent / "scores"),
+        "output_dir": str(output),
+        "per_device_train_batch_size": 2,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "learning_rate": 1.0e-3,
+        "report_to": "none",
+        "use_cpu": True,
+        "seed": 3,
+    }
+    recipe.update(overrides)
+    return {name: value for name, value in recipe.items() if value is not None}
+
+
+def host_recipe(world: Path, output: Path, **overrides) -> dict:
+    """The same recipe as a team had it before: the host's DPO."""
+    ours = ("oracle_model", "oracle_base_model", "token_scores_dir")
+    recipe = sepo_recipe(world, output, **{"stage": "dpo", **overrides})
+    return {name: value for name, value in recipe.items() if name not in ours}
+
+
+def write(recipe: dict, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def environment(**extra) -> dict:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **extra}
+
+
+def run(words, *, cwd: Path, env: dict | None = None, expect: int | None = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=env or environment(), capture_output=True, text=True, check=False,
+        timeout=600,
+    )  # fmt: skip
+    if expect is not None and done.returncode != expect:
+        raise AssertionError(f"exit status {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
+def sepo_train(recipe: dict, folder: Path, *overrides, name="recipe.yaml", **options) -> subprocess.CompletedProcess:
+    return run([BIN / "sepo", "train", write(recipe, folder / name), *overrides], cwd=folder, **options)
+
+
+def logged(output: Path) -> list[dict]:
+    """What the trainer logged, without what a clock decides."""
+    state = json.loads((output / "trainer_state.json").read_text())
+    timed = ("runtime", "per_second", "flos")
+    return [
+        {name: value for name, value in entry.items() if not any(word in name for word in timed)}
+        for entry in state["log_history"]
+    ]
+
+
+def adapter(output: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(output / "adapter_model.safetensors")
+
+
+def same_weights(first: dict, second: dict) -> bool:
+    import torch
+
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,105 @@
+"""Tiny real models and tokenizers on disk, made in the test: nothing is downloaded."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEXT = [
+    "What colour is the sky on a clear day? The sky is blue, and the grass is green.",
+    "How many legs has a spider? A spider has 8 legs; an insect has 6 of them.",
+    "user assistant system You are a helpful assistant. Name the capital of France. It is Paris.",
+]
+
+
+def tokenizer(extra_text=(), vocab_size=400):
+    """A byte-level BPE tokenizer with a ChatML template."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([*TEXT, *extra_text], trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    made.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return made
+
+
+def config(vocabulary, **overrides):
+    values = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+    }
+    return LlamaConfig(**{**values, **overrides})
+
+
+def save_model(folder: Path, *, seed: int, words=None, noise_over: Path | None = None) -> Path:
+    """A two-layer Llama with its tokenizer; ``noise_over`` makes it a perturbed copy of another (an oracle)."""
+    made = words or tokenizer()
+    torch.manual_seed(seed)
+    if noise_over is None:
+        model = LlamaForCausalLM(config(len(made)))
+    else:
+        model = LlamaForCausalLM.from_pretrained(noise_over)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.03 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def pairs(count: int) -> list[dict]:
+    rows = []
+    for index in range(count):
+        question = f"How many legs has creature number {index}?"
+        rows.append(
+            {
+                "conversations": [{"from": "human", "value": question}],
+                "chosen": {"from": "gpt", "value": f"It has {index % 9} legs" + " and a tail" * (index % 4) + "."},
+                "rejected": {"from": "gpt", "value": f"It has {index % 5} wings" + " or none" * (index % 3) + "."},
+            }
+        )
+    return rows
+
+
+def save_pairs(folder: Path, count: int = 24) -> Path:
+    """A ranking data set `tiny_pairs` and a plain one `tiny_plain` with its dataset_info.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = pairs(count)
+    plain = [{"conversations": [*row["conversations"], row["chosen"]]} for row in rows]
+    (folder / "tiny_pairs.json").write_text(json.dumps(rows))
+    (folder / "tiny_plain.json").write_text(json.dumps(plain))
+    ranked = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    info = {
+        "tiny_pairs": {
+            "file_name": "tiny_pairs.json", "formatting": "sharegpt", "ranking": True, "columns": ranked,
+        },
+        "tiny_plain": {
+            "file_name": "tiny_plain.json", "formatting": "sharegpt", "columns": {"messages": "conversations"},
+        },
+    }  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
