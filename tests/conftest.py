@@ -11,7 +11,7 @@ os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "INFO")
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "hosts")]
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -24,9 +24,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _pipeline(options: argparse.Namespace) -> int:
-    from sepo.hosts.llamafactory.pipeline import run_pipeline
+    from sepo.hosts.llamafactory.launcher import require_host
 
-    run_pipeline(Path(options.recipe), overrides=options.overrides)
+    require_host()
+    from sepo.hosts.llamafactory.pipeline import read_pipeline, run_pipeline
+
+    run_pipeline(read_pipeline(Path(options.recipe), options.overrides))
     return 0
 
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+
 from recipes import (
     BIN,
     adapter,
@@ -124,8 +125,9 @@ def test_host_stage_is_untouched(world, tmp_path):
 def test_ratio_one_is_the_mean_over_all_tokens(world, tmp_path):
     """At the first step the policy is the start model, so the logged loss can be computed from outside."""
     import torch
-    from tiny import pairs
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tiny import pairs
 
     recipe = sepo_recipe(
         world, tmp_path / "out", select_ratio=1.0, max_steps=1, per_device_train_batch_size=24, sepo_gamma=2.0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sepo.objectives import available_objectives, compute_preference_loss
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "conformance" / "objectives.json"

@@ -4,10 +4,11 @@ import doctest
 import math
 
 import pytest
-import sepo.tokens.selection
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import sepo.tokens.selection
 from sepo.errors import SepoError
 from sepo.tokens.scores import alignment_scores, contrastive_rewards, oracle_scores
 from sepo.tokens.selection import select_tokens

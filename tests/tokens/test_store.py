@@ -22,9 +22,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-import sepo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import sepo
 from sepo.errors import SepoError
 from sepo.tokens.store import ScoreStore, ShardRange, _store, content_key, default_store_root, file_digest
 

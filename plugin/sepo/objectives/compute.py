@@ -85,6 +85,24 @@ def select(
     return selections[0], selections[1]
 
 
+def _regularized(
+    method: Method, losses: Tensor, *, slope: Tensor, chosen: Side, rejected: Side
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the regularizers' terms to the losses [B]; also their metrics and their share of the loss."""
+    preference = losses.detach().abs()
+    regularization = torch.zeros_like(preference)
+    metrics: dict[str, Tensor] = {}
+    for regularizer in method.regularizers:
+        term = regularizer.term(reward=method.reward, slope=slope, chosen=chosen, rejected=rejected)
+        losses = losses + term.loss
+        regularization = regularization + term.loss.detach().abs()
+        metrics |= term.metrics
+    # Both can be 0 (RRHF over certain tokens); a share of nothing is 0.
+    both = preference + regularization
+    metrics["regularizer_share"] = regularization / both.where(both > 0, 1.0)
+    return losses, metrics
+
+
 def preference_loss(
     method: Method,
     *,
@@ -174,16 +192,8 @@ def preference_loss(
         metrics["pair_weight"] = weight
 
     if method.regularizers:
-        preference = losses.detach().abs()
-        regularization = torch.zeros_like(preference)
-        for regularizer in method.regularizers:
-            term = regularizer.term(reward=reward, slope=slope, chosen=chosen, rejected=rejected)
-            losses = losses + term.loss
-            regularization = regularization + term.loss.detach().abs()
-            metrics |= term.metrics
-        # Both can be 0 (RRHF over certain tokens); a share of nothing is 0.
-        both = preference + regularization
-        metrics["regularizer_share"] = regularization / both.where(both > 0, 1.0)
+        losses, regularized = _regularized(method, losses, slope=slope, chosen=chosen, rejected=rejected)
+        metrics |= regularized
 
     return PreferenceOutput(
         losses=losses,

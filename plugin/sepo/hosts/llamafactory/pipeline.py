@@ -182,15 +182,9 @@ def _oracle_keys(base: Mapping[str, Any] | None, oracle: Mapping[str, Any]) -> d
 def _data_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that decide which rows there are."""
     names = (
-        "dataset",
-        "dataset_dir",
-        "max_samples",
-        "seed",
-        "val_size",
-        "eval_dataset",
-        "mix_strategy",
-        "interleave_probs",
-    )
+        "dataset", "dataset_dir", "eval_dataset", "val_size", "max_samples", "seed", "mix_strategy", "interleave_probs",
+        "cache_dir", "media_dir",
+    )  # fmt: skip
     return {name: recipe[name] for name in names if name in recipe}
 
 
@@ -212,12 +206,11 @@ def _check(steps: Sequence[Step]) -> None:
             raise SepoError(f"step '{step.name}' has no model_name_or_path; set it on top, or in its section.")
 
 
-def run_pipeline(path: Path, *, overrides: Sequence[str] = ()) -> list[Step]:
+def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
     """Run the steps that are not finished.
 
     Args:
-        path: the pipeline recipe.
-        overrides: ``key=value`` or ``section.key=value``.
+        recipe: as ``read_pipeline`` gives it.
 
     Returns:
         The steps.
@@ -226,7 +219,6 @@ def run_pipeline(path: Path, *, overrides: Sequence[str] = ()) -> list[Step]:
         SepoError: the recipe is wrong, a step failed, or a finished step was made with other settings.
     """
     require_host()
-    recipe = read_pipeline(path, overrides)
     steps = plan_steps(recipe)
     _check(steps)
     records = Path(str(recipe["output_dir"])) / "pipeline"

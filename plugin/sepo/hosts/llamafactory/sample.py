@@ -38,7 +38,11 @@ def training_rows(recipe: Mapping[str, Any]) -> Any:
     Returns:
         A data set with the host's columns ``_prompt``, ``_response``, ``_system``, ``_tools`` and the media.
     """
-    data_args, model_args = _parsed(DataArguments, recipe), _parsed(ModelArguments, recipe)
+    # No model is loaded here; the host's arguments only want one to be named.
+    data_args, model_args = (
+        _parsed(DataArguments, recipe),
+        _parsed(ModelArguments, {**recipe, "model_name_or_path": "-"}),
+    )
     seed = int(recipe.get("seed", 42))
     quiet = SimpleNamespace(seed=seed, local_process_index=0, dataloader_num_workers=0, should_log=False)
     rows = _get_merged_dataset(data_args.dataset, model_args, data_args, quiet, stage="rm")

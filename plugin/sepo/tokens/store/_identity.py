@@ -120,8 +120,10 @@ class Manifest:
         return canonical_json({**body, "sha256": digest}, name="manifest") + b"\n"
 
 
-def read_manifest(data: bytes, *, path: Path, wanted: Manifest) -> Manifest:
+def read_manifest(data: bytes, *, path: Path, wanted: Manifest | None) -> Manifest:
     """Return the manifest in ``data``, which must describe the same scores as ``wanted``; its shard size wins.
+
+    Where nothing particular is wanted, it must still belong to the folder that it lies in.
 
     Raises:
         SepoError: damaged, of another schema version, or of another identity, row count or columns; names ``path``,
@@ -140,8 +142,11 @@ def read_manifest(data: bytes, *, path: Path, wanted: Manifest) -> Manifest:
         raise SepoError(f"{path}: damaged, its content does not match its own checksum; {advice}")
     if found is None:
         raise SepoError(f"{path}: schema version {version!r} found, this sepo reads {SCHEMA_VERSION}; {advice}")
-    if found.key != wanted.key:
-        raise SepoError(f"{path}: holds the identity of key {found.key}, expected {wanted.key}; {advice}")
+    expected = path.parent.name if wanted is None else wanted.key
+    if found.key != expected:
+        raise SepoError(f"{path}: holds the identity of key {found.key}, expected {expected}; {advice}")
+    if wanted is None:
+        return found
     for name in ("rows", "columns"):
         if getattr(found, name) != getattr(wanted, name):
             raise SepoError(

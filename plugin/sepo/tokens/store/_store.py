@@ -97,6 +97,22 @@ class ScoreStore:
                     replace_durably(path=path, data=data)
         return cls(root=root, manifest=read_manifest(data, path=path, wanted=wanted))
 
+    @classmethod
+    def at(cls, path: Path) -> ScoreStore:
+        """Open the store in a folder that a run named, without knowing what its scores depend on.
+
+        Args:
+            path: ``<root>/<key>``.
+
+        Raises:
+            SepoError: there is no store, or its manifest is damaged.
+        """
+        path = Path(path)
+        data = read_if_there(path / "manifest.json")
+        if data is None:
+            raise SepoError(f"{path} holds no score store (no manifest.json); name the folder of one.")
+        return cls(root=path.parent, manifest=read_manifest(data, path=path / "manifest.json", wanted=None))
+
     @property
     def key(self) -> str:
         """32 hexadecimal digits, from the identity alone."""

@@ -1,0 +1,109 @@
+"""What the demonstration shows at its end: which known errors the selection found, and what training changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sepo.errors import SepoError
+from sepo.forward.scoring import ScoredSequence, length_batches, response_log_probs
+from sepo.tokens.selection import select_tokens
+from sepo.tokens.store import ScoreStore
+
+END_OF_TURN = "<|im_end|>\n"
+"""What the template ``smollm2`` puts after an answer; its tokens are scored and can be selected."""
+
+_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class RejectedAnswer:
+    """A rejected answer with what is known and what was found about its tokens.
+
+    Args:
+        tokens: the tokens' text.
+        scores: log pi_oracle - log pi_base, nats, [T].
+        wrong: bool, [T], True where a token overlaps a known error.
+        selected: bool, [T], True where the selection took it.
+    """
+
+    tokens: tuple[str, ...]
+    scores: Tensor
+    wrong: Tensor
+    selected: Tensor
+
+
+def rejected_answers(
+    store: Path, rows: Sequence[Mapping[str, Any]], *, tokenizer: Any, ratio: float
+) -> list[RejectedAnswer]:
+    """Lay the stored scores of rejected answers beside their known errors.
+
+    Args:
+        store: the folder of the score store.
+        rows: the data set's rows, in order, with ``rejected_error_spans`` in characters of the rejected answer.
+        tokenizer: the one that the scores were made with.
+        ratio: share of tokens selected in each rejected answer (lowest scores).
+
+    Returns:
+        One entry per row.
+
+    Raises:
+        SepoError: the store holds scores of other rows.
+    """
+    scores = ScoreStore.at(store).table().column("rejected_scores").to_pylist()
+    if len(scores) != len(rows):
+        raise SepoError(f"{store} holds scores of {len(scores)} rows, but the data set has {len(rows)}.")
+    answers = []
+    for index, (row, values) in enumerate(zip(rows, scores, strict=True)):
+        text = row["rejected"]["value"]
+        encoded = tokenizer(text + END_OF_TURN, add_special_tokens=False, return_offsets_mapping=True)
+        if len(values) != len(encoded["input_ids"]):
+            raise SepoError(
+                f"{store}: row {index} has {len(values)} scores, its answer {len(encoded['input_ids'])} tokens."
+            )
+        scored = torch.tensor(values)
+        spans = [(span["start"], span["end"]) for span in row["rejected_error_spans"]]
+        wrong = torch.tensor([any(s < end and start < e for s, e in spans) for start, end in encoded["offset_mapping"]])
+        mask = torch.ones(1, len(values), dtype=torch.bool)
+        selected = select_tokens(scored.unsqueeze(0), mask, ratio=ratio, largest=False)[0]
+        tokens = tuple((text + END_OF_TURN)[start:end] for start, end in encoded["offset_mapping"])
+        answers.append(RejectedAnswer(tokens, scored, wrong, selected))
+    return answers
+
+
+def found_share(answers: Sequence[RejectedAnswer]) -> tuple[int, int]:
+    """Count the known wrong tokens that were selected, and all known wrong tokens."""
+    found = sum(int((answer.wrong & answer.selected).sum()) for answer in answers)
+    return found, sum(int(answer.wrong.sum()) for answer in answers)
+
+
+def preference_accuracy(model: nn.Module, rows: Sequence[Mapping[str, Any]], *, tokenizer: Any) -> tuple[float, float]:
+    """How often a model finds the chosen answer more probable per token than the rejected one.
+
+    Args:
+        model: a causal language model in eval mode.
+        rows: ranking rows with one human turn.
+        tokenizer: its tokenizer, with a chat template.
+
+    Returns:
+        The share of rows, and the mean margin in nats per token.
+    """
+    sequences = []
+    for side in ("chosen", "rejected"):
+        for row in rows:
+            turns = [{"role": "user", "content": row["conversations"][0]["value"]}]
+            prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            answer = tokenizer(row[side]["value"] + END_OF_TURN, add_special_tokens=False)["input_ids"]
+            sequences.append(ScoredSequence([*start, *answer], len(start)))
+    means = torch.empty(len(sequences))
+    for batch in length_batches([len(sequence.input_ids) for sequence in sequences], _BATCH_TOKENS):
+        for index, logps in zip(batch, response_log_probs(model, [sequences[i] for i in batch]), strict=True):
+            means[index] = logps.mean()
+    margins = means[: len(rows)] - means[len(rows) :]
+    return float((margins > 0).float().mean()), float(margins.mean())

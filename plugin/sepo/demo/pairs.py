@@ -1,0 +1,340 @@
+"""Preference pairs of the project's own: true short answers, and the same answers with known wrong spans.
+
+Every row is built from a fact and a wording. The chosen answer states the fact; the rejected one is the same text in
+which one to three spans were exchanged for wrong values of the same kind (a city for a city, a number for a number).
+The spans are recorded, so whatever scores tokens can be judged against the truth. Facts and wordings come from
+``sepo.demo.facts``.
+
+A fact is in the training part or in the held-out part, never in both. Wrong values are right values of other facts of
+the same part, or swapped, or numbers nearby: a value is wrong in some rows and right in others, so a list of bad words
+tells little about which of an answer's values are wrong (see ``PairRow``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+from sepo.demo.facts import Fact, Table, load_tables, near_number
+from sepo.errors import SepoError
+
+__all__ = ["DEMO_ROWS", "DEMO_SEED", "DemoPairs", "PairRow", "Span", "generate_pairs", "write_dataset"]
+
+DEMO_SEED = 20240817
+"""The seed of the files that ship in ``sepo/demo/data``."""
+
+DEMO_ROWS = 400
+"""Rows of the shipped set, training and held-out together; one fifth is held out."""
+
+_HELDOUT_ONE_IN = 5
+_MAX_SPANS = 3
+_ASIDE_SHARE = 0.65  # of the rows whose table has asides: more right values among which the wrong ones hide
+_MAX_WRONG_SHARE = 0.35  # of the characters of an answer, so that most of every rejected answer stays shared
+_SLOT = re.compile(
+    r"\{(?P<given>\^?\w+)\}|\[(?P<name>\^?\w+)\]|\[(?P<right>[^\]|]+)\|(?P<wrong>[^\]|]+)(?:\|(?P<group>\w))?\]"
+)
+_POLARITY = {"Yes", "No", "never", "does", "do", "often", "all", "few"}
+
+
+class Span(TypedDict):
+    """A piece of the rejected answer, ``rejected[start:end]`` in characters, and its kind (``Wrong-Name``, ...)."""
+
+    start: int
+    end: int
+    type: str
+
+
+class PairRow(TypedDict):
+    """One row in LLaMA-Factory's ranking format, with columns that only this project reads.
+
+    ``rejected_right_spans`` marks the values in the rejected answer that might have been wrong and are not (type
+    ``Right-Value``). They are what a token score must be told apart from: names and numbers stand out from function
+    words whether they are right or wrong.
+    """
+
+    conversations: list[dict[str, str]]
+    chosen: dict[str, str]
+    rejected: dict[str, str]
+    rejected_error_spans: list[Span]
+    rejected_right_spans: list[Span]
+    domain: str
+
+
+class DemoPairs(NamedTuple):
+    """The two parts of the set; no prompt and no fact is in both."""
+
+    train: list[PairRow]
+    heldout: list[PairRow]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of an answer; pieces of one ``group`` go wrong together, one with ``wrong`` None is always shared."""
+
+    right: str
+    wrong: str | None = None
+    group: str = ""
+    type: str = ""
+
+
+def generate_pairs(*, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> DemoPairs:
+    """Generate preference pairs with known wrong spans; the same arguments give the same rows on every machine.
+
+    Args:
+        seed: seed of every draw (``random.Random``).
+        rows: rows in all, spread evenly over the tables of facts; one fifth of them (rounded down) is held out.
+
+    Returns:
+        Training rows and held-out rows, each shuffled.
+
+    Raises:
+        SepoError: ``rows`` is below 1 or above what the facts can fill.
+
+    Example:
+        >>> row = generate_pairs(rows=400).train[0]
+        >>> span = row["rejected_error_spans"][0]
+        >>> row["rejected"]["value"][span["start"] : span["end"]] not in ("", row["chosen"]["value"])
+        True
+    """
+    tables = load_tables()
+    parts = [_split(table, random.Random(f"{seed}/split/{table.name}")) for table in tables]
+    heldout = rows // _HELDOUT_ONE_IN
+    most = [sum(len(part[index]) for part in parts) for index in (0, 1)]
+    if rows < 1 or rows - heldout > most[0] or heldout > most[1]:
+        raise SepoError(
+            f"generate_pairs was asked for rows={rows}; expected at least 1, of which the facts can fill {most[0]} for "
+            f"training and {most[1]} held out. Ask for fewer rows ({DEMO_ROWS} is the usual number)."
+        )
+    quotas = (
+        _allocate(rows - heldout, [len(train) for train, _ in parts]),
+        _allocate(heldout, [len(held) for _, held in parts]),
+    )
+    pairs = DemoPairs([], [])
+    for index, table in enumerate(tables):
+        for part in (0, 1):
+            rng = random.Random(f"{seed}/{part}/{table.name}")
+            pool = parts[index][part]
+            pairs[part].extend(_row(table, fact, pool, rng) for fact in pool[: quotas[part][index]])
+    for part in (0, 1):
+        random.Random(f"{seed}/order/{part}").shuffle(pairs[part])
+    return pairs
+
+
+def _split(table: Table, rng: random.Random) -> tuple[list[Fact], list[Fact]]:
+    """Return the table's facts in drawing order, for training and held out; a fifth of the groups is held out."""
+    groups = list(dict.fromkeys(fact.group for fact in table.facts))
+    rng.shuffle(groups)
+    held = set(groups[: round(len(groups) / _HELDOUT_ONE_IN)])
+    facts = list(table.facts)
+    rng.shuffle(facts)
+    return [fact for fact in facts if fact.group not in held], [fact for fact in facts if fact.group in held]
+
+
+def _allocate(total: int, capacities: Sequence[int]) -> list[int]:
+    """Spread ``total`` over the tables as evenly as their capacities allow, the earlier ones first."""
+    shares = [0] * len(capacities)
+    while total:
+        for index, capacity in enumerate(capacities):
+            if total and shares[index] < capacity:
+                shares[index] += 1
+                total -= 1
+    return shares
+
+
+def _row(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> PairRow:
+    wrong = _wrong_values(table, fact, pool, rng)
+    if table.forms:
+        form = rng.choice([form for form in table.forms if form.get("when", "") == fact.when])
+        question = _fill(rng.choice(form["questions"]), fact)
+        answers = [_pieces(answer, table, fact, wrong) for answer in form["answers"]]
+    else:
+        question = fact.values["question"]
+        answers = [_pieces(fact.values["answer"], table, fact, wrong)]
+    usable = [pieces for pieces in answers if any(piece.wrong is not None for piece in pieces)]
+    pieces = rng.choice(usable)
+    if table.asides and rng.random() < _ASIDE_SHARE:
+        question = f"{question} {rng.choice(table.more)}"
+        pieces += _aside(table, fact, pool, rng)
+    rejected, spans, right_spans = _corrupt(pieces, rng)
+    return PairRow(
+        conversations=[{"from": "human", "value": question}],
+        chosen={"from": "gpt", "value": "".join(piece.right for piece in pieces)},
+        rejected={"from": "gpt", "value": rejected},
+        rejected_error_spans=spans,
+        rejected_right_spans=right_spans,
+        domain=table.domain,
+    )
+
+
+def _aside(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> list[_Piece]:
+    """Word a sentence about another fact of the same part, which may go wrong as well or instead."""
+    other = rng.choice([candidate for candidate in pool if candidate.group != fact.group])
+    wrong = _wrong_values(table, other, pool, rng)
+    pieces = _pieces(f" {rng.choice(table.asides)}", table, other, wrong)
+    return [replace(piece, group=f"aside {piece.group}") for piece in pieces]
+
+
+def _corrupt(pieces: Sequence[_Piece], rng: random.Random) -> tuple[str, list[Span], list[Span]]:
+    """Put wrong values into one or more groups of pieces; return the text, its wrong spans and its right values."""
+    groups = list(dict.fromkeys(piece.group for piece in pieces if piece.wrong is not None))
+    rng.shuffle(groups)
+    length = sum(len(piece.right) for piece in pieces)
+    wanted = rng.choices((1, 2, 3), weights=(3, 5, 3))[0]
+    picked: list[str] = []
+    for group in groups[:wanted]:
+        trial = [piece.wrong for piece in pieces if piece.wrong is not None and piece.group in (*picked, group)]
+        if not picked or (len(trial) <= _MAX_SPANS and sum(map(len, trial)) <= _MAX_WRONG_SHARE * length):
+            picked.append(group)
+    text, wrong_spans, right_spans = "", list[Span](), list[Span]()
+    for piece in pieces:
+        value = piece.wrong if piece.wrong is not None and piece.group in picked else piece.right
+        span = Span(start=len(text), end=len(text) + len(value), type=piece.type)
+        text += value
+        if piece.wrong is not None and piece.group in picked:
+            wrong_spans.append(span)
+        elif piece.wrong is not None:
+            right_spans.append(Span(start=span["start"], end=span["end"], type="Right-Value"))
+    return text, wrong_spans, right_spans
+
+
+def _wrong_values(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> dict[str, str]:
+    """Draw a wrong value for every field that may go wrong; fields that go together take theirs from one fact."""
+    wrong = dict(fact.wrong)
+    joined = {name for names in table.together for name in names}
+    for names in (*table.together, *((name,) for name in table.types if name not in joined)):
+        missing = [name for name in names if name in fact.values]
+        if not missing or any(name in fact.wrong for name in names):
+            continue
+        if missing[0] in table.numeric:
+            wrong[missing[0]] = str(near_number(int(fact.values[missing[0]]), rng))
+            continue
+        donors = [donor for donor in pool if all(_plausible(table, fact, donor, name) for name in missing)]
+        if donors:
+            donor = rng.choice(donors)
+            wrong.update({name: donor.values[name] for name in missing})
+    return wrong
+
+
+def _plausible(table: Table, fact: Fact, donor: Fact, name: str) -> bool:
+    """Whether the donor's value is wrong for the fact and visibly so from its first letters (its first token)."""
+    right, wrong = fact.values[name], donor.values[name]
+    if name in table.entity_by:  # another entity is wrong only where the value told of it is not its own, too
+        by = table.entity_by[name]
+        theirs = (donor.values[by], *table.also_right.get(donor.group, {}).get(by, []))
+        return fact.values[by] not in theirs and wrong[:3] != right[:3]
+    also_right = table.also_right.get(fact.group, {}).get(name, [])
+    return wrong not in also_right and wrong not in fact.values.values() and wrong[:3] != right[:3]
+
+
+def _fill(template: str, fact: Fact) -> str:
+    return "".join(piece.right for piece in _pieces(template, None, fact, {}))
+
+
+def _pieces(template: str, table: Table | None, fact: Fact, wrong: dict[str, str]) -> list[_Piece]:
+    """Cut a wording into shared text and slots.
+
+    ``{name}`` is a value that stays, ``[name]`` one that may go wrong, ``[right|wrong|group]`` both values written out;
+    ``^`` before a name asks for a capital letter.
+    """
+    pieces, end = [], 0
+    for match in _SLOT.finditer(template):
+        pieces.append(_Piece(template[end : match.start()]))
+        end = match.end()
+        if match["given"]:
+            pieces.append(_Piece(_cased(fact.values[match["given"].lstrip("^")], match["given"])))
+        elif match["name"]:
+            name = match["name"].lstrip("^")
+            right = _cased(fact.values[name], match["name"])
+            if table is None or name not in wrong:
+                pieces.append(_Piece(right))
+                continue
+            group = next((names[0] for names in table.together if name in names), name)
+            pieces.append(_Piece(right, _cased(wrong[name], match["name"]), group, table.types[name]))
+        else:
+            kind = _written_type(match["right"], match["wrong"])
+            pieces.append(_Piece(match["right"], match["wrong"], match["group"] or "", kind))
+    return [piece for piece in (*pieces, _Piece(template[end:])) if piece.right]
+
+
+def _cased(value: str, name: str) -> str:
+    return value[0].upper() + value[1:] if name.startswith("^") else value
+
+
+def _written_type(right: str, wrong: str) -> str:
+    if right[0].isdigit():
+        return "Wrong-Number"
+    return "Wrong-Polarity" if {right, wrong} & _POLARITY else "Wrong-Word"
+
+
+def write_dataset(directory: Path, *, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> Path:
+    """Write ``demo_pairs.json``, ``demo_heldout.json`` and LLaMA-Factory's ``dataset_info.json`` into ``directory``.
+
+    Each file appears whole or not at all, and the same arguments give the same bytes. In a recipe: ``dataset_dir:``
+    this directory, ``dataset: demo_pairs``, ``eval_dataset: demo_heldout``.
+
+    Args:
+        directory: made if absent; files of these three names in it are replaced.
+        seed: as for :func:`generate_pairs`.
+        rows: as for :func:`generate_pairs`.
+
+    Returns:
+        ``directory``.
+
+    Raises:
+        SepoError: ``directory`` holds a ``dataset_info.json`` that lists other data sets.
+    """
+    directory = Path(directory)
+    pairs = generate_pairs(seed=seed, rows=rows)
+    contents: dict[str, object] = {
+        "demo_pairs.json": pairs.train,
+        "demo_heldout.json": pairs.heldout,
+        "dataset_info.json": {name: _dataset_entry(name) for name in ("demo_pairs", "demo_heldout")},
+    }
+    _refuse_other_datasets(directory / "dataset_info.json")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        _write_atomically(directory / name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    return directory
+
+
+def _dataset_entry(name: str) -> dict[str, object]:
+    return {
+        "file_name": f"{name}.json",
+        "ranking": True,
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+    }
+
+
+def _refuse_other_datasets(path: Path) -> None:
+    if not path.exists():
+        return
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        others = sorted(set(listed) - {"demo_pairs", "demo_heldout"})
+    except (ValueError, TypeError):
+        others = ["unreadable content"]
+    if others:
+        raise SepoError(
+            f"{path} already lists other data sets ({', '.join(others[:3])}); the demo would overwrite them. "
+            "Name a directory of its own."
+        )
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

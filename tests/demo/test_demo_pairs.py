@@ -1,0 +1,248 @@
+"""The demonstration pairs: exact spans, shared wording, no leak, the shipped bytes, how hard the wrong spans hide."""
+
+import collections
+import json
+import random
+import statistics
+from importlib import resources
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sepo.demo.facts import load_tables, near_number
+from sepo.demo.pairs import DEMO_ROWS, generate_pairs, write_dataset
+from sepo.errors import SepoError
+
+FILES = ("demo_pairs.json", "demo_heldout.json", "dataset_info.json")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return generate_pairs()
+
+
+def prompts(rows):
+    return [row["conversations"][0]["value"] for row in rows]
+
+
+def shared_pieces(row):
+    """The pieces of the rejected answer between its wrong spans, the first and the last one included."""
+    text, end = row["rejected"]["value"], 0
+    for span in row["rejected_error_spans"]:
+        yield text[end : span["start"]]
+        end = span["end"]
+    yield text[end:]
+
+
+def counterparts(row):
+    """What the chosen answer says where the rejected one is wrong: one text a span, or None if the rest differs."""
+    text = row["chosen"]["value"]
+    first, *rest = shared_pieces(row)
+    if not text.startswith(first):
+        return None
+    position, found = len(first), []
+    for index, piece in enumerate(rest):
+        last = index == len(rest) - 1
+        start = len(text) - len(piece) if last else text.find(piece, position + 1)
+        if start < position or (last and not text.endswith(piece)):
+            return None
+        found.append(text[position:start])
+        position = start + len(piece)
+    return found
+
+
+def check_row(row):
+    assert row["conversations"][0]["from"] == "human"
+    assert row["chosen"]["from"] == row["rejected"]["from"] == "gpt"
+    rejected, end = row["rejected"]["value"], 0
+    assert 1 <= len(row["rejected_error_spans"]) <= 3
+    for span in row["rejected_error_spans"]:
+        assert end <= span["start"] < span["end"] <= len(rejected)
+        wrong = rejected[span["start"] : span["end"]]
+        assert wrong == wrong.strip()
+        assert span["type"].startswith("Wrong-")
+        end = span["end"]
+    right = counterparts(row)
+    assert right is not None, row
+    for span, value in zip(row["rejected_error_spans"], right, strict=True):
+        assert value
+        assert value != rejected[span["start"] : span["end"]], row
+    wrong_places = {i for span in row["rejected_error_spans"] for i in range(span["start"], span["end"])}
+    for span in row["rejected_right_spans"]:
+        assert not wrong_places & set(range(span["start"], span["end"]))
+        assert rejected[span["start"] : span["end"]] in row["chosen"]["value"]
+
+
+@given(seed=st.integers(0, 2**32), rows=st.integers(5, 600))
+@settings(max_examples=20, deadline=None)
+def test_every_row_is_exact_for_any_seed(seed, rows):
+    pairs = generate_pairs(seed=seed, rows=rows)
+    assert (len(pairs.train), len(pairs.heldout)) == (rows - rows // 5, rows // 5)
+    for row in (*pairs.train, *pairs.heldout):
+        check_row(row)
+    asked = prompts((*pairs.train, *pairs.heldout))
+    assert len(set(asked)) == len(asked)
+    assert generate_pairs(seed=seed, rows=rows) == pairs
+
+
+def test_different_seeds_differ():
+    assert generate_pairs(seed=1).train != generate_pairs(seed=2).train
+
+
+def test_no_prompt_and_no_answer_is_in_both_parts(pairs):
+    assert not set(prompts(pairs.train)) & set(prompts(pairs.heldout))
+    assert not {row["chosen"]["value"] for row in pairs.train} & {row["chosen"]["value"] for row in pairs.heldout}
+
+
+@pytest.mark.parametrize("table", load_tables(), ids=lambda table: table.name)
+def test_groups_are_split_whole(table):
+    from sepo.demo.pairs import _split
+
+    train, heldout = _split(table, random.Random(0))
+    assert train
+    assert heldout
+    assert not {fact.group for fact in train} & {fact.group for fact in heldout}
+    assert len(train) + len(heldout) == len(table.facts)
+
+
+def test_sizes_and_domains(pairs):
+    assert len(pairs.train) >= 240
+    assert len(pairs.heldout) >= 60
+    domains = collections.Counter(row["domain"] for row in pairs.train)
+    assert len(domains) >= 12
+    assert max(domains.values()) < 0.2 * len(pairs.train)
+
+
+def test_wrong_spans_are_everywhere_in_the_answer(pairs):
+    thirds = collections.Counter(
+        min(2, 3 * span["start"] // len(row["rejected"]["value"]))
+        for row in pairs.train
+        for span in row["rejected_error_spans"]
+    )
+    assert all(thirds[third] > 0.15 * thirds.total() for third in range(3)), thirds
+    counts = collections.Counter(len(row["rejected_error_spans"]) for row in pairs.train)
+    assert all(counts[n] > 0.1 * len(pairs.train) for n in (1, 2, 3)), counts
+
+
+def labelled_tokens(tokenizer, row, column):
+    """Token ids of the rejected answer, and for each whether it is in a span of ``column`` (leading space aside)."""
+    text = row["rejected"]["value"]
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    marks = []
+    for start, end in encoded["offset_mapping"]:
+        start += text[start] == " "
+        marks.append(any(max(start, span["start"]) < min(end, span["end"]) for span in row[column]))
+    return encoded["input_ids"], marks
+
+
+def test_length_and_share_in_tokens(pairs, tokenizer):
+    shares, lengths = [], []
+    for row in (*pairs.train, *pairs.heldout):
+        ids, marks = labelled_tokens(tokenizer, row, "rejected_error_spans")
+        shares.append(sum(marks) / len(ids))
+        lengths.append(len(ids))
+    print(f"wrong share {statistics.mean(shares):.3f}, answer tokens {statistics.mean(lengths):.1f}")
+    assert 0.1 <= statistics.mean(shares) <= 0.3
+    assert 0 < min(shares) <= max(shares) <= 0.45
+    assert 10 <= min(lengths) <= max(lengths) <= 50
+
+
+def test_answers_part_at_the_first_wrong_span(pairs, tokenizer):
+    """The first token that differs is in the first wrong span: a wrong value does not begin like the right one."""
+    off = 0
+    rows = (*pairs.train, *pairs.heldout)
+    for row in rows:
+        ids, marks = labelled_tokens(tokenizer, row, "rejected_error_spans")
+        chosen = tokenizer(row["chosen"]["value"], add_special_tokens=False)["input_ids"]
+        first = next(i for i, (a, b) in enumerate(zip(ids, chosen, strict=False)) if a != b)
+        off += first != marks.index(True)  # "'s" is one token and "'c" is two: rare, and not worth a rule
+    assert off <= 0.03 * len(rows)
+
+
+def test_no_token_rule_tells_wrong_values_from_right_ones(pairs, tokenizer):
+    """A table of token ids, counted on the training rows with their labels, hardly separates held-out values."""
+    seen, bad = collections.Counter(), collections.Counter()
+    for row in pairs.train:
+        ids, marks = labelled_tokens(tokenizer, row, "rejected_error_spans")
+        seen.update(ids)
+        bad.update(token for token, mark in zip(ids, marks, strict=True) if mark)
+    prior = bad.total() / seen.total()
+    scores = {True: [], False: []}
+    for row in pairs.heldout:
+        ids, wrong = labelled_tokens(tokenizer, row, "rejected_error_spans")
+        _, right = labelled_tokens(tokenizer, row, "rejected_right_spans")
+        for token, is_wrong, is_right in zip(ids, wrong, right, strict=True):
+            if is_wrong or is_right:
+                scores[is_wrong].append((bad[token] + 2 * prior) / (seen[token] + 2))
+    wins = [(a > b) + (a == b) / 2 for a in scores[True] for b in scores[False]]
+    auroc = statistics.mean(wins)
+    print(f"token rule among values: AUROC {auroc:.3f} ({len(scores[True])} wrong, {len(scores[False])} right)")
+    assert auroc < 0.7
+
+
+def test_shipped_files_are_what_the_generator_writes(tmp_path):
+    write_dataset(tmp_path)
+    shipped = resources.files("sepo.demo").joinpath("data")
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == shipped.joinpath(name).read_bytes(), f"{name}: write_dataset it anew"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_dataset_info_is_llamafactorys(tmp_path):
+    info = json.loads((write_dataset(tmp_path / "new" / "folder") / "dataset_info.json").read_text())
+    assert set(info) == {"demo_pairs", "demo_heldout"}
+    for entry in info.values():
+        assert (entry["ranking"], entry["formatting"]) == (True, "sharegpt")
+        assert set(entry["columns"]) == {"messages", "chosen", "rejected"}
+        rows = json.loads((tmp_path / "new" / "folder" / entry["file_name"]).read_text())
+        assert all(column in rows[0] for column in entry["columns"].values())
+
+
+def test_other_datasets_are_left_alone(tmp_path):
+    (tmp_path / "dataset_info.json").write_text('{"mine": {}}')
+    with pytest.raises(SepoError, match="mine"):
+        write_dataset(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset_info.json"]
+
+
+@pytest.mark.parametrize("rows", [-1, 0, 10**6])
+def test_impossible_sizes_say_what_is_possible(rows):
+    with pytest.raises(SepoError, match=r"expected|rows"):
+        generate_pairs(rows=rows)
+
+
+@given(value=st.integers(1, 9000), seed=st.integers(0, 1000))
+def test_near_numbers_are_wrong_visibly(value, seed):
+    near = near_number(value, random.Random(seed))
+    assert near > 0
+    assert str(near)[0] != str(value)[0]
+    assert near % 2 == value % 2
+
+
+def test_default_size_is_the_shipped_one(pairs):
+    assert len(pairs.train) + len(pairs.heldout) == DEMO_ROWS
+
+
+class TestTrueStatements:
+    """What is calculated is calculated again here, from the chosen text alone."""
+
+    def test_numbers_in_conversions_and_sums(self):
+        tables = {table.name: table for table in load_tables()}
+        for fact in tables["conversions"].facts:
+            values = fact.values
+            assert int(values["n"]) * int(values["ratio"]) == int(values["result"])
+        for fact in tables["arithmetic"].facts:
+            a, b, result = (int(fact.values[name]) for name in ("a", "b", "result"))
+            assert result == {"add": a + b, "subtract": a - b, "multiply": a * b}[fact.when]
+            assert fact.values["parity"] == ("odd" if result % 2 else "even") != fact.wrong["parity"]
+
+    def test_wrong_values_of_calculated_facts_are_wrong(self):
+        for table in load_tables():
+            for fact in table.facts:
+                for name, wrong in fact.wrong.items():
+                    assert wrong != fact.values[name], (table.name, fact)
+
+    def test_every_written_entity_appears_once(self):
+        entities = [fact.group for table in load_tables() for fact in table.facts if not fact.wrong]
+        assert len(entities) >= 200

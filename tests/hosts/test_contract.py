@@ -1,0 +1,77 @@
+"""What we rely on in the host beyond its public interface (see plugin/sepo/hosts/PATCHES.md)."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import sepo.hosts
+from sepo.hosts.llamafactory.doctor import _CONTRACT, host_contract
+
+LEDGER = Path(sepo.hosts.__file__).with_name("PATCHES.md").read_text()
+
+
+def test_host_has_what_we_rely_on():
+    assert [finding.text for finding in host_contract() if not finding.good] == []
+
+
+def test_every_name_that_we_rely_on_is_in_the_ledger():
+    for _, name, _ in _CONTRACT:
+        assert name in LEDGER or "integrations.deepspeed" in LEDGER, name
+
+
+def test_every_test_that_the_ledger_names_exists():
+    root = Path(__file__).parents[2]
+    named = set(re.findall(r"`(tests/[^`]+)`", LEDGER))
+    assert named
+    for reference in named:
+        path, _, function = reference.partition("::")
+        assert (root / path).is_file(), reference
+        assert not function or f"def {function}(" in (root / path).read_text(), reference
+
+
+def test_host_versions_in_the_ledger_are_those_of_the_extra():
+    extra = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert "llamafactory>=0.9.5,<0.9.6" in extra
+    assert "## LLaMA-Factory 0.9.5" in LEDGER
+
+
+def test_ray_worker_registers_in_its_own_process(monkeypatch):
+    from llamafactory.train import tuner
+
+    from sepo.hosts.llamafactory import ray_worker
+
+    started = []
+    monkeypatch.setattr(tuner, "_sepo_registered", False, raising=False)
+    monkeypatch.setattr(tuner, "Worker", type("HostWorker", (), {"__init__": lambda self: started.append(self)}))
+    for name in ("run_dpo", "get_train_args", "_training_function"):
+        monkeypatch.setattr(tuner, name, getattr(tuner, name))
+    monkeypatch.setenv("SEPO_RAY_WORKER", "")
+    ray_worker.Worker()
+    assert tuner._sepo_registered
+    assert tuner.Worker is ray_worker.Worker
+    assert len(started) == 1
+
+
+def test_plain_loading_restores_the_engine(monkeypatch):
+    from transformers.integrations import deepspeed
+
+    from sepo.hosts.llamafactory.scoring import plain_loading
+
+    class Engine:
+        def is_zero3(self):
+            return True
+
+    engine = Engine()
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    deepspeed.set_hf_deepspeed_config(engine)
+    try:
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        with contextlib.suppress(RuntimeError), plain_loading():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+            assert "FSDP_CPU_RAM_EFFICIENT_LOADING" not in os.environ
+            raise RuntimeError("a model that cannot be loaded")
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

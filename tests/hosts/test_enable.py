@@ -1,0 +1,72 @@
+"""`sepo enable`: what a new interpreter does with the file, and that it can be undone."""
+
+import sys
+
+import pytest
+
+from recipes import BIN, environment, run, sepo_recipe, write
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory import enable
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The file goes to a folder of the test's, not into the environment that the tests run in."""
+    monkeypatch.setattr(enable, "pth_file", lambda: tmp_path / "site" / enable.FILE_NAME)
+    (tmp_path / "site").mkdir()
+    return tmp_path / "site"
+
+
+def interpreter(site, code, **options):
+    """A new interpreter that reads the `.pth` files of ``site`` as it reads those of its own environment."""
+    return run([sys.executable, "-c", f"import site; site.addsitedir({str(site)!r})\n{code}"], cwd=site, **options)
+
+
+def test_enable_and_disable_leave_nothing_behind(elsewhere):
+    path = enable.enable()
+    assert enable.enabled()
+    assert [item.name for item in elsewhere.iterdir()] == [path.name]
+    enable.enable()  # twice is as good as once
+    assert enable.disable() is True
+    assert not enable.enabled()
+    assert list(elsewhere.iterdir()) == []
+    assert enable.disable() is False
+
+
+def test_a_start_of_the_interpreter_imports_neither_torch_nor_the_host(elsewhere):
+    enable.enable()
+    code = "import sys; print([name for name in ('torch', 'llamafactory', 'sepo._autoload') if name in sys.modules])"
+    assert interpreter(elsewhere, code).stdout.strip() == "['sepo._autoload']"
+
+
+def test_an_uninstalled_package_does_no_harm(elsewhere):
+    enable.enable()
+    done = run([sys.executable, "-c", f"exec({enable.LINE.replace('sepo', 'gone')!r})"], cwd=elsewhere)
+    assert done.stderr == ""
+
+
+def test_an_environment_that_cannot_be_written_is_said(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(enable, "pth_file", lambda: tmp_path / "file" / enable.FILE_NAME)
+    with pytest.raises(SepoError, match=r"cannot write .*; `sepo train` works without it"):
+        enable.enable()
+
+
+@pytest.mark.host
+def test_host_command_says_a_mistake_in_one_line(world, elsewhere, tmp_path):
+    enable.enable()
+    recipe = write(sepo_recipe(world, tmp_path / "out", select_ratio=2), tmp_path / "recipe.yaml")
+    code = (
+        "import sys; sys.argv = ['llamafactory-cli', 'train', " + repr(str(recipe)) + "]\n"
+        "from llamafactory.cli import main; main()"
+    )
+    done = interpreter(elsewhere, code, expect=2)
+    assert "sepo: error: select_ratio is 2.0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.host
+def test_doctor_finds_a_working_environment():
+    done = run([BIN / "sepo", "doctor"], cwd=".", env=environment())
+    assert "nothing is wrong" in done.stdout
+    assert "WRONG" not in done.stdout

@@ -1,0 +1,121 @@
+"""The chain: how its steps are wired to each other, and one real run of it."""
+
+import json
+
+import pytest
+
+from recipes import BIN, adapter, environment, run, write
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.pipeline import plan_steps, read_pipeline
+
+SHARED = {"model_name_or_path": "m", "template": "t", "dataset": "d", "dataset_dir": "data", "output_dir": "out"}
+
+
+def steps(**overrides):
+    return {step.name: step.recipe for step in plan_steps({**SHARED, **overrides})}
+
+
+def test_lora_chain_keeps_the_sft_adapter_in_oracle_and_reference():
+    planned = steps(finetuning_type="lora", select_ratio=0.4, val_size=0.1, seed=7, base={"lora_rank": 4})
+    assert list(planned) == ["sample", "base", "oracle", "policy"]
+    assert planned["base"]["stage"] == "sft"
+    assert planned["base"]["dataset"] == "oracle_answers"
+    assert planned["base"]["lora_rank"] == 4
+    oracle = planned["oracle"]
+    assert (oracle["stage"], oracle["dataset"], oracle["dataset_dir"]) == ("dpo", "oracle_pairs", "out/data")
+    assert (oracle["adapter_name_or_path"], oracle["create_new_adapter"]) == ("out/base", True)
+    policy = planned["policy"]
+    assert policy["oracle_base_model"] == "m"
+    assert policy["oracle_model_adapters"] == "out/base,out/oracle"
+    assert policy["oracle_base_model_adapters"] == "out/base"
+    assert (policy["stage"], policy["dataset"], policy["output_dir"]) == ("sepo", "d", "out/policy")
+    # The sample leaves the policy's validation rows out, so only the policy evaluates on them.
+    assert policy["val_size"] == planned["sample"]["val_size"] == 0.1
+    assert "val_size" not in planned["base"]
+    assert "val_size" not in oracle
+    assert "select_ratio" not in oracle
+    assert all(planned[name]["seed"] == 7 for name in planned)
+
+
+def test_full_chain_names_whole_models():
+    planned = steps(finetuning_type="full")
+    assert planned["oracle"]["model_name_or_path"] == "out/base"
+    assert "adapter_name_or_path" not in planned["oracle"]
+    assert planned["policy"]["oracle_model"] == "out/oracle"
+    assert planned["policy"]["oracle_base_model"] == "out/base"
+
+
+def test_quantized_chain_gives_dpo_the_sft_model_as_reference():
+    planned = steps(base={"quantization_bit": 4}, oracle={"quantization_bit": 4})
+    oracle = planned["oracle"]
+    assert "create_new_adapter" not in oracle
+    assert (oracle["ref_model"], oracle["ref_model_adapters"], oracle["ref_model_quantization_bit"]) == (
+        "m",
+        "out/base",
+        4,
+    )
+    assert planned["policy"]["oracle_model_adapters"] == "out/oracle"
+    assert planned["policy"]["oracle_base_model_adapters"] == "out/base"
+    assert planned["policy"]["oracle_model_quantization_bit"] == 4
+
+
+def test_base_can_be_skipped_or_have_its_own_data_and_model():
+    assert "base" not in steps(base=False)
+    assert steps(base=False)["policy"]["oracle_model_adapters"] == "out/oracle"
+    planned = steps(base_dataset="chat", base_dataset_dir="other", base={"model_name_or_path": "small"})
+    assert (planned["base"]["dataset"], planned["base"]["dataset_dir"]) == ("chat", "other")
+    assert planned["oracle"]["model_name_or_path"] == planned["policy"]["oracle_base_model"] == "small"
+    assert planned["policy"]["model_name_or_path"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"oracle_sample_ratio": 0}, "oracle_sample_ratio is 0"),
+        ({"oracle_sample_ratio": 1.5}, "oracle_sample_ratio is 1.5"),
+        ({"output_dir": None}, "output_dir is missing"),
+        ({"policy": "sepo"}, "section 'policy' is 'sepo'"),
+    ],
+)
+def test_wrong_recipes_are_refused(overrides, words):
+    with pytest.raises(SepoError, match=words):
+        steps(**overrides)
+
+
+def test_overrides_reach_sections(tmp_path):
+    path = write({**SHARED, "policy": {"sepo_gamma": 1.0}}, tmp_path / "r.yaml")
+    recipe = read_pipeline(path, ["policy.sepo_gamma=2", "seed=5"])
+    assert recipe["policy"]["sepo_gamma"] == 2
+    assert recipe["seed"] == 5
+    with pytest.raises(SepoError, match="'seed' is no override"):
+        read_pipeline(path, ["seed"])
+    with pytest.raises(SepoError, match="does not exist"):
+        read_pipeline(tmp_path / "none.yaml")
+
+
+@pytest.mark.host
+def test_chain_runs_skips_what_is_finished_and_refuses_other_settings(world, tmp_path):
+    recipe = {
+        "model_name_or_path": str(world / "policy"), "template": "chatml", "dataset_dir": str(world / "data"),
+        "dataset": "tiny_pairs", "cutoff_len": 128, "finetuning_type": "lora", "lora_rank": 2, "max_steps": 2,
+        "per_device_train_batch_size": 2, "learning_rate": 1.0e-2, "report_to": "none", "use_cpu": True, "seed": 5,
+        "output_dir": str(tmp_path / "out"), "token_scores_dir": str(tmp_path / "scores"), "oracle_sample_ratio": 0.5,
+        "val_size": 4, "logging_steps": 1,
+    }  # fmt: skip
+    path = write(recipe, tmp_path / "pipeline.yaml")
+    done = run([BIN / "sepo", "pipeline", path], cwd=tmp_path)
+    assert "[4/4] policy: done" in done.stdout
+    pairs = json.loads((tmp_path / "out" / "data" / "oracle_pairs.json").read_text())
+    answers = json.loads((tmp_path / "out" / "data" / "oracle_answers.json").read_text())
+    assert len(pairs) == len(answers) == 10  # half of the 20 training rows; 4 of the 24 are held out
+    assert [row["chosen"] for row in pairs] == [row["conversations"][-1] for row in answers]
+    settings = json.loads((tmp_path / "out" / "policy" / "sepo_settings.json").read_text())
+    assert settings["oracle"]["oracle"]["adapters"] == [str(tmp_path / "out" / name) for name in ("base", "oracle")]
+    assert adapter(tmp_path / "out" / "policy")
+    again = run([BIN / "sepo", "pipeline", path], cwd=tmp_path)
+    assert again.stdout.count("finished before") == 4
+    changed = run([BIN / "sepo", "pipeline", path, "base.lora_rank=4"], cwd=tmp_path, expect=2)
+    assert "step 'base'" in changed.stderr
+    assert "lora_rank was 2, now 4" in changed.stderr
+    unknown = run([BIN / "sepo", "pipeline", path, "oracle.lora_rnk=4"], cwd=tmp_path, expect=2, env=environment())
+    assert "unknown key 'lora_rnk'. Did you mean 'lora_rank'?" in unknown.stderr

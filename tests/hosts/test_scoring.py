@@ -1,0 +1,131 @@
+"""Scores of a data set in the host's columns: rows without an answer, joining, the keys of stores."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory import scoring
+
+IGNORE = -100
+
+
+def rows(*lengths):
+    """Tokenized pairs with prompts of three tokens and answers of the given lengths (chosen, rejected)."""
+    table = {f"{side}_{name}": [] for side in ("chosen", "rejected") for name in ("input_ids", "labels")}
+    for index, pair in enumerate(lengths):
+        for side, length in zip(("chosen", "rejected"), pair, strict=True):
+            answer = [10 + index + position for position in range(length)]
+            table[f"{side}_input_ids"].append([1, 2, 3, *answer])
+            table[f"{side}_labels"].append([IGNORE] * 3 + answer)
+    return Dataset.from_dict(table)
+
+
+class Words:
+    @staticmethod
+    def decode(ids, **options):
+        return " ".join(map(str, ids))
+
+
+def test_rows_without_an_answer_are_named_counted_and_skipped(caplog):
+    with caplog.at_level(logging.WARNING):
+        kept = scoring.skip_empty_responses(rows((2, 2), (0, 2), (1, 1), (3, 0)), name="train", tokenizer=Words)
+    assert len(kept) == 2
+    assert kept["chosen_input_ids"][1] == [1, 2, 3, 12]
+    assert "skipped 2 of 4 rows of train" in caplog.text
+    assert "Rows 1 ('1 2 3'), 3 (" in caplog.text
+
+
+def test_nothing_is_said_where_nothing_is_empty(caplog):
+    data = rows((2, 2), (1, 1))
+    assert scoring.skip_empty_responses(data, name="train", tokenizer=Words) is data
+    assert caplog.text == ""
+
+
+def test_a_data_set_without_any_answer_is_refused():
+    with pytest.raises(SepoError, match="every row has an empty response after truncation; raise cutoff_len"):
+        scoring.skip_empty_responses(rows((0, 1), (0, 0)), name="train", tokenizer=Words)
+
+
+def test_rows_digest_sees_ids_order_and_boundaries():
+    first = scoring._rows_digest(rows((2, 2), (1, 3)))
+    assert first == scoring._rows_digest(rows((2, 2), (1, 3)))
+    assert first != scoring._rows_digest(rows((1, 3), (2, 2)))
+    assert first != scoring._rows_digest(rows((2, 2), (2, 2)))
+    moved = rows((2, 2), (1, 3)).to_dict()
+    moved["chosen_labels"][0][2] = 3  # the prompt's last token becomes part of the answer
+    assert first != scoring._rows_digest(Dataset.from_dict(moved))
+
+
+@pytest.fixture
+def scorer(world, tmp_path):
+    from transformers import AutoTokenizer
+
+    from sepo.training.settings import ModelSpec, OracleSpec
+
+    def make(**overrides):
+        values = {
+            "oracle": world / "oracle",
+            "base": world / "base",
+            "template": "chatml",
+            "cutoff_len": 128,
+            **overrides,
+        }
+        settings = SimpleNamespace(
+            oracle=OracleSpec(oracle=ModelSpec(str(values["oracle"])), base=ModelSpec(str(values["base"]))),
+            token_scores_dir=str(tmp_path / "scores"), score_batch_tokens=64, head_chunk_tokens=None,
+        )  # fmt: skip
+        return scoring.DatasetScorer(
+            settings,
+            tokenizer=AutoTokenizer.from_pretrained(world / "policy"),
+            model_args=SimpleNamespace(trust_remote_code=False, compute_dtype=None),
+            data_args=SimpleNamespace(template=values["template"], cutoff_len=values["cutoff_len"]),
+            training_args=SimpleNamespace(world_size=1, process_index=0, device="cpu"),
+        )
+
+    return make
+
+
+def fake_scores(monkeypatch, value=0.5):
+    def score(self, dataset, start, stop, on_batch):
+        counts = {
+            side: [len(ids) - 3 for ids in dataset[start:stop][f"{side}_input_ids"]] for side in ("chosen", "rejected")
+        }
+        return {f"{side}_scores": [[value] * count for count in counts[side]] for side in counts}
+
+    monkeypatch.setattr(scoring.DatasetScorer, "_score", score)
+
+
+def test_scores_are_joined_row_by_row_and_found_again(scorer, monkeypatch, caplog):
+    fake_scores(monkeypatch)
+    data = rows((2, 1), (1, 3))
+    joined = scorer().attach(data, name="train")
+    assert joined["chosen_scores"] == [[0.5, 0.5], [0.5]]
+    assert joined["rejected_scores"] == [[0.5], [0.5] * 3]
+    assert joined["chosen_input_ids"] == data["chosen_input_ids"]
+    with caplog.at_level(logging.INFO):
+        scorer().attach(data, name="train")
+    assert "nothing to score" in caplog.text
+
+
+def test_another_oracle_template_cutoff_or_row_is_another_store(scorer, world, monkeypatch):
+    fake_scores(monkeypatch)
+    data = rows((2, 1), (1, 3))
+    stores = set()
+    variants = ({}, {"template": "qwen"}, {"cutoff_len": 64}, {"oracle": world / "policy"}, {"base": world / "policy"})
+    for overrides in variants:
+        made = scorer(**overrides)
+        made.attach(data, name="train")
+        stores.add(made.stores["train"])
+    made = scorer()
+    made.attach(rows((2, 1), (1, 2)), name="train")
+    stores.add(made.stores["train"])
+    assert len(stores) == len(variants) + 1
+
+
+def test_an_oracle_that_scores_only_zeros_is_refused(scorer, monkeypatch):
+    fake_scores(monkeypatch, value=0.0)
+    with pytest.raises(SepoError, match="all scores are zero"):
+        scorer().attach(rows((2, 1)), name="train")

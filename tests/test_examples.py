@@ -1,0 +1,64 @@
+"""Every recipe in yaml_examples/ is resolved as a run resolves it; those of our stages are trained, scaled down."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "yaml_examples").rglob("*.yaml"))
+assert EXAMPLES
+
+
+def load(path):
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_every_key_is_known_and_the_header_gives_the_command(path):
+    from sepo.hosts.llamafactory.arguments import STAGES, resolve
+    from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
+    from sepo.hosts.llamafactory.registration import host_keys
+
+    recipe, known = load(path), host_keys()
+    command = "pipeline" if set(SECTIONS) & set(recipe) else "train"
+    assert f"#   sepo {command} {path.relative_to(ROOT)}" in path.read_text()
+    steps = [step.recipe for step in plan_steps(recipe) if step.name != "sample"] if command == "pipeline" else [recipe]
+    for step in steps:
+        if step["stage"] in STAGES:
+            resolve(step, host_keys=known)
+        else:
+            assert set(step) <= set(known)
+
+
+def test_the_demo_recipe_is_a_pipeline():
+    from sepo.hosts.llamafactory.arguments import resolve
+    from sepo.hosts.llamafactory.pipeline import plan_steps
+    from sepo.hosts.llamafactory.registration import host_keys
+
+    recipe = load(ROOT / "plugin" / "sepo" / "demo" / "recipe.yaml")
+    steps = plan_steps({**recipe, "model_name_or_path": "m", "dataset_dir": "d", "output_dir": "o"})
+    resolve(steps[-1].recipe, host_keys=host_keys())
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("name", ["sepo_lora.yaml", "sepo_qlora.yaml"])
+def test_recipes_of_our_stage_run_on_a_stand_in(name, world, tmp_path):
+    """The example as it is, with tiny models and data in place of what it names, for two steps."""
+    from recipes import adapter, logged, sepo_train
+
+    stand_in = {
+        "model_name_or_path": str(world / "policy"), "dataset": "tiny_pairs", "dataset_dir": str(world / "data"),
+        "template": "chatml", "cutoff_len": 128, "output_dir": str(tmp_path / "out"), "max_steps": 2,
+        "logging_steps": 1, "token_scores_dir": str(tmp_path / "scores"), "use_cpu": True,
+        "gradient_accumulation_steps": 1, "preprocessing_num_workers": 1, "dataloader_num_workers": 1,
+    }  # fmt: skip
+    recipe = {key: value for key, value in load(ROOT / "yaml_examples" / name).items() if not key.startswith("oracle_")}
+    recipe |= stand_in
+    oracle = {"oracle_model": str(world / "oracle"), "oracle_base_model": str(world / "base")}
+    if "qlora" in name:
+        oracle["oracle_model_quantization_bit"] = 4
+    sepo_train({**recipe, **oracle}, tmp_path)
+    assert adapter(tmp_path / "out")
+    losses = [entry["loss"] for entry in logged(tmp_path / "out") if "loss" in entry]
+    assert len(losses) == 2

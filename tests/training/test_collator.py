@@ -1,0 +1,93 @@
+"""The selection beside the host's batch: aligned with the labels, refused where counts disagree."""
+
+import doctest
+
+import pytest
+import torch
+
+import sepo.training.collator
+from sepo.errors import SepoError
+from sepo.objectives import resolve_method
+from sepo.training import SELECTION, SelectionCollator
+
+
+def pad(rows):
+    """A host's pairwise collator: chosen rows first, padded on the right."""
+    labels = [row["chosen_labels"] for row in rows] + [row["rejected_labels"] for row in rows]
+    width = max(map(len, labels)) + 2
+    return {"labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]), "other": "kept"}
+
+
+def feature(chosen_labels, rejected_labels, chosen_scores, rejected_scores):
+    return {
+        "chosen_labels": chosen_labels,
+        "rejected_labels": rejected_labels,
+        "chosen_scores": chosen_scores,
+        "rejected_scores": rejected_scores,
+    }
+
+
+def collate(*features, **ratios):
+    return SelectionCollator(pad, method=resolve_method("sepo", **ratios))(features)
+
+
+def test_docstring_examples():
+    results = doctest.testmod(sepo.training.collator)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_selection_is_bool_and_stands_where_the_labels_stand():
+    batch = collate(
+        feature([-100, -100, 5, 6, 7], [-100, 8, 9], [0.1, 0.9, 0.5], [0.3, -0.3]),
+        feature([-100, 5, -100, 6], [-100, -100, -100, 7, 8, 9], [0.2, 0.1], [0.0, -1.0, 1.0]),  # a hole in a response
+        chosen_ratio=0.5,
+        rejected_ratio=0.5,
+    )
+    # Two rows of highest chosen scores, then two of lowest rejected ones.
+    chosen = [[0, 0, 0, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
+    rejected = [[0, 0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]]
+    assert batch[SELECTION].dtype == torch.bool
+    assert batch[SELECTION].int().tolist() == chosen + rejected
+    assert batch["other"] == "kept"
+
+
+def test_ratio_one_selects_every_scorable_label():
+    batch = collate(
+        feature([-100, 5, 6], [-100, 7], [0.0, 0.0], [0.0]),
+        feature([5, 6], [-100, -100, 7], [0.0], [0.0]),
+        chosen_ratio=1.0,
+        rejected_ratio=1.0,
+    )
+    expected = batch["labels"] != -100
+    expected[:, 0] = False
+    assert torch.equal(batch[SELECTION], expected)
+
+
+def test_the_first_token_of_a_row_cannot_be_scored():
+    """A response without a prompt: position 0 has no predecessor, so its label takes no score and is not selected."""
+    batch = collate(feature([5, 6, 7], [8, 9], [0.1, 0.9], [0.5]), chosen_ratio=0.5)
+    assert batch[SELECTION].int().tolist() == [[0, 0, 1, 0, 0], [0, 1, 0, 0, 0]]
+    assert batch["labels"][0, 0] == 5  # the host's labels stay as they are
+
+
+@pytest.mark.parametrize(
+    ("chosen_scores", "rejected_scores", "message"),
+    [
+        ([0.1], [0.2], "1 scores for a chosen response of 2 tokens"),
+        ([0.1, 0.2], [0.1, 0.2], "2 scores for a rejected response of 1 tokens"),
+        ([0.1, 0.2], [], "0 scores for a rejected response of 1 tokens"),
+    ],
+)
+def test_scores_of_other_data_are_refused(chosen_scores, rejected_scores, message):
+    with pytest.raises(SepoError, match=message):
+        collate(
+            feature([-100, 5], [-100, 7], [0.1], [0.1]),
+            feature([-100, 5, 6], [-100, 7], chosen_scores, rejected_scores),
+        )
+
+
+def test_scores_are_compared_in_float32():
+    """Neighbours that bfloat16 cannot tell apart: the later one is higher and must win."""
+    batch = collate(feature([-100, 5, 6], [-100, 7, 8], [1.0, 1.0 + 2**-20], [-1.0, -1.0 - 2**-20]), chosen_ratio=0.5)
+    assert batch[SELECTION].int().tolist() == [[0, 0, 1, 0, 0], [0, 0, 1, 0, 0]]

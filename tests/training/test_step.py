@@ -1,0 +1,251 @@
+"""The step against a loop over full logits, and what must not change its loss: batching, padding, order."""
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from sepo.errors import SepoError
+from sepo.objectives import resolve_method
+from sepo.training import SELECTION, SelectionCollator, preference_step
+
+GAMMA, CHOSEN_RATIO, REJECTED_RATIO = 1.7, 0.4, 0.25
+SEPO = resolve_method("sepo", gamma=GAMMA, chosen_ratio=CHOSEN_RATIO, rejected_ratio=REJECTED_RATIO)
+EVERYTHING = resolve_method("sepo", gamma=GAMMA, chosen_ratio=1.0, rejected_ratio=1.0)
+
+
+@pytest.fixture(scope="module")
+def policy(world):
+    return LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64).eval()
+
+
+def make_pairs(count, seed=0):
+    """Pairs with prompts and responses of many lengths, a score for every response token."""
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        prompt = [draw.randrange(3, 300) for _ in range(draw.randrange(1, 6))]
+        pair = {}
+        for side in ("chosen", "rejected"):
+            response = [draw.randrange(3, 300) for _ in range(draw.randrange(1, 12))]
+            pair[f"{side}_input_ids"] = prompt + response
+            pair[f"{side}_labels"] = [-100] * len(prompt) + response
+            pair[f"{side}_scores"] = [draw.gauss(0, 1) for _ in response]
+        made.append(pair)
+    return made
+
+
+PAIRS = make_pairs(4)
+
+
+def collate(pairs, method=SEPO, extra=0):
+    """The batch as a host makes it, ``extra`` positions wider than it must be."""
+
+    def pad(rows):
+        def padded(key, value):
+            lists = [row[f"{side}_{key}"] for side in ("chosen", "rejected") for row in rows]
+            width = max(map(len, lists)) + extra
+            return torch.tensor([ids + [value] * (width - len(ids)) for ids in lists])
+
+        labels = padded("labels", -100)
+        real = padded("input_ids", -1) >= 0
+        return {"input_ids": padded("input_ids", 0), "attention_mask": real.long(), "labels": labels}
+
+    return SelectionCollator(pad, method=method)(pairs) if method.needs_scores else pad(pairs)
+
+
+def logsigmoid(x):
+    return -torch.log1p(torch.exp(-x))
+
+
+def slow_log_probs(model, ids, labels):
+    """Log-probability of every response token of one row, from full logits."""
+    log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return [log_probs[t - 1, label] for t, label in enumerate(labels) if label != -100]
+
+
+def slow_sides(model, pair):
+    """(log-probabilities, selected ones) of the chosen and of the rejected response."""
+    sides = []
+    for side, ratio, sign in (("chosen", CHOSEN_RATIO, -1), ("rejected", REJECTED_RATIO, 1)):
+        logps = slow_log_probs(model, pair[f"{side}_input_ids"], pair[f"{side}_labels"])
+        scores = pair[f"{side}_scores"]
+        kept = max(1, math.floor(ratio * len(scores) + 1e-9))
+        order = sorted(range(len(scores)), key=lambda index: sign * scores[index])[:kept]
+        sides.append((logps, [logps[index] for index in order]))
+    return sides
+
+
+def slow_sepo(model, pairs, nll_weight=0.0):
+    losses = []
+    for pair in pairs:
+        (chosen, best), (_, worst) = slow_sides(model, pair)
+        losses.append(-logsigmoid(GAMMA * (sum(best) / len(best) - sum(worst) / len(worst))))
+        losses[-1] = losses[-1] - nll_weight * sum(chosen) / len(chosen)
+    return sum(losses) / len(losses)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same(model, loss, expected, tolerance=1e-11):
+    """The same loss and the same gradient of every parameter."""
+    assert math.isclose(loss.item(), expected.item(), rel_tol=tolerance)
+    torch.testing.assert_close(gradients(model, loss), gradients(model, expected), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 1])
+@pytest.mark.parametrize("nll_weight", [0.0, 0.3])
+def test_sepo_equals_the_slow_loss(policy, nll_weight, chunk_tokens):
+    output = preference_step(
+        policy, collate(PAIRS), method=SEPO, chosen_nll_weight=nll_weight, chunk_tokens=chunk_tokens
+    )
+    assert_same(policy, output.loss, slow_sepo(policy, PAIRS, nll_weight))
+
+
+def test_the_methods_own_nll_equals_the_step_s(policy):
+    """``pref_ftx`` as a part of the method reads all chosen tokens too, not the selected ones only."""
+    method = resolve_method("sepo", gamma=GAMMA, chosen_ratio=CHOSEN_RATIO, rejected_ratio=REJECTED_RATIO, pref_ftx=0.3)
+    output = preference_step(policy, collate(PAIRS, method), method=method)
+    assert_same(policy, output.loss, slow_sepo(policy, PAIRS, 0.3))
+
+
+def test_ratio_one_equals_the_unselected_mean_objective(policy):
+    output = preference_step(policy, collate(PAIRS, EVERYTHING), method=EVERYTHING)
+    margins = []
+    for pair in PAIRS:
+        chosen, rejected = (torch.stack(logps) for logps, _ in slow_sides(policy, pair))
+        margins.append(chosen.mean() - rejected.mean())
+    assert_same(policy, output.loss, -logsigmoid(GAMMA * torch.stack(margins)).mean())
+    unselected = resolve_method("sepo", gamma=GAMMA, token_scorer="none")
+    plain = preference_step(policy, collate(PAIRS, unselected), method=unselected)
+    assert output.loss.item() == plain.loss.item()
+    assert output.metrics == plain.metrics
+
+
+@pytest.mark.parametrize("nll_weight", [0.0, 0.3])
+def test_a_batch_of_four_equals_four_accumulated_batches_of_one(policy, nll_weight):
+    def loss(pairs):
+        return preference_step(policy, collate(pairs), method=SEPO, chosen_nll_weight=nll_weight).loss
+
+    whole = loss(PAIRS)
+    expected = gradients(policy, whole)
+    policy.zero_grad()
+    parts = [loss([pair]) / 4 for pair in PAIRS]
+    for part in parts:
+        part.backward()
+    assert math.isclose(sum(part.item() for part in parts), whole.item(), rel_tol=1e-12)
+    accumulated = {name: parameter.grad for name, parameter in policy.named_parameters()}
+    torch.testing.assert_close(accumulated, expected, rtol=1e-11, atol=1e-11)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.permutations(range(4)), st.integers(0, 9), st.integers(0, 1000))
+def test_padding_and_order_do_not_matter(world, order, extra, seed):
+    model = LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64).eval()
+    pairs = make_pairs(4, seed)
+    moved = preference_step(model, collate([pairs[index] for index in order], extra=extra), method=SEPO)
+    plain = preference_step(model, collate(pairs), method=SEPO)
+    assert_same(model, moved.loss, plain.loss)
+    assert moved.metrics == pytest.approx(plain.metrics, rel=1e-6)
+
+
+def test_only_selected_tokens_carry_gradient(policy):
+    """Another token in place of an unselected last one: nothing before it can see it, so nothing changes."""
+    pairs = copy.deepcopy(PAIRS)
+    for pair in pairs:
+        pair["rejected_input_ids"] = [*pair["rejected_input_ids"], 7]
+        pair["rejected_labels"] = [*pair["rejected_labels"], 7]
+        pair["rejected_scores"] = [*pair["rejected_scores"], 100.0]
+    other = copy.deepcopy(pairs)
+    for pair in other:
+        pair["rejected_input_ids"][-1] = pair["rejected_labels"][-1] = 9
+    ours, theirs = (preference_step(policy, collate(some), method=SEPO).loss for some in (pairs, other))
+    assert_same(policy, ours, theirs, tolerance=1e-14)
+
+
+@pytest.mark.parametrize("nll_weight", [0.0, 0.3])
+def test_metrics(policy, nll_weight):
+    metrics = preference_step(policy, collate(PAIRS), method=SEPO, chosen_nll_weight=nll_weight).metrics
+    with torch.no_grad():
+        sides = [slow_sides(policy, pair) for pair in PAIRS]
+    rewards = [[GAMMA * float(sum(kept)) / len(kept) for _, kept in pair] for pair in sides]
+    computed = [[float(sum(chosen if nll_weight else best)), float(sum(worst))] for (chosen, best), (_, worst) in sides]
+    tokens = [sum(len(pair[side][0]) for pair in sides) for side in (0, 1)]
+    selected = [sum(len(pair[side][1]) for pair in sides) for side in (0, 1)]
+    assert metrics == pytest.approx(
+        {
+            "rewards/chosen": sum(won for won, _ in rewards) / 4,
+            "rewards/rejected": sum(lost for _, lost in rewards) / 4,
+            "rewards/accuracies": sum(won > lost for won, lost in rewards) / 4,
+            "rewards/margins": sum(won - lost for won, lost in rewards) / 4,
+            "logps/chosen": sum(won for won, _ in computed) / 4,
+            "logps/rejected": sum(lost for _, lost in computed) / 4,
+            "select/chosen_ratio": selected[0] / tokens[0],
+            "select/rejected_ratio": selected[1] / tokens[1],
+            "select/tokens": sum(selected),
+        },
+        rel=1e-6,
+    )
+    assert all(type(value) is float for value in metrics.values())
+
+
+@pytest.mark.parametrize("objective", ["simpo", "rrhf", "orpo"])
+def test_methods_without_selection_and_reference(policy, objective):
+    method = resolve_method(objective)
+    loss = preference_step(policy, collate(PAIRS, method), method=method).loss
+    losses = []
+    for pair in PAIRS:
+        chosen, rejected = (torch.stack(logps).mean() for logps, _ in slow_sides(policy, pair))
+        if objective == "simpo":
+            losses.append(-logsigmoid(2.0 * (chosen - rejected) - 1.0))
+        elif objective == "rrhf":
+            losses.append(torch.relu(rejected - chosen) - chosen)
+        else:
+            odds = [mean - torch.log1p(-torch.exp(mean)) for mean in (chosen, rejected)]
+            losses.append(-chosen - 0.1 * logsigmoid(odds[0] - odds[1]))
+    assert_same(policy, loss, torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize(
+    ("objective", "missing"),
+    [
+        ("dpo", "ref_chosen_logps"),
+        ("simpo_reg", "chosen_token_rewards"),
+        ("selective_dpo", "the batch has no 'selection'"),
+        ("sepo", "the batch has no 'selection'.*SelectionCollator"),
+    ],
+)
+def test_what_a_method_needs_and_the_batch_lacks_is_named(policy, objective, missing):
+    batch = collate(PAIRS)
+    del batch[SELECTION]
+    with pytest.raises(SepoError, match=missing):
+        preference_step(policy, batch, method=resolve_method(objective))
+
+
+def test_a_response_without_a_token_is_refused_by_row(policy):
+    batch = collate(PAIRS)
+    batch["labels"][2] = -100
+    batch[SELECTION][2] = False
+    with pytest.raises(SepoError, match="chosen response's selection in row 2 has 0 counted tokens"):
+        preference_step(policy, batch, method=SEPO)
+
+
+def test_the_head_runs_on_selected_tokens_only(policy):
+    counts = []
+    hook = policy.lm_head.register_forward_hook(lambda head, arguments, output: counts.append(output.numel()))
+    batch = collate(PAIRS)
+    for nll_weight in (0.0, 0.0, 0.3):  # the first call may carry the check of the head along
+        preference_step(policy, batch, method=SEPO, chosen_nll_weight=nll_weight)
+    hook.remove()
+    rejected = int(batch[SELECTION][4:].sum())
+    assert counts[1] == batch[SELECTION].sum()
+    assert counts[2] == rejected + (batch["labels"][:4] != -100).sum()
