@@ -86,15 +86,14 @@ class TestModel:
         from transformers import AutoModelForCausalLM
 
         again = AutoModelForCausalLM.from_pretrained(model_directory)
-        assert again.dtype == torch.bfloat16
+        assert again.dtype == torch.float32
         for name, weight in again.state_dict().items():
-            assert torch.equal(weight.float(), model.state_dict()[name]), name
+            assert torch.equal(weight, model.state_dict()[name]), name
 
     def test_weights_are_those_of_the_gguf(self, model):
         """Slow twin: a block of 32 weights is 20 bytes, a scale d and a minimum m in float16, then w = d * nibble + m.
 
         The rows of a head that RoPE turns together, j and j + 32, lie beside each other in a GGUF (2 j and 2 j + 1).
-        Compared once with transformers' own reading of the whole file: equal to the rounding of bfloat16.
         """
         import numpy
         import torch
@@ -113,9 +112,9 @@ class TestModel:
             for head, j in ((0, 0), (1, 5), (2, 31)):
                 for half in (0, 1):
                     expected = row(f"blk.7.{name}.weight", 64 * head + 2 * j + half)
-                    torch.testing.assert_close(weight[64 * head + 32 * half + j], expected, rtol=2**-8, atol=1e-8)
+                    torch.testing.assert_close(weight[64 * head + 32 * half + j], expected, rtol=1e-6, atol=1e-8)
         expected = row("blk.7.ffn_down.weight", 100)
-        torch.testing.assert_close(layer.mlp.down_proj.weight[100], expected, rtol=2**-8, atol=1e-8)
+        torch.testing.assert_close(layer.mlp.down_proj.weight[100], expected, rtol=1e-6, atol=1e-8)
 
 
 class TestFolder:

@@ -14,12 +14,13 @@ from sepo.demo.facts import load_tables, near_number
 from sepo.demo.pairs import DEMO_ROWS, generate_pairs, write_dataset
 from sepo.errors import SepoError
 
-FILES = ("demo_pairs.json", "demo_heldout.json", "dataset_info.json")
+NAMES = ("demo_pairs", "demo_heldout", "fluent_pairs", "fluent_heldout")
+FILES = (*(f"{name}.json" for name in NAMES), "dataset_info.json")
 
 
-@pytest.fixture(scope="module")
-def pairs():
-    return generate_pairs()
+@pytest.fixture(scope="module", params=["obvious", "fluent"])
+def pairs(request):
+    return generate_pairs(errors=request.param)
 
 
 def prompts(rows):
@@ -74,16 +75,16 @@ def check_row(row):
         assert rejected[span["start"] : span["end"]] in row["chosen"]["value"]
 
 
-@given(seed=st.integers(0, 2**32), rows=st.integers(5, 600))
+@given(seed=st.integers(0, 2**32), rows=st.integers(5, 600), errors=st.sampled_from(["obvious", "fluent"]))
 @settings(max_examples=20, deadline=None)
-def test_every_row_is_exact_for_any_seed(seed, rows):
-    pairs = generate_pairs(seed=seed, rows=rows)
+def test_every_row_is_exact_for_any_seed(seed, rows, errors):
+    pairs = generate_pairs(seed=seed, rows=rows, errors=errors)
     assert (len(pairs.train), len(pairs.heldout)) == (rows - rows // 5, rows // 5)
     for row in (*pairs.train, *pairs.heldout):
         check_row(row)
     asked = prompts((*pairs.train, *pairs.heldout))
     assert len(set(asked)) == len(asked)
-    assert generate_pairs(seed=seed, rows=rows) == pairs
+    assert generate_pairs(seed=seed, rows=rows, errors=errors) == pairs
 
 
 def test_different_seeds_differ():
@@ -148,9 +149,12 @@ def test_length_and_share_in_tokens(pairs, tokenizer):
     assert 10 <= min(lengths) <= max(lengths) <= 50
 
 
-def test_answers_part_at_the_first_wrong_span(pairs, tokenizer):
-    """The first token that differs is in the first wrong span: a wrong value does not begin like the right one."""
-    off = 0
+def test_answers_part_at_the_first_wrong_span(tokenizer):
+    """The first token that differs is in the first wrong span: a wrong value does not begin like the right one.
+
+    Of the fluent part: where a number replaces a word, the space before it is a token of its own, and differs too.
+    """
+    off, pairs = 0, generate_pairs(errors="fluent")
     rows = (*pairs.train, *pairs.heldout)
     for row in rows:
         ids, marks = labelled_tokens(tokenizer, row, "rejected_error_spans")
@@ -160,8 +164,20 @@ def test_answers_part_at_the_first_wrong_span(pairs, tokenizer):
     assert off <= 0.03 * len(rows)
 
 
-def test_no_token_rule_tells_wrong_values_from_right_ones(pairs, tokenizer):
+def test_obvious_errors_are_of_another_kind_than_what_they_replace():
+    """A word stands where a number belongs; where a word belongs, it is a number about as often as another word."""
+    kinds = collections.Counter()
+    for row in generate_pairs(errors="obvious").train:
+        for span, right in zip(row["rejected_error_spans"], counterparts(row), strict=True):
+            wrong = row["rejected"]["value"][span["start"] : span["end"]]
+            assert not (right[0].isdigit() and wrong[0].isdigit()), row
+            kinds[right[0].isdigit(), wrong[0].isdigit()] += 1
+    assert 0.35 < kinds[False, True] / (kinds[False, True] + kinds[False, False]) < 0.65
+
+
+def test_no_token_rule_tells_fluent_wrong_values_from_right_ones(tokenizer):
     """A table of token ids, counted on the training rows with their labels, hardly separates held-out values."""
+    pairs = generate_pairs(errors="fluent")
     seen, bad = collections.Counter(), collections.Counter()
     for row in pairs.train:
         ids, marks = labelled_tokens(tokenizer, row, "rejected_error_spans")
@@ -191,7 +207,7 @@ def test_shipped_files_are_what_the_generator_writes(tmp_path):
 
 def test_dataset_info_is_llamafactorys(tmp_path):
     info = json.loads((write_dataset(tmp_path / "new" / "folder") / "dataset_info.json").read_text())
-    assert set(info) == {"demo_pairs", "demo_heldout"}
+    assert set(info) == set(NAMES)
     for entry in info.values():
         assert (entry["ranking"], entry["formatting"]) == (True, "sharegpt")
         assert set(entry["columns"]) == {"messages", "chosen", "rejected"}

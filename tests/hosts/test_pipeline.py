@@ -22,7 +22,7 @@ def test_lora_chain_keeps_the_sft_adapter_in_oracle_and_reference():
     assert planned["base"]["dataset"] == "oracle_answers"
     assert planned["base"]["lora_rank"] == 4
     oracle = planned["oracle"]
-    assert (oracle["stage"], oracle["dataset"], oracle["dataset_dir"]) == ("dpo", "oracle_pairs", "out/data")
+    assert (oracle["stage"], oracle["dataset"], oracle["dataset_dir"]) == ("dpo", "oracle_pairs", "out/sample")
     assert (oracle["adapter_name_or_path"], oracle["create_new_adapter"]) == ("out/base", True)
     policy = planned["policy"]
     assert policy["oracle_base_model"] == "m"
@@ -105,8 +105,8 @@ def test_chain_runs_skips_what_is_finished_and_refuses_other_settings(world, tmp
     path = write(recipe, tmp_path / "pipeline.yaml")
     done = run([BIN / "sepo", "pipeline", path], cwd=tmp_path)
     assert "[4/4] policy: done" in done.stdout
-    pairs = json.loads((tmp_path / "out" / "data" / "oracle_pairs.json").read_text())
-    answers = json.loads((tmp_path / "out" / "data" / "oracle_answers.json").read_text())
+    pairs = json.loads((tmp_path / "out" / "sample" / "oracle_pairs.json").read_text())
+    answers = json.loads((tmp_path / "out" / "sample" / "oracle_answers.json").read_text())
     assert len(pairs) == len(answers) == 10  # half of the 20 training rows; 4 of the 24 are held out
     assert [row["chosen"] for row in pairs] == [row["conversations"][-1] for row in answers]
     settings = json.loads((tmp_path / "out" / "policy" / "sepo_settings.json").read_text())

@@ -80,3 +80,12 @@ def test_system_and_tools_are_kept(tmp_path, field):
     )
     write_sample({"dataset": "r", "dataset_dir": str(source)}, ratio=1.0, folder=tmp_path / "out")
     assert json.loads((tmp_path / "out" / "oracle_answers.json").read_text())[0][field] == value
+
+
+def test_data_sets_of_somebody_else_are_not_overwritten(world, tmp_path):
+    from sepo.errors import SepoError
+
+    (tmp_path / "dataset_info.json").write_text('{"mine": {}}')
+    with pytest.raises(SepoError, match="lists other data sets"):
+        sampled(world, tmp_path)
+    assert (tmp_path / "dataset_info.json").read_text() == '{"mine": {}}'

@@ -15,8 +15,9 @@ from sepo.forward.scoring import ScoredSequence, length_batches, response_log_pr
 from sepo.tokens.selection import select_tokens
 from sepo.tokens.store import ScoreStore
 
+PROMPT = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 END_OF_TURN = "<|im_end|>\n"
-"""What the template ``smollm2`` puts after an answer; its tokens are scored and can be selected."""
+"""The template ``smollm``, in which the demonstration trains; the tokens after an answer are scored too."""
 
 _BATCH_TOKENS = 4096
 
@@ -88,7 +89,7 @@ def preference_accuracy(model: nn.Module, rows: Sequence[Mapping[str, Any]], *, 
     Args:
         model: a causal language model in eval mode.
         rows: ranking rows with one human turn.
-        tokenizer: its tokenizer, with a chat template.
+        tokenizer: its tokenizer.
 
     Returns:
         The share of rows, and the mean margin in nats per token.
@@ -96,8 +97,7 @@ def preference_accuracy(model: nn.Module, rows: Sequence[Mapping[str, Any]], *, 
     sequences = []
     for side in ("chosen", "rejected"):
         for row in rows:
-            turns = [{"role": "user", "content": row["conversations"][0]["value"]}]
-            prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            prompt = PROMPT.format(question=row["conversations"][0]["value"])
             start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             answer = tokenizer(row[side]["value"] + END_OF_TURN, add_special_tokens=False)["input_ids"]
             sequences.append(ScoredSequence([*start, *answer], len(start)))

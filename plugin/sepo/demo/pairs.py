@@ -1,8 +1,10 @@
 """Preference pairs of the project's own: true short answers, and the same answers with known wrong spans.
 
 Every row is built from a fact and a wording. The chosen answer states the fact; the rejected one is the same text in
-which one to three spans were exchanged for wrong values of the same kind (a city for a city, a number for a number).
-The spans are recorded, so whatever scores tokens can be judged against the truth. Facts and wordings come from
+which one to three spans were exchanged for wrong values. In the *obvious* part they come from another domain (a metal
+for a city, a color for a number), and a small oracle finds them after minutes of training; in the *fluent* part they
+are values of the same kind (a city for a city, a number for a number), which only knowledge tells apart. The spans are
+recorded, so whatever scores tokens can be judged against the truth. Facts and wordings come from
 ``sepo.demo.facts``.
 
 A fact is in the training part or in the held-out part, never in both. Wrong values are right values of other facts of
@@ -19,8 +21,9 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from sepo.demo.facts import Fact, Table, load_tables, near_number
 from sepo.errors import SepoError
@@ -30,9 +33,10 @@ __all__ = ["DEMO_ROWS", "DEMO_SEED", "DemoPairs", "PairRow", "Span", "generate_p
 DEMO_SEED = 20240817
 """The seed of the files that ship in ``sepo/demo/data``."""
 
-DEMO_ROWS = 400
+DEMO_ROWS = 300
 """Rows of the shipped set, training and held-out together; one fifth is held out."""
 
+_NAMES = ("demo_pairs", "demo_heldout", "fluent_pairs", "fluent_heldout")
 _HELDOUT_ONE_IN = 5
 _MAX_SPANS = 3
 _ASIDE_SHARE = 0.65  # of the rows whose table has asides: more right values among which the wrong ones hide
@@ -84,10 +88,14 @@ class _Piece:
     type: str = ""
 
 
-def generate_pairs(*, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> DemoPairs:
+def generate_pairs(
+    *, seed: int = DEMO_SEED, rows: int = DEMO_ROWS, errors: Literal["obvious", "fluent"] = "obvious"
+) -> DemoPairs:
     """Generate preference pairs with known wrong spans; the same arguments give the same rows on every machine.
 
     Args:
+        errors: ``obvious``, wrong values from another domain in short answers, or ``fluent``, wrong values of the same
+            kind, among more right ones.
         seed: seed of every draw (``random.Random``).
         rows: rows in all, spread evenly over the tables of facts; one fifth of them (rounded down) is held out.
 
@@ -98,7 +106,7 @@ def generate_pairs(*, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> DemoPairs
         SepoError: ``rows`` is below 1 or above what the facts can fill.
 
     Example:
-        >>> row = generate_pairs(rows=400).train[0]
+        >>> row = generate_pairs(rows=300).train[0]
         >>> span = row["rejected_error_spans"][0]
         >>> row["rejected"]["value"][span["start"] : span["end"]] not in ("", row["chosen"]["value"])
         True
@@ -121,7 +129,11 @@ def generate_pairs(*, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> DemoPairs
         for part in (0, 1):
             rng = random.Random(f"{seed}/{part}/{table.name}")
             pool = parts[index][part]
-            pairs[part].extend(_row(table, fact, pool, rng) for fact in pool[: quotas[part][index]])
+            facts = pool[: quotas[part][index]]
+            if errors == "obvious":
+                pairs[part].extend(_row(table, fact, pool, rng, _foreign_values(table.domain)) for fact in facts)
+            else:
+                pairs[part].extend(_row(table, fact, pool, rng) for fact in facts)
     for part in (0, 1):
         random.Random(f"{seed}/order/{part}").shuffle(pairs[part])
     return pairs
@@ -148,7 +160,7 @@ def _allocate(total: int, capacities: Sequence[int]) -> list[int]:
     return shares
 
 
-def _row(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> PairRow:
+def _row(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random, foreign: Sequence[str] = ()) -> PairRow:
     wrong = _wrong_values(table, fact, pool, rng)
     if table.forms:
         form = rng.choice([form for form in table.forms if form.get("when", "") == fact.when])
@@ -159,7 +171,9 @@ def _row(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> 
         answers = [_pieces(fact.values["answer"], table, fact, wrong)]
     usable = [pieces for pieces in answers if any(piece.wrong is not None for piece in pieces)]
     pieces = rng.choice(usable)
-    if table.asides and rng.random() < _ASIDE_SHARE:
+    if foreign:
+        pieces = [_out_of_place(piece, pieces, foreign, rng) for piece in pieces]
+    elif table.asides and rng.random() < _ASIDE_SHARE:
         question = f"{question} {rng.choice(table.more)}"
         pieces += _aside(table, fact, pool, rng)
     rejected, spans, right_spans = _corrupt(pieces, rng)
@@ -171,6 +185,34 @@ def _row(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> 
         rejected_right_spans=right_spans,
         domain=table.domain,
     )
+
+
+@cache
+def _foreign_values(domain: str) -> tuple[str, ...]:
+    """Values that go wrong elsewhere, of all other domains: words and numbers of three characters or more."""
+    values = {
+        value
+        for table in load_tables()
+        if table.domain != domain
+        for fact in table.facts
+        for name, value in fact.values.items()
+        if name in table.types and len(value) >= 3 and (value.isalpha() or value.isdigit())
+    }
+    return tuple(sorted(values))
+
+
+def _out_of_place(piece: _Piece, pieces: Sequence[_Piece], foreign: Sequence[str], rng: random.Random) -> _Piece:
+    """Exchange the wrong value of a piece for one of another domain: a word for a number, either for a word."""
+    if piece.wrong is None:
+        return piece
+    text = "".join(other.right for other in pieces).lower()
+    number = not piece.right[0].isdigit() and rng.random() < 0.5
+    fitting = [
+        value
+        for value in foreign
+        if value.isdigit() == number and value.lower() not in text and value[:3].lower() != piece.right[:3].lower()
+    ]
+    return replace(piece, wrong=_cased(rng.choice(fitting), "^" if piece.right[0].isupper() else ""))
 
 
 def _aside(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> list[_Piece]:
@@ -274,13 +316,14 @@ def _written_type(right: str, wrong: str) -> str:
 
 
 def write_dataset(directory: Path, *, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> Path:
-    """Write ``demo_pairs.json``, ``demo_heldout.json`` and LLaMA-Factory's ``dataset_info.json`` into ``directory``.
+    """Write the four data sets and LLaMA-Factory's ``dataset_info.json`` into ``directory``.
 
-    Each file appears whole or not at all, and the same arguments give the same bytes. In a recipe: ``dataset_dir:``
-    this directory, ``dataset: demo_pairs``, ``eval_dataset: demo_heldout``.
+    ``demo_pairs`` and ``demo_heldout`` have obvious errors, ``fluent_pairs`` and ``fluent_heldout`` fluent ones. Each
+    file appears whole or not at all, and the same arguments give the same bytes. In a recipe: ``dataset_dir:`` this
+    directory, ``dataset: demo_pairs``, ``eval_dataset: demo_heldout``.
 
     Args:
-        directory: made if absent; files of these three names in it are replaced.
+        directory: made if absent; files of these names in it are replaced.
         seed: as for :func:`generate_pairs`.
         rows: as for :func:`generate_pairs`.
 
@@ -291,12 +334,11 @@ def write_dataset(directory: Path, *, seed: int = DEMO_SEED, rows: int = DEMO_RO
         SepoError: ``directory`` holds a ``dataset_info.json`` that lists other data sets.
     """
     directory = Path(directory)
-    pairs = generate_pairs(seed=seed, rows=rows)
-    contents: dict[str, object] = {
-        "demo_pairs.json": pairs.train,
-        "demo_heldout.json": pairs.heldout,
-        "dataset_info.json": {name: _dataset_entry(name) for name in ("demo_pairs", "demo_heldout")},
-    }
+    obvious = generate_pairs(seed=seed, rows=rows, errors="obvious")
+    fluent = generate_pairs(seed=seed, rows=rows, errors="fluent")
+    parts = (obvious.train, obvious.heldout, fluent.train, fluent.heldout)
+    contents: dict[str, object] = {f"{name}.json": part for name, part in zip(_NAMES, parts, strict=True)}
+    contents["dataset_info.json"] = {name: _dataset_entry(name) for name in _NAMES}
     _refuse_other_datasets(directory / "dataset_info.json")
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -318,7 +360,7 @@ def _refuse_other_datasets(path: Path) -> None:
         return
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-        others = sorted(set(listed) - {"demo_pairs", "demo_heldout"})
+        others = sorted(set(listed) - set(_NAMES))
     except (ValueError, TypeError):
         others = ["unreadable content"]
     if others:

@@ -97,7 +97,7 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
     oracle = _oracle_recipe(base, training, sections["oracle"] or {}, output)
     policy = {**_oracle_keys(base, oracle), **policy}
     steps = [
-        Step("sample", {**_data_keys(policy), "oracle_sample_ratio": float(ratio), "output_dir": f"{output}/data"})
+        Step("sample", {**_data_keys(policy), "oracle_sample_ratio": float(ratio), "output_dir": f"{output}/sample"})
     ]
     if base is not None:
         steps.append(Step("base", base))
@@ -123,7 +123,7 @@ def _base_recipe(
         return None
     from sepo.hosts.llamafactory.sample import ANSWERS
 
-    data = {"dataset": ANSWERS, "dataset_dir": f"{output}/data"}
+    data = {"dataset": ANSWERS, "dataset_dir": f"{output}/sample"}
     if recipe.get("base_dataset"):
         folder = recipe.get("base_dataset_dir") or recipe.get("dataset_dir") or "data"
         data = {"dataset": recipe["base_dataset"], "dataset_dir": folder}
@@ -136,7 +136,7 @@ def _oracle_recipe(
     """DPO from the base on the sample's pairs, with the base as its reference (SePO, Eq. 5)."""
     from sepo.hosts.llamafactory.sample import PAIRS
 
-    data = {"dataset": PAIRS, "dataset_dir": f"{output}/data"}
+    data = {"dataset": PAIRS, "dataset_dir": f"{output}/sample"}
     inherited: dict[str, Any] = {}
     if base is not None:
         inherited = {name: base[name] for name in ("model_name_or_path", "template", "finetuning_type") if name in base}

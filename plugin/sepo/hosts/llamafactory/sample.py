@@ -69,6 +69,17 @@ def _write(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def _refuse_other_datasets(path: Path) -> None:
+    if not path.exists():
+        return
+    try:
+        others = sorted(set(json.loads(path.read_text(encoding="utf-8"))) - {PAIRS, ANSWERS})
+    except ValueError:
+        others = ["unreadable content"]
+    if others:
+        raise SepoError(f"{path} lists other data sets ({', '.join(others[:3])}); choose another output_dir.")
+
+
 def write_sample(recipe: Mapping[str, Any], *, ratio: float, folder: Path) -> int:
     """Write the share S of SePO's Section 3.2 twice: as pairs for DPO, and as chosen answers for SFT (Eq. 23).
 
@@ -81,8 +92,9 @@ def write_sample(recipe: Mapping[str, Any], *, ratio: float, folder: Path) -> in
         Number of rows in the sample.
 
     Raises:
-        SepoError: no usable row, or media that are not file names.
+        SepoError: no usable row, media that are not file names, or the folder holds data sets of somebody else.
     """
+    _refuse_other_datasets(folder / "dataset_info.json")
     rows = training_rows(recipe)
     usable = [index for index, row in enumerate(rows) if len(row["_response"]) >= 2 and row["_prompt"]]
     if not usable:
