@@ -11,7 +11,11 @@ os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "INFO")
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "hosts")]
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    str(Path(__file__).parent / "hosts"),
+    str(Path(__file__).parent / "training"),
+]
 
 SHARED = Path(__file__).parents[2] / "shared"
 

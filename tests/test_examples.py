@@ -42,7 +42,7 @@ def test_the_demo_recipe_is_a_pipeline():
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("name", ["sepo_lora.yaml", "sepo_qlora.yaml"])
+@pytest.mark.parametrize("name", ["sepo_qlora.yaml", "oracle_minor_dpo_lora.yaml"])
 def test_recipes_of_our_stage_run_on_a_stand_in(name, world, tmp_path):
     """The example as it is, with tiny models and data in place of what it names, for two steps."""
     from recipes import adapter, logged, sepo_train

@@ -20,14 +20,28 @@ def test_python_example_runs_and_says_the_truth():
 
 
 def test_every_key_is_in_the_table():
-    from sepo.hosts.llamafactory.arguments import OUR_KEYS
+    from sepo.hosts.llamafactory.keys import OUR_KEYS
 
     for key in OUR_KEYS:
         assert f"`{key}`" in README, key
 
 
+def test_every_objective_of_a_recipe_is_in_the_table():
+    from sepo.hosts.llamafactory.arguments import OBJECTIVES, STAGES, TOKEN_SCORERS
+
+    for name in (*OBJECTIVES, *STAGES, *TOKEN_SCORERS):
+        assert f"`{name}`" in README, name
+
+
 def test_every_metric_is_in_the_table():
-    for metric in ("rewards/chosen", "rewards/margins", "logps/rejected", "select/chosen_ratio", "select/tokens"):
+    for metric in (
+        "rewards/chosen",
+        "rewards/margins",
+        "logps/rejected",
+        "select/chosen_ratio",
+        "select/tokens",
+        "kl/chosen",
+    ):
         assert f"`{metric}`" in README
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.arguments import OUR_KEYS, check_stage, resolve, stage_of
+from sepo.hosts.llamafactory.arguments import OBJECTIVES, STAGES, check_stage, resolve, stage_of
+from sepo.hosts.llamafactory.keys import OUR_KEYS
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",
              "dpo_label_smoothing", "streaming", "model_name_or_path", "template", "simpo_gamma")  # fmt: skip
@@ -62,6 +63,7 @@ def test_when_one_set_of_weights_serves_both(keys, one_set):
 
 def test_leftovers_of_a_dpo_recipe_are_accepted_and_said():
     host, settings = resolved(pref_loss="sigmoid", pref_beta=0.1, dpo_label_smoothing=0.1)
+    assert "beta" not in settings.method.hyperparameters
     assert [note.split()[0] for note in settings.notes] == ["pref_beta", "dpo_label_smoothing"]
     assert "dpo_label_smoothing" not in host  # the host refuses it beside `simpo`
 
@@ -95,11 +97,27 @@ def test_command_line_form():
         ({"oracle_base_model": None}, ["oracle_base_model is missing"]),
         ({"oracle_model": None, "oracle_model_adapters": "a", "oracle_base_model": None}, ["oracle_base_model is"]),
         ({"oracle_model": "b"}, ["the same model ('b')"]),
-        ({"pref_loss": "ipo"}, ["pref_loss is 'ipo'", "stage: dpo"]),
+        ({"pref_loss": "ipo"}, ["pref_loss is 'ipo'", "objective: ipo"]),
+        ({"pref_loss": "kto_pair"}, ["pref_loss is 'kto_pair'", "stage: dpo"]),
         ({"ref_model": "r"}, ["ref_model is set", "without a reference model"]),
         ({"streaming": True}, ["streaming is set", "remove streaming"]),
+        ({"objective": "minor_dp"}, ["objective is 'minor_dp'", "Did you mean 'minor_dpo'"]),
+        ({"objective": "tdpo1"}, ["objective is 'tdpo1'", "one of dpo, "]),
+        ({"token_scorer": "oracel"}, ["token_scorer is 'oracel'", "oracle, policy_ref, none"]),
+        ({"select_rule": "round"}, ["select_rule is 'round'", "floor, quantile"]),
+        (
+            {"objective": "simpo", "token_scorer": "none", "select_ratio": 0.3},
+            ["select_ratio is set", "token_scorer is none"],
+        ),
+        ({"objective": "simpo", "token_scorer": "none"}, ["oracle_model is set", "no oracle is used"]),
+        ({"dpop_lambda": 5}, ["dpop_lambda is set", "objective sepo has no such term"]),
+        (
+            {"objective": "ipo", "token_scorer": "oracle", "ipo_average": "maybe"},
+            ["ipo_average is 'maybe'", "true or false"],
+        ),
+        ({"objective": "simpo", "ref_model": "r"}, ["ref_model is set", "objective simpo trains without"]),
     ],
-)  # fmt: skip
+)
 def test_refusals_say_what_was_found_and_what_to_do(keys, words):
     with pytest.raises(SepoError) as caught:
         resolved(**keys)
@@ -116,6 +134,75 @@ def test_unknown_stage():
     check_stage(None)
 
 
+NO_ORACLE = {"oracle_model": None, "oracle_base_model": None}
+
+
+@pytest.mark.parametrize(
+    ("keys", "objective", "scorer", "expected"),
+    [
+        ({"stage": "minor_dpo", **NO_ORACLE}, "minor_dpo", "none", {"beta": 0.1}),
+        ({"stage": "minor_dpo", "pref_beta": 0.5, **NO_ORACLE}, "minor_dpo", "none", {"beta": 0.5}),
+        ({"stage": "selective_dpo", **NO_ORACLE}, "selective_dpo", "policy_ref", {"beta": 0.01, "chosen_ratio": 0.4}),
+        (
+            {"stage": "selective_dpo", "select_rule": "quantile", **NO_ORACLE},
+            "selective_dpo",
+            "policy_ref",
+            {"rule": "quantile"},
+        ),
+        (
+            {"objective": "minor_dpo", "token_scorer": "oracle", "select_ratio": 0.5},
+            "minor_dpo",
+            "oracle",
+            {"chosen_ratio": 0.5},
+        ),
+        (
+            {"objective": "simpo", "simpo_gamma": 0.5, "pref_beta": 2.5, "token_scorer": "oracle"},
+            "simpo",
+            "oracle",
+            {"gamma": 0.5, "beta": 2.5},
+        ),
+        (
+            {"stage": "minor_dpo", "objective": "dpop", "dpop_lambda": 5, **NO_ORACLE},
+            "dpop",
+            "none",
+            {"dpop_lambda": 5.0},
+        ),
+        (
+            {"stage": "minor_dpo", "objective": "ipo", "ipo_average": "false", **NO_ORACLE},
+            "ipo",
+            "none",
+            {"average": False},
+        ),
+        (
+            {"stage": "minor_dpo", "objective": "rrhf", "rrhf_sft_weight": 0.5, **NO_ORACLE},
+            "rrhf",
+            "none",
+            {"sft_weight": 0.5},
+        ),
+        (
+            {"stage": "minor_dpo", "objective": "dpo", "dpo_label_smoothing": 0.2, **NO_ORACLE},
+            "dpo",
+            "none",
+            {"label_smoothing": 0.2},
+        ),
+    ],
+)
+def test_stage_objective_and_scorer_compose(keys, objective, scorer, expected):
+    host, settings = resolved(**keys)
+    method = settings.method
+    assert (method.name, method.scorer) == (objective, scorer)
+    assert {name: method.hyperparameters[name] for name in expected} == expected
+    assert host["pref_loss"] == ("sigmoid" if method.needs_reference else "simpo")
+    assert (settings.oracle is not None) == (scorer == "oracle")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_is_reachable_from_every_stage(stage, objective):
+    keys = {"stage": stage, "objective": objective, "token_scorer": "none", **NO_ORACLE}
+    assert resolved(**keys)[1].method.name == objective
+
+
 def test_every_key_does_something():
     """A key that changes nothing that the run reads would be an option that does nothing."""
     values = {
@@ -123,7 +210,19 @@ def test_every_key_does_something():
         "oracle_model": "x", "oracle_model_adapters": "x", "oracle_base_model": "x", "oracle_base_model_adapters": "x",
         "oracle_model_quantization_bit": 4, "token_scores_dir": "x", "score_batch_tokens": 7, "head_chunk_tokens": 7,
     }  # fmt: skip
-    assert set(values) == set(OUR_KEYS)
     plain = resolved()[1]
     for name, value in values.items():
         assert resolved(**{name: value})[1] != plain, name
+    others = {"objective": "simpo", "token_scorer": "policy_ref", "select_rule": "quantile"}
+    for name, value in others.items():
+        given = NO_ORACLE if name == "token_scorer" else {}
+        assert resolved(**{name: value, "token_scorer": "oracle", **given, **{name: value}})[1].method != plain.method
+    for objective, name, value in (
+        ("dpop", "dpop_lambda", 1),
+        ("rrhf", "rrhf_sft_weight", 3),
+        ("ipo", "ipo_average", False),
+    ):
+        base = {"objective": objective, "token_scorer": "oracle"}
+        assert resolved(**base, **{name: value})[1].method != resolved(**base)[1].method, name
+        values[name] = value
+    assert {*values, *others} == set(OUR_KEYS)

@@ -68,7 +68,7 @@ def test_run_leaves_what_the_host_leaves(first_run):
     settings = json.loads((folder / "out" / "sepo_settings.json").read_text())
     assert settings["hyperparameters"]["chosen_ratio"] == 0.3
     assert set(settings["token_scores"]) == {"train", "eval"}
-    assert "pref_beta is set, but stage sepo does not use it" in done.stdout
+    assert "pref_beta is set, but objective sepo does not use it" in done.stdout
 
 
 def test_adapter_is_exported_by_the_host(first_run, world, tmp_path):

@@ -218,9 +218,9 @@ def test_methods_without_selection_and_reference(policy, objective):
 @pytest.mark.parametrize(
     ("objective", "missing"),
     [
-        ("dpo", "ref_chosen_logps"),
+        ("dpo", "compares the policy with a reference, and none was given"),
         ("simpo_reg", "chosen_token_rewards"),
-        ("selective_dpo", "the batch has no 'selection'"),
+        ("selective_dpo", "compares the policy with a reference, and none was given"),
         ("sepo", "the batch has no 'selection'.*SelectionCollator"),
     ],
 )

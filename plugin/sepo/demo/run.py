@@ -105,7 +105,7 @@ def _evaluate(model_folder: Path, data: Path, policy: Path) -> dict[str, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     settings = json.loads((policy / "sepo_settings.json").read_text(encoding="utf-8"))
-    ratio = settings["hyperparameters"]["rejected_ratio"]
+    ratio = settings["select"]["rejected_ratio"]
     answers = rejected_answers(
         Path(settings["token_scores"]["train"]), _rows(data / "demo_pairs.json"), tokenizer=tokenizer, ratio=ratio
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sepo.errors import SepoError
@@ -95,8 +95,10 @@ class RunSettings:
         return {
             "stage": self.stage,
             "objective": self.method.name,
+            "reference": self.method.needs_reference,
             "hyperparameters": dict(self.method.hyperparameters),
             "token_scorer": self.method.scorer,
+            "select": None if self.method.selector is None else asdict(self.method.selector),
             "oracle": None
             if self.oracle is None
             else {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from sepo.errors import SepoError
 from sepo.forward.head import selected_log_probs
-from sepo.objectives import Method, preference_loss
+from sepo.objectives import Method, PreferenceOutput, preference_loss, select
 from sepo.training.collator import IGNORE_INDEX, SELECTION
 
 
@@ -21,11 +22,15 @@ class StepOutput:
 
     Args:
         loss: scalar, differentiable: the mean over the pairs of the device batch.
-        metrics: plain floats, the host's names (``rewards/*``, ``logps/*``) and ``select/*``.
+        metrics: plain floats, the host's names (``rewards/*``, ``logps/*``) and ours.
     """
 
     loss: Tensor
     metrics: dict[str, float]
+
+
+Reference = Callable[[], AbstractContextManager[nn.Module]]
+"""Gives the model to run for reference log-probabilities, in the state in which it is the reference."""
 
 
 def preference_step(
@@ -33,6 +38,7 @@ def preference_step(
     batch: Mapping[str, Any],
     *,
     method: Method,
+    reference: Reference | None = None,
     chosen_nll_weight: float = 0.0,
     chunk_tokens: int | None = None,
 ) -> StepOutput:
@@ -41,66 +47,107 @@ def preference_step(
     Args:
         model: the policy, as the trainer wrapped it.
         batch: ``input_ids``, ``attention_mask``, ``labels`` [2B, T] (the first B rows chosen; labels -100 where no
-            response token is), ``selection`` [2B, T] where the method selects, and what else the forward takes.
+            response token is), ``selection`` [2B, T] where the method selects by stored scores, and what else the
+            forward takes.
         method: the resolved method.
+        reference: where ``method.needs_reference``; entered once per step, without gradients.
         chosen_nll_weight: weight of the mean negative log-likelihood over all chosen tokens (the host's ``pref_ftx``).
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
 
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the tokens that were computed, ``select/*_ratio`` the
-        selected share of response tokens, ``select/tokens`` the selected tokens of the device batch.
+        selected share of response tokens, ``select/tokens`` the selected tokens of the device batch, ``kl/*`` the mean
+        of log pi_policy - log pi_ref over the tokens that were computed, ``objective/*`` what the objective reports.
 
     Raises:
-        SepoError: a response without a counted token, a missing selection, or a method that needs what this step does
-            not compute (a reference, token rewards).
+        SepoError: a response without a counted token, a missing selection or reference, or a method that needs what
+            this step does not compute (token rewards, KL over the vocabulary).
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", SELECTION)}
     labels: Tensor = batch["labels"]
     pairs = labels.shape[0] // 2
     mask = labels[:, 1:] != IGNORE_INDEX
-    if method.selects and SELECTION not in batch:
+    wanted = _stored_selection(method, batch) if method.needs_scores else mask
+    known = wanted
+    if chosen_nll_weight or method.needs_response:
+        wanted = torch.cat([mask[:pairs], wanted[pairs:]])
+
+    def log_probs(of: nn.Module) -> Tensor:
+        return selected_log_probs(of, inputs, labels=labels, wanted=wanted, chunk_tokens=chunk_tokens)
+
+    ref_logps = _reference_log_probs(method, reference, log_probs)
+    logps = log_probs(model)
+    sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
+    selection = torch.cat(select(method, **sides)) if method.token_scorer.live else known
+    output = preference_loss(method, **sides, **_by_side(pairs, selection=selection))
+    loss = output.losses.mean()
+    if chosen_nll_weight:
+        loss = loss + chosen_nll_weight * _mean_nll(logps[:pairs], mask[:pairs]).mean()
+    metrics = _reward_metrics(output)
+    metrics |= _token_metrics(logps.detach(), mask=mask, selection=selection, pairs=pairs)
+    if ref_logps is not None:
+        metrics |= _drift(logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
+    values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()  # one synchronization
+    return StepOutput(loss=loss, metrics=dict(zip(metrics, values, strict=True)))
+
+
+def _stored_selection(method: Method, batch: Mapping[str, Any]) -> Tensor:
+    if SELECTION not in batch:
         raise SepoError(
             f"the batch has no '{SELECTION}', which {method.name} with the scorer '{method.scorer}' needs: collate "
             "with SelectionCollator, and keep the column (remove_unused_columns: false)."
         )
-    selection = batch[SELECTION][:, 1:] if method.selects else mask
-    chosen_mask, rejected_mask = mask.split(pairs)
-    chosen_selection, rejected_selection = selection.split(pairs)
-    whole_chosen = chosen_nll_weight or method.needs_response
-    wanted = torch.cat([chosen_mask if whole_chosen else chosen_selection, rejected_selection])
-    logps = selected_log_probs(
-        model,
-        inputs,
-        labels=labels,
-        wanted=wanted,
-        chunk_tokens=chunk_tokens,
-    )
-    chosen_logps, rejected_logps = logps.split(pairs)
-    output = preference_loss(
-        method,
-        policy_chosen_logps=chosen_logps,
-        policy_rejected_logps=rejected_logps,
-        chosen_mask=chosen_mask,
-        rejected_mask=rejected_mask,
-        chosen_selection=chosen_selection,
-        rejected_selection=rejected_selection,
-    )
-    loss = output.losses.mean()
-    if chosen_nll_weight:
-        loss = loss + chosen_nll_weight * _mean_nll(chosen_logps, chosen_mask).mean()
-    metrics = {
-        "rewards/chosen": output.chosen_rewards.mean(),
-        "rewards/rejected": output.rejected_rewards.mean(),
-        "rewards/accuracies": (output.chosen_rewards > output.rejected_rewards).float().mean(),
-        "rewards/margins": (output.chosen_rewards - output.rejected_rewards).mean(),
-        "logps/chosen": chosen_logps.detach().sum(-1).mean(),
-        "logps/rejected": rejected_logps.detach().sum(-1).mean(),
-        "select/chosen_ratio": chosen_selection.sum() / chosen_mask.sum(),
-        "select/rejected_ratio": rejected_selection.sum() / rejected_mask.sum(),
-        "select/tokens": chosen_selection.sum() + rejected_selection.sum(),
+    return batch[SELECTION][:, 1:]
+
+
+def _reference_log_probs(
+    method: Method, reference: Reference | None, log_probs: Callable[[nn.Module], Tensor]
+) -> Tensor | None:
+    if not method.needs_reference:
+        return None
+    if reference is None:
+        raise SepoError(f"{method.name} compares the policy with a reference, and none was given; pass reference=.")
+    with torch.no_grad(), reference() as model:
+        return log_probs(model)
+
+
+def _by_side(pairs: int, **tensors: Tensor | None) -> dict[str, Any]:
+    """Split [2B, T] tensors into the objectives' arguments: ``mask`` gives ``chosen_mask`` and ``rejected_mask``,
+    ``policy_logps`` gives ``policy_chosen_logps`` and ``policy_rejected_logps``."""
+    arguments = {}
+    for name, tensor in tensors.items():
+        owner, _, what = name.rpartition("_")
+        for side, rows in (("chosen", slice(None, pairs)), ("rejected", slice(pairs, None))):
+            arguments[f"{owner}_{side}_{what}".lstrip("_")] = None if tensor is None else tensor[rows]
+    return arguments
+
+
+def _reward_metrics(output: PreferenceOutput) -> dict[str, Tensor]:
+    chosen, rejected = output.chosen_rewards, output.rejected_rewards
+    return {
+        "rewards/chosen": chosen.mean(),
+        "rewards/rejected": rejected.mean(),
+        "rewards/accuracies": (chosen > rejected).float().mean(),
+        "rewards/margins": (chosen - rejected).mean(),
+        **{f"objective/{name}": values.float().mean() for name, values in output.metrics.items()},
     }
-    values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()  # one synchronization
-    return StepOutput(loss=loss, metrics=dict(zip(metrics, values, strict=True)))
+
+
+def _token_metrics(logps: Tensor, *, mask: Tensor, selection: Tensor, pairs: int) -> dict[str, Tensor]:
+    return {
+        "logps/chosen": logps[:pairs].sum(-1).mean(),
+        "logps/rejected": logps[pairs:].sum(-1).mean(),
+        "select/chosen_ratio": selection[:pairs].sum() / mask[:pairs].sum(),
+        "select/rejected_ratio": selection[pairs:].sum() / mask[pairs:].sum(),
+        "select/tokens": selection.sum(),
+    }
+
+
+def _drift(log_ratios: Tensor, *, wanted: Tensor, pairs: int) -> dict[str, Tensor]:
+    return {
+        "kl/chosen": log_ratios[:pairs].sum() / wanted[:pairs].sum(),
+        "kl/rejected": log_ratios[pairs:].sum() / wanted[pairs:].sum(),
+    }
 
 
 def _mean_nll(logps: Tensor, mask: Tensor) -> Tensor:

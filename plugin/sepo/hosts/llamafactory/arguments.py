@@ -3,72 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.forward.scoring import DEFAULT_BATCH_TOKENS
-from sepo.objectives import resolve_method
+from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, typed
+from sepo.objectives import Method, available_objectives, resolve_method
+from sepo.tokens.selection import RULES
 from sepo.training.settings import ModelSpec, OracleSpec, RunSettings
 
-STAGES = ("sepo",)
+STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo"}
+"""Our stages and the objective that each has unless the recipe names another."""
+
+OBJECTIVES = tuple(
+    name
+    for name in available_objectives()
+    if not (
+        resolve_method(name).needs_token_rewards
+        or resolve_method(name).needs_kl
+        or resolve_method(name).needs_log_sum_p2
+    )
+)
+"""What ``objective`` takes: the objectives that need log-probabilities and stored scores only."""
+
+TOKEN_SCORERS = ("oracle", "policy_ref", "none")
+
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 
 Arguments = dict[str, Any] | list[str]
 
 
-@dataclass(frozen=True)
-class SepoArguments:
-    """The keys that our stages add to a recipe; ``help`` is their documentation."""
-
-    sepo_gamma: float | None = field(
-        default=None, metadata={"help": "Scale of SePO's rewards, gamma in Eq. 26. Default 1.0."}
-    )
-    select_ratio: float | None = field(
-        default=None, metadata={"help": "Share of tokens selected in both responses, in (0, 1]. Default 0.3."}
-    )
-    chosen_select_ratio: float | None = field(
-        default=None, metadata={"help": "Share of tokens selected in chosen responses (highest scores)."}
-    )
-    rejected_select_ratio: float | None = field(
-        default=None, metadata={"help": "Share of tokens selected in rejected responses (lowest scores)."}
-    )
-    oracle_model: str | None = field(
-        default=None, metadata={"help": "The oracle: folder or hub name of a full model trained with DPO."}
-    )
-    oracle_model_adapters: str | None = field(
-        default=None,
-        metadata={"help": "LoRA adapters of the oracle, over oracle_model or else oracle_base_model; comma-separated."},
-    )
-    oracle_base_model: str | None = field(
-        default=None, metadata={"help": "The model that the oracle was trained from. Default: oracle_model."}
-    )
-    oracle_base_model_adapters: str | None = field(
-        default=None, metadata={"help": "LoRA adapters of the oracle's base (its SFT adapter, say); comma-separated."}
-    )
-    oracle_model_quantization_bit: int | None = field(
-        default=None, metadata={"help": "Load both scoring models in 4 or 8 bits (bitsandbytes)."}
-    )
-    token_scores_dir: str | None = field(
-        default=None, metadata={"help": "Where score stores are kept. Default: sepo/token_scores in the HF cache."}
-    )
-    score_batch_tokens: int = field(default=DEFAULT_BATCH_TOKENS, metadata={"help": "Padded tokens per scoring batch."})
-    head_chunk_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens whose logits exist at a time. Default: 64 MiB of logits."}
-    )
-
-
-OUR_KEYS = tuple(item.name for item in fields(SepoArguments))
-
-_FLOATS = {"sepo_gamma", "select_ratio", "chosen_select_ratio", "rejected_select_ratio"}
-_INTEGERS = {"oracle_model_quantization_bit", "score_batch_tokens", "head_chunk_tokens"}
-
-# Keys of the host's DPO that the stage `sepo` has no use for; a team that changes only `stage` leaves them behind.
-_UNUSED_BY_SEPO = ("pref_beta", "simpo_gamma", "dpo_label_smoothing")
-_REFUSED_BY_SEPO = {
-    "ref_model": "SePO trains without a reference model; remove ref_model (the scoring models are named by oracle_*)",
-    "ref_model_adapters": "SePO trains without a reference model; remove ref_model_adapters",
-    "ref_model_quantization_bit": "SePO trains without a reference model; remove ref_model_quantization_bit",
+# Recipe keys that set a hyperparameter: (key, hyperparameter, objectives that have it under this key).
+_HYPERPARAMETERS = (
+    ("pref_beta", "beta", OBJECTIVES),
+    ("simpo_gamma", "gamma", ("simpo",)),
+    ("sepo_gamma", "gamma", ("sepo",)),
+    ("dpo_label_smoothing", "label_smoothing", ("dpo", "robust_dpo")),
+    ("dpop_lambda", "dpop_lambda", ("dpop",)),
+    ("rrhf_sft_weight", "sft_weight", ("rrhf",)),
+    ("ipo_average", "average", ("ipo",)),
+)
+_SELECTION_KEYS = ("select_ratio", "chosen_select_ratio", "rejected_select_ratio", "select_rule")
+_ORACLE_KEYS = (
+    "oracle_model",
+    "oracle_model_adapters",
+    "oracle_base_model",
+    "oracle_base_model_adapters",
+    "oracle_model_quantization_bit",
+)
+_REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
+_REFUSED = {
     "pref_bco_weight": "the BCO term belongs to the host's DPO; remove pref_bco_weight or use stage: dpo",
     "ld_alpha": "LD-DPO's weight belongs to the host's DPO; remove ld_alpha or use stage: dpo",
     "use_unsloth": "Unsloth replaces the forward pass in which our stages exchange the head; remove use_unsloth",
@@ -118,39 +101,6 @@ def _without(words: Sequence[str], names: Iterable[str]) -> list[str]:
     return kept
 
 
-def _number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
-    what = "a whole number" if kind is int else "a number"
-    if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
-        raise SepoError(f"{name} is {value!r}; {what} is expected.")
-    try:
-        return kind(value)
-    except (TypeError, ValueError):
-        raise SepoError(f"{name} is {value!r}; {what} is expected.") from None
-
-
-def _typed(given: Mapping[str, Any]) -> SepoArguments:
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if value is None:
-            continue
-        if name in _FLOATS:
-            values[name] = _number(name, value, float)
-        elif name in _INTEGERS:
-            values[name] = _number(name, value, int)
-        else:
-            values[name] = ",".join(value) if isinstance(value, list) else str(value)
-    arguments = SepoArguments(**values)
-    for name in ("score_batch_tokens", "head_chunk_tokens"):
-        number = getattr(arguments, name)
-        if number is not None and number < 1:
-            raise SepoError(f"{name} is {number}; it must be at least 1.")
-    if arguments.oracle_model_quantization_bit not in (None, 4, 8):
-        raise SepoError(
-            f"oracle_model_quantization_bit is {arguments.oracle_model_quantization_bit}; 4 or 8 is expected."
-        )
-    return arguments
-
-
 def _ratios(arguments: SepoArguments) -> dict[str, float]:
     separate = {"chosen": arguments.chosen_select_ratio, "rejected": arguments.rejected_select_ratio}
     ratios = {}
@@ -178,8 +128,8 @@ def _oracle(arguments: SepoArguments) -> OracleSpec:
     adapters = _adapters(arguments.oracle_model_adapters)
     if arguments.oracle_model is None and not adapters:
         raise SepoError(
-            "stage sepo needs an oracle: set oracle_model (a full model trained with DPO) and oracle_base_model, or "
-            "oracle_model_adapters (a LoRA adapter trained with DPO) over oracle_base_model."
+            "token_scorer: oracle needs an oracle: set oracle_model (a full model trained with DPO) and "
+            "oracle_base_model, or oracle_model_adapters (a LoRA adapter trained with DPO) over oracle_base_model."
         )
     if arguments.oracle_base_model is None and (arguments.oracle_model is None or not adapters):
         raise SepoError(
@@ -220,40 +170,96 @@ def resolve(
     """
     given = given_keys(args)
     stage = str(given["stage"])
-    known = (*host_keys, *OUR_KEYS)
+    _check_names(given, known=(*host_keys, *OUR_KEYS), allow_extra_keys=allow_extra_keys, stage=stage)
+    arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
+    method, notes = _method(stage, arguments, given)
+    for name in _REFERENCE_KEYS:
+        if not method.needs_reference and _given(given.get(name)):
+            raise SepoError(
+                f"{name} is set, but objective {method.name} trains without a reference model; remove {name}."
+            )
+    if not method.needs_scores:
+        for name in _ORACLE_KEYS:
+            if name in given:
+                raise SepoError(
+                    f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
+                    "token_scorer: oracle."
+                )
+    settings = RunSettings(
+        stage=stage,
+        method=method,
+        oracle=_oracle(arguments) if method.needs_scores else None,
+        token_scores_dir=arguments.token_scores_dir,
+        score_batch_tokens=arguments.score_batch_tokens,
+        head_chunk_tokens=arguments.head_chunk_tokens,
+        notes=notes,
+    )
+    # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
+    loss = "sigmoid" if method.needs_reference else "simpo"
+    dropped = (*OUR_KEYS, "stage", "pref_loss", "dpo_label_smoothing")
+    if isinstance(args, dict):
+        host: Arguments = {name: value for name, value in args.items() if name not in dropped}
+        host |= {"stage": "dpo", "pref_loss": loss}  # type: ignore[operator]
+    else:
+        host = [*_without(args, dropped), "--stage", "dpo", "--pref_loss", loss]
+    return host, settings
+
+
+def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_keys: bool, stage: str) -> None:
     for name in given:
         if name not in known and not allow_extra_keys and name not in ("h", "help"):
             raise SepoError(f"unknown key '{name}'.{nearest(name, known)}")
     loss = given.get("pref_loss")
     if loss not in (None, "sigmoid"):
+        named = f"write objective: {loss}" if loss in OBJECTIVES else "use stage: dpo"
         raise SepoError(
-            f"pref_loss is {loss!r}, but stage {stage} has a loss of its own; remove pref_loss (sigmoid, its link, is "
-            "accepted), or use stage: dpo."
+            f"pref_loss is {loss!r}, but in stage {stage} the objective decides; remove pref_loss (sigmoid is "
+            f"accepted) and {named}."
         )
-    for name, reason in _REFUSED_BY_SEPO.items():
+    for name, reason in _REFUSED.items():
         if _given(given.get(name)):
             raise SepoError(f"{name} is set, but {reason}.")
-    arguments = _typed({name: given[name] for name in OUR_KEYS if name in given})
-    hyperparameters: dict[str, float] = dict(_ratios(arguments))
-    if arguments.sepo_gamma is not None:
-        hyperparameters["gamma"] = arguments.sepo_gamma
-    settings = RunSettings(
-        stage=stage,
-        method=resolve_method(stage, **hyperparameters),
-        oracle=_oracle(arguments),
-        token_scores_dir=arguments.token_scores_dir,
-        score_batch_tokens=arguments.score_batch_tokens,
-        head_chunk_tokens=arguments.head_chunk_tokens,
-        notes=tuple(f"{name} is set, but stage {stage} does not use it." for name in _UNUSED_BY_SEPO if name in given),
-    )
-    # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
-    dropped = (*OUR_KEYS, "stage", "pref_loss", "dpo_label_smoothing")
-    if isinstance(args, dict):
-        host: Arguments = {name: value for name, value in args.items() if name not in dropped}
-        host |= {"stage": "dpo", "pref_loss": "simpo"}  # type: ignore[operator]
-    else:
-        host = [*_without(args, dropped), "--stage", "dpo", "--pref_loss", "simpo"]
-    return host, settings
+
+
+def _method(stage: str, arguments: SepoArguments, given: Mapping[str, Any]) -> tuple[Method, tuple[str, ...]]:
+    """The resolved method, and what to say about keys that it has no use for."""
+    objective = arguments.objective or STAGES[stage]
+    if objective not in OBJECTIVES:
+        raise SepoError(
+            f"objective is {objective!r}; one of {', '.join(OBJECTIVES)} is expected.{nearest(objective, OBJECTIVES)}"
+        )
+    if arguments.token_scorer not in (None, *TOKEN_SCORERS):
+        raise SepoError(f"token_scorer is {arguments.token_scorer!r}; one of {', '.join(TOKEN_SCORERS)} is expected.")
+    own = resolve_method(objective)
+    scorer = arguments.token_scorer or own.scorer
+    hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
+    notes = []
+    for key, name, objectives in _HYPERPARAMETERS:
+        if key not in given or given[key] is None:
+            continue
+        if objective in objectives and name in own.hyperparameters:
+            value = getattr(arguments, key) if key in OUR_KEYS else as_number(key, given[key], float)
+            hyperparameters[name] = value
+        elif key in OUR_KEYS:
+            raise SepoError(f"{key} is set, but objective {objective} has no such term; remove {key}.")
+        else:
+            notes.append(f"{key} is set, but objective {objective} does not use it.")
+    hyperparameters |= _selection(arguments, scorer)
+    return resolve_method(objective, **hyperparameters), tuple(notes)
+
+
+def _selection(arguments: SepoArguments, scorer: str) -> dict[str, Any]:
+    if scorer == "none":
+        for name in _SELECTION_KEYS:
+            if getattr(arguments, name) is not None:
+                raise SepoError(
+                    f"{name} is set, but token_scorer is none, so every token counts; remove {name}, or set "
+                    "token_scorer: oracle or policy_ref."
+                )
+    rule = {} if arguments.select_rule is None else {"rule": arguments.select_rule}
+    if arguments.select_rule not in (None, *RULES):
+        raise SepoError(f"select_rule is {arguments.select_rule!r}; one of {', '.join(RULES)} is expected.")
+    return {**_ratios(arguments), **rule}
 
 
 def check_stage(stage: str | None) -> None:

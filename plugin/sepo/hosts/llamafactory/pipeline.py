@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.llamafactory.arguments import OUR_KEYS, resolve
+from sepo.hosts.llamafactory.arguments import resolve
+from sepo.hosts.llamafactory.keys import OUR_KEYS
 from sepo.hosts.llamafactory.launcher import require_host
 
 SECTIONS = ("base", "oracle", "policy")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 
+from sepo.training.reference import StartingPolicy
 from sepo.training.settings import RunSettings
 from sepo.training.step import preference_step
 
@@ -16,11 +19,14 @@ class PreferenceTrainer(CustomDPOTrainer):
 
     Args:
         settings: the run's settings.
+        starting_policy: the reference of a LoRA run that goes on with an adapter; None where another model or the
+            policy without its adapter is the reference, or where none is needed.
         **kwargs: what the host's DPO trainer takes.
     """
 
-    def __init__(self, *, settings: RunSettings, **kwargs: Any) -> None:
+    def __init__(self, *, settings: RunSettings, starting_policy: StartingPolicy | None = None, **kwargs: Any) -> None:
         self.settings = settings
+        self.starting_policy = starting_policy
         super().__init__(**kwargs)
 
     def get_batch_loss_metrics(
@@ -31,11 +37,24 @@ class PreferenceTrainer(CustomDPOTrainer):
             model,
             batch,
             method=self.settings.method,
+            reference=lambda: self._reference(model),
             chosen_nll_weight=self.ftx_gamma,
             chunk_tokens=self.settings.head_chunk_tokens,
         )
         prefix = "eval_" if train_eval == "eval" else ""
         return output.loss, {f"{prefix}{name}": value for name, value in output.metrics.items()}
+
+    @contextlib.contextmanager
+    def _reference(self, model: Any) -> Iterator[Any]:
+        """The reference, as a model to run through the engine's own wrapper."""
+        if self.ref_model is not None:
+            yield self.ref_model
+        elif self.starting_policy is not None:
+            with self.starting_policy.active():
+                yield model
+        else:
+            with self.accelerator.unwrap_model(model).disable_adapter():
+                yield model
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
         """Evaluate one batch; the host's version returns mean logits, which no step of ours computes."""

@@ -13,12 +13,16 @@ from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.extras.misc import calculate_tps
 from llamafactory.extras.ploting import plot_loss
 from llamafactory.model import load_model, load_tokenizer
-from llamafactory.train.trainer_utils import create_modelcard_and_push
+from llamafactory.train.trainer_utils import create_modelcard_and_push, create_ref_model
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import is_fsdp_enabled
 
 from sepo import __version__
+from sepo.errors import SepoError
 from sepo.hosts.llamafactory.scoring import DatasetScorer, skip_empty_responses
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.training.collator import SelectionCollator
+from sepo.training.reference import StartingPolicy
 from sepo.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -53,10 +57,12 @@ def run_stage(
     )
     if settings.method.needs_scores:
         collator = SelectionCollator(collator, method=settings.method)
+    ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
     trainer = PreferenceTrainer(
         settings=settings,
+        starting_policy=starting_policy,
         model=model,
-        ref_model=None,
+        ref_model=ref_model,
         args=training_args,
         finetuning_args=finetuning_args,
         data_collator=collator,
@@ -72,6 +78,35 @@ def run_stage(
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+
+
+def _reference(
+    model: Any, settings: RunSettings, model_args: Any, training_args: Any, finetuning_args: Any
+) -> tuple[Any, StartingPolicy | None]:
+    """The reference as a second model or as the policy's own starting weights; neither: the policy without adapter."""
+    if not settings.method.needs_reference:
+        return None, None
+    live = settings.method.token_scorer.live
+    if finetuning_args.ref_model is None and not training_args.do_train:
+        logger.warning("no ref_model is set, so the evaluated model is its own reference: every reward is zero.")
+        return model, None
+    ref_model = create_ref_model(model_args, finetuning_args)
+    if ref_model is None and live:
+        logger.info(
+            "the reference is the starting policy: at step 1 every alignment score is zero, so the rule floor takes "
+            "each answer's first tokens and the rule quantile all of them, until the policy has moved."
+        )
+    goes_on = model_args.adapter_name_or_path is not None and not finetuning_args.create_new_adapter
+    if ref_model is not None or not goes_on:
+        return ref_model, None
+    if is_deepspeed_zero3_enabled() or is_fsdp_enabled():
+        adapters = ",".join(model_args.adapter_name_or_path)
+        raise SepoError(
+            f"the run goes on with the adapter {adapters}, which is part of its reference, and this engine shards it. "
+            f"Name the reference: ref_model: {model_args.model_name_or_path} and ref_model_adapters: {adapters}."
+        )
+    logger.info("the reference is the policy as it is now, its adapter included (a frozen copy of the adapter).")
+    return None, StartingPolicy(model)
 
 
 def _scored(

@@ -1,0 +1,95 @@
+"""The stages and objectives beside `sepo`, through real runs of the host's trainer on tiny models."""
+
+import math
+
+import pytest
+
+from recipes import adapter, host_recipe, logged, same_weights, sepo_recipe, sepo_train
+
+pytestmark = pytest.mark.host
+
+NO_ORACLE = {"oracle_model": None, "oracle_base_model": None, "token_scores_dir": None}
+
+
+def stage_recipe(world, output, stage, **overrides):
+    return sepo_recipe(world, output, **{"stage": stage, **NO_ORACLE, **overrides})
+
+
+def training(output):
+    return [entry for entry in logged(output) if "loss" in entry]
+
+
+def test_our_dpo_is_the_hosts_dpo(world, tmp_path):
+    """Same losses, rewards and weights as the host's own trainer, which computes them over full padded logits."""
+    sepo_train(host_recipe(world, tmp_path / "host", pref_beta=0.3), tmp_path, name="host.yaml")
+    ours = stage_recipe(world, tmp_path / "ours", "minor_dpo", objective="dpo", pref_beta=0.3)
+    sepo_train(ours, tmp_path, name="ours.yaml")
+    for host, our in zip(training(tmp_path / "host"), training(tmp_path / "ours"), strict=True):
+        for name in ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"):
+            assert our[name] == pytest.approx(host[name], rel=1e-4, abs=1e-5), name
+        assert our["select/chosen_ratio"] == 1.0
+    first, second = adapter(tmp_path / "ours"), adapter(tmp_path / "host")
+    assert all((first[name] - second[name]).abs().max() < 1e-5 for name in first)
+
+
+def test_minor_dpo_stage_clamps_and_says_so(world, tmp_path):
+    sepo_train(stage_recipe(world, tmp_path / "out", "minor_dpo", learning_rate=3e-2, pref_beta=0.2), tmp_path)
+    entries = training(tmp_path / "out")
+    assert entries[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)  # the policy is its reference
+    assert all(0 <= entry["objective/rejected_clamped"] <= 1 for entry in entries)
+    assert all(entry["rewards/rejected"] >= 0 for entry in entries)
+    assert entries[-1]["kl/chosen"] != 0
+
+
+def test_selective_dpo_stage_selects_live_against_a_named_reference(world, tmp_path):
+    recipe = stage_recipe(
+        world, tmp_path / "out", "selective_dpo", ref_model=str(world / "base"), val_size=4, eval_strategy="steps",
+        eval_steps=2, do_eval=True,
+    )  # fmt: skip
+    sepo_train(recipe, tmp_path)
+    for entry in training(tmp_path / "out"):
+        assert 0.3 < entry["select/chosen_ratio"] <= 0.4
+        assert 0.3 < entry["select/rejected_ratio"] <= 0.4
+        assert abs(entry["kl/chosen"]) > 1e-3  # another model is the reference, from the first step on
+    evaluations = [entry for entry in logged(tmp_path / "out") if "eval_loss" in entry]
+    assert all(0.3 < entry["eval_select/chosen_ratio"] <= 0.4 for entry in evaluations)
+
+
+def test_an_oracle_selects_for_minor_dpo(world, tmp_path):
+    recipe = sepo_recipe(world, tmp_path / "out", objective="minor_dpo", select_ratio=0.5)
+    sepo_train(recipe, tmp_path)
+    entries = training(tmp_path / "out")
+    assert entries[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert all(0.4 < entry["select/chosen_ratio"] <= 0.5 for entry in entries)
+
+
+@pytest.fixture(scope="module")
+def sft_adapter(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft")
+    recipe = host_recipe(world, folder / "out", stage="sft", dataset="tiny_plain", learning_rate=3e-2)
+    sepo_train(recipe, folder)
+    return folder / "out"
+
+
+def test_a_run_that_goes_on_with_an_adapter_has_it_in_its_reference(world, sft_adapter, tmp_path):
+    """The host would silently take the raw base as reference; its first loss would not be log 2."""
+    recipe = stage_recipe(world, tmp_path / "out", "minor_dpo", adapter_name_or_path=str(sft_adapter), save_steps=2)
+    done = sepo_train(recipe, tmp_path)
+    assert "the reference is the policy as it is now" in done.stdout
+    entries = training(tmp_path / "out")
+    assert entries[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert entries[0]["kl/chosen"] == 0
+    # The same run with its reference named as a model of its own.
+    named = {
+        **recipe, "output_dir": str(tmp_path / "named"), "ref_model": str(world / "policy"),
+        "ref_model_adapters": str(sft_adapter),
+    }  # fmt: skip
+    sepo_train(named, tmp_path, name="named.yaml")
+    for ours, theirs in zip(entries, training(tmp_path / "named"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    # Resumed from the middle, the reference is still the adapter that training started from.
+    import shutil
+
+    shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    sepo_train({**recipe, "output_dir": str(tmp_path / "again")}, tmp_path, name="again.yaml")
+    assert same_weights(adapter(tmp_path / "again"), adapter(tmp_path / "out"))
