@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sepo.demo.facts import load_tables, near_number
+from sepo.demo.facts import OUT_OF_PLACE, load_tables
 from sepo.demo.pairs import DEMO_ROWS, generate_pairs, write_dataset
 from sepo.errors import SepoError
 
@@ -108,7 +109,7 @@ def test_groups_are_split_whole(table):
 
 
 def test_sizes_and_domains(pairs):
-    assert len(pairs.train) >= 240
+    assert len(pairs.train) >= 200
     assert len(pairs.heldout) >= 60
     domains = collections.Counter(row["domain"] for row in pairs.train)
     assert len(domains) >= 12
@@ -164,15 +165,21 @@ def test_answers_part_at_the_first_wrong_span(tokenizer):
     assert off <= 0.03 * len(rows)
 
 
-def test_obvious_errors_are_of_another_kind_than_what_they_replace():
-    """A word stands where a number belongs; where a word belongs, it is a number about as often as another word."""
-    kinds = collections.Counter()
-    for row in generate_pairs(errors="obvious").train:
-        for span, right in zip(row["rejected_error_spans"], counterparts(row), strict=True):
+def test_obvious_errors_are_words_of_another_domain_and_single_tokens(tokenizer):
+    """An error of several tokens would be one token and its consequences, which no score calls wrong by themselves."""
+    home = {word.lower(): domain for domain, words in OUT_OF_PLACE.items() for word in words}
+    pairs = generate_pairs(errors="obvious")
+    for row in (*pairs.train, *pairs.heldout):
+        for span in row["rejected_error_spans"]:
             wrong = row["rejected"]["value"][span["start"] : span["end"]]
-            assert not (right[0].isdigit() and wrong[0].isdigit()), row
-            kinds[right[0].isdigit(), wrong[0].isdigit()] += 1
-    assert 0.35 < kinds[False, True] / (kinds[False, True] + kinds[False, False]) < 0.65
+            assert home[wrong.lower()] != row["domain"], row
+        _, marks = labelled_tokens(tokenizer, row, "rejected_error_spans")
+        assert sum(marks) == len(row["rejected_error_spans"]), row
+
+
+def test_out_of_place_words_are_right_values_of_their_own_domain():
+    right = {(table.domain, value) for table in load_tables() for fact in table.facts for value in fact.values.values()}
+    assert {(domain, word) for domain, words in OUT_OF_PLACE.items() for word in words} <= right
 
 
 def test_no_token_rule_tells_fluent_wrong_values_from_right_ones(tokenizer):

@@ -56,7 +56,7 @@ def test_selective_dpo_stage_selects_live_against_a_named_reference(world, tmp_p
 
 
 def test_an_oracle_selects_for_minor_dpo(world, tmp_path):
-    recipe = sepo_recipe(world, tmp_path / "out", objective="minor_dpo", select_ratio=0.5)
+    recipe = sepo_recipe(world, tmp_path / "out", objective="minor_dpo", token_scorer="oracle", select_ratio=0.5)
     sepo_train(recipe, tmp_path)
     entries = training(tmp_path / "out")
     assert entries[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)

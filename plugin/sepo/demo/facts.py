@@ -16,7 +16,7 @@ from importlib import resources
 from itertools import combinations
 from typing import Any
 
-__all__ = ["Fact", "Table", "load_tables", "near_number"]
+__all__ = ["OUT_OF_PLACE", "Fact", "Table", "load_tables", "near_number"]
 
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS = (
@@ -47,6 +47,17 @@ _UNITS = (
 )
 _THINGS = ("pencil", "notebook", "cup", "ticket", "book", "lamp", "pillow", "towel", "plate", "basket")
 _EVENTS = ("concert", "lesson", "film", "meeting", "game")
+
+OUT_OF_PLACE = {
+    "geography": ("Africa", "Brazil", "Canada", "China", "Egypt", "France", "Germany", "India", "Italy", "Mexico"),
+    "animals": ("birds", "cats", "dogs", "fish"),
+    "chemistry": ("carbon", "gas", "gold", "iron"),
+    "colors": ("black", "blue", "green", "yellow"),
+    "measuring": ("angle", "frequency", "pressure", "temperature"),
+    "time": ("April", "August", "Friday", "January", "Monday", "October"),
+}
+"""Right values of one domain that are plainly wrong in another; each a single token for the demo's model, with a space
+before it, without one and with a capital letter, so that an error is one token and not a token and its consequences."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Preference pairs of the project's own: true short answers, and the same answers with known wrong spans.
 
 Every row is built from a fact and a wording. The chosen answer states the fact; the rejected one is the same text in
-which one to three spans were exchanged for wrong values. In the *obvious* part they come from another domain (a metal
-for a city, a color for a number), and a small oracle finds them after minutes of training; in the *fluent* part they
+which one to three spans were exchanged for wrong values. In the *obvious* part they are words of another domain (a
+metal for a city, a color for a number), and a small oracle finds them after minutes of training; in the *fluent* part they
 are values of the same kind (a city for a city, a number for a number), which only knowledge tells apart. The spans are
 recorded, so whatever scores tokens can be judged against the truth. Facts and wordings come from
 ``sepo.demo.facts``.
@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
-from sepo.demo.facts import Fact, Table, load_tables, near_number
+from sepo.demo.facts import OUT_OF_PLACE, Fact, Table, load_tables, near_number
 from sepo.errors import SepoError
 
 __all__ = ["DEMO_ROWS", "DEMO_SEED", "DemoPairs", "PairRow", "Span", "generate_pairs", "write_dataset"]
@@ -33,7 +33,7 @@ __all__ = ["DEMO_ROWS", "DEMO_SEED", "DemoPairs", "PairRow", "Span", "generate_p
 DEMO_SEED = 20240817
 """The seed of the files that ship in ``sepo/demo/data``."""
 
-DEMO_ROWS = 300
+DEMO_ROWS = 250
 """Rows of the shipped set, training and held-out together; one fifth is held out."""
 
 _NAMES = ("demo_pairs", "demo_heldout", "fluent_pairs", "fluent_heldout")
@@ -106,7 +106,7 @@ def generate_pairs(
         SepoError: ``rows`` is below 1 or above what the facts can fill.
 
     Example:
-        >>> row = generate_pairs(rows=300).train[0]
+        >>> row = generate_pairs(rows=250).train[0]
         >>> span = row["rejected_error_spans"][0]
         >>> row["rejected"]["value"][span["start"] : span["end"]] not in ("", row["chosen"]["value"])
         True
@@ -189,29 +189,16 @@ def _row(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random, for
 
 @cache
 def _foreign_values(domain: str) -> tuple[str, ...]:
-    """Values that go wrong elsewhere, of all other domains: words and numbers of three characters or more."""
-    values = {
-        value
-        for table in load_tables()
-        if table.domain != domain
-        for fact in table.facts
-        for name, value in fact.values.items()
-        if name in table.types and len(value) >= 3 and (value.isalpha() or value.isdigit())
-    }
-    return tuple(sorted(values))
+    """Return the words that stand out of place in a domain: right values of the other ones."""
+    return tuple(word for other, words in OUT_OF_PLACE.items() if other != domain for word in words)
 
 
 def _out_of_place(piece: _Piece, pieces: Sequence[_Piece], foreign: Sequence[str], rng: random.Random) -> _Piece:
-    """Exchange the wrong value of a piece for one of another domain: a word for a number, either for a word."""
+    """Exchange the wrong value of a piece for a word of another domain that is not in the answer."""
     if piece.wrong is None:
         return piece
     text = "".join(other.right for other in pieces).lower()
-    number = not piece.right[0].isdigit() and rng.random() < 0.5
-    fitting = [
-        value
-        for value in foreign
-        if value.isdigit() == number and value.lower() not in text and value[:3].lower() != piece.right[:3].lower()
-    ]
+    fitting = [word for word in foreign if word.lower() not in text and word[:3].lower() != piece.right[:3].lower()]
     return replace(piece, wrong=_cased(rng.choice(fitting), "^" if piece.right[0].isupper() else ""))
 
 
