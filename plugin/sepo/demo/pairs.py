@@ -2,9 +2,9 @@
 
 Every row is built from a fact and a wording. The chosen answer states the fact; the rejected one is the same text in
 which one to three spans were exchanged for wrong values. In the *obvious* part they are words of another domain (a
-metal for a city, a color for a number), and a small oracle finds them after minutes of training; in the *fluent* part they
-are values of the same kind (a city for a city, a number for a number), which only knowledge tells apart. The spans are
-recorded, so whatever scores tokens can be judged against the truth. Facts and wordings come from
+metal for a city, a color for a number), and a small oracle finds them after minutes of training; in the *fluent* part
+they are values of the same kind (a city for a city, a number for a number), which only knowledge tells apart. The spans
+are recorded, so whatever scores tokens can be judged against the truth. Facts and wordings come from
 ``sepo.demo.facts``.
 
 A fact is in the training part or in the held-out part, never in both. Wrong values are right values of other facts of
