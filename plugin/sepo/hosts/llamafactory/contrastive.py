@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,9 @@ class ContrastiveDatasetScorer(StoredScores):
         assert source is not None
         assert source.model is not None
         self.spec, self.key, self.model_args = source.model, source.key, model_args
+        own = self.key == "model_name_or_path"
+        if own:  # what the host made of the name: a folder, where another hub than Hugging Face's had the model
+            self.spec = replace(self.spec, model=str(model_args.model_name_or_path))
         check_tokenizers(tokenizer, self.spec, key=self.key, model_args=model_args)
         self.encoder = PromptEncoder(
             template, tokenizer, cutoff_len=data_args.cutoff_len, max_positions=self._max_positions()
@@ -155,6 +159,7 @@ class ContrastiveDatasetScorer(StoredScores):
         identity = {
             "scorer": "contrastive",
             "model": spec_identity(self.spec, key=self.key),
+            "revision": model_args.model_revision if own else None,
             "prompts": hashlib.sha256(json.dumps(probe).encode()).hexdigest(),  # wording and template
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
