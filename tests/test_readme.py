@@ -41,6 +41,9 @@ def test_every_metric_is_in_the_table():
         "select/chosen_ratio",
         "select/tokens",
         "kl/chosen",
+        "treg/reward_chosen",
+        "treg/reward_rejected",
+        "objective/treg_weight",
     ):
         assert f"`{metric}`" in README
 

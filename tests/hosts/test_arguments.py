@@ -5,9 +5,11 @@ import pytest
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.arguments import OBJECTIVES, STAGES, check_stage, resolve, stage_of
 from sepo.hosts.llamafactory.keys import OUR_KEYS
+from sepo.training.settings import ModelSpec, TokenRewardSource
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",
-             "dpo_label_smoothing", "streaming", "model_name_or_path", "template", "simpo_gamma")  # fmt: skip
+             "dpo_label_smoothing", "streaming", "model_name_or_path", "template", "simpo_gamma", "ref_model_adapters",
+             "ref_model_quantization_bit", "adapter_name_or_path", "quantization_bit")  # fmt: skip
 RECIPE = {"stage": "sepo", "model_name_or_path": "m", "oracle_model": "o", "oracle_base_model": "b"}
 
 
@@ -116,6 +118,27 @@ def test_command_line_form():
             ["ipo_average is 'maybe'", "true or false"],
         ),
         ({"objective": "simpo", "ref_model": "r"}, ["ref_model is set", "objective simpo trains without"]),
+        ({"treg_weighting": "static"}, ["treg_weighting is set", "no token-reward regularizer is on", "treg_alpha"]),
+        ({"treg_rewards": "oracle"}, ["treg_rewards is set", "no token-reward regularizer is on"]),
+        ({"treg_alpha": 0, "treg_eval_model": "e"}, ["treg_eval_model is set", "treg_alpha above 0"]),
+        ({"treg_alpha": -0.1}, ["treg_alpha is -0.1", "at least 0"]),
+        ({"treg_alpha": float("nan")}, ["treg_alpha is nan"]),
+        ({"treg_alpha": "much"}, ["treg_alpha is 'much'", "a number"]),
+        ({"treg_alpha": 0.1, "treg_weighting": "token"}, ["treg_weighting is 'token'", "sequence, static"]),
+        ({"treg_alpha": 0.1, "treg_rewards": "judge"}, ["treg_rewards is 'judge'", "prompts, oracle"]),
+        (
+            {"treg_alpha": 0.1, "treg_rewards": "oracle", "treg_eval_model": "e"},
+            ["treg_eval_model is set", "treg_rewards: oracle"],
+        ),
+        ({"stage": "treg"}, ["oracle_model is set", "no oracle is used", "treg_rewards: oracle"]),
+        (
+            {"stage": "treg", "treg_rewards": "oracle", "oracle_model": None, "oracle_base_model": None},
+            ["treg_rewards: oracle needs an oracle"],
+        ),
+        (
+            {"objective": "simpo_reg", "ref_model": "r", "oracle_model": None, "oracle_base_model": None},
+            ["ref_model is set", "treg_eval_model names"],
+        ),
     ],
 )
 def test_refusals_say_what_was_found_and_what_to_do(keys, words):
@@ -196,6 +219,82 @@ def test_stage_objective_and_scorer_compose(keys, objective, scorer, expected):
     assert (settings.oracle is not None) == (scorer == "oracle")
 
 
+TREG = {"stage": "treg", **NO_ORACLE}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (TREG, ("dpo_reg", 0.25, "sequence")),
+        ({**TREG, "treg_alpha": 0.5, "treg_weighting": "static"}, ("dpo_reg", 0.5, "static")),
+        ({**TREG, "objective": "simpo_reg", "treg_alpha": "0.1"}, ("simpo_reg", 0.1, "sequence")),
+        ({**TREG, "objective": "simpo"}, ("simpo", 0.25, "sequence")),  # the stage turns it on
+        ({**TREG, "objective": "minor_dpo", "treg_alpha": 1}, ("minor_dpo", 1.0, "sequence")),
+        ({"stage": "minor_dpo", "treg_alpha": 0.1, **NO_ORACLE}, ("minor_dpo", 0.1, "sequence")),
+        ({"treg_alpha": 0.1, "treg_weighting": "static"}, ("sepo", 0.1, "static")),
+        ({**TREG, "treg_alpha": 0}, ("dpo_reg", None, None)),
+        ({**TREG, "objective": "simpo", "treg_alpha": 0}, ("simpo", None, None)),
+    ],
+)
+def test_treg_alpha_decides_about_the_regularizer(keys, expected):
+    _, settings = resolved(**keys)
+    parts = [part for part in settings.method.regularizers if part.needs_token_rewards]
+    found = (parts[0].alpha, parts[0].weighting) if parts else (None, None)
+    assert (settings.method.name, *found) == expected
+    assert (settings.token_rewards is None) == (not parts)
+    assert len(parts) <= 1
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_treg_alpha_adds_the_regularizer_to_any_objective(objective):
+    keys = {"stage": "minor_dpo", "objective": objective, "token_scorer": "none", **NO_ORACLE}
+    method = resolved(**keys, treg_alpha=0.4, treg_weighting="static")[1].method
+    assert [part.alpha for part in method.regularizers if part.needs_token_rewards] == [0.4]
+
+
+@pytest.mark.parametrize(
+    ("keys", "spec", "key"),
+    [
+        ({}, ModelSpec("m"), "model_name_or_path"),
+        (
+            {"adapter_name_or_path": "a, b", "quantization_bit": 4},
+            ModelSpec("m", ("a", "b"), 4),
+            "model_name_or_path",
+        ),
+        (
+            {"ref_model": "r", "ref_model_adapters": "s", "ref_model_quantization_bit": "8", "quantization_bit": 4},
+            ModelSpec("r", ("s",), 8),
+            "ref_model",
+        ),
+        ({"treg_eval_model": "e", "ref_model": "r", "quantization_bit": 4}, ModelSpec("e"), "treg_eval_model"),
+        ({"treg_eval_model": "e", "objective": "simpo_reg"}, ModelSpec("e"), "treg_eval_model"),
+    ],
+)
+def test_who_is_prompted_for_token_rewards(keys, spec, key):
+    _, settings = resolved(**TREG, **keys)
+    assert settings.token_rewards == TokenRewardSource("prompts", spec, key)
+    assert settings.notes[-1].startswith(f"T-REG's token rewards come from contrastive prompts to {spec.model}")
+    assert settings.as_dict()["token_rewards"]["model"]["model"] == spec.model
+
+
+@pytest.mark.parametrize("scorer", ["oracle", "none"])
+def test_the_oracle_gives_token_rewards_where_it_is_told_to(scorer):
+    _, settings = resolved(stage="treg", treg_rewards="oracle", token_scorer=scorer)
+    assert settings.token_rewards == TokenRewardSource("oracle")
+    assert settings.oracle.oracle.model == "o"
+    assert settings.method.scorer == scorer
+
+
+def test_an_oracle_that_selects_does_not_give_the_token_rewards_by_itself():
+    _, settings = resolved(stage="treg", token_scorer="oracle")
+    assert settings.token_rewards.origin == "prompts"
+    assert settings.oracle is not None
+
+
+def test_stage_treg_without_its_regularizer_says_so():
+    assert "without T-REG's regularizer" in resolved(**TREG, treg_alpha=0)[1].notes[-1]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_is_reachable_from_every_stage(stage, objective):
@@ -224,5 +323,14 @@ def test_every_key_does_something():
     ):
         base = {"objective": objective, "token_scorer": "oracle"}
         assert resolved(**base, **{name: value})[1].method != resolved(**base)[1].method, name
+        values[name] = value
+    treg = resolved(treg_alpha=0.25)[1]
+    for name, value in (
+        ("treg_alpha", 0.5),
+        ("treg_weighting", "static"),
+        ("treg_rewards", "oracle"),
+        ("treg_eval_model", "e"),
+    ):
+        assert resolved(**{"treg_alpha": 0.25, name: value})[1] != treg, name
         values[name] = value
     assert {*values, *others} == set(OUR_KEYS)

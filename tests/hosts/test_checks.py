@@ -43,6 +43,8 @@ def refused(capsys, recipe, folder, *overrides):
         ({"oracle_model": "/no/such/oracle"}, ["oracle_model", "/no/such/oracle"]),
         ({"oracle_base_model": "no-such/base"}, ["oracle_base_model", "no-such/base"]),
         ({"oracle_model_adapters": "no/adapter"}, ["oracle_model_adapters", "no/adapter"]),
+        ({"treg_alpha": 0.1, "treg_eval_model": "./no/such/judge"}, ["treg_eval_model", "./no/such/judge"]),
+        ({"treg_eval_model": "./no/such/judge"}, ["no token-reward regularizer is on"]),
     ],
 )
 def test_refused_before_anything_is_loaded(world, tmp_path, capsys, overrides, words):

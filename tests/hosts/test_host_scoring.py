@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory import scoring
+from sepo.hosts.llamafactory import scored_rows, scoring
 
 IGNORE = -100
 
@@ -50,13 +50,13 @@ def test_a_data_set_without_any_answer_is_refused():
 
 
 def test_rows_digest_sees_ids_order_and_boundaries():
-    first = scoring._rows_digest(rows((2, 2), (1, 3)))
-    assert first == scoring._rows_digest(rows((2, 2), (1, 3)))
-    assert first != scoring._rows_digest(rows((1, 3), (2, 2)))
-    assert first != scoring._rows_digest(rows((2, 2), (2, 2)))
+    first = scored_rows.rows_digest(rows((2, 2), (1, 3)))
+    assert first == scored_rows.rows_digest(rows((2, 2), (1, 3)))
+    assert first != scored_rows.rows_digest(rows((1, 3), (2, 2)))
+    assert first != scored_rows.rows_digest(rows((2, 2), (2, 2)))
     moved = rows((2, 2), (1, 3)).to_dict()
     moved["chosen_labels"][0][2] = 3  # the prompt's last token becomes part of the answer
-    assert first != scoring._rows_digest(Dataset.from_dict(moved))
+    assert first != scored_rows.rows_digest(Dataset.from_dict(moved))
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ def test_methods_without_selection_and_reference(policy, objective):
     ("objective", "missing"),
     [
         ("dpo", "compares the policy with a reference, and none was given"),
-        ("simpo_reg", "chosen_token_rewards"),
+        ("simpo_reg", "the batch has no 'token_rewards'.*RewardCollator"),
         ("selective_dpo", "compares the policy with a reference, and none was given"),
         ("sepo", "the batch has no 'selection'.*SelectionCollator"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.objectives import Method
+from sepo.training.rewards import RewardOrigin
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,21 @@ class OracleSpec:
 
 
 @dataclass(frozen=True)
+class TokenRewardSource:
+    """Where T-REG's token rewards come from.
+
+    Args:
+        origin: ``prompts`` (the paper's contrastive prompts) or ``oracle`` (sigmoid of the oracle's log-ratio - 0.5).
+        model: who is prompted; None where the oracle gives the rewards.
+        key: the recipe's key that names this model.
+    """
+
+    origin: RewardOrigin
+    model: ModelSpec | None = None
+    key: str = ""
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """What a stage needs beside the host's own arguments.
 
@@ -80,6 +96,7 @@ class RunSettings:
         score_batch_tokens: padded tokens per scoring batch.
         head_chunk_tokens: tokens whose logits exist at a time, or None for 64 MiB of logits.
         notes: what to say once in the log (keys of the recipe that this stage does not use).
+        token_rewards: where T-REG's token rewards come from, or None where no regularizer is on.
     """
 
     stage: str
@@ -89,6 +106,7 @@ class RunSettings:
     score_batch_tokens: int
     head_chunk_tokens: int | None
     notes: tuple[str, ...] = ()
+    token_rewards: TokenRewardSource | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values, for a run's folder."""
@@ -102,7 +120,16 @@ class RunSettings:
             "oracle": None
             if self.oracle is None
             else {
-                side: {"model": spec.model, "adapters": list(spec.adapters), "quantization_bit": spec.quantization_bit}
-                for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))
+                side: _spec_dict(spec) for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))
+            },
+            "token_rewards": None
+            if self.token_rewards is None
+            else {
+                "origin": self.token_rewards.origin,
+                "model": None if self.token_rewards.model is None else _spec_dict(self.token_rewards.model),
             },
         }
+
+
+def _spec_dict(spec: ModelSpec) -> dict[str, Any]:
+    return {"model": spec.model, "adapters": list(spec.adapters), "quantization_bit": spec.quantization_bit}

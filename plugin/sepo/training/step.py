@@ -14,6 +14,7 @@ from sepo.errors import SepoError
 from sepo.forward.head import selected_log_probs
 from sepo.objectives import Method, PreferenceOutput, preference_loss, select
 from sepo.training.collator import IGNORE_INDEX, SELECTION
+from sepo.training.rewards import TOKEN_REWARDS, token_rewards
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def preference_step(
     Args:
         model: the policy, as the trainer wrapped it.
         batch: ``input_ids``, ``attention_mask``, ``labels`` [2B, T] (the first B rows chosen; labels -100 where no
-            response token is), ``selection`` [2B, T] where the method selects by stored scores, and what else the
-            forward takes.
+            response token is), ``selection`` [2B, T] where the method selects by stored scores, ``token_rewards``
+            [2B, T] where it has T-REG's regularizer (see ``RewardCollator``), and what else the forward takes.
         method: the resolved method.
         reference: where ``method.needs_reference``; entered once per step, without gradients.
         chosen_nll_weight: weight of the mean negative log-likelihood over all chosen tokens (the host's ``pref_ftx``).
@@ -57,13 +58,14 @@ def preference_step(
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the tokens that were computed, ``select/*_ratio`` the
         selected share of response tokens, ``select/tokens`` the selected tokens of the device batch, ``kl/*`` the mean
-        of log pi_policy - log pi_ref over the tokens that were computed, ``objective/*`` what the objective reports.
+        of log pi_policy - log pi_ref over the tokens that were computed, ``treg/*`` the mean token reward over the
+        tokens that are regularized, ``objective/*`` what the objective reports.
 
     Raises:
-        SepoError: a response without a counted token, a missing selection or reference, or a method that needs what
-            this step does not compute (token rewards, KL over the vocabulary).
+        SepoError: a response without a counted token, a missing selection, reference or token rewards, or a method
+            that needs what this step does not compute (KL over the vocabulary).
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", SELECTION)}
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", SELECTION, TOKEN_REWARDS)}
     labels: Tensor = batch["labels"]
     pairs = labels.shape[0] // 2
     mask = labels[:, 1:] != IGNORE_INDEX
@@ -79,12 +81,17 @@ def preference_step(
     logps = log_probs(model)
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
     selection = torch.cat(select(method, **sides)) if method.token_scorer.live else known
-    output = preference_loss(method, **sides, **_by_side(pairs, selection=selection))
+    rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
+    output = preference_loss(
+        method, **sides, **_by_side(pairs, selection=selection), **_reward_arguments(rewards, pairs=pairs)
+    )
     loss = output.losses.mean()
     if chosen_nll_weight:
         loss = loss + chosen_nll_weight * _mean_nll(logps[:pairs], mask[:pairs]).mean()
     metrics = _reward_metrics(output)
     metrics |= _token_metrics(logps.detach(), mask=mask, selection=selection, pairs=pairs)
+    if rewards is not None:
+        metrics |= _mean_rewards(rewards, selection=selection, pairs=pairs)
     if ref_logps is not None:
         metrics |= _drift(logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
     values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()  # one synchronization
@@ -140,6 +147,20 @@ def _token_metrics(logps: Tensor, *, mask: Tensor, selection: Tensor, pairs: int
         "select/chosen_ratio": selection[:pairs].sum() / mask[:pairs].sum(),
         "select/rejected_ratio": selection[pairs:].sum() / mask[pairs:].sum(),
         "select/tokens": selection.sum(),
+    }
+
+
+def _reward_arguments(rewards: Tensor | None, *, pairs: int) -> dict[str, Tensor]:
+    if rewards is None:
+        return {}
+    return {"chosen_token_rewards": rewards[:pairs], "rejected_token_rewards": rewards[pairs:]}
+
+
+def _mean_rewards(rewards: Tensor, *, selection: Tensor, pairs: int) -> dict[str, Tensor]:
+    sums = torch.where(selection, rewards, 0.0).sum(-1)
+    return {
+        "treg/reward_chosen": sums[:pairs].sum() / selection[:pairs].sum(),
+        "treg/reward_rejected": sums[pairs:].sum() / selection[pairs:].sum(),
     }
 
 

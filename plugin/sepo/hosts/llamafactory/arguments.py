@@ -7,23 +7,20 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, typed
+from sepo.hosts.llamafactory.treg_keys import reward_notes, token_reward_source, treg_hyperparameters
 from sepo.objectives import Method, available_objectives, resolve_method
 from sepo.tokens.selection import RULES
 from sepo.training.settings import ModelSpec, OracleSpec, RunSettings
 
-STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo"}
+STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
 """Our stages and the objective that each has unless the recipe names another."""
 
 OBJECTIVES = tuple(
     name
     for name in available_objectives()
-    if not (
-        resolve_method(name).needs_token_rewards
-        or resolve_method(name).needs_kl
-        or resolve_method(name).needs_log_sum_p2
-    )
+    if not (resolve_method(name).needs_kl or resolve_method(name).needs_log_sum_p2)
 )
-"""What ``objective`` takes: the objectives that need log-probabilities and stored scores only."""
+"""What ``objective`` takes: the objectives that need log-probabilities, stored scores and token rewards only."""
 
 TOKEN_SCORERS = ("oracle", "policy_ref", "none")
 
@@ -35,7 +32,7 @@ Arguments = dict[str, Any] | list[str]
 # Recipe keys that set a hyperparameter: (key, hyperparameter, objectives that have it under this key).
 _HYPERPARAMETERS = (
     ("pref_beta", "beta", OBJECTIVES),
-    ("simpo_gamma", "gamma", ("simpo",)),
+    ("simpo_gamma", "gamma", ("simpo", "simpo_reg")),
     ("sepo_gamma", "gamma", ("sepo",)),
     ("dpo_label_smoothing", "label_smoothing", ("dpo", "robust_dpo")),
     ("dpop_lambda", "dpop_lambda", ("dpop",)),
@@ -128,8 +125,9 @@ def _oracle(arguments: SepoArguments) -> OracleSpec:
     adapters = _adapters(arguments.oracle_model_adapters)
     if arguments.oracle_model is None and not adapters:
         raise SepoError(
-            "token_scorer: oracle needs an oracle: set oracle_model (a full model trained with DPO) and "
-            "oracle_base_model, or oracle_model_adapters (a LoRA adapter trained with DPO) over oracle_base_model."
+            "token_scorer: oracle or treg_rewards: oracle needs an oracle: set oracle_model (a full model trained with "
+            "DPO) and oracle_base_model, or oracle_model_adapters (a LoRA adapter trained with DPO) over "
+            "oracle_base_model."
         )
     if arguments.oracle_base_model is None and (arguments.oracle_model is None or not adapters):
         raise SepoError(
@@ -176,23 +174,27 @@ def resolve(
     for name in _REFERENCE_KEYS:
         if not method.needs_reference and _given(given.get(name)):
             raise SepoError(
-                f"{name} is set, but objective {method.name} trains without a reference model; remove {name}."
+                f"{name} is set, but objective {method.name} trains without a reference model; remove {name}"
+                + (" (treg_eval_model names who gives token rewards)." if method.needs_token_rewards else ".")
             )
-    if not method.needs_scores:
+    rewards = token_reward_source(arguments, given, method)
+    needs_oracle = method.needs_scores or (rewards is not None and rewards.origin == "oracle")
+    if not needs_oracle:
         for name in _ORACLE_KEYS:
             if name in given:
                 raise SepoError(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
-                    "token_scorer: oracle."
+                    "token_scorer: oracle (it selects tokens) or treg_rewards: oracle (it gives T-REG's token rewards)."
                 )
     settings = RunSettings(
         stage=stage,
         method=method,
-        oracle=_oracle(arguments) if method.needs_scores else None,
+        oracle=_oracle(arguments) if needs_oracle else None,
         token_scores_dir=arguments.token_scores_dir,
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
-        notes=notes,
+        notes=(*notes, *reward_notes(stage, rewards)),
+        token_rewards=rewards,
     )
     # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if method.needs_reference else "simpo"
@@ -245,6 +247,7 @@ def _method(stage: str, arguments: SepoArguments, given: Mapping[str, Any]) -> t
         else:
             notes.append(f"{key} is set, but objective {objective} does not use it.")
     hyperparameters |= _selection(arguments, scorer)
+    hyperparameters |= treg_hyperparameters(arguments, own, stage=stage)
     return resolve_method(objective, **hyperparameters), tuple(notes)
 
 

@@ -86,6 +86,9 @@ def check_models(given: Mapping[str, Any], settings: RunSettings) -> None:
     _check_path(given.get("model_name_or_path"), key="model_name_or_path", marker="config.json")
     for adapter in _names(given.get("adapter_name_or_path")):
         _check_path(adapter, key="adapter_name_or_path", marker="adapter_config.json")
+    rewards = settings.token_rewards
+    if rewards is not None and rewards.model is not None and rewards.key != "model_name_or_path":
+        spec_folders(rewards.model, key=rewards.key)
     if settings.oracle is None:
         return
     for side, spec in (("oracle_model", settings.oracle.oracle), ("oracle_base_model", settings.oracle.base)):
@@ -99,7 +102,8 @@ def spec_folders(spec: ModelSpec, *, key: str) -> tuple[Path, tuple[Path, ...]]:
         SepoError: one of them is missing.
     """
     model = local_folder(spec.model, key=key, marker="config.json")
-    adapters = tuple(local_folder(name, key=f"{key}_adapters", marker="adapter_config.json") for name in spec.adapters)
+    adapters_key = "adapter_name_or_path" if key == "model_name_or_path" else f"{key}_adapters"
+    adapters = tuple(local_folder(name, key=adapters_key, marker="adapter_config.json") for name in spec.adapters)
     return model, adapters
 
 
@@ -156,6 +160,6 @@ def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, model_args: Any)
         token = min(differing, key=lambda item: ours[item])
         raise SepoError(
             f"{key}: '{spec.model}' has another tokenizer than the policy: {len(theirs):,} tokens, not {len(ours):,}, "
-            f"and {token!r} is {theirs.get(token, 'unknown')} there and {ours[token]} here. Scores are per token, so "
-            "the oracle must share the policy's tokenizer; train the oracle from a model of the policy's family."
+            f"and {token!r} is {theirs.get(token, 'unknown')} there and {ours[token]} here. Scores are per token, so a "
+            "scoring model must share the policy's tokenizer, added tokens included; take one of the policy's family."
         )

@@ -63,6 +63,20 @@ class SepoArguments:
     oracle_model_quantization_bit: int | None = field(
         default=None, metadata={"help": "Load both scoring models in 4 or 8 bits (bitsandbytes)."}
     )
+    treg_alpha: float | None = field(
+        default=None,
+        metadata={"help": "Weight of T-REG's regularizer, in any objective. Default 0.25 in stage treg, else 0."},
+    )
+    treg_weighting: str | None = field(
+        default=None,
+        metadata={"help": "sequence (the default): the regularizer pulls as the pair's preference does; static: not."},
+    )
+    treg_rewards: str | None = field(
+        default=None, metadata={"help": "Token rewards from contrastive prompts (the default) or from the oracle."}
+    )
+    treg_eval_model: str | None = field(
+        default=None, metadata={"help": "Who is prompted for token rewards. Default: the reference, at its start."}
+    )
     token_scores_dir: str | None = field(
         default=None, metadata={"help": "Where score stores are kept. Default: sepo/token_scores in the HF cache."}
     )
@@ -78,6 +92,7 @@ _FLOATS = {
     "sepo_gamma",
     "dpop_lambda",
     "rrhf_sft_weight",
+    "treg_alpha",
     "select_ratio",
     "chosen_select_ratio",
     "rejected_select_ratio",

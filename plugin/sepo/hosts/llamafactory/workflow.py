@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from transformers.modeling_utils import is_fsdp_enabled
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer
+from sepo.hosts.llamafactory.conversations import conversations_kept
+from sepo.hosts.llamafactory.scored_rows import StoredScores
 from sepo.hosts.llamafactory.scoring import DatasetScorer, skip_empty_responses
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.training.collator import SelectionCollator
 from sepo.training.reference import StartingPolicy
+from sepo.training.rewards import RewardCollator
 from sepo.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -40,10 +45,12 @@ def run_stage(
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
-    stores: dict[str, str] = {}
-    if settings.oracle is not None:
-        datasets, stores = _scored(datasets, settings, tokenizer, model_args, data_args, training_args)
+    prompted = settings.token_rewards is not None and settings.token_rewards.origin == "prompts"
+    with conversations_kept(prompted):
+        datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
+    stores: dict[str, dict[str, str]] = {}
+    if settings.oracle is not None or prompted:
+        datasets, stores = _scored(datasets, settings, template, tokenizer, model_args, data_args, training_args)
         # Loading an adapter and scoring move the random state: a run that scored and one that found the store
         # must give the policy's adapter the same first weights.
         transformers.set_seed(training_args.seed)
@@ -57,6 +64,8 @@ def run_stage(
     )
     if settings.method.needs_scores:
         collator = SelectionCollator(collator, method=settings.method)
+    if settings.token_rewards is not None:
+        collator = RewardCollator(collator, origin=settings.token_rewards.origin)
     ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
     trainer = PreferenceTrainer(
         settings=settings,
@@ -110,34 +119,49 @@ def _reference(
 
 
 def _scored(
-    datasets: Any, settings: RunSettings, tokenizer: Any, model_args: Any, data_args: Any, training_args: Any
-) -> tuple[dict[str, Any], dict[str, str]]:
+    datasets: Any,
+    settings: RunSettings,
+    template: Any,
+    tokenizer: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     """The host's data sets, training and evaluation alike, without empty rows and with scores; and their stores."""
-    scorer = DatasetScorer(
-        settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args, training_args=training_args
-    )
+    host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
+    scorers: dict[str, StoredScores] = {}
+    if settings.oracle is not None:
+        scorers["token_scores"] = DatasetScorer(settings, tokenizer=tokenizer, **host)
+    if settings.token_rewards is not None and settings.token_rewards.origin == "prompts":
+        scorers["token_reward_scores"] = ContrastiveDatasetScorer(
+            settings, tokenizer=tokenizer, template=template, **host
+        )
+    result = _each(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
+    for scorer in scorers.values():
+        result = _each(result, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
+        scorer.free()
+    return result, {role: scorer.stores for role, scorer in scorers.items()}
 
-    def scored(dataset: Any, name: str) -> Any:
-        return scorer.attach(skip_empty_responses(dataset, name=name, tokenizer=tokenizer), name=name)
 
+def _each(datasets: Any, change: Callable[[Any, str], Any]) -> dict[str, Any]:
+    """Change every data set, training and evaluation alike, under the name that the log gives it."""
     result: dict[str, Any] = {}
     for role, dataset in datasets.items():
         name = role.removesuffix("_dataset")
         if isinstance(dataset, dict):
-            result[role] = {part: scored(rows, f"{name} {part}") for part, rows in dataset.items()}
+            result[role] = {part: change(rows, f"{name} {part}") for part, rows in dataset.items()}
         else:
-            result[role] = scored(dataset, name)
-    scorer.free()
-    return result, scorer.stores
+            result[role] = change(dataset, name)
+    return result
 
 
-def _write_settings(trainer: Any, training_args: Any, settings: RunSettings, stores: dict[str, str]) -> None:
+def _write_settings(trainer: Any, training_args: Any, settings: RunSettings, stores: dict[str, dict[str, str]]) -> None:
     """Leave beside the weights what the run was asked for and where its scores are."""
     if not trainer.is_world_process_zero():
         return
     folder = Path(training_args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"sepo": __version__, **settings.as_dict(), "token_scores": stores}
+    record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **stores}
     (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
