@@ -1,6 +1,6 @@
 """The training step (model and batch in, loss and metrics out) and the collator; no host is imported here."""
 
-from sepo.training.collator import SELECTION, SelectionCollator
+from sepo.training.collator import SELECTION, STEPS, SelectionCollator, StepCollator
 from sepo.training.step import StepOutput, preference_step
 
-__all__ = ["SELECTION", "SelectionCollator", "StepOutput", "preference_step"]
+__all__ = ["SELECTION", "STEPS", "SelectionCollator", "StepCollator", "StepOutput", "preference_step"]

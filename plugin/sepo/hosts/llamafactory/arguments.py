@@ -8,7 +8,9 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, typed
 from sepo.objectives import Method, available_objectives, resolve_method
+from sepo.tokens.scopes import SCOPES
 from sepo.tokens.selection import RULES
+from sepo.tokens.units import UNITS
 from sepo.training.settings import ModelSpec, OracleSpec, RunSettings
 
 STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo"}
@@ -25,7 +27,7 @@ OBJECTIVES = tuple(
 )
 """What ``objective`` takes: the objectives that need log-probabilities and stored scores only."""
 
-TOKEN_SCORERS = ("oracle", "policy_ref", "none")
+TOKEN_SCORERS = ("oracle", "policy_ref", "confidence", "file", "random", "none")
 
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 
@@ -42,7 +44,14 @@ _HYPERPARAMETERS = (
     ("rrhf_sft_weight", "sft_weight", ("rrhf",)),
     ("ipo_average", "average", ("ipo",)),
 )
-_SELECTION_KEYS = ("select_ratio", "chosen_select_ratio", "rejected_select_ratio", "select_rule")
+_SELECTION_CHOICES = {"rule": RULES, "unit": UNITS, "scope": SCOPES}
+_SELECTION_KEYS = (
+    "select_ratio",
+    "chosen_select_ratio",
+    "rejected_select_ratio",
+    "select_span_tokens",
+    *(f"select_{name}" for name in _SELECTION_CHOICES),
+)
 _ORACLE_KEYS = (
     "oracle_model",
     "oracle_model_adapters",
@@ -178,7 +187,7 @@ def resolve(
             raise SepoError(
                 f"{name} is set, but objective {method.name} trains without a reference model; remove {name}."
             )
-    if not method.needs_scores:
+    if method.scorer != "oracle":
         for name in _ORACLE_KEYS:
             if name in given:
                 raise SepoError(
@@ -188,7 +197,7 @@ def resolve(
     settings = RunSettings(
         stage=stage,
         method=method,
-        oracle=_oracle(arguments) if method.needs_scores else None,
+        oracle=_oracle(arguments) if method.scorer == "oracle" else None,
         token_scores_dir=arguments.token_scores_dir,
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
@@ -256,10 +265,16 @@ def _selection(arguments: SepoArguments, scorer: str) -> dict[str, Any]:
                     f"{name} is set, but token_scorer is none, so every token counts; remove {name}, or set "
                     "token_scorer: oracle or policy_ref."
                 )
-    rule = {} if arguments.select_rule is None else {"rule": arguments.select_rule}
-    if arguments.select_rule not in (None, *RULES):
-        raise SepoError(f"select_rule is {arguments.select_rule!r}; one of {', '.join(RULES)} is expected.")
-    return {**_ratios(arguments), **rule}
+    chosen: dict[str, Any] = _ratios(arguments)
+    for name, options in _SELECTION_CHOICES.items():
+        value = getattr(arguments, f"select_{name}")
+        if value not in (None, *options):
+            raise SepoError(f"select_{name} is {value!r}; one of {', '.join(options)} is expected.")
+        if value is not None:
+            chosen[name] = value
+    if arguments.select_span_tokens is not None:
+        chosen["span_tokens"] = arguments.select_span_tokens
+    return chosen
 
 
 def check_stage(stage: str | None) -> None:

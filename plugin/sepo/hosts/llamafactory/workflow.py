@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -19,9 +20,11 @@ from transformers.modeling_utils import is_fsdp_enabled
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.columns import selection_columns
+from sepo.hosts.llamafactory.file_scores import carried_scores
 from sepo.hosts.llamafactory.scoring import DatasetScorer, skip_empty_responses
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
-from sepo.training.collator import SelectionCollator
+from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.reference import StartingPolicy
 from sepo.training.settings import RunSettings
 
@@ -40,13 +43,16 @@ def run_stage(
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
+    carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
+    with carried:
+        datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     stores: dict[str, str] = {}
     if settings.oracle is not None:
         datasets, stores = _scored(datasets, settings, tokenizer, model_args, data_args, training_args)
         # Loading an adapter and scoring move the random state: a run that scored and one that found the store
         # must give the policy's adapter the same first weights.
         transformers.set_seed(training_args.seed)
+    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed)
     model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
     collator: Any = PairwiseDataCollatorWithPadding(
         template=template,
@@ -57,6 +63,8 @@ def run_stage(
     )
     if settings.method.needs_scores:
         collator = SelectionCollator(collator, method=settings.method)
+    elif settings.method.needs_steps:
+        collator = StepCollator(collator)
     ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
     trainer = PreferenceTrainer(
         settings=settings,
@@ -86,7 +94,7 @@ def _reference(
     """The reference as a second model or as the policy's own starting weights; neither: the policy without adapter."""
     if not settings.method.needs_reference:
         return None, None
-    live = settings.method.token_scorer.live
+    live = settings.method.token_scorer.compares_with_reference
     if finetuning_args.ref_model is None and not training_args.do_train:
         logger.warning("no ref_model is set, so the evaluated model is its own reference: every reward is zero.")
         return model, None
