@@ -51,7 +51,7 @@ class TokenTexts:
         """Which characters of a response's text each of its tokens covers.
 
         The tokens that make up one character cover it all. Tokens outside the text (a template's, an end of turn) cover
-        nothing: their end is their start.
+        nothing: their end is their start. A literal U+FFFD in the text is covered by the last of its tokens only.
 
         Args:
             ids: the response's tokens, all of them.
