@@ -105,7 +105,36 @@ def test_command_line_form():
         ({"streaming": True}, ["streaming is set", "remove streaming"]),
         ({"objective": "minor_dp"}, ["objective is 'minor_dp'", "Did you mean 'minor_dpo'"]),
         ({"objective": "tdpo1"}, ["objective is 'tdpo1'", "one of dpo, "]),
-        ({"token_scorer": "oracel"}, ["token_scorer is 'oracel'", "oracle, policy_ref, none"]),
+        (
+            {"token_scorer": "oracel"},
+            ["token_scorer is 'oracel'", "oracle, policy_ref, confidence, file, random, none"],
+        ),
+        ({"select_unit": "word"}, ["select_unit is 'word'", "token, span, step"]),
+        ({"select_scope": "batch"}, ["select_scope is 'batch'", "response, pair, dataset"]),
+        ({"select_unit": "span", "select_span_tokens": 0}, ["select_span_tokens is 0", "at least 1"]),
+        ({"select_unit": "span", "select_span_tokens": 1.5}, ["select_span_tokens is 1.5", "a whole number"]),
+        ({"select_span_tokens": 4}, ["span_tokens", "unit is 'token'", "select_unit"]),
+        ({"select_scope": "pair", "chosen_select_ratio": 0.2}, ["one budget for both", "0.2", "select_ratio"]),
+        ({"select_rule": "quantile", "select_unit": "span"}, ["rule 'quantile'", "unit 'span'"]),
+        ({"select_rule": "quantile", "select_scope": "pair"}, ["rule 'quantile'", "scope 'pair'"]),
+        ({"select_rule": "quantile", "select_scope": "dataset"}, ["rule 'quantile'", "scope 'dataset'"]),
+        (
+            {"token_scorer": "policy_ref", "select_scope": "dataset"},
+            ["scope 'dataset'", "'policy_ref'", "file, random", "response or pair"],
+        ),
+        ({"token_scorer": "confidence", "select_scope": "dataset"}, ["scope 'dataset'", "'confidence'"]),
+        *(
+            (
+                {"objective": "simpo", "token_scorer": "none", **keys},
+                [f"{next(iter(keys))} is set", "token_scorer is none"],
+            )
+            for keys in ({"select_unit": "span"}, {"select_scope": "pair"}, {"select_span_tokens": 3})
+        ),
+        *(
+            ({"token_scorer": scorer}, ["oracle_model is set", f"token_scorer is {scorer}"])
+            for scorer in ("random", "file", "confidence")
+        ),
+        ({"objective": "simpo", "token_scorer": "confidence", "ref_model": "r"}, ["ref_model is set", "simpo trains"]),
         ({"select_rule": "round"}, ["select_rule is 'round'", "floor, quantile"]),
         (
             {"objective": "simpo", "token_scorer": "none", "select_ratio": 0.3},
@@ -183,6 +212,24 @@ NO_ORACLE = {"oracle_model": None, "oracle_base_model": None}
             "simpo",
             "oracle",
             {"gamma": 0.5, "beta": 2.5},
+        ),
+        (
+            {"token_scorer": "random", "select_unit": "span", "select_span_tokens": "4", **NO_ORACLE},
+            "sepo",
+            "random",
+            {"unit": "span", "span_tokens": 4},
+        ),
+        (
+            {"stage": "minor_dpo", "token_scorer": "file", "select_scope": "dataset", **NO_ORACLE},
+            "minor_dpo",
+            "file",
+            {"scope": "dataset"},
+        ),
+        (
+            {"objective": "simpo", "token_scorer": "confidence", "select_unit": "step", **NO_ORACLE},
+            "simpo",
+            "confidence",
+            {"unit": "step"},
         ),
         (
             {"stage": "minor_dpo", "objective": "dpop", "dpop_lambda": 5, **NO_ORACLE},
@@ -316,6 +363,12 @@ def test_every_key_does_something():
     for name, value in others.items():
         given = NO_ORACLE if name == "token_scorer" else {}
         assert resolved(**{name: value, "token_scorer": "oracle", **given, **{name: value}})[1].method != plain.method
+    units = {"select_unit": "span", "select_scope": "pair"}
+    for name, value in units.items():
+        assert resolved(**{name: value})[1].method.selector != plain.method.selector, name
+    spans = [resolved(select_unit="span", select_span_tokens=length)[1] for length in (3, 4)]
+    assert spans[0].method.selector != spans[1].method.selector
+    assert spans[1].as_dict()["select"]["unit"] == "span"
     for objective, name, value in (
         ("dpop", "dpop_lambda", 1),
         ("rrhf", "rrhf_sft_weight", 3),
@@ -333,4 +386,4 @@ def test_every_key_does_something():
     ):
         assert resolved(**{"treg_alpha": 0.25, name: value})[1] != treg, name
         values[name] = value
-    assert {*values, *others} == set(OUR_KEYS)
+    assert {*values, *others, *units, "select_span_tokens"} == set(OUR_KEYS)

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import scored_rows, scoring
+from sepo.hosts.llamafactory.rows import skip_empty_responses
 
 IGNORE = -100
 
@@ -31,7 +32,7 @@ class Words:
 
 def test_rows_without_an_answer_are_named_counted_and_skipped(caplog):
     with caplog.at_level(logging.WARNING):
-        kept = scoring.skip_empty_responses(rows((2, 2), (0, 2), (1, 1), (3, 0)), name="train", tokenizer=Words)
+        kept = skip_empty_responses(rows((2, 2), (0, 2), (1, 1), (3, 0)), name="train", tokenizer=Words)
     assert len(kept) == 2
     assert kept["chosen_input_ids"][1] == [1, 2, 3, 12]
     assert "skipped 2 of 4 rows of train" in caplog.text
@@ -40,13 +41,13 @@ def test_rows_without_an_answer_are_named_counted_and_skipped(caplog):
 
 def test_nothing_is_said_where_nothing_is_empty(caplog):
     data = rows((2, 2), (1, 1))
-    assert scoring.skip_empty_responses(data, name="train", tokenizer=Words) is data
+    assert skip_empty_responses(data, name="train", tokenizer=Words) is data
     assert caplog.text == ""
 
 
 def test_a_data_set_without_any_answer_is_refused():
     with pytest.raises(SepoError, match="every row has an empty response after truncation; raise cutoff_len"):
-        scoring.skip_empty_responses(rows((0, 1), (0, 0)), name="train", tokenizer=Words)
+        skip_empty_responses(rows((0, 1), (0, 0)), name="train", tokenizer=Words)
 
 
 def test_rows_digest_sees_ids_order_and_boundaries():

@@ -33,12 +33,22 @@ COMPOSITIONS = {
     "oracle orpo": ("orpo", {"token_scorer": "oracle"}),
     "selective simpo with T-REG": ("simpo", {"token_scorer": "policy_ref", "treg_alpha": 0.25}),
     "sepo with T-REG": ("sepo", {"treg_alpha": 0.5, "treg_weighting": "static"}),
+    "confident simpo": ("simpo", {"token_scorer": "confidence"}),
+    "random minor_dpo": ("minor_dpo", {"token_scorer": "random"}),
+    "sepo by spans": ("sepo", {"unit": "span", "span_tokens": 2}),
+    "sepo by steps of a pair": ("sepo", {"unit": "step", "scope": "pair"}),
+    "sepo over a data set": ("sepo", {"scope": "dataset"}),
+    "selective_dpo by spans of a pair": ("selective_dpo", {"unit": "span", "scope": "pair"}),
+    "confident dpo by steps": ("dpo", {"token_scorer": "confidence", "unit": "step"}),
     "hinge with T-REG": ("hinge", {"treg_alpha": 0.5}),
 }
 CASES = {name: (name, {}) for name in OBJECTIVES} | COMPOSITIONS
 LOGISTIC_WITH_REFERENCE = ("dpo", "robust_dpo", "dpop", "minor_dpo", "selective_dpo", "tdpo1", "tdpo2", "wpo")
 SIDES = ("chosen", "rejected")
 KINDS = ("policy_{}_logps", "ref_{}_logps", "{}_scores", "{}_token_rewards", "{}_kl", "{}_log_sum_p2")
+
+SELECTING = ("_mask", "_scores", "_steps", "_counts")
+"""What a selection reads and a loss does not."""
 
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -61,6 +71,8 @@ def make_batch(seed=0, pairs=3, widths=(7, 5), dtype=torch.float64):
         batch[f"{side}_token_rewards"] = uniform(-0.5, 0.5, width)
         batch[f"{side}_kl"] = uniform(0, 1, width)
         batch[f"{side}_log_sum_p2"] = uniform(-2, 0, width)
+        batch[f"{side}_steps"] = torch.arange(width).expand(pairs, width) // 2
+        batch[f"{side}_counts"] = torch.randint(1, 4, (pairs,), generator=generator)
     return batch
 
 
@@ -95,7 +107,9 @@ def test_padding_matters_neither_to_values_nor_to_gradients(case, seed, extra, j
     out, gradients = policy_gradients(case, batch)
     padded = {}
     for name, tensor in batch.items():
-        if name.endswith("_mask"):
+        if name.endswith("_counts"):
+            padded[name] = tensor
+        elif name.endswith(("_mask", "_steps")):
             padded[name] = torch.nn.functional.pad(tensor, extra)
         else:
             side = "chosen" if "chosen" in name else "rejected"
@@ -132,7 +146,7 @@ def test_masking_a_token_is_deleting_it(case):
     short = {}
     for name, tensor in batch.items():
         side = "chosen" if "chosen" in name else "rejected"
-        short[name] = tensor[batch[f"{side}_mask"]][None]
+        short[name] = tensor if name.endswith("_counts") else tensor[batch[f"{side}_mask"]][None]
     same(run(case, short).losses, run(case, batch).losses)
 
 
@@ -151,7 +165,7 @@ def test_unselected_tokens_get_no_gradient_and_may_hold_anything(case):
         filled = {}
         for name, tensor in batch.items():
             side = "chosen" if "chosen" in name else "rejected"
-            if not name.endswith(("_mask", "_scores")):
+            if not name.endswith(SELECTING):
                 filled[name] = tensor.masked_fill(~selections[side], junk).requires_grad_(name.startswith("policy"))
         partial = preference_loss(
             method, chosen_selection=selections["chosen"], rejected_selection=selections["rejected"], **filled
@@ -167,8 +181,8 @@ def test_selection_before_the_forward_gives_the_same_loss(case):
     objective, hyperparameters = CASES[case]
     method = resolve_method(objective, **hyperparameters)
     batch = make_batch(seed=5)
-    scores = {name: tensor for name, tensor in batch.items() if name.endswith(("_mask", "_scores"))}
-    logps = {name: tensor for name, tensor in batch.items() if not name.endswith(("_mask", "_scores"))}
+    scores = {name: tensor for name, tensor in batch.items() if name.endswith(SELECTING)}
+    logps = {name: tensor for name, tensor in batch.items() if not name.endswith(SELECTING)}
     live = {} if method.needs_scores else {name: logps[name] for name in logps if name.endswith("_logps")}
     chosen, rejected = select(method, **scores, **live)
     out = preference_loss(method, chosen_selection=chosen, rejected_selection=rejected, **logps)
@@ -178,7 +192,7 @@ def test_selection_before_the_forward_gives_the_same_loss(case):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("scorer", ["oracle", "policy_ref", "contrastive", "file"])
+@pytest.mark.parametrize("scorer", ["oracle", "policy_ref", "contrastive", "file", "random", "confidence"])
 @pytest.mark.parametrize("rule", ["floor", "quantile"])
 def test_ratio_one_is_no_selection(objective, scorer, rule):
     batch = make_batch(seed=1)
@@ -292,7 +306,7 @@ def test_gradcheck(case):
     method = resolve_method(objective, **hyperparameters)
     batch = make_batch(seed=9)
     base = run(case, batch)
-    fixed = {name: tensor for name, tensor in batch.items() if not name.endswith(("_mask", "_scores"))}
+    fixed = {name: tensor for name, tensor in batch.items() if not name.endswith(SELECTING)}
     scale = base.metrics.get("treg_weight", torch.ones_like(base.losses))
     pair_weight = base.metrics.get("pair_weight", torch.ones_like(base.losses))
     # The weights move with the policy; freeze them by asking for the static form and applying them here.
@@ -502,6 +516,8 @@ def test_exactly_what_a_method_needs_is_needed(case):
     kinds = [kind for attribute, kind in NEEDED.items() if getattr(method, attribute)]
     kinds += ["ref_{}_logps"] if method.needs_reference else []
     kinds += ["{}_scores"] if method.needs_scores else []
+    kinds += ["{}_steps"] if method.needs_steps else []
+    kinds += ["{}_counts"] if method.needs_counts else []
     names = [kind.format(side) for kind in kinds for side in SIDES]
     batch = make_batch(seed=15)
     always = {name: tensor for name, tensor in batch.items() if name.startswith("policy") or name.endswith("_mask")}
@@ -551,6 +567,28 @@ def test_hyperparameters_are_recorded_with_their_defaults():
     }
 
 
+@pytest.mark.parametrize("unit", ["token", "span", "step"])
+@pytest.mark.parametrize("scope", ["response", "pair"])
+@pytest.mark.parametrize("scorer", ["random", "policy_ref", "confidence"])
+def test_ratio_one_is_no_selection_in_any_unit_and_scope(unit, scope, scorer):
+    batch = make_batch(seed=17)
+    ratios = {"chosen_ratio": 1.0, "rejected_ratio": 1.0}
+    out = compute_preference_loss("minor_dpo", **batch, token_scorer=scorer, unit=unit, scope=scope, **ratios)
+    assert torch.equal(out.chosen_selection, batch["chosen_mask"])
+    same(out.losses, compute_preference_loss("minor_dpo", **batch).losses)
+
+
+def test_confidence_selects_what_the_policy_expects_least_without_a_reference():
+    method = resolve_method("simpo", token_scorer="confidence", chosen_ratio=0.4, rejected_ratio=0.4)
+    assert not method.needs_reference
+    assert method.needs_all_tokens
+    logps = torch.tensor([[-0.1, -2.0, -0.3, -5.0, -0.2]])
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    arguments = {f"{side}_mask": mask for side in SIDES} | {f"policy_{side}_logps": logps for side in SIDES}
+    for selection in select(method, **arguments):
+        assert selection.tolist() == [[False, True, False, True, False]]
+
+
 def test_contradictory_parts_are_refused():
     minor = resolve_method("minor_dpo")
     with pytest.raises(ValueError, match="RejectedClamp on rewards without a reference"):
@@ -572,6 +610,21 @@ def test_contradictory_parts_are_refused():
         ("dpo", {"chosen_ratio": 0.3}, "nothing is selected without a token scorer: set token_scorer"),
         ("sepo", {"token_scorer": "none", "chosen_ratio": 0.3}, "nothing is selected without a token scorer"),
         ("dpo_reg", {"treg_alpha": 0.3}, "it has T-REG's regularizer already: set alpha"),
+        ("sepo", {"unit": "spam"}, "unit of objective 'sepo' is 'spam', expected one of token, span, step"),
+        ("sepo", {"scope": "batch"}, "scope of objective 'sepo' is 'batch', expected one of response, pair, dataset"),
+        ("sepo", {"unit": "span", "span_tokens": 0}, "span_tokens of .* is 0, expected a whole number of at least 1"),
+        ("sepo", {"unit": "span", "span_tokens": 2.5}, "is 2.5, expected a whole number"),
+        ("sepo", {"span_tokens": 4}, "span_tokens of .* is 4 and unit is 'token', expected the unit 'span'"),
+        ("sepo", {"scope": "pair", "chosen_ratio": 0.2}, "one budget for both responses, found the ratios 0.2"),
+        ("selective_dpo", {"scope": "dataset"}, "scope 'dataset' with the live token scorer 'policy_ref', expected st"),
+        ("dpo", {"token_scorer": "confidence", "scope": "dataset"}, "expected stored scores .oracle, .*random"),
+        (
+            "selective_dpo",
+            {"rule": "quantile", "scope": "pair"},
+            "rule 'quantile' goes with unit 'token' and scope 're",
+        ),
+        ("selective_dpo", {"rule": "quantile", "unit": "step"}, "rule 'quantile' .* found unit 'step'"),
+        ("dpo", {"unit": "span"}, "nothing is selected without a token scorer"),
         ("dpo", {"token_scorer": "orcale"}, "'orcale', expected one of oracle, .* Did you mean 'oracle'"),
         ("dpo", {"beta": 0.0}, r"beta of objective 'dpo' is 0.0, expected a number in \(0, inf\); the default is 0.1"),
         ("dpo", {"beta": math.inf}, "beta of objective 'dpo' is inf"),
@@ -647,7 +700,7 @@ def test_only_torch_the_standard_library_and_our_errors_are_imported():
             modules = [node.module] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for module in modules:
-                ours = module.startswith(("sepo.objectives", "sepo.tokens.s", "sepo.errors"))
+                ours = module.startswith(("sepo.objectives", "sepo.tokens.s", "sepo.tokens.units", "sepo.errors"))
                 assert ours or module.split(".")[0] in {"torch", *sys.stdlib_module_names}, f"{file}: {module}"
 
 

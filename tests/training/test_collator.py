@@ -8,7 +8,7 @@ import torch
 import sepo.training.collator
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
-from sepo.training import SELECTION, SelectionCollator
+from sepo.training import SELECTION, STEPS, SelectionCollator, StepCollator
 
 
 def pad(rows):
@@ -91,3 +91,31 @@ def test_scores_are_compared_in_float32():
     """Neighbours that bfloat16 cannot tell apart: the later one is higher and must win."""
     batch = collate(feature([-100, 5, 6], [-100, 7, 8], [1.0, 1.0 + 2**-20], [-1.0, -1.0 - 2**-20]), chosen_ratio=0.5)
     assert batch[SELECTION].int().tolist() == [[0, 0, 1, 0, 0], [0, 0, 1, 0, 0]]
+
+
+def test_steps_and_counts_reach_the_selection():
+    """By steps whole sentences are taken; by counts each response its own number, whatever the ratio."""
+    row = feature([-100, 5, 6, 7, 8], [-100, 8, 9], [0.1, 0.9, 0.6, 0.0], [0.3, -0.3])
+    row |= {"chosen_steps": [0, 0, 1, 1], "rejected_steps": [0, 1], "chosen_counts": 3, "rejected_counts": 1}
+
+    def selection(**options):
+        return SelectionCollator(pad, method=resolve_method("sepo", **options))([row])[SELECTION].int().tolist()
+
+    assert selection(unit="step") == [[0, 1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]
+    assert selection(scope="dataset") == [[0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]
+    assert selection(unit="span", span_tokens=2) == [[0, 0, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0]]
+    # One budget of floor(0.5 * 6): 0.9 and 0.6 of the chosen response, 0.3 (for a lowest score of -0.3) of the other.
+    both = selection(scope="pair", chosen_ratio=0.5, rejected_ratio=0.5)
+    assert both == [[0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]
+
+
+def test_step_numbers_stand_where_the_labels_stand():
+    rows = [
+        feature([-100, 5, -100, 6], [-100, 7], [], []) | {"chosen_steps": [1, 2], "rejected_steps": [3]},
+        feature([5, 6], [-100, -100, 7, 8], [], []) | {"chosen_steps": [4], "rejected_steps": [5, 6]},
+    ]
+    steps = StepCollator(pad)(rows)[STEPS]
+    assert steps.tolist() == [[0, 1, 0, 2, 0, 0], [0, 4, 0, 0, 0, 0], [0, 3, 0, 0, 0, 0], [0, 0, 5, 6, 0, 0]]
+    rows[1]["rejected_steps"] = [5]
+    with pytest.raises(SepoError, match="1 step numbers for a rejected response of 2 tokens: the step numbers belong"):
+        StepCollator(pad)(rows)

@@ -74,7 +74,7 @@ def test_an_oracles_log_ratios_become_rewards():
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
-        ([0.1], r"1 token rewards for a chosen response of \d+ tokens: the rewards belong to other data"),
+        ([0.1], r"1 token rewards for a chosen response of \d+ tokens: the token rewards belong to other data"),
         ("0.51", r"a token reward of a chosen response is 0.51, expected a number in \[-0.5, 0.5\]: .* damaged"),
         ("nan", "a token reward of a chosen response is nan"),
     ],

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from sepo.errors import SepoError
-from sepo.objectives import resolve_method
-from sepo.training import SELECTION, SelectionCollator, preference_step
+from sepo.objectives import resolve_method, select
+from sepo.training import SELECTION, SelectionCollator, StepCollator, preference_step
 
 GAMMA, CHOSEN_RATIO, REJECTED_RATIO = 1.7, 0.4, 0.25
 SEPO = resolve_method("sepo", gamma=GAMMA, chosen_ratio=CHOSEN_RATIO, rejected_ratio=REJECTED_RATIO)
@@ -249,3 +249,37 @@ def test_the_head_runs_on_selected_tokens_only(policy):
     rejected = int(batch[SELECTION][4:].sum())
     assert counts[1] == batch[SELECTION].sum()
     assert counts[2] == rejected + (batch["labels"][:4] != -100).sum()
+
+
+@pytest.mark.parametrize("unit", ["token", "span", "step"])
+@pytest.mark.parametrize("scope", ["response", "pair"])
+def test_confidence_in_every_unit_and_scope(policy, unit, scope):
+    """Selected live from the step's own log-probabilities, over whole units, and without a reference."""
+    method = resolve_method("simpo", token_scorer="confidence", unit=unit, scope=scope)
+    pairs = copy.deepcopy(PAIRS)
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            pair[f"{side}_steps"] = [place // 3 for place in range(len(pair[f"{side}_scores"]))]
+
+    def batch_of(some, extra=0):
+        return StepCollator(lambda rows: collate(rows, method, extra))(some)
+
+    output = preference_step(policy, batch_of(pairs), method=method)
+    expected = []
+    for pair in pairs:
+        sides = {
+            side: torch.stack(slow_log_probs(policy, pair[f"{side}_input_ids"], pair[f"{side}_labels"]))
+            for side in ("chosen", "rejected")
+        }
+        arguments = {f"{side}_mask": torch.ones(1, len(logps), dtype=torch.bool) for side, logps in sides.items()}
+        arguments |= {f"policy_{side}_logps": logps[None] for side, logps in sides.items()}
+        arguments |= {f"{side}_steps": torch.tensor([pair[f"{side}_steps"]]) for side in sides}
+        chosen, rejected = select(method, **arguments)
+        margin = sides["chosen"][chosen[0]].mean() - sides["rejected"][rejected[0]].mean()
+        expected.append(-logsigmoid(2.0 * margin - 1.0))
+    assert_same(policy, output.loss, torch.stack(expected).mean())
+    moved = preference_step(policy, batch_of(pairs[::-1], extra=3), method=method)
+    assert moved.metrics == pytest.approx(output.metrics, rel=1e-6)
+    if unit == "step":
+        with pytest.raises(SepoError, match=r"the batch has no 'steps'.*StepCollator"):
+            preference_step(policy, collate(pairs, method), method=method)

@@ -5,7 +5,7 @@ steps, for a trainer that selects before it runs the model. A ``Method`` is a co
 of ``available_objectives()`` are presets.
 """
 
-from sepo.objectives.compute import compute_preference_loss, preference_loss, select
+from sepo.objectives.compute import compute_preference_loss, preference_loss
 from sepo.objectives.links import Hinge, Link, Logistic, Odds, Rank, Square
 from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenScorer
 from sepo.objectives.output import PreferenceOutput
@@ -13,6 +13,7 @@ from sepo.objectives.penalties import ChosenShortfall, NoPenalty, Penalty, Rejec
 from sepo.objectives.presets import available_objectives, resolve_method
 from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegularizer
 from sepo.objectives.rewards import ResponseReward
+from sepo.objectives.selecting import select
 from sepo.objectives.weights import PolicyLikelihood
 
 __all__ = [

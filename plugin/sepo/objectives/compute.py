@@ -6,83 +6,16 @@ import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
+from sepo.objectives.inputs import given as _given
+from sepo.objectives.inputs import present as _present
+from sepo.objectives.inputs import same_shape as _same_shape
 from sepo.objectives.method import Method
 from sepo.objectives.output import PreferenceOutput
 from sepo.objectives.penalties import PairRewards
 from sepo.objectives.presets import resolve_method
+from sepo.objectives.selecting import select
 from sepo.objectives.sides import Side, zero_outside
-from sepo.tokens.scores import alignment_scores
-from sepo.tokens.selection import check_mask, require_counted_tokens, select_tokens
-
-
-def select(
-    method: Method,
-    *,
-    chosen_mask: Tensor,
-    rejected_mask: Tensor,
-    chosen_scores: Tensor | None = None,
-    rejected_scores: Tensor | None = None,
-    policy_chosen_logps: Tensor | None = None,
-    policy_rejected_logps: Tensor | None = None,
-    ref_chosen_logps: Tensor | None = None,
-    ref_rejected_logps: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Decide which tokens of each response the loss will see.
-
-    With stored scores (``method.needs_scores``) this needs no model and can run before the forward pass; with a live
-    scorer it needs the step's log-probabilities; without a scorer it returns the masks. What the method does not need
-    is ignored.
-
-    Args:
-        method: from ``resolve_method``.
-        chosen_mask: [B, Tw] bool, True where a response token counts.
-        rejected_mask: [B, Tl] bool.
-        chosen_scores: [B, Tw] stored scores.
-        rejected_scores: [B, Tl] stored scores.
-        policy_chosen_logps: [B, Tw] per-token log-probabilities in nats, for live scores; detached.
-        policy_rejected_logps: [B, Tl].
-        ref_chosen_logps: [B, Tw].
-        ref_rejected_logps: [B, Tl].
-
-    Returns:
-        (chosen_selection, rejected_selection), bool of the masks' shapes, at least one token per response.
-
-    Raises:
-        SepoError: something needed is missing, shapes do not fit, a response has no counted token, a score on a counted
-            token is not finite.
-    """
-    sides = (
-        ("chosen", chosen_mask, chosen_scores, policy_chosen_logps, ref_chosen_logps),
-        ("rejected", rejected_mask, rejected_scores, policy_rejected_logps, ref_rejected_logps),
-    )
-    selections = []
-    for side, mask, stored, policy, reference in sides:
-        what = f"{side} response"
-        check_mask(mask, name=f"{side}_mask")
-        if method.selector is None:
-            require_counted_tokens(mask, what=what)
-            selections.append(mask)
-            continue
-        if method.needs_scores:
-            scores = _given(method, f"{side}_scores", stored, like=mask)
-        else:
-            scores = alignment_scores(
-                _given(method, f"policy_{side}_logps", policy, like=mask),
-                _given(method, f"ref_{side}_logps", reference, like=mask),
-                chosen=side == "chosen",
-            )
-        chosen = side == "chosen"
-        selections.append(
-            select_tokens(
-                scores,
-                mask,
-                ratio=method.selector.chosen_ratio if chosen else method.selector.rejected_ratio,
-                largest=chosen or method.token_scorer.rejected_largest,
-                rule=method.selector.rule,
-                what=what,
-            )
-        )
-    return selections[0], selections[1]
+from sepo.tokens.selection import check_mask, require_counted_tokens
 
 
 def _regularized(
@@ -216,6 +149,10 @@ def compute_preference_loss(
     ref_rejected_logps: Tensor | None = None,
     chosen_scores: Tensor | None = None,
     rejected_scores: Tensor | None = None,
+    chosen_steps: Tensor | None = None,
+    rejected_steps: Tensor | None = None,
+    chosen_counts: Tensor | None = None,
+    rejected_counts: Tensor | None = None,
     chosen_token_rewards: Tensor | None = None,
     rejected_token_rewards: Tensor | None = None,
     chosen_kl: Tensor | None = None,
@@ -239,6 +176,10 @@ def compute_preference_loss(
         ref_rejected_logps: [B, Tl].
         chosen_scores: [B, Tw] stored token scores, for selections that were scored beforehand (SePO).
         rejected_scores: [B, Tl].
+        chosen_steps: [B, Tw] integers, the number of each token's line or sentence, for unit="step".
+        rejected_steps: [B, Tl].
+        chosen_counts: [B] integers, each response's share of the data set's budget, for scope="dataset".
+        rejected_counts: [B].
         chosen_token_rewards: [B, Tw] token rewards in [-0.5, 0.5] (T-REG).
         rejected_token_rewards: [B, Tl].
         chosen_kl: [B, Tw] KL(ref || policy) in nats (TDPO); carries gradient.
@@ -280,6 +221,10 @@ def compute_preference_loss(
         rejected_mask=rejected_mask,
         chosen_scores=chosen_scores,
         rejected_scores=rejected_scores,
+        chosen_steps=chosen_steps,
+        rejected_steps=rejected_steps,
+        chosen_counts=chosen_counts,
+        rejected_counts=rejected_counts,
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,
         ref_chosen_logps=ref_chosen_logps,
@@ -342,26 +287,3 @@ def _side(
         response_policy=response_policy,
         response_mask=response_mask,
     )
-
-
-def _given(method: Method, name: str, tensor: Tensor | None, *, like: Tensor) -> Tensor:
-    """Return a needed floating tensor of the shape of ``like``, or say what is wrong with it."""
-    tensor = _present(method, name, tensor)
-    _same_shape(name, tensor, "its response's mask", like)
-    if not tensor.is_floating_point():
-        raise SepoError(f"{name} has dtype {tensor.dtype}, expected a floating dtype: pass {name}.float().")
-    return tensor
-
-
-def _present(method: Method, name: str, tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise SepoError(f"{name} is missing, objective '{method.name}' needs it: pass {name}=[B, T].")
-    return tensor
-
-
-def _same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.shape != other.shape:
-        raise SepoError(
-            f"{name} has shape {list(tensor.shape)}, expected {list(other.shape)}, that of {other_name}: pass one "
-            "value for every token position."
-        )

@@ -13,6 +13,9 @@ from sepo.objectives.regularizers import Regularizer
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Value
 from sepo.objectives.weights import PolicyLikelihood
+from sepo.tokens.scopes import DEFAULT_SPAN_TOKENS, SCOPES
+from sepo.tokens.selection import RULES
+from sepo.tokens.units import UNITS
 
 
 @dataclass(frozen=True)
@@ -20,17 +23,20 @@ class TokenScorer:
     """Where token scores come from.
 
     Attributes:
-        name: ``oracle``, ``contrastive``, ``file``, ``policy_ref`` or ``none``.
+        name: ``oracle``, ``contrastive``, ``file``, ``random``, ``policy_ref``, ``confidence`` or ``none``.
         stored: True where the scores exist before the forward pass, so that tokens can be selected first.
-        live: True where they are computed from the policy's and the reference's log-probabilities of the step.
+        live: True where they are computed from the policy's (and the reference's) log-probabilities of the step.
         rejected_largest: which end of a rejected response's scores is wanted: the lowest for rewards (SePO section
-            3.2), the highest where the scorer itself flips the sign for rejected (Selective-DPO Eq. 6).
+            3.2), the highest where the scorer itself flips the sign for rejected (Selective-DPO Eq. 6) or scores both
+            sides alike (``confidence``).
+        compares_with_reference: True where a live scorer reads the reference's log-probabilities too.
     """
 
     name: str
     stored: bool = False
     live: bool = False
     rejected_largest: bool = False
+    compares_with_reference: bool = False
 
 
 NO_SCORER = TokenScorer("none")
@@ -41,7 +47,9 @@ SCORERS: Mapping[str, TokenScorer] = MappingProxyType(
             TokenScorer("oracle", stored=True),
             TokenScorer("contrastive", stored=True),
             TokenScorer("file", stored=True),
-            TokenScorer("policy_ref", live=True, rejected_largest=True),
+            TokenScorer("random", stored=True),
+            TokenScorer("policy_ref", live=True, rejected_largest=True, compares_with_reference=True),
+            TokenScorer("confidence", live=True, rejected_largest=True),
             NO_SCORER,
         )
     }
@@ -50,11 +58,47 @@ SCORERS: Mapping[str, TokenScorer] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Selector:
-    """How many tokens of each response are kept, and by which count rule (see ``sepo.tokens.selection``)."""
+    """How many tokens are kept, of what, and by which count rule.
+
+    Attributes:
+        chosen_ratio: share of the chosen responses' tokens, in (0, 1].
+        rejected_ratio: share of the rejected responses' tokens; equal where a pair shares one budget.
+        rule: count rule, see ``sepo.tokens.selection``.
+        unit: what is kept or left as a whole: ``token``, ``span`` or ``step`` (see ``sepo.tokens.units``).
+        scope: what a share is a share of: ``response``, ``pair`` or ``dataset`` (see ``sepo.tokens.scopes``).
+        span_tokens: the shortest span.
+
+    Raises:
+        SepoError: parts that contradict each other.
+    """
 
     chosen_ratio: float
     rejected_ratio: float
     rule: str = "floor"
+    unit: str = "token"
+    scope: str = "response"
+    span_tokens: int = DEFAULT_SPAN_TOKENS
+
+    def __post_init__(self) -> None:
+        for name, options in (("rule", RULES), ("unit", UNITS), ("scope", SCOPES)):
+            value = getattr(self, name)
+            if value not in options:
+                raise SepoError(f"select {name} is {value!r}, expected one of {', '.join(options)}.")
+        if self.rule != "floor" and not self.plain:
+            raise SepoError(
+                f"rule '{self.rule}' goes with unit 'token' and scope 'response', found unit '{self.unit}' and scope "
+                f"'{self.scope}': spans, steps, pairs and data sets are counted by rule 'floor'; leave the rule out."
+            )
+        if self.scope == "pair" and self.chosen_ratio != self.rejected_ratio:
+            raise SepoError(
+                f"scope 'pair' is one budget for both responses, found the ratios {self.chosen_ratio} (chosen) and "
+                f"{self.rejected_ratio} (rejected): set one ratio for both (select_ratio in a recipe)."
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether single tokens of single responses are selected, each by its own share."""
+        return self.unit == "token" and self.scope == "response"
 
 
 @dataclass(frozen=True)
@@ -94,6 +138,12 @@ class Method:
                 f"method '{self.name}' has the token scorer '{self.scorer}' {found}, expected both or neither: "
                 "set token_scorer and selector together."
             )
+        if self.needs_counts and self.token_scorer.live:
+            stored = ", ".join(scorer.name for scorer in SCORERS.values() if scorer.stored)
+            raise SepoError(
+                f"method '{self.name}' has scope 'dataset' with the live token scorer '{self.scorer}', expected stored "
+                f"scores ({stored}): live scores exist one batch at a time. Use scope response or pair."
+            )
         if self.penalty.compares_with_reference and not self.reward.over_reference:
             raise SepoError(
                 f"method '{self.name}' puts {type(self.penalty).__name__} on rewards without a reference, "
@@ -127,9 +177,19 @@ class Method:
         return self.token_scorer.stored
 
     @property
+    def needs_steps(self) -> bool:
+        """Whether ``select`` needs the number of each token's step."""
+        return self.selector is not None and self.selector.unit == "step"
+
+    @property
+    def needs_counts(self) -> bool:
+        """Whether ``select`` needs each response's share of a data set's budget."""
+        return self.selector is not None and self.selector.scope == "dataset"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether reference log-probabilities (or, for KL, the reference model) are needed."""
-        return self.reward.over_reference or self.needs_kl or self.token_scorer.live
+        return self.reward.over_reference or self.needs_kl or self.token_scorer.compares_with_reference
 
     @property
     def needs_token_rewards(self) -> bool:

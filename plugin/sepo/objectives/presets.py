@@ -12,9 +12,11 @@ from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenSc
 from sepo.objectives.penalties import ChosenShortfall, RejectedClamp, SequentialKl
 from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegularizer
 from sepo.objectives.rewards import ResponseReward
-from sepo.objectives.settings import Choice, Flag, Number, Setting, resolve_settings
+from sepo.objectives.settings import Choice, Flag, Number, Setting, Whole, resolve_settings
 from sepo.objectives.weights import PolicyLikelihood
+from sepo.tokens.scopes import DEFAULT_SPAN_TOKENS, SCOPES
 from sepo.tokens.selection import RULES
+from sepo.tokens.units import UNITS
 
 Weighting = Literal["sequence", "static"]
 
@@ -133,6 +135,9 @@ _SELECTION: dict[str, Setting] = {
     "chosen_ratio": _share(0.3),
     "rejected_ratio": _share(0.3),
     "rule": Choice("floor", RULES),
+    "unit": Choice("token", UNITS),
+    "scope": Choice("response", SCOPES),
+    "span_tokens": Whole(DEFAULT_SPAN_TOKENS, low=1),
 }
 
 _PRESETS: dict[str, Preset] = {
@@ -186,8 +191,10 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
     Besides its own hyperparameters (their defaults are design.md's and the papers') every objective takes parts of
     others:
 
-    - ``token_scorer`` (``oracle``, ``contrastive``, ``file``, ``policy_ref``, ``none``): selects tokens by these
-      scores, with ``chosen_ratio`` and ``rejected_ratio`` (default 0.3, or the objective's own) and ``rule``;
+    - ``token_scorer`` (``oracle``, ``contrastive``, ``file``, ``random``, ``policy_ref``, ``confidence``, ``none``):
+      selects tokens by these scores, with ``chosen_ratio`` and ``rejected_ratio`` (default 0.3, or the objective's
+      own), ``rule``, ``unit`` (``token``, ``span`` with ``span_tokens``, ``step``) and ``scope`` (``response``,
+      ``pair``, ``dataset``);
     - ``treg_alpha`` > 0 and ``treg_weighting``: adds T-REG's regularizer (``dpo_reg`` and ``simpo_reg`` have their own
       ``alpha`` and ``weighting`` for it);
     - ``pref_ftx`` > 0: adds the mean negative log-likelihood of all chosen tokens.
@@ -226,6 +233,11 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
             hints[name] = f"it has T-REG's regularizer already: set {letter}."
 
     values = resolve_settings(objective, own | shared, extra, hints=hints)
+    if "span_tokens" in extra and values["unit"] != "span":
+        raise SepoError(
+            f"span_tokens of objective '{objective}' is {values['span_tokens']} and unit is '{values['unit']}', "
+            "expected the unit 'span' beside it: set unit to span (select_unit in a recipe), or leave span_tokens out."
+        )
     method = preset.build(**{name: values[name] for name in own if name not in _SELECTION})
     added = _treg(float(values.get("treg_alpha", 0.0)), _weighting(values.get("treg_weighting")))
     added += _nll(float(values["pref_ftx"]), over="response")
@@ -260,4 +272,7 @@ def _selector(values: Mapping[str, float | bool | str]) -> Selector:
         chosen_ratio=float(values["chosen_ratio"]),
         rejected_ratio=float(values["rejected_ratio"]),
         rule=str(values["rule"]),
+        unit=str(values["unit"]),
+        scope=str(values["scope"]),
+        span_tokens=int(values["span_tokens"]),
     )

@@ -36,6 +36,20 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A whole number with a default and the least that it may be."""
+
+    default: int
+    low: int
+
+    def check(self, value: object) -> int:
+        """Return ``value``; ValueError with the expectation where it is no whole number or too small."""
+        if not isinstance(value, int) or isinstance(value, bool) or value < self.low:
+            raise ValueError(f"a whole number of at least {self.low}")
+        return value
+
+
+@dataclass(frozen=True)
 class Flag:
     """True or False."""
 
@@ -62,7 +76,7 @@ class Choice:
         return value
 
 
-Setting = Number | Flag | Choice
+Setting = Number | Whole | Flag | Choice
 
 
 def resolve_settings(

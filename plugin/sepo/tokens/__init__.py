@@ -1,4 +1,5 @@
 """Which tokens count: their scores, their selection, and what keeps them on disk.
 
-``scores`` and ``selection`` are pure functions of tensors (torch and the standard library only).
+``scores``, ``selection``, ``units`` (tokens, spans, steps), ``scopes`` (response, pair) and ``threshold`` (data set)
+decide from numbers, ``steps`` and ``spans`` from text: pure functions (torch and the standard library only).
 """

@@ -7,6 +7,9 @@ stands in the padding stays there.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,6 +72,47 @@ def contrastive_rewards(better_logps: Tensor, worse_logps: Tensor) -> Tensor:
         SepoError: the shapes differ.
     """
     return torch.sigmoid(_difference(better_logps, worse_logps, "better_logps", "worse_logps")) - 0.5
+
+
+def uncertainty_scores(policy_logps: Tensor) -> Tensor:
+    """Score tokens by how little the live policy expects them: -log pi_theta, on both sides alike.
+
+    Source: ConfPO (arXiv 2506.08712), which optimizes the tokens whose policy probability does not exceed the mean
+    probability of their response: low confidence goes with a large gradient and marks what the preference turns on.
+    We rank by the same probability and keep a fixed share (the selector's) in place of that threshold of its own for
+    every response, so that a run with this scorer compares with the others at the same ratio.
+
+    Args:
+        policy_logps: [B, T] per-token log-probabilities of the policy, in nats; detached here.
+
+    Returns:
+        [B, T] scores in nats, at least 0, detached. High marks a wanted token in chosen and rejected responses.
+    """
+    return -policy_logps.detach().to(_wide(policy_logps))
+
+
+def random_scores(token_ids: Sequence[int], *, start: int, seed: int, side: str) -> Tensor:
+    """Score a response's tokens at random, the ablation of every other scorer.
+
+    The numbers depend on the seed, the side and the row's own tokens, by a hash (SHAKE-256): on no batch, no order of
+    rows, no process, no device and no version of a generator.
+
+    Args:
+        token_ids: prompt and response.
+        start: index of the first token that is scored.
+        seed: the run's.
+        side: ``chosen`` or ``rejected``.
+
+    Returns:
+        [len(token_ids) - start] float32, uniform in [0, 1) on a grid of 2**-24.
+    """
+    text = f"{seed} {side} {start} {' '.join(map(str, token_ids))}"
+    count = len(token_ids) - start
+    if count <= 0:
+        return torch.empty(0)
+    digest = hashlib.shake_256(text.encode("ascii")).digest(3 * count)
+    digits = torch.frombuffer(bytearray(digest), dtype=torch.uint8).view(count, 3).float()
+    return digits @ torch.tensor([2.0**-8, 2.0**-16, 2.0**-24])
 
 
 def _difference(first: Tensor, second: Tensor, first_name: str, second_name: str) -> Tensor:

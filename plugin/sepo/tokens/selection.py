@@ -61,6 +61,24 @@ def select_tokens(
             f"select rule is {rule!r}, expected one of {', '.join(RULES)}; write one of these."
             f"{nearest(str(rule), RULES)}"
         )
+    scores, counts = check_scores(scores, mask, what=what)
+    return (_floor if rule == "floor" else _quantile)(scores, mask, counts, ratio=ratio, largest=largest)
+
+
+def check_scores(scores: Tensor, mask: Tensor, *, what: str = "response") -> tuple[Tensor, Tensor]:
+    """Refuse scores and masks that no selection can be made of.
+
+    Args:
+        scores: [B, T] any floating dtype.
+        mask: [B, T] bool, True where a response token counts.
+        what: how an error calls a row.
+
+    Returns:
+        The scores, detached, in float32 or wider and without negative zeros; and the counted tokens per row, [B].
+
+    Raises:
+        SepoError: see ``select_tokens``.
+    """
     check_mask(mask, name=f"mask of the {what}s")
     if scores.shape != mask.shape:
         raise SepoError(
@@ -84,8 +102,12 @@ def select_tokens(
         )
 
     # Adding 0.0 turns -0.0 into 0.0: the two are equal, but a sort by bit pattern (CUDA's radix sort) may order them.
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + 0.0
-    return (_floor if rule == "floor" else _quantile)(scores, mask, counts, ratio=ratio, largest=largest)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)) + 0.0, counts
+
+
+def floor_count(n_tokens: int, ratio: float) -> int:
+    """Return how many of ``n_tokens`` rule ``floor`` keeps: max(1, floor(ratio * n_tokens + 1e-9))."""
+    return max(1, math.floor(ratio * n_tokens + 1e-9))
 
 
 def check_ratio(ratio: float, *, name: str = "ratio") -> None:
@@ -121,7 +143,7 @@ def _floor(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, larges
     # Counted scores are finite, so every masked position sorts behind every counted one.
     keys = scores.masked_fill(~mask, -math.inf if largest else math.inf)
     order = keys.argsort(dim=-1, descending=largest, stable=True)  # stable: the earlier of two equals comes first
-    wanted = torch.floor(counts.double() * ratio + 1e-9).clamp(min=1)
+    wanted = torch.floor(counts.double() * ratio + 1e-9).clamp(min=1)  # floor_count, for a batch
     ranks = torch.arange(scores.shape[-1], device=scores.device)
     return torch.zeros_like(mask).scatter(-1, order, ranks < wanted.unsqueeze(-1))
 

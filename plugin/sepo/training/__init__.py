@@ -1,7 +1,16 @@
 """The training step (model and batch in, loss and metrics out) and the collator; no host is imported here."""
 
-from sepo.training.collator import SELECTION, SelectionCollator
+from sepo.training.collator import SELECTION, STEPS, SelectionCollator, StepCollator
 from sepo.training.rewards import TOKEN_REWARDS, RewardCollator
 from sepo.training.step import StepOutput, preference_step
 
-__all__ = ["SELECTION", "TOKEN_REWARDS", "RewardCollator", "SelectionCollator", "StepOutput", "preference_step"]
+__all__ = [
+    "SELECTION",
+    "STEPS",
+    "TOKEN_REWARDS",
+    "RewardCollator",
+    "SelectionCollator",
+    "StepCollator",
+    "StepOutput",
+    "preference_step",
+]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
-from sepo.training.collator import IGNORE_INDEX
+from sepo.training.collator import STORE_ADVICE, at_tokens, scorable_tokens
 
 TOKEN_REWARDS = "token_rewards"
 """Batch key: int32, [2B, T], the bits of the float32 reward of the token at that position; 0 where there is none."""
@@ -56,32 +56,21 @@ class RewardCollator:
                 outside [-0.5, 0.5].
         """
         batch = self.inner(features)
-        labels: Tensor = batch["labels"]
-        scorable = labels != IGNORE_INDEX
-        scorable[:, 0] = False  # a token without a predecessor has no log-probability
-        rewards = torch.zeros(labels.shape, dtype=torch.float32)
-        sides = [side for side in ("chosen", "rejected") for _ in features]
-        for index, (side, feature) in enumerate(zip(sides, [*features, *features], strict=True)):
-            row = torch.as_tensor(feature[f"{side}_{_COLUMNS[self.origin]}"], dtype=torch.float32)
-            rewards[index, scorable[index]] = self._checked(row, side=side, tokens=int(scorable[index].sum()))
+        column = _COLUMNS[self.origin]
+        rows = [feature[f"{side}_{column}"] for side in ("chosen", "rejected") for feature in features]
+        scorable = scorable_tokens(batch["labels"])
+        rewards = at_tokens(rows, scorable, dtype=torch.float32, what="token rewards", advice=STORE_ADVICE)
+        if self.origin == "oracle":
+            rewards = torch.where(scorable, torch.sigmoid(rewards) - 0.5, 0.0)
+        outside = ~(rewards.abs() <= _BOUND)
+        if bool(outside.any()):
+            side = "chosen" if bool(outside[: len(features)].any()) else "rejected"
+            raise SepoError(
+                f"a token reward of a {side} response is {rewards[outside][0].item():g}, expected a number in [-0.5, 0.5]: the store is "
+                f"damaged or holds other scores. {STORE_ADVICE}"
+            )
         batch[TOKEN_REWARDS] = rewards.view(torch.int32)
         return batch
-
-    def _checked(self, row: Tensor, *, side: str, tokens: int) -> Tensor:
-        advice = "Delete the store named in the log, or point token_scores_dir elsewhere."
-        if len(row) != tokens:
-            raise SepoError(
-                f"{len(row)} token rewards for a {side} response of {tokens} tokens: the rewards belong to other data. "
-                f"{advice}"
-            )
-        row = torch.sigmoid(row) - 0.5 if self.origin == "oracle" else row
-        if not bool((row.abs() <= _BOUND).all()):
-            worst = row[~(row.abs() <= _BOUND)][0].item()
-            raise SepoError(
-                f"a token reward of a {side} response is {worst:g}, expected a number in [-0.5, 0.5]: the store is "
-                f"damaged or holds other scores. {advice}"
-            )
-        return row
 
 
 def token_rewards(batch: Mapping[str, Any]) -> Tensor:

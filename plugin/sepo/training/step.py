@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sepo.errors import SepoError
 from sepo.forward.head import selected_log_probs
 from sepo.objectives import Method, PreferenceOutput, preference_loss, select
-from sepo.training.collator import IGNORE_INDEX, SELECTION
+from sepo.training.collator import IGNORE_INDEX, SELECTION, STEPS
 from sepo.training.rewards import TOKEN_REWARDS, token_rewards
 
 
@@ -48,8 +48,9 @@ def preference_step(
     Args:
         model: the policy, as the trainer wrapped it.
         batch: ``input_ids``, ``attention_mask``, ``labels`` [2B, T] (the first B rows chosen; labels -100 where no
-            response token is), ``selection`` [2B, T] where the method selects by stored scores, ``token_rewards``
-            [2B, T] where it has T-REG's regularizer (see ``RewardCollator``), and what else the forward takes.
+            response token is), ``selection`` [2B, T] where the method selects by stored scores, ``steps`` [2B, T]
+            where it selects steps by live ones, ``token_rewards`` [2B, T] where it has T-REG's regularizer (see
+            ``RewardCollator``), and what else the forward takes.
         method: the resolved method.
         reference: where ``method.needs_reference``; entered once per step, without gradients.
         chosen_nll_weight: weight of the mean negative log-likelihood over all chosen tokens (the host's ``pref_ftx``).
@@ -65,7 +66,8 @@ def preference_step(
         SepoError: a response without a counted token, a missing selection, reference or token rewards, or a method
             that needs what this step does not compute (KL over the vocabulary).
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", SELECTION, TOKEN_REWARDS)}
+    ours = ("labels", SELECTION, STEPS, TOKEN_REWARDS)
+    inputs = {name: value for name, value in batch.items() if name not in ours}
     labels: Tensor = batch["labels"]
     pairs = labels.shape[0] // 2
     mask = labels[:, 1:] != IGNORE_INDEX
@@ -80,7 +82,9 @@ def preference_step(
     ref_logps = _reference_log_probs(method, reference, log_probs)
     logps = log_probs(model)
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
-    selection = torch.cat(select(method, **sides)) if method.token_scorer.live else known
+    selection = known
+    if method.token_scorer.live:
+        selection = torch.cat(select(method, **sides, **_by_side(pairs, steps=_steps(method, batch))))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
     output = preference_loss(
         method, **sides, **_by_side(pairs, selection=selection), **_reward_arguments(rewards, pairs=pairs)
@@ -105,6 +109,17 @@ def _stored_selection(method: Method, batch: Mapping[str, Any]) -> Tensor:
             "with SelectionCollator, and keep the column (remove_unused_columns: false)."
         )
     return batch[SELECTION][:, 1:]
+
+
+def _steps(method: Method, batch: Mapping[str, Any]) -> Tensor | None:
+    if not method.needs_steps:
+        return None
+    if STEPS not in batch:
+        raise SepoError(
+            f"the batch has no '{STEPS}', which {method.name} with the unit 'step' needs: collate with StepCollator, "
+            "and keep the columns (remove_unused_columns: false)."
+        )
+    return batch[STEPS][:, 1:]
 
 
 def _reference_log_probs(

@@ -9,7 +9,9 @@ from sepo.errors import SepoError, nearest
 from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, typed
 from sepo.hosts.llamafactory.treg_keys import reward_notes, token_reward_source, treg_hyperparameters
 from sepo.objectives import Method, available_objectives, resolve_method
+from sepo.tokens.scopes import SCOPES
 from sepo.tokens.selection import RULES
+from sepo.tokens.units import UNITS
 from sepo.training.settings import ModelSpec, OracleSpec, RunSettings
 
 STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
@@ -22,7 +24,7 @@ OBJECTIVES = tuple(
 )
 """What ``objective`` takes: the objectives that need log-probabilities, stored scores and token rewards only."""
 
-TOKEN_SCORERS = ("oracle", "policy_ref", "none")
+TOKEN_SCORERS = ("oracle", "policy_ref", "confidence", "file", "random", "none")
 
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 
@@ -39,7 +41,14 @@ _HYPERPARAMETERS = (
     ("rrhf_sft_weight", "sft_weight", ("rrhf",)),
     ("ipo_average", "average", ("ipo",)),
 )
-_SELECTION_KEYS = ("select_ratio", "chosen_select_ratio", "rejected_select_ratio", "select_rule")
+_SELECTION_CHOICES = {"rule": RULES, "unit": UNITS, "scope": SCOPES}
+_SELECTION_KEYS = (
+    "select_ratio",
+    "chosen_select_ratio",
+    "rejected_select_ratio",
+    "select_span_tokens",
+    *(f"select_{name}" for name in _SELECTION_CHOICES),
+)
 _ORACLE_KEYS = (
     "oracle_model",
     "oracle_model_adapters",
@@ -178,7 +187,7 @@ def resolve(
                 + (" (treg_eval_model names who gives token rewards)." if method.needs_token_rewards else ".")
             )
     rewards = token_reward_source(arguments, given, method)
-    needs_oracle = method.needs_scores or (rewards is not None and rewards.origin == "oracle")
+    needs_oracle = method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
     if not needs_oracle:
         for name in _ORACLE_KEYS:
             if name in given:
@@ -259,10 +268,16 @@ def _selection(arguments: SepoArguments, scorer: str) -> dict[str, Any]:
                     f"{name} is set, but token_scorer is none, so every token counts; remove {name}, or set "
                     "token_scorer: oracle or policy_ref."
                 )
-    rule = {} if arguments.select_rule is None else {"rule": arguments.select_rule}
-    if arguments.select_rule not in (None, *RULES):
-        raise SepoError(f"select_rule is {arguments.select_rule!r}; one of {', '.join(RULES)} is expected.")
-    return {**_ratios(arguments), **rule}
+    chosen: dict[str, Any] = _ratios(arguments)
+    for name, options in _SELECTION_CHOICES.items():
+        value = getattr(arguments, f"select_{name}")
+        if value not in (None, *options):
+            raise SepoError(f"select_{name} is {value!r}; one of {', '.join(options)} is expected.")
+        if value is not None:
+            chosen[name] = value
+    if arguments.select_span_tokens is not None:
+        chosen["span_tokens"] = arguments.select_span_tokens
+    return chosen
 
 
 def check_stage(stage: str | None) -> None:

@@ -16,7 +16,8 @@ from sepo.forward.contrastive import ContrastivePair, ContrastiveScorer
 from sepo.forward.scoring import ScoredSequence
 from sepo.hosts.llamafactory.checks import check_tokenizers, spec_folders
 from sepo.hosts.llamafactory.conversations import CONVERSATION
-from sepo.hosts.llamafactory.scored_rows import SIDES, StoredScores, host_identity, rows_digest, spec_identity
+from sepo.hosts.llamafactory.rows import SIDES
+from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity, rows_digest, spec_identity
 from sepo.hosts.llamafactory.scoring_models import load_scoring_model
 from sepo.tokens.contrastive import DIRECTIONS, Direction, answer_marker, quoted_conversation, revision_prompt
 from sepo.tokens.store import ScoreStore

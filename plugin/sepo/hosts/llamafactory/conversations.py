@@ -67,7 +67,10 @@ def conversations_kept(wanted: bool) -> Iterator[None]:
         yield
         return
     before = loader.PairwiseDatasetProcessor
-    loader.PairwiseDatasetProcessor = ConversationKeepingProcessor
+    keeping: type = ConversationKeepingProcessor
+    if before is not PairwiseDatasetProcessor:  # rows that carry the user's scores, too
+        keeping = type(keeping.__name__, (ConversationKeepingProcessor, before), {})
+    loader.PairwiseDatasetProcessor = keeping
     try:
         yield
     finally:

@@ -81,6 +81,8 @@ _CONTRACT = (
     ("llamafactory.train.tuner", "get_train_args", ("args",)),
     ("llamafactory.train.tuner", "Worker", ()),
     ("llamafactory.train.dpo.trainer", "CustomDPOTrainer", ("model", "ref_model", "finetuning_args", "processor")),
+    ("llamafactory.data.loader", "align_dataset", ("dataset", "dataset_attr", "data_args", "training_args")),
+    ("llamafactory.data.loader", "PairwiseDatasetProcessor", ("template", "tokenizer", "processor", "data_args")),
     ("llamafactory.data.loader", "_get_merged_dataset", ("dataset_names", "model_args", "data_args", "stage")),
     (
         "llamafactory.data.loader",

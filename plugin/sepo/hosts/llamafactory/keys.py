@@ -19,7 +19,10 @@ class SepoArguments:
     )
     token_scorer: str | None = field(
         default=None,
-        metadata={"help": "What selects tokens: oracle, policy_ref (live) or none. Default: the objective's own."},
+        metadata={
+            "help": "What selects tokens: oracle, policy_ref and confidence (live), file, random or none. Default: the "
+            "objective's own."
+        },
     )
     sepo_gamma: float | None = field(
         default=None, metadata={"help": "Scale of SePO's rewards, gamma in Eq. 26. Default 1.0."}
@@ -40,6 +43,17 @@ class SepoArguments:
     select_rule: str | None = field(
         default=None,
         metadata={"help": "floor (the default) or quantile, the Selective-DPO authors' rule, which keeps ties."},
+    )
+    select_unit: str | None = field(
+        default=None,
+        metadata={"help": "What is selected as a whole: token (the default), span, or step (line, sentence)."},
+    )
+    select_span_tokens: int | None = field(
+        default=None, metadata={"help": "Length of the shortest span of select_unit: span. Default 3."}
+    )
+    select_scope: str | None = field(
+        default=None,
+        metadata={"help": "What the ratio is a share of: each response (the default), the pair, or the dataset."},
     )
     chosen_select_ratio: float | None = field(
         default=None, metadata={"help": "Share of tokens selected in chosen responses (highest scores)."}
@@ -97,7 +111,7 @@ _FLOATS = {
     "chosen_select_ratio",
     "rejected_select_ratio",
 }
-_INTEGERS = {"oracle_model_quantization_bit", "score_batch_tokens", "head_chunk_tokens"}
+_INTEGERS = {"select_span_tokens", "oracle_model_quantization_bit", "score_batch_tokens", "head_chunk_tokens"}
 
 
 def as_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
@@ -141,7 +155,7 @@ def typed(given: Mapping[str, Any]) -> SepoArguments:
         else:
             values[name] = ",".join(value) if isinstance(value, list) else str(value)
     arguments = SepoArguments(**values)
-    for name in ("score_batch_tokens", "head_chunk_tokens"):
+    for name in ("score_batch_tokens", "head_chunk_tokens", "select_span_tokens"):
         number = getattr(arguments, name)
         if number is not None and number < 1:
             raise SepoError(f"{name} is {number}; it must be at least 1.")

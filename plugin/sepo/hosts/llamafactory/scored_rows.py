@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,15 +15,13 @@ from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 
 from sepo.hosts.llamafactory.checks import spec_folders
+from sepo.hosts.llamafactory.rows import SIDES, response_start
 from sepo.hosts.llamafactory.scoring_models import give_memory_back
 from sepo.tokens.fingerprint import model_fingerprint
 from sepo.tokens.store import ScoreStore, ShardRange, default_store_root
-from sepo.training.collator import IGNORE_INDEX
 from sepo.training.settings import ModelSpec, RunSettings
 
 logger = logging.getLogger(__name__)
-
-SIDES = ("chosen", "rejected")
 
 
 def rows_digest(dataset: Dataset) -> str:
@@ -36,11 +34,6 @@ def rows_digest(dataset: Dataset) -> str:
                 digest.update(np.asarray([len(ids), response_start(labels)], dtype="<i8").tobytes())
                 digest.update(np.asarray(ids, dtype="<i4").tobytes())
     return digest.hexdigest()
-
-
-def response_start(labels: Sequence[int]) -> int:
-    """Index of the first response token that can be scored: one with a predecessor."""
-    return max(1, next(index for index, label in enumerate(labels) if label != IGNORE_INDEX))
 
 
 def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
@@ -119,7 +112,8 @@ class StoredScores(ABC):
         head = scores[: min(32, len(scores))]
         if all(not np.any(row) for column in self.columns for row in head[column]):
             self._refuse_zeros()
-        return concatenate_datasets([dataset, scores], axis=1)
+        leftover = [column for column in self.columns if column in dataset.column_names]  # of a tokenized_path
+        return concatenate_datasets([dataset.remove_columns(leftover), scores], axis=1)
 
     def _fill(self, store: ScoreStore, dataset: Dataset, *, name: str) -> None:
         missing = sum(shard.rows for shard in store.missing())

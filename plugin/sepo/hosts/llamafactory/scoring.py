@@ -1,9 +1,8 @@
-"""The oracle's scores: which rows can be scored, what the scores depend on, and how they are computed."""
+"""The oracle's scores: what they depend on, and how they are computed."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,51 +11,11 @@ from datasets import Dataset
 from sepo.errors import SepoError
 from sepo.forward.scoring import OracleScorer, ScoredSequence
 from sepo.hosts.llamafactory.checks import check_tokenizers
-from sepo.hosts.llamafactory.scored_rows import SIDES, StoredScores, host_identity, response_start, spec_identity
+from sepo.hosts.llamafactory.rows import SIDES, response_start
+from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity, spec_identity
 from sepo.hosts.llamafactory.scoring_models import load_scoring_models
-from sepo.training.collator import IGNORE_INDEX
+from sepo.training.collator import SCORE_COLUMNS
 from sepo.training.settings import OracleSpec, RunSettings
-
-logger = logging.getLogger(__name__)
-
-
-def skip_empty_responses(dataset: Dataset, *, name: str, tokenizer: Any) -> Dataset:
-    """Drop rows with a response of no tokens (an empty answer, or a prompt that took the whole cutoff), and say which.
-
-    Args:
-        dataset: tokenized pairs, in the host's columns.
-        name: what to call the data set in the log.
-        tokenizer: decodes the prompts of the rows that are named.
-
-    Returns:
-        The data set without these rows; itself if there are none.
-
-    Raises:
-        SepoError: no row is left.
-    """
-    empty = []
-    for start in range(0, len(dataset), 1000):
-        rows = dataset[start : start + 1000]
-        for offset, labels in enumerate(zip(rows["chosen_labels"], rows["rejected_labels"], strict=True)):
-            if any(not any(label != IGNORE_INDEX for label in side[1:]) for side in labels):
-                empty.append(start + offset)
-    if not empty:
-        return dataset
-    shown = ", ".join(f"{row} ({_excerpt(dataset[row], tokenizer)!r})" for row in empty[:5])
-    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    logger.warning(
-        "skipped %d of %d rows of %s: a response has no token after truncation. Rows %s%s. Raise cutoff_len, or remove "
-        "them.", len(empty), len(dataset), name, shown, more,
-    )  # fmt: skip
-    if len(empty) == len(dataset):
-        raise SepoError(f"{name}: every row has an empty response after truncation; raise cutoff_len.")
-    dropped = set(empty)
-    return dataset.select([row for row in range(len(dataset)) if row not in dropped])
-
-
-def _excerpt(row: Mapping[str, Any], tokenizer: Any) -> str:
-    text = " ".join(tokenizer.decode(row["chosen_input_ids"], skip_special_tokens=True).split())
-    return text if len(text) <= 60 else "..." + text[-57:]
 
 
 def scoring_identity(oracle: OracleSpec, *, tokenizer: Any, model_args: Any, data_args: Any) -> dict[str, Any]:
@@ -95,7 +54,7 @@ class DatasetScorer(StoredScores):
         training_args: the host's training arguments (device, ranks).
     """
 
-    columns = ("chosen_scores", "rejected_scores")
+    columns = SCORE_COLUMNS
     what = "token scores"
 
     def __init__(

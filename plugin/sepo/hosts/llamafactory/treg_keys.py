@@ -70,6 +70,11 @@ def token_reward_source(arguments: SepoArguments, given: Mapping[str, Any], meth
                 "treg_eval_model is set, but treg_rewards: oracle takes the token rewards from the oracle; remove one "
                 "of the two."
             )
+        if method.needs_scores and method.scorer != "oracle":
+            raise SepoError(
+                f"treg_rewards: oracle and token_scorer: {method.scorer} would both fill the rows' scores; take "
+                "token_scorer: oracle, policy_ref, confidence or none, or treg_rewards: prompts."
+            )
         return TokenRewardSource(origin="oracle")
     return _prompted(arguments, given)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from transformers.modeling_utils import is_fsdp_enabled
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.columns import selection_columns
 from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer
 from sepo.hosts.llamafactory.conversations import conversations_kept
+from sepo.hosts.llamafactory.file_scores import carried_scores
+from sepo.hosts.llamafactory.rows import each_dataset, skip_empty_responses
 from sepo.hosts.llamafactory.scored_rows import StoredScores
-from sepo.hosts.llamafactory.scoring import DatasetScorer, skip_empty_responses
+from sepo.hosts.llamafactory.scoring import DatasetScorer
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
-from sepo.training.collator import SelectionCollator
+from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.reference import StartingPolicy
 from sepo.training.rewards import RewardCollator
 from sepo.training.settings import RunSettings
@@ -45,15 +48,18 @@ def run_stage(
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
+    carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
     prompted = settings.token_rewards is not None and settings.token_rewards.origin == "prompts"
-    with conversations_kept(prompted):
+    with carried, conversations_kept(prompted):
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
+    datasets = each_dataset(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
     stores: dict[str, dict[str, str]] = {}
     if settings.oracle is not None or prompted:
         datasets, stores = _scored(datasets, settings, template, tokenizer, model_args, data_args, training_args)
         # Loading an adapter and scoring move the random state: a run that scored and one that found the store
         # must give the policy's adapter the same first weights.
         transformers.set_seed(training_args.seed)
+    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed)
     model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
     collator: Any = PairwiseDataCollatorWithPadding(
         template=template,
@@ -64,6 +70,8 @@ def run_stage(
     )
     if settings.method.needs_scores:
         collator = SelectionCollator(collator, method=settings.method)
+    elif settings.method.needs_steps:
+        collator = StepCollator(collator)
     if settings.token_rewards is not None:
         collator = RewardCollator(collator, origin=settings.token_rewards.origin)
     ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
@@ -95,7 +103,7 @@ def _reference(
     """The reference as a second model or as the policy's own starting weights; neither: the policy without adapter."""
     if not settings.method.needs_reference:
         return None, None
-    live = settings.method.token_scorer.live
+    live = settings.method.token_scorer.compares_with_reference
     if finetuning_args.ref_model is None and not training_args.do_train:
         logger.warning("no ref_model is set, so the evaluated model is its own reference: every reward is zero.")
         return model, None
@@ -127,7 +135,7 @@ def _scored(
     data_args: Any,
     training_args: Any,
 ) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """The host's data sets, training and evaluation alike, without empty rows and with scores; and their stores."""
+    """The host's data sets, training and evaluation alike, with scores; and their stores."""
     host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
     scorers: dict[str, StoredScores] = {}
     if settings.oracle is not None:
@@ -136,23 +144,10 @@ def _scored(
         scorers["token_reward_scores"] = ContrastiveDatasetScorer(
             settings, tokenizer=tokenizer, template=template, **host
         )
-    result = _each(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
     for scorer in scorers.values():
-        result = _each(result, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
+        datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
         scorer.free()
-    return result, {role: scorer.stores for role, scorer in scorers.items()}
-
-
-def _each(datasets: Any, change: Callable[[Any, str], Any]) -> dict[str, Any]:
-    """Change every data set, training and evaluation alike, under the name that the log gives it."""
-    result: dict[str, Any] = {}
-    for role, dataset in datasets.items():
-        name = role.removesuffix("_dataset")
-        if isinstance(dataset, dict):
-            result[role] = {part: change(rows, f"{name} {part}") for part, rows in dataset.items()}
-        else:
-            result[role] = change(dataset, name)
-    return result
+    return datasets, {role: scorer.stores for role, scorer in scorers.items()}
 
 
 def _write_settings(trainer: Any, training_args: Any, settings: RunSettings, stores: dict[str, dict[str, str]]) -> None:

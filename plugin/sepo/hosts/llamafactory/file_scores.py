@@ -1,0 +1,208 @@
+"""`token_scorer: file`: the user's scores or spans, from the data set's rows to the tokens of the responses."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from llamafactory.data import loader
+from llamafactory.data.processor import PairwiseDatasetProcessor
+
+from sepo import __version__
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.rows import SIDES
+from sepo.tokens.spans import Span, span_weights
+from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
+from sepo.training.texts import TokenTexts
+
+SPAN_COLUMNS = ("chosen_spans", "rejected_spans")
+_WHERE = "_sepo_row"
+_CARRIED: dict[str, Any] = {
+    _WHERE: Value("string"),
+    **{f"_sepo_{name}": List(Value("float64")) for name in SCORE_COLUMNS},
+    **{
+        f"_sepo_{name}": List({"start": Value("int64"), "end": Value("int64"), "weight": Value("float64")})
+        for name in SPAN_COLUMNS
+    },
+}
+_HOW = (
+    "give the rows chosen_scores and rejected_scores (a number per response token), or chosen_spans and rejected_spans "
+    '([{"start": 0, "end": 4, "weight": 1.0}], in characters of the response)'
+)
+
+
+@contextlib.contextmanager
+def carried_scores() -> Iterator[None]:
+    """While the host prepares its data, carry the score columns through its converter and its processor.
+
+    The host's converter keeps the columns that it knows, and its processor makes new ones (see ../PATCHES.md). The
+    tokenized rows then have ``chosen_scores`` and ``rejected_scores``, one number per response token: rewards, high
+    in a chosen response and low in a rejected one for what is to be selected, as an oracle's are. Scores of the user
+    are taken as they are. A span's weight says how much its characters matter, on both sides: it is a score as it is
+    in a chosen response and negated in a rejected one.
+    """
+    align, processor = loader.align_dataset, loader.PairwiseDatasetProcessor
+
+    def aligned(dataset: Dataset, dataset_attr: Any, data_args: Any, training_args: Any) -> Dataset:
+        columns = score_columns(dataset, name=str(dataset_attr))
+        known = align(dataset, dataset_attr, data_args, training_args)
+        joined = concatenate_datasets([known, dataset.select_columns(columns)], axis=1)
+        return joined.map(
+            lambda row, index: carried_row(row, where=f"row {index} of dataset '{dataset_attr}'"),
+            with_indices=True,
+            remove_columns=columns,
+            features=Features({**known.features, **_CARRIED}),
+            load_from_cache_file=False,
+            desc="sepo: token scores of the rows",
+        )
+
+    loader.align_dataset, loader.PairwiseDatasetProcessor = aligned, ScoredPairwiseProcessor
+    try:
+        yield
+    finally:
+        loader.align_dataset, loader.PairwiseDatasetProcessor = align, processor
+
+
+def score_columns(dataset: Dataset, *, name: str) -> list[str]:
+    """The two columns in which a data set has its scores or spans.
+
+    Raises:
+        SepoError: it has neither form, or both.
+    """
+    found = [columns for columns in (SCORE_COLUMNS, SPAN_COLUMNS) if set(columns) <= set(dataset.column_names)]
+    if len(found) == 2:
+        raise SepoError(
+            f"dataset '{name}' has both {', '.join(SCORE_COLUMNS)} and {', '.join(SPAN_COLUMNS)}; token_scorer: file "
+            "takes one form, remove the other's columns."
+        )
+    if not found:
+        raise SepoError(
+            f"dataset '{name}' has the columns {', '.join(dataset.column_names)}, which hold no scores for "
+            f"token_scorer: file; {_HOW}."
+        )
+    return list(found[0])
+
+
+def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Check one row's scores or spans, and name them as they travel through the host.
+
+    Args:
+        row: the host's aligned columns and the user's.
+        where: how an error calls the row.
+
+    Raises:
+        SepoError: a value of another type, not finite, or a span outside its response.
+    """
+    result: dict[str, Any] = {_WHERE: where, **{f"_sepo_{name}": None for name in (*SCORE_COLUMNS, *SPAN_COLUMNS)}}
+    for index, side in enumerate(SIDES):
+        if f"{side}_scores" in row:
+            scores = row[f"{side}_scores"]
+            if not isinstance(scores, list):
+                raise SepoError(f"{where}: {side}_scores is {scores!r}, expected a list of numbers; {_HOW}.")
+            result[f"_sepo_{side}_scores"] = [
+                _finite(score, f"{where}: {side}_scores[{position}]") for position, score in enumerate(scores)
+            ]
+        else:
+            spans = row[f"{side}_spans"]
+            if not isinstance(spans, list):
+                raise SepoError(f"{where}: {side}_spans is {spans!r}, expected a list of spans; {_HOW}.")
+            text = row["_response"][index]["content"] if len(row["_response"]) > index else ""
+            result[f"_sepo_{side}_spans"] = [
+                _span(span, f"{where}: {side}_spans[{position}]", len(text)) for position, span in enumerate(spans)
+            ]
+    return result
+
+
+def _finite(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SepoError(f"{what} is {value!r}, expected a finite number; correct the data set.")
+    return float(value)
+
+
+def _span(span: Any, what: str, characters: int) -> dict[str, Any]:
+    if not isinstance(span, dict) or not {"start", "end", "weight"} <= set(span):
+        raise SepoError(f"{what} is {span!r}, expected an object with start, end and weight; {_HOW}.")
+    start, end = span["start"], span["end"]
+    whole = all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end))
+    if not whole or not 0 <= start < end <= characters:
+        raise SepoError(
+            f"{what} goes from {start!r} to {end!r}, expected 0 <= start < end <= {characters}, the characters of the "
+            "response; correct the data set."
+        )
+    return {"start": start, "end": end, "weight": _finite(span["weight"], f"{what}.weight")}
+
+
+@dataclass
+class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
+    """The host's pairwise processor, row by row, with each row's scores at its tokens.
+
+    Raises:
+        SepoError: from ``preprocess_dataset``: a number of scores that is not the response's number of tokens, or a
+            response whose text its tokens do not spell.
+    """
+
+    sepo_version: str = __version__  # part of what the host's cache is found by
+
+    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Tokenize rows as the host does, and add ``chosen_scores`` and ``rejected_scores``."""
+        result: dict[str, list[Any]] = {}
+        for index in range(len(examples["_prompt"])):
+            row = super().preprocess_dataset({name: values[index : index + 1] for name, values in examples.items()})
+            if not row:  # the host dropped it
+                continue
+            example = {name: values[index] for name, values in examples.items()}
+            for side in SIDES:
+                row[f"{side}_scores"] = [self._scores(example, row[f"{side}_labels"][0], side)]
+            for name, values in row.items():
+                result.setdefault(name, []).extend(values)
+        return result
+
+    def _scores(self, example: Mapping[str, Any], labels: list[int], side: str) -> list[float]:
+        """One number for each token that is left of the response and can be scored."""
+        kept = [label for label in labels if label != IGNORE_INDEX]
+        given = example[f"_sepo_{side}_scores"]
+        scores = self._projected(example, kept, side) if given is None else self._counted(example, given, kept, side)
+        # A response at the very start of a row: its first token has no predecessor and so no log-probability.
+        return scores[1:] if labels and labels[0] != IGNORE_INDEX else scores
+
+    def _counted(self, example: Mapping[str, Any], scores: list[float], kept: list[int], side: str) -> list[float]:
+        if len(scores) != len(kept):
+            whole = self._whole_response(example, side)
+            if len(scores) != len(whole):
+                raise SepoError(
+                    f"{example[_WHERE]}: {side}_scores has {len(scores)} numbers, expected {len(whole)}, one for each "
+                    "token of the response in the policy's tokenizer and template, its end of turn included."
+                )
+        return list(scores[: len(kept)])
+
+    def _projected(self, example: Mapping[str, Any], kept: list[int], side: str) -> list[float]:
+        text = example["_response"][SIDES.index(side)]["content"]
+        offsets = self._texts.offsets(kept, text)
+        if offsets is None:  # truncated: the text is spelled by the whole response only
+            offsets = self._texts.offsets(self._whole_response(example, side), text)
+        if offsets is None:
+            raise SepoError(
+                f"{example[_WHERE]}: the tokens of the {side} response do not spell its text (a template or tokenizer "
+                f"that rewrites it), so its spans cannot be placed; give per-token {side}_scores instead."
+            )
+        spans = [Span(span["start"], span["end"], span["weight"]) for span in example[f"_sepo_{side}_spans"]]
+        sign = 1.0 if side == "chosen" else -1.0
+        return [sign * weight for weight in span_weights(offsets, spans)][: len(kept)]
+
+    def _whole_response(self, example: Mapping[str, Any], side: str) -> list[int]:
+        """The response's tokens as they are before truncation, by the host's own encoding."""
+        uncut = copy.copy(self.data_args)
+        uncut.cutoff_len = 2**30
+        host = PairwiseDatasetProcessor(self.template, self.tokenizer, self.processor, uncut)
+        one = host.preprocess_dataset({name: [value] for name, value in example.items()})
+        return [label for label in one[f"{side}_labels"][0] if label != IGNORE_INDEX]
+
+    @cached_property
+    def _texts(self) -> TokenTexts:
+        return TokenTexts(self.tokenizer)

@@ -1,0 +1,80 @@
+"""The host's tokenized pairs: which data sets a run has, where responses start, which rows can be trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from sepo.errors import SepoError
+from sepo.training.collator import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
+
+SIDES = ("chosen", "rejected")
+
+
+def each_dataset(datasets: Mapping[str, Any], change: Callable[[Dataset, str], Dataset]) -> dict[str, Any]:
+    """Change every data set of a run.
+
+    Args:
+        datasets: by the host's roles (``train_dataset``, ``eval_dataset``); an evaluation may be a dict of them.
+        change: takes a data set and the name that the log gives it.
+
+    Returns:
+        The changed ones, in the same shape.
+    """
+    result: dict[str, Any] = {}
+    for role, dataset in datasets.items():
+        name = role.removesuffix("_dataset")
+        if isinstance(dataset, dict):
+            result[role] = {part: change(rows, f"{name} {part}") for part, rows in dataset.items()}
+        else:
+            result[role] = change(dataset, name)
+    return result
+
+
+def response_start(labels: Sequence[int]) -> int:
+    """Index of the first response token that can be scored: one with a predecessor."""
+    return max(1, next(index for index, label in enumerate(labels) if label != IGNORE_INDEX))
+
+
+def skip_empty_responses(dataset: Dataset, *, name: str, tokenizer: Any) -> Dataset:
+    """Drop rows with a response of no tokens (an empty answer, or a prompt that took the whole cutoff), and say which.
+
+    Args:
+        dataset: tokenized pairs, in the host's columns.
+        name: what to call the data set in the log.
+        tokenizer: decodes the prompts of the rows that are named.
+
+    Returns:
+        The data set without these rows; itself if there are none.
+
+    Raises:
+        SepoError: no row is left.
+    """
+    empty = []
+    for start in range(0, len(dataset), 1000):
+        rows = dataset[start : start + 1000]
+        for offset, labels in enumerate(zip(rows["chosen_labels"], rows["rejected_labels"], strict=True)):
+            if any(not any(label != IGNORE_INDEX for label in side[1:]) for side in labels):
+                empty.append(start + offset)
+    if not empty:
+        return dataset
+    shown = ", ".join(f"{row} ({_excerpt(dataset[row], tokenizer)!r})" for row in empty[:5])
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    logger.warning(
+        "skipped %d of %d rows of %s: a response has no token after truncation. Rows %s%s. Raise cutoff_len, or remove "
+        "them.", len(empty), len(dataset), name, shown, more,
+    )  # fmt: skip
+    if len(empty) == len(dataset):
+        raise SepoError(f"{name}: every row has an empty response after truncation; raise cutoff_len.")
+    dropped = set(empty)
+    return dataset.select([row for row in range(len(dataset)) if row not in dropped])
+
+
+def _excerpt(row: Mapping[str, Any], tokenizer: Any) -> str:
+    text = " ".join(tokenizer.decode(row["chosen_input_ids"], skip_special_tokens=True).split())
+    return text if len(text) <= 60 else "..." + text[-57:]

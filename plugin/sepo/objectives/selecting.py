@@ -1,0 +1,131 @@
+"""Which tokens a method optimizes: its scores, its ratios, its units and its scope, over one batch of pairs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sepo.objectives.inputs import given, present
+from sepo.objectives.method import Method, Selector
+from sepo.tokens.scopes import Responses, select_pairs, select_units
+from sepo.tokens.scores import alignment_scores, uncertainty_scores
+from sepo.tokens.selection import check_mask, require_counted_tokens, select_tokens
+
+
+def select(
+    method: Method,
+    *,
+    chosen_mask: Tensor,
+    rejected_mask: Tensor,
+    chosen_scores: Tensor | None = None,
+    rejected_scores: Tensor | None = None,
+    chosen_steps: Tensor | None = None,
+    rejected_steps: Tensor | None = None,
+    chosen_counts: Tensor | None = None,
+    rejected_counts: Tensor | None = None,
+    policy_chosen_logps: Tensor | None = None,
+    policy_rejected_logps: Tensor | None = None,
+    ref_chosen_logps: Tensor | None = None,
+    ref_rejected_logps: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Decide which tokens of each response the loss will see.
+
+    With stored scores (``method.needs_scores``) this needs no model and can run before the forward pass; with a live
+    scorer it needs the step's log-probabilities; without a scorer it returns the masks. What the method does not need
+    is ignored.
+
+    Args:
+        method: from ``resolve_method``.
+        chosen_mask: [B, Tw] bool, True where a response token counts.
+        rejected_mask: [B, Tl] bool.
+        chosen_scores: [B, Tw] stored scores.
+        rejected_scores: [B, Tl] stored scores.
+        chosen_steps: [B, Tw] integers, the number of each token's step; where ``method.needs_steps``.
+        rejected_steps: [B, Tl].
+        chosen_counts: [B] integers, each response's budget (``sepo.tokens.threshold``); where ``method.needs_counts``.
+        rejected_counts: [B].
+        policy_chosen_logps: [B, Tw] per-token log-probabilities in nats, for live scores; detached.
+        policy_rejected_logps: [B, Tl].
+        ref_chosen_logps: [B, Tw].
+        ref_rejected_logps: [B, Tl].
+
+    Returns:
+        (chosen_selection, rejected_selection), bool of the masks' shapes, at least one token per response.
+
+    Raises:
+        SepoError: something needed is missing, shapes do not fit, a response has no counted token, a score on a counted
+            token is not finite.
+    """
+    for side, mask in (("chosen", chosen_mask), ("rejected", rejected_mask)):
+        check_mask(mask, name=f"{side}_mask")
+        if method.selector is None:
+            require_counted_tokens(mask, what=f"{side} response")
+    if method.selector is None:
+        return chosen_mask, rejected_mask
+    chosen = _responses(
+        method,
+        "chosen",
+        mask=chosen_mask,
+        stored=chosen_scores,
+        policy=policy_chosen_logps,
+        reference=ref_chosen_logps,
+        steps=chosen_steps,
+        counts=chosen_counts,
+    )
+    rejected = _responses(
+        method,
+        "rejected",
+        mask=rejected_mask,
+        stored=rejected_scores,
+        policy=policy_rejected_logps,
+        reference=ref_rejected_logps,
+        steps=rejected_steps,
+        counts=rejected_counts,
+    )
+    unit, span_tokens = method.selector.unit, method.selector.span_tokens
+    if method.selector.scope == "pair":
+        return select_pairs(chosen, rejected, unit=unit, span_tokens=span_tokens)
+    if method.selector.plain:
+        return _plain(method.selector, chosen), _plain(method.selector, rejected)
+    first, second = (select_units(side, unit=unit, span_tokens=span_tokens) for side in (chosen, rejected))
+    return first, second
+
+
+def _responses(
+    method: Method,
+    side: str,
+    *,
+    mask: Tensor,
+    stored: Tensor | None,
+    policy: Tensor | None,
+    reference: Tensor | None,
+    steps: Tensor | None,
+    counts: Tensor | None,
+) -> Responses:
+    """One side with its scores, and with what else its selector needs."""
+    assert method.selector is not None
+    chosen = side == "chosen"
+    if method.needs_scores:
+        scores = given(method, f"{side}_scores", stored, like=mask)
+    elif method.token_scorer.compares_with_reference:
+        scores = alignment_scores(
+            given(method, f"policy_{side}_logps", policy, like=mask),
+            given(method, f"ref_{side}_logps", reference, like=mask),
+            chosen=chosen,
+        )
+    else:
+        scores = uncertainty_scores(given(method, f"policy_{side}_logps", policy, like=mask))
+    return Responses(
+        scores=scores,
+        mask=mask,
+        ratio=method.selector.chosen_ratio if chosen else method.selector.rejected_ratio,
+        largest=chosen or method.token_scorer.rejected_largest,
+        what=f"{side} response",
+        steps=present(method, f"{side}_steps", steps) if method.needs_steps else None,
+        counts=present(method, f"{side}_counts", counts, shape="[B]") if method.needs_counts else None,
+    )
+
+
+def _plain(selector: Selector, side: Responses) -> Tensor:
+    return select_tokens(
+        side.scores, side.mask, ratio=side.ratio, largest=side.largest, rule=selector.rule, what=side.what
+    )

@@ -1,0 +1,203 @@
+"""Whole units of a response for a budget of tokens: single tokens, contiguous spans, or steps (lines, sentences).
+
+Pure functions of lists, for one *group* at a time: the responses that share a budget, one response alone or the two of
+a pair. Scores are oriented, the highest are wanted; every response of a group gets at least one unit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from itertools import accumulate, groupby
+from typing import Literal, get_args
+
+Unit = Literal["token", "span", "step"]
+UNITS: tuple[str, ...] = get_args(Unit)
+
+Scores = Sequence[Sequence[float]]
+"""The scores of a group, one sequence per response, none of them empty; all finite."""
+
+
+def pick_tokens(scores: Scores, budget: int) -> list[bool]:
+    """Take the best tokens of the group.
+
+    Args:
+        scores: one sequence per response.
+        budget: tokens to take.
+
+    Returns:
+        For every token, the responses one after the other, whether it is taken: exactly
+        max(``budget``, number of responses) of them, at most all. The best token of each response is always in it.
+        Among equal scores the earlier token wins, and the earlier response.
+
+    Example:
+        >>> pick_tokens([[0.1, 0.9], [0.2, 0.3]], 2)
+        [False, True, False, True]
+    """
+    flat = [score for response in scores for score in response]
+    taken = [False] * len(flat)
+    for index in _best_of_each(scores):
+        taken[index] = True
+    left = budget - len(scores)
+    for index in _best_first(flat):
+        if left <= 0:
+            break
+        if not taken[index]:
+            taken[index] = True
+            left -= 1
+    return taken
+
+
+def pick_spans(scores: Scores, budget: int, *, minimum: int) -> list[bool]:
+    """Take contiguous runs of at least ``minimum`` tokens, grown around the best tokens.
+
+    A run starts at a token and grows, towards the better neighbour, until it has ``minimum`` tokens (the whole response
+    where that is shorter); a run that it meets becomes part of it. The best token of each response starts the first
+    runs; then every token, best first, starts one while a whole run fits into what is left of the budget. What is left
+    after that goes to the best neighbours of the runs, one token at a time. So the count is exact.
+
+    Args:
+        scores: one sequence per response.
+        budget: tokens to take.
+        minimum: the shortest run, at least 1; 1 is a choice of tokens.
+
+    Returns:
+        For every token whether it is taken: exactly max(``budget``, the sum over the responses of
+        min(``minimum``, length)), at most all. Among equals the earlier token wins.
+
+    Example:
+        >>> pick_spans([[0.0, 0.1, 0.9, 0.2, 0.0, 0.0]], 3, minimum=3)
+        [False, True, True, True, False, False]
+    """
+    runs = _Runs(scores, minimum)
+    for index in _best_of_each(scores):
+        runs.take(runs.grown(index))
+    for index in _best_first(runs.scores):
+        if runs.taken[index]:
+            continue
+        run = runs.grown(index)
+        if runs.count + len(run) > budget:
+            break
+        runs.take(run)
+    runs.widen(budget)
+    return runs.taken
+
+
+def pick_steps(scores: Scores, steps: Sequence[Sequence[int]], budget: int) -> list[bool]:
+    """Take whole steps, those of the highest mean score first, until the budget is reached.
+
+    A step is a maximal run of tokens with one number. The best step of each response comes first; then the best of the
+    rest, while fewer than ``budget`` tokens are taken. The last one may go over the budget, by less than its length.
+
+    Args:
+        scores: one sequence per response.
+        steps: the number of each token's step, shaped like ``scores``.
+        budget: tokens to reach.
+
+    Returns:
+        For every token whether it is taken. Among equal means the earlier step wins.
+
+    Example:
+        >>> pick_steps([[0.0, 0.2, 0.9, 0.1, 0.0]], [[0, 0, 1, 1, 2]], 2)
+        [False, False, True, True, False]
+    """
+    found: list[tuple[float, int, int]] = []  # (-mean, first token, tokens): sorted, the best comes first
+    best: list[tuple[float, int, int]] = []
+    offset = 0
+    for response, numbers in zip(scores, steps, strict=True):
+        own, start = [], 0
+        for _, members in groupby(numbers):
+            length = sum(1 for _ in members)
+            mean = math.fsum(response[start : start + length]) / length
+            own.append((-mean, offset + start, length))
+            start += length
+        best.append(min(own))
+        found += own
+        offset += len(response)
+    taken = [False] * offset
+    count = 0
+    for step in [*best, *sorted(set(found) - set(best))]:
+        if count >= budget and step not in best:
+            break
+        _, start, length = step
+        taken[start : start + length] = [True] * length
+        count += length
+    return taken
+
+
+class _Runs:
+    """The runs taken so far, over the tokens of a group laid end to end; no run crosses from one response to another.
+
+    Args:
+        scores: one sequence per response.
+        minimum: the shortest run.
+    """
+
+    def __init__(self, scores: Scores, minimum: int) -> None:
+        self.scores = [score for response in scores for score in response]
+        self.minimum = minimum
+        self.taken = [False] * len(self.scores)
+        self.count = 0
+        ends = list(accumulate(len(response) for response in scores))
+        self._bounds = [
+            bounds
+            for bounds, response in zip(zip([0, *ends], ends, strict=False), scores, strict=True)
+            for _ in response
+        ]
+
+    def grown(self, index: int) -> list[int]:
+        """The tokens that must be taken so that ``index`` is in a run that is long enough."""
+        low, high = self._bounds[index]
+        left, right, new = index, index + 1, [index]
+        while right - left < min(self.minimum, high - low):
+            if left > low and self.taken[left - 1]:
+                left -= 1
+            elif right < high and self.taken[right]:
+                right += 1
+            elif left > low and (right == high or self.scores[left - 1] >= self.scores[right]):
+                left -= 1
+                new.append(left)
+            else:
+                new.append(right)
+                right += 1
+        return new
+
+    def take(self, indices: Sequence[int]) -> None:
+        """Take tokens that are not taken yet."""
+        for index in indices:
+            self.taken[index] = True
+        self.count += len(indices)
+
+    def widen(self, budget: int) -> None:
+        """Add the best neighbour of any run, until ``budget`` tokens are taken."""
+        edge: list[tuple[float, int]] = []
+
+        def reach(index: int) -> None:
+            low, high = self._bounds[index]
+            for neighbour in (index - 1, index + 1):
+                if low <= neighbour < high and not self.taken[neighbour]:
+                    heapq.heappush(edge, (-self.scores[neighbour], neighbour))
+
+        if self.count < budget:
+            for index, taken in enumerate(self.taken):
+                if taken:
+                    reach(index)
+        while self.count < budget and edge:
+            _, index = heapq.heappop(edge)
+            if not self.taken[index]:  # a token between two runs is the neighbour of both
+                self.take([index])
+                reach(index)
+
+
+def _best_first(scores: Sequence[float]) -> list[int]:
+    return sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+
+
+def _best_of_each(scores: Scores) -> list[int]:
+    """The index of each response's best token in the responses laid end to end."""
+    best, offset = [], 0
+    for response in scores:
+        best.append(offset + response.index(max(response)))  # the first of equals
+        offset += len(response)
+    return best
