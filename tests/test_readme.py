@@ -41,6 +41,8 @@ def test_every_metric_is_in_the_table():
         "select/chosen_ratio",
         "select/tokens",
         "kl/chosen",
+        "kl/chosen_full",
+        "objective/pair_weight",
     ):
         assert f"`{metric}`" in README
 
