@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepo.demo.facts import OUT_OF_PLACE, load_tables, near_number
+from sepo.demo.facts import load_tables, near_number
+from sepo.demo.facts import OUT_OF_PLACE, load_tables
 from sepo.demo.pairs import DEMO_ROWS, generate_pairs, write_dataset
 from sepo.errors import SepoError
 
