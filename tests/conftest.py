@@ -15,6 +15,7 @@ sys.path[:0] = [
     str(Path(__file__).parent),
     str(Path(__file__).parent / "hosts"),
     str(Path(__file__).parent / "training"),
+    str(Path(__file__).parent / "forward"),
 ]
 
 SHARED = Path(__file__).parents[2] / "shared"

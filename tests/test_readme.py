@@ -44,6 +44,8 @@ def test_every_metric_is_in_the_table():
         "treg/reward_chosen",
         "treg/reward_rejected",
         "objective/treg_weight",
+        "kl/chosen_full",
+        "objective/pair_weight",
     ):
         assert f"`{metric}`" in README
 

@@ -104,7 +104,7 @@ def test_command_line_form():
         ({"ref_model": "r"}, ["ref_model is set", "without a reference model"]),
         ({"streaming": True}, ["streaming is set", "remove streaming"]),
         ({"objective": "minor_dp"}, ["objective is 'minor_dp'", "Did you mean 'minor_dpo'"]),
-        ({"objective": "tdpo1"}, ["objective is 'tdpo1'", "one of dpo, "]),
+        ({"objective": "tdpo3"}, ["objective is 'tdpo3'", "one of dpo, ", "Did you mean 'tdpo"]),
         (
             {"token_scorer": "oracel"},
             ["token_scorer is 'oracel'", "oracle, policy_ref, confidence, file, random, none"],
@@ -142,6 +142,11 @@ def test_command_line_form():
         ),
         ({"objective": "simpo", "token_scorer": "none"}, ["oracle_model is set", "no oracle is used"]),
         ({"dpop_lambda": 5}, ["dpop_lambda is set", "objective sepo has no such term"]),
+        (
+            {"objective": "tdpo1", "token_scorer": "oracle", "tdpo_alpha": 0.5},
+            ["tdpo_alpha is set", "objective tdpo1 has no such term"],
+        ),
+        ({"objective": "tdpo2", "token_scorer": "oracle", "tdpo_alpha": -1}, ["alpha"]),
         (
             {"objective": "ipo", "token_scorer": "oracle", "ipo_average": "maybe"},
             ["ipo_average is 'maybe'", "true or false"],
@@ -236,6 +241,19 @@ NO_ORACLE = {"oracle_model": None, "oracle_base_model": None}
             "dpop",
             "none",
             {"dpop_lambda": 5.0},
+        ),
+        (
+            {"stage": "minor_dpo", "objective": "tdpo2", "tdpo_alpha": "0.7", "pref_beta": 0.2, **NO_ORACLE},
+            "tdpo2",
+            "none",
+            {"alpha": 0.7, "beta": 0.2},
+        ),
+        ({"stage": "selective_dpo", "objective": "wpo", **NO_ORACLE}, "wpo", "none", {"beta": 0.1}),
+        (
+            {"objective": "tdpo1", "token_scorer": "oracle", "select_ratio": 0.5},
+            "tdpo1",
+            "oracle",
+            {"chosen_ratio": 0.5},
         ),
         (
             {"stage": "minor_dpo", "objective": "ipo", "ipo_average": "false", **NO_ORACLE},
@@ -371,6 +389,7 @@ def test_every_key_does_something():
     assert spans[1].as_dict()["select"]["unit"] == "span"
     for objective, name, value in (
         ("dpop", "dpop_lambda", 1),
+        ("tdpo2", "tdpo_alpha", 1),
         ("rrhf", "rrhf_sft_weight", 3),
         ("ipo", "ipo_average", False),
     ):

@@ -64,6 +64,18 @@ def test_an_oracle_selects_for_minor_dpo(world, tmp_path):
     assert all(0.4 < entry["select/chosen_ratio"] <= 0.5 for entry in entries)
 
 
+def test_tdpo2_stage_starts_at_log_2_and_reports_its_divergence(world, tmp_path):
+    recipe = stage_recipe(
+        world, tmp_path / "out", "minor_dpo", objective="tdpo2", tdpo_alpha=0.7, max_steps=2, learning_rate=3e-2
+    )
+    sepo_train(recipe, tmp_path)
+    first, second = training(tmp_path / "out")
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["kl/chosen_full"] == first["kl/rejected_full"] == 0.0
+    assert second["loss"] != pytest.approx(math.log(2), abs=1e-4)
+    assert second["kl/chosen_full"] > 0 < second["kl/rejected_full"]
+
+
 @pytest.fixture(scope="module")
 def sft_adapter(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")

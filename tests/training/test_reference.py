@@ -172,3 +172,36 @@ def test_adapter_off_equals_a_separate_reference_model(world):
     model.zero_grad()
     separate.backward()
     assert all(torch.equal(got[name], p.grad) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_dropout_does_not_reach_the_reference(world):
+    """A policy with LoRA dropout that goes on with its adapter is its own reference, without the dropout."""
+    base = LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64)
+    model = get_peft_model(base, LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    start = StartingPolicy(model)
+
+    @contextlib.contextmanager
+    def own_start():
+        with start.active():
+            yield model
+
+    method = resolve_method("dpo")
+    batch = collate(PAIRS, method)
+    evaluated = preference_step(model.eval(), batch, method=method, reference=own_start)
+    assert evaluated.metrics["kl/chosen"] == 0
+    model.train()
+    seen = []
+    hook = model.register_forward_hook(lambda *_: seen.append(model.training))
+    trained = preference_step(model, batch, method=method, reference=own_start)
+    hook.remove()
+    assert seen == [False, True]
+    assert all(module.training for module in model.modules())
+    policy_logps = trained.metrics["logps/chosen"]
+    assert policy_logps != pytest.approx(evaluated.metrics["logps/chosen"])  # the policy itself has its dropout
+    again = preference_step(model, batch, method=method, reference=own_start)
+    reference = [out.metrics["logps/chosen"] - out.metrics["rewards/chosen"] / 0.1 for out in (trained, again)]
+    assert reference[0] == pytest.approx(reference[1], rel=1e-6)

@@ -1,12 +1,13 @@
 """Log-probabilities of chosen tokens from hidden states, in chunks, with a backward pass of its own.
 
 Slow twin: ``torch.log_softmax(head(hidden).float(), -1).gather(-1, targets)``, which keeps tokens x vocabulary
-float32 logits for the backward pass. Here nothing of that size outlives one chunk.
+float32 logits for the backward pass. Here nothing of that size outlives one chunk. What an objective wants to know of
+the whole vocabulary, KL(ref || policy) and the sum of squared probabilities, is read from the same logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from sepo.errors import SepoError
+from sepo.forward.vocabulary import ReferenceStates, TokenStatistics, kl_divergence, kl_gradient, log_sum_p2
 
 _CHUNK_LOGITS = 1 << 24
 """Logits of one chunk when the user sets no chunk: 64 MiB in float32, whatever the vocabulary."""
@@ -52,9 +54,9 @@ class LogitTransform:
 IDENTITY = LogitTransform()
 
 
-def default_chunk_tokens(vocabulary: int) -> int:
-    """Tokens per chunk such that the float32 logits of a chunk take 64 MiB."""
-    return max(1, _CHUNK_LOGITS // max(1, vocabulary))
+def default_chunk_tokens(vocabulary: int, *, models: int = 1) -> int:
+    """Tokens per chunk such that the float32 logits of a chunk, of all models together, take 64 MiB."""
+    return max(1, _CHUNK_LOGITS // max(1, vocabulary * models))
 
 
 def _checked(chunk_tokens: int) -> int:
@@ -63,25 +65,27 @@ def _checked(chunk_tokens: int) -> int:
     return chunk_tokens
 
 
-def _matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype in which the head would run here: autocast's when it is on, else that of the hidden states."""
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype in which the head would run here: autocast's when it is on, else that of the hidden states."""
     device = hidden.device.type
     if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast leaves float64 alone
         return hidden.dtype
     return torch.get_autocast_dtype(device)
 
 
-def _wide(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits in float32, or as they are in float64."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(transform(hidden W^T + b))[target], one scalar per token.
+class _TokenStatistics(torch.autograd.Function):
+    """log softmax(transform(hidden W^T + b))[target] and, where asked for, sums over the vocabulary; scalars per token.
 
-    The gradient with respect to a hidden state is (upstream scalar) x (one vector that the forward pass already
-    knows): d logp / d h = sum_v (1[v = y] - p_v) transform'(z_v) W_v. With a frozen head the forward pass therefore
-    keeps that vector, [N, H], and the backward pass is one multiplication: no recomputation, no weight gradient.
-    With a trainable head the chunk's logits are computed again in the backward pass.
+    The gradient of such a scalar with respect to a hidden state is (upstream scalar) x (one vector that the forward
+    pass already knows): d logp / d h = sum_v (1[v = y] - p_v) transform'(z_v) W_v, and d KL / d h the same with p_v -
+    q_v. With a frozen head the forward pass therefore keeps that vector, [N, H], and the backward pass is one
+    multiplication: no recomputation, no weight gradient. With a trainable head the chunk's logits are computed again in
+    the backward pass.
     """
 
     @staticmethod
@@ -93,8 +97,10 @@ class _TokenLogProbs(torch.autograd.Function):
         targets: Tensor,
         chunk_tokens: int,
         transform: LogitTransform,
-    ) -> Tensor:
-        dtype = _matmul_dtype(hidden)
+        reference: ReferenceStates | None,
+        with_p2: bool,
+    ) -> tuple[Tensor, ...]:
+        dtype = matmul_dtype(hidden)
         hidden_trains, weight_trains, bias_trains = ctx.needs_input_grad[:3]
         head_trains = weight_trains or bias_trains
         keep_direction = hidden_trains and not head_trains
@@ -102,56 +108,78 @@ class _TokenLogProbs(torch.autograd.Function):
         logps = torch.empty(
             hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device
         )
-        direction = torch.empty_like(hidden) if keep_direction else None
+        kl = torch.empty_like(logps) if reference is not None else None
+        p2 = torch.empty_like(logps) if with_p2 else None
+        directions = [torch.empty_like(hidden) for values in (logps, kl) if keep_direction and values is not None]
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             logits, log_norm = _chunk_logits(hidden[rows].to(dtype), cast_weight, bias, transform)
             logps[rows] = _gather(logits, targets[rows]) - log_norm
-            if direction is not None:
-                slope = _logit_gradient(logits, log_norm, targets[rows], transform)
-                direction[rows] = (slope.to(dtype) @ cast_weight).to(hidden.dtype)
+            if p2 is not None:
+                p2[rows] = log_sum_p2(logits, log_norm)
+            log_q = None if reference is None else reference.log_probs(rows, vocabulary=logits.shape[-1])
+            if kl is not None and log_q is not None:
+                kl[rows] = kl_divergence(log_q, logits, log_norm)
+            if directions:
+                slopes = _logit_gradients(logits, log_norm, targets[rows], transform, log_q)
+                for direction, slope in zip(directions, slopes, strict=True):
+                    direction[rows] = (slope.to(dtype) @ cast_weight).to(hidden.dtype)
         ctx.chunk_tokens, ctx.transform, ctx.dtype = chunk_tokens, transform, dtype
-        if direction is not None:
-            ctx.save_for_backward(direction)
+        ctx.with_kl = reference is not None
+        if keep_direction:
+            ctx.save_for_backward(*directions)
         elif head_trains:
             ctx.save_for_backward(hidden, weight, bias, targets)
+            ctx.reference = reference
         ctx.kept_direction = keep_direction
-        return logps
+        if p2 is not None:
+            ctx.mark_non_differentiable(p2)
+        return tuple(values for values in (logps, kl, p2) if values is not None)
 
     @staticmethod
     @once_differentiable  # a second derivative would miss what direction holds
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (upstream,) = grads
-        if ctx.kept_direction:
-            (direction,) = ctx.saved_tensors
-            return (upstream.unsqueeze(-1) * direction).to(direction.dtype), None, None, None, None, None
-        hidden, weight, bias, targets = ctx.saved_tensors
-        hidden_trains, weight_trains, bias_trains = ctx.needs_input_grad[:3]
-        cast_weight = weight.to(ctx.dtype)
-        wide = torch.promote_types(weight.dtype, torch.float32)  # the sum over chunks must not round to half precision
-        grad_hidden = torch.zeros_like(hidden) if hidden_trains else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if weight_trains else None
-        grad_bias = torch.zeros_like(bias, dtype=wide) if bias_trains else None
-        for start in range(0, hidden.shape[0], ctx.chunk_tokens):
-            rows = slice(start, start + ctx.chunk_tokens)
-            states = hidden[rows].to(ctx.dtype)
-            logits, log_norm = _chunk_logits(states, cast_weight, bias, ctx.transform)
-            slope = _logit_gradient(logits, log_norm, targets[rows], ctx.transform)
-            slope = (slope * upstream[rows].unsqueeze(-1)).to(ctx.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = (slope @ cast_weight).to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += (slope.T @ states).to(wide)
-            if grad_bias is not None:
-                grad_bias += slope.sum(0, dtype=wide)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-        )
+        upstreams = grads[: 1 + ctx.with_kl]  # log-probabilities, KL
+        if not ctx.kept_direction:
+            return *_head_gradients(ctx, upstreams), None, None, None, None, None
+        directions = ctx.saved_tensors
+        grad_hidden = _weighted_sum(directions, upstreams).to(directions[0].dtype)
+        return grad_hidden, None, None, None, None, None, None, None
+
+
+def _head_gradients(ctx: Any, upstreams: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients of hidden states, weight and bias where the head trains."""
+    hidden, weight, bias, targets = ctx.saved_tensors
+    hidden_trains, weight_trains, bias_trains = ctx.needs_input_grad[:3]
+    cast_weight = weight.to(ctx.dtype)
+    wide = torch.promote_types(weight.dtype, torch.float32)  # the sum over chunks must not round to half precision
+    grad_hidden = torch.zeros_like(hidden) if hidden_trains else None
+    grad_weight = torch.zeros_like(weight, dtype=wide) if weight_trains else None
+    grad_bias = torch.zeros_like(bias, dtype=wide) if bias_trains else None
+    for start in range(0, hidden.shape[0], ctx.chunk_tokens):
+        rows = slice(start, start + ctx.chunk_tokens)
+        states = hidden[rows].to(ctx.dtype)
+        logits, log_norm = _chunk_logits(states, cast_weight, bias, ctx.transform)
+        log_q = ctx.reference.log_probs(rows, vocabulary=logits.shape[-1]) if ctx.with_kl else None
+        slopes = _logit_gradients(logits, log_norm, targets[rows], ctx.transform, log_q)
+        slope = _weighted_sum(slopes, [upstream[rows] for upstream in upstreams]).to(ctx.dtype)
+        if grad_hidden is not None:
+            grad_hidden[rows] = (slope @ cast_weight).to(hidden.dtype)
+        if grad_weight is not None:
+            grad_weight += (slope.T @ states).to(wide)
+        if grad_bias is not None:
+            grad_bias += slope.sum(0, dtype=wide)
+    return (
+        grad_hidden,
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None if grad_bias is None else grad_bias.to(bias.dtype),
+    )
+
+
+def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Sum of [n, K] parts, each row times its weight [n]."""
+    weighted = [part * weight.unsqueeze(-1) for part, weight in zip(parts, weights, strict=True)]
+    return sum(weighted[1:], weighted[0])
 
 
 def _chunk_logits(
@@ -161,7 +189,7 @@ def _chunk_logits(
     bias = bias.to(hidden.dtype) if bias is not None else None
     # Autocast would cast again; the operands already have the dtype in which the head runs.
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = transform(_wide(F.linear(hidden, weight, bias)))
+        logits = transform(at_least_float32(F.linear(hidden, weight, bias)))
     return logits, torch.logsumexp(logits, -1)
 
 
@@ -169,13 +197,65 @@ def _gather(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
-def _logit_gradient(logits: Tensor, log_norm: Tensor, targets: Tensor, transform: LogitTransform) -> Tensor:
-    """d log p(target) / d raw logits, [n, V]; overwrites ``logits``."""
+def _logit_gradients(
+    logits: Tensor, log_norm: Tensor, targets: Tensor, transform: LogitTransform, log_q: Tensor | None
+) -> list[Tensor]:
+    """d log p(target) / d raw logits, [n, V], and d KL(q || p) / d raw logits where ``log_q`` is given.
+
+    Overwrites ``logits`` and ``log_q``.
+    """
     index = targets.unsqueeze(-1)
     derivative = transform.derivative(logits)
+    kl_slope = None if log_q is None else kl_gradient(log_q, logits, log_norm).mul_(derivative)
     slope = logits.sub_(log_norm.unsqueeze(-1)).exp_().neg_()
     slope.scatter_add_(-1, index, torch.ones_like(index, dtype=slope.dtype))
-    return slope.mul_(derivative)
+    slope.mul_(derivative)
+    return [slope] if kl_slope is None else [slope, kl_slope]
+
+
+def token_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    chunk_tokens: int | None = None,
+    transform: LogitTransform = IDENTITY,
+    reference: ReferenceStates | None = None,
+    with_p2: bool = False,
+) -> TokenStatistics:
+    """Log-probability of each target token and sums over the vocabulary, from one pass over a linear head.
+
+    Args:
+        hidden: the policy's hidden states before the head, [N, H], any floating dtype.
+        weight: head weight, [V, H]; its gradient is computed only if it requires one.
+        targets: token ids, [N].
+        bias: head bias, [V], or None.
+        chunk_tokens: tokens whose logits exist at a time; None keeps a chunk at 64 MiB of float32 logits (with a
+            reference, at 64 MiB of both models').
+        transform: what the model does to its logits after the head.
+        reference: asks for KL(ref || policy); its hidden states belong to the same N tokens.
+        with_p2: asks for log sum_v p_v^2.
+
+    Returns:
+        The statistics, [N] each. The gradients reach hidden states, weight and bias.
+
+    Raises:
+        SepoError: a chunk below one token, or a reference with another vocabulary.
+    """
+    default = default_chunk_tokens(weight.shape[0], models=1 if reference is None else 2)
+    chunk = default if chunk_tokens is None else _checked(chunk_tokens)
+    values = _TokenStatistics.apply(hidden, weight, bias, targets, chunk, transform, reference, with_p2)
+    return _named(values, reference, with_p2)
+
+
+def _named(values: Sequence[Tensor], reference: ReferenceStates | None, with_p2: bool) -> TokenStatistics:
+    rest = iter(values)
+    return TokenStatistics(
+        logps=next(rest),
+        kl=None if reference is None else next(rest),
+        log_sum_p2=next(rest) if with_p2 else None,
+    )
 
 
 def token_log_probs(
@@ -203,18 +283,19 @@ def token_log_probs(
     Raises:
         SepoError: a chunk below one token.
     """
-    chunk = default_chunk_tokens(weight.shape[0]) if chunk_tokens is None else _checked(chunk_tokens)
-    return _TokenLogProbs.apply(hidden, weight, bias, targets, chunk, transform)
+    return token_statistics(hidden, weight, targets, bias=bias, chunk_tokens=chunk_tokens, transform=transform).logps
 
 
-def token_log_probs_by_module(
+def token_statistics_by_module(
     hidden: Tensor,
     head: Callable[[Tensor], Tensor],
     targets: Tensor,
     *,
     chunk_tokens: int,
     transform: LogitTransform = IDENTITY,
-) -> Tensor:
+    reference: ReferenceStates | None = None,
+    with_p2: bool = False,
+) -> TokenStatistics:
     """The same for a head that is no plain linear layer (LoRA-wrapped, quantized): its own forward, chunk by chunk.
 
     Each chunk is recomputed in the backward pass, so that one chunk's logits exist at a time here too.
@@ -225,6 +306,49 @@ def token_log_probs_by_module(
         targets: token ids, [N].
         chunk_tokens: tokens per chunk.
         transform: what the model does to its logits after the head.
+        reference: asks for KL(ref || policy); its hidden states belong to the same N tokens.
+        with_p2: asks for log sum_v p_v^2.
+
+    Returns:
+        The statistics, [N] each.
+
+    Raises:
+        SepoError: a chunk below one token, or a reference with another vocabulary.
+    """
+    chunk = _checked(chunk_tokens)
+
+    def chunk_statistics(states: Tensor, ids: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        logits = transform(at_least_float32(head(states)))
+        log_norm = torch.logsumexp(logits, -1)
+        values = [_gather(logits, ids) - log_norm]
+        if reference is not None:
+            log_q = reference.log_probs(rows, vocabulary=logits.shape[-1])
+            values.append(kl_divergence(log_q, logits, log_norm))
+        if with_p2:
+            values.append(log_sum_p2(logits.detach(), log_norm.detach()))
+        return tuple(values)
+
+    pieces = []
+    for start in range(0, max(1, hidden.shape[0]), chunk):
+        rows = slice(start, start + chunk)
+        arguments = hidden[rows], targets[rows], rows
+        pieces.append(
+            checkpoint(chunk_statistics, *arguments, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else chunk_statistics(*arguments)
+        )
+    return _named([torch.cat(parts) for parts in zip(*pieces, strict=True)], reference, with_p2)
+
+
+def token_log_probs_by_module(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    *,
+    chunk_tokens: int,
+    transform: LogitTransform = IDENTITY,
+) -> Tensor:
+    """``token_log_probs`` for a head that is no plain linear layer; see ``token_statistics_by_module``.
 
     Returns:
         Log-probabilities in nats, [N].
@@ -232,17 +356,4 @@ def token_log_probs_by_module(
     Raises:
         SepoError: a chunk below one token.
     """
-
-    chunk = _checked(chunk_tokens)
-
-    def chunk_log_probs(states: Tensor, ids: Tensor) -> Tensor:
-        logits = transform(_wide(head(states)))
-        return _gather(logits, ids) - torch.logsumexp(logits, -1)
-
-    pieces = [
-        checkpoint(chunk_log_probs, states, ids, use_reentrant=False)
-        if torch.is_grad_enabled()
-        else chunk_log_probs(states, ids)
-        for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    ]
-    return torch.cat(pieces)
+    return token_statistics_by_module(hidden, head, targets, chunk_tokens=chunk_tokens, transform=transform).logps

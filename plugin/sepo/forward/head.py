@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,9 +78,122 @@ def _exchanged(head: Any, forward: Any, switches: list[tuple[Any, str, float | N
             del head.forward
 
 
+@dataclass(frozen=True)
+class Head:
+    """A model's language-model head, as it is while its model calls it.
+
+    Args:
+        module: the output embedding.
+        forward: its own forward, [n, H] to [n, V].
+        plain: whether that forward is ``weight`` and ``bias`` and nothing else.
+        transform: what the model does to its logits after the head.
+        resident: data pointers of the head's parameters outside the forward pass. An engine that shards the weights
+            puts others in their place for the length of the pass.
+    """
+
+    module: Any
+    forward: Callable[[Tensor], Tensor]
+    plain: bool
+    transform: LogitTransform
+    resident: Mapping[str, int | None]
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits per token; a guess on the large side where the head does not say."""
+        return int(getattr(self.module, "out_features", 1 << 18))
+
+    def log_probs(self, states: Tensor, targets: Tensor, *, chunk_tokens: int | None) -> Tensor:
+        """Log-probabilities [N] of ``targets`` [N] after hidden states [N, H]."""
+        transform = self.transform
+        if self.plain:
+            weight, bias = self.module.weight, self.module.bias
+            return token_log_probs(states, weight, targets, bias=bias, chunk_tokens=chunk_tokens, transform=transform)
+        chunk = default_chunk_tokens(self.vocabulary) if chunk_tokens is None else chunk_tokens
+        return token_log_probs_by_module(states, self.forward, targets, chunk_tokens=chunk, transform=transform)
+
+
 def _is_plain_linear(head: nn.Module) -> bool:
     # Subclasses (bitsandbytes' and PEFT's layers) have forwards of their own, and so has a head that accelerate hooked.
     return type(head) is nn.Linear and "forward" not in head.__dict__
+
+
+def storage_pointer(parameter: Tensor) -> int | None:
+    """Where a parameter's values lie; None for FSDP's sharded ones, which lie in no one place."""
+    return None if hasattr(parameter, "to_local") else parameter.data_ptr()
+
+
+def _head_of(inner: nn.Module, transform: LogitTransform) -> Head:
+    get_head: Any = getattr(inner, "get_output_embeddings", None)
+    module: Any = get_head() if callable(get_head) else None
+    if module is None:
+        raise SepoError(f"{type(inner).__name__} has no language-model head; a causal language model is expected.")
+    resident = {name: storage_pointer(parameter) for name, parameter in module.named_parameters()}
+    return Head(module, module.forward, _is_plain_linear(module), transform, resident)
+
+
+def run_through_head(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    labels: Tensor,
+    wanted: Tensor,
+    compute: Callable[[Head, Tensor, Tensor], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...]:
+    """Run a model's own forward with ``compute`` in place of its head.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        inputs: what its forward takes (``input_ids`` [B, T], ``attention_mask``, ...), without labels.
+        labels: token ids, [B, T], unshifted: entry t is the token at position t.
+        wanted: bool, [B, T - 1], shifted: entry t wants the values of the token at position t + 1.
+        compute: given the head, the hidden states [N, H] and the token ids [N] of the wanted positions, in row order,
+            returns one or more differentiable [N]. It runs inside the wrapped forward, where engines have gathered the
+            weights; what it returns leaves the model as its logits do.
+
+    Returns:
+        What ``compute`` returned, each as [B, T - 1], exactly 0 where not wanted.
+
+    Raises:
+        SepoError: the model changes its logits after the head in a way that is not known here, has no head, or runs
+            it on other positions than the batch's.
+    """
+    inner = causal_lm(model)
+    transform, switches = _known_transforms(inner)
+    head = _head_of(inner, transform)
+    state = _scalars(inner)
+    check = _CHECKED.get(inner) != state
+    rows, columns = wanted.nonzero(as_tuple=True)
+    targets = labels[:, 1:][rows, columns]
+    computed: list[tuple[Tensor, ...]] = []
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if hidden.shape[:2] != labels.shape:
+            raise SepoError(
+                f"the head of {type(inner).__name__} got hidden states for {list(hidden.shape[:2])} positions, "
+                f"expected the batch's {list(labels.shape)}: leave out prompt tuning and DataParallel."
+            )
+        values = compute(head, hidden[rows, columns], targets)
+        computed.append(values)
+        leaving = torch.cat([*values, _probe(values[0])] if check else values)
+        return leaving.view(1, -1, 1)
+
+    with _exchanged(head.module, forward, switches):
+        output = model(**inputs, use_cache=False, return_dict=True).logits
+    if check:
+        _check_untouched(inner, output, computed)
+        _CHECKED[inner] = state
+    (exact,) = computed
+    arrived = output.reshape(-1)[: len(exact) * targets.numel()].view(len(exact), -1)
+    return tuple(_placed(ours, left, wanted, (rows, columns)) for ours, left in zip(exact, arrived, strict=True))
+
+
+def _placed(exact: Tensor, arrived: Tensor, wanted: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """[B, T - 1] with the values at the wanted positions: those computed, with the gradient of those that arrived."""
+    arrived = arrived.to(exact)
+    # FSDP2's mixed precision casts what leaves the model to bfloat16: the gradient must flow through there, the value
+    # need not.
+    values = arrived + (exact.detach() - arrived.detach())
+    return torch.zeros(wanted.shape, dtype=values.dtype, device=values.device).index_put(index, values)
 
 
 def selected_log_probs(
@@ -103,54 +217,14 @@ def selected_log_probs(
         per_token_logps in nats, float32 (float64 for a float64 model), [B, T - 1]; exactly 0 where not wanted.
 
     Raises:
-        SepoError: the model changes its logits after the head in a way that is not known here, has no head, or runs
-            it on other positions than the batch's.
+        SepoError: see ``run_through_head``.
     """
-    inner = causal_lm(model)
-    get_head: Any = getattr(inner, "get_output_embeddings", None)
-    head: Any = get_head() if callable(get_head) else None
-    if head is None:
-        raise SepoError(f"{type(inner).__name__} has no language-model head; a causal language model is expected.")
-    transform, switches = _known_transforms(inner)
-    state = _scalars(inner)
-    check = _CHECKED.get(inner) != state
-    rows, columns = wanted.nonzero(as_tuple=True)
-    targets = labels[:, 1:][rows, columns]
-    plain, own_forward = _is_plain_linear(head), head.forward
-    computed: list[Tensor] = []
 
-    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if hidden.shape[:2] != labels.shape:
-            raise SepoError(
-                f"the head of {type(inner).__name__} got hidden states for {list(hidden.shape[:2])} positions, "
-                f"expected the batch's {list(labels.shape)}: leave out prompt tuning and DataParallel."
-            )
-        states = hidden[rows, columns]
-        if plain:
-            logps = token_log_probs(
-                states, head.weight, targets, bias=head.bias, chunk_tokens=chunk_tokens, transform=transform
-            )
-        else:
-            default = default_chunk_tokens(getattr(head, "out_features", 1 << 18))
-            chunk = default if chunk_tokens is None else chunk_tokens
-            logps = token_log_probs_by_module(states, own_forward, targets, chunk_tokens=chunk, transform=transform)
-        computed.append(logps)
-        if check:
-            logps = torch.cat([logps, _probe(logps)])
-        return logps.view(1, -1, 1)
+    def compute(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        return (head.log_probs(states, targets, chunk_tokens=chunk_tokens),)
 
-    with _exchanged(head, forward, switches):
-        output = model(**inputs, use_cache=False, return_dict=True).logits
-    if check:
-        _check_untouched(inner, output, computed)
-        _CHECKED[inner] = state
-    (exact,) = computed
-    flat = output.reshape(-1)[: exact.numel()].to(exact)
-    # FSDP2's mixed precision casts what leaves the model to bfloat16: the gradient must flow through there, the value
-    # need not.
-    flat = flat + (exact.detach() - flat.detach())
-    logps = torch.zeros(wanted.shape, dtype=flat.dtype, device=flat.device)
-    return logps.index_put((rows, columns), flat)
+    (logps,) = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute)
+    return logps
 
 
 def _scalars(model: nn.Module) -> tuple[tuple[str, object], ...]:
@@ -168,15 +242,16 @@ def _probe(like: Tensor) -> Tensor:
     return torch.tensor([-20000.0, -30.0, -1 / 3, 0.0, 1 / 3, 30.0, 20000.0], device=like.device).to(like.dtype)
 
 
-def _check_untouched(model: nn.Module, output: Tensor, computed: list[Tensor]) -> None:
+def _check_untouched(model: nn.Module, output: Tensor, computed: list[tuple[Tensor, ...]]) -> None:
     """What left the model is what the exchanged head returned, so no unknown transform follows it.
 
-    The head returned a few numbers beside the log-probabilities for this; they come out as they went in, or rounded to
+    The head returned a few numbers beside the values for this; they come out as they went in, or rounded to
     half precision.
     """
     if len(computed) == 1:
-        probe = _probe(computed[0])
-        arrived = output.detach().reshape(-1)[computed[0].numel() :].to(probe)
+        (values,) = computed
+        probe = _probe(values[0])
+        arrived = output.detach().reshape(-1)[len(values) * values[0].numel() :].to(probe)
         half = (torch.bfloat16, torch.float16)
         if any(torch.equal(arrived, expected) for expected in (probe, *(probe.to(d).to(probe) for d in half))):
             return

@@ -66,8 +66,8 @@ class RewardCollator:
         if bool(outside.any()):
             side = "chosen" if bool(outside[: len(features)].any()) else "rejected"
             raise SepoError(
-                f"a token reward of a {side} response is {rewards[outside][0].item():g}, expected a number in [-0.5, 0.5]: the store is "
-                f"damaged or holds other scores. {STORE_ADVICE}"
+                f"a token reward of a {side} response is {rewards[outside][0].item():g}, expected a number in "
+                f"[-0.5, 0.5]: the store is damaged or holds other scores. {STORE_ADVICE}"
             )
         batch[TOKEN_REWARDS] = rewards.view(torch.int32)
         return batch

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from sepo.errors import SepoError
 from sepo.forward.head import selected_log_probs
+from sepo.forward.statistics import reference_log_probs, selected_statistics
+from sepo.forward.vocabulary import ReferenceStates
 from sepo.objectives import Method, PreferenceOutput, preference_loss, select
 from sepo.training.collator import IGNORE_INDEX, SELECTION, STEPS
+from sepo.training.reference import in_evaluation_mode
 from sepo.training.rewards import TOKEN_REWARDS, token_rewards
 
 
@@ -59,12 +62,13 @@ def preference_step(
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the tokens that were computed, ``select/*_ratio`` the
         selected share of response tokens, ``select/tokens`` the selected tokens of the device batch, ``kl/*`` the mean
-        of log pi_policy - log pi_ref over the tokens that were computed, ``treg/*`` the mean token reward over the
+        of log pi_policy - log pi_ref over the tokens that were computed, ``kl/*_full`` over the same tokens the mean
+        KL(ref || policy) over the vocabulary where the method needs it, ``treg/*`` the mean token reward over the
         tokens that are regularized, ``objective/*`` what the objective reports.
 
     Raises:
-        SepoError: a response without a counted token, a missing selection, reference or token rewards, or a method
-            that needs what this step does not compute (KL over the vocabulary).
+        SepoError: a response without a counted token; a missing selection, reference or token rewards; a reference
+            with another vocabulary where the method needs a KL over it.
     """
     ours = ("labels", SELECTION, STEPS, TOKEN_REWARDS)
     inputs = {name: value for name, value in batch.items() if name not in ours}
@@ -76,28 +80,30 @@ def preference_step(
     if chosen_nll_weight or method.needs_response:
         wanted = torch.cat([mask[:pairs], wanted[pairs:]])
 
-    def log_probs(of: nn.Module) -> Tensor:
-        return selected_log_probs(of, inputs, labels=labels, wanted=wanted, chunk_tokens=chunk_tokens)
-
-    ref_logps = _reference_log_probs(method, reference, log_probs)
-    logps = log_probs(model)
+    tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens}
+    ref_logps, ref_states = _reference_pass(method, reference, inputs, tokens)
+    # One pass over the head; what is not asked for is not computed.
+    policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
+    logps = policy.logps
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
     selection = known
     if method.token_scorer.live:
         selection = torch.cat(select(method, **sides, **_by_side(pairs, steps=_steps(method, batch))))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
-    output = preference_loss(
-        method, **sides, **_by_side(pairs, selection=selection), **_reward_arguments(rewards, pairs=pairs)
-    )
+    per_token = {"selection": selection, "token_rewards": rewards, "kl": policy.kl, "log_sum_p2": policy.log_sum_p2}
+    output = preference_loss(method, **sides, **_by_side(pairs, **per_token))
     loss = output.losses.mean()
     if chosen_nll_weight:
         loss = loss + chosen_nll_weight * _mean_nll(logps[:pairs], mask[:pairs]).mean()
     metrics = _reward_metrics(output)
     metrics |= _token_metrics(logps.detach(), mask=mask, selection=selection, pairs=pairs)
     if rewards is not None:
-        metrics |= _mean_rewards(rewards, selection=selection, pairs=pairs)
+        regularized = torch.where(selection, rewards, 0.0)
+        metrics |= _mean_by_side("treg/reward_{}", regularized, wanted=selection, pairs=pairs)
     if ref_logps is not None:
-        metrics |= _drift(logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
+        metrics |= _mean_by_side("kl/{}", logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
+    if policy.kl is not None:
+        metrics |= _mean_by_side("kl/{}_full", policy.kl.detach(), wanted=wanted, pairs=pairs)
     values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()  # one synchronization
     return StepOutput(loss=loss, metrics=dict(zip(metrics, values, strict=True)))
 
@@ -122,15 +128,18 @@ def _steps(method: Method, batch: Mapping[str, Any]) -> Tensor | None:
     return batch[STEPS][:, 1:]
 
 
-def _reference_log_probs(
-    method: Method, reference: Reference | None, log_probs: Callable[[nn.Module], Tensor]
-) -> Tensor | None:
+def _reference_pass(
+    method: Method, reference: Reference | None, inputs: Mapping[str, Any], tokens: Mapping[str, Any]
+) -> tuple[Tensor | None, ReferenceStates | None]:
+    """The reference's log-probabilities [2B, T] and, where a KL over the vocabulary is needed, what it is made from."""
     if not method.needs_reference:
-        return None
+        return None, None
     if reference is None:
         raise SepoError(f"{method.name} compares the policy with a reference, and none was given; pass reference=.")
-    with torch.no_grad(), reference() as model:
-        return log_probs(model)
+    with torch.no_grad(), reference() as model, in_evaluation_mode(model):
+        if method.needs_kl:
+            return reference_log_probs(model, inputs, **tokens)
+        return selected_log_probs(model, inputs, **tokens), None
 
 
 def _by_side(pairs: int, **tensors: Tensor | None) -> dict[str, Any]:
@@ -138,9 +147,9 @@ def _by_side(pairs: int, **tensors: Tensor | None) -> dict[str, Any]:
     ``policy_logps`` gives ``policy_chosen_logps`` and ``policy_rejected_logps``."""
     arguments = {}
     for name, tensor in tensors.items():
-        owner, _, what = name.rpartition("_")
+        owner = next((prefix for prefix in ("policy_", "ref_") if name.startswith(prefix)), "")
         for side, rows in (("chosen", slice(None, pairs)), ("rejected", slice(pairs, None))):
-            arguments[f"{owner}_{side}_{what}".lstrip("_")] = None if tensor is None else tensor[rows]
+            arguments[f"{owner}{side}_{name.removeprefix(owner)}"] = None if tensor is None else tensor[rows]
     return arguments
 
 
@@ -165,24 +174,10 @@ def _token_metrics(logps: Tensor, *, mask: Tensor, selection: Tensor, pairs: int
     }
 
 
-def _reward_arguments(rewards: Tensor | None, *, pairs: int) -> dict[str, Tensor]:
-    if rewards is None:
-        return {}
-    return {"chosen_token_rewards": rewards[:pairs], "rejected_token_rewards": rewards[pairs:]}
-
-
-def _mean_rewards(rewards: Tensor, *, selection: Tensor, pairs: int) -> dict[str, Tensor]:
-    sums = torch.where(selection, rewards, 0.0).sum(-1)
+def _mean_by_side(name: str, values: Tensor, *, wanted: Tensor, pairs: int) -> dict[str, Tensor]:
     return {
-        "treg/reward_chosen": sums[:pairs].sum() / selection[:pairs].sum(),
-        "treg/reward_rejected": sums[pairs:].sum() / selection[pairs:].sum(),
-    }
-
-
-def _drift(log_ratios: Tensor, *, wanted: Tensor, pairs: int) -> dict[str, Tensor]:
-    return {
-        "kl/chosen": log_ratios[:pairs].sum() / wanted[:pairs].sum(),
-        "kl/rejected": log_ratios[pairs:].sum() / wanted[pairs:].sum(),
+        name.format("chosen"): values[:pairs].sum() / wanted[:pairs].sum(),
+        name.format("rejected"): values[pairs:].sum() / wanted[pairs:].sum(),
     }
 
 

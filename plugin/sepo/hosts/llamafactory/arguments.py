@@ -17,12 +17,8 @@ from sepo.training.settings import ModelSpec, OracleSpec, RunSettings
 STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
 """Our stages and the objective that each has unless the recipe names another."""
 
-OBJECTIVES = tuple(
-    name
-    for name in available_objectives()
-    if not (resolve_method(name).needs_kl or resolve_method(name).needs_log_sum_p2)
-)
-"""What ``objective`` takes: the objectives that need log-probabilities, stored scores and token rewards only."""
+OBJECTIVES = available_objectives()
+"""What ``objective`` takes."""
 
 TOKEN_SCORERS = ("oracle", "policy_ref", "confidence", "file", "random", "none")
 
@@ -38,6 +34,7 @@ _HYPERPARAMETERS = (
     ("sepo_gamma", "gamma", ("sepo",)),
     ("dpo_label_smoothing", "label_smoothing", ("dpo", "robust_dpo")),
     ("dpop_lambda", "dpop_lambda", ("dpop",)),
+    ("tdpo_alpha", "alpha", ("tdpo2",)),
     ("rrhf_sft_weight", "sft_weight", ("rrhf",)),
     ("ipo_average", "average", ("ipo",)),
 )

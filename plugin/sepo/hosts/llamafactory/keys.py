@@ -30,6 +30,9 @@ class SepoArguments:
     dpop_lambda: float | None = field(
         default=None, metadata={"help": "Weight of DPOP's penalty on a falling chosen answer. Default 50."}
     )
+    tdpo_alpha: float | None = field(
+        default=None, metadata={"help": "Weight of TDPO2's KL terms, alpha in its paper. Default 0.5."}
+    )
     rrhf_sft_weight: float | None = field(
         default=None, metadata={"help": "Weight of RRHF's likelihood term. Default 1."}
     )
@@ -105,6 +108,7 @@ OUR_KEYS = tuple(item.name for item in fields(SepoArguments))
 _FLOATS = {
     "sepo_gamma",
     "dpop_lambda",
+    "tdpo_alpha",
     "rrhf_sft_weight",
     "treg_alpha",
     "select_ratio",
