@@ -26,11 +26,12 @@ $(STAMP): pyproject.toml
 demo: env
 	$(BIN)/sepo demo
 
+# Two processes, a file of tests in one of them: most tests wait for a LLaMA-Factory of their own to start.
 test: env lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: env
-	$(BIN)/python -m pytest -m 'not host'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not host'
 
 lint: env
 	$(BIN)/ruff check .
