@@ -355,7 +355,11 @@ def test_who_is_prompted_for_token_rewards(keys, spec, key):
 
 REFERENCES = [
     ({}, ModelSpec("m"), "model_name_or_path"),
-    ({"adapter_name_or_path": ["a", "b"], "quantization_bit": "4"}, ModelSpec("m", ("a", "b"), 4), "model_name_or_path"),
+    (
+        {"adapter_name_or_path": ["a", "b"], "quantization_bit": "4"},
+        ModelSpec("m", ("a", "b"), 4),
+        "model_name_or_path",
+    ),
     (
         {"ref_model": "r", "ref_model_adapters": "s", "ref_model_quantization_bit": 8, "quantization_bit": 4},
         ModelSpec("r", ("s",), 8),
@@ -388,7 +392,8 @@ def test_a_reference_runs_in_training_unless_told_otherwise(value):
 
 
 @pytest.mark.parametrize(
-    "objective", [name for name in OBJECTIVES if name not in ("tdpo1", "tdpo2") and resolve_method(name).needs_reference]
+    "objective",
+    [name for name in OBJECTIVES if name not in ("tdpo1", "tdpo2") and resolve_method(name).needs_reference],
 )
 def test_every_other_objective_with_a_reference_takes_it_precomputed(objective):
     keys = {"stage": "minor_dpo", "objective": objective, **NO_ORACLE}

@@ -50,7 +50,7 @@ def batch_of(rows, method, extra=0):
 
 
 METHODS = {
-    **{name: {} for name in ("dpo", "minor_dpo", "selective_dpo", "ipo", "wpo", "dpop")},
+    **{name: {} for name in ("dpo", "minor_dpo", "selective_dpo", "ipo", "wpo", "hinge")},
     "oracle-selected minor_dpo": {"token_scorer": "oracle", "chosen_ratio": 0.4, "rejected_ratio": 0.25},
     "simpo, live selection": {"token_scorer": "policy_ref", "chosen_ratio": 0.5, "rejected_ratio": 0.5},
 }

@@ -184,6 +184,7 @@ def resolve(
                 f"{name} is set, but objective {method.name} trains without a reference model; remove {name}"
                 + (" (treg_eval_model names who gives token rewards)." if method.needs_token_rewards else ".")
             )
+    reference = precomputed_reference(arguments, given, method)
     rewards = token_reward_source(arguments, given, method)
     needs_oracle = method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
     if not needs_oracle:
@@ -193,7 +194,6 @@ def resolve(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
                     "token_scorer: oracle (it selects tokens) or treg_rewards: oracle (it gives T-REG's token rewards)."
                 )
-    reference = precomputed_reference(arguments, given, method)
     settings = RunSettings(
         stage=stage,
         method=method,
