@@ -5,7 +5,8 @@ import pytest
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.arguments import OBJECTIVES, STAGES, check_stage, resolve, stage_of
 from sepo.hosts.llamafactory.keys import OUR_KEYS
-from sepo.training.settings import ModelSpec, TokenRewardSource
+from sepo.objectives import resolve_method
+from sepo.training.settings import ModelSpec, PrecomputedReference, TokenRewardSource
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",
              "dpo_label_smoothing", "streaming", "model_name_or_path", "template", "simpo_gamma", "ref_model_adapters",
@@ -173,6 +174,16 @@ def test_command_line_form():
             {"objective": "simpo_reg", "ref_model": "r", "oracle_model": None, "oracle_base_model": None},
             ["ref_model is set", "treg_eval_model names"],
         ),
+        ({"ref_precompute": True}, ["ref_precompute is set", "objective sepo trains without", "remove ref_precompute"]),
+        ({"objective": "simpo", "ref_precompute": True}, ["ref_precompute is set, but objective simpo trains without"]),
+        *(
+            (
+                {"objective": objective, "ref_precompute": True},
+                ["ref_precompute is set", f"objective {objective} compares whole distributions", "remove ref_pre"],
+            )
+            for objective in ("tdpo1", "tdpo2")
+        ),
+        ({"objective": "dpo", "ref_precompute": 2}, ["ref_precompute is 2", "true or false"]),
     ],
 )
 def test_refusals_say_what_was_found_and_what_to_do(keys, words):
@@ -342,6 +353,53 @@ def test_who_is_prompted_for_token_rewards(keys, spec, key):
     assert settings.as_dict()["token_rewards"]["model"]["model"] == spec.model
 
 
+REFERENCES = [
+    ({}, ModelSpec("m"), "model_name_or_path"),
+    (
+        {"adapter_name_or_path": ["a", "b"], "quantization_bit": "4"},
+        ModelSpec("m", ("a", "b"), 4),
+        "model_name_or_path",
+    ),
+    (
+        {"ref_model": "r", "ref_model_adapters": "s", "ref_model_quantization_bit": 8, "quantization_bit": 4},
+        ModelSpec("r", ("s",), 8),
+        "ref_model",
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "spec", "key"), REFERENCES)
+def test_whose_log_probabilities_are_computed_before_training(keys, spec, key):
+    host, settings = resolved(stage="selective_dpo", ref_precompute=True, **NO_ORACLE, **keys)
+    assert settings.precomputed_reference == PrecomputedReference(spec, key)
+    assert settings.notes[0] == (
+        f"the reference is {','.join((spec.model, *spec.adapters))} ({key}); its log-probabilities are computed before "
+        "training."
+    )
+    assert any("zero but for rounding" in note for note in settings.notes) == (key == "model_name_or_path")
+    assert settings.as_dict()["ref_precompute"]["model"] == spec.model
+    assert host["pref_loss"] == "simpo"  # the host then loads no reference
+    assert "ref_precompute" not in host
+
+
+@pytest.mark.parametrize("value", [False, "false", None])
+def test_a_reference_runs_in_training_unless_told_otherwise(value):
+    host, settings = resolved(stage="minor_dpo", ref_precompute=value, **NO_ORACLE)
+    assert settings.precomputed_reference is None
+    assert host["pref_loss"] == "sigmoid"
+    assert settings.as_dict()["ref_precompute"] is None
+    resolved(ref_precompute=value)  # nothing to refuse where there is no reference
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [name for name in OBJECTIVES if name not in ("tdpo1", "tdpo2") and resolve_method(name).needs_reference],
+)
+def test_every_other_objective_with_a_reference_takes_it_precomputed(objective):
+    keys = {"stage": "minor_dpo", "objective": objective, **NO_ORACLE}
+    assert resolved(**keys, ref_precompute=True)[1].precomputed_reference is not None
+
+
 @pytest.mark.parametrize("scorer", ["oracle", "none"])
 def test_the_oracle_gives_token_rewards_where_it_is_told_to(scorer):
     _, settings = resolved(stage="treg", treg_rewards="oracle", token_scorer=scorer)
@@ -396,6 +454,9 @@ def test_every_key_does_something():
         base = {"objective": objective, "token_scorer": "oracle"}
         assert resolved(**base, **{name: value})[1].method != resolved(**base)[1].method, name
         values[name] = value
+    live = {"stage": "selective_dpo", **NO_ORACLE}
+    assert resolved(**live, ref_precompute=True)[1] != resolved(**live)[1]
+    values["ref_precompute"] = True
     treg = resolved(treg_alpha=0.25)[1]
     for name, value in (
         ("treg_alpha", 0.5),

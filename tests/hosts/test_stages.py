@@ -104,6 +104,12 @@ def test_a_run_that_goes_on_with_an_adapter_has_it_in_its_reference(world, sft_a
     sepo_train(named, tmp_path, name="named.yaml")
     for ours, theirs in zip(entries, training(tmp_path / "named"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    # And with its reference run before training, on the very model that the recipe starts from.
+    stored = {**recipe, "output_dir": str(tmp_path / "stored"), "token_scores_dir": str(tmp_path / "scores")}
+    done = sepo_train({**stored, "ref_precompute": True}, tmp_path, name="stored.yaml")
+    assert "a frozen copy of the adapter" not in done.stdout
+    for ours, theirs in zip(entries, training(tmp_path / "stored"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
     # Resumed from the middle, the reference is still the adapter that training started from.
     shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
     sepo_train({**recipe, "output_dir": str(tmp_path / "again")}, tmp_path, name="again.yaml")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
-from sepo.forward.scoring import ScoredSequence, ScoringModel, length_batches, response_log_probs
+from sepo.forward.scoring import ScoredSequence, ScoringModel, score_batches, scoring_log_probs
 from sepo.tokens.scores import contrastive_rewards
 
 
@@ -61,17 +60,13 @@ class ContrastiveScorer:
         Returns:
             For each, in the order given, its rewards in [-0.5, 0.5]: float32 on the CPU, [response_tokens].
         """
-        rewards: list[Tensor] = [torch.empty(0)] * len(pairs)
-        lengths = [max(len(pair.better.input_ids), len(pair.worse.input_ids)) for pair in pairs]
-        for batch in length_batches(lengths, self.batch_tokens):
-            better = self._log_probs([pairs[index].better for index in batch])
-            worse = self._log_probs([pairs[index].worse for index in batch])
-            for index, ours, theirs in zip(batch, better, worse, strict=True):
-                rewards[index] = contrastive_rewards(ours, theirs).float()
-            if on_batch is not None:
-                on_batch(len(batch))
-        return rewards
 
-    def _log_probs(self, sequences: Sequence[ScoredSequence]) -> list[Tensor]:
-        with self.model.active():
-            return response_log_probs(self.model.model, sequences, chunk_tokens=self.chunk_tokens)
+        def score(batch: list[int]) -> list[Tensor]:
+            better, worse = (
+                scoring_log_probs(self.model, sequences, chunk_tokens=self.chunk_tokens)
+                for sequences in ([pairs[index].better for index in batch], [pairs[index].worse for index in batch])
+            )
+            return [contrastive_rewards(ours, theirs) for ours, theirs in zip(better, worse, strict=True)]
+
+        lengths = [max(len(pair.better.input_ids), len(pair.worse.input_ids)) for pair in pairs]
+        return score_batches(lengths, self.batch_tokens, score, on_batch=on_batch)

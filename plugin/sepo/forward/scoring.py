@@ -73,6 +73,33 @@ def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
+def score_batches(
+    lengths: Sequence[int],
+    budget: int,
+    score: Callable[[list[int]], Sequence[Tensor]],
+    *,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """Score items in batches of similar length.
+
+    Args:
+        lengths: of the items, in tokens.
+        budget: padded tokens per batch.
+        score: gives one row of numbers for each of a batch's indices.
+        on_batch: called with the number of items after each batch (a progress bar).
+
+    Returns:
+        Each item's row, in the order of ``lengths``, float32.
+    """
+    rows: list[Tensor] = [torch.empty(0)] * len(lengths)
+    for batch in length_batches(lengths, budget):
+        for index, row in zip(batch, score(batch), strict=True):
+            rows[index] = row.float()
+        if on_batch is not None:
+            on_batch(len(batch))
+    return rows
+
+
 def _pad(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     width = max(len(sequence.input_ids) for sequence in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -106,6 +133,14 @@ def response_log_probs(
     return [row[kept] for row, kept in zip(logps, wanted.cpu(), strict=True)]
 
 
+def scoring_log_probs(
+    scoring: ScoringModel, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None
+) -> list[Tensor]:
+    """``response_log_probs`` of a scoring model, in the state in which it scores."""
+    with scoring.active():
+        return response_log_probs(scoring.model, sequences, chunk_tokens=chunk_tokens)
+
+
 class OracleScorer:
     """log pi_oracle - log pi_oracle_base of every response token (SePO, Eq. 24).
 
@@ -134,16 +169,45 @@ class OracleScorer:
         Returns:
             For each, in the order given, its scores in nats: float32 on the CPU, [response_tokens].
         """
-        scores: list[Tensor] = [torch.empty(0)] * len(sequences)
-        for batch in length_batches([len(sequence.input_ids) for sequence in sequences], self.batch_tokens):
-            chosen = [sequences[index] for index in batch]
-            oracle, base = (self._log_probs(model, chosen) for model in (self.oracle, self.base))
-            for index, ours, theirs in zip(batch, oracle, base, strict=True):
-                scores[index] = oracle_scores(ours, theirs).float()
-            if on_batch is not None:
-                on_batch(len(batch))
-        return scores
 
-    def _log_probs(self, scoring: ScoringModel, sequences: Sequence[ScoredSequence]) -> list[Tensor]:
-        with scoring.active():
-            return response_log_probs(scoring.model, sequences, chunk_tokens=self.chunk_tokens)
+        def score(batch: list[int]) -> list[Tensor]:
+            chosen = [sequences[index] for index in batch]
+            oracle, base = (
+                scoring_log_probs(model, chosen, chunk_tokens=self.chunk_tokens) for model in (self.oracle, self.base)
+            )
+            return [oracle_scores(ours, theirs) for ours, theirs in zip(oracle, base, strict=True)]
+
+        lengths = [len(sequence.input_ids) for sequence in sequences]
+        return score_batches(lengths, self.batch_tokens, score, on_batch=on_batch)
+
+
+class LogProbScorer:
+    """log pi of every response token under one model: a reference that is run once, before training.
+
+    Args:
+        model: the model.
+        batch_tokens: padded tokens per batch, prompt and response counted.
+        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+    """
+
+    def __init__(self, model: ScoringModel, *, batch_tokens: int, chunk_tokens: int | None = None) -> None:
+        self.model, self.batch_tokens, self.chunk_tokens = model, batch_tokens, chunk_tokens
+
+    def score(
+        self, sequences: Sequence[ScoredSequence], *, on_batch: Callable[[int], None] | None = None
+    ) -> list[Tensor]:
+        """Score sequences.
+
+        Args:
+            sequences: any number, in any order.
+            on_batch: called with the number of sequences after each batch (a progress bar).
+
+        Returns:
+            For each, in the order given, its log-probabilities in nats: float32 on the CPU, [response_tokens].
+        """
+
+        def score(batch: list[int]) -> list[Tensor]:
+            return scoring_log_probs(self.model, [sequences[index] for index in batch], chunk_tokens=self.chunk_tokens)
+
+        lengths = [len(sequence.input_ids) for sequence in sequences]
+        return score_batches(lengths, self.batch_tokens, score, on_batch=on_batch)

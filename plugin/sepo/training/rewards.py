@@ -1,9 +1,4 @@
-"""Puts T-REG's token rewards beside the host's padded batch.
-
-They travel as the bit pattern of float32 in int32: an engine may cast every floating-point input of a batch to its own
-dtype (DeepSpeed does), and a reward in bfloat16 has two or three digits. So the step sees the very numbers of the store
-under every engine.
-"""
+"""Puts T-REG's token rewards beside the host's padded batch."""
 
 from __future__ import annotations
 
@@ -14,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
-from sepo.training.collator import STORE_ADVICE, at_tokens, scorable_tokens
+from sepo.training.collator import STORE_ADVICE
+from sepo.training.floats import FloatCollator, batch_floats
 
 TOKEN_REWARDS = "token_rewards"
 """Batch key: int32, [2B, T], the bits of the float32 reward of the token at that position; 0 where there is none."""
@@ -26,7 +22,7 @@ _COLUMNS = {"prompts": "token_rewards", "oracle": "scores"}
 _BOUND = 0.5
 
 
-class RewardCollator:
+class RewardCollator(FloatCollator):
     """Call a pairwise collator, then put each token's reward where its label stands.
 
     >>> def pad(rows):  # a host's collator: chosen rows first, then rejected ones, padded on the right
@@ -46,31 +42,26 @@ class RewardCollator:
     """
 
     def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]], *, origin: RewardOrigin) -> None:
-        self.inner, self.origin = inner, origin
+        column = _COLUMNS[origin]
+        columns = (f"chosen_{column}", f"rejected_{column}")
+        super().__init__(inner, key=TOKEN_REWARDS, columns=columns, what="token rewards")
+        self.origin = origin
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows.
+    def checked(self, values: Tensor, scorable: Tensor) -> Tensor:
+        """The rewards, [2B, T] float32, of what the rows carry.
 
         Raises:
-            SepoError: a row's number of rewards is not its number of scorable response tokens, or a reward lies
-                outside [-0.5, 0.5].
+            SepoError: a reward lies outside [-0.5, 0.5].
         """
-        batch = self.inner(features)
-        column = _COLUMNS[self.origin]
-        rows = [feature[f"{side}_{column}"] for side in ("chosen", "rejected") for feature in features]
-        scorable = scorable_tokens(batch["labels"])
-        rewards = at_tokens(rows, scorable, dtype=torch.float32, what="token rewards", advice=STORE_ADVICE)
-        if self.origin == "oracle":
-            rewards = torch.where(scorable, torch.sigmoid(rewards) - 0.5, 0.0)
+        rewards = torch.where(scorable, torch.sigmoid(values) - 0.5, 0.0) if self.origin == "oracle" else values
         outside = ~(rewards.abs() <= _BOUND)
         if bool(outside.any()):
-            side = "chosen" if bool(outside[: len(features)].any()) else "rejected"
+            side = "chosen" if bool(outside[: len(outside) // 2].any()) else "rejected"
             raise SepoError(
                 f"a token reward of a {side} response is {rewards[outside][0].item():g}, expected a number in "
                 f"[-0.5, 0.5]: the store is damaged or holds other scores. {STORE_ADVICE}"
             )
-        batch[TOKEN_REWARDS] = rewards.view(torch.int32)
-        return batch
+        return rewards
 
 
 def token_rewards(batch: Mapping[str, Any]) -> Tensor:
@@ -79,9 +70,8 @@ def token_rewards(batch: Mapping[str, Any]) -> Tensor:
     Raises:
         SepoError: the batch carries none.
     """
-    if TOKEN_REWARDS not in batch:
-        raise SepoError(
-            f"the batch has no '{TOKEN_REWARDS}', which T-REG's regularizer needs: collate with RewardCollator, and "
-            "keep the column (remove_unused_columns: false)."
-        )
-    return batch[TOKEN_REWARDS].view(torch.float32)
+    missing = (
+        f"the batch has no '{TOKEN_REWARDS}', which T-REG's regularizer needs: collate with RewardCollator, and keep "
+        "the column (remove_unused_columns: false)."
+    )
+    return batch_floats(batch, TOKEN_REWARDS, missing=missing)

@@ -85,6 +85,19 @@ class TokenRewardSource:
 
 
 @dataclass(frozen=True)
+class PrecomputedReference:
+    """The reference of a run that stores its log-probabilities before training and loads no second model.
+
+    Args:
+        model: the reference.
+        key: the recipe's key that names it.
+    """
+
+    model: ModelSpec
+    key: str
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """What a stage needs beside the host's own arguments.
 
@@ -97,6 +110,8 @@ class RunSettings:
         head_chunk_tokens: tokens whose logits exist at a time, or None for 64 MiB of logits.
         notes: what to say once in the log (keys of the recipe that this stage does not use).
         token_rewards: where T-REG's token rewards come from, or None where no regularizer is on.
+        precomputed_reference: whose log-probabilities are stored before training, or None where a reference that is
+            needed runs in training.
     """
 
     stage: str
@@ -107,6 +122,7 @@ class RunSettings:
     head_chunk_tokens: int | None
     notes: tuple[str, ...] = ()
     token_rewards: TokenRewardSource | None = None
+    precomputed_reference: PrecomputedReference | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values, for a run's folder."""
@@ -128,6 +144,9 @@ class RunSettings:
                 "origin": self.token_rewards.origin,
                 "model": None if self.token_rewards.model is None else _spec_dict(self.token_rewards.model),
             },
+            "ref_precompute": None
+            if self.precomputed_reference is None
+            else _spec_dict(self.precomputed_reference.model),
         }
 
 

@@ -16,6 +16,7 @@ from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
 from sepo.objectives import Method, PreferenceOutput, preference_loss, select
 from sepo.training.collator import IGNORE_INDEX, SELECTION, STEPS
+from sepo.training.floats import REF_LOGPS, batch_floats
 from sepo.training.reference import in_evaluation_mode
 from sepo.training.rewards import TOKEN_REWARDS, token_rewards
 
@@ -53,9 +54,11 @@ def preference_step(
         batch: ``input_ids``, ``attention_mask``, ``labels`` [2B, T] (the first B rows chosen; labels -100 where no
             response token is), ``selection`` [2B, T] where the method selects by stored scores, ``steps`` [2B, T]
             where it selects steps by live ones, ``token_rewards`` [2B, T] where it has T-REG's regularizer (see
-            ``RewardCollator``), and what else the forward takes.
+            ``RewardCollator``), ``ref_logps`` [2B, T] where the reference was run beforehand (see
+            ``ReferenceCollator``), and what else the forward takes.
         method: the resolved method.
-        reference: where ``method.needs_reference``; entered once per step, without gradients.
+        reference: where ``method.needs_reference``; entered once per step, without gradients. None where the batch's
+            ``ref_logps`` take its place, which a method that needs a KL over the vocabulary does not allow.
         chosen_nll_weight: weight of the mean negative log-likelihood over all chosen tokens (the host's ``pref_ftx``).
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
 
@@ -70,7 +73,7 @@ def preference_step(
         SepoError: a response without a counted token; a missing selection, reference or token rewards; a reference
             with another vocabulary where the method needs a KL over it.
     """
-    ours = ("labels", SELECTION, STEPS, TOKEN_REWARDS)
+    ours = ("labels", SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
     inputs = {name: value for name, value in batch.items() if name not in ours}
     labels: Tensor = batch["labels"]
     pairs = labels.shape[0] // 2
@@ -81,7 +84,7 @@ def preference_step(
         wanted = torch.cat([mask[:pairs], wanted[pairs:]])
 
     tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens}
-    ref_logps, ref_states = _reference_pass(method, reference, inputs, tokens)
+    ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
     # One pass over the head; what is not asked for is not computed.
     policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
     logps = policy.logps
@@ -129,17 +132,32 @@ def _steps(method: Method, batch: Mapping[str, Any]) -> Tensor | None:
 
 
 def _reference_pass(
-    method: Method, reference: Reference | None, inputs: Mapping[str, Any], tokens: Mapping[str, Any]
+    method: Method,
+    reference: Reference | None,
+    batch: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    tokens: Mapping[str, Any],
 ) -> tuple[Tensor | None, ReferenceStates | None]:
     """The reference's log-probabilities [2B, T] and, where a KL over the vocabulary is needed, what it is made from."""
     if not method.needs_reference:
         return None, None
     if reference is None:
-        raise SepoError(f"{method.name} compares the policy with a reference, and none was given; pass reference=.")
+        return _stored_reference(method, batch, tokens["wanted"]), None
     with torch.no_grad(), reference() as model, in_evaluation_mode(model):
         if method.needs_kl:
             return reference_log_probs(model, inputs, **tokens)
         return selected_log_probs(model, inputs, **tokens), None
+
+
+def _stored_reference(method: Method, batch: Mapping[str, Any], wanted: Tensor) -> Tensor:
+    """The log-probabilities [2B, T] of a reference that was run beforehand, as a forward pass would give them."""
+    missing = f"{method.name} compares the policy with a reference, and none was given; pass reference="
+    if method.needs_kl:
+        raise SepoError(f"{missing} (stored log-probabilities are not enough: it reads the whole distribution).")
+    values = batch_floats(
+        batch, REF_LOGPS, missing=f"{missing}, or collate its stored log-probabilities with ReferenceCollator."
+    )
+    return torch.where(wanted, values[:, 1:], 0.0)
 
 
 def _by_side(pairs: int, **tensors: Tensor | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, typed
+from sepo.hosts.llamafactory.reference_keys import precomputed_reference, reference_notes
 from sepo.hosts.llamafactory.treg_keys import reward_notes, token_reward_source, treg_hyperparameters
 from sepo.objectives import Method, available_objectives, resolve_method
 from sepo.tokens.scopes import SCOPES
@@ -183,6 +184,7 @@ def resolve(
                 f"{name} is set, but objective {method.name} trains without a reference model; remove {name}"
                 + (" (treg_eval_model names who gives token rewards)." if method.needs_token_rewards else ".")
             )
+    reference = precomputed_reference(arguments, given, method)
     rewards = token_reward_source(arguments, given, method)
     needs_oracle = method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
     if not needs_oracle:
@@ -199,11 +201,12 @@ def resolve(
         token_scores_dir=arguments.token_scores_dir,
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
-        notes=(*notes, *reward_notes(stage, rewards)),
+        notes=(*notes, *reference_notes(reference, method), *reward_notes(stage, rewards)),
         token_rewards=rewards,
+        precomputed_reference=reference,
     )
     # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
-    loss = "sigmoid" if method.needs_reference else "simpo"
+    loss = "sigmoid" if method.needs_reference and reference is None else "simpo"
     dropped = (*OUR_KEYS, "stage", "pref_loss", "dpo_label_smoothing")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in dropped}

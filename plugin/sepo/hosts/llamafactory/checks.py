@@ -86,9 +86,9 @@ def check_models(given: Mapping[str, Any], settings: RunSettings) -> None:
     _check_path(given.get("model_name_or_path"), key="model_name_or_path", marker="config.json")
     for adapter in _names(given.get("adapter_name_or_path")):
         _check_path(adapter, key="adapter_name_or_path", marker="adapter_config.json")
-    rewards = settings.token_rewards
-    if rewards is not None and rewards.model is not None and rewards.key != "model_name_or_path":
-        spec_folders(rewards.model, key=rewards.key)
+    for source in (settings.token_rewards, settings.precomputed_reference):
+        if source is not None and source.model is not None and source.key != "model_name_or_path":
+            spec_folders(source.model, key=source.key)
     if settings.oracle is None:
         return
     for side, spec in (("oracle_model", settings.oracle.oracle), ("oracle_base_model", settings.oracle.base)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from sepo.forward.contrastive import ContrastivePair, ContrastiveScorer
 from sepo.forward.scoring import ScoredSequence
 from sepo.hosts.llamafactory.checks import check_tokenizers, spec_folders
 from sepo.hosts.llamafactory.conversations import CONVERSATION
+from sepo.hosts.llamafactory.reference_keys import OWN_START
 from sepo.hosts.llamafactory.rows import SIDES
-from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity, rows_digest, spec_identity
+from sepo.hosts.llamafactory.scored_rows import StoredScores, as_resolved, host_identity, rows_digest, spec_identity
 from sepo.hosts.llamafactory.scoring_models import load_scoring_model
 from sepo.tokens.contrastive import DIRECTIONS, Direction, answer_marker, quoted_conversation, revision_prompt
 from sepo.tokens.store import ScoreStore
@@ -148,10 +148,8 @@ class ContrastiveDatasetScorer(StoredScores):
         source = settings.token_rewards
         assert source is not None
         assert source.model is not None
-        self.spec, self.key, self.model_args = source.model, source.key, model_args
-        own = self.key == "model_name_or_path"
-        if own:  # what the host made of the name: a folder, where another hub than Hugging Face's had the model
-            self.spec = replace(self.spec, model=str(model_args.model_name_or_path))
+        self.spec = as_resolved(source.model, key=source.key, model_args=model_args)
+        self.key, self.model_args = source.key, model_args
         check_tokenizers(tokenizer, self.spec, key=self.key, model_args=model_args)
         self.encoder = PromptEncoder(
             template, tokenizer, cutoff_len=data_args.cutoff_len, max_positions=self._max_positions()
@@ -160,7 +158,7 @@ class ContrastiveDatasetScorer(StoredScores):
         identity = {
             "scorer": "contrastive",
             "model": spec_identity(self.spec, key=self.key),
-            "revision": model_args.model_revision if own else None,
+            "revision": model_args.model_revision if self.key == OWN_START else None,
             "prompts": hashlib.sha256(json.dumps(probe).encode()).hexdigest(),  # wording and template
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }

@@ -94,6 +94,10 @@ class SepoArguments:
     treg_eval_model: str | None = field(
         default=None, metadata={"help": "Who is prompted for token rewards. Default: the reference, at its start."}
     )
+    ref_precompute: bool = field(
+        default=False,
+        metadata={"help": "Compute the reference's log-probabilities before training and load no second model."},
+    )
     token_scores_dir: str | None = field(
         default=None, metadata={"help": "Where score stores are kept. Default: sepo/token_scores in the HF cache."}
     )
@@ -115,6 +119,7 @@ _FLOATS = {
     "chosen_select_ratio",
     "rejected_select_ratio",
 }
+_FLAGS = {"ipo_average", "ref_precompute"}
 _INTEGERS = {"select_span_tokens", "oracle_model_quantization_bit", "score_batch_tokens", "head_chunk_tokens"}
 
 
@@ -154,7 +159,7 @@ def typed(given: Mapping[str, Any]) -> SepoArguments:
             values[name] = as_number(name, value, float)
         elif name in _INTEGERS:
             values[name] = as_number(name, value, int)
-        elif name == "ipo_average":
+        elif name in _FLAGS:
             values[name] = _flag(name, value)
         else:
             values[name] = ",".join(value) if isinstance(value, list) else str(value)

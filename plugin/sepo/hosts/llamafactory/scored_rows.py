@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,9 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 
+from sepo.forward.scoring import ScoredSequence
 from sepo.hosts.llamafactory.checks import spec_folders
+from sepo.hosts.llamafactory.reference_keys import OWN_START
 from sepo.hosts.llamafactory.rows import SIDES, response_start
 from sepo.hosts.llamafactory.scoring_models import give_memory_back
 from sepo.tokens.fingerprint import model_fingerprint
@@ -48,6 +51,21 @@ def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
         "adapters": [model_fingerprint(adapter) for adapter in adapters],
         "quantization_bit": spec.quantization_bit,
     }
+
+
+def as_resolved(spec: ModelSpec, *, key: str, model_args: Any) -> ModelSpec:
+    """The model, where it is the policy's own, under what the host made of its name: the folder to which another hub
+    than Hugging Face's was loaded."""
+    return replace(spec, model=str(model_args.model_name_or_path)) if key == OWN_START else spec
+
+
+def row_sequences(rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
+    """The prompts with their responses of some rows: all chosen ones, then all rejected ones."""
+    return [
+        ScoredSequence(ids, response_start(labels))
+        for side in SIDES
+        for ids, labels in zip(rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True)
+    ]
 
 
 def host_identity(*, tokenizer: Any, model_args: Any, data_args: Any) -> dict[str, Any]:

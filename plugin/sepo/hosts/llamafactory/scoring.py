@@ -9,10 +9,9 @@ import numpy as np
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.forward.scoring import OracleScorer, ScoredSequence
+from sepo.forward.scoring import OracleScorer
 from sepo.hosts.llamafactory.checks import check_tokenizers
-from sepo.hosts.llamafactory.rows import SIDES, response_start
-from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity, spec_identity
+from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity, row_sequences, spec_identity
 from sepo.hosts.llamafactory.scoring_models import load_scoring_models
 from sepo.training.collator import SCORE_COLUMNS
 from sepo.training.settings import OracleSpec, RunSettings
@@ -68,12 +67,7 @@ class DatasetScorer(StoredScores):
     def _score(
         self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]
     ) -> dict[str, list[np.ndarray]]:
-        rows = dataset[start:stop]
-        sequences = [
-            ScoredSequence(ids, response_start(labels))
-            for side in SIDES
-            for ids, labels in zip(rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True)
-        ]
+        sequences = row_sequences(dataset[start:stop])
         scores = [scores.numpy() for scores in self._loaded().score(sequences, on_batch=on_batch)]
         count = stop - start
         return {"chosen_scores": scores[:count], "rejected_scores": scores[count:]}

@@ -37,7 +37,7 @@ class PreferenceTrainer(CustomDPOTrainer):
             model,
             batch,
             method=self.settings.method,
-            reference=lambda: self._reference(model),
+            reference=None if self.settings.precomputed_reference else lambda: self._reference(model),
             chosen_nll_weight=self.ftx_gamma,
             chunk_tokens=self.settings.head_chunk_tokens,
         )

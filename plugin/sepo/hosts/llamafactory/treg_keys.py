@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.keys import SepoArguments, as_number
+from sepo.hosts.llamafactory.keys import SepoArguments
+from sepo.hosts.llamafactory.reference_keys import reference_spec
 from sepo.objectives import Method, resolve_method
 from sepo.training.settings import ModelSpec, TokenRewardSource
 
@@ -92,24 +93,8 @@ def reward_notes(stage: str, source: TokenRewardSource | None) -> tuple[str, ...
 def _prompted(arguments: SepoArguments, given: Mapping[str, Any]) -> TokenRewardSource:
     if arguments.treg_eval_model is not None:
         return TokenRewardSource("prompts", ModelSpec(arguments.treg_eval_model), "treg_eval_model")
-    key, adapters, bits = "model_name_or_path", "adapter_name_or_path", "quantization_bit"
-    if given.get("ref_model"):
-        key, adapters, bits = "ref_model", "ref_model_adapters", "ref_model_quantization_bit"
-    number = given.get(bits)
-    return TokenRewardSource(
-        origin="prompts",
-        model=ModelSpec(
-            str(given.get(key) or ""),
-            _names(given.get(adapters)),
-            None if number in (None, "") else as_number(bits, number, int),
-        ),
-        key=key,
-    )
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    parts = value if isinstance(value, list) else str(value or "").split(",")
-    return tuple(str(part).strip() for part in parts if str(part).strip())
+    key, model = reference_spec(given)
+    return TokenRewardSource(origin="prompts", model=model, key=key)
 
 
 def _one_of(key: str, value: str | None, options: tuple[str, ...]) -> None:

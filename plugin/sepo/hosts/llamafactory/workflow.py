@@ -24,11 +24,13 @@ from sepo.hosts.llamafactory.columns import selection_columns
 from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.file_scores import carried_scores
+from sepo.hosts.llamafactory.reference_scores import ReferenceScores
 from sepo.hosts.llamafactory.rows import each_dataset, skip_empty_responses
 from sepo.hosts.llamafactory.scored_rows import StoredScores
 from sepo.hosts.llamafactory.scoring import DatasetScorer
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.training.collator import SelectionCollator, StepCollator
+from sepo.training.floats import ReferenceCollator
 from sepo.training.reference import StartingPolicy
 from sepo.training.rewards import RewardCollator
 from sepo.training.settings import RunSettings
@@ -54,7 +56,7 @@ def run_stage(
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     datasets = each_dataset(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
     stores: dict[str, dict[str, str]] = {}
-    if settings.oracle is not None or prompted:
+    if settings.oracle is not None or settings.precomputed_reference is not None or prompted:
         datasets, stores = _scored(datasets, settings, template, tokenizer, model_args, data_args, training_args)
         # Loading an adapter and scoring move the random state: a run that scored and one that found the store
         # must give the policy's adapter the same first weights.
@@ -74,6 +76,8 @@ def run_stage(
         collator = StepCollator(collator)
     if settings.token_rewards is not None:
         collator = RewardCollator(collator, origin=settings.token_rewards.origin)
+    if settings.precomputed_reference is not None:
+        collator = ReferenceCollator(collator)
     ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
     trainer = PreferenceTrainer(
         settings=settings,
@@ -100,8 +104,9 @@ def run_stage(
 def _reference(
     model: Any, settings: RunSettings, model_args: Any, training_args: Any, finetuning_args: Any
 ) -> tuple[Any, StartingPolicy | None]:
-    """The reference as a second model or as the policy's own starting weights; neither: the policy without adapter."""
-    if not settings.method.needs_reference:
+    """The reference as a second model or as the policy's own starting weights; neither: the policy without adapter,
+    or log-probabilities that every row carries."""
+    if not settings.method.needs_reference or settings.precomputed_reference is not None:
         return None, None
     live = settings.method.token_scorer.compares_with_reference
     if finetuning_args.ref_model is None and not training_args.do_train:
@@ -144,6 +149,8 @@ def _scored(
         scorers["token_reward_scores"] = ContrastiveDatasetScorer(
             settings, tokenizer=tokenizer, template=template, **host
         )
+    if settings.precomputed_reference is not None:
+        scorers["reference_scores"] = ReferenceScores(settings, tokenizer=tokenizer, **host)
     for scorer in scorers.values():
         datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
         scorer.free()
