@@ -125,7 +125,8 @@ def _as_in_training(scoring: ScoringModel, training_args: Any) -> ScoringModel:
     how, dtype = precision[0], getattr(torch, precision[1])
     if how == "cast":
         if not getattr(scoring.model, "quantization_method", None):
-            scoring.model.to(dtype)
+            for parameter in scoring.model.parameters():  # buffers (rotary frequencies) keep their float32
+                parameter.data = parameter.data.to(dtype)
         return scoring
     return replace(scoring, active=lambda: torch.autocast(training_args.device.type, dtype=dtype))
 
