@@ -9,8 +9,10 @@ import torch
 
 from recipes import logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
+from sepo.forward.scoring import LogProbScorer, ScoringModel
 from sepo.hosts.llamafactory import reference_scores
 from sepo.hosts.llamafactory.reference_scores import ReferenceScores
+from sepo.hosts.llamafactory.scored_rows import row_sequences
 from sepo.training.settings import ModelSpec, PrecomputedReference
 from test_host_scoring import rows
 
@@ -19,8 +21,6 @@ from test_host_scoring import rows
 def scorer(world, tmp_path, monkeypatch):
     """Makes a scorer; `loaded` lists the models that its passes loaded."""
     from transformers import AutoTokenizer, LlamaForCausalLM
-
-    from sepo.forward.scoring import ScoringModel
 
     loaded = []
 
@@ -31,7 +31,7 @@ def scorer(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reference_scores, "load_scoring_model", load)
 
-    def make(model="base", key="ref_model", cutoff_len=128, rope_scaling=None):
+    def make(model="base", key="ref_model", cutoff_len=128, rope_scaling=None, **precision):
         settings = SimpleNamespace(
             precomputed_reference=PrecomputedReference(ModelSpec(str(world / model)), key),
             token_scores_dir=str(tmp_path / "scores"), score_batch_tokens=64, head_chunk_tokens=None,
@@ -44,7 +44,10 @@ def scorer(world, tmp_path, monkeypatch):
                 model_revision="main", rope_scaling=rope_scaling,
             ),
             data_args=SimpleNamespace(template="chatml", cutoff_len=cutoff_len),
-            training_args=SimpleNamespace(world_size=1, process_index=0, device="cpu"),
+            training_args=SimpleNamespace(
+                world_size=1, process_index=0, device=torch.device("cpu"),
+                **{"bf16": False, "fp16": False, "deepspeed_plugin": None, **precision},
+            ),
         )  # fmt: skip
         made.loaded = loaded
         return made
@@ -84,6 +87,23 @@ def test_another_reference_cutoff_rope_or_row_is_another_store(scorer):
     made = scorer()
     made.attach(rows((2, 1), (1, 2)), name="train")
     assert len({*stores, made.stores["train"]}) == len(variants) + 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plugin", [None, "deepspeed"])
+def test_the_reference_runs_in_the_precision_of_training(scorer, world, plugin):
+    """Under autocast as accelerate has it, or with its weights cast as DeepSpeed has it."""
+    from transformers import LlamaForCausalLM
+
+    data = rows((9, 1), (7, 3))
+    model = LlamaForCausalLM.from_pretrained(world / "base", dtype=torch.bfloat16 if plugin else torch.float32).eval()
+    sequences = row_sequences(data[:])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=plugin is None):
+        expected = LogProbScorer(ScoringModel(model, contextlib.nullcontext), batch_tokens=64).score(sequences)
+    found = scorer(bf16=True, deepspeed_plugin=plugin).attach(data, name="train")
+    unmixed = scorer().attach(data, name="train")
+    assert [*found["chosen_ref_logps"], *found["rejected_ref_logps"]] == [row.tolist() for row in expected]
+    assert found["chosen_ref_logps"] != unmixed["chosen_ref_logps"]
 
 
 def test_the_policys_start_is_what_the_host_made_of_its_name(scorer, world):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.forward.scoring import LogProbScorer
+from sepo.forward.scoring import LogProbScorer, ScoringModel
 from sepo.hosts.llamafactory.checks import check_tokenizers
 from sepo.hosts.llamafactory.scored_rows import (
     StoredScores,
@@ -54,6 +56,7 @@ class ReferenceScores(StoredScores):
             "scorer": "reference",
             "model": spec_identity(self.spec, key=self.key),
             **_loading_identity(model_args, quantized=self.spec.quantization_bit is not None),
+            "mixed_precision": _mixed_precision(training_args),
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
         super().__init__(settings, identity=identity, training_args=training_args)
@@ -91,7 +94,7 @@ class ReferenceScores(StoredScores):
         if self._scorer is None:
             model = load_scoring_model(self.spec, model_args=self.model_args, device=self.training_args.device)
             self._scorer = LogProbScorer(
-                model,
+                _as_in_training(model, self.training_args),
                 batch_tokens=self.settings.score_batch_tokens,
                 chunk_tokens=self.settings.head_chunk_tokens,
             )
@@ -103,6 +106,29 @@ class ReferenceScores(StoredScores):
             f"{self.key}: '{self.spec.model}' gives every token the probability 1 (all log-probabilities are zero). "
             "Check that its weights are those of a language model."
         )
+
+
+def _mixed_precision(training_args: Any) -> tuple[str, str] | None:
+    """How the trainer runs a model in a narrower dtype than its weights', and in which; None where it does not."""
+    dtype = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else None
+    if dtype is None:
+        return None
+    return "autocast" if training_args.deepspeed_plugin is None else "cast", dtype
+
+
+def _as_in_training(scoring: ScoringModel, training_args: Any) -> ScoringModel:
+    """The reference in the precision in which it would run beside the policy: under autocast, or, as DeepSpeed has it,
+    with its weights cast."""
+    precision = _mixed_precision(training_args)
+    if precision is None:
+        return scoring
+    how, dtype = precision[0], getattr(torch, precision[1])
+    if how == "cast":
+        if not getattr(scoring.model, "quantization_method", None):
+            for parameter in scoring.model.parameters():  # buffers (rotary frequencies) keep their float32
+                parameter.data = parameter.data.to(dtype)
+        return scoring
+    return replace(scoring, active=lambda: torch.autocast(training_args.device.type, dtype=dtype))
 
 
 def _loading_identity(model_args: Any, *, quantized: bool) -> dict[str, Any]:
