@@ -103,7 +103,7 @@ def _reference(
     """The reference as a second model or as the policy's own starting weights; neither: the policy without adapter."""
     if not settings.method.needs_reference:
         return None, None
-    live = settings.method.token_scorer.compares_with_reference
+    live = settings.method.scorer == "policy_ref"
     if finetuning_args.ref_model is None and not training_args.do_train:
         logger.warning("no ref_model is set, so the evaluated model is its own reference: every reward is zero.")
         return model, None
