@@ -3,6 +3,7 @@
 import importlib
 import sys
 import tomllib
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +31,21 @@ def write_example(folder):
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
     groups = {group.removeprefix("sepo."): entries for group, entries in project["entry-points"].items()}
     return write_package(folder, project["name"], groups, (EXAMPLE / "own_loss.py").read_text())
+
+
+def example_wheel(folder):
+    """The example as the wheel that its build backend would make, which pip installs without one (or a network)."""
+    site = write_example(folder / "site")
+    (info,) = site.glob("*.dist-info")
+    (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    files = sorted(path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file())
+    record = f"{info.name}/RECORD"
+    (site / record).write_text("".join(f"{file},,\n" for file in [*files, record]))
+    wheel = folder / f"{info.name.removesuffix('.dist-info')}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in [*files, record]:
+            archive.write(site / file, file)
+    return wheel
 
 
 @contextmanager

@@ -35,6 +35,13 @@ def test_every_objective_of_a_recipe_is_in_the_table():
         assert f"`{name}`" in README, name
 
 
+def test_the_own_loss_is_the_example():
+    (block,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+    assert block in (ROOT / "yaml_examples" / "own_loss" / "own_loss.py").read_text()
+    (toml,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert toml in (ROOT / "yaml_examples" / "own_loss" / "pyproject.toml").read_text()
+
+
 def test_every_metric_is_in_the_table():
     for metric in (
         "rewards/chosen",

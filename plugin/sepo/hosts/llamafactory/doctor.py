@@ -137,9 +137,13 @@ def _registered() -> Iterator[Finding]:
     items = [item for kind in GROUPS for item in registered(kind)]
     if not items:
         yield Finding(True, "nothing: every objective, token scorer and stage is sepo's own")
+    try:
+        known = host_keys()
+    except (ImportError, RuntimeError, OSError):  # said under "host"
+        known = ()
     for item in items:
         try:
-            check_registered(item, host_keys=host_keys())
+            check_registered(item, host_keys=known)
         except SepoError as error:
             yield Finding(False, str(error))
         else:

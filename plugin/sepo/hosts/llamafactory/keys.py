@@ -15,7 +15,8 @@ class SepoArguments:
     """The keys that our stages add to a recipe; ``help`` is their documentation."""
 
     objective: str | None = field(
-        default=None, metadata={"help": "The objective: reward, penalty and link. Default: the stage's own."}
+        default=None,
+        metadata={"help": "The objective: reward, penalty and link; a registered one too. Default: the stage's own."},
     )
     token_scorer: str | None = field(
         default=None,

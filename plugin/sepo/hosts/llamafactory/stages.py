@@ -7,7 +7,7 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.llamafactory.keys import OUR_KEYS, as_flag, as_number
-from sepo.objectives import SCORERS, Stage, resolve_method
+from sepo.objectives import NO_SCORER, SCORERS, Stage, available_objectives, available_scorers, resolve_method
 from sepo.objectives.declarations import SELECTION
 from sepo.objectives.presets import BUILT_IN, find_objective, find_scorer
 from sepo.objectives.settings import Flag, Number, Setting, Value, Whole
@@ -63,6 +63,15 @@ def find_stage(name: str) -> Stage:
             raise SepoError(f"stage is {name!r}; one of {', '.join(known)} is expected.{nearest(name, known)}")
         return Stage(STAGES[name])
     stage = load(item, Stage)
+    for what, part, available in (
+        ("objective", stage.objective, available_objectives()),
+        ("token scorer", stage.token_scorer or NO_SCORER.name, available_scorers()),
+    ):
+        if part not in available:
+            raise SepoError(
+                f"{item} names the {what} {part!r}, expected one of {', '.join(available)}: install the package that "
+                f"registers it, or have this one name another.{nearest(str(part), available)}"
+            )
     known = (*OUR_KEYS, *HOST_HYPERPARAMETERS, *objective_keys(stage.objective))
     for key in stage.keys:
         if key not in known or key in ("objective", "token_scorer"):
