@@ -16,7 +16,7 @@ class SepoArguments:
 
     objective: str | None = field(
         default=None,
-        metadata={"help": "The objective: reward, penalty and link; a registered one too. Default: the stage's own."},
+        metadata={"help": "The objective: reward, penalty and link. Default: the stage's own."},
     )
     token_scorer: str | None = field(
         default=None,
