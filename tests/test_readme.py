@@ -27,10 +27,19 @@ def test_every_key_is_in_the_table():
 
 
 def test_every_objective_of_a_recipe_is_in_the_table():
-    from sepo.hosts.llamafactory.arguments import OBJECTIVES, STAGES, TOKEN_SCORERS
+    from sepo.hosts.llamafactory.arguments import TOKEN_SCORERS
+    from sepo.hosts.llamafactory.stages import STAGES
+    from sepo.objectives.presets import BUILT_IN
 
-    for name in (*OBJECTIVES, *STAGES, *TOKEN_SCORERS):
+    for name in (*BUILT_IN, *STAGES, *TOKEN_SCORERS):
         assert f"`{name}`" in README, name
+
+
+def test_the_own_loss_is_the_example():
+    (block,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+    assert block in (ROOT / "yaml_examples" / "own_loss" / "own_loss.py").read_text()
+    (toml,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert toml in (ROOT / "yaml_examples" / "own_loss" / "pyproject.toml").read_text()
 
 
 def test_every_metric_is_in_the_table():

@@ -3,9 +3,11 @@
 import pytest
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.arguments import OBJECTIVES, STAGES, check_stage, resolve, stage_of
+from sepo.hosts.llamafactory.arguments import resolve, stage_of
 from sepo.hosts.llamafactory.keys import OUR_KEYS
+from sepo.hosts.llamafactory.stages import STAGES, check_stage
 from sepo.objectives import resolve_method
+from sepo.objectives.presets import BUILT_IN as OBJECTIVES
 from sepo.training.settings import ModelSpec, PrecomputedReference, TokenRewardSource
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",

@@ -2,31 +2,43 @@
 
 ``compute_preference_loss`` does it in one call; ``resolve_method``, ``select`` and ``preference_loss`` are its three
 steps, for a trainer that selects before it runs the model. A ``Method`` is a composition of the parts below; the names
-of ``available_objectives()`` are presets.
+of ``available_objectives()`` are presets. Other packages register ``Objective``, ``TokenScorer`` and ``Stage`` under
+names of their own by the entry points ``sepo.objectives``, ``sepo.selectors`` and ``sepo.stages``.
 """
 
 from sepo.objectives.compute import compute_preference_loss, preference_loss
+from sepo.objectives.declarations import Objective, Stage
 from sepo.objectives.links import Hinge, Link, Logistic, Odds, Rank, Square
 from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenScorer
 from sepo.objectives.output import PreferenceOutput
-from sepo.objectives.penalties import ChosenShortfall, NoPenalty, Penalty, RejectedClamp, SequentialKl
-from sepo.objectives.presets import available_objectives, resolve_method
-from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegularizer
+from sepo.objectives.penalties import ChosenShortfall, NoPenalty, PairRewards, Penalty, RejectedClamp, SequentialKl
+from sepo.objectives.presets import available_objectives, available_scorers, resolve_method
+from sepo.objectives.regularizers import ChosenNll, Regularizer, Term, TokenRewardRegularizer
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.selecting import select
-from sepo.objectives.weights import PolicyLikelihood
+from sepo.objectives.settings import Choice, Flag, Number, Whole
+from sepo.objectives.sides import Side
+from sepo.objectives.weights import PairWeight, PolicyLikelihood
+from sepo.tokens.scoring import LiveTokens, RowTokens
 
 __all__ = [
     "NO_SCORER",
     "SCORERS",
+    "Choice",
     "ChosenNll",
     "ChosenShortfall",
+    "Flag",
     "Hinge",
     "Link",
+    "LiveTokens",
     "Logistic",
     "Method",
     "NoPenalty",
+    "Number",
+    "Objective",
     "Odds",
+    "PairRewards",
+    "PairWeight",
     "Penalty",
     "PolicyLikelihood",
     "PreferenceOutput",
@@ -34,12 +46,18 @@ __all__ = [
     "Regularizer",
     "RejectedClamp",
     "ResponseReward",
+    "RowTokens",
     "Selector",
     "SequentialKl",
+    "Side",
     "Square",
+    "Stage",
+    "Term",
     "TokenRewardRegularizer",
     "TokenScorer",
+    "Whole",
     "available_objectives",
+    "available_scorers",
     "compute_preference_loss",
     "preference_loss",
     "resolve_method",

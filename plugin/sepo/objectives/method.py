@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+
+from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.objectives.links import Link
@@ -12,31 +14,72 @@ from sepo.objectives.penalties import NoPenalty, Penalty
 from sepo.objectives.regularizers import Regularizer
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Value
-from sepo.objectives.weights import PolicyLikelihood
+from sepo.objectives.weights import PairWeight
 from sepo.tokens.scopes import DEFAULT_SPAN_TOKENS, SCOPES
+from sepo.tokens.scores import alignment_scores, uncertainty_scores
+from sepo.tokens.scoring import LiveTokens, RowTokens
 from sepo.tokens.selection import RULES
 from sepo.tokens.units import UNITS
 
 
 @dataclass(frozen=True)
 class TokenScorer:
-    """Where token scores come from.
+    """Where token scores come from; also what an entry point of the group ``sepo.selectors`` names.
+
+    A package's own scorer has one of the two functions, a named one of its module (a method can be pickled)::
+
+        rare = TokenScorer("rare", from_logps=surprise, rejected_largest=True)
 
     Attributes:
-        name: ``oracle``, ``contrastive``, ``file``, ``random``, ``policy_ref``, ``confidence`` or ``none``.
-        stored: True where the scores exist before the forward pass, so that tokens can be selected first.
-        live: True where they are computed from the policy's (and the reference's) log-probabilities of the step.
+        name: ``oracle``, ``contrastive``, ``file``, ``random``, ``policy_ref``, ``confidence``, ``none``, or a
+            registered one (there the entry point's name counts).
+        stored: True where the scores exist before the forward pass, so that tokens can be selected first; always with
+            ``from_row``.
         rejected_largest: which end of a rejected response's scores is wanted: the lowest for rewards (SePO section
             3.2), the highest where the scorer itself flips the sign for rejected (Selective-DPO Eq. 6) or scores both
-            sides alike (``confidence``).
-        compares_with_reference: True where a live scorer reads the reference's log-probabilities too.
+            sides alike (``confidence``). Of a chosen response it is always the highest.
+        compares_with_reference: True where ``from_logps`` reads the reference's log-probabilities too.
+        from_logps: live scores, from the log-probabilities of the step: [B, T] for the batch that it is given.
+        from_row: stored scores, from the tokens and their texts: one number per response token.
+
+    Raises:
+        SepoError: parts that contradict each other.
     """
 
     name: str
     stored: bool = False
-    live: bool = False
     rejected_largest: bool = False
     compares_with_reference: bool = False
+    from_logps: Callable[[LiveTokens], Tensor] | None = None
+    from_row: Callable[[RowTokens], Sequence[float]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.from_row is not None:
+            object.__setattr__(self, "stored", True)
+        if self.live and self.stored:
+            raise SepoError(
+                f"token scorer '{self.name}' is both live (from_logps) and stored, expected one of the two: leave "
+                "from_row and stored out, or from_logps."
+            )
+        if self.compares_with_reference and not self.live:
+            raise SepoError(
+                f"token scorer '{self.name}' compares with the reference without from_logps, expected a live scorer: "
+                "leave compares_with_reference out."
+            )
+
+    @property
+    def live(self) -> bool:
+        """Whether scores are computed from the policy's (and the reference's) log-probabilities of the step."""
+        return self.from_logps is not None
+
+
+def _alignment(tokens: LiveTokens) -> Tensor:
+    assert tokens.ref_logps is not None  # compares_with_reference
+    return alignment_scores(tokens.policy_logps, tokens.ref_logps, chosen=tokens.chosen)
+
+
+def _uncertainty(tokens: LiveTokens) -> Tensor:
+    return uncertainty_scores(tokens.policy_logps)
 
 
 NO_SCORER = TokenScorer("none")
@@ -48,8 +91,8 @@ SCORERS: Mapping[str, TokenScorer] = MappingProxyType(
             TokenScorer("contrastive", stored=True),
             TokenScorer("file", stored=True),
             TokenScorer("random", stored=True),
-            TokenScorer("policy_ref", live=True, rejected_largest=True, compares_with_reference=True),
-            TokenScorer("confidence", live=True, rejected_largest=True),
+            TokenScorer("policy_ref", rejected_largest=True, compares_with_reference=True, from_logps=_alignment),
+            TokenScorer("confidence", rejected_largest=True, from_logps=_uncertainty),
             NO_SCORER,
         )
     }
@@ -126,7 +169,7 @@ class Method:
     link: Link
     penalty: Penalty = field(default_factory=NoPenalty)
     regularizers: tuple[Regularizer, ...] = ()
-    pair_weight: PolicyLikelihood | None = None
+    pair_weight: PairWeight | None = None
     token_scorer: TokenScorer = NO_SCORER
     selector: Selector | None = None
     settings: tuple[tuple[str, Value], ...] = ()
@@ -204,7 +247,7 @@ class Method:
     @property
     def needs_log_sum_p2(self) -> bool:
         """Whether the per-token log sum of squared policy probabilities is needed."""
-        return self.pair_weight is not None
+        return self.pair_weight is not None and self.pair_weight.needs_log_sum_p2
 
     @property
     def needs_response(self) -> bool:

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from sepo.errors import SepoError, nearest
+from sepo.objectives.declarations import SELECTION, Objective, share
 from sepo.objectives.links import Hinge, Logistic, Odds, Rank, Square
 from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenScorer
 from sepo.objectives.penalties import ChosenShortfall, RejectedClamp, SequentialKl
 from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegularizer
 from sepo.objectives.rewards import ResponseReward
-from sepo.objectives.settings import Choice, Flag, Number, Setting, Whole, resolve_settings
+from sepo.objectives.settings import Choice, Flag, Number, Setting, resolve_settings
 from sepo.objectives.weights import PolicyLikelihood
-from sepo.tokens.scopes import DEFAULT_SPAN_TOKENS, SCOPES
-from sepo.tokens.selection import RULES
-from sepo.tokens.units import UNITS
+from sepo.plugins import find, load, names
 
 Weighting = Literal["sequence", "static"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """An objective's hyperparameters with their defaults, its own token scorer, and how its parts are made."""
-
-    build: Callable[..., Method]
-    settings: Mapping[str, Setting]
-    scorer: TokenScorer = field(default=NO_SCORER)
 
 
 def _log_ratio_sum(beta: float) -> ResponseReward:
@@ -116,10 +106,6 @@ def _non_negative(default: float) -> Number:
     return Number(default, low=0.0, low_included=True)
 
 
-def _share(default: float) -> Number:
-    return Number(default, low=0.0, high=1.0, high_included=True)
-
-
 _BETA = {"beta": _positive(0.1)}
 _SMOOTHED = Number(
     0.0, low=0.0, high=0.5, low_included=True
@@ -130,46 +116,36 @@ _TREG: dict[str, Setting] = {
     "alpha": _non_negative(0.25),
     "weighting": Choice("sequence", ("sequence", "static")),
 }
-# SePO section 4.1: the top 30 % of both sides.
-_SELECTION: dict[str, Setting] = {
-    "chosen_ratio": _share(0.3),
-    "rejected_ratio": _share(0.3),
-    "rule": Choice("floor", RULES),
-    "unit": Choice("token", UNITS),
-    "scope": Choice("response", SCOPES),
-    "span_tokens": Whole(DEFAULT_SPAN_TOKENS, low=1),
-}
-
-_PRESETS: dict[str, Preset] = {
-    "dpo": Preset(_dpo, {**_BETA, "label_smoothing": _SMOOTHED}),
-    "robust_dpo": Preset(_robust_dpo, {**_BETA, "label_smoothing": replace(_SMOOTHED, default=0.1)}),
-    "ipo": Preset(_ipo, {**_BETA, "average": Flag(True)}),
-    "hinge": Preset(_hinge, _BETA),
-    "simpo": Preset(_simpo, _SIMPO),
-    "rrhf": Preset(_rrhf, {"sft_weight": _non_negative(1.0)}),
-    "orpo": Preset(_orpo, _BETA),
-    "dpop": Preset(_dpop, {**_BETA, "dpop_lambda": _non_negative(50.0)}),
-    "minor_dpo": Preset(_minor_dpo, _BETA),
-    "sepo": Preset(
+_PRESETS: dict[str, Objective] = {
+    "dpo": Objective(_dpo, {**_BETA, "label_smoothing": _SMOOTHED}),
+    "robust_dpo": Objective(_robust_dpo, {**_BETA, "label_smoothing": replace(_SMOOTHED, default=0.1)}),
+    "ipo": Objective(_ipo, {**_BETA, "average": Flag(True)}),
+    "hinge": Objective(_hinge, _BETA),
+    "simpo": Objective(_simpo, _SIMPO),
+    "rrhf": Objective(_rrhf, {"sft_weight": _non_negative(1.0)}),
+    "orpo": Objective(_orpo, _BETA),
+    "dpop": Objective(_dpop, {**_BETA, "dpop_lambda": _non_negative(50.0)}),
+    "minor_dpo": Objective(_minor_dpo, _BETA),
+    "sepo": Objective(
         _sepo,
-        {"gamma": _positive(1.0), "chosen_ratio": _share(0.3), "rejected_ratio": _share(0.3)},
-        scorer=SCORERS["oracle"],
+        {"gamma": _positive(1.0), "chosen_ratio": share(0.3), "rejected_ratio": share(0.3)},
+        scorer="oracle",
     ),
-    "selective_dpo": Preset(
+    "selective_dpo": Objective(
         _dpo,
         {
             "beta": _positive(0.01),
-            "chosen_ratio": _share(0.4),
-            "rejected_ratio": _share(0.4),
-            "rule": Choice("floor", RULES),
+            "chosen_ratio": share(0.4),
+            "rejected_ratio": share(0.4),
+            "rule": SELECTION["rule"],
         },
-        scorer=SCORERS["policy_ref"],
+        scorer="policy_ref",
     ),
-    "dpo_reg": Preset(_dpo_reg, {**_BETA, **_TREG}),
-    "simpo_reg": Preset(_simpo_reg, {**_SIMPO, **_TREG}),
-    "tdpo1": Preset(_tdpo1, _BETA),
-    "tdpo2": Preset(_tdpo2, {**_BETA, "alpha": _non_negative(0.5)}),
-    "wpo": Preset(_wpo, _BETA),
+    "dpo_reg": Objective(_dpo_reg, {**_BETA, **_TREG}),
+    "simpo_reg": Objective(_simpo_reg, {**_SIMPO, **_TREG}),
+    "tdpo1": Objective(_tdpo1, _BETA),
+    "tdpo2": Objective(_tdpo2, {**_BETA, "alpha": _non_negative(0.5)}),
+    "wpo": Objective(_wpo, _BETA),
 }
 
 # What any objective takes besides its own hyperparameters. Left out they are not recorded in ``hyperparameters``.
@@ -180,9 +156,72 @@ _COMPOSITION: dict[str, Setting] = {
 }
 
 
+# Names of settings that mean something in every objective, or would be tensors of ``compute_preference_loss``.
+_RESERVED = ("objective", "token_scorer", "weighting", *_COMPOSITION)
+_TENSORS = ("policy_", "ref_", "chosen_", "rejected_")
+
+BUILT_IN: tuple[str, ...] = tuple(_PRESETS)
+"""The objectives of this package."""
+
+
 def available_objectives() -> tuple[str, ...]:
-    """Return the names that ``resolve_method`` and ``compute_preference_loss`` take."""
-    return tuple(_PRESETS)
+    """Return the names that ``resolve_method`` and ``compute_preference_loss`` take: ours, then registered ones."""
+    return (*BUILT_IN, *names("objective", built_in=BUILT_IN))
+
+
+def available_scorers() -> tuple[str, ...]:
+    """Return the names that ``token_scorer`` takes: ours, then registered ones."""
+    return (*SCORERS, *names("token_scorer", built_in=SCORERS))
+
+
+def find_objective(name: str) -> Objective:
+    """Return the objective of a name, built in or registered by another package.
+
+    Raises:
+        SepoError: an unknown name (with the nearest one and the list), or a registered one that cannot be used.
+    """
+    item = find("objective", name, built_in=_PRESETS)
+    if item is None:
+        if name in _PRESETS:
+            return _PRESETS[name]
+        available = available_objectives()
+        raise SepoError(
+            f"unknown objective '{name}'; available: {', '.join(available)}.{nearest(str(name), available)}"
+        )
+    objective = load(item, Objective)
+    for setting, declared in objective.settings.items():
+        shared = SELECTION.get(setting)
+        if setting in _RESERVED or (shared is None and setting.startswith(_TENSORS)):
+            raise SepoError(
+                f"{item} has a setting '{setting}', which is not free (reserved: {', '.join(_RESERVED)} and names that "
+                f"start with {', '.join(_TENSORS)}); rename it."
+            )
+        if shared is not None and type(declared) is not type(shared):
+            raise SepoError(
+                f"{item} declares '{setting}' as {declared!r}, expected a {type(shared).__name__}: it is the "
+                "selection's, and an objective can only give it another default."
+            )
+    return objective
+
+
+def find_scorer(name: str) -> TokenScorer:
+    """Return the token scorer of a name, built in or registered by another package.
+
+    Raises:
+        SepoError: an unknown name (with the nearest one and the list), or a registered one that cannot be used.
+    """
+    item = find("token_scorer", name, built_in=SCORERS)
+    if item is None:
+        if isinstance(name, str) and name in SCORERS:
+            return SCORERS[name]
+        available = available_scorers()
+        raise SepoError(
+            f"token_scorer is {name!r}, expected one of {', '.join(available)}.{nearest(str(name), available)}"
+        )
+    scorer = load(item, TokenScorer)
+    if scorer.from_logps is None and scorer.from_row is None:
+        raise SepoError(f"{item} has no function, expected from_logps (live) or from_row (stored): give it one.")
+    return replace(scorer, name=name)
 
 
 def resolve_method(objective: str, **hyperparameters: object) -> Method:
@@ -191,10 +230,9 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
     Besides its own hyperparameters (their defaults are design.md's and the papers') every objective takes parts of
     others:
 
-    - ``token_scorer`` (``oracle``, ``contrastive``, ``file``, ``random``, ``policy_ref``, ``confidence``, ``none``):
-      selects tokens by these scores, with ``chosen_ratio`` and ``rejected_ratio`` (default 0.3, or the objective's
-      own), ``rule``, ``unit`` (``token``, ``span`` with ``span_tokens``, ``step``) and ``scope`` (``response``,
-      ``pair``, ``dataset``);
+    - ``token_scorer`` (a name from ``available_scorers()``): selects tokens by these scores, with ``chosen_ratio`` and
+      ``rejected_ratio`` (default 0.3, or the objective's own), ``rule``, ``unit`` (``token``, ``span`` with
+      ``span_tokens``, ``step``) and ``scope`` (``response``, ``pair``, ``dataset``);
     - ``treg_alpha`` > 0 and ``treg_weighting``: adds T-REG's regularizer (``dpo_reg`` and ``simpo_reg`` have their own
       ``alpha`` and ``weighting`` for it);
     - ``pref_ftx`` > 0: adds the mean negative log-likelihood of all chosen tokens.
@@ -210,23 +248,19 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
         SepoError: an unknown objective or hyperparameter (with the nearest name and the list), a value out of its
             range, or parts that contradict each other.
     """
-    preset = _PRESETS.get(objective)
-    if preset is None:
-        raise SepoError(
-            f"unknown objective '{objective}'; available: {', '.join(_PRESETS)}.{nearest(str(objective), _PRESETS)}"
-        )
+    preset = find_objective(objective)
     extra = dict(hyperparameters)
-    scorer = _scorer(objective, extra.pop("token_scorer", preset.scorer.name))
+    scorer = find_scorer(extra.pop("token_scorer", preset.scorer))  # type: ignore[arg-type]  # refused there
 
     own = dict(preset.settings)
     shared = dict(_COMPOSITION)
     hints: dict[str, str] = {}
     if scorer is NO_SCORER:
-        for name in _SELECTION:
+        for name in SELECTION:
             own.pop(name, None)
             hints[name] = "nothing is selected without a token scorer: set token_scorer, or leave this out."
     else:
-        shared |= {name: setting for name, setting in _SELECTION.items() if name not in own}
+        shared |= {name: setting for name, setting in SELECTION.items() if name not in own}
     if "weighting" in own:  # T-REG under its own paper's letters
         for name, letter in (("treg_alpha", "alpha"), ("treg_weighting", "weighting")):
             del shared[name]
@@ -238,7 +272,11 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
             f"span_tokens of objective '{objective}' is {values['span_tokens']} and unit is '{values['unit']}', "
             "expected the unit 'span' beside it: set unit to span (select_unit in a recipe), or leave span_tokens out."
         )
-    method = preset.build(**{name: values[name] for name in own if name not in _SELECTION})
+    method = preset.build(**{name: values[name] for name in own if name not in SELECTION})
+    if not isinstance(method, Method):
+        raise SepoError(
+            f"build of objective '{objective}' returned {type(method).__name__}, expected a sepo.objectives.Method."
+        )
     added = _treg(float(values.get("treg_alpha", 0.0)), _weighting(values.get("treg_weighting")))
     added += _nll(float(values["pref_ftx"]), over="response")
     recorded = {name: value for name, value in values.items() if name in own or name in extra}
@@ -252,15 +290,6 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
         selector=None if scorer is NO_SCORER else _selector(values),
         settings=tuple(recorded.items()),
     )
-
-
-def _scorer(objective: str, name: object) -> TokenScorer:
-    if not isinstance(name, str) or name not in SCORERS:
-        raise SepoError(
-            f"token_scorer of objective '{objective}' is {name!r}, expected one of {', '.join(SCORERS)}."
-            f"{nearest(str(name), SCORERS)}"
-        )
-    return SCORERS[name]
 
 
 def _weighting(value: object) -> Weighting:

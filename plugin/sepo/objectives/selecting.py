@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sepo.errors import SepoError
 from sepo.objectives.inputs import given, present
 from sepo.objectives.method import Method, Selector
+from sepo.objectives.sides import zero_outside
 from sepo.tokens.scopes import Responses, select_pairs, select_units
-from sepo.tokens.scores import alignment_scores, uncertainty_scores
+from sepo.tokens.scoring import LiveTokens
 from sepo.tokens.selection import check_mask, require_counted_tokens, select_tokens
 
 
@@ -106,14 +108,8 @@ def _responses(
     chosen = side == "chosen"
     if method.needs_scores:
         scores = given(method, f"{side}_scores", stored, like=mask)
-    elif method.token_scorer.compares_with_reference:
-        scores = alignment_scores(
-            given(method, f"policy_{side}_logps", policy, like=mask),
-            given(method, f"ref_{side}_logps", reference, like=mask),
-            chosen=chosen,
-        )
     else:
-        scores = uncertainty_scores(given(method, f"policy_{side}_logps", policy, like=mask))
+        scores = _live_scores(method, side, mask=mask, policy=policy, reference=reference)
     return Responses(
         scores=scores,
         mask=mask,
@@ -123,6 +119,24 @@ def _responses(
         steps=present(method, f"{side}_steps", steps) if method.needs_steps else None,
         counts=present(method, f"{side}_counts", counts, shape="[B]") if method.needs_counts else None,
     )
+
+
+def _live_scores(method: Method, side: str, *, mask: Tensor, policy: Tensor | None, reference: Tensor | None) -> Tensor:
+    scorer = method.token_scorer
+    assert scorer.from_logps is not None
+    policy = given(method, f"policy_{side}_logps", policy, like=mask)
+    if scorer.compares_with_reference:
+        reference = zero_outside(mask, given(method, f"ref_{side}_logps", reference, like=mask).detach())
+    else:
+        reference = None
+    policy = zero_outside(mask, policy.detach())
+    scores = scorer.from_logps(LiveTokens(policy, reference, mask, chosen=side == "chosen"))
+    if not isinstance(scores, Tensor):
+        raise SepoError(
+            f"token scorer '{scorer.name}' returned {type(scores).__name__}, expected a tensor of shape "
+            f"{list(mask.shape)}: return one score for every token position."
+        )
+    return scores
 
 
 def _plain(selector: Selector, side: Responses) -> Tensor:

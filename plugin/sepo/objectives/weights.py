@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from sepo.objectives.sides import Side, present
 
 
+class PairWeight(ABC):
+    """A factor on each pair's preference loss."""
+
+    needs_log_sum_p2: ClassVar[bool] = False
+    """True where ``log_sum_p2`` of both sides is read."""
+
+    @abstractmethod
+    def weight(self, *, chosen: Side, rejected: Side) -> Tensor:
+        """[B] weight, at least 0, detached."""
+
+
 @dataclass(frozen=True)
-class PolicyLikelihood:
+class PolicyLikelihood(PairWeight):
     """w = min(1, exp(a_w + a_l)), detached; a = mean over the selected tokens of log pi - log sum_v pi(v)^2.
 
     Source: WPO (Zhou et al. 2024, arXiv 2406.11827), sampled alignment, as its authors' code clamps and averages it:
     a pair counts less the less likely the current policy is to have written it.
     """
+
+    needs_log_sum_p2: ClassVar[bool] = True
 
     def weight(self, *, chosen: Side, rejected: Side) -> Tensor:
         """[B] weight in (0, 1], detached."""

@@ -8,29 +8,31 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, typed
 from sepo.hosts.llamafactory.reference_keys import precomputed_reference, reference_notes
+from sepo.hosts.llamafactory.stages import (
+    objective_keys,
+    objective_of_key,
+    read_setting,
+    registered_parts,
+    with_stage_defaults,
+)
 from sepo.hosts.llamafactory.treg_keys import reward_notes, token_reward_source, treg_hyperparameters
-from sepo.objectives import Method, available_objectives, resolve_method
+from sepo.objectives import SCORERS, Method, available_objectives, resolve_method
+from sepo.objectives.presets import find_objective
+from sepo.plugins import names
 from sepo.tokens.scopes import SCOPES
 from sepo.tokens.selection import RULES
 from sepo.tokens.units import UNITS
 from sepo.training.settings import ModelSpec, OracleSpec, RunSettings
 
-STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
-"""Our stages and the objective that each has unless the recipe names another."""
-
-OBJECTIVES = available_objectives()
-"""What ``objective`` takes."""
-
 TOKEN_SCORERS = ("oracle", "policy_ref", "confidence", "file", "random", "none")
-
-HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
+"""What ``token_scorer`` takes, beside registered scorers."""
 
 Arguments = dict[str, Any] | list[str]
 
 
-# Recipe keys that set a hyperparameter: (key, hyperparameter, objectives that have it under this key).
-_HYPERPARAMETERS = (
-    ("pref_beta", "beta", OBJECTIVES),
+# Recipe keys that set a hyperparameter: (key, hyperparameter, objectives that have it under this key; None: all).
+_HYPERPARAMETERS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
+    ("pref_beta", "beta", None),
     ("simpo_gamma", "gamma", ("simpo", "simpo_reg")),
     ("sepo_gamma", "gamma", ("sepo",)),
     ("dpo_label_smoothing", "label_smoothing", ("dpo", "robust_dpo")),
@@ -173,11 +175,13 @@ def resolve(
     Raises:
         SepoError: an unknown key, a value outside its range, or keys that contradict each other.
     """
-    given = given_keys(args)
+    given = with_stage_defaults(given_keys(args))
     stage = str(given["stage"])
-    _check_names(given, known=(*host_keys, *OUR_KEYS), allow_extra_keys=allow_extra_keys, stage=stage)
+    taken = (*host_keys, *OUR_KEYS)
+    own_keys = objective_keys(str(given["objective"]), taken=taken)
+    _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
     arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
-    method, notes = _method(stage, arguments, given)
+    method, notes = _method(stage, arguments, given, own_keys=own_keys)
     for name in _REFERENCE_KEYS:
         if not method.needs_reference and _given(given.get(name)):
             raise SepoError(
@@ -207,7 +211,7 @@ def resolve(
     )
     # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if method.needs_reference and reference is None else "simpo"
-    dropped = (*OUR_KEYS, "stage", "pref_loss", "dpo_label_smoothing")
+    dropped = (*OUR_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in dropped}
         host |= {"stage": "dpo", "pref_loss": loss}  # type: ignore[operator]
@@ -219,10 +223,16 @@ def resolve(
 def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_keys: bool, stage: str) -> None:
     for name in given:
         if name not in known and not allow_extra_keys and name not in ("h", "help"):
+            owner = objective_of_key(name)
+            if owner not in (None, given["objective"]):
+                raise SepoError(
+                    f"{name} is set, but it belongs to objective {owner} and the objective is {given['objective']}; "
+                    f"write objective: {owner}, or remove {name}."
+                )
             raise SepoError(f"unknown key '{name}'.{nearest(name, known)}")
     loss = given.get("pref_loss")
     if loss not in (None, "sigmoid"):
-        named = f"write objective: {loss}" if loss in OBJECTIVES else "use stage: dpo"
+        named = f"write objective: {loss}" if loss in available_objectives() else "use stage: dpo"
         raise SepoError(
             f"pref_loss is {loss!r}, but in stage {stage} the objective decides; remove pref_loss (sigmoid is "
             f"accepted) and {named}."
@@ -232,15 +242,21 @@ def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_
             raise SepoError(f"{name} is set, but {reason}.")
 
 
-def _method(stage: str, arguments: SepoArguments, given: Mapping[str, Any]) -> tuple[Method, tuple[str, ...]]:
+def _method(
+    stage: str, arguments: SepoArguments, given: Mapping[str, Any], *, own_keys: Mapping[str, str]
+) -> tuple[Method, tuple[str, ...]]:
     """The resolved method, and what to say about keys that it has no use for."""
-    objective = arguments.objective or STAGES[stage]
-    if objective not in OBJECTIVES:
+    objective, known = str(arguments.objective), available_objectives()
+    if objective not in known:
         raise SepoError(
-            f"objective is {objective!r}; one of {', '.join(OBJECTIVES)} is expected.{nearest(objective, OBJECTIVES)}"
+            f"objective is {objective!r}; one of {', '.join(known)} is expected.{nearest(objective, known)}"
         )
-    if arguments.token_scorer not in (None, *TOKEN_SCORERS):
-        raise SepoError(f"token_scorer is {arguments.token_scorer!r}; one of {', '.join(TOKEN_SCORERS)} is expected.")
+    scorers = (*TOKEN_SCORERS, *names("token_scorer", built_in=SCORERS))
+    if arguments.token_scorer not in (None, *scorers):
+        raise SepoError(
+            f"token_scorer is {arguments.token_scorer!r}; one of {', '.join(scorers)} is expected."
+            f"{nearest(str(arguments.token_scorer), scorers)}"
+        )
     own = resolve_method(objective)
     scorer = arguments.token_scorer or own.scorer
     hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
@@ -248,15 +264,21 @@ def _method(stage: str, arguments: SepoArguments, given: Mapping[str, Any]) -> t
     for key, name, objectives in _HYPERPARAMETERS:
         if key not in given or given[key] is None:
             continue
-        if objective in objectives and name in own.hyperparameters:
+        if (objectives is None or objective in objectives) and name in own.hyperparameters:
             value = getattr(arguments, key) if key in OUR_KEYS else as_number(key, given[key], float)
             hyperparameters[name] = value
         elif key in OUR_KEYS:
             raise SepoError(f"{key} is set, but objective {objective} has no such term; remove {key}.")
         else:
             notes.append(f"{key} is set, but objective {objective} does not use it.")
+    settings = find_objective(objective).settings
+    for key, name in own_keys.items():
+        if given.get(key) is not None:
+            hyperparameters[name] = read_setting(key, settings[name], given[key])
     hyperparameters |= _selection(arguments, scorer)
     hyperparameters |= treg_hyperparameters(arguments, own, stage=stage)
+    parts = registered_parts(stage=stage, objective=objective, token_scorer=scorer)
+    notes += [f"another package's: {item}." for item in parts]
     return resolve_method(objective, **hyperparameters), tuple(notes)
 
 
@@ -278,14 +300,3 @@ def _selection(arguments: SepoArguments, scorer: str) -> dict[str, Any]:
     if arguments.select_span_tokens is not None:
         chosen["span_tokens"] = arguments.select_span_tokens
     return chosen
-
-
-def check_stage(stage: str | None) -> None:
-    """Refuse a stage that neither the host nor we have.
-
-    Raises:
-        SepoError: with the nearest known name.
-    """
-    known = (*HOST_STAGES, *STAGES)
-    if stage is not None and stage not in known:
-        raise SepoError(f"unknown stage '{stage}'.{nearest(stage, known)} Stages: {', '.join(known)}.")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.rows import SIDES, each_dataset, response_start
-from sepo.objectives import Method
+from sepo.objectives import Method, RowTokens, TokenScorer
 from sepo.tokens.scores import random_scores
 from sepo.tokens.threshold import Threshold, dataset_threshold
 from sepo.training.collator import COUNT_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
@@ -37,23 +37,29 @@ def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer:
         seed: the run's, for random scores.
 
     Returns:
-        The data sets with ``*_scores`` (``random``), ``*_steps`` (unit ``step``) and ``*_counts`` (scope ``dataset``:
-        by the training set's threshold, where there is a training set). The same objects where nothing is needed.
+        The data sets with ``*_scores`` (``random``, and scorers with ``from_row``), ``*_steps`` (unit ``step``) and
+        ``*_counts`` (scope ``dataset``: by the training set's threshold, where there is a training set). The same
+        objects where nothing is needed.
 
     Raises:
-        SepoError: the scores of ``token_scorer: file`` are missing.
+        SepoError: the scores of ``token_scorer: file`` are missing, or a registered scorer's do not fit the row.
     """
-    texts = TokenTexts(tokenizer) if method.needs_steps else None
+    scorer = method.token_scorer
+    texts = TokenTexts(tokenizer) if method.needs_steps or scorer.from_row else None
 
     def prepared(dataset: Dataset, name: str) -> Dataset:
         if method.scorer == "random":
             dataset = _mapped(dataset, lambda rows: _random_scores(rows, seed), f"random {seed}")
+        if scorer.from_row is not None and texts is not None:
+            dataset = _mapped(dataset, lambda rows: _row_scores(rows, scorer, texts), f"{scorer.name} scores")
         if method.scorer == "file" and not set(SCORE_COLUMNS) <= set(dataset.column_names):
             raise SepoError(
                 f"{name} was tokenized without its scores (found {', '.join(dataset.column_names)}), and token_scorer: "
                 "file needs them; tokenize it again with this recipe (another tokenized_path)."
             )
-        return dataset if texts is None else _mapped(dataset, lambda rows: _steps(rows, texts), "steps")
+        if texts is None or not method.needs_steps:
+            return dataset
+        return _mapped(dataset, lambda rows: _steps(rows, texts), "steps")
 
     result = each_dataset(datasets, prepared)
     return _with_counts(result, method) if method.needs_counts else result
@@ -82,6 +88,28 @@ def _random_scores(rows: Rows, seed: int) -> dict[str, list[Any]]:
         column: [random_scores(ids, start=start, seed=seed, side=side).numpy() for ids, start in _responses(rows, side)]
         for column, side in zip(SCORE_COLUMNS, SIDES, strict=True)
     }
+
+
+def _row_scores(rows: Rows, scorer: TokenScorer, texts: TokenTexts) -> dict[str, list[Any]]:
+    return {
+        column: [
+            _scored(scorer, RowTokens(tuple(ids[:start]), tuple(ids[start:]), tuple(texts.pieces(ids[start:])), chosen))
+            for ids, start in _responses(rows, side)
+        ]
+        for column, side, chosen in zip(SCORE_COLUMNS, SIDES, (True, False), strict=True)
+    }
+
+
+def _scored(scorer: TokenScorer, row: RowTokens) -> np.ndarray:
+    assert scorer.from_row is not None
+    scores = np.asarray(scorer.from_row(row), dtype=np.float32)
+    if scores.shape != (len(row.response_ids),) or not np.isfinite(scores).all():
+        raise SepoError(
+            f"token scorer '{scorer.name}' returned scores of shape {list(scores.shape)} for a "
+            f"{'chosen' if row.chosen else 'rejected'} response of {len(row.response_ids)} tokens "
+            f"({''.join(row.texts)[:40]!r}), expected one finite number per token."
+        )
+    return scores
 
 
 def _steps(rows: Rows, texts: TokenTexts) -> dict[str, list[Any]]:

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from sepo import __version__
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.enable import enabled, pth_file
+from sepo.plugins import GROUPS, registered
 
 _EXTRA = re.compile(r"extra\s*==\s*['\"]llamafactory['\"]")
 
@@ -128,6 +129,27 @@ def _activation() -> Iterator[Finding]:
         yield Finding(False, f"{path} is there, but a new interpreter does not register our stages ({last})")
 
 
+def _registered() -> Iterator[Finding]:
+    """What other packages register, each loaded and resolved with its defaults."""
+    from sepo.hosts.llamafactory.registration import host_keys
+    from sepo.hosts.llamafactory.stages import check_registered
+
+    items = [item for kind in GROUPS for item in registered(kind)]
+    if not items:
+        yield Finding(True, "nothing: every objective, token scorer and stage is sepo's own")
+    try:
+        known = host_keys()
+    except (ImportError, RuntimeError, OSError):  # said under "host"
+        known = ()
+    for item in items:
+        try:
+            check_registered(item, host_keys=known)
+        except SepoError as error:
+            yield Finding(False, str(error))
+        else:
+            yield Finding(True, str(item))
+
+
 def _section(title: str, findings: Iterator[Finding] | list[Finding]) -> bool:
     print(title)
     good = True
@@ -150,6 +172,7 @@ def doctor() -> int:
     good &= _section("devices", _devices())
     good &= _section("host", _host())
     good &= _section("activation", _activation())
+    good &= _section("registered by other packages", _registered())
     print("nothing is wrong" if good else "something is wrong: see WRONG above")
     return 0 if good else 1
 

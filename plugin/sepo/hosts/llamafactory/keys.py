@@ -15,13 +15,14 @@ class SepoArguments:
     """The keys that our stages add to a recipe; ``help`` is their documentation."""
 
     objective: str | None = field(
-        default=None, metadata={"help": "The objective: reward, penalty and link. Default: the stage's own."}
+        default=None,
+        metadata={"help": "The objective: reward, penalty and link. Default: the stage's own."},
     )
     token_scorer: str | None = field(
         default=None,
         metadata={
-            "help": "What selects tokens: oracle, policy_ref and confidence (live), file, random or none. Default: the "
-            "objective's own."
+            "help": "What selects tokens: oracle, policy_ref and confidence (live), file, random, none or a "
+            "registered one. Default: the objective's own."
         },
     )
     sepo_gamma: float | None = field(
@@ -138,7 +139,12 @@ def as_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
         raise SepoError(f"{name} is {value!r}; {what} is expected.") from None
 
 
-def _flag(name: str, value: Any) -> bool:
+def as_flag(name: str, value: Any) -> bool:
+    """Read true or false as YAML or a command line may give it.
+
+    Raises:
+        SepoError: it is neither.
+    """
     words = {"true": True, "false": False}
     if str(value).lower() not in words:
         raise SepoError(f"{name} is {value!r}; true or false is expected.")
@@ -160,7 +166,7 @@ def typed(given: Mapping[str, Any]) -> SepoArguments:
         elif name in _INTEGERS:
             values[name] = as_number(name, value, int)
         elif name in _FLAGS:
-            values[name] = _flag(name, value)
+            values[name] = as_flag(name, value)
         else:
             values[name] = ",".join(value) if isinstance(value, list) else str(value)
     arguments = SepoArguments(**values)

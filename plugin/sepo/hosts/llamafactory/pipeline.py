@@ -20,6 +20,7 @@ from sepo.errors import SepoError, nearest
 from sepo.hosts.llamafactory.arguments import resolve
 from sepo.hosts.llamafactory.keys import OUR_KEYS
 from sepo.hosts.llamafactory.launcher import require_host
+from sepo.hosts.llamafactory.stages import objective_keys, with_stage_defaults
 
 SECTIONS = ("base", "oracle", "policy")
 _PIPELINE_KEYS = ("oracle_sample_ratio", "base_dataset", "base_dataset_dir")
@@ -93,7 +94,8 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
     output = str(shared.pop("output_dir"))
     policy = {**shared, "stage": "sepo", "do_train": True, **(sections["policy"] or {})}
     policy["output_dir"] = f"{output}/policy"
-    training = {name: value for name, value in shared.items() if name not in (*OUR_KEYS, *_EVALUATION)}
+    ours = (*OUR_KEYS, *objective_keys(str(with_stage_defaults(policy)["objective"])))
+    training = {name: value for name, value in shared.items() if name not in (*ours, *_EVALUATION)}
     base = _base_recipe(recipe, training, sections["base"], output)
     oracle = _oracle_recipe(base, training, sections["oracle"] or {}, output)
     policy = {**_oracle_keys(base, oracle), **policy}

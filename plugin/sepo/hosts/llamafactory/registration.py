@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.arguments import STAGES, Arguments, check_stage, given_keys, resolve, stage_of
+from sepo.hosts.llamafactory.arguments import Arguments, given_keys, resolve, stage_of
+from sepo.hosts.llamafactory.stages import check_stage, is_ours
 from sepo.training.settings import RunSettings
 
 RAY_WORKER = "SEPO_RAY_WORKER"
@@ -51,7 +52,7 @@ def check_recipe(args: Arguments) -> tuple[Arguments, RunSettings | None]:
         SepoError: the recipe is wrong, or names data or models that are not there.
     """
     stage = stage_of(args)
-    if stage not in STAGES:
+    if not is_ours(stage):
         check_stage(stage)
         return args, None
     from sepo.hosts.llamafactory.checks import check_datasets, check_models

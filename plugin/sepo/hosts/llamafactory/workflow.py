@@ -108,7 +108,7 @@ def _reference(
     or log-probabilities that every row carries."""
     if not settings.method.needs_reference or settings.precomputed_reference is not None:
         return None, None
-    live = settings.method.token_scorer.compares_with_reference
+    live = settings.method.scorer == "policy_ref"
     if finetuning_args.ref_model is None and not training_args.do_train:
         logger.warning("no ref_model is set, so the evaluated model is its own reference: every reward is zero.")
         return model, None

@@ -1,0 +1,223 @@
+"""Objectives and token scorers of other packages: the promises of the built-in ones, and what is refused."""
+
+import math
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from packages import on_path, write_example, write_package
+from sepo.errors import SepoError
+from sepo.objectives import (
+    Flag,
+    Number,
+    Objective,
+    TokenScorer,
+    available_objectives,
+    available_scorers,
+    compute_preference_loss,
+    resolve_method,
+)
+from sepo.objectives.presets import BUILT_IN
+
+SCORERS = """
+from sepo.objectives import TokenScorer
+
+def mean_gap(tokens):  # the mean is over counted tokens, as the zeros outside the mask allow
+    mean = tokens.policy_logps.sum(-1, keepdim=True) / tokens.mask.sum(-1, keepdim=True)
+    return (mean - tokens.policy_logps).abs()
+
+def gap(tokens):
+    return tokens.ref_logps - tokens.policy_logps
+
+def listed(tokens):
+    return tokens.policy_logps.tolist()
+
+live = TokenScorer("x", from_logps=mean_gap, rejected_largest=True)
+with_reference = TokenScorer("x", from_logps=gap, compares_with_reference=True)
+as_list = TokenScorer("x", from_logps=listed)
+empty = TokenScorer("x")
+"""
+SELECTORS = {name: f"own_scorers:{name}" for name in ("live", "with_reference", "as_list", "empty")}
+CASES = {
+    "plain": {},
+    "mean": {"mean": True, "focus": 1.0},
+    "oracle": {"token_scorer": "oracle"},
+    "live": {"token_scorer": "live"},
+    "with_reference": {"token_scorer": "with_reference", "chosen_ratio": 0.5},
+    "with T-REG": {"treg_alpha": 0.5, "token_scorer": "oracle"},
+    "with pref_ftx": {"pref_ftx": 0.5},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed(tmp_path_factory):
+    folder = write_example(tmp_path_factory.mktemp("site"))
+    write_package(folder, "own-scorers", {"selectors": SELECTORS}, SCORERS)
+    with on_path(folder):
+        yield folder
+
+
+def batch(seed=0, pairs=3, widths=(7, 5)):
+    draw = torch.Generator().manual_seed(seed)
+    made = {}
+    for side, width in zip(("chosen", "rejected"), widths, strict=True):
+        made[f"{side}_mask"] = torch.rand(pairs, width, generator=draw) < 0.7
+        made[f"{side}_mask"][:, seed % width] = True
+        for name in ("policy_{}_logps", "ref_{}_logps", "{}_scores"):
+            made[name.format(side)] = -3 * torch.rand(pairs, width, generator=draw, dtype=torch.float64)
+        made[f"{side}_token_rewards"] = torch.rand(pairs, width, generator=draw, dtype=torch.float64) - 0.5
+    return made
+
+
+def computed(case, tensors):
+    leaves = {f"policy_{side}_logps": tensors[f"policy_{side}_logps"].clone().requires_grad_() for side in SIDES}
+    out = compute_preference_loss("focal_dpo", **tensors | leaves, **CASES[case])
+    return out, torch.autograd.grad(out.losses.sum(), list(leaves.values()))
+
+
+SIDES = ("chosen", "rejected")
+
+
+def test_the_loss_is_what_the_module_says():
+    tensors = batch()
+    out = compute_preference_loss("focal_dpo", focus=3, beta=0.4, **tensors)
+    margin = out.chosen_rewards - out.rejected_rewards
+    torch.testing.assert_close(out.losses, -torch.sigmoid(margin).log() * (1 - torch.sigmoid(margin)) ** 3)
+    plain = compute_preference_loss("dpo", beta=0.4, **tensors)
+    torch.testing.assert_close(compute_preference_loss("focal_dpo", focus=0, beta=0.4, **tensors).losses, plain.losses)
+
+
+def test_names_are_listed_behind_ours():
+    assert available_objectives() == (*BUILT_IN, "focal_dpo")
+    assert available_scorers()[-4:] == ("as_list", "empty", "live", "with_reference")
+    method = resolve_method("focal_dpo", token_scorer="live")
+    assert (method.name, method.scorer) == ("focal_dpo", "live")
+    assert dict(method.hyperparameters)["focus"] == 2.0
+    assert pickle.loads(pickle.dumps(method)) == method
+    assert len({method, resolve_method("focal_dpo", token_scorer="live")}) == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("junk", [math.nan, math.inf, 0.0, 1e30])
+def test_an_extra_masked_token_changes_nothing(case, junk):
+    tensors = batch(seed=len(case))
+    out, gradients = computed(case, tensors)
+    padded = {}
+    for name, tensor in tensors.items():
+        if name.endswith("_mask"):
+            padded[name] = torch.nn.functional.pad(tensor, (2, 1))
+        else:
+            outside = ~tensors["chosen_mask" if "chosen" in name else "rejected_mask"]
+            padded[name] = torch.nn.functional.pad(tensor.masked_fill(outside, junk), (2, 1), value=junk)
+    again, more = computed(case, padded)
+    torch.testing.assert_close(again.losses, out.losses)
+    for side in SIDES:
+        before, after = getattr(out, f"{side}_selection"), getattr(again, f"{side}_selection")
+        assert torch.equal(after, torch.nn.functional.pad(before, (2, 1)))
+    for before, after in zip(gradients, more, strict=True):
+        torch.testing.assert_close(after, torch.nn.functional.pad(before, (2, 1)))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "with pref_ftx"])
+def test_no_gradient_at_unselected_tokens(case):
+    out, gradients = computed(case, batch(seed=3))
+    for side, gradient in zip(SIDES, gradients, strict=True):
+        selection = getattr(out, f"{side}_selection")
+        assert (gradient[~selection] == 0).all()
+        assert gradient[selection].isfinite().all()
+        assert (gradient[selection] != 0).all()
+
+
+def test_a_live_scorer_decides_which_end_of_a_rejected_answer_is_wanted():
+    tensors = batch(seed=1)
+    out = compute_preference_loss("focal_dpo", token_scorer="with_reference", rejected_ratio=0.2, **tensors)
+    for row, mask in enumerate(tensors["rejected_mask"]):  # rejected_largest is False: the lowest score
+        gap = tensors["ref_rejected_logps"][row] - tensors["policy_rejected_logps"][row]
+        assert out.rejected_selection[row].nonzero()[0, 0] == gap.masked_fill(~mask, math.inf).argmin()
+
+
+def test_slope_is_the_derivative_of_the_loss():
+    link = resolve_method("focal_dpo", focus=1.5).link
+    h = torch.tensor([-3.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(link.loss(h).sum(), h)
+    torch.testing.assert_close(link.slope(h), gradient.abs())
+
+
+def refused(call, *words):
+    with pytest.raises(SepoError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_mistakes_of_a_caller():
+    refused(lambda: resolve_method("focal_dop"), "unknown objective 'focal_dop'", "Did you mean 'focal_dpo'")
+    refused(lambda: resolve_method("focal_dpo", focsu=1), "no hyperparameter 'focsu'", "Did you mean 'focus'")
+    refused(lambda: resolve_method("focal_dpo", focus=-1), "focus of objective 'focal_dpo' is -1", "[0, inf)")
+    refused(lambda: resolve_method("focal_dpo", mean=1), "mean of objective 'focal_dpo' is 1", "true or false")
+    refused(lambda: resolve_method("dpo", token_scorer="alive"), "token_scorer is 'alive'", "Did you mean 'live'")
+    refused(lambda: resolve_method("dpo", token_scorer=3), "token_scorer is 3")
+    tensors = batch()
+    refused(lambda: compute_preference_loss("dpo", token_scorer="as_list", **tensors), "'as_list' returned list")
+    refused(lambda: resolve_method("dpo", token_scorer="empty"), "own-scorers 0.1", "no function", "from_logps")
+    refused(lambda: resolve_method("dpo", token_scorer="live", scope="dataset"), "live token scorer 'live'")
+
+
+BROKEN = """
+from sepo.objectives import Choice, Flag, Number, Objective, resolve_method
+
+def build(**settings):
+    return resolve_method("dpo")
+
+reserved = Objective(build, {"weighting": Flag(True)})
+tensor = Objective(build, {"chosen_tau": Number(1, low=0)})
+selection = Objective(build, {"chosen_ratio": Flag(True)})
+nothing = Objective(lambda: None)
+text = "dpo"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "words"),
+    [
+        ("absent", "no_such_module:x", ["absent", "broken 0.1", "ModuleNotFoundError", "no_such_module", "repair"]),
+        ("misnamed", "broken:objectve", ["misnamed", "broken 0.1", "AttributeError", "objectve"]),
+        ("text", "broken:text", ["broken 0.1", "is of type str", "sepo.objectives.Objective"]),
+        ("reserved", "broken:reserved", ["setting 'weighting'", "not free", "rename"]),
+        ("tensor", "broken:tensor", ["setting 'chosen_tau'", "not free"]),
+        ("selection", "broken:selection", ["declares 'chosen_ratio'", "expected a Number"]),
+        ("nothing", "broken:nothing", ["build of objective 'nothing' returned NoneType", "Method"]),
+        ("my-loss", "broken:nothing", ["objective 'my-loss'", "letters, digits and underscores"]),
+        ("simpo", "broken:nothing", ["objective 'simpo' is built in", "broken 0.1", "uninstall"]),
+        ("focal_dpo", "broken:nothing", ["'focal_dpo'", "broken 0.1 (broken:nothing)", "own-loss 0.1 (own_loss:focal"]),
+    ],
+)
+def test_a_package_that_cannot_be_used_is_named_where_its_name_is_used_and_only_there(tmp_path, name, target, words):
+    with on_path(write_package(tmp_path, "broken", {"objectives": {name: target}}, BROKEN)):
+        refused(lambda: resolve_method(name), *words)
+        assert resolve_method("dpo").name == "dpo"
+
+
+def test_declarations_are_checked_when_they_are_made():
+    def build(*, tau):
+        raise AssertionError
+
+    refused(lambda: Objective(build, {"tua": Number(1.0, low=0)}), "does not fit the settings tua", "tau")
+    refused(lambda: Objective(build, {"tau": Number(0.0, low=0)}), "default of setting 'tau' is 0.0", "(0, inf)")
+    refused(lambda: Objective(build, {"tau": 0.5}), "setting 'tau' is 0.5", "Number, Whole, Flag or Choice")
+    refused(lambda: Objective(build, {"a b": Flag(True)}), "setting 'a b'", "a Python name")
+    refused(lambda: TokenScorer("x", from_logps=build, from_row=build), "both live", "stored")
+    refused(lambda: TokenScorer("x", from_row=build, compares_with_reference=True), "without from_logps")
+
+
+def test_finding_names_imports_no_torch_and_no_package(installed):
+    code = (
+        "import sys\nfrom sepo.plugins import names\n"
+        "assert names('objective', built_in=()) == ('focal_dpo',)\n"
+        "assert not {'torch', 'own_loss', 'own_scorers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(installed)!r})\n{code}"], check=True)
