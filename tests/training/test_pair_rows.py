@@ -58,7 +58,7 @@ def test_max_tokens_cuts_the_responses_end(words):
     assert [cut[f"{side}_ids"] for side in ("chosen", "rejected")] == [
         whole[f"{side}_ids"][:3] for side in ("chosen", "rejected")
     ]
-    with pytest.raises(SepoError, match="prompt of row 0 has .* max_tokens is 4, so no response fits"):
+    with pytest.raises(SepoError, match=r"prompt of row 0 has .* max_tokens is 4, so no response fits"):
         encode_pairs(PAIRS[:1], words, max_tokens=4)
 
 
@@ -167,14 +167,14 @@ def test_steps_follow_the_sentences(words):
     assert set(rows[0]["rejected_steps"]) == {0, 1}
     method = resolve_method("simpo", token_scorer="confidence", unit="step")
     assert PairCollator(method)(rows)["steps"].max() == 1
-    with pytest.raises(SepoError, match="unit 'step' reads .*add_steps makes them"):
+    with pytest.raises(SepoError, match=r"unit 'step' reads .*add_steps makes them"):
         PairCollator(method)(encode_pairs(PAIRS[:1], words))
 
 
 def test_a_dataset_scope_asks_for_its_counts(world, words):
     rows = score_rows(encode_pairs(PAIRS[:1], words), oracle=load(world, "oracle"), base=load(world, "base"))
     method = resolve_method("sepo", scope="dataset")
-    with pytest.raises(SepoError, match="scope 'dataset' reads .* no chosen_counts, rejected_counts"):
+    with pytest.raises(SepoError, match=r"scope 'dataset' reads .* no chosen_counts, rejected_counts"):
         PairCollator(method)(rows)
     batch = PairCollator(method)([{**rows[0], "chosen_counts": 2, "rejected_counts": 1}])
     assert batch["selection"].sum(-1).tolist() == [2, 1]

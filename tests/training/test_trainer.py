@@ -233,7 +233,7 @@ def test_references_that_cannot_be_are_refused(world, tmp_path, monkeypatch):
     with pytest.raises(SepoError, match="ref_model is the policy itself"):
         PreferenceTrainer(method=method, ref_model=model, **settings)
     monkeypatch.setattr("sepo.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(SepoError, match="has none under ZeRO-3.*a method without a reference"):
+    with pytest.raises(SepoError, match=r"has none under ZeRO-3.*a method without a reference"):
         PreferenceTrainer(method=method, **settings)
     assert PreferenceTrainer(method=resolve_method("sepo"), **settings).starting_policy is None
 
@@ -242,10 +242,10 @@ def test_arguments_without_effect_are_refused(world, tmp_path, monkeypatch):
     settings = {"model": load(world), "method": resolve_method("sepo"), "train_dataset": ROWS}
     with pytest.raises(SepoError, match="compute_loss_func"):
         PreferenceTrainer(args=arguments(tmp_path), compute_loss_func=len, **settings)
-    with pytest.raises(SepoError, match="label_smoothing_factor is 0.1"):
+    with pytest.raises(SepoError, match=r"label_smoothing_factor is 0.1"):
         PreferenceTrainer(args=arguments(tmp_path, label_smoothing_factor=0.1), **settings)
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
-    with pytest.raises(SepoError, match="2 GPUs in one process.*torchrun"):
+    with pytest.raises(SepoError, match=r"2 GPUs in one process.*torchrun"):
         PreferenceTrainer(args=arguments(tmp_path), **settings)
 
 
