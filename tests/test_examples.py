@@ -1,6 +1,7 @@
 """Every recipe in yaml_examples/ is resolved as a run resolves it; those of our stages are trained, scaled down."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,39 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
                 resolve(step, host_keys=known)
             else:
                 assert set(step) <= set(known)
+
+
+def paper_rows():
+    """The README's table of papers: the recipes that each row names, and the keys that it changes."""
+    text = (ROOT / "README.md").read_text().partition("### From a paper to a recipe")[2].partition("\n### ")[0]
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| paper"):
+            paper, experiment, recipes, changes = (cell.strip() for cell in line.strip("|").split("|"))
+            names = re.findall(r"\]\((yaml_examples/[^)]+)\)", recipes)
+            changed = re.findall(r"`([^`]+)`", changes)
+            yield f"{paper}: {experiment}", names, [yaml.safe_load(change) for change in changed]
+
+
+def test_every_recipe_is_in_a_table_and_the_papers_table_names_no_other():
+    recipes = {str(path.relative_to(ROOT)) for path in EXAMPLES}
+    linked = set(re.findall(r"\]\((yaml_examples/[^)]+)\)", (ROOT / "README.md").read_text()))
+    folders = {name for name in linked if not name.endswith(".yaml")}
+    assert {name for name in recipes if not name.startswith(tuple(folders))} <= linked
+    assert {name for _, names, _ in paper_rows() for name in names} <= recipes
+
+
+@pytest.mark.parametrize(("names", "changes"), [row[1:] for row in paper_rows()], ids=[row[0] for row in paper_rows()])
+def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
+    from sepo.hosts.llamafactory.arguments import resolve
+    from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
+    from sepo.hosts.llamafactory.registration import host_keys
+
+    assert names or not changes
+    changed = {key: value for change in changes for key, value in change.items()}
+    for name in names if changed else []:
+        recipe = {**load(ROOT / name), **changed}
+        pipeline = bool(set(SECTIONS) & set(recipe))
+        resolve(plan_steps(recipe)[-1].recipe if pipeline else recipe, host_keys=host_keys())
 
 
 def test_the_demo_recipe_is_a_pipeline():

@@ -1,0 +1,229 @@
+"""A ``transformers.Trainer`` whose step is ours, for those who train without LLaMA-Factory or Axolotl."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from sepo.errors import SepoError
+from sepo.objectives import Method
+from sepo.training.reference import StartingPolicy
+from sepo.training.rows import PairCollator, check_row
+from sepo.training.step import StepOutput, preference_step
+
+logger = logging.getLogger(__name__)
+
+_WITHOUT_EFFECT = {"model_init": "pass model", "compute_loss_func": "the method is the loss; leave it out"}
+
+
+class PreferenceTrainer(Trainer):
+    """Train a policy on preference pairs with any method.
+
+    The loss of an optimizer step is the mean over its pairs, however these are split into device batches. Metrics (see
+    ``preference_step``) are means over the pairs since the last logging step; in evaluations they have the prefix that
+    ``eval_loss`` has, are returned by ``evaluate`` and can be ``metric_for_best_model``.
+
+    Args:
+        model: the policy: full weights or PEFT, on one device or under DDP.
+        method: the resolved method, from ``sepo.objectives.resolve_method``.
+        args: transformers' arguments; ``remove_unused_columns`` is switched off in a copy of them.
+        ref_model: the reference where the method has one. None: the policy as it is now; costs one copy of its
+            trainable weights, which for PEFT are the adapter's.
+        train_dataset: rows with ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` (``encode_pairs``) and what the
+            method needs beside them (``score_rows``, ``reward_rows``, ``add_steps``): a list or a data set.
+        eval_dataset: the same for evaluations; or a dict of them.
+        data_collator: another than ``PairCollator``.
+        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        **kwargs: what ``transformers.Trainer`` takes besides.
+
+    Raises:
+        SepoError: rows without what the method needs, a reference that is the policy itself, a method with a reference
+            under ZeRO-3 or FSDP, DataParallel, arguments that would have no effect.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        method: Method,
+        args: TrainingArguments,
+        ref_model: nn.Module | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        data_collator: Any = None,
+        chunk_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, advice in _WITHOUT_EFFECT.items():
+            if kwargs.get(name) is not None:
+                raise SepoError(f"PreferenceTrainer got {name}, which it cannot use: {advice}.")
+        if args.label_smoothing_factor:
+            raise SepoError(
+                f"label_smoothing_factor is {args.label_smoothing_factor}, which smooths token labels, expected 0: "
+                "resolve_method('dpo', label_smoothing=...) smooths preferences."
+            )
+        if data_collator is None:
+            for dataset in (train_dataset, eval_dataset):
+                _check_datasets(dataset, method)
+            data_collator = PairCollator(method)
+        args = copy.copy(args)
+        args.remove_unused_columns = False  # the method's columns are no arguments of the model's forward
+        self.method, self.chunk_tokens = method, chunk_tokens
+        self._training, self._evaluation = _Means(), _Means()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        if self.args.n_gpu > 1:
+            raise SepoError(
+                f"{self.args.n_gpu} GPUs in one process would train with DataParallel, which cannot exchange the head: "
+                "start with `torchrun --nproc_per_node N` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
+            )
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's pairs, not by its device batches
+        self._set_reference(ref_model)
+
+    def _set_reference(self, ref_model: nn.Module | None) -> None:
+        self.ref_model: Any = None
+        self.starting_policy: StartingPolicy | None = None
+        if not self.method.needs_reference:
+            if ref_model is not None:
+                logger.info("%s has no reference: ref_model is not used.", self.method.name)
+            return
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            engine = "FSDP" if self.is_fsdp_enabled else "ZeRO-3"
+            raise SepoError(
+                f"{self.method.name} compares the policy with a reference, and PreferenceTrainer has none under "
+                f"{engine}, which shards it: train with a stage of LLaMA-Factory, under DDP, or take a method without "
+                "a reference (sepo, simpo, simpo_reg)."
+            )
+        if ref_model is self.model:
+            raise SepoError(
+                "ref_model is the policy itself, so every reward would be zero: leave it out for a copy of the policy "
+                "as it starts, or pass another model."
+            )
+        if ref_model is None:
+            self.starting_policy = StartingPolicy(self.model)
+            return
+        if not hasattr(ref_model, "hf_device_map"):
+            ref_model.to(self.args.device)
+        self.ref_model = ref_model.eval().requires_grad_(False)
+
+    @contextlib.contextmanager
+    def _reference(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The reference, in the precision of the policy's own pass."""
+        if self.starting_policy is not None:
+            with self.starting_policy.active():
+                yield model
+        else:
+            with self.accelerator.autocast():
+                yield self.ref_model
+
+    def _step(self, model: nn.Module, batch: Mapping[str, Any]) -> StepOutput:
+        return preference_step(
+            model,
+            batch,
+            method=self.method,
+            reference=lambda: self._reference(model),
+            chunk_tokens=self.chunk_tokens,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Take an optimizer step's device batches, and count its pairs on all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        pairs = torch.tensor(sum(_pairs(batch) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(pairs, "sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Loss of one device batch: its share of the mean over ``num_items_in_batch`` pairs; its own mean without."""
+        output = self._step(model, inputs)
+        pairs = _pairs(inputs)
+        self._training.add(output.metrics, pairs)
+        loss = output.loss
+        if num_items_in_batch is not None:
+            # DDP takes the mean over the ranks, the pairs are those of all.
+            loss = loss * (pairs * self.accelerator.num_processes / num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, None, None]:
+        """Evaluate one batch; no step computes logits, so there are no predictions."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = self._step(model, inputs)
+        loss = output.loss.detach()
+        self._evaluation.add({"loss": loss.item(), **output.metrics}, _pairs(inputs))
+        return loss, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate; the loss, too, is the mean over pairs, a smaller last batch included."""
+        self._evaluation = _Means()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._evaluation.reduced(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log what transformers logs, and at training's logging steps our metrics."""
+        if "loss" in logs:
+            logs |= self._training.reduced(self.accelerator)
+        if "loss" in logs or "train_runtime" in logs:
+            self._training = _Means()
+        super().log(logs, *args, **kwargs)
+
+
+class _Means:
+    """Means of metrics over pairs."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._pairs = 0
+
+    def add(self, metrics: Mapping[str, float], pairs: int) -> None:
+        for name, value in metrics.items():
+            self._sums[name] += value * pairs
+        self._pairs += pairs
+
+    def reduced(self, accelerator: Any) -> dict[str, float]:
+        """The means over the pairs of all ranks; every rank has the same names."""
+        if not self._pairs:
+            return {}
+        totals = torch.tensor([*self._sums.values(), self._pairs], dtype=torch.float32, device=accelerator.device)
+        *sums, pairs = accelerator.reduce(totals, "sum").tolist()
+        return {name: total / pairs for name, total in zip(self._sums, sums, strict=True)}
+
+
+def _pairs(batch: Mapping[str, Any]) -> int:
+    return len(batch["labels"]) // 2
+
+
+def _check_datasets(dataset: Any, method: Method) -> None:
+    """Look at the first row of each data set that has rows to look at; the collator looks at all."""
+    if isinstance(dataset, dict):
+        for part in dataset.values():
+            _check_datasets(part, method)
+    elif dataset is not None and hasattr(dataset, "__len__"):
+        if not len(dataset):
+            raise SepoError("a data set has no rows, expected at least one pair.")
+        check_row(dataset[0], method)

@@ -1,0 +1,274 @@
+"""PreferenceTrainer: its losses are the step's, however pairs are split; its metrics, reference and refusals."""
+
+import contextlib
+import copy
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from test_step import make_pairs
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainingArguments
+
+from sepo.errors import SepoError
+from sepo.objectives import resolve_method
+from sepo.training import PairCollator, PreferenceTrainer, preference_step
+from sepo.training.trainer import _Means
+
+STAGES = ("sepo", "selective_dpo", "dpo_reg", "minor_dpo")
+
+
+def rows_of(count, seed=0):
+    rows = []
+    for index, pair in enumerate(make_pairs(count, seed)):
+        row = {"prompt_ids": [5, 6, 7][: 1 + index % 3]}
+        for side in ("chosen", "rejected"):
+            row[f"{side}_ids"] = [label for label in pair[f"{side}_labels"] if label != -100]
+            row[f"{side}_scores"] = pair[f"{side}_scores"]
+            row[f"{side}_token_rewards"] = [math.tanh(score) / 2 for score in pair[f"{side}_scores"]]
+        rows.append(row)
+    return rows
+
+
+ROWS = rows_of(4)
+
+
+def load(world, name="policy"):
+    return LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64)
+
+
+def arguments(folder, **overrides):
+    values = {
+        "output_dir": str(folder), "max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3,
+        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.0,
+        "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return TrainingArguments(**{**values, **overrides})
+
+
+def trained(world, folder, objective, rows=ROWS, **overrides):
+    model = load(world)
+    trainer = PreferenceTrainer(
+        model=model, method=resolve_method(objective), args=arguments(folder, **overrides), train_dataset=rows
+    )
+    trainer.train()
+    return trainer
+
+
+def by_hand(model, reference, objective, rows=ROWS):
+    method = resolve_method(objective)
+    return preference_step(
+        model, PairCollator(method)(rows), method=method, reference=lambda: contextlib.nullcontext(reference)
+    )
+
+
+def weights(trainer):
+    return {name: value.detach() for name, value in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("objective", STAGES)
+def test_losses_metrics_and_weights_are_the_steps_own(world, tmp_path, objective):
+    trainer = trained(world, tmp_path, objective, max_steps=2, num_train_epochs=2)
+    model, reference = load(world), load(world)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 2
+    for entry in logged:
+        output = by_hand(model, reference, objective)
+        assert entry["loss"] == pytest.approx(output.loss.item(), rel=1e-6)
+        assert {name: entry[name] for name in output.metrics} == pytest.approx(output.metrics, rel=1e-4, abs=1e-6)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(trainer), dict(model.named_parameters()), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["sepo", "minor_dpo"])
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2), (3, 2)])
+def test_accumulated_batches_equal_one_batch(world, tmp_path, objective, batch, accumulation):
+    """3 x 2 holds a device batch of three pairs and one of one: the mean is over pairs, not over batches."""
+    split = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 2}
+    whole = trained(world, tmp_path, objective, max_steps=2)
+    parts = trained(world, tmp_path, objective, **split)
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-9)
+    ours, theirs = ([e for e in t.state.log_history if "loss" in e] for t in (parts, whole))
+    for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen"):
+        assert [e[name] for e in ours] == pytest.approx([e[name] for e in theirs], rel=1e-5), name
+
+
+def test_evaluation_is_the_mean_over_pairs(world, tmp_path):
+    """Four pairs in batches of three and one; a data set per name; the metrics are returned and logged."""
+    trainer = PreferenceTrainer(
+        model=load(world),
+        method=resolve_method("minor_dpo"),
+        args=arguments(tmp_path),
+        ref_model=load(world, "base"),
+        eval_dataset={"near": ROWS, "far": Dataset.from_list(rows_of(2, seed=1))},
+    )
+    metrics = trainer.evaluate()
+    for name, rows in (("near", ROWS), ("far", rows_of(2, seed=1))):
+        expected = by_hand(load(world), load(world, "base"), "minor_dpo", rows)
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(expected.loss.item(), rel=1e-6)
+        for metric in ("rewards/margins", "rewards/accuracies", "objective/rejected_clamped", "logps/rejected"):
+            assert metrics[f"eval_{name}_{metric}"] == pytest.approx(expected.metrics[metric], rel=1e-5), metric
+    logged = {key for entry in trainer.state.log_history for key in entry}
+    assert {"eval_near_rewards/margins", "eval_far_kl/chosen"} <= logged
+
+
+def test_evaluation_while_training_leaves_training_metrics_alone(world, tmp_path):
+    trainer = PreferenceTrainer(
+        model=load(world),
+        method=resolve_method("sepo"),
+        args=arguments(tmp_path, eval_strategy="steps", eval_steps=1, max_steps=2, remove_unused_columns=True),
+        train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=ROWS[:1],
+    )
+    trainer.train()
+    history = trainer.state.log_history
+    training = [entry for entry in history if "loss" in entry]
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    assert len(training) == len(evaluations) == 2
+    assert all("eval_rewards/margins" not in entry and "rewards/margins" in entry for entry in training)
+    assert training[0]["rewards/margins"] == pytest.approx(
+        by_hand(load(world), None, "sepo").metrics["rewards/margins"], rel=1e-5
+    )
+    assert all("rewards/margins" not in entry and "eval_rewards/margins" in entry for entry in evaluations)
+
+
+def test_the_reference_stays_the_policy_as_it_was(world, tmp_path):
+    """Full weights and an adapter that SFT had trained: after a step the rewards are against the start."""
+    full = load(world)
+    torch.manual_seed(0)
+    adapted = get_peft_model(load(world), LoraConfig(r=2, target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    for model in (full, adapted):
+        start = copy.deepcopy(model)
+        trainer = PreferenceTrainer(
+            model=model, method=resolve_method("dpo"), args=arguments(tmp_path), train_dataset=ROWS, eval_dataset=ROWS
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["rewards/margins"] == 0.0
+        expected = by_hand(model.eval(), start.eval(), "dpo").metrics["rewards/margins"]
+        assert expected != 0.0
+        assert trainer.evaluate()["eval_rewards/margins"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_reference_runs_in_the_policys_precision(world, tmp_path):
+    """bfloat16 autocast: another model with the same weights, and the policy's start, give rewards of exactly zero
+    at the first step and the same ones after it."""
+    seen = []
+    for reference in (None, LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float32)):
+        trainer = PreferenceTrainer(
+            model=LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float32),
+            method=resolve_method("minor_dpo"),
+            args=arguments(tmp_path, bf16=True, max_steps=2),
+            ref_model=reference,
+            train_dataset=ROWS,
+        )
+        trainer.train()
+        seen.append([entry["rewards/chosen"] for entry in trainer.state.log_history if "loss" in entry])
+    assert seen[0][0] == 0.0
+    assert seen[0][1] != 0.0
+    assert seen[0] == seen[1]
+
+
+def test_save_load_and_resume(world, tmp_path):
+    """A saved policy is an ordinary checkpoint; a resumed run ends where an uninterrupted one does."""
+    whole = trained(world, tmp_path / "whole", "minor_dpo", max_steps=2)
+    trained(world, tmp_path / "parts", "minor_dpo", save_strategy="steps", save_steps=1)
+    resumed = PreferenceTrainer(
+        model=load(world),
+        method=resolve_method("minor_dpo"),
+        args=arguments(tmp_path / "parts", max_steps=2),
+        train_dataset=ROWS,
+    )
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=1e-9, atol=1e-9)
+    resumed.save_model(tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float64)
+    torch.testing.assert_close(dict(loaded.named_parameters()), weights(resumed), rtol=0, atol=0)
+
+
+def without(*names):
+    return [{name: value for name, value in row.items() if name not in names} for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "message"),
+    [
+        (
+            "sepo",
+            without("rejected_scores"),
+            "sepo with the scorer 'oracle' selects by .* no rejected_scores.*score_rows",
+        ),
+        (
+            "dpo_reg",
+            without("chosen_token_rewards", "chosen_scores"),
+            "regularizes with .* no chosen_token_rewards.*reward_rows",
+        ),
+        ("minor_dpo", without("prompt_ids"), "no prompt_ids.*encode_pairs"),
+        ("minor_dpo", [{**ROWS[0], "chosen_ids": []}], "'chosen_ids' of a row is empty"),
+        ("sepo", [{**ROWS[0], "chosen_scores": [0.5] * 99}], "99 numbers for a response of"),
+        ("minor_dpo", [], "has no rows"),
+    ],
+)
+def test_rows_without_what_the_method_needs_are_refused_before_training(world, tmp_path, objective, rows, message):
+    for role in ("train_dataset", "eval_dataset"):
+        with pytest.raises(SepoError, match=message):
+            PreferenceTrainer(
+                model=load(world), method=resolve_method(objective), args=arguments(tmp_path), **{role: rows}
+            )
+
+
+def test_references_that_cannot_be_are_refused(world, tmp_path, monkeypatch):
+    model, method = load(world), resolve_method("selective_dpo")
+    settings = {"model": model, "args": arguments(tmp_path), "train_dataset": ROWS}
+    with pytest.raises(SepoError, match="ref_model is the policy itself"):
+        PreferenceTrainer(method=method, ref_model=model, **settings)
+    monkeypatch.setattr("sepo.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(SepoError, match=r"has none under ZeRO-3.*a method without a reference"):
+        PreferenceTrainer(method=method, **settings)
+    assert PreferenceTrainer(method=resolve_method("sepo"), **settings).starting_policy is None
+
+
+def test_arguments_without_effect_are_refused(world, tmp_path, monkeypatch):
+    settings = {"model": load(world), "method": resolve_method("sepo"), "train_dataset": ROWS}
+    with pytest.raises(SepoError, match="compute_loss_func"):
+        PreferenceTrainer(args=arguments(tmp_path), compute_loss_func=len, **settings)
+    with pytest.raises(SepoError, match=r"label_smoothing_factor is 0.1"):
+        PreferenceTrainer(args=arguments(tmp_path, label_smoothing_factor=0.1), **settings)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(SepoError, match=r"2 GPUs in one process.*torchrun"):
+        PreferenceTrainer(args=arguments(tmp_path), **settings)
+
+
+def test_means_are_weighted_by_pairs():
+    class OneProcess:
+        device = "cpu"
+
+        @staticmethod
+        def reduce(values, how):
+            assert how == "sum"
+            return values
+
+    means = _Means()
+    assert means.reduced(OneProcess) == {}
+    means.add({"a": 1.0}, 3)
+    means.add({"a": 5.0}, 1)
+    assert means.reduced(OneProcess) == {"a": 2.0}
+
+
+def test_importing_the_step_needs_no_transformers():
+    code = (
+        "import sys, sepo.training as t; assert 'transformers' not in sys.modules\n"
+        "assert t.PreferenceTrainer.__name__ == 'PreferenceTrainer' and 'transformers' in sys.modules\n"
+        "try:\n    t.Nothing\nexcept AttributeError as error:\n    assert 'Nothing' in str(error)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
