@@ -34,12 +34,18 @@ def per_row(row):
 words = TokenScorer("words", from_row=long_words, rejected_largest=True)
 short = TokenScorer("short", from_row=per_row)
 typed = Objective(build, {"rank": Whole(2, low=1), "kind": Choice("a", ("a", "b"))})
+prompted = Objective(build, {}, scorer="contrastive")
 worded = Stage("simpo", token_scorer="words", keys={"select_ratio": 0.2, "simpo_gamma": 0.5})
 foreign = Stage("simpo", keys={"learning_rate": 1.0})
 homeless = Stage("simpoo")
 """
 GROUPS = {
-    "objectives": {"typed": "team_parts:typed", "learning": "team_parts:typed", "tdpo": "team_parts:typed"},
+    "objectives": {
+        "typed": "team_parts:typed",
+        "learning": "team_parts:typed",
+        "tdpo": "team_parts:typed",
+        "prompted": "team_parts:prompted",
+    },
     "selectors": {"words": "team_parts:words", "short": "team_parts:short"},
     "stages": {name: f"team_parts:{name}" for name in ("worded", "foreign", "homeless")},
 }
@@ -111,6 +117,7 @@ def test_command_line_form():
         ({"objective": "typed", "typed_kind": "c"}, ["typed_kind is 'c'", "one of a, b"]),
         ({"objective": "tdpo"}, ["objective 'tdpo' of package team-parts 0.1", "'tdpo_kind'"]),
         ({"objective": "learning"}, ["team-parts 0.1", "'rank'", "'learning_rank'", "rename"]),
+        ({"objective": "prompted"}, ["token_scorer is 'contrastive'", "oracle, policy_ref"]),
         ({"stage": "foreign"}, ["stage 'foreign' of package team-parts 0.1", "the key 'learning_rate'"]),
         (
             {"stage": "homeless"},

@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from sepo.objectives import (
     Flag,
     Number,
     Objective,
+    PairWeight,
     TokenScorer,
     available_objectives,
     available_scorers,
     compute_preference_loss,
+    preference_loss,
     resolve_method,
 )
 from sepo.objectives.presets import BUILT_IN
@@ -144,6 +147,20 @@ def test_slope_is_the_derivative_of_the_loss():
     h = torch.tensor([-3.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(link.loss(h).sum(), h)
     torch.testing.assert_close(link.slope(h), gradient.abs())
+
+
+def test_a_pair_weight_of_ones_own_needs_nothing_of_the_vocabulary():
+    class Half(PairWeight):
+        def weight(self, *, chosen, rejected):
+            return torch.full_like(chosen.policy[:, 0], 0.5)
+
+    tensors = batch()
+    method = replace(resolve_method("dpo"), pair_weight=Half())
+    assert not method.needs_log_sum_p2
+    masks = {f"{side}_selection": tensors[f"{side}_mask"] for side in SIDES}
+    logps = {name: tensor for name, tensor in tensors.items() if name.endswith("_logps")}
+    half = preference_loss(method, **masks, **logps)
+    torch.testing.assert_close(half.losses, 0.5 * preference_loss(resolve_method("dpo"), **masks, **logps).losses)
 
 
 def refused(call, *words):

@@ -251,14 +251,14 @@ def _method(
         raise SepoError(
             f"objective is {objective!r}; one of {', '.join(known)} is expected.{nearest(objective, known)}"
         )
+    declared = find_objective(objective)
+    scorer = arguments.token_scorer or declared.scorer
     scorers = (*TOKEN_SCORERS, *names("token_scorer", built_in=SCORERS))
-    if arguments.token_scorer not in (None, *scorers):
+    if scorer not in scorers:
         raise SepoError(
-            f"token_scorer is {arguments.token_scorer!r}; one of {', '.join(scorers)} is expected."
-            f"{nearest(str(arguments.token_scorer), scorers)}"
+            f"token_scorer is {scorer!r}; one of {', '.join(scorers)} is expected.{nearest(scorer, scorers)}"
         )
     own = resolve_method(objective)
-    scorer = arguments.token_scorer or own.scorer
     hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
     notes = []
     for key, name, objectives in _HYPERPARAMETERS:
@@ -271,10 +271,9 @@ def _method(
             raise SepoError(f"{key} is set, but objective {objective} has no such term; remove {key}.")
         else:
             notes.append(f"{key} is set, but objective {objective} does not use it.")
-    settings = find_objective(objective).settings
     for key, name in own_keys.items():
         if given.get(key) is not None:
-            hyperparameters[name] = read_setting(key, settings[name], given[key])
+            hyperparameters[name] = read_setting(key, declared.settings[name], given[key])
     hyperparameters |= _selection(arguments, scorer)
     hyperparameters |= treg_hyperparameters(arguments, own, stage=stage)
     parts = registered_parts(stage=stage, objective=objective, token_scorer=scorer)
