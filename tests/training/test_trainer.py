@@ -5,6 +5,7 @@ import copy
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -263,6 +264,45 @@ def test_means_are_weighted_by_pairs():
     means.add({"a": 1.0}, 3)
     means.add({"a": 5.0}, 1)
     assert means.reduced(OneProcess) == {"a": 2.0}
+
+
+RANK = """
+import os, sys
+sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
+import torch
+from pathlib import Path
+from test_trainer import ROWS, arguments, load, resolve_method, PreferenceTrainer
+trainer = PreferenceTrainer(
+    model=load(Path({world!r})), method=resolve_method("minor_dpo"), train_dataset=ROWS, eval_dataset=ROWS,
+    args=arguments({folder!r}, per_device_train_batch_size=2, per_device_eval_batch_size=2, max_steps=2),
+)
+trainer.train()
+metrics = trainer.evaluate()
+if trainer.is_world_process_zero():
+    trainer.save_model()
+    torch.save([metrics["eval_loss"], metrics["eval_rewards/margins"]], {folder!r} + "/evaluation.pt")
+"""
+
+
+def test_two_processes_equal_one(world, tmp_path):
+    """DDP, two pairs on each rank: the weights and the evaluation of one process with four."""
+    values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "folder": str(tmp_path / "two")}
+    (tmp_path / "rank.py").write_text(RANK.format(**values))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*command, str(tmp_path / "rank.py")], check=True, capture_output=True, cwd=tmp_path)
+    trainer = PreferenceTrainer(
+        model=load(world),
+        method=resolve_method("minor_dpo"),
+        args=arguments(tmp_path / "one", max_steps=2),
+        train_dataset=ROWS,
+        eval_dataset=ROWS,
+    )
+    trainer.train()
+    two = LlamaForCausalLM.from_pretrained(tmp_path / "two", dtype=torch.float64)
+    torch.testing.assert_close(dict(two.named_parameters()), weights(trainer), rtol=1e-9, atol=1e-9)
+    metrics = trainer.evaluate()
+    expected = [metrics["eval_loss"], metrics["eval_rewards/margins"]]
+    assert torch.load(tmp_path / "two" / "evaluation.pt") == pytest.approx(expected, rel=1e-5)
 
 
 def test_importing_the_step_needs_no_transformers():

@@ -115,6 +115,11 @@ class PreferenceTrainer(Trainer):
                 "as it starts, or pass another model."
             )
         if ref_model is None:
+            if self.method.token_scorer.compares_with_reference:
+                logger.warning(
+                    "the reference is the starting policy: at step 1 every alignment score is zero, so the rule floor "
+                    "takes each answer's first tokens, until the policy has moved. A stronger ref_model selects better."
+                )
             self.starting_policy = StartingPolicy(self.model)
             return
         if not hasattr(ref_model, "hf_device_map"):
