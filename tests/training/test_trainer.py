@@ -36,6 +36,9 @@ def rows_of(count, seed=0):
 
 ROWS = rows_of(4)
 
+LIVE = resolve_method("selective_dpo", beta=0.5)
+"""Live selection, at a beta at which a wrong selection shows in the weights."""
+
 
 def load(world, name="policy"):
     return LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64)
@@ -51,10 +54,10 @@ def arguments(folder, **overrides):
     return TrainingArguments(**{**values, **overrides})
 
 
-def trained(world, folder, objective, rows=ROWS, **overrides):
-    model = load(world)
+def trained(world, folder, objective, rows=ROWS, ref_model=None, **overrides):
+    method = LIVE if objective == "live" else resolve_method(objective)
     trainer = PreferenceTrainer(
-        model=model, method=resolve_method(objective), args=arguments(folder, **overrides), train_dataset=rows
+        model=load(world), ref_model=ref_model, method=method, args=arguments(folder, **overrides), train_dataset=rows
     )
     trainer.train()
     return trainer
@@ -88,13 +91,17 @@ def test_losses_metrics_and_weights_are_the_steps_own(world, tmp_path, objective
     torch.testing.assert_close(weights(trainer), dict(model.named_parameters()), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("objective", ["sepo", "minor_dpo"])
+@pytest.mark.parametrize("objective", ["sepo", "minor_dpo", "dpo_reg", "live"])
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2), (3, 2)])
 def test_accumulated_batches_equal_one_batch(world, tmp_path, objective, batch, accumulation):
-    """3 x 2 holds a device batch of three pairs and one of one: the mean is over pairs, not over batches."""
+    """3 x 2 holds a device batch of three pairs and one of one: the mean is over pairs, not over batches.
+
+    Live selection is against another model: against its own start a policy's scores are ties that rounding breaks.
+    """
     split = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 2}
-    whole = trained(world, tmp_path, objective, max_steps=2)
-    parts = trained(world, tmp_path, objective, **split)
+    ref_model = load(world, "base") if objective == "live" else None
+    whole = trained(world, tmp_path, objective, ref_model=ref_model, max_steps=2)
+    parts = trained(world, tmp_path, objective, ref_model=ref_model, **split)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-9)
     ours, theirs = ([e for e in t.state.log_history if "loss" in e] for t in (parts, whole))
     for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen"):
@@ -271,9 +278,10 @@ import os, sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 import torch
 from pathlib import Path
-from test_trainer import ROWS, arguments, load, resolve_method, PreferenceTrainer
+from test_trainer import LIVE, ROWS, arguments, load, PreferenceTrainer
+world = Path({world!r})
 trainer = PreferenceTrainer(
-    model=load(Path({world!r})), method=resolve_method("minor_dpo"), train_dataset=ROWS, eval_dataset=ROWS,
+    model=load(world), ref_model=load(world, "base"), method=LIVE, train_dataset=ROWS, eval_dataset=ROWS,
     args=arguments({folder!r}, per_device_train_batch_size=2, per_device_eval_batch_size=2, max_steps=2),
 )
 trainer.train()
@@ -285,14 +293,15 @@ if trainer.is_world_process_zero():
 
 
 def test_two_processes_equal_one(world, tmp_path):
-    """DDP, two pairs on each rank: the weights and the evaluation of one process with four."""
+    """DDP, two pairs on each rank, live selection: the weights and the evaluation of one process with four."""
     values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "folder": str(tmp_path / "two")}
     (tmp_path / "rank.py").write_text(RANK.format(**values))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(tmp_path / "rank.py")], check=True, capture_output=True, cwd=tmp_path)
     trainer = PreferenceTrainer(
         model=load(world),
-        method=resolve_method("minor_dpo"),
+        ref_model=load(world, "base"),
+        method=LIVE,
         args=arguments(tmp_path / "one", max_steps=2),
         train_dataset=ROWS,
         eval_dataset=ROWS,
