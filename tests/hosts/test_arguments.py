@@ -110,7 +110,7 @@ def test_command_line_form():
         ({"objective": "tdpo3"}, ["objective is 'tdpo3'", "one of dpo, ", "Did you mean 'tdpo"]),
         (
             {"token_scorer": "oracel"},
-            ["token_scorer is 'oracel'", "oracle, policy_ref, confidence, file, random, none"],
+            ["token_scorer is 'oracel'", "oracle, policy_ref, contrastive, confidence, file, random, none"],
         ),
         ({"select_unit": "word"}, ["select_unit is 'word'", "token, span, step"]),
         ({"select_scope": "batch"}, ["select_scope is 'batch'", "response, pair, dataset"]),
@@ -135,7 +135,7 @@ def test_command_line_form():
         ),
         *(
             ({"token_scorer": scorer}, ["oracle_model is set", f"token_scorer is {scorer}"])
-            for scorer in ("random", "file", "confidence")
+            for scorer in ("random", "file", "confidence", "contrastive")
         ),
         ({"objective": "simpo", "token_scorer": "confidence", "ref_model": "r"}, ["ref_model is set", "simpo trains"]),
         ({"select_rule": "round"}, ["select_rule is 'round'", "floor, quantile"]),
@@ -156,6 +156,17 @@ def test_command_line_form():
         ),
         ({"objective": "simpo", "ref_model": "r"}, ["ref_model is set", "objective simpo trains without"]),
         ({"treg_weighting": "static"}, ["treg_weighting is set", "no token-reward regularizer is on", "treg_alpha"]),
+        (
+            {"token_scorer": "contrastive", "treg_weighting": "static"},
+            ["treg_weighting is set", "no token-reward regularizer is on", "treg_alpha"],
+        ),
+        *(
+            (
+                {"token_scorer": scorer, "treg_alpha": 0.1, "treg_rewards": "oracle"},
+                [f"treg_rewards: oracle and token_scorer: {scorer} would both fill", "treg_rewards: prompts"],
+            )
+            for scorer in ("contrastive", "file", "random")
+        ),
         ({"treg_rewards": "oracle"}, ["treg_rewards is set", "no token-reward regularizer is on"]),
         ({"treg_alpha": 0, "treg_eval_model": "e"}, ["treg_eval_model is set", "treg_alpha above 0"]),
         ({"treg_alpha": -0.1}, ["treg_alpha is -0.1", "at least 0"]),
@@ -469,3 +480,11 @@ def test_every_key_does_something():
         assert resolved(**{"treg_alpha": 0.25, name: value})[1] != treg, name
         values[name] = value
     assert {*values, *others, *units, "select_span_tokens"} == set(OUR_KEYS)
+
+
+def test_contrastive_rewards_select_without_a_regularizer():
+    settings = resolved(token_scorer="contrastive", treg_eval_model="judge", **NO_ORACLE)[1]
+    assert settings.oracle is None
+    assert not settings.method.needs_token_rewards
+    assert settings.token_rewards == TokenRewardSource("prompts", ModelSpec("judge"), "treg_eval_model")
+    assert resolved(token_scorer="contrastive", **NO_ORACLE)[1].token_rewards.key == "model_name_or_path"

@@ -75,3 +75,19 @@ def test_another_model_is_prompted_while_an_oracle_selects(world, tmp_path):
     assert all(entry["treg/reward_chosen"] != 0 for entry in entries)
     record = settings_of(tmp_path / "out")
     assert set(record["token_scores"]) == set(record["token_reward_scores"]) == {"train"}
+
+
+def test_token_rewards_select_where_nothing_regularizes(world, tmp_path):
+    """T-REG's rewards in an oracle's place: SePO without an oracle, by the data set's threshold."""
+    recipe = sepo_recipe(
+        world, tmp_path / "out", max_steps=2, token_scorer="contrastive", select_ratio=0.5, select_scope="dataset",
+        **NO_ORACLE,
+    )  # fmt: skip
+    done = sepo_train(recipe, tmp_path)
+    assert f"contrastive prompts to {world / 'policy'} (model_name_or_path)" in done.stdout
+    entries = training(tmp_path / "out")
+    assert len(entries) == 2
+    for entry in entries:
+        assert 0 < entry["select/chosen_ratio"] < 1
+        assert not any(name.startswith("treg/") for name in entry)
+    assert settings_of(tmp_path / "out")["token_scorer"] == "contrastive"

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
-from sepo.training.collator import STORE_ADVICE
+from sepo.training.collator import SCORE_COLUMNS, STORE_ADVICE
 from sepo.training.floats import FloatCollator, batch_floats
 
 TOKEN_REWARDS = "token_rewards"
 """Batch key: int32, [2B, T], the bits of the float32 reward of the token at that position; 0 where there is none."""
 
+REWARD_COLUMNS = ("chosen_token_rewards", "rejected_token_rewards")
+"""Row columns: the reward, in [-0.5, 0.5], of each response token that can be scored."""
+
 RewardOrigin = Literal["prompts", "oracle"]
 """What rows carry. ``prompts``: rewards. ``oracle``: an oracle's log-ratios s, whose rewards are sigmoid(s) - 0.5."""
 
-_COLUMNS = {"prompts": "token_rewards", "oracle": "scores"}
+_COLUMNS = {"prompts": REWARD_COLUMNS, "oracle": SCORE_COLUMNS}
 _BOUND = 0.5
 
 
@@ -42,9 +45,7 @@ class RewardCollator(FloatCollator):
     """
 
     def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]], *, origin: RewardOrigin) -> None:
-        column = _COLUMNS[origin]
-        columns = (f"chosen_{column}", f"rejected_{column}")
-        super().__init__(inner, key=TOKEN_REWARDS, columns=columns, what="token rewards")
+        super().__init__(inner, key=TOKEN_REWARDS, columns=_COLUMNS[origin], what="token rewards")
         self.origin = origin
 
     def checked(self, values: Tensor, scorable: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from sepo.hosts.llamafactory.stages import (
     registered_parts,
     with_stage_defaults,
 )
-from sepo.hosts.llamafactory.treg_keys import reward_notes, token_reward_source, treg_hyperparameters
+from sepo.hosts.llamafactory.treg_keys import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
 from sepo.objectives import SCORERS, Method, available_objectives, resolve_method
 from sepo.objectives.presets import find_objective
 from sepo.plugins import names
@@ -24,7 +24,7 @@ from sepo.tokens.selection import RULES
 from sepo.tokens.units import UNITS
 from sepo.training.settings import ModelSpec, OracleSpec, RunSettings
 
-TOKEN_SCORERS = ("oracle", "policy_ref", "confidence", "file", "random", "none")
+TOKEN_SCORERS = ("oracle", "policy_ref", CONTRASTIVE, "confidence", "file", "random", "none")
 """What ``token_scorer`` takes, beside registered scorers."""
 
 Arguments = dict[str, Any] | list[str]
@@ -182,11 +182,12 @@ def resolve(
     _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
     arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
     method, notes = _method(stage, arguments, given, own_keys=own_keys)
+    prompts = method.needs_token_rewards or method.scorer == CONTRASTIVE
     for name in _REFERENCE_KEYS:
         if not method.needs_reference and _given(given.get(name)):
             raise SepoError(
                 f"{name} is set, but objective {method.name} trains without a reference model; remove {name}"
-                + (" (treg_eval_model names who gives token rewards)." if method.needs_token_rewards else ".")
+                + (" (treg_eval_model names who gives token rewards)." if prompts else ".")
             )
     reference = precomputed_reference(arguments, given, method)
     rewards = token_reward_source(arguments, given, method)

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.rows import SIDES, each_dataset, response_start
+from sepo.hosts.llamafactory.treg_keys import CONTRASTIVE
 from sepo.objectives import Method, RowTokens, TokenScorer
 from sepo.tokens.scores import random_scores
 from sepo.tokens.threshold import Threshold, dataset_threshold
 from sepo.training.collator import COUNT_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
+from sepo.training.rewards import REWARD_COLUMNS
 from sepo.training.texts import TokenTexts
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,9 @@ def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer:
         seed: the run's, for random scores.
 
     Returns:
-        The data sets with ``*_scores`` (``random``, and scorers with ``from_row``), ``*_steps`` (unit ``step``) and
-        ``*_counts`` (scope ``dataset``: by the training set's threshold, where there is a training set). The same
-        objects where nothing is needed.
+        The data sets with ``*_scores`` (``random``, ``contrastive``, and scorers with ``from_row``), ``*_steps`` (unit
+        ``step``) and ``*_counts`` (scope ``dataset``: by the training set's threshold, where there is a training set).
+        The same objects where nothing is needed.
 
     Raises:
         SepoError: the scores of ``token_scorer: file`` are missing, or a registered scorer's do not fit the row.
@@ -48,6 +50,10 @@ def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer:
     texts = TokenTexts(tokenizer) if method.needs_steps or scorer.from_row else None
 
     def prepared(dataset: Dataset, name: str) -> Dataset:
+        if method.scorer == CONTRASTIVE:  # the same numbers by another name, not copied
+            rewards = dict(zip(REWARD_COLUMNS, SCORE_COLUMNS, strict=True))
+            scores = dataset.select_columns(list(rewards)).rename_columns(rewards)
+            dataset = concatenate_datasets([dataset, scores], axis=1)
         if method.scorer == "random":
             dataset = _mapped(dataset, lambda rows: _random_scores(rows, seed), f"random {seed}")
         if scorer.from_row is not None and texts is not None:

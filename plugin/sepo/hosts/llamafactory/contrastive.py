@@ -22,6 +22,7 @@ from sepo.hosts.llamafactory.scoring_models import load_scoring_model
 from sepo.tokens.contrastive import DIRECTIONS, Direction, answer_marker, quoted_conversation, revision_prompt
 from sepo.tokens.store import ScoreStore
 from sepo.training.collator import IGNORE_INDEX
+from sepo.training.rewards import REWARD_COLUMNS
 from sepo.training.settings import RunSettings
 
 
@@ -132,7 +133,7 @@ class ContrastiveDatasetScorer(StoredScores):
         training_args: the host's training arguments (device, ranks).
     """
 
-    columns = ("chosen_token_rewards", "rejected_token_rewards")
+    columns = REWARD_COLUMNS
     what = "token rewards"
 
     def __init__(
@@ -224,7 +225,7 @@ class ContrastiveDatasetScorer(StoredScores):
         ]
         rewards = [row.numpy() for row in self._loaded().score(pairs, on_batch=on_batch)]
         count = stop - start
-        return {"chosen_token_rewards": rewards[:count], "rejected_token_rewards": rewards[count:]}
+        return dict(zip(REWARD_COLUMNS, (rewards[:count], rewards[count:]), strict=True))
 
     def _loaded(self) -> ContrastiveScorer:
         if self._scorer is None:

@@ -14,6 +14,9 @@ from sepo.training.settings import ModelSpec, TokenRewardSource
 WEIGHTINGS = ("sequence", "static")
 ORIGINS = ("prompts", "oracle")
 
+CONTRASTIVE = "contrastive"
+"""The token scorer that selects by the rewards of contrastive prompts."""
+
 
 def treg_hyperparameters(arguments: SepoArguments, own: Method, *, stage: str) -> dict[str, Any]:
     """The regularizer's hyperparameters under the names that the objective gives them.
@@ -50,18 +53,21 @@ def token_reward_source(arguments: SepoArguments, given: Mapping[str, Any], meth
         method: the resolved method.
 
     Returns:
-        The source, or None where no regularizer is on.
+        The source, or None where token rewards neither regularize nor select.
 
     Raises:
-        SepoError: keys of T-REG where no regularizer is on, or keys that contradict each other.
+        SepoError: keys of T-REG that nothing reads, or keys that contradict each other.
     """
-    if not method.needs_token_rewards:
-        for name in ("treg_weighting", "treg_rewards", "treg_eval_model"):
-            if getattr(arguments, name) is not None:
-                raise SepoError(
-                    f"{name} is set, but no token-reward regularizer is on; set treg_alpha above 0 (any objective), or "
-                    f"remove {name}."
-                )
+    unread = [] if method.needs_token_rewards else ["treg_weighting"]
+    if not method.needs_token_rewards and method.scorer != CONTRASTIVE:
+        unread += ["treg_rewards", "treg_eval_model"]
+    for name in unread:
+        if getattr(arguments, name) is not None:
+            raise SepoError(
+                f"{name} is set, but no token-reward regularizer is on; set treg_alpha above 0 (any objective), or "
+                f"remove {name}."
+            )
+    if len(unread) > 1:
         return None
     origin = arguments.treg_rewards or "prompts"
     _one_of("treg_rewards", origin, ORIGINS)

@@ -74,7 +74,7 @@ def run_stage(
         collator = SelectionCollator(collator, method=settings.method)
     elif settings.method.needs_steps:
         collator = StepCollator(collator)
-    if settings.token_rewards is not None:
+    if settings.method.needs_token_rewards and settings.token_rewards is not None:
         collator = RewardCollator(collator, origin=settings.token_rewards.origin)
     if settings.precomputed_reference is not None:
         collator = ReferenceCollator(collator)
