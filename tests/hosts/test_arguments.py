@@ -98,7 +98,7 @@ def test_command_line_form():
         ({"score_batch_tokens": 0}, ["score_batch_tokens is 0", "at least 1"]),
         ({"head_chunk_tokens": 1.5}, ["head_chunk_tokens is 1.5", "a whole number"]),
         ({"oracle_model_quantization_bit": 3}, ["4 or 8"]),
-        ({"oracle_model": None}, ["needs an oracle", "oracle_model_adapters"]),
+        ({"oracle_model": None}, ["no oracle is named", "oracle_model_adapters"]),
         ({"oracle_base_model": None}, ["oracle_base_model is missing"]),
         ({"oracle_model": None, "oracle_model_adapters": "a", "oracle_base_model": None}, ["oracle_base_model is"]),
         ({"oracle_model": "b"}, ["the same model ('b')"]),
@@ -181,7 +181,7 @@ def test_command_line_form():
         ({"stage": "treg"}, ["oracle_model is set", "no oracle is used", "treg_rewards: oracle"]),
         (
             {"stage": "treg", "treg_rewards": "oracle", "oracle_model": None, "oracle_base_model": None},
-            ["treg_rewards: oracle needs an oracle"],
+            ["no oracle is named"],
         ),
         (
             {"objective": "simpo_reg", "ref_model": "r", "oracle_model": None, "oracle_base_model": None},
@@ -488,3 +488,18 @@ def test_contrastive_rewards_select_without_a_regularizer():
     assert not settings.method.needs_token_rewards
     assert settings.token_rewards == TokenRewardSource("prompts", ModelSpec("judge"), "treg_eval_model")
     assert resolved(token_scorer="contrastive", **NO_ORACLE)[1].token_rewards.key == "model_name_or_path"
+
+
+def test_a_leftover_that_changes_the_objectives_own_value_is_said():
+    notes = resolved(stage="selective_dpo", pref_beta=0.1, **NO_ORACLE)[1].notes
+    assert notes == ("pref_beta is 0.1; objective selective_dpo's own is 0.01.",)
+    assert resolved(stage="selective_dpo", pref_beta=0.01, **NO_ORACLE)[1].notes == ()
+
+
+@pytest.mark.parametrize("stage", ["dpo", "sft", None])
+def test_our_keys_in_a_recipe_of_the_hosts_stages_are_refused(stage):
+    from sepo.hosts.llamafactory.registration import check_recipe
+
+    recipe = {"stage": stage, "select_ratio": 0.3, "dataset": "d"}
+    with pytest.raises(SepoError, match=f"select_ratio is set, but stage {stage or 'sft'} is LLaMA-Factory's.*sepo"):
+        check_recipe({name: value for name, value in recipe.items() if value is not None})

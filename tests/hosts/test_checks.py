@@ -32,7 +32,7 @@ def refused(capsys, recipe, folder, *overrides):
     [
         ({"selct_ratio": 0.3}, ["unknown key 'selct_ratio'", "'select_ratio'"]),
         ({"select_ratio": 1.5}, ["select_ratio is 1.5"]),
-        ({"oracle_model": None}, ["needs an oracle"]),
+        ({"oracle_model": None}, ["no oracle is named"]),
         ({"dataset": "tiny_plain"}, ["dataset 'tiny_plain' has no pairs", '"ranking": true']),
         ({"dataset": "nothing"}, ["Undefined dataset nothing"]),
         ({"dataset_dir": "/no/such/folder"}, ["/no/such/folder"]),

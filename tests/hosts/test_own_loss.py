@@ -68,7 +68,8 @@ def test_a_stage_brings_its_objective_and_its_defaults():
     assert host == {"model_name_or_path": "m", "stage": "dpo", "pref_loss": "sigmoid"}
     assert settings.stage == "focal_mean"
     assert settings.method == resolve_method("focal_dpo", mean=True, beta=2.0)
-    assert [note.split(": ")[1] for note in settings.notes] == [
+    assert settings.notes[0] == "pref_beta is 2; objective focal_dpo's own is 0.1."
+    assert [note.split(": ")[1] for note in settings.notes[1:]] == [
         "stage 'focal_mean' of package own-loss 0.1 (own_loss:focal_mean).",
         "objective 'focal_dpo' of package own-loss 0.1 (own_loss:focal_dpo).",
     ]
@@ -95,6 +96,12 @@ def test_keys_reach_the_method(keys, expected):
     assert {name: hyperparameters.get(name) for name in expected} == expected
 
 
+def test_a_declared_objective_brings_its_scorer():
+    settings = resolved(stage="minor_dpo", objective="prompted")[1]
+    assert settings.method.scorer == "contrastive"
+    assert settings.token_rewards.origin == "prompts"
+
+
 def test_command_line_form():
     words = ["--stage", "focal_mean", "--focal_dpo_focus", "3", "--learning_rate", "1", "--focal-dpo-mean=false"]
     host, settings = resolve(words, host_keys=HOST_KEYS)
@@ -117,7 +124,6 @@ def test_command_line_form():
         ({"objective": "typed", "typed_kind": "c"}, ["typed_kind is 'c'", "one of a, b"]),
         ({"objective": "tdpo"}, ["objective 'tdpo' of package team-parts 0.1", "'tdpo_kind'"]),
         ({"objective": "learning"}, ["team-parts 0.1", "'rank'", "'learning_rank'", "rename"]),
-        ({"objective": "prompted"}, ["token_scorer is 'contrastive'", "oracle, policy_ref"]),
         ({"stage": "foreign"}, ["stage 'foreign' of package team-parts 0.1", "the key 'learning_rate'"]),
         (
             {"stage": "homeless"},

@@ -134,9 +134,9 @@ def _oracle(arguments: SepoArguments) -> OracleSpec:
     adapters = _adapters(arguments.oracle_model_adapters)
     if arguments.oracle_model is None and not adapters:
         raise SepoError(
-            "token_scorer: oracle or treg_rewards: oracle needs an oracle: set oracle_model (a full model trained with "
-            "DPO) and oracle_base_model, or oracle_model_adapters (a LoRA adapter trained with DPO) over "
-            "oracle_base_model."
+            "no oracle is named, and stage sepo, token_scorer: oracle and treg_rewards: oracle need one: set "
+            "oracle_model (a full model trained with DPO) and oracle_base_model, or oracle_model_adapters (a LoRA "
+            "adapter trained with DPO) over oracle_base_model."
         )
     if arguments.oracle_base_model is None and (arguments.oracle_model is None or not adapters):
         raise SepoError(
@@ -268,6 +268,8 @@ def _method(
         if (objectives is None or objective in objectives) and name in own.hyperparameters:
             value = getattr(arguments, key) if key in OUR_KEYS else as_number(key, given[key], float)
             hyperparameters[name] = value
+            if key not in OUR_KEYS and value != own.hyperparameters[name]:
+                notes.append(f"{key} is {value:g}; objective {objective}'s own is {own.hyperparameters[name]}.")
         elif key in OUR_KEYS:
             raise SepoError(f"{key} is set, but objective {objective} has no such term; remove {key}.")
         else:

@@ -12,7 +12,8 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.arguments import Arguments, given_keys, resolve, stage_of
-from sepo.hosts.llamafactory.stages import check_stage, is_ours
+from sepo.hosts.llamafactory.keys import OUR_KEYS
+from sepo.hosts.llamafactory.stages import STAGES, check_stage, is_ours
 from sepo.training.settings import RunSettings
 
 RAY_WORKER = "SEPO_RAY_WORKER"
@@ -54,6 +55,12 @@ def check_recipe(args: Arguments) -> tuple[Arguments, RunSettings | None]:
     stage = stage_of(args)
     if not is_ours(stage):
         check_stage(stage)
+        ours = [name for name in given_keys(args) if name in OUR_KEYS]
+        if ours and not _enabled("ALLOW_EXTRA_ARGS"):
+            raise SepoError(
+                f"{ours[0]} is set, but stage {stage or 'sft'} is LLaMA-Factory's, which does not know it; write one "
+                f"of our stages ({', '.join(STAGES)}), or remove {ours[0]}."
+            )
         return args, None
     from sepo.hosts.llamafactory.checks import check_datasets, check_models
 
