@@ -503,3 +503,19 @@ def test_our_keys_in_a_recipe_of_the_hosts_stages_are_refused(stage):
     recipe = {"stage": stage, "select_ratio": 0.3, "dataset": "d"}
     with pytest.raises(SepoError, match=f"select_ratio is set, but stage {stage or 'sft'} is LLaMA-Factory's.*sepo"):
         check_recipe({name: value for name, value in recipe.items() if value is not None})
+
+
+def test_reference_adapters_alone_are_over_the_policys_model():
+    """The host would ignore them."""
+    keys = {"model_name_or_path": "m", "ref_model_adapters": "aligned", **NO_ORACLE}
+    host, settings = resolved(stage="selective_dpo", **keys)
+    assert (host["ref_model"], host["ref_model_adapters"]) == ("m", "aligned")
+    assert settings.notes[-1] == "the reference is m with ref_model_adapters: aligned."
+    quantized = resolved(stage="minor_dpo", **keys, quantization_bit=4)[0]
+    assert quantized["ref_model_quantization_bit"] == 4
+    assert "ref_model" not in resolved(stage="minor_dpo", **NO_ORACLE)[0]
+    words = ["--stage", "minor_dpo", "--model_name_or_path", "m", "--ref_model_adapters", "aligned"]
+    host_words = resolve(words, host_keys=HOST_KEYS)[0]
+    assert host_words[host_words.index("--ref_model") + 1] == "m"
+    stored = resolved(stage="minor_dpo", **keys, ref_precompute=True)[1].precomputed_reference
+    assert stored == PrecomputedReference(ModelSpec("m", ("aligned",)), "ref_model")

@@ -7,7 +7,11 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, typed
-from sepo.hosts.llamafactory.reference_keys import precomputed_reference, reference_notes
+from sepo.hosts.llamafactory.reference_keys import (
+    base_of_reference_adapters,
+    precomputed_reference,
+    reference_notes,
+)
 from sepo.hosts.llamafactory.stages import (
     objective_keys,
     objective_of_key,
@@ -189,6 +193,13 @@ def resolve(
                 f"{name} is set, but objective {method.name} trains without a reference model; remove {name}"
                 + (" (treg_eval_model names who gives token rewards)." if prompts else ".")
             )
+    base = base_of_reference_adapters(given)
+    if base:
+        given = {**given, **base}
+        notes = (
+            *notes,
+            f"the reference is {base['ref_model']} with ref_model_adapters: {given['ref_model_adapters']}.",
+        )
     reference = precomputed_reference(arguments, given, method)
     rewards = token_reward_source(arguments, given, method)
     needs_oracle = method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
@@ -215,9 +226,10 @@ def resolve(
     dropped = (*OUR_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in dropped}
-        host |= {"stage": "dpo", "pref_loss": loss}  # type: ignore[operator]
+        host |= {"stage": "dpo", "pref_loss": loss, **base}  # type: ignore[operator]
     else:
-        host = [*_without(args, dropped), "--stage", "dpo", "--pref_loss", loss]
+        more = [word for name, value in base.items() for word in (f"--{name}", str(value))]
+        host = [*_without(args, (*dropped, *base)), "--stage", "dpo", "--pref_loss", loss, *more]
     return host, settings
 
 

@@ -34,6 +34,24 @@ def reference_spec(given: Mapping[str, Any]) -> tuple[str, ModelSpec]:
     return key, ModelSpec(str(given.get(key) or ""), _names(given.get(adapters)), quantization)
 
 
+def base_of_reference_adapters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that ``ref_model_adapters`` leave out where they stand alone: the policy's model, as it is loaded there.
+
+    The host ignores such adapters, and the reference would silently be another one.
+
+    Args:
+        given: the recipe's keys and values.
+
+    Returns:
+        ``ref_model`` and, where the policy is quantized, ``ref_model_quantization_bit``; nothing where no adapters
+        stand alone.
+    """
+    if not given.get("ref_model_adapters") or given.get("ref_model"):
+        return {}
+    bits = given.get("ref_model_quantization_bit", given.get("quantization_bit"))
+    return {"ref_model": given.get(OWN_START), **({} if bits is None else {"ref_model_quantization_bit": bits})}
+
+
 def precomputed_reference(
     arguments: SepoArguments, given: Mapping[str, Any], method: Method
 ) -> PrecomputedReference | None:
