@@ -23,6 +23,7 @@ from sepo.forward.chunked import (
     token_log_probs,
     token_log_probs_by_module,
 )
+from sepo.forward.layout import PairLayout, row_inputs
 
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[str, object], ...]] = weakref.WeakKeyDictionary()
 """Models known to leave the head's output alone, with the settings under which this was seen."""
@@ -138,6 +139,7 @@ def run_through_head(
     labels: Tensor,
     wanted: Tensor,
     compute: Callable[[Head, Tensor, Tensor], tuple[Tensor, ...]],
+    layout: PairLayout | None = None,
 ) -> tuple[Tensor, ...]:
     """Run a model's own forward with ``compute`` in place of its head.
 
@@ -149,6 +151,7 @@ def run_through_head(
         compute: given the head, the hidden states [N, H] and the token ids [N] of the wanted positions, in row order,
             returns one or more differentiable [N]. It runs inside the wrapped forward, where engines have gathered the
             weights; what it returns leaves the model as its logits do.
+        layout: from ``sharing.layout_for``, to run the batch's pairs as one row without padding, each prompt once.
 
     Returns:
         What ``compute`` returned, each as [B, T - 1], exactly 0 where not wanted.
@@ -164,15 +167,20 @@ def run_through_head(
     check = _CHECKED.get(inner) != state
     rows, columns = wanted.nonzero(as_tuple=True)
     targets = labels[:, 1:][rows, columns]
+    shape = labels.shape
+    at: tuple[Tensor, Tensor] = (rows, columns)
+    if layout is not None:
+        at = (torch.zeros_like(rows), layout.placed[rows, columns])
+        inputs, shape = row_inputs(inputs["input_ids"], layout), torch.Size([1, layout.tokens])
     computed: list[tuple[Tensor, ...]] = []
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if hidden.shape[:2] != labels.shape:
+        if hidden.shape[:2] != shape:
             raise SepoError(
                 f"the head of {type(inner).__name__} got hidden states for {list(hidden.shape[:2])} positions, "
-                f"expected the batch's {list(labels.shape)}: leave out prompt tuning and DataParallel."
+                f"expected the batch's {list(shape)}: leave out prompt tuning and DataParallel."
             )
-        values = compute(head, hidden[rows, columns], targets)
+        values = compute(head, hidden[at], targets)
         computed.append(values)
         leaving = torch.cat([*values, _probe(values[0])] if check else values)
         return leaving.view(1, -1, 1)
@@ -203,6 +211,7 @@ def selected_log_probs(
     labels: Tensor,
     wanted: Tensor,
     chunk_tokens: int | None = None,
+    layout: PairLayout | None = None,
 ) -> Tensor:
     """Per-token log-probabilities at the wanted positions; the head runs nowhere else.
 
@@ -212,6 +221,7 @@ def selected_log_probs(
         labels: token ids, [B, T], unshifted: entry t is the token at position t.
         wanted: bool, [B, T - 1], shifted: entry t wants the log-probability of the token at position t + 1.
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        layout: see ``run_through_head``.
 
     Returns:
         per_token_logps in nats, float32 (float64 for a float64 model), [B, T - 1]; exactly 0 where not wanted.
@@ -223,7 +233,7 @@ def selected_log_probs(
     def compute(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         return (head.log_probs(states, targets, chunk_tokens=chunk_tokens),)
 
-    (logps,) = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute)
+    (logps,) = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute, layout=layout)
     return logps
 
 

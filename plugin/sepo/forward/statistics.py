@@ -19,6 +19,7 @@ from sepo.forward.chunked import (
     token_statistics_by_module,
 )
 from sepo.forward.head import Head, run_through_head, storage_pointer
+from sepo.forward.layout import PairLayout
 from sepo.forward.vocabulary import ReferenceStates, TokenStatistics
 
 
@@ -31,6 +32,7 @@ def selected_statistics(
     chunk_tokens: int | None = None,
     reference: ReferenceStates | None = None,
     with_p2: bool = False,
+    layout: PairLayout | None = None,
 ) -> TokenStatistics:
     """``selected_log_probs`` together with sums over the vocabulary, from the same pass over the head.
 
@@ -42,6 +44,7 @@ def selected_statistics(
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits, the reference's among them.
         reference: from ``reference_log_probs`` with the same ``wanted``; asks for KL(ref || policy).
         with_p2: asks for the log of the sum of squared probabilities.
+        layout: see ``run_through_head``.
 
     Returns:
         The statistics, [B, T - 1] each, exactly 0 where not wanted.
@@ -57,7 +60,7 @@ def selected_statistics(
             detached.append(statistics.log_sum_p2)
         return (statistics.logps,) if statistics.kl is None else (statistics.logps, statistics.kl)
 
-    logps, *kl = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute)
+    logps, *kl = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute, layout=layout)
     return TokenStatistics(
         logps=logps,
         kl=kl[0] if kl else None,
@@ -94,6 +97,7 @@ def reference_log_probs(
     labels: Tensor,
     wanted: Tensor,
     chunk_tokens: int | None = None,
+    layout: PairLayout | None = None,
 ) -> tuple[Tensor, ReferenceStates]:
     """A reference's log-probabilities, and what its distributions over the vocabulary can be made from later.
 
@@ -107,6 +111,7 @@ def reference_log_probs(
         labels: token ids, [B, T], unshifted.
         wanted: bool, [B, T - 1], shifted.
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        layout: see ``run_through_head``.
 
     Returns:
         per_token_logps [B, T - 1] as ``selected_log_probs`` gives them, and the states at the wanted positions.
@@ -120,7 +125,7 @@ def reference_log_probs(
         kept.append(ReferenceStates(hidden=states, logits=_kept_head(head, states)))
         return (head.log_probs(states, targets, chunk_tokens=chunk_tokens),)
 
-    (logps,) = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute)
+    (logps,) = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute, layout=layout)
     return logps, kept[0]
 
 

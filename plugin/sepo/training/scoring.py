@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from sepo.errors import SepoError
 from sepo.forward.contrastive import ContrastivePair, ContrastiveScorer
+from sepo.forward.evaluation import in_evaluation_mode
 from sepo.forward.head import causal_lm
 from sepo.forward.scoring import DEFAULT_BATCH_TOKENS, OracleScorer, ScoredSequence, ScoringModel
 from sepo.tokens.contrastive import DIRECTIONS, answer_marker, quoted_conversation, revision_prompt
-from sepo.training.reference import in_evaluation_mode
 from sepo.training.rows import SIDES, Row, answer_text, conversation
 
 

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from sepo.errors import SepoError
+from sepo.forward.evaluation import in_evaluation_mode
 from sepo.forward.head import selected_log_probs
+from sepo.forward.layout import PairLayout
+from sepo.forward.sharing import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
 from sepo.objectives import Method, PreferenceOutput, preference_loss, select
 from sepo.training.collator import IGNORE_INDEX, SELECTION, STEPS
 from sepo.training.floats import REF_LOGPS, batch_floats
-from sepo.training.reference import in_evaluation_mode
 from sepo.training.rewards import TOKEN_REWARDS, token_rewards
 
 
@@ -46,6 +48,7 @@ def preference_step(
     reference: Reference | None = None,
     chosen_nll_weight: float = 0.0,
     chunk_tokens: int | None = None,
+    share_prompts: bool = True,
 ) -> StepOutput:
     """Compute the loss of one device batch of pairs.
 
@@ -61,6 +64,7 @@ def preference_step(
             ``ref_logps`` take its place, which a method that needs a KL over the vocabulary does not allow.
         chosen_nll_weight: weight of the mean negative log-likelihood over all chosen tokens (the host's ``pref_ftx``).
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        share_prompts: False runs the batch as it is padded, also where a pair's prompt could be run once.
 
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the tokens that were computed, ``select/*_ratio`` the
@@ -83,10 +87,18 @@ def preference_step(
     if chosen_nll_weight or method.needs_response:
         wanted = torch.cat([mask[:pairs], wanted[pairs:]])
 
+    layout = batch_layout(inputs, wanted) if share_prompts else None
     tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens}
-    ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
+    ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens, layout)
     # One pass over the head; what is not asked for is not computed.
-    policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
+    policy = selected_statistics(
+        model,
+        inputs,
+        reference=ref_states,
+        with_p2=method.needs_log_sum_p2,
+        layout=layout_for(model, inputs, layout),
+        **tokens,
+    )
     logps = policy.logps
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
     selection = known
@@ -137,6 +149,7 @@ def _reference_pass(
     batch: Mapping[str, Any],
     inputs: Mapping[str, Any],
     tokens: Mapping[str, Any],
+    layout: PairLayout | None,
 ) -> tuple[Tensor | None, ReferenceStates | None]:
     """The reference's log-probabilities [2B, T] and, where a KL over the vocabulary is needed, what it is made from."""
     if not method.needs_reference:
@@ -144,9 +157,10 @@ def _reference_pass(
     if reference is None:
         return _stored_reference(method, batch, tokens["wanted"]), None
     with torch.no_grad(), reference() as model, in_evaluation_mode(model):
+        row = layout_for(model, inputs, layout)
         if method.needs_kl:
-            return reference_log_probs(model, inputs, **tokens)
-        return selected_log_probs(model, inputs, **tokens), None
+            return reference_log_probs(model, inputs, layout=row, **tokens)
+        return selected_log_probs(model, inputs, layout=row, **tokens), None
 
 
 def _stored_reference(method: Method, batch: Mapping[str, Any], wanted: Tensor) -> Tensor:

@@ -1,0 +1,171 @@
+"""One row for many pairs: each pair as prompt | chosen | rejected, without padding, and where its tokens went.
+
+What both responses begin with is computed once: the prompt, and any first tokens that they share. What no wanted
+log-probability depends on is left out: everything after the last wanted token of a response, the token itself included
+(it is predicted, and nothing after it is).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LAYOUT = "sepo_layout"
+"""Keyword under which a layout travels through a model's forward to its attention, into checkpointed layers too."""
+
+
+@dataclass(frozen=True)
+class PairSpan:
+    """Where one pair stands in the row: ``shared`` tokens from ``start``, then those of each response alone.
+
+    A token of the chosen response attends to the shared tokens and to the chosen ones before it; one of the rejected
+    response to the shared tokens and to the rejected ones before it. Positions of both go on from the shared tokens'.
+    """
+
+    start: int
+    shared: int
+    chosen: int
+    rejected: int
+
+    @property
+    def split(self) -> int:
+        """Where the tokens of the rejected response alone begin."""
+        return self.start + self.shared + self.chosen
+
+    @property
+    def end(self) -> int:
+        """One past the pair's last token."""
+        return self.split + self.rejected
+
+
+@dataclass
+class PairLayout:
+    """How the rows of a padded batch lie in one row without padding.
+
+    Args:
+        spans: the pairs, in the order of the batch.
+        source: int64 [N], for each token of the row its place in the flattened batch [2B * T].
+        position_ids: int64 [N].
+        placed: int64 [2B, T], for each token of the batch its place in the row; -1 where it was left out.
+    """
+
+    spans: tuple[PairSpan, ...]
+    source: Tensor
+    position_ids: Tensor
+    placed: Tensor
+    masks: dict[object, Tensor] = field(default_factory=dict, repr=False)
+    """Masks of ``sepo.forward.attention``, made by the first layer that needs them."""
+    attended: int = 0
+    """How many attention layers saw this layout; a model that hands it to none would let pairs see each other."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the row."""
+        return self.source.numel()
+
+    def to(self, device: torch.device) -> PairLayout:
+        """The same layout with its tensors on a device."""
+        moved = (part.to(device, non_blocking=True) for part in (self.source, self.position_ids, self.placed))
+        return PairLayout(self.spans, *moved)
+
+
+def is_right_padded(attention_mask: Tensor) -> bool:
+    """Whether each row of an attention mask [R, T] is ones, at least one, and then zeros."""
+    kept = attention_mask != 0
+    return bool((kept[:, 0].all() & ~(kept[:, 1:] & ~kept[:, :-1]).any()).item())
+
+
+def pair_layout(input_ids: Tensor, wanted: Tensor) -> PairLayout:
+    """Lay the pairs of a right-padded batch into one row.
+
+    >>> ids = torch.tensor([[1, 2, 3, 5, 6, 9], [1, 2, 3, 5, 7, 8]])  # a prompt of three, two responses of three
+    >>> wanted = torch.tensor([[False, False, True, True, True], [False, False, True, False, True]])
+    >>> layout = pair_layout(ids, wanted)
+    >>> layout.spans, ids.flatten()[layout.source], layout.position_ids
+    ((PairSpan(start=0, shared=4, chosen=1, rejected=1),), tensor([1, 2, 3, 5, 6, 7]), tensor([0, 1, 2, 3, 4, 4]))
+
+    Args:
+        input_ids: token ids on the CPU, [2B, T], the first B rows chosen.
+        wanted: bool on the CPU, [2B, T - 1], shifted: entry t wants the token at position t + 1, so the row must hold
+            what stands up to t. A row that wants nothing keeps its first token.
+
+    Returns:
+        The layout.
+    """
+    width, pairs = input_ids.shape[1], input_ids.shape[0] // 2
+    lengths = needed_tokens(wanted)
+    spans, source, position_ids = [], [], []
+    placed = torch.full(input_ids.shape, -1)
+    start = 0
+    for pair in range(pairs):
+        chosen, rejected = lengths[pair], lengths[pairs + pair]
+        shared = _common_prefix(input_ids[pair, :chosen], input_ids[pairs + pair, :rejected])
+        span = PairSpan(start, shared, chosen - shared, rejected - shared)
+        at = torch.arange(max(chosen, rejected))
+        source += [pair * width + at[:chosen], (pairs + pair) * width + at[shared:rejected]]
+        position_ids += [at[:chosen], at[shared:rejected]]
+        placed[pair, :chosen] = start + at[:chosen]
+        placed[pairs + pair, :shared] = start + at[:shared]
+        placed[pairs + pair, shared:rejected] = span.split + at[: rejected - shared]
+        spans.append(span)
+        start = span.end
+    return PairLayout(tuple(spans), torch.cat(source), torch.cat(position_ids), placed)
+
+
+def row_inputs(input_ids: Tensor, layout: PairLayout) -> dict[str, Any]:
+    """What a model's forward takes for the row.
+
+    Args:
+        input_ids: the batch's, [2B, T].
+        layout: with its tensors on the same device.
+
+    Returns:
+        ``input_ids`` and ``position_ids`` [1, N], the layout for the attention, and an attention mask of four
+        dimensions: models make no mask of their own beside it, and our attention does not read it.
+    """
+    return {
+        "input_ids": input_ids.flatten()[layout.source][None],
+        "position_ids": layout.position_ids[None],
+        "attention_mask": torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
+        LAYOUT: layout,
+    }
+
+
+def needed_tokens(wanted: Tensor) -> list[int]:
+    """How many first tokens of each row the wanted positions [R, T - 1] depend on; at least one."""
+    positions = torch.arange(1, wanted.shape[1] + 1)
+    lengths: list[int] = torch.where(wanted, positions, 1).amax(1).tolist()
+    return lengths
+
+
+def _common_prefix(first: Tensor, second: Tensor) -> int:
+    """Length of what two 1-D tensors begin with in common."""
+    length = min(len(first), len(second))
+    different = (first[:length] != second[:length]).nonzero()
+    return int(different[0]) if len(different) else length
+
+
+def pair_tokens(input_ids: Tensor, wanted: Tensor) -> list[int]:
+    """Tokens that each pair takes in a row; see ``pair_layout`` for the arguments."""
+    return [span.end - span.start for span in pair_layout(input_ids, wanted).spans]
+
+
+def token_groups(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group pairs, in their order, into rows of at most ``budget`` tokens; a longer pair stands alone.
+
+    >>> token_groups([3, 4, 9, 1, 1], budget=8)
+    [[0, 1], [2], [3, 4]]
+    """
+    groups: list[list[int]] = []
+    taken = 0
+    for index, length in enumerate(lengths):
+        if not groups or taken + length > budget:
+            groups.append([])
+            taken = 0
+        groups[-1].append(index)
+        taken += length
+    return groups

@@ -1,0 +1,159 @@
+"""Whether a model can run a pair's prompt once for both responses, and what to say where it cannot."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sepo.errors import SepoError
+from sepo.forward.attention import PREFIX, SUPPORTED, UnknownAttentionError, register
+from sepo.forward.evaluation import in_evaluation_mode
+from sepo.forward.head import causal_lm, selected_log_probs
+from sepo.forward.layout import PairLayout, is_right_padded, pair_layout
+
+logger = logging.getLogger(__name__)
+
+_BATCH = {"input_ids", "attention_mask"}
+_LAYERS = {"full_attention", "sliding_attention", "attention"}
+_PROBE_TOKENS = 8
+"""Tokens of each part of the pair on which both ways are compared."""
+
+_REFUSALS: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
+"""Models that were looked at: why pairs take the plain path, or None where they share their prompts."""
+
+
+def batch_layout(inputs: Mapping[str, Any], wanted: Tensor) -> PairLayout | None:
+    """How the pairs of a batch lie in one row, or None where the batch has to be run as it is.
+
+    Args:
+        inputs: what the model's forward takes, ``input_ids`` [2B, T] with the first B rows chosen.
+        wanted: bool, [2B, T - 1], shifted.
+    """
+    extra = set(inputs) - _BATCH
+    mask = inputs.get("attention_mask")
+    if extra:
+        _say_once(f"the batch carries {', '.join(sorted(extra))} beside its tokens")
+    elif mask is not None and mask.dim() != 2:
+        _say_once("the attention mask is no padding mask")
+    else:
+        # One copy from the device; the layout is made of lengths, which the device cannot know.
+        ones = torch.ones_like(inputs["input_ids"])
+        ids, kept, needed = torch.stack(
+            [inputs["input_ids"], ones if mask is None else mask.to(ones), nn.functional.pad(wanted.to(ones), (0, 1))]
+        ).cpu()
+        if is_right_padded(kept):
+            return pair_layout(ids, needed[:, :-1].bool()).to(ones.device)
+        _say_once("the batch is not padded on the right")
+    return None
+
+
+def layout_for(model: nn.Module, inputs: Mapping[str, Any], layout: PairLayout | None) -> PairLayout | None:
+    """The layout with which a model runs a batch, or None where it runs the batch as it is.
+
+    A model is looked at once: what its class and config say, and then both ways on a few tokens of the batch.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        inputs: the batch.
+        layout: from ``batch_layout``.
+    """
+    if layout is None:
+        return None
+    inner = causal_lm(model)
+    if inner not in _REFUSALS:
+        refusal = refusal_of(inner)
+        if refusal is None:
+            _use_our_attention(inner)
+            refusal = _difference(model, inner, inputs["input_ids"], layout)
+        _REFUSALS[inner] = refusal
+        if refusal is not None:
+            _say_once(refusal)
+    return layout if _REFUSALS[inner] is None else None
+
+
+_SAID: set[str] = set()
+
+
+def _say_once(reason: str) -> None:
+    if reason not in _SAID:
+        _SAID.add(reason)
+        logger.warning("prompts are computed twice, once per response, and padding is too: %s.", reason)
+
+
+def refusal_of(model: nn.Module) -> str | None:
+    """Why a causal language model cannot run pairs with a shared prompt, as far as its class and config tell; or None.
+
+    Args:
+        model: the model without wrappers.
+    """
+    config, name = getattr(model, "config", None), type(model).__name__
+    implementation = str(getattr(config, "_attn_implementation", None)).removeprefix(PREFIX)
+    layers = set(getattr(config, "layer_types", None) or ())
+    refusals = {
+        f"{name} does not take its attention from transformers' registry": not getattr(
+            model, "_supports_attention_backend", False
+        ),
+        f"{name} carries state from token to token": getattr(model, "_is_stateful", False),
+        f"{name} has layers of the types {', '.join(sorted(layers - _LAYERS))}": bool(layers - _LAYERS),
+        f"{name} is no text-only decoder": hasattr(config, "vision_config")
+        or hasattr(config, "audio_config")
+        or getattr(config, "is_encoder_decoder", False),
+        f"the router losses of {name} read the padding mask": getattr(config, "output_router_logits", False),
+        f"{name} computes its attention in float32 by itself": getattr(config, "reorder_and_upcast_attn", False),
+        f"{name} attends in chunks": getattr(config, "attention_chunk_size", None) is not None,
+        f"the attention '{implementation}' is not one of {', '.join(SUPPORTED)}": implementation not in SUPPORTED,
+    }
+    return next((reason for reason, holds in refusals.items() if holds), None)
+
+
+def _use_our_attention(model: Any) -> None:
+    """Exchange the name of the model's attention for ours: checkpointed layers ask again in the backward pass."""
+    implementation = model.config._attn_implementation
+    if not implementation.startswith(PREFIX):
+        model.config._attn_implementation = register(implementation)
+
+
+def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: PairLayout) -> str | None:
+    """Run a few tokens of the first pair both ways; what is wrong if they differ, or None."""
+    ids, wanted = _probe(input_ids, layout)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    row = pair_layout(ids.cpu(), wanted.cpu()).to(ids.device)
+    tokens: dict[str, Any] = {"labels": ids, "wanted": wanted}
+    layers = getattr(getattr(inner, "config", None), "num_hidden_layers", None)
+    with torch.no_grad(), in_evaluation_mode(model):
+        plain = selected_log_probs(model, inputs, **tokens)[wanted]
+        try:
+            shared = selected_log_probs(model, inputs, layout=row, **tokens)[wanted]
+        except UnknownAttentionError as error:
+            return str(error)
+    if row.attended != layers:
+        return f"{row.attended} of the {layers} layers of {type(inner).__name__} took their attention from us"
+    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in inner.parameters()) or torch.is_autocast_enabled(
+        ids.device.type
+    )
+    difference = (plain - shared).abs().mean().item()
+    if not difference <= (0.1 if half else 1e-3):
+        return (
+            f"{type(inner).__name__} gives other log-probabilities in a row of pairs than in a batch (mean difference "
+            f"{difference:.2g} nats)"
+        )
+    return None
+
+
+def _probe(input_ids: Tensor, layout: PairLayout) -> tuple[Tensor, Tensor]:
+    """A small pair [2, T] from the tokens of a batch, the same tokens and then different ones, and what it wants."""
+    tokens = input_ids.flatten()[layout.source]
+    both = tokens[:_PROBE_TOKENS]
+    rest = tokens.flip(0)[: 2 * _PROBE_TOKENS]
+    half = len(rest) // 2
+    if half == 0:
+        raise SepoError("a batch of one token cannot be trained on, expected a prompt and two responses.")
+    ids = torch.stack([torch.cat([both, part]) for part in (rest[:half], rest[half : 2 * half])])
+    wanted = torch.ones(2, ids.shape[1] - 1, dtype=torch.bool, device=ids.device)
+    wanted[:, : len(both) - 1] = False
+    return ids, wanted
