@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = [
@@ -103,3 +104,10 @@ def save_pairs(folder: Path, count: int = 24) -> Path:
     }  # fmt: skip
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return folder
+
+
+def exact_norm(self: LlamaRMSNorm, states: torch.Tensor) -> torch.Tensor:
+    """The norm's forward in float64 for a float64 model; the model's own is float32 inside, whatever the model is."""
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    return self.weight * normed.to(states.dtype)

@@ -278,7 +278,9 @@ import os, sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 import torch
 from pathlib import Path
+import tiny
 from test_trainer import LIVE, ROWS, arguments, load, PreferenceTrainer
+tiny.LlamaRMSNorm.forward = tiny.exact_norm
 world = Path({world!r})
 trainer = PreferenceTrainer(
     model=load(world), ref_model=load(world, "base"), method=LIVE, train_dataset=ROWS, eval_dataset=ROWS,

@@ -111,6 +111,7 @@ def attend_pairs(
     Returns:
         [1, N, heads, D'].
     """
+
     def attend(queries: slice, before: slice | None = None) -> Tensor:
         """Attention of a run of tokens over an earlier run and itself."""
         own = queries.stop - queries.start

@@ -69,8 +69,8 @@ class PairLayout:
 
     def to(self, device: torch.device) -> PairLayout:
         """The same layout with its tensors on a device."""
-        moved = (part.to(device, non_blocking=True) for part in (self.source, self.position_ids, self.placed))
-        return PairLayout(self.spans, *moved)
+        source, position_ids, placed = (part.to(device) for part in (self.source, self.position_ids, self.placed))
+        return PairLayout(self.spans, source, position_ids, placed)
 
 
 def is_right_padded(attention_mask: Tensor) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from sepo.errors import SepoError
 from sepo.forward.attention import PREFIX, SUPPORTED, UnknownAttentionError, register
+from sepo.forward.chunked import matmul_dtype
 from sepo.forward.evaluation import in_evaluation_mode
-from sepo.forward.head import causal_lm, selected_log_probs
+from sepo.forward.head import Head, causal_lm, run_through_head
 from sepo.forward.layout import PairLayout, is_right_padded, pair_layout
 
 logger = logging.getLogger(__name__)
@@ -95,10 +96,10 @@ def refusal_of(model: nn.Module) -> str | None:
     implementation = str(getattr(config, "_attn_implementation", None)).removeprefix(PREFIX)
     layers = set(getattr(config, "layer_types", None) or ())
     refusals = {
+        f"{name} carries state from token to token": getattr(model, "_is_stateful", False),
         f"{name} does not take its attention from transformers' registry": not getattr(
             model, "_supports_attention_backend", False
         ),
-        f"{name} carries state from token to token": getattr(model, "_is_stateful", False),
         f"{name} has layers of the types {', '.join(sorted(layers - _LAYERS))}": bool(layers - _LAYERS),
         f"{name} is no text-only decoder": hasattr(config, "vision_config")
         or hasattr(config, "audio_config")
@@ -123,20 +124,24 @@ def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: P
     ids, wanted = _probe(input_ids, layout)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     row = pair_layout(ids.cpu(), wanted.cpu()).to(ids.device)
-    tokens: dict[str, Any] = {"labels": ids, "wanted": wanted}
     layers = getattr(getattr(inner, "config", None), "num_hidden_layers", None)
+    dtypes: set[torch.dtype] = set()
+
+    def compute(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        dtypes.add(matmul_dtype(states))
+        return (head.log_probs(states, targets, chunk_tokens=None),)
+
     with torch.no_grad(), in_evaluation_mode(model):
-        plain = selected_log_probs(model, inputs, **tokens)[wanted]
+        tokens: dict[str, Any] = {"labels": ids, "wanted": wanted, "compute": compute}
+        (plain,) = run_through_head(model, inputs, **tokens)
         try:
-            shared = selected_log_probs(model, inputs, layout=row, **tokens)[wanted]
+            (shared,) = run_through_head(model, inputs, layout=row, **tokens)
         except UnknownAttentionError as error:
             return str(error)
     if row.attended != layers:
         return f"{row.attended} of the {layers} layers of {type(inner).__name__} took their attention from us"
-    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in inner.parameters()) or torch.is_autocast_enabled(
-        ids.device.type
-    )
-    difference = (plain - shared).abs().mean().item()
+    half = bool(dtypes & {torch.bfloat16, torch.float16})
+    difference = (plain - shared)[wanted].abs().mean().item()
     if not difference <= (0.1 if half else 1e-3):
         return (
             f"{type(inner).__name__} gives other log-probabilities in a row of pairs than in a batch (mean difference "

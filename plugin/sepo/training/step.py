@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from sepo.errors import SepoError
 from sepo.forward.evaluation import in_evaluation_mode
 from sepo.forward.head import selected_log_probs
-from sepo.forward.layout import PairLayout
 from sepo.forward.sharing import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
@@ -87,18 +86,12 @@ def preference_step(
     if chosen_nll_weight or method.needs_response:
         wanted = torch.cat([mask[:pairs], wanted[pairs:]])
 
-    layout = batch_layout(inputs, wanted) if share_prompts else None
     tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens}
-    ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens, layout)
+    if share_prompts:
+        tokens["layout"] = layout_for(model, inputs, batch_layout(inputs, wanted))
+    ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
     # One pass over the head; what is not asked for is not computed.
-    policy = selected_statistics(
-        model,
-        inputs,
-        reference=ref_states,
-        with_p2=method.needs_log_sum_p2,
-        layout=layout_for(model, inputs, layout),
-        **tokens,
-    )
+    policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
     logps = policy.logps
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
     selection = known
@@ -148,8 +141,7 @@ def _reference_pass(
     reference: Reference | None,
     batch: Mapping[str, Any],
     inputs: Mapping[str, Any],
-    tokens: Mapping[str, Any],
-    layout: PairLayout | None,
+    tokens: dict[str, Any],
 ) -> tuple[Tensor | None, ReferenceStates | None]:
     """The reference's log-probabilities [2B, T] and, where a KL over the vocabulary is needed, what it is made from."""
     if not method.needs_reference:
@@ -157,10 +149,11 @@ def _reference_pass(
     if reference is None:
         return _stored_reference(method, batch, tokens["wanted"]), None
     with torch.no_grad(), reference() as model, in_evaluation_mode(model):
-        row = layout_for(model, inputs, layout)
+        # Both models run the pairs in the same way, so that equal weights give equal numbers.
+        tokens["layout"] = layout_for(model, inputs, tokens.get("layout"))
         if method.needs_kl:
-            return reference_log_probs(model, inputs, layout=row, **tokens)
-        return selected_log_probs(model, inputs, layout=row, **tokens), None
+            return reference_log_probs(model, inputs, **tokens)
+        return selected_log_probs(model, inputs, **tokens), None
 
 
 def _stored_reference(method: Method, batch: Mapping[str, Any], wanted: Tensor) -> Tensor:

@@ -1,0 +1,275 @@
+"""Pairs as one row with shared prompts equal the padded batch: log-probabilities and gradients, for every model."""
+
+import copy
+import logging
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+
+from sepo.forward import sharing
+from sepo.forward.attention import PREFIX
+from sepo.forward.head import selected_log_probs
+from sepo.forward.sharing import batch_layout, layout_for, refusal_of
+
+VOCABULARY = 97
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+WINDOW = 6  # the sequences below are up to three times as long
+MODELS = {
+    "Llama": ("LlamaConfig", {}),
+    "Qwen2": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "Qwen3": ("Qwen3Config", {"head_dim": 8}),
+    "Mistral": ("MistralConfig", {"sliding_window": WINDOW}),
+    "Gemma2": (
+        "Gemma2Config",
+        {"head_dim": 8, "sliding_window": WINDOW, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    "Gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 8,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "GPT2": ("GPT2Config", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "resid_pdrop": 0.0,
+                            "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "Phi": ("PhiConfig", {}),
+    "GPTNeoX": ("GPTNeoXConfig", {}),
+    "Cohere": ("CohereConfig", {"logit_scale": 0.25}),
+    "Granite": ("GraniteConfig", {"logits_scaling": 4.0}),
+}  # fmt: skip
+
+
+def model_of(name, *, attention="sdpa", dtype=torch.float32):
+    config_class, more = MODELS[name]
+    config = getattr(transformers, config_class)(**{**SMALL, **more}, attn_implementation=attention)
+    torch.manual_seed(3)
+    return transformers.AutoModelForCausalLM.from_config(config).to(dtype).train()
+
+
+def batch_of(lengths, *, seed=0, padding=3):
+    """Right-padded pairs of (prompt, chosen, rejected) lengths; half of the rejected answers begin as the chosen do."""
+    draw = torch.Generator().manual_seed(seed)
+    sides, prompts = [[], []], []
+    for number, (prompt, chosen, rejected) in enumerate(lengths):
+        text, *answers = (
+            torch.randint(3, VOCABULARY, (length,), generator=draw) for length in (prompt, chosen, rejected)
+        )
+        if number % 2:
+            answers[1][:2] = answers[0][:2]
+        for side, answer in zip(sides, answers, strict=True):
+            side.append(torch.cat([text, answer]))
+        prompts.append(prompt)
+    rows = sides[0] + sides[1]
+    ids = torch.zeros(len(rows), max(map(len, rows)) + padding, dtype=torch.long)
+    mask, wanted = torch.zeros_like(ids), torch.zeros(len(rows), ids.shape[1] - 1, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+        wanted[index, prompts[index % len(prompts)] - 1 : len(row) - 1] = True
+    return {"input_ids": ids, "attention_mask": mask}, wanted
+
+
+PAIRS = [(7, 5, 9), (1, 8, 7), (11, 6, 5)]
+
+
+def values_and_gradients(model, inputs, wanted, layout=None):
+    model.zero_grad()
+    logps = selected_log_probs(model, inputs, labels=inputs["input_ids"], wanted=wanted, layout=layout)
+    weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)).to(logps)
+    (logps * weights).sum().backward()
+    return logps.detach(), {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+
+
+def assert_equal_ways(model, *, lengths=PAIRS, tolerance=2e-5, share=1.0):
+    inputs, wanted = batch_of(lengths)
+    wanted &= torch.rand(wanted.shape, generator=torch.Generator().manual_seed(2)) <= share
+    layout = layout_for(model, inputs, batch_layout(inputs, wanted))
+    assert layout is not None
+    assert layout.tokens < inputs["attention_mask"].sum()
+    plain, expected = values_and_gradients(model, inputs, wanted)
+    shared, gradients = values_and_gradients(model, inputs, wanted, layout)
+    torch.testing.assert_close(shared, plain, rtol=tolerance, atol=tolerance * plain.abs().max().item())
+    assert gradients.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=tolerance, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3], ids=["all tokens", "some tokens"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_row_gives_what_the_batch_gives(name, attention, share):
+    assert_equal_ways(model_of(name, attention=attention), share=share)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_in_bfloat16(name, attention):
+    # 8 bits of mantissa through three layers; what a pair must not see would change values by whole nats.
+    assert_equal_ways(model_of(name, attention=attention, dtype=torch.bfloat16), tolerance=0.04)
+
+
+@pytest.mark.parametrize("name", ["Phi", "GPT2", "GPTNeoX"])  # the others compute norms in float32 whatever they are
+def test_in_float64(name):
+    assert_equal_ways(model_of(name, dtype=torch.float64), tolerance=1e-13)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "GPT2"])
+def test_with_gradient_checkpointing(name, reentrant):
+    model = model_of(name)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    assert_equal_ways(model)
+
+
+def test_two_rows_before_one_backward_pass():
+    """Checkpointed layers run again in the backward pass, each with the layout of its own row."""
+    model = model_of("Llama")
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    batches = [batch_of(PAIRS), batch_of([(3, 9, 4), (6, 2, 8)], seed=5)]
+    sums = {}
+    for way in ("plain", "shared"):
+        model.zero_grad()
+        losses = []
+        for inputs, wanted in batches:
+            layout = layout_for(model, inputs, batch_layout(inputs, wanted)) if way == "shared" else None
+            logps = selected_log_probs(model, inputs, labels=inputs["input_ids"], wanted=wanted, layout=layout)
+            losses.append(logps.sum())
+        sum(losses).backward()
+        sums[way] = model.model.layers[0].mlp.down_proj.weight.grad.clone()
+    torch.testing.assert_close(sums["shared"], sums["plain"], rtol=2e-5, atol=2e-5)
+
+
+def test_lora_with_its_adapter_on_and_off():
+    model = get_peft_model(model_of("Llama"), LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    assert_equal_ways(model)
+    inputs, wanted = batch_of(PAIRS)
+    layout = layout_for(model, inputs, batch_layout(inputs, wanted))
+    with torch.no_grad(), model.disable_adapter():
+        tokens = {"labels": inputs["input_ids"], "wanted": wanted}
+        shared = selected_log_probs(model, inputs, layout=layout, **tokens)
+        torch.testing.assert_close(shared, selected_log_probs(model, inputs, **tokens), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_model_is_as_it_was_for_everybody_else(attention, tmp_path):
+    model = model_of("Gemma2", attention=attention).eval()
+    before = copy.deepcopy(model)
+    inputs, wanted = batch_of(PAIRS)
+    assert layout_for(model, inputs, batch_layout(inputs, wanted)) is not None
+    assert model.config._attn_implementation == PREFIX + attention
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, before(**inputs).logits, rtol=0, atol=0)
+    prompt = inputs["input_ids"][:1, :6]
+    written = [some.generate(prompt, max_new_tokens=9, do_sample=False).tolist() for some in (model, before)]
+    assert written[0] == written[1]
+    model.save_pretrained(tmp_path)
+    assert PREFIX not in (tmp_path / "config.json").read_text()
+
+
+class Shifted(torch.nn.Module):
+    """An MLP that mixes in what stands before each token: state that no attention sees."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states):
+        return self.inner(states + torch.nn.functional.pad(states, (0, 0, 1, 0))[:, :-1])
+
+
+def leaking():
+    model = model_of("Llama")
+    model.model.layers[1].mlp = Shifted(model.model.layers[1].mlp)
+    return model
+
+
+def half_ours():
+    model = model_of("Llama")
+    layer = model.model.layers[1].self_attn
+    layer.config = copy.deepcopy(layer.config)
+    return model
+
+
+def asking():
+    model = model_of("Llama")
+    layer = model.model.layers[2].self_attn
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: own(*args, s_aux=torch.zeros(4), **kwargs)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (leaking, "gives other log-probabilities in a row of pairs than in a batch"),
+        (half_ours, "2 of the 3 layers of LlamaForCausalLM took their attention from us"),
+        (asking, "LlamaAttention asks its attention for s_aux"),
+    ],
+)
+def test_a_model_that_cannot_is_found_out_and_takes_the_plain_path(make, reason, caplog):
+    model = make()
+    inputs, wanted = batch_of(PAIRS)
+    sharing._SAID.clear()
+    with caplog.at_level(logging.WARNING, logger="sepo"):
+        for _ in range(2):
+            assert layout_for(model, inputs, batch_layout(inputs, wanted)) is None
+    (message,) = caplog.messages
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (transformers.MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1), "carries state"),
+        (transformers.BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=1), "registry"),
+        (
+            transformers.LlamaConfig(**{**SMALL, "attention_chunk_size": 4}),
+            "chunks",
+        ),
+        (transformers.GPT2Config(**{**SMALL, "reorder_and_upcast_attn": True}), "float32"),
+        (transformers.LlamaConfig(**SMALL, attn_implementation="flex_attention"), "'flex_attention'"),
+        (transformers.MixtralConfig(**SMALL, num_local_experts=2, output_router_logits=True), "router"),
+    ],
+)
+def test_refusals_name_their_reason(config, reason):
+    assert reason in refusal_of(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def test_layers_with_state_are_refused():
+    config = transformers.Qwen3NextConfig(**SMALL, head_dim=8, num_experts=2, num_experts_per_tok=1)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert refusal_of(model) == "Qwen3NextForCausalLM carries state from token to token"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda inputs: {**inputs, "pixel_values": torch.zeros(1)}, "the batch carries pixel_values"),
+        (lambda inputs: {**inputs, "attention_mask": inputs["attention_mask"].flip(1)}, "not padded on the right"),
+        (lambda inputs: {**inputs, "attention_mask": torch.ones(6, 1, 4, 4)}, "no padding mask"),
+    ],
+)
+def test_batches_that_cannot_be_laid_out_run_as_they_are(change, reason, caplog):
+    inputs, wanted = batch_of(PAIRS)
+    sharing._SAID.clear()
+    with caplog.at_level(logging.WARNING, logger="sepo"):
+        assert batch_layout(change(inputs), wanted) is None
+    assert reason in caplog.text
+
+
+def test_a_batch_without_a_mask_has_no_padding():
+    inputs, wanted = batch_of([(4, 6, 6)], padding=0)
+    assert batch_layout({"input_ids": inputs["input_ids"]}, wanted).tokens == 4 + 5 + 5
