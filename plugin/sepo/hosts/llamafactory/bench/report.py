@@ -21,11 +21,11 @@ def table_rows(result: dict[str, Any]) -> list[list[str]]:
     return [
         [
             entry["label"],
-            f"{entry['pairs_per_second']:.3g}",
+            f"{entry['pairs_per_second']:#.3g}",
             f"{entry['tokens_per_second']:,.0f}",
             _ratio(entry["ratio_to_host_dpo"]),
             _ratio(entry["ratio_to_host_simpo"]),
-            _size(entry["peak_memory_bytes"]),
+            size(entry["peak_memory_bytes"]),
             f"{entry['first_batch_loss']:.5f}",
         ]
         for entry in result["contenders"]
@@ -78,11 +78,12 @@ def loss_notes(losses: dict[str, float]) -> list[str]:
     return notes
 
 
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _size(value: int | None) -> str:
+def size(value: int | None) -> str:
+    """Bytes as a person reads them; ``-`` where nothing was measured."""
     if value is None:
         return "-"
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -20,9 +20,9 @@ from sepo.hosts.llamafactory.bench.contenders import HOST_DPO, HOST_SIMPO, Conte
 from sepo.hosts.llamafactory.bench.machine import machine, versions
 from sepo.hosts.llamafactory.bench.memory import can_measure_processes, child_peak, cuda_peak, steps_measured
 from sepo.hosts.llamafactory.bench.recipe import check_keys, measured_recipe
-from sepo.hosts.llamafactory.bench.report import loss_notes, print_table
+from sepo.hosts.llamafactory.bench.report import loss_notes, print_table, size
 from sepo.hosts.llamafactory.bench.rounds import Timings, speeds, timed_rounds
-from sepo.hosts.llamafactory.bench.rows import random_columns, selects_at_random
+from sepo.hosts.llamafactory.bench.rows import selects_at_random
 from sepo.hosts.llamafactory.bench.session import Session, open_session
 from sepo.hosts.llamafactory.checks import check_datasets, check_policy
 from sepo.hosts.llamafactory.pipeline import read_pipeline
@@ -207,11 +207,15 @@ def _notes(session: Session, contenders: Sequence[Contender]) -> list[str]:
     ours = [contender.settings for contender in contenders if contender.settings is not None]
     if any(selects_at_random(settings) for settings in ours):
         notes.append("selection by random scores: as many tokens as with an oracle's; nothing was scored.")
-    if any(random_columns(settings) and not selects_at_random(settings) for settings in ours):
-        notes.append("token rewards and stored references are random numbers too.")
+    if any(settings.token_rewards is not None for settings in ours):
+        notes.append("token rewards are random numbers, and none were computed.")
+    if any(settings.precomputed_reference is not None for settings in ours):
+        notes.append(
+            "stored log-probabilities of the reference are random numbers, so the loss over them means nothing."
+        )
     second = max(session.reference_bytes.values())
     if second:
         labels = ", ".join(contender.label for contender in contenders if session.reference_bytes[contender.name])
-        notes.append(f"a second model is the reference, {second / 2**30:.2f} GiB of weights on top, of: {labels}.")
+        notes.append(f"a second model is the reference, {size(second)} of weights on top, of: {labels}.")
     notes.append("loss: of the first batch, of a policy that seeded noise moved a little from its start.")
     return notes
