@@ -272,21 +272,39 @@ def test_a_recipe_from_the_command_line(world, tmp_path):
 
 @pytest.mark.host
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read from /proc")
-def test_memory_and_a_reference_model_of_a_hosts_recipe(world, tmp_path):
-    """Full fine-tuning: the reference is a second model, one for all, and memory is measured in a process each."""
-    recipe = host_recipe(
-        world, tmp_path / "out", finetuning_type="full", lora_rank=None, lora_target=None, pref_beta=0.2
-    )
-    file = write(recipe, tmp_path / "recipe.yaml")
-    words = ["bench", file, "--rounds", "1", "--stages", "dpo", "-o", tmp_path / "bench.json"]
-    done = run([BIN / "sepo", *words], cwd=tmp_path)
-    result = json.loads((tmp_path / "bench.json").read_text())
-    (entry,) = result["contenders"]
-    assert entry["settings"]["hyperparameters"]["beta"] == 0.2
-    assert 2**16 < entry["peak_memory_bytes"] < 2**30
-    assert entry["reference_model_bytes"] > 2**16
-    assert entry["ratio_to_host_dpo"] is None
-    assert "a second model is the reference" in done.stdout
+def test_memory_is_measured_in_a_process_of_its_own(world, tmp_path):
+    """Full fine-tuning from a host's recipe: the reference is a second model, there before the step."""
+    from sepo.hosts.llamafactory.bench.memory import child_peak
+
+    recipe = host_recipe(world, tmp_path / "out", finetuning_type="full", lora_rank=None, lora_target=None)
+    measured = measured_recipe(recipe, output_dir=str(tmp_path / "elsewhere"))
+    task = {"recipe": measured, "contender": "dpo", "rounds": 1, "seed": 0}
+    peak, reason = child_peak(task, folder=tmp_path)
+    assert not reason
+    assert 2**16 < peak < 2**30
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read from /proc")
+def test_memory_of_a_step_is_what_it_touches():
+    import torch
+
+    from sepo.hosts.llamafactory.bench.memory import resident_peak
+
+    size = 2**26
+    peak = resident_peak(
+        lambda batch: torch.ones(size * (batch + 1), dtype=torch.uint8), lambda: None, batches=[0, 1],
+        model=torch.nn.Linear(3, 3),
+    )  # fmt: skip
+    assert 2 * size <= peak + 2**22 < 2.2 * size
+
+
+def test_a_process_that_dies_is_a_reason_and_no_number(tmp_path):
+    from sepo.hosts.llamafactory.bench.memory import child_peak
+
+    peak, reason = child_peak({}, folder=tmp_path)
+    assert peak is None
+    assert "ended with status 1" in reason
 
 
 @pytest.mark.host

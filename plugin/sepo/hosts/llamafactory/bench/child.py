@@ -16,6 +16,8 @@ def main(task_file: Path, result_file: Path) -> None:
         task_file: ``recipe`` (as ``measured_recipe`` gives it), ``contender``, ``rounds`` and ``seed``.
         result_file: where ``peak_memory_bytes`` goes.
     """
+    task = json.loads(task_file.read_text(encoding="utf-8"))
+    name = task["contender"]
     import torch
 
     from sepo.hosts.llamafactory.bench.contenders import plan_contenders
@@ -23,9 +25,7 @@ def main(task_file: Path, result_file: Path) -> None:
     from sepo.hosts.llamafactory.bench.session import open_session
     from sepo.hosts.llamafactory.registration import host_keys
 
-    task = json.loads(task_file.read_text(encoding="utf-8"))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    name = task["contender"]
     contenders = plan_contenders(task["recipe"], host_keys=host_keys(), names=[name])
     session = open_session(contenders, rounds=task["rounds"], seed=task["seed"])
     peak = resident_peak(
