@@ -179,6 +179,7 @@ def test_wrong_requests_are_refused_in_one_line():
     refused(lambda: drawn_batches(3, pairs=4, rounds=1, seed=0), "3 pairs", "a batch is 4")
     refused(lambda: check_keys({"stage": "sepo", "lerning_rate": 1}, host_keys=HOST_KEYS), "'learning_rate'")
     refused(lambda: check_keys({"stage": "dpo", "select_ratio": 1}, host_keys=HOST_KEYS), "key of our stages")
+    check_keys({"stage": "dpo", "select_ratio": None}, host_keys=HOST_KEYS)  # taken away by an override
 
 
 def test_batches_are_drawn_without_repetition_while_rows_last():
@@ -198,7 +199,7 @@ def test_losses_that_differ_are_told():
 
 
 def test_sizes_are_readable():
-    assert [size(value) for value in (None, 3 * 2**20, 5 * 2**29)] == ["-", "3 MiB", "2.50 GiB"]
+    assert [size(value) for value in (None, 2**19, 30 * 2**20, 5 * 2**29)] == ["-", "0.5 MiB", "30 MiB", "2.50 GiB"]
 
 
 @pytest.mark.parametrize(

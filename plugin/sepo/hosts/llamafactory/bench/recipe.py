@@ -78,7 +78,11 @@ def check_keys(recipe: Mapping[str, Any], *, host_keys: tuple[str, ...]) -> None
     if is_ours(str(recipe.get("stage"))):
         objective = str(with_stage_defaults(recipe)["objective"])
         ours = (*OUR_KEYS, *objective_keys(objective, taken=(*host_keys, *OUR_KEYS)))
-    for name in recipe:
-        if name not in (*host_keys, *ours):
-            hint = " It is a key of our stages." if name in OUR_KEYS else nearest(name, (*host_keys, *ours))
+    for name, value in recipe.items():
+        if value is not None and name not in (*host_keys, *ours):
+            hint = (
+                f" It is a key of our stages; write {name}=null after the recipe."
+                if name in OUR_KEYS
+                else nearest(name, (*host_keys, *ours))
+            )
             raise SepoError(f"unknown key '{name}'.{hint}")

@@ -187,6 +187,9 @@ def _result(
         }
         for contender in contenders
     ]
+    losses = {  # a note says it where the host's dpo has another reference than ours
+        name: loss for name, loss in timings.losses.items() if not session.notes or name != HOST_DPO
+    }
     setting = {"rounds": len(session.pairs), "pairs_per_step": session.pairs[0], "seed": seed, "optimizer_steps": False}
     return {
         "versions": versions(),
@@ -195,7 +198,7 @@ def _result(
         "setting": setting,
         "rounds": [{"pairs": p, "tokens": t} for p, t in zip(session.pairs, session.tokens, strict=True)],
         "contenders": entries,
-        "notes": [*_notes(session, contenders), *notes, *session.notes, *loss_notes(timings.losses)],
+        "notes": [*_notes(session, contenders), *notes, *session.notes, *loss_notes(losses)],
     }
 
 
