@@ -21,7 +21,7 @@ def main(task_file: Path, result_file: Path) -> None:
     import torch
 
     from sepo.hosts.llamafactory.bench.contenders import plan_contenders
-    from sepo.hosts.llamafactory.bench.memory import resident_peak, steps_measured
+    from sepo.hosts.llamafactory.bench.memory import STEPS_MEASURED, resident_peak
     from sepo.hosts.llamafactory.bench.session import open_session
     from sepo.hosts.llamafactory.registration import host_keys
 
@@ -31,7 +31,7 @@ def main(task_file: Path, result_file: Path) -> None:
     peak = resident_peak(
         functools.partial(session.step, name),
         functools.partial(session.settle, name),
-        batches=session.longest(steps_measured()),
+        batches=session.longest(STEPS_MEASURED),
         model=session.model,
     )
     result_file.write_text(json.dumps({"peak_memory_bytes": peak}), encoding="utf-8")

@@ -18,7 +18,9 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-_STEPS = 2
+STEPS_MEASURED = 2
+"""Steps over which a peak is taken, on as many of the longest batches."""
+
 # glibc keeps freed blocks and cuts them up, which hides a fifth of a step or adds as much; so it gives them back.
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 
@@ -101,8 +103,3 @@ def child_peak(task: dict[str, Any], *, folder: Path) -> tuple[int | None, str]:
         return int(json.loads(result_file.read_text(encoding="utf-8"))["peak_memory_bytes"]), ""
     lines = done.stderr.strip().splitlines() or ["no message"]
     return None, f"its process ended with status {done.returncode} ({lines[-1][:200]})"
-
-
-def steps_measured() -> int:
-    """How many steps the peak is taken over."""
-    return _STEPS

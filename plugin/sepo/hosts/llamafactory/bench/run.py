@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.contenders import HOST_DPO, HOST_SIMPO, Contender, plan_contenders
 from sepo.hosts.llamafactory.bench.machine import machine, versions
-from sepo.hosts.llamafactory.bench.memory import can_measure_processes, child_peak, cuda_peak, steps_measured
+from sepo.hosts.llamafactory.bench.memory import STEPS_MEASURED, can_measure_processes, child_peak, cuda_peak
 from sepo.hosts.llamafactory.bench.recipe import check_keys, measured_recipe
 from sepo.hosts.llamafactory.bench.report import loss_notes, print_table, size
 from sepo.hosts.llamafactory.bench.rounds import Timings, speeds, timed_rounds
@@ -140,7 +140,7 @@ def _timed(session: Session, *, rounds: int, progress: Any) -> Timings:
 
 def _peaks(session: Session, task: dict[str, Any], *, folder: Path, progress: Any) -> tuple[dict[str, int | None], str]:
     """Peak memory by contender, and what it is."""
-    batches = session.longest(steps_measured())
+    batches = session.longest(STEPS_MEASURED)
     peaks: dict[str, int | None] = {}
     if session.device.type == "cuda":
         for name in session.trainers:
