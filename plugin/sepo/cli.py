@@ -13,6 +13,7 @@ from sepo.errors import SepoError
 EPILOG = """examples:
   sepo train recipe.yaml learning_rate=1e-5     a LLaMA-Factory recipe, ours or theirs
   sepo pipeline recipe.yaml                     base, oracle, scores, policy
+  sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
   sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
 """
 
@@ -30,6 +31,24 @@ def _pipeline(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.pipeline import read_pipeline, run_pipeline
 
     run_pipeline(read_pipeline(Path(options.recipe), options.overrides))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.launcher import quiet_on_one_device, require_host
+
+    require_host()
+    quiet_on_one_device()
+    from sepo.hosts.llamafactory.bench.run import bench
+
+    bench(
+        Path(options.recipe),
+        options.overrides,
+        rounds=options.rounds,
+        names=None if options.stages is None else [name.strip() for name in options.stages.split(",")],
+        memory=options.memory,
+        output=None if options.output is None else Path(options.output),
+    )
     return 0
 
 
@@ -82,12 +101,41 @@ def _parser() -> argparse.ArgumentParser:
     pipeline = command("pipeline", _pipeline, "Train base and oracle, score, train the policy: one recipe.")
     pipeline.add_argument("recipe", help="a recipe with shared keys and the sections base, oracle and policy")
     pipeline.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1 or policy.sepo_gamma=2")
+    _add_bench(command("bench", _bench, "Measure our stages against the host's dpo and simpo, on this machine."))
     command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")
     command("disable", _disable, "Undo `sepo enable` completely.")
     command("doctor", _doctor, "Say what is installed, what is active and what is wrong.")
     demo = command("demo", _demo, "Align a real small model with SePO on this machine and show what was selected.")
     demo.add_argument("-o", "--output", default="demo_output", help="folder for everything that it makes")
     return parser
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.description = (
+        "Pairs and tokens per second and peak memory of our stages and of LLaMA-Factory's own dpo and simpo, with this "
+        "recipe's model, data and training settings. Nothing is trained, scored or saved."
+    )
+    bench.add_argument("recipe", help="a recipe of one of our stages, or of the host's dpo")
+    bench.add_argument("overrides", nargs="*", metavar="key=value", help="such as per_device_train_batch_size=4")
+    bench.add_argument("--rounds", type=int, default=5, help="timed rounds (5); every round is another batch")
+    bench.add_argument(
+        "--stages",
+        help="a comma-separated subset of host_dpo, host_simpo, sepo, dpo, simpo, selective_dpo, minor_dpo and treg; "
+        "recipe: the recipe's own method, where it is none of these",
+    )
+    bench.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
+    bench.add_argument("-o", "--output", metavar="FILE.json", help="also write everything as JSON")
+
+
+def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse; ``key=value`` may also stand behind options, where argparse does not look for them."""
+    options, more = parser.parse_known_args(words)
+    misplaced = [word for word in more if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
+    if misplaced:
+        parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
+    if more:
+        options.overrides = [*options.overrides, *more]
+    return options
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -103,7 +151,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["train"] and words[1:] not in (["-h"], ["--help"]):
             return _train(argparse.Namespace(words=words[1:]))
-        options = _parser().parse_args(words)
+        options = _parsed(_parser(), words)
         return options.run(options)
     except SepoError as error:
         print(f"sepo: error: {error}", file=sys.stderr)

@@ -73,6 +73,20 @@ def _names(value: Any) -> list[str]:
     return [str(part).strip() for part in parts if str(part).strip()]
 
 
+def check_policy(given: Mapping[str, Any]) -> None:
+    """Refuse a policy whose folders are missing, before anything is loaded.
+
+    Args:
+        given: the recipe's keys and values.
+
+    Raises:
+        SepoError: naming the key and the path.
+    """
+    _check_path(given.get("model_name_or_path"), key="model_name_or_path", marker="config.json")
+    for adapter in _names(given.get("adapter_name_or_path")):
+        _check_path(adapter, key="adapter_name_or_path", marker="adapter_config.json")
+
+
 def check_models(given: Mapping[str, Any], settings: RunSettings) -> None:
     """Refuse missing model and adapter folders, before anything is loaded.
 
@@ -83,9 +97,7 @@ def check_models(given: Mapping[str, Any], settings: RunSettings) -> None:
     Raises:
         SepoError: naming the key and the path.
     """
-    _check_path(given.get("model_name_or_path"), key="model_name_or_path", marker="config.json")
-    for adapter in _names(given.get("adapter_name_or_path")):
-        _check_path(adapter, key="adapter_name_or_path", marker="adapter_config.json")
+    check_policy(given)
     for source in (settings.token_rewards, settings.precomputed_reference):
         if source is not None and source.model is not None and source.key != "model_name_or_path":
             spec_folders(source.model, key=source.key)

@@ -23,6 +23,12 @@ def require_host() -> None:
         raise SepoError("LLaMA-Factory is not installed here; run: pip install 'sepo[llamafactory]'")
 
 
+def quiet_on_one_device() -> None:
+    """Before the host is imported: let it log errors only, and see one GPU, for it refuses several in one process."""
+    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
 def train(words: Sequence[str]) -> int:
     """Train as `llamafactory-cli train` does.
 

@@ -63,13 +63,71 @@ def run_stage(
         transformers.set_seed(training_args.seed)
     datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed)
     model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
-    collator: Any = PairwiseDataCollatorWithPadding(
+    ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
+    trainer = build_trainer(
+        model,
+        settings=settings,
+        ref_model=ref_model,
+        starting_policy=starting_policy,
+        template=template,
+        tokenizer_module=tokenizer_module,
+        training_args=training_args,
+        finetuning_args=finetuning_args,
+        datasets=datasets,
+        callbacks=callbacks,
+    )
+    if training_args.do_train:
+        _write_settings(trainer, training_args, settings, stores)
+        _train(trainer, datasets, training_args, finetuning_args)
+    if training_args.do_eval:
+        metrics = trainer.evaluate(metric_key_prefix="eval")
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+
+
+def pair_collator(model: Any, *, template: Any, tokenizer_module: dict[str, Any]) -> Any:
+    """The host's collator of pairs, as its own DPO has it."""
+    return PairwiseDataCollatorWithPadding(
         template=template,
         model=model,
         pad_to_multiple_of=8,
         label_pad_token_id=IGNORE_INDEX,
         **tokenizer_module,
     )
+
+
+def build_trainer(
+    model: Any,
+    *,
+    settings: RunSettings,
+    ref_model: Any,
+    starting_policy: StartingPolicy | None,
+    template: Any,
+    tokenizer_module: dict[str, Any],
+    training_args: Any,
+    finetuning_args: Any,
+    datasets: dict[str, Any],
+    callbacks: Any = None,
+) -> PreferenceTrainer:
+    """The trainer of a stage, its collator included.
+
+    Args:
+        model: the policy, as the host loads it.
+        settings: the run's settings.
+        ref_model: the reference as a model of its own, or None.
+        starting_policy: the reference as the policy's own starting weights, or None.
+        template: the host's template.
+        tokenizer_module: tokenizer and processor, as the host's ``load_tokenizer`` gives them.
+        training_args: the host's training arguments.
+        finetuning_args: the host's finetuning arguments.
+        datasets: by the host's roles, with the columns that the method reads.
+        callbacks: the host's callbacks.
+
+    Returns:
+        The trainer, which has not prepared anything yet.
+    """
+    collator = pair_collator(model, template=template, tokenizer_module=tokenizer_module)
     if settings.method.needs_scores:
         collator = SelectionCollator(collator, method=settings.method)
     elif settings.method.needs_steps:
@@ -78,8 +136,7 @@ def run_stage(
         collator = RewardCollator(collator, origin=settings.token_rewards.origin)
     if settings.precomputed_reference is not None:
         collator = ReferenceCollator(collator)
-    ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
-    trainer = PreferenceTrainer(
+    return PreferenceTrainer(
         settings=settings,
         starting_policy=starting_policy,
         model=model,
@@ -91,14 +148,6 @@ def run_stage(
         **datasets,
         **tokenizer_module,
     )
-    if training_args.do_train:
-        _write_settings(trainer, training_args, settings, stores)
-        _train(trainer, datasets, training_args, finetuning_args)
-    if training_args.do_eval:
-        metrics = trainer.evaluate(metric_key_prefix="eval")
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
 
 
 def _reference(
@@ -112,6 +161,27 @@ def _reference(
     if finetuning_args.ref_model is None and not training_args.do_train:
         logger.warning("no ref_model is set, so the evaluated model is its own reference: every reward is zero.")
         return model, None
+    return load_reference(model, model_args, training_args, finetuning_args, live=live)
+
+
+def load_reference(
+    model: Any, model_args: Any, training_args: Any, finetuning_args: Any, *, live: bool = False
+) -> tuple[Any, StartingPolicy | None]:
+    """The reference that a training run with these arguments has.
+
+    Args:
+        model: the policy as it starts.
+        model_args: the host's model arguments.
+        training_args: the host's training arguments.
+        finetuning_args: the host's finetuning arguments.
+        live: whether tokens are selected by comparing with this reference.
+
+    Returns:
+        A model of its own, or the policy's starting weights, or neither where the policy without its adapter is it.
+
+    Raises:
+        SepoError: the engine shards the adapter that is part of the reference.
+    """
     ref_model = create_ref_model(model_args, finetuning_args)
     if ref_model is None and live:
         logger.info(

@@ -1,0 +1,229 @@
+"""The training step at the size that the papers train, on one GPU, with random weights: nothing is downloaded.
+
+    python benchmarks/gpu_step.py                                   # Llama-2-7B's shape, LoRA in bfloat16
+    python benchmarks/gpu_step.py --shape 13b --quantization 4      # 13B's, NF4 QLoRA
+    python benchmarks/gpu_step.py --shape tiny --length 64          # a smoke test on a CPU
+
+Speed and memory do not depend on what weights and tokens mean, so both are random: the weights in bfloat16, written
+once to a cache folder, and words out of a vocabulary of whole words, so that a text of n words is n tokens. Half of
+every sequence is prompt. LoRA of rank 16 on all linear layers, 2 pairs a step; all else is LLaMA-Factory's default.
+The steps are measured as `sepo bench` measures them: the trainers' own training step, without the optimizer's.
+
+Beside pairs per second and peak memory above the weights: model FLOPs per second, as a share of what one large bfloat16
+matrix product reaches on the same card. Counted per step, with N parameters in matrix products (embedding lookups,
+attention's own products and LoRA's weights left out) and T tokens of the batch without padding: 2 N T for a forward
+pass, 2 N T for the backward pass (frozen weights get no gradient of their own), 2 N T for a reference that runs in the
+step. Activations that are computed again for the backward pass are not counted, and a stage that computes less than the
+plain method is counted as if it did not: it shows as a higher share.
+"""
+
+import argparse
+import json
+import platform
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sepo.errors import SepoError
+
+RESULTS = Path(__file__).parent / "results"
+STAGES = ("host_dpo", "host_simpo", "sepo", "dpo", "selective_dpo")
+SHAPES = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+    "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
+VOCABULARY = {"7b": 32000, "13b": 32000, "tiny": 512}
+SPECIAL = ["<unk>", "<|im_start|>", "<|im_end|>", "<pad>", "user", "assistant", "system"]
+PAIRS_PER_STEP = 2
+PROMPT_OVERHEAD, RESPONSE_OVERHEAD = 5, 1  # of the template chatml, in this vocabulary
+
+
+def save_tokenizer(folder, size):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*SPECIAL, *(f"w{number}" for number in range(size - len(SPECIAL)))]
+    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<pad>"
+    )
+    wrapped.save_pretrained(folder)
+
+
+def save_model(folder, shape, device):
+    """The weights of a shape, made on the device and written once."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    done = folder / "done"
+    if done.is_file():
+        return folder
+    print(f"making random weights of shape {shape} in {folder}", file=sys.stderr, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = LlamaConfig(
+        **SHAPES[shape], num_key_value_heads=SHAPES[shape]["num_attention_heads"], vocab_size=VOCABULARY[shape],
+        max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, VOCABULARY[shape])
+    done.touch()
+    return folder
+
+
+def save_pairs(folder, *, shape, length, pairs):
+    draw = random.Random(0)
+
+    def text(count):
+        return " ".join(f"w{draw.randrange(VOCABULARY[shape] - len(SPECIAL))}" for _ in range(count))
+
+    prompt, response = length // 2 - PROMPT_OVERHEAD, length - length // 2 - RESPONSE_OVERHEAD
+    rows = [
+        {
+            "conversations": [{"from": "human", "value": text(prompt)}],
+            "chosen": {"from": "gpt", "value": text(response)},
+            "rejected": {"from": "gpt", "value": text(response)},
+        }
+        for _ in range(pairs)
+    ]
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    info = {"file_name": "pairs.json", "formatting": "sharegpt", "ranking": True, "columns": columns}
+    (folder / "pairs.json").write_text(json.dumps(rows))
+    (folder / "dataset_info.json").write_text(json.dumps({"random_pairs": info}))
+
+
+def recipe(model, data, options, cuda):
+    chosen = {
+        "model_name_or_path": str(model),
+        "template": "chatml",
+        "dataset_dir": str(data),
+        "dataset": "random_pairs",
+        "cutoff_len": options.length + 64,
+        "stage": "sepo",
+        "finetuning_type": "lora",
+        "lora_rank": 16,
+        "lora_target": "all",
+        "per_device_train_batch_size": PAIRS_PER_STEP,
+        "bf16": True,
+        "use_cpu": not cuda,
+    }
+    if options.quantization == "4":
+        chosen |= {"quantization_bit": 4, "quantization_method": "bnb", "quantization_type": "nf4"}
+    return chosen
+
+
+def matrix_peak(size=8192, products=50):
+    """FLOPs per second of one large bfloat16 matrix product on the GPU."""
+    import torch
+
+    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    best = 0.0
+    for _ in range(4):  # the first one warms up
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(products):
+            left @ right
+        torch.cuda.synchronize()
+        best = max(best, 2 * size**3 * products / (time.perf_counter() - start))
+    return best
+
+
+def multiplied(shape):
+    """Parameters in matrix products: of the layers and of the head."""
+    values = SHAPES[shape]
+    hidden = values["hidden_size"]
+    layer = 4 * hidden * hidden + 3 * hidden * values["intermediate_size"]
+    return values["num_hidden_layers"] * layer + hidden * VOCABULARY[shape]
+
+
+def with_flops(result, *, shape, peak):
+    """Add model FLOPs per second, and their share of the peak, to every contender."""
+    for entry in result["contenders"]:
+        settings = entry["settings"]
+        reference = entry["name"] == "host_dpo" or (settings is not None and settings["reference"])
+        passes = 2 + reference
+        entry["model_flops_per_second"] = 2 * passes * multiplied(shape) * entry["tokens_per_second"]
+        entry["share_of_peak"] = None if peak is None else entry["model_flops_per_second"] / peak
+    result["peak_flops_per_second"] = peak
+    return result
+
+
+def shares(result):
+    peak = result["peak_flops_per_second"]
+    if peak is None:
+        return "no GPU: no share of its matrix peak."
+    parts = [f"{entry['label']} {entry['share_of_peak']:.1%}" for entry in result["contenders"]]
+    return f"model FLOPs as a share of {peak / 1e12:.0f} TFLOP/s (bfloat16, one matrix product): {', '.join(parts)}"
+
+
+def parsed(argv):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="7b")
+    parser.add_argument("--quantization", choices=("none", "4"), default="none")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a sequence, half of them prompt")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stages", default=",".join(STAGES), help="a comma-separated subset, as for `sepo bench`")
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument(
+        "--cache", type=Path, default=Path.home() / ".cache" / "sepo" / "bench", help="folder for the random weights"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file")
+    return parser.parse_args(argv)
+
+
+def run(options):
+    if options.length < 32:
+        raise SepoError(f"--length is {options.length}; at least 32 tokens are expected.")
+    from sepo.hosts.llamafactory.launcher import quiet_on_one_device
+
+    quiet_on_one_device()
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if not cuda and options.shape != "tiny":
+        raise SepoError(
+            f"no CUDA GPU is visible, and shape {options.shape} is too large for a CPU; run it on a GPU, or smoke-test "
+            "with --shape tiny --length 64."
+        )
+    from sepo.hosts.llamafactory.bench.report import print_table
+    from sepo.hosts.llamafactory.bench.run import measure, write_result
+
+    model = save_model(options.cache / options.shape, options.shape, "cuda" if cuda else "cpu")
+    peak = matrix_peak() if cuda else None
+    if cuda:
+        torch.cuda.empty_cache()
+    with tempfile.TemporaryDirectory(prefix="sepo-gpu-step-") as folder:
+        save_pairs(Path(folder), shape=options.shape, length=options.length, pairs=PAIRS_PER_STEP * options.rounds)
+        result = measure(
+            recipe(model, folder, options, cuda),
+            rounds=options.rounds,
+            names=options.stages.split(","),
+            memory=options.memory,
+        )
+    with_flops(result, shape=options.shape, peak=peak)
+    print_table(result)
+    print(shares(result))
+    where = torch.cuda.get_device_name(0).replace(" ", "-") if cuda else platform.machine()
+    quantized = "nf4" if options.quantization == "4" else "bf16"
+    output = options.output or RESULTS / f"gpu_step-{options.shape}-{quantized}-{where}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_result(result, output)
+
+
+def main(argv=None):
+    try:
+        run(parsed(argv))
+    except SepoError as error:
+        sys.exit(f"gpu_step: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

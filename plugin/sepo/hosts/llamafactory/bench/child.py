@@ -1,0 +1,41 @@
+"""A process that measures the memory of one contender: ``python -m ... task.json result.json``; see ``memory``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def main(task_file: Path, result_file: Path) -> None:
+    """Run the task and write its result.
+
+    Args:
+        task_file: ``recipe`` (as ``measured_recipe`` gives it), ``contender``, ``rounds`` and ``seed``.
+        result_file: where ``peak_memory_bytes`` goes.
+    """
+    task = json.loads(task_file.read_text(encoding="utf-8"))
+    name = task["contender"]
+    import torch
+
+    from sepo.hosts.llamafactory.bench.contenders import plan_contenders
+    from sepo.hosts.llamafactory.bench.memory import STEPS_MEASURED, resident_peak
+    from sepo.hosts.llamafactory.bench.session import open_session
+    from sepo.hosts.llamafactory.registration import host_keys
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    contenders = plan_contenders(task["recipe"], host_keys=host_keys(), names=[name])
+    session = open_session(contenders, rounds=task["rounds"], seed=task["seed"])
+    peak = resident_peak(
+        functools.partial(session.step, name),
+        functools.partial(session.settle, name),
+        batches=session.longest(STEPS_MEASURED),
+        model=session.model,
+    )
+    result_file.write_text(json.dumps({"peak_memory_bytes": peak}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,178 @@
+"""Who is compared: the host's own losses and our stages, each as the recipe that it would be trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sepo.errors import SepoError, nearest
+from sepo.hosts.llamafactory.arguments import resolve
+from sepo.hosts.llamafactory.keys import OUR_KEYS
+from sepo.hosts.llamafactory.reference_keys import base_of_reference_adapters
+from sepo.hosts.llamafactory.stages import find_stage, is_ours, objective_keys, with_stage_defaults
+from sepo.objectives.presets import find_objective
+from sepo.training.settings import RunSettings
+
+HOST_DPO, HOST_SIMPO, OWN = "host_dpo", "host_simpo", "recipe"
+
+CONTENDERS: Mapping[str, Mapping[str, str]] = {
+    HOST_DPO: {"stage": "dpo", "pref_loss": "sigmoid"},
+    HOST_SIMPO: {"stage": "dpo", "pref_loss": "simpo"},
+    "sepo": {"stage": "sepo"},
+    "dpo": {"stage": "sepo", "objective": "dpo"},
+    "simpo": {"stage": "sepo", "objective": "simpo"},
+    "selective_dpo": {"stage": "selective_dpo"},
+    "minor_dpo": {"stage": "minor_dpo"},
+    "treg": {"stage": "treg"},
+}
+"""Contenders by the name that ``--stages`` takes, and what their recipes have in place of the user's method."""
+
+_LABELS = {
+    HOST_DPO: "dpo (LLaMA-Factory)",
+    HOST_SIMPO: "simpo (LLaMA-Factory)",
+    "dpo": "dpo (sepo)",
+    "simpo": "simpo (sepo)",
+}
+_HOST_METHOD_KEYS = (
+    "stage", "pref_loss", "pref_beta", "simpo_gamma", "dpo_label_smoothing", "pref_bco_weight", "ld_alpha",
+)  # fmt: skip
+_NO_METHOD = ("head_chunk_tokens", "token_scores_dir", "score_batch_tokens")
+_REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
+_RATIOS = ("select_ratio", "chosen_select_ratio", "rejected_select_ratio")
+_RANDOM_ORACLE = {"oracle_model": "random scores (oracle)", "oracle_base_model": "random scores (base)"}
+# The same loss in the host and here: what both take, so that their losses can be compared.
+_FAMILIES: tuple[tuple[tuple[str, str], dict[str, float]], ...] = (
+    ((HOST_DPO, "dpo"), {"pref_beta": 0.1, "dpo_label_smoothing": 0.0}),
+    ((HOST_SIMPO, "simpo"), {"pref_beta": 2.0, "simpo_gamma": 1.0}),
+)
+_HOST_SIMPO_DEFAULTS = {"pref_beta": 0.1, "simpo_gamma": 0.5}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of those that are compared.
+
+    Args:
+        name: what ``--stages`` calls it.
+        label: what the table calls it.
+        host_recipe: what the host parses.
+        settings: ours, or None where the host's own loss runs.
+    """
+
+    name: str
+    label: str
+    host_recipe: dict[str, Any]
+    settings: RunSettings | None
+
+    @property
+    def needs_reference_model(self) -> bool:
+        """Whether a reference runs in the step."""
+        if self.settings is None:
+            return self.host_recipe["pref_loss"] not in ("simpo", "orpo")
+        return self.settings.method.needs_reference and self.settings.precomputed_reference is None
+
+
+def plan_contenders(
+    recipe: Mapping[str, Any], *, host_keys: tuple[str, ...], names: Sequence[str] | None = None
+) -> list[Contender]:
+    """Make each contender's recipe from the user's.
+
+    The stage that the recipe is of keeps every setting of its own; the others have their defaults, but for
+    the shares of tokens to select, which every contender that selects takes.
+
+    Args:
+        recipe: as ``measured_recipe`` gives it.
+        host_keys: every key that the host knows.
+        names: a subset of the contenders, in this order; None for all, and ``recipe`` where the recipe's own method is
+            none of them.
+
+    Returns:
+        The contenders, each resolved.
+
+    Raises:
+        SepoError: an unknown or repeated name, or a recipe that its own stage would refuse.
+    """
+    own = own_name(recipe)
+    known = (*CONTENDERS, *((OWN,) if own == OWN else ()))
+    for name in names or ():
+        if name not in known:
+            raise SepoError(f"--stages: unknown '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+    if names is not None and (not names or len(set(names)) != len(names)):
+        raise SepoError(f"--stages is {','.join(names)!r}; different names out of {', '.join(known)} are expected.")
+    return [_contender(name, recipe, own=own, host_keys=host_keys) for name in names or known]
+
+
+def own_name(recipe: Mapping[str, Any]) -> str:
+    """The contender whose method the recipe's is: a name of ``CONTENDERS``, or ``recipe``."""
+    stage = str(recipe["stage"])
+    if not is_ours(stage):
+        losses = {keys["pref_loss"]: name for name, keys in CONTENDERS.items() if keys["stage"] == "dpo"}
+        return losses.get(str(recipe.get("pref_loss") or "sigmoid"), OWN)
+    given = with_stage_defaults(recipe)
+    objective = str(given["objective"])
+    if given.get("token_scorer") in (None, find_objective(objective).scorer):
+        for name, keys in CONTENDERS.items():
+            if stage == keys["stage"] and objective == keys.get("objective", find_stage(stage).objective):
+                return name
+    return OWN
+
+
+def _contender(name: str, recipe: Mapping[str, Any], *, own: str, host_keys: tuple[str, ...]) -> Contender:
+    method_keys = (*OUR_KEYS, *_HOST_METHOD_KEYS, *_REFERENCE_KEYS)
+    if is_ours(str(recipe["stage"])):
+        method_keys += tuple(objective_keys(str(with_stage_defaults(recipe)["objective"])))
+    method = {key: value for key, value in recipe.items() if key in method_keys and key not in _NO_METHOD}
+    common = {key: value for key, value in recipe.items() if key not in method}
+    reference = {key: method.pop(key) for key in _REFERENCE_KEYS if key in method}
+    keys = method if name == own else dict(CONTENDERS[name])
+    keys |= _family_keys(name, own=own, recipe=recipe)
+    label = _LABELS.get(name, name)
+    if name == OWN:
+        label = f"recipe ({_described(recipe)})"
+    if not is_ours(str(keys["stage"])):
+        chosen = {key: value for key, value in common.items() if key not in OUR_KEYS}
+        loss = str(keys.setdefault("pref_loss", "sigmoid"))
+        host: Any = {**chosen, **keys}
+        if loss not in ("simpo", "orpo"):
+            host |= {**reference, **base_of_reference_adapters({**host, **reference})}
+        return Contender(name, label, host, None)
+    given = {**common, **keys}
+    if name != own:
+        given |= _shared_ratios(given, recipe)
+    if _needs_oracle(given) and not (given.get("oracle_model") or given.get("oracle_model_adapters")):
+        given |= _RANDOM_ORACLE
+    host, settings = resolve(given, host_keys=host_keys)
+    if settings.method.needs_reference and reference:
+        host, settings = resolve({**given, **reference}, host_keys=host_keys)
+    return Contender(name, label, host, settings)
+
+
+def _described(recipe: Mapping[str, Any]) -> str:
+    stage = str(recipe["stage"])
+    if not is_ours(stage):
+        return f"{recipe.get('pref_loss')}, LLaMA-Factory"
+    given = with_stage_defaults(recipe)
+    scorer = given.get("token_scorer")
+    return f"{stage}: {given['objective']}" + (f", {scorer}" if scorer else "")
+
+
+def _family_keys(name: str, *, own: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a loss that the host has too, the same on both sides: the recipe's where it has this loss."""
+    for family, defaults in _FAMILIES:
+        if name in family:
+            start = _HOST_SIMPO_DEFAULTS if own == HOST_SIMPO and name in (HOST_SIMPO, "simpo") else defaults
+            return {**start, **{key: recipe[key] for key in defaults if own in family and key in recipe}}
+    return {}
+
+
+def _shared_ratios(given: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    if find_objective(str(with_stage_defaults(given)["objective"])).scorer == "none":
+        return {}
+    return {key: recipe[key] for key in _RATIOS if key in recipe}
+
+
+def _needs_oracle(given: Mapping[str, Any]) -> bool:
+    complete = with_stage_defaults(given)
+    scorer = complete.get("token_scorer") or find_objective(str(complete["objective"])).scorer
+    return scorer == "oracle" or complete.get("treg_rewards") == "oracle"

@@ -1,0 +1,59 @@
+"""What a measurement was made with: versions and machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sepo import __version__
+
+_PACKAGES = ("torch", "transformers", "llamafactory", "peft", "accelerate", "bitsandbytes")
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the speed depends on."""
+    found = {"sepo": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def machine(*, cuda: bool) -> dict[str, Any]:
+    """The processor, and the GPU where it is used.
+
+    Args:
+        cuda: whether the first GPU ran the steps.
+    """
+    cpu = _cpu_facts()
+    flags = cpu.get("flags", "").split()
+    found: dict[str, Any] = {
+        "processor": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "flags": [flag for flag in _FLAGS if flag in flags],
+        "system": platform.platform(),
+        "gpu": None,
+    }
+    if cuda:
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = {"name": properties.name, "memory_bytes": properties.total_memory}
+    return found
+
+
+def _cpu_facts() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo."""
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                facts.setdefault(name.strip(), value.strip())
+    return facts

@@ -1,0 +1,88 @@
+"""The recipe as it is measured: model, data and training as they are; nothing is saved, evaluated or reported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sepo.errors import SepoError, nearest
+from sepo.hosts.llamafactory.keys import OUR_KEYS
+from sepo.hosts.llamafactory.stages import check_stage, is_ours, objective_keys, with_stage_defaults
+
+_DROPPED = (
+    "do_eval", "do_predict", "eval_dataset", "eval_on_each_dataset", "load_best_model_at_end", "metric_for_best_model",
+    "greater_is_better", "early_stopping_steps", "plot_loss", "push_to_hub", "report_to", "run_name", "project",
+    "resume_from_checkpoint", "overwrite_output_dir", "use_swanlab", "pissa_convert", "predict_with_generate",
+    "compute_accuracy", "enable_torch_profiler", "profile_modules", "logging_dir", "output_dir",
+    "include_effective_tokens_per_second",
+)  # fmt: skip
+_DROPPED_FAMILIES = ("eval_", "save_", "hub_", "push_to_hub_", "swanlab_", "trackio_", "export_", "ray_")
+_ENGINES = {"deepspeed": "DeepSpeed shards over processes", "fsdp": "FSDP shards over processes"}
+_OFF = (None, False, "", "false", "False")
+
+
+def measured_recipe(recipe: Mapping[str, Any], *, output_dir: str) -> dict[str, Any]:
+    """Take out of a recipe what acts on anything but the training step.
+
+    Args:
+        recipe: keys and values, of one of our stages or of the host's ``dpo``.
+        output_dir: a temporary folder, in place of the recipe's.
+
+    Returns:
+        The recipe to measure. One device batch is one step, whatever is accumulated.
+
+    Raises:
+        SepoError: the stage has no pairs, or the run would need more than one process.
+    """
+    stage = None if recipe.get("stage") is None else str(recipe["stage"])
+    if not is_ours(stage) and stage != "dpo":
+        check_stage(stage)
+        raise SepoError(
+            f"stage is {stage or 'sft (the default)'}; bench compares preference stages: write stage=dpo, or one of "
+            "ours, after the recipe."
+        )
+    for name, reason in _ENGINES.items():
+        if recipe.get(name) not in _OFF:
+            raise SepoError(f"{name} is set, but {reason} and bench measures one process; write {name}=null after it.")
+    kept = {
+        name: value
+        for name, value in recipe.items()
+        if name not in _DROPPED and not name.startswith(_DROPPED_FAMILIES) and value is not None
+    }
+    tokenized = kept.get("tokenized_path")
+    if tokenized and not os.path.isdir(str(tokenized)):
+        kept.pop("tokenized_path")  # the host would write it
+    return {
+        **kept,
+        "stage": stage,
+        "do_train": True,
+        "output_dir": output_dir,
+        "report_to": "none",
+        "save_strategy": "no",
+        "gradient_accumulation_steps": 1,
+    }
+
+
+def check_keys(recipe: Mapping[str, Any], *, host_keys: tuple[str, ...]) -> None:
+    """Refuse keys that neither the host nor we know, and ours in a recipe of the host's.
+
+    Args:
+        recipe: keys and values as the user gave them.
+        host_keys: every key that the host knows.
+
+    Raises:
+        SepoError: with the nearest known name.
+    """
+    ours: tuple[str, ...] = ()
+    if is_ours(str(recipe.get("stage"))):
+        objective = str(with_stage_defaults(recipe)["objective"])
+        ours = (*OUR_KEYS, *objective_keys(objective, taken=(*host_keys, *OUR_KEYS)))
+    for name, value in recipe.items():
+        if value is not None and name not in (*host_keys, *ours):
+            hint = (
+                f" It is a key of our stages; write {name}=null after the recipe."
+                if name in OUR_KEYS
+                else nearest(name, (*host_keys, *ours))
+            )
+            raise SepoError(f"unknown key '{name}'.{hint}")

@@ -1,0 +1,224 @@
+"""`sepo bench` from recipe to result."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.bench.contenders import HOST_DPO, HOST_SIMPO, Contender, plan_contenders
+from sepo.hosts.llamafactory.bench.machine import machine, versions
+from sepo.hosts.llamafactory.bench.memory import STEPS_MEASURED, can_measure_processes, child_peak, cuda_peak
+from sepo.hosts.llamafactory.bench.recipe import check_keys, measured_recipe
+from sepo.hosts.llamafactory.bench.report import loss_notes, print_table, size
+from sepo.hosts.llamafactory.bench.rounds import Timings, speeds, timed_rounds
+from sepo.hosts.llamafactory.bench.rows import selects_at_random
+from sepo.hosts.llamafactory.bench.session import Session, open_session
+from sepo.hosts.llamafactory.checks import check_datasets, check_policy
+from sepo.hosts.llamafactory.pipeline import read_pipeline
+from sepo.hosts.llamafactory.registration import host_keys
+
+DEFAULT_ROUNDS = 5
+
+
+def bench(
+    recipe_file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    rounds: int = DEFAULT_ROUNDS,
+    names: Sequence[str] | None = None,
+    memory: bool = True,
+    output: Path | None = None,
+) -> dict[str, Any]:
+    """Measure a recipe's contenders, print the table and write the result.
+
+    Args:
+        recipe_file: YAML of one of our stages or of the host's ``dpo``.
+        overrides: ``key=value``.
+        rounds: timed rounds.
+        names: a subset of the contenders; None for all.
+        memory: whether to measure peak memory.
+        output: JSON file, or None.
+
+    Returns:
+        The result; see ``measure``.
+
+    Raises:
+        SepoError: the recipe, the data or the request is wrong.
+    """
+    if output is not None and not output.resolve().parent.is_dir():
+        raise SepoError(f"-o {output}: there is no folder {output.resolve().parent}.")
+    result = measure(read_pipeline(recipe_file, overrides), rounds=rounds, names=names, memory=memory)
+    print_table(result)
+    if output is not None:
+        write_result(result, output)
+    return result
+
+
+def write_result(result: dict[str, Any], output: Path) -> None:
+    """Write a result as JSON, and say so."""
+    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {output}")
+
+
+def measure(
+    recipe: Mapping[str, Any],
+    *,
+    rounds: int = DEFAULT_ROUNDS,
+    names: Sequence[str] | None = None,
+    memory: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Time the training steps of a recipe's contenders, interleaved, and take their peak memory.
+
+    A step is the trainer's own ``training_step``, forward and backward, with the recipe's precision, quantization and
+    gradient checkpointing. Optimizer steps are left out: they are the same for all.
+
+    Args:
+        recipe: keys and values, of one of our stages or of the host's ``dpo``.
+        rounds: timed rounds; in each, every contender runs on the same batch.
+        names: a subset of the contenders; None for all.
+        memory: whether to measure peak memory.
+        seed: of the rows that are drawn, of random scores, and of the policy's move from its start.
+
+    Returns:
+        Plain JSON values: ``versions``, ``machine``, ``recipe``, ``setting``, ``rounds`` (pairs and tokens of each),
+        ``contenders`` and ``notes``.
+
+    Raises:
+        SepoError: the recipe, the data or the request is wrong.
+    """
+    if rounds < 1:
+        raise SepoError(f"--rounds is {rounds}; a number of at least 1 is expected.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SepoError("WORLD_SIZE is above 1, but bench measures one process; start it without torchrun.")
+    known = host_keys()
+    check_keys(recipe, host_keys=known)
+    with tempfile.TemporaryDirectory(prefix="sepo-bench-") as folder:
+        measured = measured_recipe(recipe, output_dir=str(Path(folder, "output")))
+        contenders = plan_contenders(measured, host_keys=known, names=names)
+        check_policy(measured)
+        check_datasets(measured)
+        session = open_session(contenders, rounds=rounds, seed=seed)
+        before = session.weights()
+        with tqdm(
+            total=len(contenders) * (rounds + 1 + memory), desc="bench", unit="step", file=sys.stderr
+        ) as progress:
+            timings = _timed(session, rounds=rounds, progress=progress)
+            task = {"recipe": measured, "rounds": rounds, "seed": seed}
+            peaks, how = _peaks(session, task, folder=Path(folder), progress=progress) if memory else ({}, "")
+        if not torch.equal(before, session.weights()):
+            raise RuntimeError("the benchmark changed the model's weights")
+        return _result(session, contenders, timings, recipe=recipe, peaks=peaks, notes=[how] if how else [], seed=seed)
+
+
+def _timed(session: Session, *, rounds: int, progress: Any) -> Timings:
+    def told(name: str) -> None:
+        progress.set_postfix_str(name)
+        progress.update()
+
+    return timed_rounds(
+        {name: functools.partial(session.step, name) for name in session.trainers},
+        rounds=rounds,
+        warm_up=session.longest(1)[0],  # buffers grow to their largest before anything is timed
+        clock=time.perf_counter,
+        synchronize=session.synchronize,
+        settle=session.settle,
+        on_step=told,
+    )
+
+
+def _peaks(session: Session, task: dict[str, Any], *, folder: Path, progress: Any) -> tuple[dict[str, int | None], str]:
+    """Peak memory by contender, and what it is."""
+    batches = session.longest(STEPS_MEASURED)
+    peaks: dict[str, int | None] = {}
+    if session.device.type == "cuda":
+        for name in session.trainers:
+            step, settle = functools.partial(session.step, name), functools.partial(session.settle, name)
+            peaks[name] = cuda_peak(step, settle, batches=batches)
+            progress.update()
+        return peaks, "peak memory: allocated on the GPU above the weights, on the longest batches."
+    if session.device.type != "cpu" or not can_measure_processes():
+        return {}, f"peak memory is not measured on {session.device.type} under {sys.platform}."
+    failed = []
+    for name in session.trainers:
+        progress.set_postfix_str(f"memory of {name}")
+        peaks[name], reason = child_peak({**task, "contender": name}, folder=folder)
+        failed += [f" {name} has none: {reason}."] if reason else []
+        progress.update()
+    how = "peak memory: resident above the loaded model, a process for each, on the longest batches."
+    return peaks, how + "".join(failed)
+
+
+def _result(
+    session: Session,
+    contenders: Sequence[Contender],
+    timings: Timings,
+    *,
+    recipe: Mapping[str, Any],
+    peaks: Mapping[str, int | None],
+    notes: list[str],
+    seed: int,
+) -> dict[str, Any]:
+    found = speeds(timings.seconds, pairs=session.pairs, tokens=session.tokens, baselines=(HOST_DPO, HOST_SIMPO))
+    entries = [
+        {
+            "name": contender.name,
+            "label": contender.label,
+            "settings": None if contender.settings is None else contender.settings.as_dict(),
+            "seconds": timings.seconds[contender.name],
+            "pairs_per_second": found[contender.name].pairs_per_second,
+            "tokens_per_second": found[contender.name].tokens_per_second,
+            "ratio_to_host_dpo": found[contender.name].ratios.get(HOST_DPO),
+            "ratio_to_host_simpo": found[contender.name].ratios.get(HOST_SIMPO),
+            "peak_memory_bytes": peaks.get(contender.name),
+            "reference_model_bytes": session.reference_bytes[contender.name],
+            "first_batch_loss": timings.losses[contender.name],
+        }
+        for contender in contenders
+    ]
+    losses = {  # a note says it where the host's dpo has another reference than ours
+        name: loss for name, loss in timings.losses.items() if not session.notes or name != HOST_DPO
+    }
+    setting = {"rounds": len(session.pairs), "pairs_per_step": session.pairs[0], "seed": seed, "optimizer_steps": False}
+    return {
+        "versions": versions(),
+        "machine": machine(cuda=session.device.type == "cuda"),
+        "recipe": dict(recipe),
+        "setting": setting,
+        "rounds": [{"pairs": p, "tokens": t} for p, t in zip(session.pairs, session.tokens, strict=True)],
+        "contenders": entries,
+        "notes": [*_notes(session, contenders), *notes, *session.notes, *loss_notes(losses)],
+    }
+
+
+def _notes(session: Session, contenders: Sequence[Contender]) -> list[str]:
+    notes = [
+        "a step is forward and backward of the trainer's own training step; optimizer steps are left out, they are "
+        "the same for all. Medians over the rounds; ratios within a round.",
+    ]
+    ours = [contender.settings for contender in contenders if contender.settings is not None]
+    if any(selects_at_random(settings) for settings in ours):
+        notes.append("selection by random scores: as many tokens as with an oracle's; nothing was scored.")
+    if any(settings.token_rewards is not None for settings in ours):
+        notes.append("token rewards are random numbers, and none were computed.")
+    if any(settings.precomputed_reference is not None for settings in ours):
+        notes.append(
+            "stored log-probabilities of the reference are random numbers, so the loss over them means nothing."
+        )
+    second = max(session.reference_bytes.values())
+    if second:
+        labels = ", ".join(contender.label for contender in contenders if session.reference_bytes[contender.name])
+        notes.append(f"a second model is the reference, {size(second)} of weights on top, of: {labels}.")
+    notes.append("loss: of the first batch, of a policy that seeded noise moved a little from its start.")
+    return notes

@@ -1,0 +1,233 @@
+"""One model, one data set, and a trainer per contender over both."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+from llamafactory.hparams import get_train_args
+from llamafactory.model import load_model, load_tokenizer
+from llamafactory.train.dpo.trainer import CustomDPOTrainer
+from torch import Tensor
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.bench.contenders import Contender
+from sepo.hosts.llamafactory.bench.rows import drawn_batches, with_random_columns
+from sepo.hosts.llamafactory.columns import selection_columns
+from sepo.hosts.llamafactory.rows import skip_empty_responses
+from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
+from sepo.training.reference import StartingPolicy
+
+_MOVED = 0.01
+_MOVED_FROM_ZERO = 1e-3
+
+
+@dataclass
+class Session:
+    """Everything that a measurement runs.
+
+    Args:
+        model: the policy, prepared by the trainers' engine, shared by them.
+        trainers: by contender.
+        batches: by contender, the device batches of each round.
+        pairs: of each round's batch.
+        tokens: of each round's batch: prompts and answers of both sides, without padding.
+        reference_bytes: by contender, the weights of a second model that is its reference.
+        notes: what the user should know about the comparison.
+    """
+
+    model: Any
+    trainers: dict[str, Any]
+    batches: dict[str, list[dict[str, Any]]]
+    pairs: list[int]
+    tokens: list[int]
+    reference_bytes: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the steps run."""
+        first = next(iter(self.trainers.values()))
+        return torch.device(first.args.device)
+
+    def step(self, name: str, batch: int) -> Tensor:
+        """Run a contender's own training step, forward and backward, on a round's batch; the loss, detached."""
+        return self.trainers[name].training_step(self.model, dict(self.batches[name][batch]))
+
+    def settle(self, name: str) -> None:
+        """Forget the gradients and the metrics of a step."""
+        self.model.zero_grad(set_to_none=True)
+        self.trainers[name]._stored_metrics.clear()
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def longest(self, count: int) -> list[int]:
+        """The rounds whose batches are the largest, padding included; the largest first."""
+        batches = next(iter(self.batches.values()))
+        return sorted(range(len(batches)), key=lambda index: -batches[index]["input_ids"].numel())[:count]
+
+    def weights(self) -> Tensor:
+        """A number per trainable tensor that changes with it, [tensors] float32 on the CPU."""
+        sums = [parameter.detach().float().square().sum() for parameter in _trainable(self.model)]
+        return torch.stack(sums).cpu()
+
+
+def open_session(contenders: Sequence[Contender], *, rounds: int, seed: int) -> Session:
+    """Load data, model and, where a contender has one, the reference; build the trainers.
+
+    Args:
+        contenders: who is compared; their recipes differ in the method only.
+        rounds: how many batches are drawn.
+        seed: of the rows, of random scores, and of the policy's move from its start.
+
+    Returns:
+        The session. Its policy has been moved a little from its start, so that policy and reference differ and a
+        wrong loss is seen; nothing is written to the model's folder.
+
+    Raises:
+        SepoError: the recipe or the data is wrong.
+    """
+    parsed = {contender.name: _parsed(contender) for contender in contenders}
+    model_args, data_args, training_args = next(iter(parsed.values()))[:3]
+    tokenizer_module = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
+    rows, drawn = _rows(template, model_args, data_args, training_args, tokenizer_module, rounds=rounds, seed=seed)
+    finetuning = {name: arguments[3] for name, arguments in parsed.items()}
+    first = next(iter(finetuning.values()))
+    model = load_model(tokenizer_module["tokenizer"], model_args, first, True)
+    with_reference = [contender.name for contender in contenders if contender.needs_reference_model]
+    reference: Any = None
+    start: StartingPolicy | None = None
+    if with_reference:
+        reference, start = load_reference(model, model_args, training_args, finetuning[with_reference[0]])
+    _move_from_start(model, seed=seed)
+    shared = _Shared(model, reference, start, template, tokenizer_module, training_args, seed)
+    session = Session(model, {}, {}, [], [], dict.fromkeys(parsed, 0))
+    for contender in contenders:
+        trainer, own = shared.trainer(contender, finetuning[contender.name], rows)
+        session.trainers[contender.name] = trainer
+        collated = [trainer.data_collator([own[index] for index in batch]) for batch in drawn]
+        session.batches[contender.name] = [dict(trainer._prepare_inputs(batch)) for batch in collated]
+        if reference is not None and contender.needs_reference_model:
+            session.reference_bytes[contender.name] = _bytes(reference)
+    trainer = next(iter(session.trainers.values()))
+    session.model = trainer.accelerator.prepare_model(model)  # once: every preparation wraps the forward pass again
+    session.pairs = [len(batch) for batch in drawn]
+    session.tokens = [int(batch["attention_mask"].sum()) for batch in next(iter(session.batches.values()))]
+    if start is not None and any(contender.settings is None for contender in contenders):
+        session.notes.append(
+            "the recipe goes on with an adapter: our reference includes it, LLaMA-Factory's dpo switches it off, so "
+            "their losses differ."
+        )
+    gc.collect()
+    return session
+
+
+def _parsed(contender: Contender) -> Any:
+    try:
+        return get_train_args(contender.host_recipe)
+    except ValueError as error:
+        raise SepoError(f"{contender.label}: {error}") from error
+
+
+def _rows(
+    template: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    tokenizer_module: dict[str, Any],
+    *,
+    rounds: int,
+    seed: int,
+) -> tuple[Any, list[list[int]]]:
+    """The drawn rows as a data set of their own, and the batches as positions in it."""
+    with contextlib.redirect_stdout(io.StringIO()):  # the host prints an example
+        datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
+    rows = skip_empty_responses(datasets["train_dataset"], name="train", tokenizer=tokenizer_module["tokenizer"])
+    pairs = training_args.per_device_train_batch_size
+    drawn = drawn_batches(len(rows), pairs=pairs, rounds=rounds, seed=seed)
+    order = sorted({index for batch in drawn for index in batch})
+    place = {index: position for position, index in enumerate(order)}
+    return rows.select(order), [[place[index] for index in batch] for batch in drawn]
+
+
+@dataclass
+class _Shared:
+    """What the trainers have in common."""
+
+    model: Any
+    reference: Any
+    start: StartingPolicy | None
+    template: Any
+    tokenizer_module: dict[str, Any]
+    training_args: Any
+    seed: int
+    prepared: Any = None
+
+    def trainer(self, contender: Contender, finetuning_args: Any, rows: Any) -> tuple[Any, Any]:
+        """The contender's trainer, and the rows with the columns that it reads."""
+        # The first trainer prepares the reference; every further preparation would wrap its forward pass again.
+        ref_model = self.reference if contender.needs_reference_model and self.prepared is None else None
+        common = {"template": self.template, "tokenizer_module": self.tokenizer_module}
+        if contender.settings is None:
+            trainer = CustomDPOTrainer(
+                model=self.model,
+                ref_model=ref_model,
+                args=self.training_args,
+                finetuning_args=finetuning_args,
+                data_collator=pair_collator(self.model, **common),
+                train_dataset=rows,
+                **self.tokenizer_module,
+            )
+        else:
+            tokenizer = self.tokenizer_module["tokenizer"]
+            rows = with_random_columns(rows, contender.settings, seed=self.seed)
+            method = contender.settings.method
+            datasets = selection_columns({"train_dataset": rows}, method, tokenizer=tokenizer, seed=self.seed)
+            rows = datasets["train_dataset"]
+            trainer = build_trainer(
+                self.model,
+                settings=contender.settings,
+                ref_model=ref_model,
+                starting_policy=self.start if contender.needs_reference_model else None,
+                training_args=self.training_args,
+                finetuning_args=finetuning_args,
+                datasets=datasets,
+                **common,
+            )
+        if contender.needs_reference_model and self.reference is not None:
+            self.prepared = self.prepared or trainer.ref_model
+            trainer.ref_model = self.prepared
+        trainer.current_gradient_accumulation_steps = 1  # set by `train()`, which is not called
+        return trainer, rows
+
+
+def _trainable(model: Any) -> list[Any]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _move_from_start(model: Any, *, seed: int) -> None:
+    """Add seeded noise to the trainable weights, in memory: at its start a policy is its reference, every loss of
+    their difference is log 2, and a wrong one would not be seen."""
+    generators: dict[torch.device, torch.Generator] = {}
+    with torch.no_grad():
+        for parameter in _trainable(model):
+            device = parameter.device
+            if device not in generators:
+                generators[device] = torch.Generator(device=device).manual_seed(seed)
+            spread = _MOVED * parameter.float().std().item() if parameter.numel() > 1 else 0.0
+            noise = torch.randn(parameter.shape, generator=generators[device], device=device, dtype=parameter.dtype)
+            parameter.add_(noise, alpha=spread or _MOVED_FROM_ZERO)
+
+
+def _bytes(model: Any) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
