@@ -96,6 +96,9 @@ def test_command_line_form():
         ({"sepo_gamma": 0}, ["gamma"]),
         ({"sepo_gamma": float("nan")}, ["gamma"]),
         ({"score_batch_tokens": 0}, ["score_batch_tokens is 0", "at least 1"]),
+        ({"batch_tokens": 0}, ["batch_tokens is 0", "at least 1"]),
+        ({"batch_tokens": 9, "optim": "lomo"}, ["batch_tokens is 9", "optim", "leave out batch_tokens"]),
+        ({"batch_tokens": 9, "galore_layerwise": True}, ["batch_tokens is 9", "galore_layerwise"]),
         ({"head_chunk_tokens": 1.5}, ["head_chunk_tokens is 1.5", "a whole number"]),
         ({"oracle_model_quantization_bit": 3}, ["4 or 8"]),
         ({"oracle_model": None}, ["no oracle is named", "oracle_model_adapters"]),
@@ -444,6 +447,7 @@ def test_every_key_does_something():
         "sepo_gamma": 2.0, "select_ratio": 0.5, "chosen_select_ratio": 0.5, "rejected_select_ratio": 0.5,
         "oracle_model": "x", "oracle_model_adapters": "x", "oracle_base_model": "x", "oracle_base_model_adapters": "x",
         "oracle_model_quantization_bit": 4, "token_scores_dir": "x", "score_batch_tokens": 7, "head_chunk_tokens": 7,
+        "batch_tokens": 7,
     }  # fmt: skip
     plain = resolved()[1]
     for name, value in values.items():

@@ -31,7 +31,7 @@ def close(first, second):
 
 def test_two_ranks_train_as_one_process_and_share_the_scoring(one_process, tmp_path):
     folder, recipe = one_process
-    two = {**recipe, "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 2,
+    two = {**recipe, "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 2, "batch_tokens": 60,
            "token_scores_dir": str(tmp_path / "scores")}  # fmt: skip
     sepo_train(two, tmp_path, env=two_processes())
     assert close(adapter(tmp_path / "out"), adapter(folder / "out"))
@@ -42,10 +42,10 @@ def test_two_ranks_train_as_one_process_and_share_the_scoring(one_process, tmp_p
     assert len(losses[0]) == 4
 
 
-def test_gradient_accumulation_is_a_larger_batch(one_process, tmp_path):
+def test_accumulation_of_split_batches_is_a_larger_batch(one_process, tmp_path):
     folder, recipe = one_process
-    accumulated = {**recipe, "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 1,
-                   "gradient_accumulation_steps": 4}  # fmt: skip
+    accumulated = {**recipe, "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 2,
+                   "gradient_accumulation_steps": 2, "batch_tokens": 60}  # fmt: skip
     sepo_train(accumulated, tmp_path)
     assert close(adapter(tmp_path / "out"), adapter(folder / "out"))
 

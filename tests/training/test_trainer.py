@@ -273,6 +273,27 @@ def test_means_are_weighted_by_pairs():
     assert means.reduced(OneProcess) == {"a": 2.0}
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_batch_tokens_change_memory_and_nothing_else(world, tmp_path, accumulated):
+    """Parts with backward passes of their own, in accumulation steps too: the weights and the log of whole batches."""
+    split, whole = (
+        PreferenceTrainer(
+            model=load(world),
+            ref_model=load(world, "base"),
+            method=LIVE,
+            args=arguments(tmp_path, max_steps=2, gradient_accumulation_steps=accumulated),
+            train_dataset=rows_of(8),
+            batch_tokens=budget,
+        )
+        for budget in (20, None)
+    )
+    for trainer in (split, whole):
+        trainer.train()
+    torch.testing.assert_close(weights(split), weights(whole), rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(split.state.log_history[:2], whole.state.log_history[:2], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 RANK = """
 import os, sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
@@ -285,6 +306,7 @@ world = Path({world!r})
 trainer = PreferenceTrainer(
     model=load(world), ref_model=load(world, "base"), method=LIVE, train_dataset=ROWS, eval_dataset=ROWS,
     args=arguments({folder!r}, per_device_train_batch_size=2, per_device_eval_batch_size=2, max_steps=2),
+    batch_tokens={batch_tokens!r},
 )
 trainer.train()
 metrics = trainer.evaluate()
@@ -294,9 +316,11 @@ if trainer.is_world_process_zero():
 """
 
 
-def test_two_processes_equal_one(world, tmp_path):
+@pytest.mark.parametrize("batch_tokens", [None, 20])
+def test_two_processes_equal_one(world, tmp_path, batch_tokens):
     """DDP, two pairs on each rank, live selection: the weights and the evaluation of one process with four."""
-    values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "folder": str(tmp_path / "two")}
+    values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "folder": str(tmp_path / "two"),
+              "batch_tokens": batch_tokens}  # fmt: skip
     (tmp_path / "rank.py").write_text(RANK.format(**values))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(tmp_path / "rank.py")], check=True, capture_output=True, cwd=tmp_path)

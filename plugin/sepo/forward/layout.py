@@ -149,23 +149,25 @@ def _common_prefix(first: Tensor, second: Tensor) -> int:
     return int(different[0]) if len(different) else length
 
 
-def pair_tokens(input_ids: Tensor, wanted: Tensor) -> list[int]:
-    """Tokens that each pair takes in a row; see ``pair_layout`` for the arguments."""
-    return [span.end - span.start for span in pair_layout(input_ids, wanted).spans]
-
-
-def token_groups(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def token_groups(lengths: Sequence[int], budget: int, *, padded: bool = False) -> list[list[int]]:
     """Group pairs, in their order, into rows of at most ``budget`` tokens; a longer pair stands alone.
 
     >>> token_groups([3, 4, 9, 1, 1], budget=8)
     [[0, 1], [2], [3, 4]]
+    >>> token_groups([3, 4, 9, 1, 1], budget=7, padded=True)
+    [[0], [1], [2], [3, 4]]
+
+    Args:
+        lengths: of each pair.
+        budget: most tokens of a group.
+        padded: a group costs its longest pair for each of its pairs, not their sum.
     """
     groups: list[list[int]] = []
-    taken = 0
     for index, length in enumerate(lengths):
-        if not groups or taken + length > budget:
-            groups.append([])
-            taken = 0
-        groups[-1].append(index)
-        taken += length
+        if groups:
+            together = [lengths[other] for other in groups[-1]] + [length]
+            if (max(together) * len(together) if padded else sum(together)) <= budget:
+                groups[-1].append(index)
+                continue
+        groups.append([index])
     return groups

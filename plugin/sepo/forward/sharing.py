@@ -38,9 +38,9 @@ def batch_layout(inputs: Mapping[str, Any], wanted: Tensor) -> PairLayout | None
     extra = set(inputs) - _BATCH
     mask = inputs.get("attention_mask")
     if extra:
-        _say_once(f"the batch carries {', '.join(sorted(extra))} beside its tokens")
+        say_once(f"the batch carries {', '.join(sorted(extra))} beside its tokens")
     elif mask is not None and mask.dim() != 2:
-        _say_once("the attention mask is no padding mask")
+        say_once("the attention mask is no padding mask")
     else:
         # One copy from the device; the layout is made of lengths, which the device cannot know.
         ones = torch.ones_like(inputs["input_ids"])
@@ -49,7 +49,7 @@ def batch_layout(inputs: Mapping[str, Any], wanted: Tensor) -> PairLayout | None
         ).cpu()
         if is_right_padded(kept):
             return pair_layout(ids, needed[:, :-1].bool()).to(ones.device)
-        _say_once("the batch is not padded on the right")
+        say_once("the batch is not padded on the right")
     return None
 
 
@@ -73,14 +73,20 @@ def layout_for(model: nn.Module, inputs: Mapping[str, Any], layout: PairLayout |
             refusal = _difference(model, inner, inputs["input_ids"], layout)
         _REFUSALS[inner] = refusal
         if refusal is not None:
-            _say_once(refusal)
+            say_once(refusal)
+        else:
+            logger.info(
+                "%s: each pair's prompt is run once and padding not at all (first batch: %s tokens in place of %s).",
+                type(inner).__name__, f"{layout.tokens:,}", f"{inputs['input_ids'].numel():,}",
+            )  # fmt: skip
     return layout if _REFUSALS[inner] is None else None
 
 
 _SAID: set[str] = set()
 
 
-def _say_once(reason: str) -> None:
+def say_once(reason: str) -> None:
+    """Log why a run takes the plain path."""
     if reason not in _SAID:
         _SAID.add(reason)
         logger.warning("prompts are computed twice, once per response, and padding is too: %s.", reason)

@@ -108,6 +108,7 @@ class RunSettings:
         token_scores_dir: root of the score stores, or None for the default.
         score_batch_tokens: padded tokens per scoring batch.
         head_chunk_tokens: tokens whose logits exist at a time, or None for 64 MiB of logits.
+        batch_tokens: most tokens that go through the policy at once, or None for the device batch.
         notes: what to say once in the log (keys of the recipe that this stage does not use).
         token_rewards: where T-REG's token rewards come from, or None where no regularizer is on.
         precomputed_reference: whose log-probabilities are stored before training, or None where a reference that is
@@ -120,6 +121,7 @@ class RunSettings:
     token_scores_dir: str | None
     score_batch_tokens: int
     head_chunk_tokens: int | None
+    batch_tokens: int | None = None
     notes: tuple[str, ...] = ()
     token_rewards: TokenRewardSource | None = None
     precomputed_reference: PrecomputedReference | None = None

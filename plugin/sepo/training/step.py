@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from sepo.errors import SepoError
 from sepo.forward.evaluation import in_evaluation_mode
 from sepo.forward.head import selected_log_probs
+from sepo.forward.layout import PairLayout
 from sepo.forward.sharing import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
-from sepo.objectives import Method, PreferenceOutput, preference_loss, select
+from sepo.objectives import Method, preference_loss, select
 from sepo.training.collator import IGNORE_INDEX, SELECTION, STEPS
 from sepo.training.floats import REF_LOGPS, batch_floats
+from sepo.training.metrics import mean_by_side, plain_numbers, reward_metrics, token_metrics
+from sepo.training.parts import PartLoss, Parts
 from sepo.training.rewards import TOKEN_REWARDS, token_rewards
 
 
@@ -48,6 +51,7 @@ def preference_step(
     chosen_nll_weight: float = 0.0,
     chunk_tokens: int | None = None,
     share_prompts: bool = True,
+    parts: Parts | None = None,
 ) -> StepOutput:
     """Compute the loss of one device batch of pairs.
 
@@ -64,6 +68,7 @@ def preference_step(
         chosen_nll_weight: weight of the mean negative log-likelihood over all chosen tokens (the host's ``pref_ftx``).
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
         share_prompts: False runs the batch as it is padded, also where a pair's prompt could be run once.
+        parts: splits the batch; None runs it as one.
 
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the tokens that were computed, ``select/*_ratio`` the
@@ -76,25 +81,76 @@ def preference_step(
         SepoError: a response without a counted token; a missing selection, reference or token rewards; a reference
             with another vocabulary where the method needs a KL over it.
     """
-    ours = ("labels", SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
-    inputs = {name: value for name, value in batch.items() if name not in ours}
+
+    def compute(part: Mapping[str, Any]) -> PartLoss:
+        tokens = _positions(method, part, chosen_nll_weight=chosen_nll_weight)
+        layout = _layout(model, part, tokens) if share_prompts else None
+        return _loss(
+            model, part, tokens, layout,
+            method=method, reference=reference, chosen_nll_weight=chosen_nll_weight, chunk_tokens=chunk_tokens,
+        )  # fmt: skip
+
+    if parts is None or set(_model_inputs(batch)) != {"input_ids", "attention_mask"}:
+        loss, metrics = compute(batch)
+    else:
+        tokens = _positions(method, batch, chosen_nll_weight=chosen_nll_weight)
+        loss, metrics = parts.loss(batch, _layout(model, batch, tokens) if share_prompts else None, compute)
+    numbers = plain_numbers(metrics)
+    numbers["select/tokens"] = float(round(numbers["select/tokens"] * (len(batch["labels"]) // 2)))
+    return StepOutput(loss=loss, metrics=numbers)
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """Where response tokens stand, which of them are needed, and which are selected as far as that is known before the
+    forward pass; bool [2B, T - 1], shifted."""
+
+    mask: Tensor
+    wanted: Tensor
+    known: Tensor
+
+
+def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: float) -> _Positions:
     labels: Tensor = batch["labels"]
     pairs = labels.shape[0] // 2
     mask = labels[:, 1:] != IGNORE_INDEX
-    wanted = _stored_selection(method, batch) if method.needs_scores else mask
-    known = wanted
-    if chosen_nll_weight or method.needs_response:
-        wanted = torch.cat([mask[:pairs], wanted[pairs:]])
+    known = _stored_selection(method, batch) if method.needs_scores else mask
+    reads_all = chosen_nll_weight or method.needs_response
+    return _Positions(mask, torch.cat([mask[:pairs], known[pairs:]]) if reads_all else known, known)
 
-    tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens}
-    if share_prompts:
-        tokens["layout"] = layout_for(model, inputs, batch_layout(inputs, wanted))
+
+def _model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    ours = ("labels", SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
+    return {name: value for name, value in batch.items() if name not in ours}
+
+
+def _layout(model: nn.Module, batch: Mapping[str, Any], tokens: _Positions) -> PairLayout | None:
+    inputs = _model_inputs(batch)
+    return layout_for(model, inputs, batch_layout(inputs, tokens.wanted))
+
+
+def _loss(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    positions: _Positions,
+    layout: PairLayout | None,
+    *,
+    method: Method,
+    reference: Reference | None,
+    chosen_nll_weight: float,
+    chunk_tokens: int | None,
+) -> PartLoss:
+    """The mean loss over the pairs of a batch that goes through the model at once."""
+    inputs, labels = _model_inputs(batch), batch["labels"]
+    pairs = labels.shape[0] // 2
+    mask, wanted = positions.mask, positions.wanted
+    tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens, "layout": layout}
     ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
     # One pass over the head; what is not asked for is not computed.
     policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
     logps = policy.logps
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
-    selection = known
+    selection = positions.known
     if method.token_scorer.live:
         selection = torch.cat(select(method, **sides, **_by_side(pairs, steps=_steps(method, batch))))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
@@ -103,17 +159,16 @@ def preference_step(
     loss = output.losses.mean()
     if chosen_nll_weight:
         loss = loss + chosen_nll_weight * _mean_nll(logps[:pairs], mask[:pairs]).mean()
-    metrics = _reward_metrics(output)
-    metrics |= _token_metrics(logps.detach(), mask=mask, selection=selection, pairs=pairs)
+    metrics = reward_metrics(output)
+    metrics |= token_metrics(logps.detach(), mask=mask, selection=selection, pairs=pairs)
     if rewards is not None:
         regularized = torch.where(selection, rewards, 0.0)
-        metrics |= _mean_by_side("treg/reward_{}", regularized, wanted=selection, pairs=pairs)
+        metrics |= mean_by_side("treg/reward_{}", regularized, wanted=selection, pairs=pairs)
     if ref_logps is not None:
-        metrics |= _mean_by_side("kl/{}", logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
+        metrics |= mean_by_side("kl/{}", logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
     if policy.kl is not None:
-        metrics |= _mean_by_side("kl/{}_full", policy.kl.detach(), wanted=wanted, pairs=pairs)
-    values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()  # one synchronization
-    return StepOutput(loss=loss, metrics=dict(zip(metrics, values, strict=True)))
+        metrics |= mean_by_side("kl/{}_full", policy.kl, wanted=wanted, pairs=pairs)
+    return loss, metrics
 
 
 def _stored_selection(method: Method, batch: Mapping[str, Any]) -> Tensor:
@@ -150,7 +205,7 @@ def _reference_pass(
         return _stored_reference(method, batch, tokens["wanted"]), None
     with torch.no_grad(), reference() as model, in_evaluation_mode(model):
         # Both models run the pairs in the same way, so that equal weights give equal numbers.
-        tokens["layout"] = layout_for(model, inputs, tokens.get("layout"))
+        tokens["layout"] = layout_for(model, inputs, tokens["layout"])
         if method.needs_kl:
             return reference_log_probs(model, inputs, **tokens)
         return selected_log_probs(model, inputs, **tokens), None
@@ -176,34 +231,6 @@ def _by_side(pairs: int, **tensors: Tensor | None) -> dict[str, Any]:
         for side, rows in (("chosen", slice(None, pairs)), ("rejected", slice(pairs, None))):
             arguments[f"{owner}{side}_{name.removeprefix(owner)}"] = None if tensor is None else tensor[rows]
     return arguments
-
-
-def _reward_metrics(output: PreferenceOutput) -> dict[str, Tensor]:
-    chosen, rejected = output.chosen_rewards, output.rejected_rewards
-    return {
-        "rewards/chosen": chosen.mean(),
-        "rewards/rejected": rejected.mean(),
-        "rewards/accuracies": (chosen > rejected).float().mean(),
-        "rewards/margins": (chosen - rejected).mean(),
-        **{f"objective/{name}": values.float().mean() for name, values in output.metrics.items()},
-    }
-
-
-def _token_metrics(logps: Tensor, *, mask: Tensor, selection: Tensor, pairs: int) -> dict[str, Tensor]:
-    return {
-        "logps/chosen": logps[:pairs].sum(-1).mean(),
-        "logps/rejected": logps[pairs:].sum(-1).mean(),
-        "select/chosen_ratio": selection[:pairs].sum() / mask[:pairs].sum(),
-        "select/rejected_ratio": selection[pairs:].sum() / mask[pairs:].sum(),
-        "select/tokens": selection.sum(),
-    }
-
-
-def _mean_by_side(name: str, values: Tensor, *, wanted: Tensor, pairs: int) -> dict[str, Tensor]:
-    return {
-        name.format("chosen"): values[:pairs].sum() / wanted[:pairs].sum(),
-        name.format("rejected"): values[pairs:].sum() / wanted[pairs:].sum(),
-    }
 
 
 def _mean_nll(logps: Tensor, mask: Tensor) -> Tensor:

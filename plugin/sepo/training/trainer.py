@@ -18,6 +18,7 @@ from sepo.errors import SepoError
 from sepo.objectives import Method
 from sepo.training.reference import StartingPolicy
 from sepo.training.rows import PairCollator, check_row
+from sepo.training.splitting import SplitsBatches
 from sepo.training.step import StepOutput, preference_step
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 _WITHOUT_EFFECT = {"model_init": "pass model", "compute_loss_func": "the method is the loss; leave it out"}
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(SplitsBatches, Trainer):
     """Train a policy on preference pairs with any method.
 
     The loss of an optimizer step is the mean over its pairs, however these are split into device batches. Metrics (see
@@ -43,6 +44,8 @@ class PreferenceTrainer(Trainer):
         eval_dataset: the same for evaluations; or a dict of them.
         data_collator: another than ``PairCollator``.
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        batch_tokens: most tokens that go through the model at once: a larger device batch is split into parts of whole
+            pairs, each with a backward pass of its own. The loss stays the mean over the pairs. None for no limit.
         **kwargs: what ``transformers.Trainer`` takes besides.
 
     Raises:
@@ -61,6 +64,7 @@ class PreferenceTrainer(Trainer):
         eval_dataset: Any = None,
         data_collator: Any = None,
         chunk_tokens: int | None = None,
+        batch_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         for name, advice in _WITHOUT_EFFECT.items():
@@ -77,7 +81,7 @@ class PreferenceTrainer(Trainer):
             data_collator = PairCollator(method)
         args = copy.copy(args)
         args.remove_unused_columns = False  # the method's columns are no arguments of the model's forward
-        self.method, self.chunk_tokens = method, chunk_tokens
+        self.method, self.chunk_tokens, self.batch_tokens = method, chunk_tokens, batch_tokens
         self._training, self._evaluation = _Means(), _Means()
         super().__init__(
             model=model,
@@ -92,6 +96,7 @@ class PreferenceTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs in one process would train with DataParallel, which cannot exchange the head: "
                 "start with `torchrun --nproc_per_node N` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
             )
+        self.check_batch_tokens()
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's pairs, not by its device batches
         self._set_reference(ref_model)
 
@@ -136,13 +141,15 @@ class PreferenceTrainer(Trainer):
             with self.accelerator.autocast():
                 yield self.ref_model
 
-    def _step(self, model: nn.Module, batch: Mapping[str, Any]) -> StepOutput:
+    def _step(self, model: nn.Module, batch: Mapping[str, Any], *, scale: float | Tensor = 1.0) -> StepOutput:
         return preference_step(
             model,
             batch,
             method=self.method,
             reference=lambda: self._reference(model),
             chunk_tokens=self.chunk_tokens,
+            share_prompts=self.shares_prompts(),
+            parts=self.parts(model, scale=scale),
         )
 
     def get_batch_samples(
@@ -161,13 +168,14 @@ class PreferenceTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Loss of one device batch: its share of the mean over ``num_items_in_batch`` pairs; its own mean without."""
-        output = self._step(model, inputs)
         pairs = _pairs(inputs)
-        self._training.add(output.metrics, pairs)
-        loss = output.loss
+        scale: float | Tensor = 1.0
         if num_items_in_batch is not None:
             # DDP takes the mean over the ranks, the pairs are those of all.
-            loss = loss * (pairs * self.accelerator.num_processes / num_items_in_batch)
+            scale = pairs * self.accelerator.num_processes / num_items_in_batch
+        output = self._step(model, inputs, scale=scale)
+        self._training.add(output.metrics, pairs)
+        loss = output.loss * scale
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(

@@ -27,6 +27,7 @@ from sepo.tokens.scopes import SCOPES
 from sepo.tokens.selection import RULES
 from sepo.tokens.units import UNITS
 from sepo.training.settings import ModelSpec, OracleSpec, RunSettings
+from sepo.training.splitting import STEP_IN_BACKWARD
 
 TOKEN_SCORERS = ("oracle", "policy_ref", CONTRASTIVE, "confidence", "file", "random", "none")
 """What ``token_scorer`` takes, beside registered scorers."""
@@ -185,6 +186,7 @@ def resolve(
     own_keys = objective_keys(str(given["objective"]), taken=taken)
     _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
     arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
+    _check_batch_tokens(arguments, given)
     method, notes = _method(stage, arguments, given, own_keys=own_keys)
     prompts = method.needs_token_rewards or method.scorer == CONTRASTIVE
     for name in _REFERENCE_KEYS:
@@ -217,6 +219,7 @@ def resolve(
         token_scores_dir=arguments.token_scores_dir,
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
+        batch_tokens=arguments.batch_tokens,
         notes=(*notes, *reference_notes(reference, method), *reward_notes(stage, rewards)),
         token_rewards=rewards,
         precomputed_reference=reference,
@@ -231,6 +234,18 @@ def resolve(
         more = [word for name, value in base.items() for word in (f"--{name}", str(value))]
         host = [*_without(args, (*dropped, *base)), "--stage", "dpo", "--pref_loss", loss, *more]
     return host, settings
+
+
+def _check_batch_tokens(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
+    """A split batch has several backward passes, and some optimizers change the weights during each."""
+    in_backward = [name for name in ("galore_layerwise", "apollo_layerwise") if _given(given.get(name))]
+    if given.get("optim") in STEP_IN_BACKWARD:
+        in_backward.append("optim")
+    if arguments.batch_tokens is not None and in_backward:
+        raise SepoError(
+            f"batch_tokens is {arguments.batch_tokens} and {in_backward[0]} is {given[in_backward[0]]}, which changes "
+            "the weights during each backward pass, but a split batch has several: leave out batch_tokens."
+        )
 
 
 def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_keys: bool, stage: str) -> None:

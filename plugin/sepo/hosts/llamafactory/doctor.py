@@ -92,6 +92,10 @@ _CONTRACT = (
     ),
     ("llamafactory.data.data_utils", "split_dataset", ("dataset", "eval_dataset", "data_args", "seed")),
     ("transformers.integrations.deepspeed", "unset_hf_deepspeed_config", ()),
+    ("transformers", "AttentionInterface", ()),
+    ("transformers.masking_utils", "AttentionMaskInterface", ()),
+    ("transformers.models.llama.modeling_llama", "eager_attention_forward", ("module", "query", "key", "value")),
+    ("accelerate.state", "GradientState", ()),
 )
 
 

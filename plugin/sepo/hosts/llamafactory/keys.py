@@ -103,6 +103,13 @@ class SepoArguments:
         default=None, metadata={"help": "Where score stores are kept. Default: sepo/token_scores in the HF cache."}
     )
     score_batch_tokens: int = field(default=DEFAULT_BATCH_TOKENS, metadata={"help": "Padded tokens per scoring batch."})
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens that go through the policy at once: a larger device batch is split into parts of "
+            "whole pairs, and the loss stays the mean over its pairs. Default: no limit."
+        },
+    )
     head_chunk_tokens: int | None = field(
         default=None, metadata={"help": "Tokens whose logits exist at a time. Default: 64 MiB of logits."}
     )
@@ -121,7 +128,7 @@ _FLOATS = {
     "rejected_select_ratio",
 }
 _FLAGS = {"ipo_average", "ref_precompute"}
-_INTEGERS = {"select_span_tokens", "oracle_model_quantization_bit", "score_batch_tokens", "head_chunk_tokens"}
+_INTEGERS = {"select_span_tokens", "oracle_model_quantization_bit", "score_batch_tokens", "batch_tokens", "head_chunk_tokens"}
 
 
 def as_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
@@ -170,7 +177,7 @@ def typed(given: Mapping[str, Any]) -> SepoArguments:
         else:
             values[name] = ",".join(value) if isinstance(value, list) else str(value)
     arguments = SepoArguments(**values)
-    for name in ("score_batch_tokens", "head_chunk_tokens", "select_span_tokens"):
+    for name in ("score_batch_tokens", "batch_tokens", "head_chunk_tokens", "select_span_tokens"):
         number = getattr(arguments, name)
         if number is not None and number < 1:
             raise SepoError(f"{name} is {number}; it must be at least 1.")

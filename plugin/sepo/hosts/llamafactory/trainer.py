@@ -11,10 +11,11 @@ from torch import Tensor
 
 from sepo.training.reference import StartingPolicy
 from sepo.training.settings import RunSettings
+from sepo.training.splitting import SplitsBatches
 from sepo.training.step import preference_step
 
 
-class PreferenceTrainer(CustomDPOTrainer):
+class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
     """Optimizers, schedulers, samplers, engines, checkpoints and logging are the host's; the step is ours.
 
     Args:
@@ -27,7 +28,9 @@ class PreferenceTrainer(CustomDPOTrainer):
     def __init__(self, *, settings: RunSettings, starting_policy: StartingPolicy | None = None, **kwargs: Any) -> None:
         self.settings = settings
         self.starting_policy = starting_policy
+        self.batch_tokens = settings.batch_tokens
         super().__init__(**kwargs)
+        self.check_batch_tokens()
 
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: str = "train"
@@ -40,6 +43,8 @@ class PreferenceTrainer(CustomDPOTrainer):
             reference=None if self.settings.precomputed_reference else lambda: self._reference(model),
             chosen_nll_weight=self.ftx_gamma,
             chunk_tokens=self.settings.head_chunk_tokens,
+            share_prompts=self.shares_prompts(),
+            parts=self.parts(model),
         )
         prefix = "eval_" if train_eval == "eval" else ""
         return output.loss, {f"{prefix}{name}": value for name, value in output.metrics.items()}

@@ -1,0 +1,79 @@
+"""What a step reports: totals and counts, so that the parts of a batch add up to the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepo.objectives import PreferenceOutput
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A mean as its total and what it is divided by; both scalars, without gradient."""
+
+    total: Tensor
+    count: Tensor
+
+    def __add__(self, other: Metric) -> Metric:
+        return Metric(self.total + other.total, self.count + other.count)
+
+
+def mean(values: Tensor) -> Metric:
+    """The mean over pairs, [B]."""
+    return Metric(values.detach().float().sum(), torch.tensor(float(len(values)), device=values.device))
+
+
+def ratio(total: Tensor, count: Tensor) -> Metric:
+    """One sum over another."""
+    return Metric(total.detach().float(), count.detach().float())
+
+
+def plain_numbers(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """The values as floats, with one synchronization of the device."""
+    if not metrics:
+        return {}
+    totals = torch.stack([metric.total for metric in metrics.values()])
+    counts = torch.stack([metric.count for metric in metrics.values()])
+    return dict(zip(metrics, (totals / counts).tolist(), strict=True))
+
+
+def reward_metrics(output: PreferenceOutput) -> dict[str, Metric]:
+    """``rewards/*``, and what the objective reports."""
+    chosen, rejected = output.chosen_rewards, output.rejected_rewards
+    return {
+        "rewards/chosen": mean(chosen),
+        "rewards/rejected": mean(rejected),
+        "rewards/accuracies": mean(chosen > rejected),
+        "rewards/margins": mean(chosen - rejected),
+        **{f"objective/{name}": mean(values) for name, values in output.metrics.items()},
+    }
+
+
+def token_metrics(logps: Tensor, *, mask: Tensor, selection: Tensor, pairs: int) -> dict[str, Metric]:
+    """``logps/*`` and ``select/*`` (``select/tokens`` per pair) from [2B, T] tensors, the first B rows chosen."""
+    selected = selection.sum(-1)
+    return {
+        "logps/chosen": mean(logps[:pairs].sum(-1)),
+        "logps/rejected": mean(logps[pairs:].sum(-1)),
+        "select/chosen_ratio": ratio(selection[:pairs].sum(), mask[:pairs].sum()),
+        "select/rejected_ratio": ratio(selection[pairs:].sum(), mask[pairs:].sum()),
+        "select/tokens": mean(selected[:pairs] + selected[pairs:]),
+    }
+
+
+def mean_by_side(name: str, values: Tensor, *, wanted: Tensor, pairs: int) -> dict[str, Metric]:
+    """Means over the wanted tokens of each side; ``values`` [2B, T] are 0 elsewhere."""
+    return {
+        name.format("chosen"): ratio(values[:pairs].sum(), wanted[:pairs].sum()),
+        name.format("rejected"): ratio(values[pairs:].sum(), wanted[pairs:].sum()),
+    }
+
+
+def added(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of two mappings with the same names, added."""
+    return {name: value + second[name] for name, value in first.items()}

@@ -1,0 +1,107 @@
+"""A device batch in parts of at most so many tokens, each with a backward pass of its own: memory for one part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepo.forward.layout import PairLayout, token_groups
+from sepo.training.metrics import Metric, added
+
+PartLoss = tuple[Tensor, dict[str, Metric]]
+"""Mean loss over the pairs of a part, and its metrics."""
+
+
+def alone(parts: int) -> int:
+    """One process agrees with itself."""
+    return parts
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a device batch is split.
+
+    Args:
+        batch_tokens: most tokens of a part; a pair with more is a part of its own.
+        backward: runs the forward pass that it is given and the backward pass of its result, without synchronizing
+            gradients with other processes, and returns the result detached. None keeps all parts for one backward
+            pass by the caller, which saves no memory.
+        agree: given this process's number of parts, returns the largest of all processes. Engines that gather weights
+            in each forward pass wait for every process.
+    """
+
+    batch_tokens: int
+    backward: Callable[[Callable[[], Tensor]], Tensor] | None = None
+    agree: Callable[[int], int] = alone
+
+    def loss(
+        self,
+        batch: Mapping[str, Any],
+        layout: PairLayout | None,
+        compute: Callable[[Mapping[str, Any]], PartLoss],
+    ) -> PartLoss:
+        """Compute a batch part by part.
+
+        Args:
+            batch: tensors of [2B, ...], the first B rows chosen.
+            layout: how its pairs lie in a row without padding, or None where they are padded.
+            compute: the loss of a part.
+
+        Returns:
+            As ``compute`` of the whole batch would: its backward pass is the last part's, the others have had theirs.
+        """
+        pairs = len(batch["labels"]) // 2
+        if layout is not None:
+            groups = token_groups([span.end - span.start for span in layout.spans], self.batch_tokens)
+        else:
+            rows = batch["attention_mask"].sum(-1)
+            lengths = torch.maximum(rows[:pairs], rows[pairs:]).tolist()
+            groups = token_groups([2 * length for length in lengths], self.batch_tokens, padded=True)
+        count = self.agree(len(groups))
+        groups = _at_least(groups, count)
+        idle = count - len(groups)  # parts that only other processes have: run along, weighing nothing
+        done: list[Tensor] = []
+        metrics: dict[str, Metric] = {}
+        for number, group in enumerate([groups[0]] * idle + groups):
+            weight = len(group) / pairs if number >= idle else 0.0
+
+            def weighed(group: list[int] = group, weight: float = weight, counted: bool = number >= idle) -> Tensor:
+                nonlocal metrics
+                loss, values = compute(part_of(batch, group))
+                if counted:
+                    metrics = added(metrics, values) if metrics else values
+                return loss * weight
+
+            last = number == idle + len(groups) - 1
+            if last or self.backward is None or not torch.is_grad_enabled():
+                done.append(weighed())
+            else:
+                done.append(self.backward(weighed))
+        return torch.stack(done).sum(), metrics
+
+
+def _at_least(groups: Sequence[list[int]], count: int) -> list[list[int]]:
+    """The groups, the largest halved until there are ``count`` of them or each is one pair."""
+    split = [list(group) for group in groups]
+    while len(split) < count and max(map(len, split)) > 1:
+        largest = max(range(len(split)), key=lambda index: len(split[index]))
+        half = len(split[largest]) // 2
+        split[largest : largest + 1] = [split[largest][:half], split[largest][half:]]
+    return split
+
+
+def part_of(batch: Mapping[str, Any], pairs: Sequence[int]) -> dict[str, Any]:
+    """The rows of some pairs of a padded batch, without the columns that are padding in all of them.
+
+    Args:
+        batch: tensors of [2B, T].
+        pairs: which of the B.
+    """
+    total = len(batch["labels"]) // 2
+    rows = [*pairs, *(total + pair for pair in pairs)]
+    width = int(batch["attention_mask"][rows].sum(-1).max())
+    return {name: value[rows, :width] for name, value in batch.items()}

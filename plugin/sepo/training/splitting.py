@@ -1,0 +1,108 @@
+"""Backward passes of a batch's parts, in the engines that a ``transformers.Trainer`` trains with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sepo.errors import SepoError
+from sepo.training.parts import Parts
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+STEP_IN_BACKWARD = ("lomo", "adalomo")
+"""Optimizers that change the weights during a backward pass, and so allow one per step."""
+
+
+class SplitsBatches(_Base):
+    """Mixin for a ``transformers.Trainer`` that computes its loss with ``preference_step``."""
+
+    batch_tokens: int | None = None
+    """Most tokens that go through the model at once; None for the device batch."""
+
+    def check_batch_tokens(self) -> None:
+        """Refuse ``batch_tokens`` where one step cannot have several backward passes.
+
+        Raises:
+            SepoError: the optimizer changes weights during the backward pass.
+        """
+        optimizer = str(getattr(self.args.optim, "value", self.args.optim))
+        if self.batch_tokens is not None and optimizer in STEP_IN_BACKWARD:
+            raise SepoError(
+                f"batch_tokens is {self.batch_tokens} and optim is {optimizer}, which changes the weights during each "
+                "backward pass, but a split batch has several: leave out batch_tokens."
+            )
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """As ``transformers`` has it; what the parts' backward passes must know of it is kept for their time."""
+        self._scaled_by_items = num_items_in_batch is not None and self.model_accepts_loss_kwargs
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def shares_prompts(self) -> bool:
+        """Whether pairs may go through the model as one row; where not, the log says why."""
+        from sepo.forward.sharing import say_once
+
+        config = getattr(self.accelerator, "parallelism_config", None)
+        if any(getattr(config, name, False) for name in ("cp_enabled", "sp_enabled")):
+            say_once("rows are sharded over processes (context or sequence parallelism)")
+            return False
+        if getattr(self.args, "neftune_noise_alpha", None):
+            say_once("neftune_noise_alpha is set, whose noise depends on the length of a row")
+            return False
+        return True
+
+    def parts(self, model: Any, *, scale: float | Tensor = 1.0) -> Parts | None:
+        """How to split a device batch, or None.
+
+        Args:
+            model: as the engine wrapped it.
+            scale: what ``compute_loss`` multiplies the mean over the device batch with.
+        """
+        if self.batch_tokens is None:
+            return None
+
+        def backward(compute: Callable[[], Tensor]) -> Tensor:
+            with self._unsynchronized(model):
+                loss = compute()
+                with torch.autocast(loss.device.type, enabled=False):
+                    self._backward(loss * scale)
+            return loss.detach()
+
+        return Parts(self.batch_tokens, backward=backward, agree=self._largest)
+
+    def _backward(self, loss: Tensor) -> None:
+        """The end of the trainer's own ``training_step``."""
+        from accelerate.utils import DistributedType
+
+        if not self._scaled_by_items:
+            loss = loss / self.current_gradient_accumulation_steps
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
+
+    @contextlib.contextmanager
+    def _unsynchronized(self, model: Any) -> Iterator[None]:
+        """Let gradients add up on this process, as in a gradient accumulation step that is not the last one."""
+        state = self.accelerator.gradient_state
+        if not state.sync_gradients:  # it is none, and the trainer has said so already
+            yield
+            return
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(True)
+
+    def _largest(self, parts: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return parts
+        count = torch.tensor(parts, device=self.accelerator.device)
+        torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
+        return int(count)
