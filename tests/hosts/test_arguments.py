@@ -10,9 +10,10 @@ from sepo.objectives import resolve_method
 from sepo.objectives.presets import BUILT_IN as OBJECTIVES
 from sepo.training.settings import ModelSpec, PrecomputedReference, TokenRewardSource
 
-HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train", "optim", "galore_layerwise",
+HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",
              "dpo_label_smoothing", "streaming", "model_name_or_path", "template", "simpo_gamma", "ref_model_adapters",
-             "ref_model_quantization_bit", "adapter_name_or_path", "quantization_bit")  # fmt: skip
+             "ref_model_quantization_bit", "adapter_name_or_path", "quantization_bit", "optim",
+             "galore_layerwise")  # fmt: skip
 RECIPE = {"stage": "sepo", "model_name_or_path": "m", "oracle_model": "o", "oracle_base_model": "b"}
 
 

@@ -135,12 +135,6 @@ _INTEGERS = {
     "batch_tokens",
     "head_chunk_tokens",
 }
-    "select_span_tokens",
-    "oracle_model_quantization_bit",
-    "score_batch_tokens",
-    "batch_tokens",
-    "head_chunk_tokens",
-}
 
 
 def as_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
