@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sepo.errors import SepoError
+from sepo.forward.lora import fuse_lora
 from sepo.objectives import Method
 from sepo.training.reference import StartingPolicy
 from sepo.training.rows import PairCollator, check_row
@@ -97,6 +98,7 @@ class PreferenceTrainer(SplitsBatches, Trainer):
                 "start with `torchrun --nproc_per_node N` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
             )
         self.check_batch_tokens()
+        fuse_lora(self.model)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's pairs, not by its device batches
         self._set_reference(ref_model)
 

@@ -9,6 +9,7 @@ from typing import Any
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 
+from sepo.forward.lora import fuse_lora
 from sepo.training.reference import StartingPolicy
 from sepo.training.settings import RunSettings
 from sepo.training.splitting import SplitsBatches
@@ -31,6 +32,7 @@ class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
         self.batch_tokens = settings.batch_tokens
         super().__init__(**kwargs)
         self.check_batch_tokens()
+        fuse_lora(self.model)
 
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: str = "train"

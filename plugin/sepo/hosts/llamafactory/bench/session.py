@@ -17,10 +17,12 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 
 from sepo.errors import SepoError
+from sepo.forward.lora import fuse_lora, unfuse_lora
 from sepo.hosts.llamafactory.bench.contenders import Contender
 from sepo.hosts.llamafactory.bench.rows import drawn_batches, with_random_columns
 from sepo.hosts.llamafactory.columns import selection_columns
 from sepo.hosts.llamafactory.rows import skip_empty_responses
+from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
 from sepo.training.reference import StartingPolicy
 
@@ -58,7 +60,10 @@ class Session:
 
     def step(self, name: str, batch: int) -> Tensor:
         """Run a contender's own training step, forward and backward, on a round's batch; the loss, detached."""
-        return self.trainers[name].training_step(self.model, dict(self.batches[name][batch]))
+        trainer = self.trainers[name]
+        # One model for all: each contender runs its LoRA layers as its own training does.
+        (fuse_lora if isinstance(trainer, PreferenceTrainer) else unfuse_lora)(self.model)
+        return trainer.training_step(self.model, dict(self.batches[name][batch]))
 
     def settle(self, name: str) -> None:
         """Forget the gradients and the metrics of a step."""
