@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from sepo.errors import SepoError
 from sepo.training.collator import IGNORE_INDEX
@@ -34,6 +34,27 @@ def each_dataset(datasets: Mapping[str, Any], change: Callable[[Dataset, str], D
         else:
             result[role] = change(dataset, name)
     return result
+
+
+def joined_column(datasets: Mapping[str, Any], others: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Give every data set of a run a column of another run's, row by row, where it lacks it.
+
+    Args:
+        datasets: by the host's roles.
+        others: the same rows, with the column.
+        column: its name.
+    """
+    found: dict[str, Dataset] = {}
+
+    def keep(rows: Dataset, name: str) -> Dataset:
+        found[name] = rows.select_columns([column])
+        return rows
+
+    def join(rows: Dataset, name: str) -> Dataset:
+        return rows if column in rows.column_names else concatenate_datasets([rows, found[name]], axis=1)
+
+    each_dataset(others, keep)
+    return each_dataset(datasets, join)
 
 
 def response_start(labels: Sequence[int]) -> int:
