@@ -1,6 +1,7 @@
 """What the tests of the store share."""
 
 import pytest
+
 from stores import filled, tree
 
 

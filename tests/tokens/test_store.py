@@ -17,11 +17,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
 
 import sepo
 from sepo.errors import SepoError
 from sepo.tokens.store import content_key, default_store_root, file_digest
+from stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
 
 # --- the key ---------------------------------------------------------------------------------------------------------
 

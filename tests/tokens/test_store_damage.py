@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import COLUMNS, ROWS, SHARDS, filled, open_store, scores, tree
 
 from sepo.errors import SepoError
 from sepo.tokens.store import ScoreStore, content_key, file_digest
+from stores import COLUMNS, ROWS, SHARDS, filled, open_store, scores, tree
 
 
 @pytest.fixture(scope="module")

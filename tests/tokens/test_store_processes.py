@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from stores import COLUMNS, IDENTITY, ROWS, SHARD_ROWS, SHARDS, filled, open_store, scores, tree
 
 import sepo
 from sepo.tokens.store import ShardRange, _store
+from stores import COLUMNS, IDENTITY, ROWS, SHARD_ROWS, SHARDS, filled, open_store, scores, tree
 
 # One program for every test that needs processes of its own. argv: what to do, root, log of computed shards.
 PROGRAM = """

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from sepo.errors import SepoError
@@ -57,8 +58,10 @@ def joined_column(datasets: Mapping[str, Any], others: Mapping[str, Any], column
     return each_dataset(datasets, join)
 
 
-def response_start(labels: Sequence[int]) -> int:
+def response_start(labels: Sequence[int] | np.ndarray) -> int:
     """Index of the first response token that can be scored: one with a predecessor."""
+    if isinstance(labels, np.ndarray):
+        return max(1, int(np.argmax(labels != IGNORE_INDEX)))
     return max(1, next(index for index, label in enumerate(labels) if label != IGNORE_INDEX))
 
 
@@ -92,8 +95,7 @@ def skip_empty_responses(dataset: Dataset, *, name: str, tokenizer: Any) -> Data
     )  # fmt: skip
     if len(empty) == len(dataset):
         raise SepoError(f"{name}: every row has an empty response after truncation; raise cutoff_len.")
-    dropped = set(empty)
-    return dataset.select([row for row in range(len(dataset)) if row not in dropped])
+    return dataset.select(np.delete(np.arange(len(dataset)), empty))
 
 
 def _excerpt(row: Mapping[str, Any], tokenizer: Any) -> str:

@@ -31,13 +31,22 @@ logger = logging.getLogger(__name__)
 def rows_digest(dataset: Dataset) -> str:
     """Digest of every row's token ids and of where its responses start."""
     digest = hashlib.sha256()
-    for start in range(0, len(dataset), 1000):
-        rows = dataset[start : start + 1000]
+    columns = [f"{side}_{name}" for side in SIDES for name in ("input_ids", "labels")]
+    arrow = dataset.select_columns(columns).with_format("arrow")
+    for start in range(0, len(dataset), 1000):  # blocks of the mapped file, no row as Python numbers
+        rows = arrow[start : start + 1000]
         for side in SIDES:
-            for ids, labels in zip(rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True):
+            for ids, labels in zip(*(_arrays(rows[f"{side}_{name}"]) for name in ("input_ids", "labels")), strict=True):
                 digest.update(np.asarray([len(ids), response_start(labels)], dtype="<i8").tobytes())
                 digest.update(np.asarray(ids, dtype="<i4").tobytes())
     return digest.hexdigest()
+
+
+def _arrays(column: Any) -> list[np.ndarray]:
+    """The rows of an Arrow list column."""
+    lists = column.combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return np.split(flat, np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))[:-1])
 
 
 def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
