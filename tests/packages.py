@@ -10,6 +10,7 @@ from pathlib import Path
 from sepo.plugins import registered
 
 EXAMPLE = Path(__file__).parents[1] / "yaml_examples" / "own_loss"
+SCORER_EXAMPLE = EXAMPLE.with_name("own_scorer")
 
 
 def write_package(folder, name, groups, code=None):
@@ -26,16 +27,16 @@ def write_package(folder, name, groups, code=None):
     return folder
 
 
-def write_example(folder):
-    """The package of yaml_examples/own_loss, from its own pyproject.toml and module."""
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+def write_example(folder, example=EXAMPLE):
+    """A package of yaml_examples/, from its own pyproject.toml and module."""
+    project = tomllib.loads((example / "pyproject.toml").read_text())["project"]
     groups = {group.removeprefix("sepo."): entries for group, entries in project["entry-points"].items()}
-    return write_package(folder, project["name"], groups, (EXAMPLE / "own_loss.py").read_text())
+    return write_package(folder, project["name"], groups, (example / f"{example.name}.py").read_text())
 
 
-def example_wheel(folder):
+def example_wheel(folder, example=EXAMPLE):
     """The example as the wheel that its build backend would make, which pip installs without one (or a network)."""
-    site = write_example(folder / "site")
+    site = write_example(folder / "site", example)
     (info,) = site.glob("*.dist-info")
     (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
     files = sorted(path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file())

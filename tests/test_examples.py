@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from packages import EXAMPLE, on_path, write_example
+from packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "yaml_examples").rglob("*.yaml"))
@@ -30,7 +30,8 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     assert f"#   sepo {command} {path.relative_to(ROOT)}" in path.read_text()
     steps = [step.recipe for step in plan_steps(recipe) if step.name != "sample"] if command == "pipeline" else [recipe]
     # A recipe for a package's own loss is one of ours where that package is installed.
-    with on_path(write_example(tmp_path)) if path.parent == EXAMPLE else contextlib.nullcontext():
+    packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
+    with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
         for step in steps:
             if is_ours(step["stage"]):
                 resolve(step, host_keys=known)

@@ -70,11 +70,12 @@ def test_every_objective_of_a_recipe_is_in_the_table():
         assert f"`{name}`" in README, name
 
 
-def test_the_own_loss_is_the_example():
-    (block,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
-    assert block in (ROOT / "yaml_examples" / "own_loss" / "own_loss.py").read_text()
-    (toml,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-    assert toml in (ROOT / "yaml_examples" / "own_loss" / "pyproject.toml").read_text()
+def test_the_own_loss_and_the_own_scorer_are_the_examples():
+    for ending, language in (("own_loss.py", "py"), ("pyproject.toml", "toml")):
+        loss, scorer = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+        assert loss in (ROOT / "yaml_examples" / "own_loss" / ending).read_text()
+        file = ending.replace("own_loss", "own_scorer")
+        assert scorer in (ROOT / "yaml_examples" / "own_scorer" / file).read_text()
 
 
 def test_every_metric_is_in_the_table():

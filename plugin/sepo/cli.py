@@ -9,9 +9,12 @@ from pathlib import Path
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.scores.commands import add_scores, run_scores
 
 EPILOG = """examples:
   sepo train recipe.yaml learning_rate=1e-5     a LLaMA-Factory recipe, ours or theirs
+  sepo score recipe.yaml                        its token scores alone; `sepo train` then finds them
+  sepo scores ls                                which scores there are
   sepo pipeline recipe.yaml                     base, oracle, scores, policy
   sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
   sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
@@ -22,6 +25,12 @@ def _train(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.launcher import train
 
     return train(options.words)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.launcher import train
+
+    return train(options.words, score_only=True)
 
 
 def _pipeline(options: argparse.Namespace) -> int:
@@ -98,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
 
     # Words of `train` are the host's to read; argparse would take its --options for ours.
     command("train", _train, "Train a LLaMA-Factory recipe: recipe.yaml [key=value ...].")
+    # The same holds for `score`, which takes what `train` takes.
+    command(
+        "score", _score, "Score what a recipe scores before it trains, and nothing else: recipe.yaml [key=value ...]."
+    )
+    add_scores(command("scores", run_scores, "List, show, check, export and remove stores of token scores."))
     pipeline = command("pipeline", _pipeline, "Train base and oracle, score, train the policy: one recipe.")
     pipeline.add_argument("recipe", help="a recipe with shared keys and the sections base, oracle and policy")
     pipeline.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1 or policy.sepo_gamma=2")
@@ -149,8 +163,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if words is None else words)
     try:
-        if words[:1] == ["train"] and words[1:] not in (["-h"], ["--help"]):
-            return _train(argparse.Namespace(words=words[1:]))
+        if words[:1] in (["train"], ["score"]) and words[1:] not in (["-h"], ["--help"]):
+            if words == ["score"]:
+                raise SepoError("no recipe is named; run: sepo score recipe.yaml [key=value ...]")
+            return (_train if words[0] == "train" else _score)(argparse.Namespace(words=words[1:]))
         options = _parsed(_parser(), words)
         return options.run(options)
     except SepoError as error:

@@ -16,8 +16,15 @@ from sepo.errors import SepoError
 
 Kind = Literal["objective", "token_scorer", "stage"]
 
-GROUPS: dict[Kind, str] = {"objective": "sepo.objectives", "token_scorer": "sepo.selectors", "stage": "sepo.stages"}
-"""The entry-point group of each kind, as a package's pyproject.toml names it."""
+STORED_SCORERS = "sepo.scorers"
+"""The entry-point group of token scorers whose scores a store keeps."""
+
+GROUPS: dict[Kind, tuple[str, ...]] = {
+    "objective": ("sepo.objectives",),
+    "token_scorer": ("sepo.selectors", STORED_SCORERS),
+    "stage": ("sepo.stages",),
+}
+"""The entry-point groups of each kind, as a package's pyproject.toml names them."""
 
 T = TypeVar("T")
 
@@ -31,12 +38,14 @@ class Registered:
         name: what a recipe writes.
         package: the distribution and its version.
         entry: the entry point itself.
+        group: the entry-point group that it is in.
     """
 
     kind: Kind
     name: str
     package: str
     entry: EntryPoint
+    group: str
 
     def __str__(self) -> str:
         return f"{self.kind} '{self.name}' of package {self.package} ({self.entry.value})"
@@ -46,8 +55,11 @@ class Registered:
 def registered(kind: Kind) -> tuple[Registered, ...]:
     """Everything that is registered under a kind, ordered by name and package; looked for once per process."""
     found = [
-        Registered(kind, entry.name, f"{entry.dist.name} {entry.dist.version}" if entry.dist else "(unnamed)", entry)
-        for entry in entry_points(group=GROUPS[kind])
+        Registered(
+            kind, entry.name, f"{entry.dist.name} {entry.dist.version}" if entry.dist else "(unnamed)", entry, group
+        )
+        for group in GROUPS[kind]
+        for entry in entry_points(group=group)
     ]
     return tuple(sorted(found, key=lambda item: (item.name, item.package)))
 
@@ -71,7 +83,7 @@ def find(kind: Kind, name: str, *, built_in: Container[str]) -> Registered | Non
     owners = [item for item in registered(kind) if item.name == name]
     if not owners:
         return None
-    group = GROUPS[kind]
+    group = " and ".join(dict.fromkeys(item.group for item in owners))
     if name in built_in:
         raise SepoError(
             f"{kind} '{name}' is built in, and package {owners[0].package} registers it too ({group}: "

@@ -1,6 +1,7 @@
 """Scores of a data set in the host's columns: rows without an answer, joining, the keys of stores."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -109,6 +110,22 @@ def test_scores_are_joined_row_by_row_and_found_again(scorer, monkeypatch, caplo
     with caplog.at_level(logging.INFO):
         scorer().attach(data, name="train")
     assert "nothing to score" in caplog.text
+
+
+def test_a_damaged_shard_is_scored_again_before_it_is_used(scorer, monkeypatch, caplog):
+    fake_scores(monkeypatch)
+    data = rows((2, 1), (1, 3))
+    first = scorer()
+    first.attach(data, name="train")
+    path = Path(first.stores["train"], "shard-00000.arrow")
+    whole = path.read_bytes()
+    place = whole.rindex(b"\x00\x00\x00\x3f")  # 0.5 becomes another number
+    path.write_bytes(whole[: place + 3] + b"\x40" + whole[place + 4 :])
+    with caplog.at_level(logging.WARNING):
+        joined = scorer().attach(data, name="train")
+    assert "shard-00000.arrow: damaged" in caplog.text
+    assert joined["rejected_scores"] == [[0.5], [0.5] * 3]
+    assert path.read_bytes() == whole
 
 
 def test_another_oracle_template_cutoff_or_row_is_another_store(scorer, world, monkeypatch):

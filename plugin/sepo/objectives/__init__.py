@@ -3,7 +3,8 @@
 ``compute_preference_loss`` does it in one call; ``resolve_method``, ``select`` and ``preference_loss`` are its three
 steps, for a trainer that selects before it runs the model. A ``Method`` is a composition of the parts below; the names
 of ``available_objectives()`` are presets. Other packages register ``Objective``, ``TokenScorer`` and ``Stage`` under
-names of their own by the entry points ``sepo.objectives``, ``sepo.selectors`` and ``sepo.stages``.
+names of their own by the entry points ``sepo.objectives``, ``sepo.selectors`` and ``sepo.stages``;
+scorers whose scores a store keeps are ``StoredScorer`` by ``sepo.scorers``.
 """
 
 from sepo.objectives.compute import compute_preference_loss, preference_loss
@@ -19,7 +20,7 @@ from sepo.objectives.selecting import select
 from sepo.objectives.settings import Choice, Flag, Number, Whole
 from sepo.objectives.sides import Side
 from sepo.objectives.weights import PairWeight, PolicyLikelihood
-from sepo.tokens.scoring import LiveTokens, RowTokens
+from sepo.tokens.scoring import LiveTokens, RowTokens, StoredScorer
 
 __all__ = [
     "NO_SCORER",
@@ -52,6 +53,7 @@ __all__ = [
     "Side",
     "Square",
     "Stage",
+    "StoredScorer",
     "Term",
     "TokenRewardRegularizer",
     "TokenScorer",

@@ -17,7 +17,7 @@ from sepo.objectives.settings import Value
 from sepo.objectives.weights import PairWeight
 from sepo.tokens.scopes import DEFAULT_SPAN_TOKENS, SCOPES
 from sepo.tokens.scores import alignment_scores, uncertainty_scores
-from sepo.tokens.scoring import LiveTokens, RowTokens
+from sepo.tokens.scoring import LiveTokens, RowTokens, StoredScorer
 from sepo.tokens.selection import RULES
 from sepo.tokens.units import UNITS
 
@@ -41,6 +41,7 @@ class TokenScorer:
         compares_with_reference: True where ``from_logps`` reads the reference's log-probabilities too.
         from_logps: live scores, from the log-probabilities of the step: [B, T] for the batch that it is given.
         from_row: stored scores, from the tokens and their texts: one number per response token.
+        from_batch: stored scores that a score store keeps; what an entry point of ``sepo.scorers`` names.
 
     Raises:
         SepoError: parts that contradict each other.
@@ -52,9 +53,10 @@ class TokenScorer:
     compares_with_reference: bool = False
     from_logps: Callable[[LiveTokens], Tensor] | None = None
     from_row: Callable[[RowTokens], Sequence[float]] | None = None
+    from_batch: StoredScorer | None = None
 
     def __post_init__(self) -> None:
-        if self.from_row is not None:
+        if self.from_row is not None or self.from_batch is not None:
             object.__setattr__(self, "stored", True)
         if self.live and self.stored:
             raise SepoError(

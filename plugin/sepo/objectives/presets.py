@@ -15,7 +15,8 @@ from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegu
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Choice, Flag, Number, Setting, resolve_settings
 from sepo.objectives.weights import PolicyLikelihood
-from sepo.plugins import find, load, names
+from sepo.plugins import STORED_SCORERS, find, load, names
+from sepo.tokens.scoring import StoredScorer
 
 Weighting = Literal["sequence", "static"]
 
@@ -218,6 +219,9 @@ def find_scorer(name: str) -> TokenScorer:
         raise SepoError(
             f"token_scorer is {name!r}, expected one of {', '.join(available)}.{nearest(str(name), available)}"
         )
+    if item.group == STORED_SCORERS:
+        stored = load(item, StoredScorer)
+        return TokenScorer(name, from_batch=stored, rejected_largest=stored.rejected_largest)
     scorer = load(item, TokenScorer)
     if scorer.from_logps is None and scorer.from_row is None:
         raise SepoError(f"{item} has no function, expected from_logps (live) or from_row (stored): give it one.")

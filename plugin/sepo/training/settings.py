@@ -126,6 +126,21 @@ class RunSettings:
     token_rewards: TokenRewardSource | None = None
     precomputed_reference: PrecomputedReference | None = None
 
+    @property
+    def prompts_for_rewards(self) -> bool:
+        """Whether token rewards come from contrastive prompts, which quote the conversation."""
+        return self.token_rewards is not None and self.token_rewards.origin == "prompts"
+
+    @property
+    def scores_before_training(self) -> bool:
+        """Whether numbers per token are computed before training, which a score store keeps."""
+        return (
+            self.oracle is not None
+            or self.prompts_for_rewards
+            or self.precomputed_reference is not None
+            or self.method.token_scorer.from_batch is not None
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values, for a run's folder."""
         return {

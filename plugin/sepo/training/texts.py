@@ -68,6 +68,10 @@ class TokenTexts:
         moved = ((start - begin, end - begin) for start, end in covered)
         return [(min(max(start, 0), last), min(max(end, 0), last)) for start, end in moved]
 
+    def spelled(self, ids: Sequence[int]) -> str:
+        """The text of tokens that follow others; a part of a character is U+FFFD."""
+        return self._laid_out(ids)[1]
+
     def _laid_out(self, ids: Sequence[int]) -> tuple[list[tuple[int, int]], str]:
         """The characters of each token in the text of all, and that text."""
         pieces, covered, text = self.pieces(ids), [], ""

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sepo.errors import SepoError
+
+if TYPE_CHECKING:
+    from sepo.training.settings import RunSettings
 
 
 def require_host() -> None:
@@ -29,11 +33,34 @@ def quiet_on_one_device() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
-def train(words: Sequence[str]) -> int:
-    """Train as `llamafactory-cli train` does.
+def refuse_without_scoring(settings: RunSettings | None) -> None:
+    """Refuse a recipe that computes nothing before it trains.
+
+    Args:
+        settings: the recipe's, or None where its stage is the host's.
+
+    Raises:
+        SepoError: says what the recipe has instead.
+    """
+    if settings is None:
+        raise SepoError(
+            "this recipe scores nothing: its stage is LLaMA-Factory's own. Scores come before stage sepo, or any stage "
+            "of ours with token_scorer: oracle, treg_rewards or ref_precompute."
+        )
+    if not settings.scores_before_training:
+        raise SepoError(
+            f"this recipe scores nothing before it trains: its token_scorer is {settings.method.scorer}, which "
+            "needs no score store, and neither token rewards nor ref_precompute are on. Set token_scorer: oracle (or "
+            "contrastive, or a registered one), treg_alpha or ref_precompute: true."
+        )
+
+
+def train(words: Sequence[str], *, score_only: bool = False) -> int:
+    """Train as `llamafactory-cli train` does, or only score what such a run would score first.
 
     Args:
         words: the command line after ``train``: a recipe and ``key=value`` overrides, or ``--key value`` options.
+        score_only: end after scoring.
 
     Returns:
         The exit status.
@@ -51,10 +78,13 @@ def train(words: Sequence[str]) -> int:
     from llamafactory.hparams import read_args
     from llamafactory.train import tuner
 
-    from sepo.hosts.llamafactory.registration import check_recipe, register
+    from sepo.hosts.llamafactory.registration import SCORE_ONLY, check_recipe, register
 
     if words and "-h" not in words and "--help" not in words:
-        check_recipe(read_args())  # here, before ranks are started and each says the same
+        _, settings = check_recipe(read_args())  # here, before ranks are started and each says the same
+        if score_only:
+            refuse_without_scoring(settings)
+            os.environ[SCORE_ONLY] = "1"
     register(tuner)
     sys.argv = ["llamafactory-cli", "train", *words]
     launcher.__file__ = str(Path(__file__).with_name("worker.py"))

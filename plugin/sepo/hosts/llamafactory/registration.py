@@ -17,6 +17,9 @@ from sepo.hosts.llamafactory.stages import STAGES, check_stage, is_ours
 from sepo.training.settings import RunSettings
 
 RAY_WORKER = "SEPO_RAY_WORKER"
+SCORE_ONLY = "SEPO_SCORE_ONLY"
+"""Variable by which `sepo score` tells the processes that it starts that they end after scoring."""
+
 _SETTINGS = "sepo_settings"
 """Attribute of the host's parsed finetuning arguments that carries ours from its parser to its dispatch."""
 
@@ -92,6 +95,12 @@ def get_train_args(args: Arguments) -> Any:
     return parsed
 
 
+def settings_of(finetuning_args: Any) -> RunSettings | None:
+    """Our settings, as ``get_train_args`` has attached them to the host's finetuning arguments."""
+    settings: RunSettings | None = getattr(finetuning_args, _SETTINGS, None)
+    return settings
+
+
 def tell(error: SepoError) -> None:
     """Print an error of the user's as one line, with the rank that met it."""
     rank = os.environ.get("RANK")
@@ -121,7 +130,13 @@ def register(tuner: ModuleType) -> None:
     @functools.wraps(host_training_function)
     def training_function(config: dict[str, Any]) -> None:
         try:
-            host_training_function(config)
+            if os.environ.get(SCORE_ONLY):
+                from sepo.hosts.llamafactory.scoring_pass import score
+
+                _log_beside_host()
+                score(get_train_args(config["args"]))
+            else:
+                host_training_function(config)
         except SepoError as error:
             if os.environ.get(RAY_WORKER):  # Ray carries the exception to the driver
                 raise

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+import numpy as np
+from datasets import Dataset, concatenate_datasets
 
 from sepo.errors import SepoError
 from sepo.training.collator import IGNORE_INDEX
@@ -36,8 +37,31 @@ def each_dataset(datasets: Mapping[str, Any], change: Callable[[Dataset, str], D
     return result
 
 
-def response_start(labels: Sequence[int]) -> int:
+def joined_column(datasets: Mapping[str, Any], others: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Give every data set of a run a column of another run's, row by row, where it lacks it.
+
+    Args:
+        datasets: by the host's roles.
+        others: the same rows, with the column.
+        column: its name.
+    """
+    found: dict[str, Dataset] = {}
+
+    def keep(rows: Dataset, name: str) -> Dataset:
+        found[name] = rows.select_columns([column])
+        return rows
+
+    def join(rows: Dataset, name: str) -> Dataset:
+        return rows if column in rows.column_names else concatenate_datasets([rows, found[name]], axis=1)
+
+    each_dataset(others, keep)
+    return each_dataset(datasets, join)
+
+
+def response_start(labels: Sequence[int] | np.ndarray) -> int:
     """Index of the first response token that can be scored: one with a predecessor."""
+    if isinstance(labels, np.ndarray):
+        return max(1, int(np.argmax(labels != IGNORE_INDEX)))
     return max(1, next(index for index, label in enumerate(labels) if label != IGNORE_INDEX))
 
 
@@ -71,8 +95,7 @@ def skip_empty_responses(dataset: Dataset, *, name: str, tokenizer: Any) -> Data
     )  # fmt: skip
     if len(empty) == len(dataset):
         raise SepoError(f"{name}: every row has an empty response after truncation; raise cutoff_len.")
-    dropped = set(empty)
-    return dataset.select([row for row in range(len(dataset)) if row not in dropped])
+    return dataset.select(np.delete(np.arange(len(dataset)), empty))
 
 
 def _excerpt(row: Mapping[str, Any], tokenizer: Any) -> str:

@@ -15,13 +15,14 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 
+from sepo.errors import SepoError
 from sepo.forward.scoring import ScoredSequence
 from sepo.hosts.llamafactory.checks import spec_folders
 from sepo.hosts.llamafactory.reference_keys import OWN_START
 from sepo.hosts.llamafactory.rows import SIDES, response_start
 from sepo.hosts.llamafactory.scoring_models import give_memory_back
 from sepo.tokens.fingerprint import model_fingerprint
-from sepo.tokens.store import ScoreStore, ShardRange, default_store_root
+from sepo.tokens.store import ScoreStore, ShardRange, content_key, default_store_root, write_names
 from sepo.training.settings import ModelSpec, RunSettings
 
 logger = logging.getLogger(__name__)
@@ -30,13 +31,22 @@ logger = logging.getLogger(__name__)
 def rows_digest(dataset: Dataset) -> str:
     """Digest of every row's token ids and of where its responses start."""
     digest = hashlib.sha256()
-    for start in range(0, len(dataset), 1000):
-        rows = dataset[start : start + 1000]
+    columns = [f"{side}_{name}" for side in SIDES for name in ("input_ids", "labels")]
+    arrow = dataset.select_columns(columns).with_format("arrow")
+    for start in range(0, len(dataset), 1000):  # blocks of the mapped file, no row as Python numbers
+        rows = arrow[start : start + 1000]
         for side in SIDES:
-            for ids, labels in zip(rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True):
+            for ids, labels in zip(*(_arrays(rows[f"{side}_{name}"]) for name in ("input_ids", "labels")), strict=True):
                 digest.update(np.asarray([len(ids), response_start(labels)], dtype="<i8").tobytes())
                 digest.update(np.asarray(ids, dtype="<i4").tobytes())
     return digest.hexdigest()
+
+
+def _arrays(column: Any) -> list[np.ndarray]:
+    """The rows of an Arrow list column."""
+    lists = column.combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return np.split(flat, np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))[:-1])
 
 
 def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
@@ -84,6 +94,10 @@ def _shard_rows(rows: int) -> int:
     return min(512, max(32, rows // 64))
 
 
+def _not_scored(what: str, name: str, where: Path) -> str:
+    return f"{what} of {name} are not all in {where}; run `sepo score` with this recipe first."
+
+
 class StoredScores(ABC):
     """Columns of per-token numbers for the data sets of one run, computed at most once.
 
@@ -101,29 +115,39 @@ class StoredScores(ABC):
     def __init__(self, settings: RunSettings, *, identity: dict[str, Any], training_args: Any) -> None:
         self.settings, self.identity, self.training_args = settings, identity, training_args
         self.stores: dict[str, str] = {}
+        self.names: dict[str, str] = {}  # what the recipe calls the models and the data, for `sepo scores ls`
+        self.find_only = False
         self._scorer: Any = None
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
         """Compute the columns of a data set, or find their store, and join them to its rows.
 
         Raises:
-            SepoError: the numbers say that the scoring models are wrong, or the store cannot be written.
+            SepoError: the numbers say that the scoring models are wrong, or the store cannot be written; with
+                ``find_only`` the numbers are not there.
         """
         root = (
             Path(self.settings.token_scores_dir).expanduser()
             if self.settings.token_scores_dir
             else default_store_root()
         )
+        identity = {**self.identity, "rows": self._digest(dataset)}
+        if self.find_only and not (root / content_key(identity)).is_dir():
+            raise SepoError(_not_scored(self.what, name, root))
         store = ScoreStore.open(
             root=root,
-            identity={**self.identity, "rows": self._digest(dataset)},
+            identity=identity,
             rows=len(dataset),
             columns=self.columns,
             shard_rows=_shard_rows(len(dataset)),
         )
         self.stores[name] = str(store.path)
+        if self.training_args.process_index == 0:
+            write_names(root, store.key, {**self.names, "part": name})
         if store.complete:
             logger.info("%s of %s found in %s: nothing to score.", self.what, name, store.path)
+        elif self.find_only:
+            raise SepoError(_not_scored(self.what, name, store.path))
         else:
             self._fill(store, dataset, name=name)
         scores = concatenate_datasets([Dataset.from_file(str(path)) for path in store.files()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from sepo import __version__
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.columns import selection_columns
 from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer
-from sepo.hosts.llamafactory.conversations import conversations_kept
+from sepo.hosts.llamafactory.conversations import CONVERSATION, conversations_kept
 from sepo.hosts.llamafactory.file_scores import carried_scores
 from sepo.hosts.llamafactory.reference_scores import ReferenceScores
-from sepo.hosts.llamafactory.rows import each_dataset, skip_empty_responses
+from sepo.hosts.llamafactory.registered_scores import RegisteredScores
+from sepo.hosts.llamafactory.rows import each_dataset, joined_column, skip_empty_responses
 from sepo.hosts.llamafactory.scored_rows import StoredScores
 from sepo.hosts.llamafactory.scoring import DatasetScorer
+from sepo.hosts.llamafactory.store_names import store_names
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.floats import ReferenceCollator
@@ -47,17 +50,9 @@ def run_stage(
     for note in settings.notes:
         logger.info(note)
     logger.info("stage %s: %s", settings.stage, json.dumps(settings.as_dict()))
-    tokenizer_module = load_tokenizer(model_args)
-    tokenizer = tokenizer_module["tokenizer"]
-    template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
-    prompted = settings.token_rewards is not None and settings.token_rewards.origin == "prompts"
-    with carried, conversations_kept(prompted):
-        datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
-    datasets = each_dataset(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
-    stores: dict[str, dict[str, str]] = {}
-    if settings.oracle is not None or settings.precomputed_reference is not None or prompted:
-        datasets, stores = _scored(datasets, settings, template, tokenizer, model_args, data_args, training_args)
+    data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
+    tokenizer, template, datasets, stores = data.tokenizer, data.template, data.datasets, data.stores
+    if stores:
         # Loading an adapter and scoring move the random state: a run that scored and one that found the store
         # must give the policy's adapter the same first weights.
         transformers.set_seed(training_args.seed)
@@ -70,7 +65,7 @@ def run_stage(
         ref_model=ref_model,
         starting_policy=starting_policy,
         template=template,
-        tokenizer_module=tokenizer_module,
+        tokenizer_module=data.tokenizer_module,
         training_args=training_args,
         finetuning_args=finetuning_args,
         datasets=datasets,
@@ -84,6 +79,70 @@ def run_stage(
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A run's rows before any policy is loaded.
+
+    Attributes:
+        tokenizer_module: tokenizer and processor, as the host's ``load_tokenizer`` gives them.
+        template: the host's template.
+        datasets: by the host's roles, tokenized, with the columns that were scored.
+        stores: folders of the score stores, by what they hold, then by data set.
+    """
+
+    tokenizer_module: dict[str, Any]
+    template: Any
+    datasets: dict[str, Any]
+    stores: dict[str, dict[str, str]]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's."""
+        return self.tokenizer_module["tokenizer"]
+
+
+def prepared_data(
+    settings: RunSettings,
+    *,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    find_only: bool = False,
+    keep_text: bool = False,
+) -> PreparedData:
+    """Tokenize a run's training and evaluation rows as the host does, and score them or find their scores.
+
+    Args:
+        settings: the run's settings.
+        model_args: the host's model arguments.
+        data_args: the host's data arguments.
+        training_args: the host's training arguments (device, ranks).
+        find_only: compute nothing: what is not there is an error.
+        keep_text: leave the conversation of each row in the column ``CONVERSATION``.
+
+    Raises:
+        SepoError: the data or the scoring models are wrong, or a store cannot be written.
+    """
+    tokenizer_module = load_tokenizer(model_args)
+    tokenizer = tokenizer_module["tokenizer"]
+    template = get_template_and_fix_tokenizer(tokenizer, data_args)
+    carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
+    with carried, conversations_kept(settings.prompts_for_rewards or keep_text):
+        datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
+    datasets = each_dataset(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
+    stores: dict[str, dict[str, str]] = {}
+    if settings.scores_before_training:
+        host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
+        scorers = _scorers(settings, tokenizer=tokenizer, template=template, **host)
+        for what, scorer in scorers.items():
+            scorer.names, scorer.find_only = store_names(settings, what, data_args=data_args), find_only
+        tokenized = datasets
+        datasets, stores = _scored(datasets, scorers)
+        if keep_text:
+            datasets = joined_column(datasets, tokenized, CONVERSATION)
+    return PreparedData(tokenizer_module, template, datasets, stores)
 
 
 def pair_collator(model: Any, *, template: Any, tokenizer_module: dict[str, Any]) -> Any:
@@ -201,26 +260,24 @@ def load_reference(
     return None, StartingPolicy(model)
 
 
-def _scored(
-    datasets: Any,
-    settings: RunSettings,
-    template: Any,
-    tokenizer: Any,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """The host's data sets, training and evaluation alike, with scores; and their stores."""
-    host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
+def _scorers(settings: RunSettings, *, tokenizer: Any, template: Any, **host: Any) -> dict[str, StoredScores]:
+    """What is computed before training, by the name under which a run's settings file has its stores."""
     scorers: dict[str, StoredScores] = {}
     if settings.oracle is not None:
         scorers["token_scores"] = DatasetScorer(settings, tokenizer=tokenizer, **host)
-    if settings.token_rewards is not None and settings.token_rewards.origin == "prompts":
+    if settings.prompts_for_rewards:
         scorers["token_reward_scores"] = ContrastiveDatasetScorer(
             settings, tokenizer=tokenizer, template=template, **host
         )
     if settings.precomputed_reference is not None:
         scorers["reference_scores"] = ReferenceScores(settings, tokenizer=tokenizer, **host)
+    if settings.method.token_scorer.from_batch is not None:
+        scorers["registered_scores"] = RegisteredScores(settings, tokenizer=tokenizer, **host)
+    return scorers
+
+
+def _scored(datasets: Any, scorers: dict[str, StoredScores]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """The host's data sets, training and evaluation alike, with scores; and their stores."""
     for scorer in scorers.values():
         datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
         scorer.free()

@@ -12,13 +12,30 @@ oracle, template or row can never meet old scores, and a changed learning rate a
 
 Every file appears under its name only when it is whole and on the disk. A process that dies loses the shard it was
 computing; several processes, of one run or of many, share the work through one lock per shard, kept outside the
-folder in ``<root>/.locks/<key>/``. The finished folder holds no time, host, path or process id: it is the same
-bytes however often it was interrupted and whoever wrote it, as long as ``compute`` itself is deterministic.
+folder in ``<root>/.locks/<key>/``. What people call a store's models and data is noted in
+``<root>/.names/<key>.json``, outside too, since the same content has other names elsewhere. The finished folder holds
+no time, host, path or process id: it is the same bytes however often it was interrupted and whoever wrote it, as long
+as ``compute`` itself is deterministic.
 """
 
+from sepo.tokens.store._catalog import disk_size, find_store, read_names, remove_store, stored, write_names
 from sepo.tokens.store._disk import file_digest
 from sepo.tokens.store._identity import JSON, content_key, default_store_root
 from sepo.tokens.store._shards import Scores, ShardRange
 from sepo.tokens.store._store import ScoreStore
 
-__all__ = ["JSON", "ScoreStore", "Scores", "ShardRange", "content_key", "default_store_root", "file_digest"]
+__all__ = [
+    "JSON",
+    "ScoreStore",
+    "Scores",
+    "ShardRange",
+    "content_key",
+    "default_store_root",
+    "disk_size",
+    "file_digest",
+    "find_store",
+    "read_names",
+    "remove_store",
+    "stored",
+    "write_names",
+]

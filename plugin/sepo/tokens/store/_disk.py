@@ -8,13 +8,15 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from sepo.errors import SepoError
 
+MANIFEST_LOCK = "manifest.lock"
+_USER = "user-"
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -117,6 +119,40 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     finally:
         if held:
             lock.release()
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Be seen as a writer of a store for the block, also between two shards: :func:`users_gone` asks for it.
+
+    Each writer locks a file of its own, and makes it under the manifest's lock, so that nobody begins while a store is
+    being removed. Files that dead writers left are removed.
+
+    Args:
+        folder: the folder of the store's locks.
+
+    Raises:
+        SepoError: the lock file cannot be made or locked.
+    """
+    with ExitStack() as stack:
+        with locked(folder / MANIFEST_LOCK, wait=True):
+            users_gone(folder)
+            path = folder / f"{_USER}{os.getpid()}-{secrets.token_hex(4)}.lock"
+            stack.enter_context(locked(path, wait=True))
+        stack.callback(path.unlink, missing_ok=True)
+        yield
+
+
+def users_gone(folder: Path) -> bool:
+    """Whether no living process fills the store of these locks. Only for the holder of the manifest's lock."""
+    gone = True
+    for path in folder.glob(f"{_USER}*.lock"):
+        with locked(path, wait=False) as dead:
+            if dead:  # its name is nobody's any more
+                with suppress(OSError):
+                    path.unlink()
+            gone = gone and dead
+    return gone
 
 
 def _write_synced(path: Path, data: memoryview) -> None:

@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from sepo.errors import SepoError
 from sepo.tokens.store._disk import (
+    MANIFEST_LOCK,
     file_digest,
+    in_use,
     locked,
     make_folder,
     read_if_there,
@@ -84,18 +86,8 @@ class ScoreStore:
         """
         wanted = Manifest(identity=identity, rows=rows, columns=tuple(columns), shard_rows=shard_rows)
         root = Path(root)
-        path = root / wanted.key / "manifest.json"
-        data = read_if_there(path)
-        if data is None:
-            # Two shard sizes may race for a new store. Under the lock the first one wins, for both.
-            with locked(root / ".locks" / wanted.key / "manifest.lock", wait=True):
-                data = read_if_there(path)
-                if data is None:
-                    data = wanted.to_bytes()
-                    make_folder(path.parent)
-                    remove_leftovers(path)
-                    replace_durably(path=path, data=data)
-        return cls(root=root, manifest=read_manifest(data, path=path, wanted=wanted))
+        data = _ensured_manifest(root, wanted)
+        return cls(root=root, manifest=read_manifest(data, path=root / wanted.key / "manifest.json", wanted=wanted))
 
     @classmethod
     def at(cls, path: Path) -> ScoreStore:
@@ -127,6 +119,21 @@ class ScoreStore:
     def shards(self) -> list[ShardRange]:
         """All shards in dataset order, written or not."""
         return list(self._shards)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the store holds: identity, rows, columns, shard size."""
+        return self._manifest
+
+    @property
+    def rows_written(self) -> int:
+        """Rows of the shards that have their sidecar; a look at names, no file is read (:meth:`missing` reads)."""
+        return sum(shard.rows for shard in self._shards if self._sidecar(shard).is_file())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the store was once complete, by the names of its files; :attr:`complete` and :meth:`verify` read."""
+        return (self._path / "complete.json").is_file() and self.rows_written == self._manifest.rows
 
     @property
     def complete(self) -> bool:
@@ -166,6 +173,18 @@ class ScoreStore:
         """
         if not poll_seconds > 0:
             raise SepoError(f"poll_seconds is {poll_seconds!r}, expected more than 0")
+        with in_use(self._locks):
+            self._fill(compute, offset=offset, on_shard=on_shard, poll_seconds=poll_seconds)
+
+    def _fill(
+        self,
+        compute: Callable[[int, int], Scores],
+        *,
+        offset: int,
+        on_shard: Callable[[ShardRange, int], None] | None,
+        poll_seconds: float,
+    ) -> None:
+        _ensured_manifest(self._path.parent, self._manifest)  # the store may have been removed since it was opened
         start = offset % len(self._shards)
         missing = self.missing()
         pending = [s for s in missing if s.index >= start] + [s for s in missing if s.index < start]
@@ -330,6 +349,22 @@ class ScoreStore:
         if data in (as_recorded, as_found):
             return []
         return ["complete.json: does not match the shards' checksums; run fill() to write it again"]
+
+
+def _ensured_manifest(root: Path, wanted: Manifest) -> bytes:
+    """The manifest that is there, or ``wanted``, written now."""
+    path = root / wanted.key / "manifest.json"
+    data = read_if_there(path)
+    if data is None:
+        # Two shard sizes may race for a new store. Under the lock the first one wins, for both.
+        with locked(root / ".locks" / wanted.key / MANIFEST_LOCK, wait=True):
+            data = read_if_there(path)
+            if data is None:
+                data = wanted.to_bytes()
+                make_folder(path.parent)
+                remove_leftovers(path)
+                replace_durably(path=path, data=data)
+    return data
 
 
 def _recorded_digest(record: bytes) -> str | None:

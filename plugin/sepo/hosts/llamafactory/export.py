@@ -1,0 +1,146 @@
+"""`sepo scores export recipe.yaml`: the recipe's rows with their scores, as a data set of the host's own format."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.conversations import CONVERSATION
+from sepo.hosts.llamafactory.launcher import refuse_without_scoring
+from sepo.hosts.llamafactory.pipeline import read_pipeline
+from sepo.hosts.llamafactory.registration import get_train_args, settings_of
+from sepo.hosts.llamafactory.rows import SIDES, each_dataset
+from sepo.hosts.llamafactory.workflow import prepared_data
+from sepo.scores.export import write_rows
+from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
+from sepo.training.floats import REF_COLUMNS
+from sepo.training.rewards import REWARD_COLUMNS
+from sepo.training.texts import TokenTexts
+
+logger = logging.getLogger(__name__)
+
+_ROWS = 256
+_SPEAKERS = {"user": "human", "assistant": "gpt", "observation": "observation", "function": "function_call"}
+_STORED = (SCORE_COLUMNS, REWARD_COLUMNS, REF_COLUMNS)
+
+
+def export_recipe(recipe_file: Path, overrides: Sequence[str], *, output: Path, part: str) -> int:
+    """Write one of a recipe's data sets with its scores. Nothing is computed: what is not scored yet is an error.
+
+    Each row has ``conversations``, ``system``, ``tools``, ``chosen`` and ``rejected`` as the host's sharegpt format
+    has them, and per side ``*_tokens`` (texts), ``*_token_ids``, ``*_offsets`` ([start, end) in characters of the
+    answer, empty outside it) and ``*_scores``, a number per token of the answer and its end of turn.
+
+    Args:
+        recipe_file: a recipe that was scored.
+        overrides: ``key=value``.
+        output: the file, from ``checked_output``.
+        part: ``train``, ``eval`` or ``eval NAME``.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        SepoError: the recipe is wrong or scores nothing, something is not scored yet, there is no such part, or the
+            disk refuses.
+    """
+    recipe = read_pipeline(recipe_file, overrides)
+    unscored = ("deepspeed", "fsdp", "tokenized_path")  # engines want several processes; a tokenized row has no text
+    model_args, data_args, training_args, finetuning_args, _ = get_train_args(
+        {name: value for name, value in recipe.items() if name not in unscored}
+    )
+    settings = settings_of(finetuning_args)
+    refuse_without_scoring(settings)
+    assert settings is not None
+    data = prepared_data(
+        settings,
+        model_args=model_args,
+        data_args=data_args,
+        training_args=training_args,
+        find_only=True,
+        keep_text=True,
+    )
+    parts: dict[str, Dataset] = {}
+    each_dataset(data.datasets, lambda rows, name: parts.setdefault(name, rows))
+    if part not in parts:
+        raise SepoError(f"--part {part}: this recipe has {', '.join(parts)}; name one of these.")
+    texts = TokenTexts(data.tokenizer)
+    columns = [pair for pair in _STORED if set(pair) <= set(parts[part].column_names)]
+    return write_rows(_batches(parts[part], texts, columns), output, schema=_schema(columns))
+
+
+def _schema(columns: Sequence[tuple[str, str]]) -> pa.Schema:
+    turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+    fields: list[tuple[str, pa.DataType]] = [("conversations", pa.list_(turn)), ("system", pa.string())]
+    fields += [("tools", pa.string()), *((side, turn) for side in SIDES)]
+    for side in SIDES:
+        fields += [(f"{side}_tokens", pa.list_(pa.string())), (f"{side}_token_ids", pa.list_(pa.int64()))]
+        fields += [(f"{side}_offsets", pa.list_(pa.list_(pa.int64())))]
+    names = dict.fromkeys([*SCORE_COLUMNS, *(name for pair in columns for name in pair)])
+    if columns == [REF_COLUMNS]:
+        names = dict.fromkeys(REF_COLUMNS)
+    return pa.schema([*fields, *((name, pa.list_(pa.float64())) for name in names)])
+
+
+def _batches(dataset: Dataset, texts: TokenTexts, columns: Sequence[tuple[str, str]]) -> Iterator[list[dict[str, Any]]]:
+    unplaced = 0
+    for start in range(0, len(dataset), _ROWS):
+        rows = dataset[start : start + _ROWS]
+        batch = []
+        for index in range(len(rows[CONVERSATION])):
+            row = {name: values[index] for name, values in rows.items()}
+            batch.append(_exported(row, texts, columns))
+            unplaced += sum(batch[-1][f"{side}_offsets"] is None for side in SIDES)
+        yield batch
+    if unplaced:
+        logger.warning("%d answers are not spelled by their tokens; they have no character offsets.", unplaced)
+
+
+def _exported(row: dict[str, Any], texts: TokenTexts, columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    spoken = json.loads(row[CONVERSATION])
+    made: dict[str, Any] = {
+        "conversations": [{"from": _SPEAKERS[m["role"]], "value": m["content"]} for m in spoken["messages"]],
+        "system": spoken["system"],
+        "tools": spoken["tools"],
+    }
+    for side, answer in zip(SIDES, spoken["answers"], strict=True):
+        made[side] = {"from": "gpt", "value": answer}
+    for place, (side, answer) in enumerate(zip(SIDES, spoken["answers"], strict=True)):
+        ids = [label for label in row[f"{side}_labels"] if label != IGNORE_INDEX]
+        made |= {
+            f"{side}_tokens": texts.pieces(ids),
+            f"{side}_token_ids": ids,
+            f"{side}_offsets": offsets_in_answer(texts, ids, answer),
+        }
+        for pair in columns:
+            # The first token of a row has no predecessor and so no number: nothing selects it.
+            numbers = [0.0] * (len(ids) - len(row[pair[place]])) + list(row[pair[place]])
+            made[pair[place]] = numbers
+            if pair == REWARD_COLUMNS and SCORE_COLUMNS not in columns:
+                made[SCORE_COLUMNS[place]] = numbers
+    return made
+
+
+def offsets_in_answer(texts: TokenTexts, ids: Sequence[int], answer: str) -> list[list[int]] | None:
+    """Which characters of an answer each of its tokens covers, also where the answer was truncated.
+
+    Args:
+        texts: of the tokenizer.
+        ids: the tokens that are left of the answer, its end of turn included.
+        answer: the whole answer.
+
+    Returns:
+        [start, end] per token; None where the tokens do not spell the answer's beginning.
+    """
+    found = texts.offsets(ids, answer)
+    if found is None:
+        left = texts.spelled(ids).rstrip("\ufffd")  # the last token may be a part of a character
+        found = texts.offsets(ids, left) if left and answer.startswith(left) else None
+    return None if found is None else [list(place) for place in found]

@@ -1,0 +1,45 @@
+"""`sepo score` in each of its processes: a run of a stage up to where its policy would be loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from sepo.hosts.llamafactory.launcher import refuse_without_scoring
+from sepo.hosts.llamafactory.registration import settings_of
+from sepo.hosts.llamafactory.workflow import prepared_data
+from sepo.scores.summary import summarize
+from sepo.scores.tables import print_summary
+from sepo.tokens.store import ScoreStore
+
+_WHAT = {
+    "token_scores": "token scores",
+    "token_reward_scores": "token rewards",
+    "reference_scores": "log-probabilities of the reference",
+    "registered_scores": "token scores",
+}
+
+
+def score(arguments: Any) -> None:
+    """Score a recipe's training and evaluation rows, and say what came of it.
+
+    Args:
+        arguments: the host's five parsed objects, ours attached.
+
+    Raises:
+        SepoError: the recipe scores nothing, its data or models are wrong, or a store cannot be written.
+    """
+    model_args, data_args, training_args, finetuning_args, _ = arguments
+    settings = settings_of(finetuning_args)
+    refuse_without_scoring(settings)
+    assert settings is not None
+    data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
+    if training_args.process_index == 0:
+        for what, stores in data.stores.items():
+            for name, path in stores.items():
+                print_summary(summarize(ScoreStore.at(Path(path))), title=f"{_WHAT[what]} of {name}")
+                print(f"store: {path}", flush=True)
+    if dist.is_initialized():
+        dist.destroy_process_group()

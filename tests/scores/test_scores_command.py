@@ -1,0 +1,193 @@
+"""`sepo scores`: what it lists, shows, finds damaged, exports and removes, on stores without a host."""
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sepo.cli import main
+from sepo.errors import SepoError
+from sepo.scores.summary import summarize
+from sepo.tokens.store import find_store, read_names, write_names
+from stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
+
+NAMES = {"scorer": "oracle", "models": "saves/oracle over saves/base", "dataset": "my_pairs", "part": "train"}
+
+
+@pytest.fixture
+def root(tmp_path):
+    store = filled(tmp_path)
+    write_names(tmp_path, store.key, NAMES)
+    open_store(tmp_path, identity={**IDENTITY, "cutoff_len": 1})
+    return tmp_path
+
+
+@pytest.fixture
+def said(capsys):
+    def run(*words, expect=0):
+        assert main(["scores", *map(str, words)]) == expect
+        output = capsys.readouterr()
+        return " ".join((output.out + output.err).split())
+
+    return run
+
+
+def test_ls_lists_every_store_with_what_it_holds(root, said, tmp_path):
+    text = said("ls", "--dir", root)
+    assert "2 stores" in text
+    for piece in (
+        "oracle", "saves/oracle over", "my_pairs (train)", f"{ROWS} of {ROWS}", f"0 of {ROWS}", "yes", "no", "KiB",
+    ):  # fmt: skip
+        assert piece in text
+    (tmp_path / "empty").mkdir()
+    assert "no score stores" in said("ls", "--dir", tmp_path / "empty")
+
+
+def test_names_are_no_part_of_a_store(root):
+    store = filled(root)
+    before = tree(store)
+    write_names(root, store.key, {**NAMES, "dataset": "another name"})
+    assert read_names(root, store.key)["dataset"] == "another name"
+    assert tree(store) == before
+    assert store.verify() == []
+
+
+def test_show_says_what_a_store_depends_on_and_a_few_rows(root, said):
+    store = filled(root)
+    text = said("show", store.key[:8], "--dir", root)
+    for piece in (str(store.path), "saves/oracle over saves/base", f"{ROWS} of {ROWS} pairs", "cutoff_len 2048",
+                  "quantization_bit", "first rows", "selected 30%", "chosen_scores, rejected_scores"):  # fmt: skip
+        assert piece in text
+    assert "unfinished" in said("show", open_store(root, identity={**IDENTITY, "cutoff_len": 1}).path)
+
+
+def test_the_summary_is_what_numpy_says(root):
+    store = filled(root)
+    summary = summarize(store)
+    rows = scores(0, ROWS)
+    assert summary.rows == ROWS
+    for index, name in enumerate(COLUMNS):
+        found, flat = summary.sides[name], np.concatenate(rows[name]).astype(np.float32).astype(np.float64)
+        assert (found.responses, found.tokens) == (ROWS, len(flat))
+        assert [found.mean, found.std, found.total] == pytest.approx([flat.mean(), flat.std(), flat.sum()])
+        assert abs((flat <= found.median).mean() - 0.5) < 0.03
+        assert abs((flat <= found.low).mean() - 0.05) < 0.03
+        assert abs((flat >= found.high).mean() - 0.05) < 0.03
+        kept = 0.0
+        for row in rows[name]:
+            best = np.sort(row.astype(np.float32))[:: -1 if index == 0 else 1]
+            kept += best[: max(1, math.floor(0.3 * len(row) + 1e-9))].sum()
+        assert found.kept == pytest.approx(float(kept), rel=1e-6)
+
+
+def test_a_share_of_sums_with_different_signs_is_none():
+    from sepo.tokens.distribution import distribution
+
+    values, lengths = torch.tensor([-1.0, -2.0, 5.0, 1.0]), torch.tensor([3, 1])
+    whole = distribution(lambda: [(values, lengths)], ratio=0.34, largest=True)
+    assert whole.carried == pytest.approx(6 / 3)
+    assert distribution(lambda: [(values, lengths)], ratio=0.34, largest=False).carried is None
+
+
+def test_verify_finds_a_flipped_byte_in_every_file(root, said):
+    store = filled(root)
+    assert "ok" in said("verify", store.path)
+    files = sorted(store.path.iterdir())
+    assert len(files) == 2 * SHARDS + 2
+    for number, path in enumerate(files):
+        whole = path.read_bytes()
+        place = number * 7919 % len(whole)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        text = said("verify", "--dir", root, expect=1)
+        assert path.stem in text
+        assert "1 damaged, 1 unfinished" in text
+        path.write_bytes(whole)
+    assert "0 damaged" in said("verify", "--dir", root)
+
+
+def test_export_of_a_store_has_its_numbers_in_order(root, said, tmp_path):
+    store = filled(root)
+    said("export", store.path, "-o", tmp_path / "x.jsonl")
+    said("export", store.path, "-o", tmp_path / "x.parquet")
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == list(range(ROWS))
+    assert [line["rejected_scores"] for line in lines] == store.table()["rejected_scores"].to_pylist()
+    assert pq.read_table(tmp_path / "x.parquet").to_pylist() == lines
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_rm_asks_and_refuses_while_somebody_fills(root, said, monkeypatch):
+    store = filled(root)
+    assert "write --yes" in said("rm", store.path, expect=2)
+    answers = io.StringIO("n\n")
+    answers.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", answers)
+    assert "kept" in said("rm", store.path, expect=1)
+    other = open_store(root, identity={**IDENTITY, "cutoff_len": 1})
+
+    def compute(start, stop):
+        assert "another process is filling" in said("rm", other.path, "--yes", expect=2)
+        return scores(start, stop)
+
+    other.fill(compute)
+    said("rm", store.path, "--yes")
+    assert not store.path.exists()
+    assert read_names(root, store.key) == {}
+    assert "1 stores" in said("ls", "--dir", root)
+    assert filled(root).complete
+
+
+def test_a_dead_writer_is_in_nobodys_way(root, said):
+    code = (
+        "import os, signal, sys; from stores import *; store = open_store(Path(sys.argv[1]), shard_rows=3,"
+        " identity={'a': 1}); store.fill(lambda a, b: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    paths = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code, str(root)], env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert done.returncode == -9
+    dead = open_store(root, identity={"a": 1})
+    assert list((root / ".locks" / dead.key).glob("user-*.lock"))
+    said("rm", dead.path, "--yes")
+    assert not list((root / ".locks" / dead.key).glob("user-*.lock"))
+
+
+def test_a_store_that_was_removed_after_it_was_opened_is_made_again(root, said):
+    opened = open_store(root)
+    said("rm", opened.path, "--yes")
+    opened.fill(scores)
+    assert open_store(root).complete
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "zzz"], "'zzz' is neither the folder of a score store nor the beginning of a key"),
+        (["show", ""], "neither"),
+        (["export", "0", "-o", "x.csv"], "the ending is '.csv'; .jsonl, .json (both JSON lines) or .parquet"),
+        (["export", "0", "-o", "nowhere/x.jsonl"], "there is no folder"),
+        (["export", "no.yaml", "-o", "x.jsonl"], "no.yaml"),
+    ],
+)
+def test_refusals_are_one_line(root, capsys, words, message):
+    assert main(["scores", *words, "--dir", str(root)]) == 2
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1
+
+
+def test_a_prefix_must_be_of_one_store(tmp_path):
+    first = open_store(tmp_path, identity={"n": 0}).path.name
+    number = 1
+    while not (alike := open_store(tmp_path, identity={"n": number}).path.name).startswith(first[0]):
+        number += 1
+    with pytest.raises(SepoError, match=rf"'{first[0]}' begins the keys of 2 stores in .*; give more of it"):
+        find_store(first[0], root=tmp_path)
+    for name in (first, alike):
+        assert find_store(name[:12].upper(), root=tmp_path).name == name

@@ -1,0 +1,54 @@
+"""The benchmarks of scoring, in small: they run, their ways agree, and mistakes are one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(name, *words, expect=0):
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == expect, done.stderr[-2000:]
+    return done
+
+
+def test_scoring_ways_agree(tmp_path):
+    output = tmp_path / "result.json"
+    done = run("scoring.py", "--shape", "tiny", "--rows", 4, "--rounds", 2, "--no-memory", "--output", output)
+    result = json.loads(output.read_text())
+    assert [way["name"] for way in result["ways"]] == ["authors", "ours", "ours, one by one"]
+    for way in result["ways"]:
+        assert way["largest_difference"] < 1e-4
+        assert way["tokens_per_second"] > 0
+        assert way["name"] in done.stdout
+        assert len(way["seconds"]) == 2
+    assert result["ways"][0]["ratio_to_authors"] == 1
+
+
+def test_memory_is_noted_along_the_way(tmp_path):
+    output = tmp_path / "result.json"
+    run("scoring_memory.py", "--rows", 2000, "--output", output)
+    result = json.loads(output.read_text())
+    steps = [point["step"] for point in result["points"]]
+    assert steps[:2] == ["rows written", "empty rows dropped"]
+    assert steps[-3:] == ["joined", "summed up", "read again"]
+    assert "scored" in steps
+    assert result["growth_bytes"] < 96 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("scoring.py", ["--rows", 0], "--rows is 0; at least 1 is expected"),
+        ("scoring_memory.py", ["--rows", 10], "--rows is 10; at least 1000 are expected"),
+    ],
+)
+def test_mistakes_are_one_line(name, words, said):
+    error = run(name, *words, expect=1).stderr
+    assert said in error
+    assert error.count("\n") == 1
