@@ -128,7 +128,13 @@ _FLOATS = {
     "rejected_select_ratio",
 }
 _FLAGS = {"ipo_average", "ref_precompute"}
-_INTEGERS = {"select_span_tokens", "oracle_model_quantization_bit", "score_batch_tokens", "batch_tokens", "head_chunk_tokens"}
+_INTEGERS = {
+    "select_span_tokens",
+    "oracle_model_quantization_bit",
+    "score_batch_tokens",
+    "batch_tokens",
+    "head_chunk_tokens",
+}
 
 
 def as_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from sepo import __version__
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.columns import selection_columns
 from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer
-from sepo.hosts.llamafactory.conversations import conversations_kept
+from sepo.hosts.llamafactory.conversations import QUOTED, READ, conversations_kept, without_conversations
 from sepo.hosts.llamafactory.file_scores import carried_scores
+from sepo.hosts.llamafactory.projected_scores import ProjectedScorer, oracle_reader
 from sepo.hosts.llamafactory.reference_scores import ReferenceScores
 from sepo.hosts.llamafactory.rows import each_dataset, skip_empty_responses
 from sepo.hosts.llamafactory.scored_rows import StoredScores
 from sepo.hosts.llamafactory.scoring import DatasetScorer
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
+from sepo.training.chats import ChatReader
 from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.floats import ReferenceCollator
 from sepo.training.reference import StartingPolicy
@@ -52,12 +55,14 @@ def run_stage(
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
     prompted = settings.token_rewards is not None and settings.token_rewards.origin == "prompts"
-    with carried, conversations_kept(prompted):
+    reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
+    with carried, conversations_kept(prompted or reader is not None, QUOTED if prompted else READ):
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     datasets = each_dataset(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
     stores: dict[str, dict[str, str]] = {}
     if settings.oracle is not None or settings.precomputed_reference is not None or prompted:
-        datasets, stores = _scored(datasets, settings, template, tokenizer, model_args, data_args, training_args)
+        host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
+        datasets, stores = _scored(datasets, settings, template, tokenizer, reader, host)
         # Loading an adapter and scoring move the random state: a run that scored and one that found the store
         # must give the policy's adapter the same first weights.
         transformers.set_seed(training_args.seed)
@@ -206,15 +211,17 @@ def _scored(
     settings: RunSettings,
     template: Any,
     tokenizer: Any,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
+    reader: ChatReader | None,
+    host: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     """The host's data sets, training and evaluation alike, with scores; and their stores."""
-    host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
     scorers: dict[str, StoredScores] = {}
-    if settings.oracle is not None:
+    if settings.oracle is not None and reader is None:
         scorers["token_scores"] = DatasetScorer(settings, tokenizer=tokenizer, **host)
+    elif reader is not None:
+        scorers["token_scores"] = ProjectedScorer(
+            settings, reader=reader, tokenizer=tokenizer, template=template, **host
+        )
     if settings.token_rewards is not None and settings.token_rewards.origin == "prompts":
         scorers["token_reward_scores"] = ContrastiveDatasetScorer(
             settings, tokenizer=tokenizer, template=template, **host
@@ -224,6 +231,7 @@ def _scored(
     for scorer in scorers.values():
         datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
         scorer.free()
+    datasets = each_dataset(datasets, lambda rows, _: without_conversations(rows))
     return datasets, {role: scorer.stores for role, scorer in scorers.items()}
 
 
