@@ -132,8 +132,8 @@ def naive_projection(scores, source, target, *, length):
             if given[index][0] == given[index][1] and bare:
                 result[bare[min(own.index(index), len(bare) - 1)]] += score
                 continue
-            wide = [i for i, (start, end) in enumerate(taken) if end > start]
+            wide = [i for i, (start, end) in enumerate(taken) if end > start] or [len(taken) - 1]
             distance = [max(taken[i][0] - given[index][1], given[index][0] - taken[i][1], 0) for i in wide]
-            nearest = min(distance)
-            result[wide[max(i for i, d in enumerate(distance) if d == nearest)]] += score
+            near = [i for i, d in zip(wide, distance, strict=True) if d == min(distance)]
+            result[near[0] if given[index][1] > given[index][0] else near[-1]] += score
     return result

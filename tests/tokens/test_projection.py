@@ -68,7 +68,8 @@ def test_totals_stay_and_the_slow_loop_agrees(first, second):
         scores = scores_for(source)
         found = project_scores(scores, source, target)
         assert sum(found) == pytest.approx(sum(scores), abs=1e-9)
-        assert found[target.end_of_turn] == pytest.approx(scores[source.end_of_turn] + (len(target.offsets) == 1) * 0)
+        if target.end_of_turn:  # some token of the text
+            assert found[-1] == scores[-1]
         slow = foreign.naive_projection(
             scores, (source.offsets, source.end_of_turn), (target.offsets, target.end_of_turn), length=len(text)
         )

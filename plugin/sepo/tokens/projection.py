@@ -150,7 +150,7 @@ def _share_text(scores: Sequence[float], source: TokenSpans, target: TokenSpans,
     bare = _by_place((taken[index][0], index) for index in range(len(taken)) if taken[index][1] == taken[index][0])
     used: dict[float, int] = {}
     place = 0
-    for score, (start, end) in zip(scores, given, strict=False):
+    for score, (start, end), own in zip(scores, given, source.offsets, strict=False):
         if start == end and start in bare:  # one to one, as far as the target has such tokens
             rank = used.get(start, 0)
             used[start] = rank + 1
@@ -158,9 +158,9 @@ def _share_text(scores: Sequence[float], source: TokenSpans, target: TokenSpans,
             continue
         while place < len(wide) and taken[wide[place]][1] <= start:
             place += 1
-        overlaps: list[tuple[int, float]] = []  # none for a token without characters: start = end
+        overlaps: list[tuple[int, float]] = []
         following = place
-        while following < len(wide) and taken[wide[following]][0] < end:
+        while start < end and following < len(wide) and taken[wide[following]][0] < end:
             left, right = taken[wide[following]]
             overlaps.append((wide[following], min(right, end) - max(left, start)))
             following += 1
@@ -168,7 +168,7 @@ def _share_text(scores: Sequence[float], source: TokenSpans, target: TokenSpans,
         for index, width in overlaps:
             result[index] += score * (width / whole)
         if not overlaps:
-            result[_nearest(start, end, taken, wide, place)] += score
+            result[_nearest(own, taken, wide, place)] += score
 
 
 def _by_place(tokens: Iterable[tuple[float, int]]) -> dict[float, list[int]]:
@@ -178,20 +178,25 @@ def _by_place(tokens: Iterable[tuple[float, int]]) -> dict[float, list[int]]:
     return places
 
 
-def _nearest(start: float, end: float, taken: Sequence[tuple[float, float]], wide: Sequence[int], place: int) -> int:
-    """The target token nearest to a place without one; of two as near, the later (a mark belongs to what it opens).
+def _nearest(own: tuple[int, int], taken: Sequence[tuple[float, float]], wide: Sequence[int], place: int) -> int:
+    """The target token nearest to a source token that overlaps none.
+
+    Of two as near it is the later for a token without characters (a mark belongs to what it opens), and the earlier for
+    one with characters that the target lacks (a combining mark belongs to its letter).
 
     Args:
-        start: of the source token.
-        end: of the source token.
+        own: the source token's characters; bytes of one character stay together.
         taken: the target's intervals before its end of turn.
         wide: indices of those with characters.
-        place: of these, the first that ends after ``start``.
+        place: of these, the first that ends after the source token starts.
     """
+    start, end = own
     if not wide:  # no text token at all: the one without characters at or before this place, or the end of turn
         return max(0, bisect_right([left for left, _ in taken], start) - 1)
     if place == len(wide):
         return wide[-1]
-    if place and start - taken[wide[place - 1]][1] < max(0.0, taken[wide[place]][0] - end):
-        return wide[place - 1]
-    return wide[place]
+    if not place:
+        return wide[0]
+    to_earlier, to_later = start - taken[wide[place - 1]][1], taken[wide[place]][0] - end
+    earlier = to_earlier < to_later or (to_earlier == to_later and end > start)
+    return wide[place - 1] if earlier else wide[place]
