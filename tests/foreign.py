@@ -8,7 +8,12 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 
-TEXT = [*tiny.TEXT, "def f(x):\n\treturn x + 1\r\n", "naïve café — 你好，世界。", "It has legs and a tail. wings or none"] * 3
+TEXT = [
+    *tiny.TEXT,
+    "def f(x):\n\treturn x + 1\r\n",
+    "naïve café — 你好，世界。",
+    "It has legs and a tail. wings or none",
+] * 3
 SPECIAL = ["<unk>", "<s>", "</s>"]
 CELLS = 840
 """Parts of a character: up to eight tokens divide it evenly."""
@@ -56,9 +61,7 @@ def unigram():
     raw.normalizer = normalizers.NFKC()
     raw.pre_tokenizer = pre_tokenizers.Metaspace()
     raw.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=150, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
     raw.train_from_iterator(TEXT, trainer)
     return wrapped(raw)
 
@@ -127,7 +130,9 @@ def naive_projection(scores, source, target, *, length):
             result += score * shared / shared.sum()
         else:
             place = given[index][0]
-            bare = [i for i, (start, end) in enumerate(taken) if start == end == place and i < (taken_end or len(taken))]
+            bare = [
+                i for i, (start, end) in enumerate(taken) if start == end == place and i < (taken_end or len(taken))
+            ]
             own = [i for i, (start, end) in enumerate(given) if start == end == place]
             if given[index][0] == given[index][1] and bare:
                 result[bare[min(own.index(index), len(bare) - 1)]] += score
