@@ -1,4 +1,4 @@
-"""What the head needs beside its weight and the hidden states, at the default chunk: measured in a process of its own."""
+"""What the head needs beside its weight and the hidden states, at the default chunk, in a process of its own."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""An oracle with another tokenizer: its scores on the policy's tokens against a slow loop, its store, what is refused."""
+"""An oracle with another tokenizer: its scores against a slow loop, its store, what is refused."""
 
 import json
 import logging
@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from llamafactory.data import get_template_and_fix_tokenizer
-from llamafactory.data.processor import PairwiseDatasetProcessor
 from llamafactory.hparams import DataArguments
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -272,7 +271,7 @@ def test_an_adapters_chat_template_is_the_one_that_it_was_trained_with(others, w
 def test_rows_without_conversations_are_refused(attach):
     scorer, dataset, _ = attach()
     with pytest.raises(
-        SepoError, match="the rows of train carry no conversation for the oracle.* Remove tokenized_path"
+        SepoError, match=r"the rows of train carry no conversation for the oracle.* Remove tokenized_path"
     ):
         scorer.attach(dataset.remove_columns([CONVERSATION]), name="train")
 

@@ -122,5 +122,5 @@ def test_a_slow_tokenizer_is_placed_by_what_its_tokens_decode_to():
     assert (read.input_ids, read.response_start) == (fast.input_ids, fast.response_start)
     assert read.spans == fast.spans
     lossy = ChatReader(Slow(foreign.tokenizer("wordpiece")), name="the oracle", chat_template=PLAIN)
-    with pytest.raises(SepoError, match="do not spell the answer 'It has 8 .* gives no offsets"):
+    with pytest.raises(SepoError, match=r"do not spell the answer 'It has 8 .* gives no offsets"):
         lossy.read(conversation(answer))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sepo.errors import SepoError
 
@@ -121,6 +122,8 @@ def token_intervals(offsets: Offsets) -> list[tuple[float, float]]:
     >>> token_intervals([(0, 2), (1, 2), (2, 2), (2, 3)])
     [(0.0, 1.5), (1.5, 2.0), (2.0, 2.0), (2.0, 3.0)]
     """
+    if all(earlier[1] <= later[0] for earlier, later in pairwise(offsets)):
+        return [(float(start), float(end)) for start, end in offsets]  # nothing is shared
     covering = [0] * max((end for _, end in offsets), default=0)
     for start, end in offsets:
         for place in range(start, end):

@@ -185,8 +185,8 @@ class ProjectedScorer(OracleScores):
         if spans is None:
             raise SepoError(
                 f"the policy's tokens of the {side} response {conversation['answers'][SIDES.index(side)][:60]!r} do "
-                "not spell its text (a template or tokenizer that rewrites it), so an oracle's scores cannot be projected "
-                "onto them: take an oracle with the policy's tokenizer, or leave the row out."
+                "not spell its text (a template or tokenizer that rewrites it), so an oracle's scores cannot be "
+                "projected onto them: take an oracle with the policy's tokenizer, or leave the row out."
             )
         return kept, spans
 
@@ -204,8 +204,8 @@ class ProjectedScorer(OracleScores):
         ours, theirs = len(self.tokenizer.get_vocab()), len(self.reader.tokenizer.get_vocab())
         logger.info(
             "the oracle's tokenizer is not the policy's (%s tokens, not %s): it reads the conversations in its own "
-            "chat template, and its scores are projected onto the policy's tokens by characters. %.0f %% of the policy's "
-            "token boundaries are the oracle's too (%d pairs).",
+            "chat template, and its scores are projected onto the policy's tokens by characters. %.0f %% of the "
+            "policy's token boundaries are the oracle's too (%d pairs).",
             f"{theirs:,}", f"{ours:,}", 100 * same / max(1, boundaries), len(rows[CONVERSATION]),
         )  # fmt: skip
 
