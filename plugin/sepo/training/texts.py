@@ -12,6 +12,8 @@ from sepo.tokens.steps import step_ids
 _BROKEN = "\ufffd"
 """What a tokenizer decodes a part of a character to."""
 
+_NONE: frozenset[int] = frozenset()
+
 _LONGEST_CHARACTER = 8
 """Tokens that one character is looked for in."""
 
@@ -65,7 +67,7 @@ class TokenTexts:
             (start, end) per token, or None where the tokens do not contain the text in either way.
         """
         # Special tokens say nothing of the text, unless the text itself has their names in it.
-        for silent in (self._special, frozenset[int]()):
+        for silent in (self._special, _NONE):
             covered, decoded = self._laid_out(ids, silent)
             begin = 0 if decoded.startswith(text) else decoded.rfind(text)
             if begin >= 0:
@@ -97,7 +99,7 @@ class TokenTexts:
                 return [(0, 0)] * begin + own + [(len(text), len(text))] * after
         return None
 
-    def _laid_out(self, ids: Sequence[int], silent: frozenset[int]) -> tuple[list[tuple[int, int]], str]:
+    def _laid_out(self, ids: Sequence[int], silent: frozenset[int] = _NONE) -> tuple[list[tuple[int, int]], str]:
         """The characters of each token in the text of all, and that text; ``silent`` tokens have none."""
         pieces, covered, parts, length = self.pieces(ids), [], [], 0
         index = 0

@@ -81,8 +81,9 @@ def check_conversations(dataset: Dataset, *, name: str, reader: str) -> None:
 
 def add_conversations(digest: Any, dataset: Dataset) -> None:
     """Add every row's conversation to a digest of ``hashlib``."""
-    for start in range(0, len(dataset), 1000):
-        for text in dataset[start : start + 1000][CONVERSATION]:
+    texts = dataset.select_columns([CONVERSATION])
+    for start in range(0, len(texts), 1000):
+        for text in texts[start : start + 1000][CONVERSATION]:
             digest.update(hashlib.sha256(text.encode()).digest())
 
 
