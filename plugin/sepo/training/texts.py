@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sepo.errors import SepoError
+from sepo.tokens.projection import TokenSpans
 from sepo.tokens.steps import step_ids
 
 _BROKEN = "\ufffd"
 """What a tokenizer decodes a part of a character to."""
+
+_NONE: frozenset[int] = frozenset()
 
 _LONGEST_CHARACTER = 8
 """Tokens that one character is looked for in."""
@@ -53,38 +56,67 @@ class TokenTexts:
         The tokens that make up one character cover it all. Tokens outside the text (a template's, an end of turn) cover
         nothing: their end is their start. A literal U+FFFD in the text is covered by the last of its tokens only.
 
+        The decoded tokens are looked for the text first. Where they spell it otherwise (lower case, spaces lost), the
+        tokenizer's own offsets count, if it encodes the text to some of these tokens.
+
         Args:
             ids: the response's tokens, all of them.
             text: the response as the data set has it.
 
         Returns:
-            (start, end) per token, or None where the decoded tokens do not contain the text.
+            (start, end) per token, or None where the tokens do not contain the text in either way.
         """
-        covered, decoded = self._laid_out(ids)
-        begin = 0 if decoded.startswith(text) else decoded.rfind(text)
-        if begin < 0:
+        # Special tokens say nothing of the text, unless the text itself has their names in it.
+        for silent in (self._special, _NONE):
+            covered, decoded = self._laid_out(ids, silent)
+            begin = 0 if decoded.startswith(text) else decoded.rfind(text)
+            if begin >= 0:
+                return clipped(covered, begin=begin, length=len(text))
+        return self._encoded_offsets(ids, text)
+
+    def spans(self, ids: Sequence[int], text: str) -> TokenSpans | None:
+        """The places of a response's tokens in its text, and which of them ends the turn; None as ``offsets``."""
+        offsets = self.offsets(ids, text)
+        return None if offsets is None else self.with_end_of_turn(ids, offsets)
+
+    def with_end_of_turn(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> TokenSpans:
+        """Find the token that ends the turn: after the text, the first special token, or else the first."""
+        last = max((index for index, (start, end) in enumerate(offsets) if end > start), default=-1)
+        tail = range(last + 1, len(ids))
+        special = [index for index in tail if ids[index] in self._special]
+        return TokenSpans(tuple(offsets), next(iter(special or tail), None))
+
+    def _encoded_offsets(self, ids: Sequence[int], text: str) -> list[tuple[int, int]] | None:
+        """Offsets by the tokenizer, where it has them and its tokens of the text follow one another in ``ids``."""
+        if not text or not getattr(self._tokenizer, "is_fast", False):
             return None
-        last = len(text)
-        moved = ((start - begin, end - begin) for start, end in covered)
-        return [(min(max(start, 0), last), min(max(end, 0), last)) for start, end in moved]
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        wanted, found = list(encoded["input_ids"]), list(ids)
+        for begin in range(len(found) - len(wanted) + 1 if wanted else 0):
+            if found[begin : begin + len(wanted)] == wanted:
+                after = len(found) - begin - len(wanted)
+                own = [(start, end) for start, end in encoded["offset_mapping"]]
+                return [(0, 0)] * begin + own + [(len(text), len(text))] * after
+        return None
 
     def spelled(self, ids: Sequence[int]) -> str:
         """The text of tokens that follow others; a part of a character is U+FFFD."""
         return self._laid_out(ids)[1]
 
-    def _laid_out(self, ids: Sequence[int]) -> tuple[list[tuple[int, int]], str]:
-        """The characters of each token in the text of all, and that text."""
-        pieces, covered, text = self.pieces(ids), [], ""
+    def _laid_out(self, ids: Sequence[int], silent: frozenset[int] = _NONE) -> tuple[list[tuple[int, int]], str]:
+        """The characters of each token in the text of all, and that text; ``silent`` tokens have none."""
+        pieces, covered, parts, length = self.pieces(ids), [], [], 0
         index = 0
         while index < len(ids):
             stop = index + 1
-            piece = pieces[index]
+            piece = "" if ids[index] in silent else pieces[index]
             if _BROKEN in piece:
                 stop, piece = self._whole_character(ids, index)
-            covered += [(len(text), len(text) + len(piece))] * (stop - index)
-            text += piece
+            covered += [(length, length + len(piece))] * (stop - index)
+            parts.append(piece)
+            length += len(piece)
             index = stop
-        return covered, text
+        return covered, "".join(parts)
 
     def _whole_character(self, ids: Sequence[int], start: int) -> tuple[int, str]:
         """The first index after the tokens from ``start`` that decode to whole characters, and these."""
@@ -100,3 +132,9 @@ class TokenTexts:
     def _decode(self, ids: Sequence[int]) -> str:
         words = [*self._anchor, *ids]
         return str(self._tokenizer.decode(words, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def clipped(offsets: Iterable[tuple[int, int]], *, begin: int, length: int) -> list[tuple[int, int]]:
+    """Offsets in a text as offsets in the part of it that has ``length`` characters from ``begin``."""
+    moved = ((start - begin, end - begin) for start, end in offsets)
+    return [(min(max(start, 0), length), min(max(end, 0), length)) for start, end in moved]

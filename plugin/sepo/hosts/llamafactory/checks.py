@@ -149,7 +149,32 @@ def check_datasets(given: Mapping[str, Any]) -> None:
             raise SepoError(f"dataset '{name}': {path} does not exist (dataset_info.json names it).")
 
 
-def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, model_args: Any) -> None:
+def own_tokenizer(spec: ModelSpec, *, key: str, model_args: Any) -> Any:
+    """The tokenizer that a scoring model came with.
+
+    Args:
+        spec: the scoring model.
+        key: the recipe's key, for the message.
+        model_args: the host's model arguments, for access to the hub.
+
+    Raises:
+        SepoError: its folder is missing.
+    """
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        str(local_folder(spec.model, key=key, marker="config.json")), trust_remote_code=model_args.trust_remote_code
+    )
+
+
+def differing_token(tokenizer: Any, other: Any) -> str | None:
+    """The first token of a tokenizer, its padding aside, that is another id of the other one or unknown to it."""
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differing = [token for token, index in ours.items() if theirs.get(token) != index and token != tokenizer.pad_token]
+    return min(differing, key=lambda item: ours[item], default=None)
+
+
+def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, model_args: Any, owner: str = "the policy") -> None:
     """Refuse a scoring model whose token ids mean something else than the policy's.
 
     Args:
@@ -157,21 +182,31 @@ def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, model_args: Any)
         spec: the scoring model.
         key: the recipe's key, for the message.
         model_args: the host's model arguments, for access to the hub.
+        owner: whose tokenizer ``policy`` is, for the message.
 
     Raises:
         SepoError: with an example of a token that differs.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(local_folder(spec.model, key=key, marker="config.json")), trust_remote_code=model_args.trust_remote_code
-    )
-    ours, theirs = policy.get_vocab(), tokenizer.get_vocab()
-    differing = [token for token, index in ours.items() if theirs.get(token) != index and token != policy.pad_token]
-    if differing:
-        token = min(differing, key=lambda item: ours[item])
+    tokenizer = own_tokenizer(spec, key=key, model_args=model_args)
+    token = differing_token(policy, tokenizer)
+    if token is not None:
+        ours, theirs = policy.get_vocab(), tokenizer.get_vocab()
         raise SepoError(
-            f"{key}: '{spec.model}' has another tokenizer than the policy: {len(theirs):,} tokens, not {len(ours):,}, "
+            f"{key}: '{spec.model}' has another tokenizer than {owner}: {len(theirs):,} tokens, not {len(ours):,}, "
             f"and {token!r} is {theirs.get(token, 'unknown')} there and {ours[token]} here. Scores are per token, so a "
-            "scoring model must share the policy's tokenizer, added tokens included; take one of the policy's family."
+            f"scoring model must share {owner}'s tokenizer, added tokens included; take one of {owner}'s family."
         )
+
+
+def max_positions(spec: ModelSpec, *, key: str, model_args: Any) -> int | None:
+    """How many tokens a scoring model can read, or None where it has no limit.
+
+    Raises:
+        SepoError: its folder is missing.
+    """
+    from transformers import AutoConfig
+
+    folder, _ = spec_folders(spec, key=key)
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=model_args.trust_remote_code)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(positions) if positions else None

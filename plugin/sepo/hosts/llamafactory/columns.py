@@ -55,9 +55,9 @@ def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer:
             scores = dataset.select_columns(list(rewards)).rename_columns(rewards)
             dataset = concatenate_datasets([dataset, scores], axis=1)
         if method.scorer == "random":
-            dataset = _mapped(dataset, lambda rows: _random_scores(rows, seed), f"random {seed}")
+            dataset = mapped(dataset, lambda rows: _random_scores(rows, seed), f"random {seed}")
         if scorer.from_row is not None and texts is not None:
-            dataset = _mapped(dataset, lambda rows: _row_scores(rows, scorer, texts), f"{scorer.name} scores")
+            dataset = mapped(dataset, lambda rows: _row_scores(rows, scorer, texts), f"{scorer.name} scores")
         if method.scorer == "file" and not set(SCORE_COLUMNS) <= set(dataset.column_names):
             raise SepoError(
                 f"{name} was tokenized without its scores (found {', '.join(dataset.column_names)}), and token_scorer: "
@@ -65,13 +65,13 @@ def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer:
             )
         if texts is None or not method.needs_steps:
             return dataset
-        return _mapped(dataset, lambda rows: _steps(rows, texts), "steps")
+        return mapped(dataset, lambda rows: _steps(rows, texts), "steps")
 
     result = each_dataset(datasets, prepared)
     return _with_counts(result, method) if method.needs_counts else result
 
 
-def _mapped(dataset: Dataset, function: Callable[[Rows], dict[str, list[Any]]], name: str) -> Dataset:
+def mapped(dataset: Dataset, function: Callable[[Rows], dict[str, list[Any]]], name: str) -> Dataset:
     """Add columns. Never read from the cache of ``datasets``, which would not see that our code changed."""
     fingerprint = hashlib.sha256(f"{dataset._fingerprint} sepo {name}".encode()).hexdigest()[:16]
     return dataset.map(

@@ -13,8 +13,8 @@ from datasets import Dataset
 from sepo.errors import SepoError
 from sepo.forward.contrastive import ContrastivePair, ContrastiveScorer
 from sepo.forward.scoring import ScoredSequence
-from sepo.hosts.llamafactory.checks import check_tokenizers, spec_folders
-from sepo.hosts.llamafactory.conversations import CONVERSATION
+from sepo.hosts.llamafactory.checks import check_tokenizers, max_positions
+from sepo.hosts.llamafactory.conversations import CONVERSATION, add_conversations, check_conversations
 from sepo.hosts.llamafactory.reference_keys import OWN_START
 from sepo.hosts.llamafactory.rows import SIDES
 from sepo.hosts.llamafactory.scored_rows import StoredScores, as_resolved, host_identity, rows_digest, spec_identity
@@ -152,9 +152,8 @@ class ContrastiveDatasetScorer(StoredScores):
         self.spec = as_resolved(source.model, key=source.key, model_args=model_args)
         self.key, self.model_args = source.key, model_args
         check_tokenizers(tokenizer, self.spec, key=self.key, model_args=model_args)
-        self.encoder = PromptEncoder(
-            template, tokenizer, cutoff_len=data_args.cutoff_len, max_positions=self._max_positions()
-        )
+        positions = max_positions(self.spec, key=self.key, model_args=model_args)
+        self.encoder = PromptEncoder(template, tokenizer, cutoff_len=data_args.cutoff_len, max_positions=positions)
         probe = [self.encoder.prefix("question", "answer", direction) for direction in DIRECTIONS]
         identity = {
             "scorer": "contrastive",
@@ -165,32 +164,18 @@ class ContrastiveDatasetScorer(StoredScores):
         }
         super().__init__(settings, identity=identity, training_args=training_args)
 
-    def _max_positions(self) -> int | None:
-        from transformers import AutoConfig
-
-        folder, _ = spec_folders(self.spec, key=self.key)
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=self.model_args.trust_remote_code)
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        return int(positions) if positions else None
-
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
         """Compute the rewards of a data set, or find their store; the conversations are dropped afterwards.
 
         Raises:
             SepoError: the rows carry no conversation, a response fits no prompt, or the store cannot be written.
         """
-        if CONVERSATION not in dataset.column_names:
-            raise SepoError(
-                f"the rows of {name} carry no conversation for T-REG's prompts to quote: another stage tokenized "
-                "them. Remove tokenized_path, or make it anew with this recipe."
-            )
+        check_conversations(dataset, name=name, reader="for T-REG's prompts to quote")
         return super().attach(dataset, name=name).remove_columns([CONVERSATION])
 
     def _digest(self, dataset: Dataset) -> str:
         digest = hashlib.sha256(rows_digest(dataset).encode())
-        for start in range(0, len(dataset), 1000):
-            for text in dataset[start : start + 1000][CONVERSATION]:
-                digest.update(hashlib.sha256(text.encode()).digest())
+        add_conversations(digest, dataset)
         return digest.hexdigest()
 
     def _fill(self, store: ScoreStore, dataset: Dataset, *, name: str) -> None:

@@ -1,13 +1,18 @@
-"""Tokenized rows that keep their conversation, which T-REG's prompts quote. See ../PATCHES.md for what is rebound."""
+"""Tokenized rows that keep their conversation: prompts quote it, and models with other tokens read it.
+
+See ../PATCHES.md for what is rebound.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
+from datasets import Dataset
 from llamafactory.data import loader
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
@@ -16,11 +21,21 @@ from sepo.errors import SepoError
 CONVERSATION = "sepo_conversation"
 """Column: JSON with ``messages`` (the prompt's turns), ``answers`` (chosen, rejected), ``system`` and ``tools``."""
 
+QUOTED = ("T-REG's prompts quote", "use treg_rewards: oracle, or text data")
+READ = ("an oracle with another tokenizer reads", "take an oracle with the policy's tokenizer, or text data")
+EXPORTED = ("exports hold", "export another data set")
+
 _MEDIA = ("images", "videos", "audios")
 
 
 class ConversationKeepingProcessor(PairwiseDatasetProcessor):
-    """The host's processor of pairs, with the conversation of each row that it keeps in a column of its own."""
+    """The host's processor of pairs, with the conversation of each row that it keeps in a column of its own.
+
+    Attributes:
+        reader: who needs the text, and what to do about rows that are more than text.
+    """
+
+    reader: ClassVar[tuple[str, str]] = QUOTED
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenize a batch of aligned rows as the host does.
@@ -36,16 +51,63 @@ class ConversationKeepingProcessor(PairwiseDatasetProcessor):
                 continue
             for name, values in made.items():
                 columns[name] += values
-            columns[CONVERSATION].append(_conversation({name: values[0] for name, values in row.items()}))
+            aligned = {name: values[0] for name, values in row.items()}
+            columns[CONVERSATION].append(_conversation(aligned, self.reader))
         return columns
 
 
-def _conversation(row: dict[str, Any]) -> str:
+class TextReadingProcessor(ConversationKeepingProcessor):
+    """The same for an oracle that reads the text in its own tokens."""
+
+    reader: ClassVar[tuple[str, str]] = READ
+
+
+class ExportingProcessor(ConversationKeepingProcessor):
+    """The same for scores that are exported beside their text."""
+
+    reader: ClassVar[tuple[str, str]] = EXPORTED
+
+
+_PROCESSORS = {kind.reader: kind for kind in (ConversationKeepingProcessor, TextReadingProcessor, ExportingProcessor)}
+
+
+def check_conversations(dataset: Dataset, *, name: str, reader: str) -> None:
+    """Refuse rows without their conversation.
+
+    Args:
+        dataset: tokenized pairs.
+        name: what the log calls the data set.
+        reader: who needs it, and for what.
+
+    Raises:
+        SepoError: there is no such column.
+    """
+    if CONVERSATION not in dataset.column_names:
+        raise SepoError(
+            f"the rows of {name} carry no conversation {reader}: another stage tokenized them. Remove tokenized_path, "
+            "or make it anew with this recipe."
+        )
+
+
+def add_conversations(digest: Any, dataset: Dataset) -> None:
+    """Add every row's conversation to a digest of ``hashlib``."""
+    texts = dataset.select_columns([CONVERSATION])
+    for start in range(0, len(texts), 1000):
+        for text in texts[start : start + 1000][CONVERSATION]:
+            digest.update(hashlib.sha256(text.encode()).digest())
+
+
+def without_conversations(dataset: Dataset) -> Dataset:
+    """The data set without its conversations, where it has them."""
+    return dataset.remove_columns([CONVERSATION]) if CONVERSATION in dataset.column_names else dataset
+
+
+def _conversation(row: dict[str, Any], reader: tuple[str, str] = QUOTED) -> str:
     media = [name for name in _MEDIA if row.get(f"_{name}")]
     if media:
         raise SepoError(
-            f"a row has {media[0]}, and T-REG's prompts quote text only, as exports do; use treg_rewards: oracle, or text data. "
-            f"The row begins {row['_prompt'][0]['content'][:60]!r}."
+            f"a row has {media[0]}, and {reader[0]} text only; {reader[1]}. The row begins "
+            f"{row['_prompt'][0]['content'][:60]!r}."
         )
     kept = {
         "messages": row["_prompt"],
@@ -57,19 +119,20 @@ def _conversation(row: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def conversations_kept(wanted: bool) -> Iterator[None]:
+def conversations_kept(wanted: bool, reader: tuple[str, str] = QUOTED) -> Iterator[None]:
     """Have the host's ``get_dataset`` keep the column ``CONVERSATION``, where it is wanted.
 
     Args:
         wanted: False changes nothing.
+        reader: who needs the text, ``QUOTED``, ``READ`` or ``EXPORTED``, for what is said of rows with images.
     """
     if not wanted:
         yield
         return
     before = loader.PairwiseDatasetProcessor
-    keeping: type = ConversationKeepingProcessor
+    keeping: type = _PROCESSORS[reader]
     if before is not PairwiseDatasetProcessor:  # rows that carry the user's scores, too
-        keeping = type(keeping.__name__, (ConversationKeepingProcessor, before), {})
+        keeping = type(keeping.__name__, (ConversationKeepingProcessor, before), {"reader": reader})
     loader.PairwiseDatasetProcessor = keeping
     try:
         yield

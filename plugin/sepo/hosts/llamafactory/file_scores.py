@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.responses import PolicyResponses
 from sepo.hosts.llamafactory.rows import SIDES
 from sepo.tokens.spans import Span, span_weights
 from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.texts import TokenTexts
 
 SPAN_COLUMNS = ("chosen_spans", "rejected_spans")
 _WHERE = "_sepo_row"
@@ -173,7 +172,7 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
 
     def _counted(self, example: Mapping[str, Any], scores: list[float], kept: list[int], side: str) -> list[float]:
         if len(scores) != len(kept):
-            whole = self._whole_response(example, side)
+            whole = self._responses.whole(example, side)
             if len(scores) != len(whole):
                 raise SepoError(
                     f"{example[_WHERE]}: {side}_scores has {len(scores)} numbers, expected {len(whole)}, one for each "
@@ -182,27 +181,16 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         return list(scores[: len(kept)])
 
     def _projected(self, example: Mapping[str, Any], kept: list[int], side: str) -> list[float]:
-        text = example["_response"][SIDES.index(side)]["content"]
-        offsets = self._texts.offsets(kept, text)
-        if offsets is None:  # truncated: the text is spelled by the whole response only
-            offsets = self._texts.offsets(self._whole_response(example, side), text)
-        if offsets is None:
+        placed = self._responses.spans(example, kept, side)
+        if placed is None:
             raise SepoError(
                 f"{example[_WHERE]}: the tokens of the {side} response do not spell its text (a template or tokenizer "
                 f"that rewrites it), so its spans cannot be placed; give per-token {side}_scores instead."
             )
         spans = [Span(span["start"], span["end"], span["weight"]) for span in example[f"_sepo_{side}_spans"]]
         sign = 1.0 if side == "chosen" else -1.0
-        return [sign * weight for weight in span_weights(offsets, spans)][: len(kept)]
-
-    def _whole_response(self, example: Mapping[str, Any], side: str) -> list[int]:
-        """The response's tokens as they are before truncation, by the host's own encoding."""
-        uncut = copy.copy(self.data_args)
-        uncut.cutoff_len = 2**30
-        host = PairwiseDatasetProcessor(self.template, self.tokenizer, self.processor, uncut)
-        one = host.preprocess_dataset({name: [value] for name, value in example.items()})
-        return [label for label in one[f"{side}_labels"][0] if label != IGNORE_INDEX]
+        return [sign * weight for weight in span_weights(placed.offsets, spans)][: len(kept)]
 
     @cached_property
-    def _texts(self) -> TokenTexts:
-        return TokenTexts(self.tokenizer)
+    def _responses(self) -> PolicyResponses:
+        return PolicyResponses(self.template, self.tokenizer, processor=self.processor, data_args=self.data_args)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.forward.scoring import OracleScorer
+from sepo.forward.scoring import OracleScorer, ScoredSequence
 from sepo.hosts.llamafactory.checks import check_tokenizers
 from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity, row_sequences, spec_identity
 from sepo.hosts.llamafactory.scoring_models import load_scoring_models
@@ -25,6 +26,19 @@ def scoring_identity(oracle: OracleSpec, *, tokenizer: Any, model_args: Any, dat
     """
     for key, spec in (("oracle_model", oracle.oracle), ("oracle_base_model", oracle.base)):
         check_tokenizers(tokenizer, spec, key=key, model_args=model_args)
+    return {
+        "scorer": "oracle",
+        **oracle_identity(oracle),
+        **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
+    }
+
+
+def oracle_identity(oracle: OracleSpec) -> dict[str, Any]:
+    """What the oracle and its base are, by content.
+
+    Raises:
+        SepoError: a model is missing, or the oracle is its base.
+    """
     identity = {
         "oracle": spec_identity(oracle.oracle, key="oracle_model"),
         "base": spec_identity(oracle.base, key="oracle_base_model"),
@@ -35,42 +49,38 @@ def scoring_identity(oracle: OracleSpec, *, tokenizer: Any, model_args: Any, dat
             "token would score zero. The oracle must be what DPO made of the base: check that the paths are not "
             "swapped and that the oracle's training was saved."
         )
-    return {
-        "scorer": "oracle",
-        **identity,
-        **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
-    }
+    return identity
 
 
-class DatasetScorer(StoredScores):
-    """Scores the data sets of one run as columns ``chosen_scores`` and ``rejected_scores``.
+class OracleScores(StoredScores):
+    """Scores of an oracle and its base, as columns ``chosen_scores`` and ``rejected_scores``.
 
     Args:
         settings: the run's settings, with an oracle.
-        tokenizer: the policy's.
+        identity: everything but the rows that the scores depend on.
         model_args: the host's model arguments.
-        data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
     """
 
     columns = SCORE_COLUMNS
     what = "token scores"
 
-    def __init__(
-        self, settings: RunSettings, *, tokenizer: Any, model_args: Any, data_args: Any, training_args: Any
-    ) -> None:
+    def __init__(self, settings: RunSettings, *, identity: dict[str, Any], model_args: Any, training_args: Any) -> None:
         assert settings.oracle is not None
-        identity = scoring_identity(settings.oracle, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
         super().__init__(settings, identity=identity, training_args=training_args)
         self.oracle, self.model_args = settings.oracle, model_args
 
     def _score(
         self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]
     ) -> dict[str, list[np.ndarray]]:
-        sequences = row_sequences(dataset[start:stop])
+        sequences = self._sequences(dataset[start:stop])
         scores = [scores.numpy() for scores in self._loaded().score(sequences, on_batch=on_batch)]
         count = stop - start
         return {"chosen_scores": scores[:count], "rejected_scores": scores[count:]}
+
+    @abstractmethod
+    def _sequences(self, rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
+        """The rows as the oracle reads them: all chosen ones, then all rejected ones."""
 
     def _loaded(self) -> OracleScorer:
         if self._scorer is None:
@@ -90,3 +100,25 @@ class DatasetScorer(StoredScores):
             f"the oracle '{self.oracle.oracle.model}' gives every token the same probability as its base "
             f"'{self.oracle.base.model}' (all scores are zero). Check that the oracle was trained, and from this base."
         )
+
+
+class DatasetScorer(OracleScores):
+    """Scores of an oracle with the policy's tokenizer: it reads the policy's own tokens.
+
+    Args:
+        settings: the run's settings, with an oracle.
+        tokenizer: the policy's.
+        model_args: the host's model arguments.
+        data_args: the host's data arguments.
+        training_args: the host's training arguments (device, ranks).
+    """
+
+    def __init__(
+        self, settings: RunSettings, *, tokenizer: Any, model_args: Any, data_args: Any, training_args: Any
+    ) -> None:
+        assert settings.oracle is not None
+        identity = scoring_identity(settings.oracle, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
+        super().__init__(settings, identity=identity, model_args=model_args, training_args=training_args)
+
+    def _sequences(self, rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
+        return row_sequences(rows)

@@ -23,8 +23,16 @@ from sepo import __version__
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.columns import selection_columns
 from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer
-from sepo.hosts.llamafactory.conversations import CONVERSATION, conversations_kept
+from sepo.hosts.llamafactory.conversations import (
+    CONVERSATION,
+    EXPORTED,
+    QUOTED,
+    READ,
+    conversations_kept,
+    without_conversations,
+)
 from sepo.hosts.llamafactory.file_scores import carried_scores
+from sepo.hosts.llamafactory.projected_scores import ProjectedScorer, oracle_reader
 from sepo.hosts.llamafactory.reference_scores import ReferenceScores
 from sepo.hosts.llamafactory.registered_scores import RegisteredScores
 from sepo.hosts.llamafactory.rows import each_dataset, joined_column, skip_empty_responses
@@ -32,6 +40,7 @@ from sepo.hosts.llamafactory.scored_rows import StoredScores
 from sepo.hosts.llamafactory.scoring import DatasetScorer
 from sepo.hosts.llamafactory.store_names import store_names
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
+from sepo.training.chats import ChatReader
 from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.floats import ReferenceCollator
 from sepo.training.reference import StartingPolicy
@@ -129,13 +138,16 @@ def prepared_data(
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
-    with carried, conversations_kept(settings.prompts_for_rewards or keep_text):
+    reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
+    text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else EXPORTED
+    text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
+    with carried, text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     datasets = each_dataset(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
     stores: dict[str, dict[str, str]] = {}
     if settings.scores_before_training:
         host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
-        scorers = _scorers(settings, tokenizer=tokenizer, template=template, **host)
+        scorers = _scorers(settings, tokenizer=tokenizer, template=template, reader=reader, **host)
         for what, scorer in scorers.items():
             scorer.names, scorer.find_only = store_names(settings, what, data_args=data_args), find_only
         tokenized = datasets
@@ -260,11 +272,17 @@ def load_reference(
     return None, StartingPolicy(model)
 
 
-def _scorers(settings: RunSettings, *, tokenizer: Any, template: Any, **host: Any) -> dict[str, StoredScores]:
+def _scorers(
+    settings: RunSettings, *, tokenizer: Any, template: Any, reader: ChatReader | None, **host: Any
+) -> dict[str, StoredScores]:
     """What is computed before training, by the name under which a run's settings file has its stores."""
     scorers: dict[str, StoredScores] = {}
-    if settings.oracle is not None:
+    if settings.oracle is not None and reader is None:
         scorers["token_scores"] = DatasetScorer(settings, tokenizer=tokenizer, **host)
+    elif reader is not None:
+        scorers["token_scores"] = ProjectedScorer(
+            settings, reader=reader, tokenizer=tokenizer, template=template, **host
+        )
     if settings.prompts_for_rewards:
         scorers["token_reward_scores"] = ContrastiveDatasetScorer(
             settings, tokenizer=tokenizer, template=template, **host
@@ -281,6 +299,7 @@ def _scored(datasets: Any, scorers: dict[str, StoredScores]) -> tuple[dict[str, 
     for scorer in scorers.values():
         datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
         scorer.free()
+    datasets = each_dataset(datasets, lambda rows, _: without_conversations(rows))
     return datasets, {role: scorer.stores for role, scorer in scorers.items()}
 
 
