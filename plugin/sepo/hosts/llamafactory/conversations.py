@@ -44,7 +44,8 @@ def _conversation(row: dict[str, Any]) -> str:
     media = [name for name in _MEDIA if row.get(f"_{name}")]
     if media:
         raise SepoError(
-            f"a row has {media[0]}, and T-REG's prompts quote text only, as exports do; use treg_rewards: oracle, or text data. "
+            f"a row has {media[0]}, and T-REG's prompts quote text only, as exports do; use treg_rewards: oracle, or "
+            "text data. "
             f"The row begins {row['_prompt'][0]['content'][:60]!r}."
         )
     kept = {
