@@ -134,7 +134,7 @@ def way_of(name, oracle, base, options):
 def timed(ways, rounds, synchronize):
     """Seconds of every way in every round, and the scores of the first round."""
     seconds, first = {name: [] for name in ways}, {}
-    for name, way in ways.items():
+    for way in ways.values():
         way(rounds[0])  # buffers grow to their largest before anything is timed
     for number, batch in enumerate(rounds):
         names = list(ways)
