@@ -128,7 +128,15 @@ def way_of(name, oracle, base, options):
         base=ScoringModel(base, contextlib.nullcontext),
         batch_tokens=options.batch_tokens if name == OURS else 1,
     )
-    return scorer.score
+
+    def score(batch):
+        # A batch has the two answers of a pair side by side; the scorer takes all chosen ones and then all rejected.
+        pairs = [*batch[::2], *batch[1::2]]
+        scores = scorer.score(pairs, pairs=True)
+        half = len(scores) // 2
+        return [score for both in zip(scores[:half], scores[half:], strict=True) for score in both]
+
+    return score if name == OURS else scorer.score
 
 
 def timed(ways, rounds, synchronize):

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from sepo.errors import SepoError
+from sepo.forward import scoring, sharing
 from sepo.forward.scoring import OracleScorer, ScoredSequence, ScoringModel, length_batches
 
 
@@ -69,6 +70,33 @@ def test_scores_equal_the_slow_loop(models, sequences, slow_scores, batch_tokens
     assert_scores(scores, slow_scores)
     assert max(scores.abs().max() for scores in slow_scores if len(scores)) > 0.1
     assert sum(batches) == len(sequences)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 64, 10_000])
+def test_pairs_share_their_prompts(models, batch_tokens, monkeypatch):
+    """Prompts of many lengths, a pair that begins alike, one that is alike throughout, and empty responses."""
+    draw = random.Random(7)
+    sides = [[], []]
+    for number in range(9):
+        prompt = [draw.randrange(3, 300) for _ in range(draw.randrange(1, 12))]
+        answers = [[draw.randrange(3, 300) for _ in range(draw.randrange(0, 9))] for _ in sides]
+        if number == 4:
+            answers[1] = answers[0][:1] + answers[1]
+        if number == 5:
+            answers[1] = answers[0]
+        for side, answer in zip(sides, answers, strict=True):
+            side.append(ScoredSequence(prompt + answer, len(prompt)))
+    sequences = sides[0] + sides[1]
+    rows = []
+    monkeypatch.setattr(scoring, "layout_for", lambda *given: rows.append(sharing.layout_for(*given)) or rows[-1])
+    done = []
+    scores = scorer(*models, batch_tokens).score(sequences, pairs=True, on_batch=done.append)
+    oracle, base = (copy.deepcopy(model).double() for model in models)
+    assert_scores(scores, [slow_log_probs(oracle, one) - slow_log_probs(base, one) for one in sequences])
+    assert sum(done) == len(sequences)
+    assert None not in rows
+    # Both models: less than every sequence on its own.
+    assert sum(layout.tokens for layout in rows) < 2 * sum(len(one.input_ids) for one in sequences)
 
 
 def test_order_does_not_matter(models, sequences, slow_scores):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sepo.errors import SepoError
 from sepo.forward.head import selected_log_probs
+from sepo.forward.sharing import batch_layout, layout_for
 from sepo.tokens.scores import oracle_scores
 
 DEFAULT_BATCH_TOKENS = 8192
@@ -100,6 +101,55 @@ def score_batches(
     return rows
 
 
+def score_sequences(
+    sequences: Sequence[ScoredSequence],
+    budget: int,
+    score: Callable[[list[ScoredSequence]], Sequence[Tensor]],
+    *,
+    pairs: bool,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """Score sequences in batches of similar length, the two of a pair in one batch.
+
+    Args:
+        sequences: any number.
+        budget: tokens per batch, of a pair without what the second repeats of the first.
+        score: gives one row of numbers for each sequence of a batch; of pairs, the first halves come first.
+        pairs: whether the second half of the sequences are the first half's partners, in their order.
+        on_batch: called with the number of sequences after each batch (a progress bar).
+
+    Returns:
+        Each sequence's row, float32.
+    """
+    count = len(sequences) // 2 if pairs else len(sequences)
+    units = [(index, index + count) if pairs else (index,) for index in range(count)]
+
+    def scored(batch: list[int]) -> list[Tensor]:
+        order = [units[unit][side] for side in range(1 + pairs) for unit in batch]
+        rows = list(score([sequences[index] for index in order]))
+        return [torch.cat(rows[place :: len(batch)]) for place in range(len(batch))]
+
+    def told(done: int) -> None:
+        if on_batch is not None:
+            on_batch(done * (1 + pairs))
+
+    joined = score_batches([_tokens(sequences, unit) for unit in units], budget, scored, on_batch=told)
+    result: list[Tensor] = [torch.empty(0)] * len(sequences)
+    for unit, row in zip(units, joined, strict=True):
+        for index, part in zip(unit, row.split([sequences[index].response_tokens for index in unit]), strict=True):
+            result[index] = part
+    return result
+
+
+def _tokens(sequences: Sequence[ScoredSequence], unit: Sequence[int]) -> int:
+    """Tokens of a sequence, or of a pair whose common beginning is computed once."""
+    ids = [sequences[index].input_ids for index in unit]
+    shared = next(
+        (place for place, tokens in enumerate(zip(*ids, strict=False)) if tokens[0] != tokens[-1]), min(map(len, ids))
+    )
+    return sum(map(len, ids)) - (shared if len(ids) == 2 else 0)
+
+
 def _pad(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     width = max(len(sequence.input_ids) for sequence in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -116,29 +166,34 @@ def _pad(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dic
 
 @torch.no_grad()
 def response_log_probs(
-    model: nn.Module, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None
+    model: nn.Module, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None, pairs: bool = False
 ) -> list[Tensor]:
-    """Log-probabilities of the response tokens of one padded batch, the head on these tokens only.
+    """Log-probabilities of the response tokens of one batch, the head on these tokens only.
 
     Args:
         model: a causal language model in eval mode.
         sequences: the batch.
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        pairs: whether the second half are the first half's partners; what a pair begins with is then computed once,
+            and no padding is, where the model allows it.
 
     Returns:
         For each sequence its log-probabilities in nats, on the CPU, [response_tokens].
     """
     inputs, labels, wanted = _pad(sequences, next(model.parameters()).device)
-    logps = selected_log_probs(model, inputs, labels=labels, wanted=wanted, chunk_tokens=chunk_tokens).cpu()
+    layout = layout_for(model, inputs, batch_layout(inputs, wanted)) if pairs else None
+    logps = selected_log_probs(
+        model, inputs, labels=labels, wanted=wanted, chunk_tokens=chunk_tokens, layout=layout
+    ).cpu()
     return [row[kept] for row, kept in zip(logps, wanted.cpu(), strict=True)]
 
 
 def scoring_log_probs(
-    scoring: ScoringModel, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None
+    scoring: ScoringModel, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None, pairs: bool = False
 ) -> list[Tensor]:
     """``response_log_probs`` of a scoring model, in the state in which it scores."""
     with scoring.active():
-        return response_log_probs(scoring.model, sequences, chunk_tokens=chunk_tokens)
+        return response_log_probs(scoring.model, sequences, chunk_tokens=chunk_tokens, pairs=pairs)
 
 
 class OracleScorer:
@@ -147,7 +202,7 @@ class OracleScorer:
     Args:
         oracle: the model trained with preference optimization.
         base: the model that it was trained from.
-        batch_tokens: padded tokens per batch, prompt and response counted.
+        batch_tokens: tokens per batch, prompt and response counted.
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
     """
 
@@ -158,27 +213,31 @@ class OracleScorer:
         self.batch_tokens, self.chunk_tokens = batch_tokens, chunk_tokens
 
     def score(
-        self, sequences: Sequence[ScoredSequence], *, on_batch: Callable[[int], None] | None = None
+        self,
+        sequences: Sequence[ScoredSequence],
+        *,
+        pairs: bool = False,
+        on_batch: Callable[[int], None] | None = None,
     ) -> list[Tensor]:
         """Score sequences.
 
         Args:
             sequences: any number, in any order.
+            pairs: whether the second half of them are the first half's partners, which share their prompts.
             on_batch: called with the number of sequences after each batch (a progress bar).
 
         Returns:
             For each, in the order given, its scores in nats: float32 on the CPU, [response_tokens].
         """
 
-        def score(batch: list[int]) -> list[Tensor]:
-            chosen = [sequences[index] for index in batch]
+        def score(batch: list[ScoredSequence]) -> list[Tensor]:
             oracle, base = (
-                scoring_log_probs(model, chosen, chunk_tokens=self.chunk_tokens) for model in (self.oracle, self.base)
+                scoring_log_probs(model, batch, chunk_tokens=self.chunk_tokens, pairs=pairs)
+                for model in (self.oracle, self.base)
             )
             return [oracle_scores(ours, theirs) for ours, theirs in zip(oracle, base, strict=True)]
 
-        lengths = [len(sequence.input_ids) for sequence in sequences]
-        return score_batches(lengths, self.batch_tokens, score, on_batch=on_batch)
+        return score_sequences(sequences, self.batch_tokens, score, pairs=pairs, on_batch=on_batch)
 
 
 class LogProbScorer:
@@ -186,7 +245,7 @@ class LogProbScorer:
 
     Args:
         model: the model.
-        batch_tokens: padded tokens per batch, prompt and response counted.
+        batch_tokens: tokens per batch, prompt and response counted.
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
     """
 
@@ -194,20 +253,24 @@ class LogProbScorer:
         self.model, self.batch_tokens, self.chunk_tokens = model, batch_tokens, chunk_tokens
 
     def score(
-        self, sequences: Sequence[ScoredSequence], *, on_batch: Callable[[int], None] | None = None
+        self,
+        sequences: Sequence[ScoredSequence],
+        *,
+        pairs: bool = False,
+        on_batch: Callable[[int], None] | None = None,
     ) -> list[Tensor]:
         """Score sequences.
 
         Args:
             sequences: any number, in any order.
+            pairs: whether the second half of them are the first half's partners, which share their prompts.
             on_batch: called with the number of sequences after each batch (a progress bar).
 
         Returns:
             For each, in the order given, its log-probabilities in nats: float32 on the CPU, [response_tokens].
         """
 
-        def score(batch: list[int]) -> list[Tensor]:
-            return scoring_log_probs(self.model, [sequences[index] for index in batch], chunk_tokens=self.chunk_tokens)
+        def score(batch: list[ScoredSequence]) -> list[Tensor]:
+            return scoring_log_probs(self.model, batch, chunk_tokens=self.chunk_tokens, pairs=pairs)
 
-        lengths = [len(sequence.input_ids) for sequence in sequences]
-        return score_batches(lengths, self.batch_tokens, score, on_batch=on_batch)
+        return score_sequences(sequences, self.batch_tokens, score, pairs=pairs, on_batch=on_batch)

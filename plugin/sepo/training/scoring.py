@@ -57,7 +57,7 @@ def score_rows(
     below = ScoringModel(oracle, cast(Any, oracle).disable_adapter) if base is None else _as_it_is(base)
     scorer = OracleScorer(oracle=_as_it_is(oracle), base=below, batch_tokens=batch_tokens)
     with in_evaluation_mode(oracle), in_evaluation_mode(oracle if base is None else base):
-        scores = scorer.score(sequences, on_batch=on_batch)
+        scores = scorer.score(sequences, pairs=True, on_batch=on_batch)
     return _joined(rows, scores, "scores")
 
 

@@ -79,7 +79,7 @@ class ReferenceScores(StoredScores):
         self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]
     ) -> dict[str, list[np.ndarray]]:
         sequences = row_sequences(dataset[start:stop])
-        logps = [row.numpy() for row in self._loaded().score(sequences, on_batch=on_batch)]
+        logps = [row.numpy() for row in self._loaded().score(sequences, pairs=True, on_batch=on_batch)]
         count = stop - start
         for index, row in enumerate(logps):
             if not np.isfinite(row).all():

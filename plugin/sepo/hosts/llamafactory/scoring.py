@@ -74,7 +74,7 @@ class OracleScores(StoredScores):
         self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]
     ) -> dict[str, list[np.ndarray]]:
         sequences = self._sequences(dataset[start:stop])
-        scores = [scores.numpy() for scores in self._loaded().score(sequences, on_batch=on_batch)]
+        scores = [scores.numpy() for scores in self._loaded().score(sequences, pairs=True, on_batch=on_batch)]
         count = stop - start
         return {"chosen_scores": scores[:count], "rejected_scores": scores[count:]}
 
