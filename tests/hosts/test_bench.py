@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -176,7 +177,7 @@ def test_wrong_requests_are_refused_in_one_line():
     refused(lambda: planned({}), "sft (the default)")
     refused(lambda: planned({"stage": "seppo"}), "Did you mean 'sepo'")
     refused(lambda: planned({"stage": "sepo", "deepspeed": "z3.json"}), "deepspeed", "one process", "deepspeed=null")
-    refused(lambda: drawn_batches(3, pairs=4, rounds=1, seed=0), "3 pairs", "a batch is 4")
+    refused(lambda: drawn_batches([5] * 3, pairs=4, rounds=1, seed=0), "3 pairs", "a batch is 4")
     refused(lambda: check_keys({"stage": "sepo", "lerning_rate": 1}, host_keys=HOST_KEYS), "'learning_rate'")
     refused(lambda: check_keys({"stage": "dpo", "select_ratio": 1}, host_keys=HOST_KEYS), "key of our stages")
     check_keys({"stage": "dpo", "select_ratio": None}, host_keys=HOST_KEYS)  # taken away by an override
@@ -185,10 +186,25 @@ def test_wrong_requests_are_refused_in_one_line():
 def test_batches_are_drawn_without_repetition_while_rows_last():
     from sepo.hosts.llamafactory.bench.rows import drawn_batches
 
-    batches = drawn_batches(7, pairs=2, rounds=5, seed=1)
+    lengths = [9, 2, 4, 4, 7, 1, 3]
+    batches = drawn_batches(lengths, pairs=2, rounds=5, seed=1)
     assert [len(set(batch)) for batch in batches] == [2] * 5
     assert len({row for batch in batches[:3] for row in batch}) == 6
-    assert batches == drawn_batches(7, pairs=2, rounds=5, seed=1) != drawn_batches(7, pairs=2, rounds=5, seed=2)
+    again, other = (drawn_batches(lengths, pairs=2, rounds=5, seed=seed) for seed in (1, 2))
+    assert batches == again != other
+
+
+def test_batches_have_short_and_long_rows_as_the_data_has():
+    from sepo.hosts.llamafactory.bench.rows import drawn_batches
+
+    lengths = random.Random(0).choices(range(1000), k=200)
+    for seed in range(20):
+        batches = drawn_batches(lengths, pairs=2, rounds=5, seed=seed)
+        drawn = sorted(row for batch in batches for row in batch)
+        assert len(set(drawn)) == 10
+        parts = sorted(sorted(lengths).index(lengths[row]) // 20 for row in drawn)
+        assert all(abs(part - place) <= 1 for place, part in enumerate(parts))  # equal lengths may change places
+    assert drawn_batches(lengths, pairs=2, rounds=5, seed=1) != drawn_batches(lengths, pairs=2, rounds=5, seed=2)
 
 
 def test_losses_that_differ_are_told():

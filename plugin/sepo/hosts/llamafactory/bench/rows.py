@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -27,11 +28,14 @@ _NUMBERS: dict[tuple[str, str], Numbers] = {
 }
 
 
-def drawn_batches(rows: int, *, pairs: int, rounds: int, seed: int) -> list[list[int]]:
-    """Draw the rows of each round's batch.
+def drawn_batches(lengths: Sequence[int], *, pairs: int, rounds: int, seed: int) -> list[list[int]]:
+    """Draw the rows of each round's batch, short and long ones as the data set has them.
+
+    Few random rows may all be long: how much a stage saves depends on lengths, so each row is drawn from a part of its
+    own of the rows in the order of their lengths.
 
     Args:
-        rows: pairs of the data set.
+        lengths: tokens of each pair of the data set.
         pairs: of a batch.
         rounds: how many batches.
         seed: of the draw.
@@ -42,17 +46,30 @@ def drawn_batches(rows: int, *, pairs: int, rounds: int, seed: int) -> list[list
     Raises:
         SepoError: the data set has fewer pairs than a batch.
     """
+    rows, wanted = len(lengths), rounds * pairs
     if rows < pairs:
         raise SepoError(
             f"the data set has {rows} pairs and a batch is {pairs} (per_device_train_batch_size); take more data, or "
             "a smaller batch."
         )
     draw = random.Random(seed)
+    if wanted <= rows:
+        order = sorted(range(rows), key=lambda row: (lengths[row], row))
+        edges = [part * rows // wanted for part in range(wanted + 1)]
+        drawn = [order[draw.randrange(start, stop)] for start, stop in itertools.pairwise(edges)]
+        draw.shuffle(drawn)
+        return [drawn[start : start + pairs] for start in range(0, wanted, pairs)]
     batches: list[list[int]] = []
     while len(batches) < rounds:
         order = draw.sample(range(rows), rows)
         batches += [order[start : start + pairs] for start in range(0, rows - pairs + 1, pairs)]
     return batches[:rounds]
+
+
+def pair_lengths(rows: Dataset) -> list[int]:
+    """Tokens of both sides of each row, prompts included."""
+    columns = rows.select_columns([f"{side}_input_ids" for side in SIDES])
+    return [sum(len(ids) for ids in row.values()) for row in columns]
 
 
 def random_columns(settings: RunSettings) -> list[tuple[str, str]]:

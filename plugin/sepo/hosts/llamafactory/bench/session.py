@@ -19,12 +19,15 @@ from torch import Tensor
 from sepo.errors import SepoError
 from sepo.forward.lora import fuse_lora, unfuse_lora
 from sepo.hosts.llamafactory.bench.contenders import Contender
-from sepo.hosts.llamafactory.bench.rows import drawn_batches, with_random_columns
+from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with_random_columns
 from sepo.hosts.llamafactory.columns import selection_columns
 from sepo.hosts.llamafactory.rows import skip_empty_responses
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
 from sepo.training.reference import StartingPolicy
+
+_LOOKED_AT = 5000
+"""Rows whose lengths are looked at, at most."""
 
 _MOVED = 0.01
 _MOVED_FROM_ZERO = 1e-3
@@ -159,7 +162,9 @@ def _rows(
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     rows = skip_empty_responses(datasets["train_dataset"], name="train", tokenizer=tokenizer_module["tokenizer"])
     pairs = training_args.per_device_train_batch_size
-    drawn = drawn_batches(len(rows), pairs=pairs, rounds=rounds, seed=seed)
+    if len(rows) > _LOOKED_AT:
+        rows = rows.shuffle(seed=seed).select(range(_LOOKED_AT))
+    drawn = drawn_batches(pair_lengths(rows), pairs=pairs, rounds=rounds, seed=seed)
     order = sorted({index for batch in drawn for index in batch})
     place = {index: position for position, index in enumerate(order)}
     return rows.select(order), [[place[index] for index in batch] for batch in drawn]
