@@ -124,7 +124,7 @@ def test_rows_with_media_are_refused(scorer):
     [(float("nan"), "a token of row 0 the log-probability nan, expected a finite number"), (0.0, "the probability 1")],
 )
 def test_numbers_that_are_no_log_probabilities_are_refused(scorer, monkeypatch, value, message):
-    def score(self, sequences, *, on_batch):
+    def score(self, sequences, *, pairs, on_batch):
         return [torch.full((sequence.response_tokens,), value) for sequence in sequences]
 
     monkeypatch.setattr(reference_scores.LogProbScorer, "score", score)
