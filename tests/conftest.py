@@ -1,6 +1,8 @@
 """What all tests share: a quiet, offline process and tiny models that are made once per session."""
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,3 +43,23 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("the real preference data is not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of so many KiB: a function that returns its folder, and one that makes it larger."""
+    place = tmp_path / "small"
+    place.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        return shutil.which("mount") and not subprocess.run(command, capture_output=True).returncode
+
+    def mounted(size):
+        if not mount(f"size={size}k"):
+            pytest.skip("this user cannot mount a file system; tests/tokens has a simulated full disk")
+        return place
+
+    yield mounted, lambda size: mount(f"remount,size={size}k")
+    if os.path.ismount(place):
+        subprocess.run(["umount", str(place)], check=True)

@@ -2,6 +2,7 @@
 
 import copy
 
+import bitsandbytes
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -85,7 +86,6 @@ def test_with_gradient_checkpointing(reentrant):
 
 
 def test_quantized_base():
-    bitsandbytes = pytest.importorskip("bitsandbytes")
     model = model_of("Llama")
     for layer in model.model.layers:
         for owner, name in [(layer.mlp, "up_proj"), (layer.self_attn, "q_proj")]:

@@ -227,6 +227,7 @@ def test_a_model_that_cannot_is_found_out_and_takes_the_plain_path(make, reason,
             assert layout_for(model, inputs, batch_layout(inputs, wanted)) is None
     (message,) = caplog.messages
     assert reason in message
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -140,23 +139,17 @@ def test_a_recipe_that_scores_nothing_is_told_so(world, tmp_path, stage, said):
 
 
 @pytest.mark.host
-def test_a_full_disk_is_one_line_and_the_store_resumes(scored, tmp_path):
+def test_a_full_disk_is_one_line_and_the_store_resumes(scored, tmp_path, small_disk):
     folder, recipe, _ = scored
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user cannot mount a file system; tests/tokens has a simulated full disk")
-    try:
-        (place / ".ballast").write_bytes(bytes(4096))
-        small = {**recipe, "token_scores_dir": str(place)}
-        done = sepo("score", small, tmp_path, expect=2)
-        assert "No space left on device; free space or set token_scores_dir elsewhere" in error_line(done)
-        subprocess.run(["mount", "-o", "remount,size=4m", str(place)], check=True)
-        sepo("score", small, tmp_path)
-        assert stores(place) == stores(folder / "scores")
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    mounted, enlarge = small_disk
+    place = mounted(16)
+    (place / ".ballast").write_bytes(bytes(4096))
+    small = {**recipe, "token_scores_dir": str(place)}
+    done = sepo("score", small, tmp_path, expect=2)
+    assert "No space left on device; free space or set token_scores_dir elsewhere" in error_line(done)
+    assert enlarge(4096)
+    sepo("score", small, tmp_path)
+    assert stores(place) == stores(folder / "scores")
 
 
 @pytest.fixture

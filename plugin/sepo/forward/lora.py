@@ -3,6 +3,10 @@
 PEFT computes the two products, casts ``x`` for them, scales and adds: five more passes over tensors of the layer's
 width, a good part of a step where the base is frozen. The same sum here, rounded once; layers that do more than this
 (DoRA, dropout, several adapters at once, sharded weights) keep their own forward.
+
+Source: LoRA (arXiv 2106.09685), section 4.1. Shapes: x [..., in], W [out, in], A = ``down`` [r, in], B = ``up``
+[out, r]; s is PEFT's ``scaling``. Results have the dtype in which the layer's own product runs; a gradient has that of
+what it is of.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sepo.errors import SepoError
-from sepo.forward.head import selected_log_probs
-from sepo.forward.sharing import batch_layout, layout_for
+from sepo.forward.head import causal_lm, selected_log_probs
+from sepo.forward.sharing import batch_layout, layout_for, refusal_of
 from sepo.tokens.scores import oracle_scores
 
 DEFAULT_BATCH_TOKENS = 8192
@@ -79,75 +81,37 @@ def score_batches(
     budget: int,
     score: Callable[[list[int]], Sequence[Tensor]],
     *,
+    units: Sequence[Sequence[int]] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
     """Score items in batches of similar length.
 
     Args:
-        lengths: of the items, in tokens.
-        budget: padded tokens per batch.
-        score: gives one row of numbers for each of a batch's indices.
+        lengths: of the units, in tokens.
+        budget: tokens per batch, each unit counted as its longest.
+        score: gives one row of numbers for each of a batch's items.
+        units: items that stay together, as many in each; a batch has the first ones of its units before the second
+            ones. None: each item by itself.
         on_batch: called with the number of items after each batch (a progress bar).
 
     Returns:
-        Each item's row, in the order of ``lengths``, float32.
+        Each item's row, in the order of the items, float32.
     """
-    rows: list[Tensor] = [torch.empty(0)] * len(lengths)
+    units = [(index,) for index in range(len(lengths))] if units is None else units
+    rows: list[Tensor] = [torch.empty(0)] * sum(map(len, units))
     for batch in length_batches(lengths, budget):
-        for index, row in zip(batch, score(batch), strict=True):
-            rows[index] = row.float()
+        items = [item for place in zip(*(units[unit] for unit in batch), strict=True) for item in place]
+        for item, row in zip(items, score(items), strict=True):
+            rows[item] = row.float()
         if on_batch is not None:
-            on_batch(len(batch))
+            on_batch(len(items))
     return rows
 
 
-def score_sequences(
-    sequences: Sequence[ScoredSequence],
-    budget: int,
-    score: Callable[[list[ScoredSequence]], Sequence[Tensor]],
-    *,
-    pairs: bool,
-    on_batch: Callable[[int], None] | None = None,
-) -> list[Tensor]:
-    """Score sequences in batches of similar length, the two of a pair in one batch.
-
-    Args:
-        sequences: any number.
-        budget: tokens per batch, of a pair without what the second repeats of the first.
-        score: gives one row of numbers for each sequence of a batch; of pairs, the first halves come first.
-        pairs: whether the second half of the sequences are the first half's partners, in their order.
-        on_batch: called with the number of sequences after each batch (a progress bar).
-
-    Returns:
-        Each sequence's row, float32.
-    """
-    count = len(sequences) // 2 if pairs else len(sequences)
-    units = [(index, index + count) if pairs else (index,) for index in range(count)]
-
-    def scored(batch: list[int]) -> list[Tensor]:
-        order = [units[unit][side] for side in range(1 + pairs) for unit in batch]
-        rows = list(score([sequences[index] for index in order]))
-        return [torch.cat(rows[place :: len(batch)]) for place in range(len(batch))]
-
-    def told(done: int) -> None:
-        if on_batch is not None:
-            on_batch(done * (1 + pairs))
-
-    joined = score_batches([_tokens(sequences, unit) for unit in units], budget, scored, on_batch=told)
-    result: list[Tensor] = [torch.empty(0)] * len(sequences)
-    for unit, row in zip(units, joined, strict=True):
-        for index, part in zip(unit, row.split([sequences[index].response_tokens for index in unit]), strict=True):
-            result[index] = part
-    return result
-
-
-def _tokens(sequences: Sequence[ScoredSequence], unit: Sequence[int]) -> int:
-    """Tokens of a sequence, or of a pair whose common beginning is computed once."""
-    ids = [sequences[index].input_ids for index in unit]
-    shared = next(
-        (place for place, tokens in enumerate(zip(*ids, strict=False)) if tokens[0] != tokens[-1]), min(map(len, ids))
-    )
-    return sum(map(len, ids)) - (shared if len(ids) == 2 else 0)
+def _pair_tokens(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens of a pair whose common beginning is computed once."""
+    same = itertools.takewhile(lambda tokens: tokens[0] == tokens[1], zip(first, second, strict=False))
+    return len(first) + len(second) - sum(1 for _ in same)
 
 
 def _pad(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -196,81 +160,89 @@ def scoring_log_probs(
         return response_log_probs(scoring.model, sequences, chunk_tokens=chunk_tokens, pairs=pairs)
 
 
-class OracleScorer:
+class SequenceScorer(ABC):
+    """A number for every response token of sequences, in batches under a token budget.
+
+    Args:
+        models: what ``log_probs`` is asked of.
+        batch_tokens: tokens per batch, prompt and response counted.
+        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+    """
+
+    def __init__(self, *models: ScoringModel, batch_tokens: int, chunk_tokens: int | None = None) -> None:
+        self.models, self.batch_tokens, self.chunk_tokens = models, batch_tokens, chunk_tokens
+
+    def score(
+        self,
+        sequences: Sequence[ScoredSequence],
+        *,
+        pairs: bool = False,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[Tensor]:
+        """Score sequences.
+
+        Args:
+            sequences: any number, in any order.
+            pairs: whether the second half of them are the first half's partners, which share their prompts: these are
+                computed once where the models allow it.
+            on_batch: called with the number of sequences after each batch (a progress bar).
+
+        Returns:
+            For each, in the order given, its numbers in nats: float32 on the CPU, [response_tokens].
+        """
+        pairs = pairs and all(refusal_of(causal_lm(model.model)) is None for model in self.models)
+
+        def score(items: list[int]) -> Sequence[Tensor]:
+            batch = [sequences[item] for item in items]
+            return self.combined(
+                *(scoring_log_probs(m, batch, chunk_tokens=self.chunk_tokens, pairs=pairs) for m in self.models)
+            )
+
+        ids = [sequence.input_ids for sequence in sequences]
+        if not pairs:
+            return score_batches([len(row) for row in ids], self.batch_tokens, score, on_batch=on_batch)
+        count = len(ids) // 2
+        lengths = [_pair_tokens(*both) for both in zip(ids[:count], ids[count:], strict=True)]
+        units = [(index, index + count) for index in range(count)]
+        return score_batches(lengths, self.batch_tokens, score, units=units, on_batch=on_batch)
+
+    @abstractmethod
+    def combined(self, *logps: list[Tensor]) -> list[Tensor]:
+        """The numbers of a batch from the log-probabilities, in nats, under each model: [response_tokens] each."""
+
+
+class OracleScorer(SequenceScorer):
     """log pi_oracle - log pi_oracle_base of every response token (SePO, Eq. 24).
 
     Args:
         oracle: the model trained with preference optimization.
         base: the model that it was trained from.
-        batch_tokens: tokens per batch, prompt and response counted.
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        batch_tokens: as ``SequenceScorer``.
+        chunk_tokens: as ``SequenceScorer``.
     """
 
     def __init__(
         self, *, oracle: ScoringModel, base: ScoringModel, batch_tokens: int, chunk_tokens: int | None = None
     ) -> None:
-        self.oracle, self.base = oracle, base
-        self.batch_tokens, self.chunk_tokens = batch_tokens, chunk_tokens
+        super().__init__(oracle, base, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
 
-    def score(
-        self,
-        sequences: Sequence[ScoredSequence],
-        *,
-        pairs: bool = False,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> list[Tensor]:
-        """Score sequences.
-
-        Args:
-            sequences: any number, in any order.
-            pairs: whether the second half of them are the first half's partners, which share their prompts.
-            on_batch: called with the number of sequences after each batch (a progress bar).
-
-        Returns:
-            For each, in the order given, its scores in nats: float32 on the CPU, [response_tokens].
-        """
-
-        def score(batch: list[ScoredSequence]) -> list[Tensor]:
-            oracle, base = (
-                scoring_log_probs(model, batch, chunk_tokens=self.chunk_tokens, pairs=pairs)
-                for model in (self.oracle, self.base)
-            )
-            return [oracle_scores(ours, theirs) for ours, theirs in zip(oracle, base, strict=True)]
-
-        return score_sequences(sequences, self.batch_tokens, score, pairs=pairs, on_batch=on_batch)
+    def combined(self, *logps: list[Tensor]) -> list[Tensor]:
+        """The differences."""
+        return [oracle_scores(ours, theirs) for ours, theirs in zip(*logps, strict=True)]
 
 
-class LogProbScorer:
+class LogProbScorer(SequenceScorer):
     """log pi of every response token under one model: a reference that is run once, before training.
 
     Args:
         model: the model.
-        batch_tokens: tokens per batch, prompt and response counted.
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        batch_tokens: as ``SequenceScorer``.
+        chunk_tokens: as ``SequenceScorer``.
     """
 
     def __init__(self, model: ScoringModel, *, batch_tokens: int, chunk_tokens: int | None = None) -> None:
-        self.model, self.batch_tokens, self.chunk_tokens = model, batch_tokens, chunk_tokens
+        super().__init__(model, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
 
-    def score(
-        self,
-        sequences: Sequence[ScoredSequence],
-        *,
-        pairs: bool = False,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> list[Tensor]:
-        """Score sequences.
-
-        Args:
-            sequences: any number, in any order.
-            pairs: whether the second half of them are the first half's partners, which share their prompts.
-            on_batch: called with the number of sequences after each batch (a progress bar).
-
-        Returns:
-            For each, in the order given, its log-probabilities in nats: float32 on the CPU, [response_tokens].
-        """
-
-        def score(batch: list[ScoredSequence]) -> list[Tensor]:
-            return scoring_log_probs(self.model, batch, chunk_tokens=self.chunk_tokens, pairs=pairs)
-
-        return score_sequences(sequences, self.batch_tokens, score, pairs=pairs, on_batch=on_batch)
+    def combined(self, *logps: list[Tensor]) -> list[Tensor]:
+        """The log-probabilities themselves."""
+        return logps[0]

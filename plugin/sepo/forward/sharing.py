@@ -65,12 +65,14 @@ def layout_for(model: nn.Module, inputs: Mapping[str, Any], layout: PairLayout |
     """
     if layout is None:
         return None
-    inner = causal_lm(model)
+    inner: Any = causal_lm(model)
     if inner not in _REFUSALS:
         refusal = refusal_of(inner)
         if refusal is None:
-            _use_our_attention(inner)
+            own = _use_our_attention(inner)
             refusal = _difference(model, inner, inputs["input_ids"], layout)
+            if refusal is not None:
+                inner.config._attn_implementation = own
         _REFUSALS[inner] = refusal
         if refusal is not None:
             say_once(refusal)
@@ -118,11 +120,13 @@ def refusal_of(model: nn.Module) -> str | None:
     return next((reason for reason, holds in refusals.items() if holds), None)
 
 
-def _use_our_attention(model: Any) -> None:
-    """Exchange the name of the model's attention for ours: checkpointed layers ask again in the backward pass."""
-    implementation = model.config._attn_implementation
+def _use_our_attention(model: Any) -> str:
+    """Exchange the name of the model's attention for ours and return it; checkpointed layers ask for the name again in
+    the backward pass."""
+    implementation: str = model.config._attn_implementation
     if not implementation.startswith(PREFIX):
         model.config._attn_implementation = register(implementation)
+    return implementation
 
 
 def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: PairLayout) -> str | None:

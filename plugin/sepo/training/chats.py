@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from sepo.errors import SepoError
 from sepo.tokens.projection import TokenSpans
 from sepo.training.texts import TokenTexts, clipped
@@ -162,8 +164,8 @@ class ChatReader:
             return self._applied(turns, tools)
         try:
             return self._applied([{"role": "system", "content": system}, *turns], tools)
-        except Exception:
-            # Gemma's and others take no system turn: the first turn then begins with it.
+        except TemplateError:  # what `raise_exception` raises, as Gemma's template does for a system turn
+            # The first turn then begins with it; what is wrong beside it is refused there.
             first = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
             return self._applied([first, *turns[1:]], tools)
 
