@@ -75,3 +75,29 @@ def test_plain_loading_restores_the_engine(monkeypatch):
         assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
     finally:
         deepspeed.unset_hf_deepspeed_config()
+
+
+def test_the_hosts_checkpointing_is_the_reentrant_one():
+    """`recompute_less` looks through the host's wrapper; of frozen layers the host checkpoints none."""
+    import torch
+    from llamafactory.hparams import ModelArguments
+    from llamafactory.model.model_utils.checkpointing import prepare_model_for_training
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from sepo.forward.recompute import recompute_as_before, recompute_less
+
+    config = LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2)
+    model = AutoModelForCausalLM.from_config(config).train()
+    prepare_model_for_training(model, ModelArguments(model_name_or_path="any"))
+    tokens = torch.arange(8)[None]
+
+    def gradients():
+        model.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    expected = gradients()
+    assert recompute_less(model) == 3
+    torch.testing.assert_close(gradients(), expected, rtol=0, atol=1e-6)
+    recompute_as_before(model)
+    assert gradients()[0].equal(expected[0])

@@ -23,6 +23,7 @@ from sepo.forward.chunked import (
     token_log_probs,
     token_log_probs_by_module,
 )
+from sepo.forward.last_layer import last_mlp_only_at
 from sepo.forward.layout import PairLayout, row_inputs
 
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[str, object], ...]] = weakref.WeakKeyDictionary()
@@ -185,7 +186,8 @@ def run_through_head(
         leaving = torch.cat([*values, _probe(values[0])] if check else values)
         return leaving.view(1, -1, 1)
 
-    with _exchanged(head.module, forward, switches):
+    last_mlp = contextlib.nullcontext() if layout is None else last_mlp_only_at(inner, at, shape)
+    with last_mlp, _exchanged(head.module, forward, switches):
         output = model(**inputs, use_cache=False, return_dict=True).logits
     if check:
         _check_untouched(inner, output, computed)

@@ -67,11 +67,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if low_rank is None:
         output: Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return output
-    base = layer.base_layer
-    if _is_frozen_linear(base):
-        return _linear_with_low_rank(x, base.weight, base.bias, *low_rank)
-    added: Tensor = _AddLowRank.apply(base(x), x, *low_rank)
-    return added
+    return _adapted_by(low_rank, layer.base_layer, x)
 
 
 def _low_rank(layer: Any, x: Tensor) -> _LowRank | None:
@@ -107,70 +103,101 @@ def _is_frozen_linear(base: Any) -> bool:
     return _is_simple(base) and not any(parameter.requires_grad for parameter in base.parameters())
 
 
-def _linear_with_low_rank(
-    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
-) -> Tensor:
-    output: Tensor = _LinearWithLowRank.apply(x, weight, bias, down, up, scaling)
+class _Link:
+    """Gradient of an adapted layer's output, from the second half of its backward pass to the first."""
+
+    grad: Tensor | None = None
+
+
+def _adapted_by(low_rank: _LowRank, base: Any, x: Tensor) -> Tensor:
+    """``base(x) + s (x A^T) B^T``, the base's own product last.
+
+    What the backward pass needs is kept before that product: where a layer is computed again for its backward pass
+    and this product is its last, non-reentrant checkpointing stops in front of it.
+    """
+    link, frozen = _Link(), _is_frozen_linear(base)
+    reduced: Tensor = _Reduced.apply(x, *low_rank, frozen, link)
+    if frozen:
+        output: Tensor = _Linear.apply(x, reduced, base.weight, base.bias, *low_rank, link)
+    else:
+        output = _Added.apply(base(x), reduced, low_rank.up, low_rank.scaling, link)
     return output
 
 
-class _LinearWithLowRank(torch.autograd.Function):
-    """``x W^T + b + s (x A^T) B^T`` with frozen W and b."""
+class _Reduced(torch.autograd.Function):
+    """``x A^T``. Its backward pass comes after that of the layer's output, and makes the gradients of A and B."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, scaling: float, x_done: bool, link: _Link) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).to(matmul_dtype(x))
+        with torch.autocast(x.device.type, enabled=False):
+            reduced = rows @ down.to(rows.dtype).T
+        ctx.save_for_backward(x, down, up, reduced)
+        ctx.scaling, ctx.x_done, ctx.link = scaling, x_done, link
+        return reduced
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        x, down, up, reduced = ctx.saved_tensors
+        rows, ctx.link.grad = ctx.link.grad, None
+        grad_down = (slope.T @ x.reshape(-1, x.shape[-1]).to(slope.dtype)).to(down.dtype)
+        # Kernels run [r, N] x [N, out] at three times the rate of [out, N] x [N, r].
+        grad_up = ((reduced.to(rows.dtype) * ctx.scaling).T @ rows).T.to(up.dtype).contiguous()
+        grad_x = None
+        if ctx.needs_input_grad[0] and not ctx.x_done:
+            grad_x = (slope @ down.to(slope.dtype)).view(x.shape).to(x.dtype)
+        return grad_x, grad_down, grad_up, None, None, None
+
+
+class _Linear(torch.autograd.Function):
+    """``x W^T + b + s reduced B^T`` with frozen W and b; saves no activation."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
-    ) -> Tensor:
-        dtype = matmul_dtype(x)
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        ctx: Any, x: Tensor, reduced: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor,
+        scaling: float, link: _Link,
+    ) -> Tensor:  # fmt: skip
+        rows = x.reshape(-1, x.shape[-1]).to(reduced.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            output = F.linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype))
-            reduced = rows @ down.to(dtype).T
-            output.addmm_(reduced, up.to(dtype).T, alpha=scaling)
-        ctx.save_for_backward(x, weight, down, up, reduced)
-        ctx.scaling = scaling
+            output = F.linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
+            output.addmm_(reduced, up.to(rows.dtype).T, alpha=scaling)
+        # Parameters, which stay where they are: kept here, and not through `save_for_backward`.
+        ctx.parameters, ctx.scaling, ctx.link = (weight, down, up), scaling, link
+        ctx.of_x = (x.shape, x.dtype)
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up, reduced = ctx.saved_tensors
+        weight, down, up = ctx.parameters
         rows = grad.reshape(-1, grad.shape[-1])
-        slope, grad_down, grad_up = _low_rank_gradients(ctx, rows, x, up, reduced)
+        ctx.link.grad = rows
+        slope = (rows @ up.to(rows.dtype)) * ctx.scaling
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = rows @ weight.to(rows.dtype)
             grad_x.addmm_(slope, down.to(rows.dtype))
-            grad_x = grad_x.view(x.shape).to(x.dtype)
-        return grad_x, None, None, grad_down.to(down.dtype), grad_up.to(up.dtype), None
+            shape, dtype = ctx.of_x
+            grad_x = grad_x.view(shape).to(dtype)
+        return grad_x, slope, None, None, None, None, None, None
 
 
-class _AddLowRank(torch.autograd.Function):
-    """``base + s (x A^T) B^T`` where the base layer is more than a frozen matrix (quantized, trained)."""
+class _Added(torch.autograd.Function):
+    """``base + s reduced B^T`` where the base layer is more than a frozen matrix (quantized, trained)."""
 
     @staticmethod
-    def forward(ctx: Any, base: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
-        dtype = base.dtype
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            reduced = rows @ down.to(dtype).T
-            output = torch.addmm(base.reshape(-1, base.shape[-1]), reduced, up.to(dtype).T, alpha=scaling)
-        ctx.save_for_backward(x, down, up, reduced)
-        ctx.scaling = scaling
+    def forward(ctx: Any, base: Tensor, reduced: Tensor, up: Tensor, scaling: float, link: _Link) -> Tensor:
+        with torch.autocast(base.device.type, enabled=False):
+            output = torch.addmm(
+                base.reshape(-1, base.shape[-1]), reduced.to(base.dtype), up.to(base.dtype).T, alpha=scaling
+            )
+        ctx.up, ctx.scaling, ctx.link = up, scaling, link
         return output.view(base.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, down, up, reduced = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        slope, grad_down, grad_up = _low_rank_gradients(ctx, rows, x, up, reduced)
-        grad_x = (slope @ down.to(rows.dtype)).view(x.shape).to(x.dtype) if ctx.needs_input_grad[1] else None
-        return grad, grad_x, grad_down.to(down.dtype), grad_up.to(up.dtype), None
-
-
-def _low_rank_gradients(ctx: Any, rows: Tensor, x: Tensor, up: Tensor, reduced: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of ``x A^T`` [N, r], of A [r, in] and of B [out, r], from that of the output, ``rows`` [N, out]."""
-    scaled = reduced * ctx.scaling
-    slope = (rows @ up.to(rows.dtype)) * ctx.scaling
-    return slope, slope.T @ x.reshape(-1, x.shape[-1]).to(rows.dtype), rows.T @ scaled
+        ctx.link.grad = rows
+        return grad, (rows @ ctx.up.to(rows.dtype)) * ctx.scaling, None, None, None

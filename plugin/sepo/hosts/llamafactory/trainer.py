@@ -10,6 +10,7 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 
 from sepo.forward.lora import fuse_lora
+from sepo.forward.recompute import recompute_less
 from sepo.training.reference import StartingPolicy
 from sepo.training.settings import RunSettings
 from sepo.training.splitting import SplitsBatches
@@ -33,6 +34,7 @@ class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
         super().__init__(**kwargs)
         self.check_batch_tokens()
         fuse_lora(self.model)
+        recompute_less(self.model)
 
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: str = "train"

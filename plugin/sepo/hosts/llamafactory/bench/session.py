@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.forward.lora import fuse_lora, unfuse_lora
+from sepo.forward.recompute import recompute_as_before, recompute_less
 from sepo.hosts.llamafactory.bench.contenders import Contender
 from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with_random_columns
 from sepo.hosts.llamafactory.columns import selection_columns
@@ -64,8 +65,10 @@ class Session:
     def step(self, name: str, batch: int) -> Tensor:
         """Run a contender's own training step, forward and backward, on a round's batch; the loss, detached."""
         trainer = self.trainers[name]
-        # One model for all: each contender runs its LoRA layers as its own training does.
-        (fuse_lora if isinstance(trainer, PreferenceTrainer) else unfuse_lora)(self.model)
+        # One model for all: each contender runs its LoRA layers and checkpoints as its own training does.
+        ours = isinstance(trainer, PreferenceTrainer)
+        for change in (fuse_lora, recompute_less) if ours else (unfuse_lora, recompute_as_before):
+            change(self.model)
         return trainer.training_step(self.model, dict(self.batches[name][batch]))
 
     def settle(self, name: str) -> None:

@@ -1,0 +1,61 @@
+"""The last layer's MLP on the positions whose hidden states are read: after attention nothing mixes tokens any more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sepo.forward.recompute import is_computed_again
+
+_WORTH_IT = 0.9
+"""Share of positions above which gathering them costs as much as it saves."""
+
+
+@contextlib.contextmanager
+def last_mlp_only_at(inner: nn.Module, at: tuple[Tensor, Tensor], shape: torch.Size) -> Iterator[None]:
+    """For one forward pass, run the last layer's MLP at some positions and give zeros elsewhere.
+
+    Args:
+        inner: the causal language model without wrappers. One whose last layer has no ``mlp`` that maps a tensor to a
+            tensor, or is computed again in the backward pass (after this context), runs as always.
+        at: row and column of each position whose last hidden state is read, some of them more than once (the end of a
+            prompt, before both answers).
+        shape: [B, T] of the hidden states.
+    """
+    mlp = _last_mlp(inner) if at[0].numel() <= _WORTH_IT * shape.numel() else None
+    if mlp is None:
+        yield
+        return
+    own = mlp.forward
+    read = torch.zeros(shape, dtype=torch.bool, device=at[0].device)
+    read[at] = True
+    once = read.nonzero(as_tuple=True)
+
+    def forward(states: Tensor) -> Tensor:
+        if states.shape[:2] != shape:
+            output: Tensor = own(states)
+            return output
+        values = own(states[once].unsqueeze(0)).squeeze(0)
+        return values.new_zeros(*states.shape[:-1], values.shape[-1]).index_put(once, values)
+
+    mlp.forward = forward
+    try:
+        yield
+    finally:
+        del mlp.forward
+
+
+def _last_mlp(inner: nn.Module) -> Any:
+    get_decoder: Any = getattr(inner, "get_decoder", None)
+    decoder = get_decoder() if callable(get_decoder) else None
+    layers = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return None
+    mlp = getattr(layers[-1], "mlp", None)
+    plain = isinstance(mlp, nn.Module) and "forward" not in mlp.__dict__ and not hasattr(mlp, "experts")
+    again = torch.is_grad_enabled() and is_computed_again(layers[-1])
+    return mlp if plain and not again else None

@@ -1,0 +1,78 @@
+"""Gradient checkpointing that computes less again: not what the backward pass does not read, nor the last layer.
+
+Reentrant checkpointing, the host's default, runs a layer again to its end. The other kind that torch has stops as soon
+as it has what the backward pass reads, and with the LoRA forward of this package that is in front of the last matrix
+product of a layer: a fifth of the layer and more. The last layer is needed as soon as the backward pass starts, so that
+forgetting it saves no memory. Values and gradients are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+_FUNCTION = "_gradient_checkpointing_func"
+
+
+def recompute_less(model: nn.Module) -> int:
+    """Exchange the checkpointing of a model's layers, until ``recompute_as_before``.
+
+    Args:
+        model: any model. Left alone: layers that are not checkpointed, or by another function than torch's reentrant
+            one (unsloth's, say), and layers whose weights an engine shards (their shapes change between the passes).
+
+    Returns:
+        How many layers are checkpointed by this module now.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        if _is_reentrant(layer):
+            setattr(layer, _FUNCTION, _Lean(getattr(layer, _FUNCTION), keeps=layer is layers[-1]))
+    return sum(isinstance(getattr(layer, _FUNCTION, None), _Lean) for layer in layers)
+
+
+def recompute_as_before(model: nn.Module) -> None:
+    """Give the layers of a model their own checkpointing back."""
+    for module in model.modules():
+        function = getattr(module, _FUNCTION, None)
+        if isinstance(function, _Lean):
+            setattr(module, _FUNCTION, function.own)
+
+
+def is_computed_again(layer: nn.Module) -> bool:
+    """Whether a layer's forward runs again in the backward pass."""
+    if not (layer.training and getattr(layer, "gradient_checkpointing", False)):
+        return False
+    function = getattr(layer, _FUNCTION, None)
+    return not (isinstance(function, _Lean) and function.keeps)
+
+
+class _Lean:
+    """In place of a layer's checkpointing function."""
+
+    def __init__(self, own: Callable[..., Any], *, keeps: bool) -> None:
+        self.own = own
+        self.keeps = keeps
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.keeps:
+            return function(*args, **kwargs)
+        return checkpoint(function, *args, use_reentrant=False, **kwargs)
+
+
+def _is_reentrant(layer: Any) -> bool:
+    if not layer.gradient_checkpointing:
+        return False
+    function = inspect.unwrap(getattr(layer, _FUNCTION))  # the host wraps the function
+    return (
+        isinstance(function, functools.partial)
+        and function.func is checkpoint
+        and function.keywords.get("use_reentrant") is True
+        and not any(hasattr(weight, mark) for weight in layer.parameters() for mark in ("ds_id", "to_local"))
+    )
