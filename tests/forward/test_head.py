@@ -331,6 +331,7 @@ def test_a_head_with_a_forward_of_its_own_is_asked():
 # Wrappers
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it between two graphs
 def test_compiled_wrapper():
     model, (inputs, labels, wanted) = make(), batch()
     compiled = torch.compile(model, backend="eager")

@@ -7,10 +7,13 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.testing import CompileCounter
 
 from sepo.forward import sharing
 from sepo.forward.attention import PREFIX
 from sepo.forward.head import selected_log_probs
+from sepo.forward.lora import fuse_lora
+from sepo.forward.recompute import recompute_less
 from sepo.forward.sharing import batch_layout, layout_for, refusal_of
 
 VOCABULARY = 97
@@ -274,3 +277,28 @@ def test_batches_that_cannot_be_laid_out_run_as_they_are(change, reason, caplog)
 def test_a_batch_without_a_mask_has_no_padding():
     inputs, wanted = batch_of([(4, 6, 6)], padding=0)
     assert batch_layout({"input_ids": inputs["input_ids"]}, wanted).tokens == 4 + 5 + 5
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it between two graphs
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
+def test_compiled_models_are_not_compiled_for_every_batch(checkpointed):
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(model_of("Llama"), config).train()
+    if checkpointed:
+        model.base_model.model.gradient_checkpointing_enable({"use_reentrant": True})
+        model.enable_input_require_grads()
+    fuse_lora(model)
+    recompute_less(model)
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    frames = []
+    for more in range(3):
+        inputs, wanted = batch_of([(7 + more, 5, 9), (2, 8 + more, 7)], seed=more)
+        layout = layout_for(model, inputs, batch_layout(inputs, wanted))
+        expected, gradients = values_and_gradients(model, inputs, wanted, layout)
+        ours, found = values_and_gradients(compiled, inputs, wanted, layout)
+        torch.testing.assert_close(ours, expected)
+        found = {name.removeprefix("_orig_mod."): gradient for name, gradient in found.items()}
+        torch.testing.assert_close(found, gradients, rtol=2e-5, atol=2e-5 * max(g.abs().max() for g in found.values()))
+        frames.append(counter.frame_count)
+    assert frames[1] == frames[-1]  # once for the first shape, once for any

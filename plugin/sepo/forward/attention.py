@@ -62,6 +62,15 @@ def register(implementation: str) -> str:
 def _attention_for(implementation: str) -> Callable[..., Any]:
     piece = functools.partial(_eager_piece if implementation == "eager" else _fused_piece, implementation)
 
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: PairLayout, **kwargs: Any
+    ) -> Tensor:
+        layout.attended += 1
+        return attend_pairs(module, query, key, value, layout, piece=piece, **kwargs)
+
+    # Every row has other lengths: a compiled model calls this part as it is, or it would be compiled for each row.
+    attend = torch.compiler.disable(attend)
+
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Any]:
@@ -71,8 +80,7 @@ def _attention_for(implementation: str) -> Callable[..., Any]:
                 module, query, key, value, attention_mask, **kwargs
             )
             return output
-        layout.attended += 1
-        return attend_pairs(module, query, key, value, layout, piece=piece, **kwargs), None
+        return attend(module, query, key, value, layout, **kwargs), None
 
     return attention
 

@@ -61,17 +61,36 @@ def _known_transforms(model: nn.Module) -> tuple[LogitTransform, list[tuple[Any,
     return transform, switches
 
 
+class _StandIn:
+    """What a head's forward is exchanged for: one function per head, since a compiled model is compiled again where it
+    meets another one."""
+
+    def __init__(self) -> None:
+        self.forward: Callable[..., Tensor] | None = None
+        self.function: Callable[..., Tensor] = torch.compiler.disable(self._call)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Tensor:
+        assert self.forward is not None  # set for the length of a call
+        return self.forward(*args, **kwargs)
+
+
+_STAND_INS: weakref.WeakKeyDictionary[nn.Module, _StandIn] = weakref.WeakKeyDictionary()
+
+
 @contextlib.contextmanager
 def _exchanged(head: Any, forward: Any, switches: list[tuple[Any, str, float | None]]) -> Iterator[None]:
     """Give ``head`` another forward and switch off what the model does to logits afterwards, for one call."""
     saved = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
     had_own, own = "forward" in head.__dict__, head.__dict__.get("forward")
-    head.forward = forward
+    stand_in = _STAND_INS.get(head) or _STAND_INS.setdefault(head, _StandIn())
+    before, stand_in.forward = stand_in.forward, forward
+    head.forward = stand_in.function
     try:
         for owner, name, neutral in switches:
             setattr(owner, name, neutral)
         yield
     finally:
+        stand_in.forward = before
         for owner, name, value in saved:
             setattr(owner, name, value)
         if had_own:
@@ -186,7 +205,8 @@ def run_through_head(
         leaving = torch.cat([*values, _probe(values[0])] if check else values)
         return leaving.view(1, -1, 1)
 
-    last_mlp = contextlib.nullcontext() if layout is None else last_mlp_only_at(inner, at, shape)
+    compiled = hasattr(model, "_orig_mod")
+    last_mlp = contextlib.nullcontext() if layout is None or compiled else last_mlp_only_at(inner, at, shape)
     with last_mlp, _exchanged(head.module, forward, switches):
         output = model(**inputs, use_cache=False, return_dict=True).logits
     if check:

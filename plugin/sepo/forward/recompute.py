@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 _FUNCTION = "_gradient_checkpointing_func"
 
@@ -30,6 +29,8 @@ def recompute_less(model: nn.Module) -> int:
     Returns:
         How many layers are checkpointed by this module now.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         if _is_reentrant(layer):
