@@ -16,6 +16,8 @@ EPILOG = """examples:
   sepo score recipe.yaml                        its token scores alone; `sepo train` then finds them
   sepo scores ls                                which scores there are
   sepo pipeline recipe.yaml                     base, oracle, scores, policy
+  sepo plan recipe.yaml --gpu 24GiB             what memory it needs, and whether it fits
+  sepo status saves/run                         how far a run is
   sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
   sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
 """
@@ -58,6 +60,31 @@ def _bench(options: argparse.Namespace) -> int:
         memory=options.memory,
         output=None if options.output is None else Path(options.output),
     )
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.launcher import quiet_on_one_device, require_host
+
+    require_host()
+    quiet_on_one_device()
+    from sepo.hosts.llamafactory.plan.run import plan
+
+    plan(
+        Path(options.recipe),
+        options.overrides,
+        gpu=options.gpu,
+        processes=options.processes,
+        tokens=options.tokens,
+        output=None if options.output is None else Path(options.output),
+    )
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.status import status
+
+    status(Path(options.run), as_json=options.json)
     return 0
 
 
@@ -115,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     pipeline = command("pipeline", _pipeline, "Train base and oracle, score, train the policy: one recipe.")
     pipeline.add_argument("recipe", help="a recipe with shared keys and the sections base, oracle and policy")
     pipeline.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1 or policy.sepo_gamma=2")
+    _add_plan(command("plan", _plan, "Say what memory a recipe needs, and whether it fits, before anything is loaded."))
+    state = command("status", _status, "Say how far a run is: step, rate, time left, last metrics, what it selects.")
+    state.add_argument("run", metavar="DIR", help="output_dir of a run, going on or ended")
+    state.add_argument("--json", action="store_true", help="as JSON")
     _add_bench(command("bench", _bench, "Measure our stages against the host's dpo and simpo, on this machine."))
     command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")
     command("disable", _disable, "Undo `sepo enable` completely.")
@@ -122,6 +153,21 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "Align a real small model with SePO on this machine and show what was selected.")
     demo.add_argument("-o", "--output", default="demo_output", help="folder for everything that it makes")
     return parser
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.description = (
+        "An account of memory from the models' configurations alone: weights, adapters, gradients, optimizer, "
+        "activations, head, reference and scoring models, phase by phase; whether it fits, and what would make it fit."
+    )
+    plan.add_argument("recipe", help="a recipe of one of our stages")
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as quantization_bit=4")
+    plan.add_argument("--gpu", metavar="SIZE", help="memory of a device, such as 24GiB; default: this machine's")
+    plan.add_argument("--processes", type=int, help="how many processes train (NPROC_PER_NODE x NNODES, or 1)")
+    plan.add_argument(
+        "--tokens", type=int, help="of the longest device batch, each prompt once; default: what cutoff_len allows"
+    )
+    plan.add_argument("-o", "--output", metavar="FILE.json", help="also write the account as JSON")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
+from sepo.training.loading import know_numbered_cpus
 from sepo.training.reference import StartingPolicy
 from sepo.training.settings import RunSettings
 from sepo.training.splitting import SplitsBatches
@@ -35,6 +36,7 @@ class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
         self.check_batch_tokens()
         fuse_lora(self.model)
         recompute_less(self.model)
+        know_numbered_cpus()
 
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: str = "train"

@@ -45,11 +45,10 @@ from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.floats import ReferenceCollator
 from sepo.training.reference import StartingPolicy
 from sepo.training.rewards import RewardCollator
+from sepo.training.runlog import SETTINGS_FILE, RunLog
 from sepo.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
-
-SETTINGS_FILE = "sepo_settings.json"
 
 
 def run_stage(
@@ -82,6 +81,7 @@ def run_stage(
     )
     if training_args.do_train:
         _write_settings(trainer, training_args, settings, stores)
+        trainer.add_callback(RunLog())
         _train(trainer, datasets, training_args, finetuning_args)
     if training_args.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")

@@ -1,0 +1,1 @@
+"""`sepo plan`: what memory a recipe needs, phase by phase, before anything is loaded."""

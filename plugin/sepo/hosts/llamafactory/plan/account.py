@@ -1,0 +1,242 @@
+"""The account: bytes by item for each phase of a run."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun, model_config
+from sepo.memory.shapes import (
+    Adapters,
+    WeightBytes,
+    shaped_model,
+    trained_in_float32,
+    weight_bytes,
+    with_adapters,
+)
+from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
+from sepo.training.settings import ModelSpec
+
+MIB = 2**20
+GPU_CONTEXT = 600 * MIB
+"""What CUDA and its libraries hold in each process before the first tensor."""
+FRAGMENTATION = 0.05
+"""Share of what a phase makes and frees that the allocator holds beyond it."""
+
+_OPTIMIZER_BYTES = {"sgd": 0.0, "adafactor": 0.1, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0, "adamw": 8.0}
+"""Bytes of states per trained weight, in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a run and what is in memory at its peak, per process.
+
+    Args:
+        name: of the phase.
+        items: bytes by what they are for.
+    """
+
+    name: str
+    items: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self.items.values())
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a run needs.
+
+    Args:
+        run: the run.
+        parameters: of the policy.
+        trainable: weights that train.
+        row: the largest device batch as it goes through the policy.
+        phases: in their order.
+        notes: what was assumed.
+    """
+
+    run: PlannedRun
+    parameters: int
+    trainable: int
+    row: Row
+    phases: tuple[Phase, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    config: Any
+    dtype: torch.dtype
+    counted: WeightBytes
+
+
+def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> Account:
+    """Account for a run.
+
+    Args:
+        run: from ``planned_run``.
+        on_gpu: whether it runs on GPUs; a GPU's own needs are added.
+        tokens: of the longest device batch, prompt shared; None for what the cutoff allows.
+
+    Raises:
+        SepoError: a model's configuration cannot be read.
+    """
+    notes: list[str] = []
+    policy = _weights(run, run.policy, key="model_name_or_path", policy=True)
+    row = _row(run, tokens)
+    phases = _before_training(run)
+    phases.append(_training(run, policy, row, notes))
+    if on_gpu:
+        phases = [_with_reserve(phase) for phase in phases]
+    return Account(run, policy.counted.parameters, policy.counted.trainable, row, tuple(phases), tuple(notes))
+
+
+def _row(run: PlannedRun, tokens: int | None) -> Row:
+    selector = run.settings.method.selector
+    live = run.settings.method.scorer == "policy_ref" or selector is None
+    share = 1.0 if live or selector is None else max(selector.chosen_ratio, selector.rejected_ratio)
+    cutoff = run.cutoff if tokens is None else max(2, -(-tokens // (2 * run.pairs)))
+    return largest_row(run.pairs, cutoff=cutoff, batch_tokens=run.settings.batch_tokens, share=share)
+
+
+def _weights(run: PlannedRun, spec: ModelSpec, *, key: str, policy: bool = False) -> _Weights:
+    config = model_config(spec.model, key=key, trust_remote_code=run.trust_remote_code)
+    dtype = run.dtype or _own_dtype(config, on_cpu=run.on_cpu)
+    adapters = run.adapters if policy else None
+    everything = policy and run.kind != "lora"
+    counted = _counted(
+        config.to_json_string(use_diff=False), config.__class__, dtype, adapters, spec.quantization_bit,
+        run.double_quantization, everything, run.trains_in_float32,
+    )  # fmt: skip
+    return _Weights(config, dtype, counted)
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(
+    config: str, kind: Any, dtype: torch.dtype, adapters: Adapters | None, bits: int | None, double: bool,
+    trains_all: bool, in_float32: bool,
+) -> WeightBytes:  # fmt: skip
+    model = shaped_model(kind.from_dict(json.loads(config)), dtype)
+    if adapters is not None:
+        model = with_adapters(model, adapters)
+    elif trains_all:
+        model = trained_in_float32(model) if in_float32 else model
+    else:
+        model.requires_grad_(False)
+    return weight_bytes(model, quantization_bit=bits, double_quantization=double)
+
+
+def _own_dtype(config: Any, *, on_cpu: bool) -> torch.dtype:
+    own = getattr(config, "dtype", None) or torch.float32
+    own = getattr(torch, own) if isinstance(own, str) else own
+    return torch.float32 if on_cpu else own
+
+
+def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> Phase:
+    counted, engine = policy.counted, run.engine
+    shard = _sharding(engine)
+    lora = run.kind == "lora"
+    items = {
+        "policy": shard(counted.frozen, 3) if lora else 0.0,
+        "trained weights": shard(counted.trained, 3),
+        "gradients": shard(counted.trained, 2),
+        f"optimizer ({run.optimizer})": 0.0
+        if engine.optimizer_offloaded
+        else shard(counted.trainable * _optimizer_bytes(run.optimizer, notes), 1),
+    }
+    if engine.weights_offloaded:
+        items["policy"] = items["trained weights"] = 0.0
+    if engine.zero and not run.on_cpu and run.autocast is not None:
+        items["float32 copies"] = 0.0 if engine.optimizer_offloaded else shard(counted.trainable * 4.0, 1)
+    if engine.zero == 3:
+        items["gathered layers"] = 2 * counted.largest_layer
+    elif engine.processes > 1:
+        items["gradient buckets"] = counted.trained
+    how = Pass(
+        policy.dtype,
+        autocast=run.autocast,
+        adapters=run.adapters,
+        trains_all=not lora and run.trains_in_float32,
+        checkpointing=run.checkpointing,
+        head_chunk_tokens=run.settings.head_chunk_tokens,
+    )
+    activations = step_bytes(policy.config, row, how)
+    if run.reference is not None:
+        reference = _weights(run, run.reference, key="ref_model")
+        items["reference"] = shard(reference.counted.total, 3)
+        alone = Pass(reference.dtype, autocast=run.autocast, backward=False, head_chunk_tokens=how.head_chunk_tokens)
+        activations = max(activations, step_bytes(reference.config, row, alone))
+    items["activations, head"] = float(activations)
+    if counted.largest_product:
+        items["unpacked 4-bit matrix" if run.policy.quantization_bit == 4 else "unpacked 8-bit matrix"] = float(
+            counted.largest_product
+        )
+    if run.kind == "freeze":
+        notes.append("freeze tuning is counted as if all weights trained.")
+    return Phase("training", items)
+
+
+def _sharding(engine: Engine) -> Callable[[float, int], float]:
+    """Bytes per process of what is spread from a ZeRO stage on."""
+    return lambda size, stage: size / engine.processes if engine.zero >= stage else size
+
+
+def _optimizer_bytes(name: str, notes: list[str]) -> float:
+    kind = next((known for known in _OPTIMIZER_BYTES if known in name), None)
+    if kind is None:
+        notes.append(f"optimizer {name} is counted as AdamW.")
+    states = _OPTIMIZER_BYTES[kind or "adamw"]
+    if name.startswith("paged_"):
+        notes.append(f"{name} may move its states out of the GPU; they are counted.")
+    return states / 4 if "8bit" in name else states
+
+
+def _before_training(run: PlannedRun) -> list[Phase]:
+    """Scoring models are whole in every process, whatever the engine."""
+    settings, phases = run.settings, []
+    row = scoring_row(settings.score_batch_tokens, cutoff=run.cutoff)
+    if settings.oracle is not None:
+        specs = [settings.oracle.oracle]
+        if not settings.oracle.one_set_of_weights:
+            specs.append(settings.oracle.base)
+        phases.append(_scoring(run, "scoring by the oracle", specs, row, key="oracle_model"))
+    rewards = settings.token_rewards
+    if rewards is not None and rewards.model is not None:
+        phases.append(_scoring(run, "token rewards", [rewards.model], row, key=rewards.key))
+    if settings.precomputed_reference is not None:
+        source = settings.precomputed_reference
+        phases.append(_scoring(run, "reference, before training", [source.model], row, key=source.key))
+    return phases
+
+
+def _scoring(run: PlannedRun, name: str, specs: list[ModelSpec], row: Row, *, key: str) -> Phase:
+    items: dict[str, float] = {}
+    making, unpacked = 0, 0
+    for number, spec in enumerate(specs):
+        model = _weights(run, spec, key=key)
+        items["oracle's base" if number else "scoring model"] = model.counted.total
+        how = Pass(model.dtype, backward=False, head_chunk_tokens=run.settings.head_chunk_tokens)
+        making = max(making, step_bytes(model.config, row, how))
+        unpacked = max(unpacked, model.counted.largest_product)
+    items["activations, head"] = float(making)
+    if unpacked:
+        items["unpacked matrix"] = float(unpacked)
+    return Phase(name, items)
+
+
+def _with_reserve(phase: Phase) -> Phase:
+    making = sum(size for name, size in phase.items.items() if name.startswith("activations"))
+    return Phase(phase.name, {**phase.items, "CUDA": float(GPU_CONTEXT), "fragmentation": FRAGMENTATION * making})

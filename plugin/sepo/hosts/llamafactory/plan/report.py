@@ -1,0 +1,126 @@
+"""The account as a table, a verdict and plain JSON values."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from sepo.hosts.llamafactory.plan.account import Account
+from sepo.hosts.llamafactory.plan.changes import Change
+
+GIB = 2**30
+_UNVERIFIED = (
+    "not verified on a GPU: the CUDA share, fragmentation, and what bitsandbytes and DeepSpeed hold beside their "
+    "tensors are estimates; measured on a CPU: see benchmarks/results/plan-*.json."
+)
+
+
+def gib(size: float) -> str:
+    """Bytes as people read them."""
+    return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"
+
+
+def headline(account: Account) -> list[str]:
+    """What is accounted for."""
+    run, row = account.run, account.row
+    bits = run.policy.quantization_bit
+    kind = {"lora": "LoRA" if bits is None else f"QLoRA, {bits} bits"}.get(run.kind, run.kind)
+    pairs = len(row.pairs)
+    return [
+        f"policy: {run.policy.model}, {account.parameters / 1e9:.2f} B parameters, {kind}, "
+        f"{account.trainable / 1e6:,.1f} M of them train" + (" (adapters)" if run.kind == "lora" else ""),
+        f"largest batch: {pairs} pair{'s' * (pairs > 1)} at a time, {row.tokens:,} tokens through the layers, "
+        f"{row.selected:,} through the head; gradient checkpointing {'on' if run.checkpointing else 'off'}",
+        f"engine: {run.engine.name}" + (f", {run.engine.processes} processes" if run.engine.processes > 1 else ""),
+    ]
+
+
+def print_plan(
+    account: Account,
+    *,
+    limit: float | None,
+    where: str,
+    on_gpu: bool,
+    found: list[Change],
+    fitting: tuple[dict[str, Any], float] | None,
+) -> None:
+    """Print the account, whether it fits, and what would help.
+
+    Args:
+        account: the account.
+        limit: bytes that a process may use, or None.
+        where: what has that limit.
+        on_gpu: whether a GPU is planned for.
+        found: single changes.
+        fitting: the change that makes it fit.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=120)
+    for line in headline(account):
+        console.print(line, markup=False, highlight=False)
+    table = Table(box=SIMPLE_HEAD, show_footer=True)
+    table.add_column("per process", footer="together")
+    for phase in account.phases:
+        table.add_column(phase.name, justify="right", footer=gib(phase.total))
+    names = list(dict.fromkeys(name for phase in account.phases for name in phase.items))
+    for name in names:
+        table.add_row(name, *(gib(phase.items[name]) if name in phase.items else "" for phase in account.phases))
+    console.print(table)
+    lines = [verdict(account, limit=limit, where=where)]
+    if found:
+        lines.append("what lowers the peak, the gentlest first:")
+        lines += [f"  {change.text}  saves {gib(change.saving)} ({change.effect})" for change in found]
+    if limit is not None and account.peak.total > limit:
+        lines.append(advice(fitting))
+    lines += [f"- {note}" for note in account.notes]
+    if on_gpu:
+        lines.append(f"- {_UNVERIFIED}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def verdict(account: Account, *, limit: float | None, where: str) -> str:
+    """Which phase peaks, and whether it fits."""
+    peak = account.peak
+    said = f"peak: {peak.name}, {gib(peak.total)}"
+    if limit is None:
+        return f"{said}. Say what you have, and the plan says whether it fits: --gpu 24GiB"
+    if peak.total <= limit:
+        return f"{said}: fits {where} ({gib(limit)}), {gib(limit - peak.total)} left"
+    return f"{said}: does not fit {where} ({gib(limit)}), {gib(peak.total - limit)} too much"
+
+
+def advice(fitting: tuple[dict[str, Any], float] | None) -> str:
+    """The change that makes a run fit."""
+    if fitting is None:
+        return "no change of the recipe makes it fit: take a smaller model, a larger device, or ZeRO-3 on several."
+    keys, peak = fitting
+    return f"fits with {Change(keys, '', peak, 0.0).text} ({gib(peak)})"
+
+
+def plan_values(
+    account: Account, *, limit: float | None, found: list[Change], fitting: tuple[dict[str, Any], float] | None
+) -> dict[str, Any]:
+    """The plan as plain JSON values; sizes in bytes per process."""
+    return {
+        "policy": account.run.policy.model,
+        "parameters": account.parameters,
+        "trainable": account.trainable,
+        "tokens": account.row.tokens,
+        "selected": account.row.selected,
+        "engine": account.run.engine.name,
+        "processes": account.run.engine.processes,
+        "phases": [{"name": phase.name, "items": phase.items, "total": phase.total} for phase in account.phases],
+        "peak": {"phase": account.peak.name, "bytes": account.peak.total},
+        "limit": limit,
+        "fits": None if limit is None else account.peak.total <= limit,
+        "changes": [
+            {"keys": change.keys, "effect": change.effect, "peak": change.peak, "saving": change.saving}
+            for change in found
+        ],
+        "fits_with": None if fitting is None else {"keys": fitting[0], "peak": fitting[1]},
+        "notes": list(account.notes),
+    }

@@ -1,0 +1,164 @@
+"""`sepo plan`, and the same account where a run begins and where it ran out of memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.pipeline import read_pipeline
+from sepo.hosts.llamafactory.plan.account import Account, account_for
+from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
+from sepo.hosts.llamafactory.plan.recipe import planned_run
+from sepo.hosts.llamafactory.plan.report import advice, gib, plan_values, print_plan, verdict
+
+logger = logging.getLogger(__name__)
+
+_SMALL = 0.02
+"""Share of a device's memory below which a policy's weights need no plan before each run."""
+
+_UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+
+
+def plan(
+    recipe_file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    gpu: str | None = None,
+    processes: int | None = None,
+    tokens: int | None = None,
+    output: Path | None = None,
+) -> dict[str, Any]:
+    """Account for a recipe's memory, print it, and say whether it fits.
+
+    Args:
+        recipe_file: a recipe of one of our stages.
+        overrides: ``key=value``.
+        gpu: memory of a device (``24GiB``); None for this machine's, if it has one.
+        processes: how many train; None for NPROC_PER_NODE times NNODES, or one.
+        tokens: of the longest device batch, prompts shared; None for what the cutoff allows.
+        output: JSON file, or None.
+
+    Returns:
+        The plan as plain JSON values.
+
+    Raises:
+        SepoError: the recipe or a request is wrong, or a configuration cannot be read.
+    """
+    if output is not None and not output.resolve().parent.is_dir():
+        raise SepoError(f"-o {output}: there is no folder {output.resolve().parent}.")
+    for name, number in (("--processes", processes), ("--tokens", tokens)):
+        if number is not None and number < 1:
+            raise SepoError(f"{name} is {number}; a number of at least 1 is expected.")
+    recipe = {name: value for name, value in read_pipeline(recipe_file, overrides).items() if value is not None}
+    run = planned_run(recipe, processes=_processes() if processes is None else processes)
+    limit, where = (bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
+    on_gpu = not run.on_cpu
+    account = account_for(run, on_gpu=on_gpu, tokens=tokens)
+    found, fitting = _help(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
+    print_plan(account, limit=limit, where=where, on_gpu=on_gpu, found=found, fitting=fitting)
+    values = plan_values(account, limit=limit, found=found, fitting=fitting)
+    if output is not None:
+        output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {output}")
+    return values
+
+
+def _help(
+    recipe: Mapping[str, Any], account: Account, *, limit: float | None, on_gpu: bool, tokens: int | None = None
+) -> tuple[list[Change], tuple[dict[str, Any], float] | None]:
+    """What would help a run that does not fit; nothing where it fits."""
+    if limit is not None and account.peak.total <= limit:
+        return [], None
+    found = changes(recipe, account, on_gpu=on_gpu, tokens=tokens)
+    return found, None if limit is None else enough(recipe, account, found, limit=limit, on_gpu=on_gpu)
+
+
+def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
+    """Say before a run begins that it cannot fit.
+
+    Args:
+        recipe: of one of our stages, checked.
+
+    Returns:
+        What was said, or None.
+    """
+    try:
+        run = planned_run(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
+        limit, where = device_memory(on_cpu=run.on_cpu)
+        if limit is None or _weights_on_disk(run.policy.model) < _SMALL * limit:
+            return None
+        on_gpu = not run.on_cpu
+        account = account_for(run, on_gpu=on_gpu)
+        if account.peak.total <= limit:
+            return None
+        _, fitting = _help(recipe, account, limit=limit, on_gpu=on_gpu)
+    except Exception as error:  # a plan is a courtesy: the run decides
+        logger.debug("no memory plan: %s", error)
+        return None
+    said = f"{verdict(account, limit=limit, where=where)}, if a batch fills cutoff_len. {advice(fitting)}"
+    logger.warning("memory plan: %s (sepo plan shows the account)", said)
+    return said
+
+
+def _weights_on_disk(model: str) -> float:
+    """Bytes of the weight files in a model's folder; infinite where there is no such folder."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return float("inf")
+    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+
+
+def what_would_help(recipe: Mapping[str, Any]) -> str:
+    """The three changes that save most, for a run that ran out of memory; empty where no plan can be made."""
+    try:
+        run = planned_run(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
+        account = account_for(run, on_gpu=not run.on_cpu)
+        found = changes(recipe, account, on_gpu=not run.on_cpu)
+    except Exception as error:
+        logger.debug("no memory plan: %s", error)
+        return ""
+    best = sorted(found, key=lambda change: -change.saving)[:3]
+    return "; ".join(f"{change.text} (saves about {gib(change.saving)})" for change in best)
+
+
+def device_memory(*, on_cpu: bool) -> tuple[float | None, str]:
+    """What this machine can give a process, and what that is; None where the run's device is not here."""
+    import torch
+
+    if not on_cpu:
+        if not torch.cuda.is_available():
+            return None, ""
+        device = int(os.environ.get("LOCAL_RANK", "0"))
+        return float(torch.cuda.get_device_properties(device).total_memory), torch.cuda.get_device_name(device)
+    import psutil
+
+    return psutil.virtual_memory().available / int(
+        os.environ.get("LOCAL_WORLD_SIZE", "1")
+    ), "this machine's free memory"
+
+
+def bytes_of(text: str) -> float:
+    """Read a size.
+
+    >>> bytes_of("24GiB") == 24 * 2**30, bytes_of("80 GB") == 80e9, bytes_of("16g") == 16 * 2**30
+    (True, True, True)
+
+    Raises:
+        SepoError: it is none.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]+)\s*", text)
+    unit = match.group(2).lower() if match else ""
+    factor = _UNITS.get({"g": "gib", "m": "mib"}.get(unit, unit))
+    if match is None or factor is None or float(match.group(1)) <= 0:
+        raise SepoError(f"--gpu is '{text}'; a size such as 24GiB or 80GB is expected.")
+    return float(match.group(1)) * factor
+
+
+def _processes() -> int:
+    return int(os.environ.get("NPROC_PER_NODE", "1")) * int(os.environ.get("NNODES", "1"))

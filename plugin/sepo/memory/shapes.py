@@ -1,0 +1,187 @@
+"""A model as shapes: built from its configuration with tensors that have no data."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+NF4_BLOCK = 64
+"""Weights that share one scale under bitsandbytes' 4-bit quantization (its default)."""
+DOUBLE_BLOCK = 256
+"""Scales that share one scale of their own under double quantization (its default)."""
+
+NF4_BYTES = 0.5 + 4 / NF4_BLOCK
+"""Bytes per weight in 4 bits: a float32 scale for each block."""
+NF4_DOUBLE_BYTES = 0.5 + (1 + 4 / DOUBLE_BLOCK) / NF4_BLOCK
+"""With double quantization: an 8-bit scale for each block, a float32 scale for each block of scales."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA adapters of a policy.
+
+    Args:
+        rank: of the adapters.
+        targets: names of the layers that have one, or ``all`` for every linear layer but the head.
+        also: names of modules that are trained whole beside them.
+    """
+
+    rank: int
+    targets: tuple[str, ...] = ("all",)
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Weights of a model, in bytes.
+
+    Args:
+        parameters: how many, adapters left out.
+        frozen: bytes of weights that do not train.
+        trained: bytes of weights that train, adapters included.
+        trainable: how many weights train.
+        largest_product: bytes of the largest quantized matrix when it is unpacked for a product; 0 without.
+        largest_layer: bytes of the largest layer's weights, which an engine that shards them gathers at a time.
+    """
+
+    parameters: int
+    frozen: float
+    trained: float
+    trainable: int
+    largest_product: int
+    largest_layer: float
+
+    @property
+    def total(self) -> float:
+        """All weights."""
+        return self.frozen + self.trained
+
+
+@contextlib.contextmanager
+def without_data() -> Iterator[None]:
+    """Under this context tensors have shapes, dtypes and a device, and no data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def on_cpu_without_data(model: Any) -> Any:
+    """A shaped model with tensors that code takes for those of a CPU; call it under ``without_data``."""
+    parameters: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                if id(weight) not in parameters:
+                    fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
+                    parameters[id(weight)] = parameters[id(fake)] = fake
+                module._parameters[name] = parameters[id(weight)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return model
+
+
+def shaped_model(config: Any, dtype: torch.dtype) -> Any:
+    """A model of a configuration's shapes, its tensors on no device.
+
+    Args:
+        config: a transformers configuration; left as it is.
+        dtype: of its weights.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    config = copy.deepcopy(config)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def linear_layers(model: Any) -> dict[str, nn.Module]:
+    """The layers that quantization packs and ``lora_target: all`` adapts: every linear one but the head."""
+    head = model.get_output_embeddings()
+    kinds = {"Linear", "Conv1D"}
+    return {
+        name: module for name, module in model.named_modules() if type(module).__name__ in kinds and module is not head
+    }
+
+
+def with_adapters(model: Any, adapters: Adapters) -> Any:
+    """A shaped model with adapters that train in float32, and its own weights frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name in linear_layers(model)}
+    targets = sorted(names) if adapters.targets == ("all",) else list(adapters.targets)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=adapters.rank, target_modules=targets, modules_to_save=list(adapters.also) or None
+    )
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # of adapters beside tied weights: nothing is trained here
+        return trained_in_float32(get_peft_model(model, config))
+
+
+def trained_in_float32(model: Any) -> Any:
+    """The model with weights that train exchanged for float32 ones, tied ones for one."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.requires_grad:
+                wide = made.setdefault(id(weight), nn.Parameter(torch.empty_like(weight, dtype=torch.float32)))
+                module._parameters[name] = wide
+                made[id(wide)] = wide
+    return model
+
+
+def weight_bytes(model: Any, *, quantization_bit: int | None = None, double_quantization: bool = True) -> WeightBytes:
+    """Count the weights of a shaped model, tied ones once.
+
+    Args:
+        model: from ``shaped_model``, with or without adapters.
+        quantization_bit: 4 (bitsandbytes' NF4) or 8 (its LLM.int8()) for the linear layers but the head; None: as
+            they are.
+        double_quantization: of the 4-bit scales.
+    """
+    per_weight = {4: NF4_DOUBLE_BYTES if double_quantization else NF4_BYTES, 8: 1.0}
+    packed = set()
+    if quantization_bit is not None:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        # An adapted layer keeps its own linear layer as `base_layer`; the adapter's matrices are no part of it.
+        packed = {
+            id(module.weight)
+            for name, module in linear_layers(base).items()
+            if not any(part in name for part in (".lora_", "modules_to_save"))
+        }
+    own = frozen = trained = 0.0
+    trainable = parameters = largest = 0
+    by_layer: dict[str, float] = {}
+    for name, weight in model.named_parameters():
+        size = weight.numel() * (per_weight[quantization_bit or 4] if id(weight) in packed else weight.element_size())
+        if id(weight) in packed:
+            largest = max(largest, weight.numel() * 2)
+        if weight.requires_grad:
+            trainable, trained = trainable + weight.numel(), trained + size
+        else:
+            frozen += size
+        if ".lora_" not in name:
+            parameters, own = parameters + weight.numel(), own + size
+        layer = _layer_of(name)
+        by_layer[layer] = by_layer.get(layer, 0.0) + size
+    return WeightBytes(parameters, frozen, trained, trainable, largest, max(by_layer.values(), default=own))
+
+
+def _layer_of(name: str) -> str:
+    parts: Sequence[str] = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else name

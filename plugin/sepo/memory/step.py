@@ -1,0 +1,166 @@
+"""What a training step or a scoring batch holds beside the weights: the real code on tensors without data."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepo.forward.attention import register
+from sepo.forward.chunked import default_chunk_tokens, token_log_probs
+from sepo.forward.layout import LAYOUT, PairLayout, PairSpan
+from sepo.forward.lora import fuse_lora
+from sepo.forward.recompute import recompute_less
+from sepo.forward.sharing import refusal_of
+from sepo.memory.live import LiveBytes, tensors_of
+from sepo.memory.shapes import (
+    Adapters,
+    on_cpu_without_data,
+    shaped_model,
+    trained_in_float32,
+    with_adapters,
+    without_data,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The tokens that go through a model at once.
+
+    Args:
+        pairs: (prompt, chosen, rejected) tokens of each pair.
+        selected: how many tokens need a log-probability.
+    """
+
+    pairs: tuple[tuple[int, int, int], ...]
+    selected: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the row, each prompt once."""
+        return sum(map(sum, self.pairs))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How a model is run.
+
+    Args:
+        dtype: of its frozen weights.
+        autocast: the dtype of autocast, or None.
+        adapters: LoRA adapters, or None.
+        trains_all: whether all weights train, in float32 (without ``adapters``).
+        backward: whether a backward pass follows; else a pass without gradients.
+        checkpointing: gradient checkpointing.
+        head_chunk_tokens: tokens whose logits exist at a time; None for the default.
+    """
+
+    dtype: torch.dtype
+    autocast: torch.dtype | None = None
+    adapters: Adapters | None = None
+    trains_all: bool = False
+    backward: bool = True
+    checkpointing: bool = True
+    head_chunk_tokens: int | None = None
+
+
+def step_bytes(config: Any, row: Row, how: Pass) -> int:
+    """Peak bytes of activations and of everything else that a pass makes, weights and gradients left out.
+
+    Args:
+        config: the model's transformers configuration.
+        row: the tokens.
+        how: the way it is run.
+    """
+    return _step_bytes(json.dumps(config.to_dict(), sort_keys=True, default=str), config.__class__, row, how)
+
+
+@functools.lru_cache(maxsize=64)
+def _step_bytes(config: str, kind: Any, row: Row, how: Pass) -> int:
+    model = shaped_model(kind.from_dict(json.loads(config)), how.dtype)
+    if how.adapters is not None:
+        model = with_adapters(model, how.adapters)
+    elif how.trains_all:
+        model = trained_in_float32(model)
+    else:
+        model.requires_grad_(False)
+    with without_data():
+        return _measured(on_cpu_without_data(model).train(how.backward), row, how)
+
+
+def _measured(model: Any, row: Row, how: Pass) -> int:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    shares = refusal_of(inner) is None
+    if shares:
+        inner.config._attn_implementation = register("sdpa")
+    if how.checkpointing and how.backward and inner.supports_gradient_checkpointing:
+        inner.gradient_checkpointing_enable({"use_reentrant": True})
+    fuse_lora(model)
+    recompute_less(model)
+    inputs = _row_inputs(row) if shares else _padded_inputs(row)
+    live = LiveBytes()
+    live.leave_out(tensors_of(model))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+            live.leave_out([parameter.grad])
+    autocast = torch.autocast("cpu", how.autocast or torch.bfloat16, enabled=how.autocast is not None)
+    with live, torch.set_grad_enabled(how.backward):
+        with autocast:
+            states = _states(inner, inputs, row.selected)
+            head = inner.get_output_embeddings()
+            chunk = how.head_chunk_tokens or default_chunk_tokens(head.weight.shape[0])
+            targets = torch.zeros(row.selected, dtype=torch.long)
+            values = token_log_probs(states, head.weight, targets, bias=head.bias, chunk_tokens=chunk)
+        if how.backward:
+            values.sum().backward()
+    return live.peak
+
+
+def _states(inner: Any, inputs: dict[str, Any], selected: int) -> Tensor:
+    hidden = inner.get_decoder()(**inputs, use_cache=False)[0]
+    flat: Tensor = hidden.reshape(-1, hidden.shape[-1])
+    return flat[torch.arange(selected) % flat.shape[0]]
+
+
+def _row_inputs(row: Row) -> dict[str, Any]:
+    spans, start = [], 0
+    for prompt, chosen, rejected in row.pairs:
+        spans.append(PairSpan(start, prompt, chosen, rejected))
+        start = spans[-1].end
+    ids = torch.zeros(1, start, dtype=torch.long)
+    layout = PairLayout(tuple(spans), ids[0], ids[0], ids)
+    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    return {"input_ids": ids, "position_ids": ids, "attention_mask": mask, LAYOUT: layout}
+
+
+def _padded_inputs(row: Row) -> dict[str, Any]:
+    """The batch as the plain path has it: two rows for each pair."""
+    longest = max(prompt + max(chosen, rejected) for prompt, chosen, rejected in row.pairs)
+    ids = torch.zeros(2 * len(row.pairs), longest, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def largest_row(pairs: int, *, cutoff: int, batch_tokens: int | None, share: float) -> Row:
+    """The row that costs most: every pair fills the cutoff on both sides, with next to no prompt.
+
+    Args:
+        pairs: of a device batch.
+        cutoff: most tokens of prompt and one answer.
+        batch_tokens: most tokens that go through the model at once, or None.
+        share: of the answers' tokens that need a log-probability.
+    """
+    pair = (1, cutoff - 1, cutoff - 1)
+    if batch_tokens is not None:
+        pairs = max(1, min(pairs, batch_tokens // sum(pair)))
+    return Row((pair,) * pairs, max(1, round(share * pairs * 2 * (cutoff - 1))))
+
+
+def scoring_row(budget: int, *, cutoff: int) -> Row:
+    """A scoring batch under a budget of tokens: at least one pair."""
+    pairs = max(1, budget // (2 * cutoff))
+    return Row(((1, cutoff - 1, cutoff - 1),) * pairs, pairs * 2 * (cutoff - 1))

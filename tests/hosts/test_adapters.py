@@ -1,0 +1,84 @@
+"""The host's ways to fine-tune work with our stages: quantization, kinds of adapters, whole modules, optimizers.
+
+An adapter begins as nothing, so that every way has plain LoRA's first loss.
+"""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from recipes import adapter, environment, logged, run, sepo_recipe
+from test_engines import WORKER
+
+pytestmark = pytest.mark.host
+
+WAYS = {
+    "plain": {},
+    "rank-stabilized": {"use_rslora": True},
+    "LoRA+": {"loraplus_lr_ratio": 16.0},
+    "DoRA": {"use_dora": True},
+    "norms in float32": {"upcast_layernorm": True},
+    "head and embedding whole": {"additional_target": "embed_tokens,lm_head"},
+    "some layers": {"lora_target": "q_proj,v_proj"},
+    "reentrant checkpointing": {"use_reentrant_gc": True},
+    "other checkpointing": {"use_reentrant_gc": False},
+    "no checkpointing": {"disable_gradient_checkpointing": True},
+    "8-bit optimizer": {"optim": "adamw_8bit"},
+    "4 bits": {"quantization_bit": 4, "quantization_method": "bnb"},
+    "4 bits, one quantization": {"quantization_bit": 4, "quantization_method": "bnb", "double_quantization": False},
+    "8 bits": {"quantization_bit": 8, "quantization_method": "bnb"},
+    "4 bits, DoRA": {"quantization_bit": 4, "quantization_method": "bnb", "use_dora": True},
+    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    "full": {"finetuning_type": "full"},
+    "bfloat16": {"bf16": True},
+    "pure bfloat16": {"pure_bf16": True},
+}
+NOT_EXACT = {"4 bits", "4 bits, one quantization", "8 bits", "4 bits, DoRA", "bfloat16", "pure bfloat16"}
+STAGES = {
+    "sepo": {},
+    "selective_dpo": {"oracle_model": None, "oracle_base_model": None},
+    "minor_dpo": {"oracle_model": None, "oracle_base_model": None},
+    "treg": {"treg_rewards": "oracle"},
+}
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def losses(request, world, tmp_path_factory):
+    """Losses of every way in a stage: one process runs them all."""
+    stage, folder = request.param, tmp_path_factory.mktemp(request.param)
+    recipes = {
+        way: sepo_recipe(world, folder / way.replace(" ", "-"), stage=stage, max_steps=2, disable_shuffling=True,
+                         save_strategy="no", ref_model=str(world / "base") if stage != "sepo" else None,
+                         **{**STAGES[stage], **keys})
+        for way, keys in WAYS.items()
+    }  # fmt: skip
+    file = folder / "recipes.json"
+    file.write_text(json.dumps(list(recipes.values())))
+    run([sys.executable, WORKER, file], cwd=folder, env=environment())
+    return stage, {way: recipe["output_dir"] for way, recipe in recipes.items()}, folder
+
+
+def losses_of(folder, way):
+    return [entry["loss"] for entry in logged(folder / way.replace(" ", "-")) if "loss" in entry]
+
+
+def test_every_way_begins_at_the_same_loss_and_trains(losses):
+    stage, ways, folder = losses
+    plain = losses_of(folder, "plain")
+    for way in ways:
+        found = losses_of(folder, way)
+        assert len(found) == 2, way
+        assert all(torch.isfinite(torch.tensor(found))), way
+        tolerance = 0.25 if way in NOT_EXACT else 2e-5
+        assert found[0] == pytest.approx(plain[0], abs=tolerance), f"{stage}, {way}"
+        assert found[1] != found[0], f"{stage}, {way}"
+
+
+def test_modules_trained_whole_are_saved(losses):
+    _, _, folder = losses
+    names = adapter(folder / "head-and-embedding-whole")
+    assert any("lm_head" in name for name in names)
+    assert any("embed_tokens" in name for name in names)
+    assert any("lora_magnitude_vector" in name for name in adapter(folder / "DoRA"))

@@ -1,0 +1,156 @@
+"""The engines that exist: two CPU processes under each give one process's losses and weights; killed runs go on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes import BIN, adapter, environment, logged, run, same_weights, sepo_recipe
+
+pytestmark = pytest.mark.host
+
+WORKER = Path(__file__).with_name("engine_worker.py")
+STAGES = {
+    "sepo": {},
+    "selective_dpo": {"ref_model": "base", "oracle_model": None, "oracle_base_model": None},
+    "minor_dpo": {"oracle_model": None, "oracle_base_model": None},
+    "treg": {"treg_rewards": "oracle"},
+}
+FSDP2 = """compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_cpu_ram_efficient_loading: false
+  fsdp_offload_params: false
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer
+machine_rank: 0
+main_process_port: {port}
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 2
+use_cpu: true
+"""
+
+
+def deepspeed_config(folder, stage):
+    """The host's JSON of this stage, for a CPU."""
+    zero = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+                 "gradient_clipping")  # fmt: skip
+    config = {
+        **dict.fromkeys(automatic, "auto"), "zero_allow_untested_optimizer": True,
+        "fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}, "zero_optimization": zero,
+    }  # fmt: skip
+    path = folder / f"z{stage}.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def started(engine, recipes, folder):
+    """The command and environment that run recipes under an engine; the recipes' keys that it needs are added."""
+    port = 20000 + (os.getpid() * 7 + len(engine) * 131) % 20000
+    extra = {}
+    if engine.startswith("zero"):
+        config = deepspeed_config(folder, int(engine[-1]))
+        recipes = [{**recipe, "deepspeed": str(config), "use_cpu": None} for recipe in recipes]
+        extra["DS_ACCELERATOR"] = "cpu"
+    file = folder / f"{engine}-{len(list(folder.glob('*.json')))}.json"
+    file.write_text(json.dumps([{k: v for k, v in recipe.items() if v is not None} for recipe in recipes]))
+    if engine == "fsdp2":
+        config = folder / "fsdp.yaml"
+        config.write_text(FSDP2.format(port=port))
+        return [BIN / "accelerate", "launch", "--config_file", config, WORKER, file], environment()
+    processes = 1 if engine == "one" else 2
+    command = [BIN / "torchrun", "--nproc_per_node", processes, "--master_port", port, WORKER, file]
+    return command, environment(**extra)
+
+
+def stage_recipes(world, folder, engine, scores):
+    pairs = 4 if engine == "one" else 2
+    changed = {
+        stage: {**keys, **({"ref_model": str(world / "base")} if "ref_model" in keys else {})}
+        for stage, keys in STAGES.items()
+    }
+    return [
+        sepo_recipe(
+            world, folder / stage, stage=stage, per_device_train_batch_size=pairs, gradient_accumulation_steps=2,
+            max_steps=3, disable_shuffling=True, token_scores_dir=str(scores), save_strategy="no", **keys,
+        )
+        for stage, keys in changed.items()
+    ]  # fmt: skip
+
+
+def results(folder):
+    """Logged losses and saved adapters by stage."""
+    return {
+        stage: ([entry["loss"] for entry in logged(folder / stage) if "loss" in entry], adapter(folder / stage))
+        for stage in STAGES
+    }
+
+
+def all_stages(world, folder, engine):
+    command, env = started(engine, stage_recipes(world, folder, engine, folder / "scores"), folder)
+    run(command, cwd=folder, env=env)
+    return results(folder)
+
+
+@pytest.fixture(scope="module")
+def one_process(world, tmp_path_factory):
+    return all_stages(world, tmp_path_factory.mktemp("one"), "one")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_two_processes_give_what_one_gives(engine, world, one_process, tmp_path):
+    found = all_stages(world, tmp_path, engine)
+    for stage, (losses, weights) in one_process.items():
+        theirs, saved = found[stage]
+        assert len(losses) == 3
+        assert theirs == pytest.approx(losses, abs=1e-5), stage
+        assert saved.keys() == weights.keys()
+        moved = max(weight.abs().max().item() for name, weight in weights.items() if "lora_B" in name)
+        assert moved > 1e-4, stage  # B begins at zero
+        for name, weight in weights.items():
+            torch.testing.assert_close(saved[name], weight, rtol=0, atol=1e-5, msg=lambda m, s=stage: f"{s}: {m}")
+
+
+def killed(command, env, *, folder, at):
+    """Start, and kill every process as soon as a file is there."""
+    with open(folder / "killed.log", "w") as log:
+        process = subprocess.Popen([str(word) for word in command], cwd=folder, env=env, stdout=log, stderr=log,
+                                   start_new_session=True)  # fmt: skip
+        deadline = time.monotonic() + 300
+        while not at.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert at.exists(), (folder / "killed.log").read_text()[-3000:]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_a_killed_run_of_two_processes_goes_on_to_the_same_weights(engine, world, tmp_path):
+    """Live selection: what is selected depends on the policy at every step."""
+    keys = {"stage": "selective_dpo", "ref_model": str(world / "base"), "oracle_model": None, "oracle_base_model": None,
+            "max_steps": 6, "save_steps": 2, "select_rule": "quantile", "warmup_ratio": 0.5}  # fmt: skip
+    undisturbed = sepo_recipe(world, tmp_path / "undisturbed", **keys)
+    broken_off = sepo_recipe(world, tmp_path / "broken_off", **keys)
+    killed(*started(engine, [broken_off], tmp_path), folder=tmp_path,
+           at=tmp_path / "broken_off" / "checkpoint-2" / "trainer_state.json")  # fmt: skip
+    for later in ("checkpoint-4", "checkpoint-6"):  # where the run outran the signal
+        shutil.rmtree(tmp_path / "broken_off" / later, ignore_errors=True)
+    command, env = started(engine, [broken_off, undisturbed], tmp_path)
+    done = run(command, cwd=tmp_path, env=env)
+    assert "Resuming training from" in done.stdout + done.stderr
+    assert same_weights(adapter(tmp_path / "broken_off"), adapter(tmp_path / "undisturbed"))
+    last = logged(tmp_path / "undisturbed")[-1]
+    assert logged(tmp_path / "broken_off")[-1]["step"] == last["step"] == 6

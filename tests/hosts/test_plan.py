@@ -1,0 +1,225 @@
+"""`sepo plan`: the account of a recipe, whether it fits, what would make it fit; and of every recipe that we ship."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+
+from packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
+from recipes import BIN, run, sepo_recipe, write
+from sepo.cli import main
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.plan import account as accounts
+from sepo.hosts.llamafactory.plan import run as plans
+from sepo.hosts.llamafactory.plan.account import account_for
+from sepo.hosts.llamafactory.plan.recipe import planned_run
+
+pytestmark = pytest.mark.host
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+
+
+def llama(hidden, inner, layers, heads, words, kv=None, kind="LlamaConfig", **more):
+    return getattr(transformers, kind)(
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv or heads, vocab_size=words, tie_word_embeddings=more.pop("tied", False), **more,
+    )  # fmt: skip
+
+
+# Published shapes; a name that holds one of these words is of that shape.
+SHAPES = {
+    "llama-2-13b": lambda: llama(5120, 13824, 40, 40, 32000),
+    "llama-2-7b": lambda: llama(4096, 11008, 32, 32, 32000),
+    "llama-3-8b": lambda: llama(4096, 14336, 32, 32, 128256, kv=8),
+    "tinyllama": lambda: llama(2048, 5632, 22, 32, 32000, kv=4),
+    "qwen2.5-14b": lambda: llama(5120, 13824, 48, 40, 152064, kv=8, kind="Qwen2Config"),
+    "qwen2.5-7b": lambda: llama(3584, 18944, 28, 28, 152064, kv=4, kind="Qwen2Config"),
+    "qwen2.5-1.5b": lambda: llama(1536, 8960, 28, 12, 151936, kv=2, kind="Qwen2Config", tied=True),
+    "qwen2.5-0.5b": lambda: llama(896, 4864, 24, 14, 151936, kv=2, kind="Qwen2Config", tied=True),
+    "qwen1.5-7b": lambda: llama(4096, 11008, 32, 32, 151936, kind="Qwen2Config"),
+    "gemma-2-9b": lambda: llama(3584, 14336, 42, 16, 256000, kv=8, kind="Gemma2Config", tied=True, head_dim=256),
+    "pythia-6.9b": lambda: transformers.GPTNeoXConfig(
+        hidden_size=4096, intermediate_size=16384, num_hidden_layers=32, num_attention_heads=32, vocab_size=50432
+    ),
+    "pythia-1b": lambda: transformers.GPTNeoXConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=8, vocab_size=50304
+    ),
+    "qwen3-4b": lambda: llama(2560, 9728, 36, 32, 151936, kv=8, kind="Qwen3Config", tied=True, head_dim=128),
+    "qwen3-0.6b": lambda: llama(1024, 3072, 28, 16, 151936, kv=8, kind="Qwen3Config", tied=True, head_dim=128),
+}
+PARAMETERS = {"llama-2-7b": 6.738e9, "llama-2-13b": 13.016e9, "llama-3-8b": 8.030e9, "gemma-2-9b": 9.242e9}
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    def config(name, *, key, trust_remote_code=False):
+        known = [shape for word, shape in SHAPES.items() if word in name.lower()]
+        return (known[0] if known else SHAPES["qwen3-0.6b"])()
+
+    monkeypatch.setattr(accounts, "model_config", config)
+
+
+def account(path, *, on_gpu=True, **changes):
+    recipe = {**yaml.safe_load((ROOT / "yaml_examples" / path).read_text()), **changes}
+    return account_for(planned_run(recipe), on_gpu=on_gpu)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_the_published_ones(name, shapes):
+    run_ = planned_run({"model_name_or_path": name, "stage": "minor_dpo", "bf16": True, "cutoff_len": 64})
+    assert account_for(run_, on_gpu=True).parameters == pytest.approx(PARAMETERS[name], rel=1e-3)
+
+
+def examples():
+    from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
+
+    for path in sorted((ROOT / "yaml_examples").rglob("*.yaml")):
+        recipe = yaml.safe_load(path.read_text())
+        steps = plan_steps(recipe) if set(SECTIONS) & set(recipe) else None
+        yield pytest.param(path, recipe if steps is None else steps[-1].recipe, id=path.stem)
+
+
+@pytest.mark.parametrize(("path", "recipe"), examples())
+def test_every_recipe_is_planned_and_those_for_a_card_fit_it(path, recipe, shapes, tmp_path):
+    from sepo.hosts.llamafactory.stages import is_ours
+
+    packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
+    with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
+        if not is_ours(recipe["stage"]):
+            pytest.skip("a step by the host's own stage")
+        planned = account_for(planned_run(recipe), on_gpu=True)
+    assert planned.peak.total > sum(planned.peak.items.values()) * 0.99 > GIB / 2
+    size = path.stem.rsplit("_", 1)[-1]
+    if size.endswith("gb"):
+        assert planned.peak.total < int(size[:-2]) * GIB
+        assert f"--gpu {size[:-2]}GiB" in path.read_text()
+
+
+def test_qlora_of_seven_and_thirteen_billion_is_what_four_bits_weigh(shapes):
+    phases = {phase.name: phase.items for phase in account("sepo_qlora.yaml").phases}
+    # 12.69 B weights in layers at 4.127 bits, 0.33 B in embedding and head at 16
+    assert phases["training"]["policy"] == pytest.approx((12.6878e9 * 4.127 / 8) + 0.3277e9 * 2, rel=2e-3)
+    assert set(phases) == {"scoring by the oracle", "training"}
+    assert "reference" not in phases["training"]
+
+
+def test_a_reference_is_in_memory_only_where_it_runs_in_training(shapes):
+    def items(**changes):
+        return {p.name: p.items for p in account("selective_dpo_lora.yaml", cutoff_len=256, **changes).phases}
+
+    live, before = items(), items(ref_precompute=True)
+    assert live["training"]["reference"] == pytest.approx(1.5437e9 * 2, rel=1e-2)
+    assert "reference" not in before["training"]
+    assert before["reference, before training"]["scoring model"] == live["training"]["reference"]
+    own_start = items(ref_model=None)
+    assert "reference" not in own_start["training"]  # the policy without its adapter
+    full = items(ref_model=None, finetuning_type="full")
+    assert full["training"]["reference"] == pytest.approx(0.494e9 * 2, rel=1e-2)
+
+
+def test_engines_spread_what_they_spread(shapes, tmp_path):
+    def training(stage, processes):
+        config = tmp_path / f"z{stage}.json"
+        config.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        recipe = {"model_name_or_path": "qwen2.5-0.5b", "stage": "sepo", "token_scorer": "random", "bf16": True,
+                  "finetuning_type": "full", "cutoff_len": 64, "per_device_train_batch_size": 1,
+                  "deepspeed": str(config)}  # fmt: skip
+        (phase,) = account_for(planned_run(recipe, processes=processes), on_gpu=True).phases
+        return phase.items
+
+    one, two, three = (training(stage, 4) for stage in (1, 2, 3))
+    optimizer = "optimizer (adamw_torch)"
+    assert one[optimizer] == pytest.approx(0.494e9 * 8 / 4, rel=1e-2)
+    assert one["gradients"] == 4 * two["gradients"]
+    assert two["trained weights"] == 4 * three["trained weights"]
+    assert three["gathered layers"] > 0
+
+
+def test_a_run_that_does_not_fit_is_told_what_would(world, tmp_path, capsys):
+    recipe = sepo_recipe(world, tmp_path / "out", cutoff_len=1024, per_device_train_batch_size=8)
+    path = write(recipe, tmp_path / "recipe.yaml")
+    assert main(["plan", str(path), "--gpu", "1GiB"]) == 0
+    fits = capsys.readouterr().out
+    assert "fits a device (1.00 GiB)" in fits
+    result = plans.plan(path, gpu="150MiB", output=tmp_path / "plan.json")
+    said = capsys.readouterr().out
+    assert "does not fit a device" in said
+    assert result == json.loads((tmp_path / "plan.json").read_text())
+    assert not result["fits"]
+    savings = {name for change in result["changes"] for name in change["keys"]}
+    assert {"per_device_train_batch_size", "cutoff_len"} <= savings
+    for change in result["changes"]:
+        again = plans.plan(path, [f"{name}={value}" for name, value in change["keys"].items()], gpu="1GiB")
+        assert again["peak"]["bytes"] == pytest.approx(change["peak"])
+        assert result["peak"]["bytes"] - change["peak"] == pytest.approx(change["saving"])
+    if result["fits_with"]:
+        words = [f"{name}={value}" for name, value in result["fits_with"]["keys"].items()]
+        assert plans.plan(path, words, gpu="150MiB")["fits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "said"),
+    [
+        (["--gpu", "many"], {}, "--gpu is 'many'"),
+        (["--gpu", "24"], {}, "a size such as 24GiB"),
+        (["--tokens", "0"], {}, "--tokens is 0"),
+        ([], {"stage": "dpo"}, "stage is dpo"),
+        ([], {"stage": "seppo"}, "Did you mean 'sepo'"),
+        ([], {"model_name_or_path": "nobody/nothing"}, "model_name_or_path: the configuration of 'nobody/nothing'"),
+        ([], {"deepspeed": "nowhere.json"}, "deepspeed: 'nowhere.json' cannot be read"),
+        ([], {"select_ratio": 3}, "select_ratio"),
+    ],
+)
+def test_refusals_are_one_line(words, changes, said, world, tmp_path, capsys):
+    path = write(sepo_recipe(world, tmp_path / "out", **changes), tmp_path / "recipe.yaml")
+    assert main(["plan", str(path), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "noted"),
+    [("adamw_torch", 8, ""), ("paged_adamw_8bit", 2, "may move"), ("sgd", 0, ""), ("muon2", 8, "counted as AdamW")],
+)
+def test_optimizers(name, bits, noted):
+    notes = []
+    assert accounts._optimizer_bytes(name, notes) == bits
+    assert noted in " ".join(notes)
+
+
+def test_a_run_that_cannot_fit_is_warned_about_and_trains_all_the_same(world, tmp_path, monkeypatch):
+    recipe = sepo_recipe(world, tmp_path / "out")
+    assert plans.warn_if_too_large(recipe) is None
+    monkeypatch.setattr(plans, "device_memory", lambda *, on_cpu: (2.0**20, "this machine's free memory"))
+    said = plans.warn_if_too_large(recipe)
+    assert "does not fit this machine's free memory (1.0 MiB)" in said
+    assert plans.warn_if_too_large({**recipe, "stage": "nothing"}) is None
+
+
+def test_a_run_that_ran_out_of_memory_is_told_what_saves_most(world, tmp_path, monkeypatch):
+    from sepo.hosts.llamafactory import registration
+
+    recipe = sepo_recipe(world, tmp_path / "out", per_device_train_batch_size=8, cutoff_len=1024)
+
+    def exhausted(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    with pytest.raises(SepoError) as error:
+        registration._with_memory_plan(exhausted, {"args": recipe})
+    assert "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB." in str(error.value)
+    assert str(error.value).count("saves about") == 3
+    with pytest.raises(torch.OutOfMemoryError):
+        registration._with_memory_plan(exhausted, {"args": {**recipe, "stage": "dpo"}})
+
+
+def test_the_command_in_a_process_of_its_own(world, tmp_path):
+    path = write(sepo_recipe(world, tmp_path / "out"), tmp_path / "recipe.yaml")
+    done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB"], cwd=tmp_path)
+    assert "fits a device (24.00 GiB)" in done.stdout
+    assert "scoring by the oracle" in done.stdout

@@ -1,0 +1,103 @@
+"""`sepo status` says what a run's folder tells, of a run that goes on, ended, was killed or goes on again."""
+
+import json
+import os
+import socket
+import time
+
+import pytest
+
+from recipes import BIN, run, sepo_recipe, sepo_train
+from sepo.cli import main
+from sepo.hosts.llamafactory.status import run_status
+from sepo.training.runlog import LOG_FILE, SETTINGS_FILE, read_log
+
+
+def folder_with(tmp_path, *lines, settings=None):
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps(settings or {"stage": "sepo", "objective": "sepo"}))
+    (tmp_path / LOG_FILE).write_text(
+        "".join(f"{json.dumps(line) if isinstance(line, dict) else line}\n" for line in lines)
+    )
+    return tmp_path
+
+
+def begin(step=0, at=1000.0, **more):
+    return {"event": "begin", "step": step, "total_steps": 10, "process": os.getpid(), "machine": socket.gethostname(),
+            "time": at, **more}  # fmt: skip
+
+
+def log(step, at, **numbers):
+    return {"event": "log", "step": step, "time": at, **numbers}
+
+
+def test_a_run_that_goes_on(tmp_path):
+    now = time.time()
+    folder = folder_with(tmp_path, begin(at=now), log(1, now + 2, loss=0.7), log(4, now + 8, loss=0.5),
+                         log(4, now + 9, eval_loss=0.6))  # fmt: skip
+    known = run_status(folder)
+    assert (known["state"], known["step"], known["total_steps"]) == ("running", 4, 10)
+    assert known["seconds_per_step"] == pytest.approx(2.0)
+    assert known["seconds_left"] == pytest.approx(12.0)
+    assert known["last"] == {"loss": 0.5, "eval_loss": 0.6}
+
+
+def test_a_resumed_run_forgets_the_steps_that_it_does_again(tmp_path):
+    folder = folder_with(tmp_path, begin(at=10.0), log(1, 11.0, loss=1.0), log(2, 12.0, loss=2.0),
+                         log(3, 13.0, loss=3.0), begin(2, 100.0), log(3, 105.0, loss=4.0))  # fmt: skip
+    read = read_log(folder)
+    assert [(entry["step"], entry["loss"]) for entry in read.entries] == [(1, 1.0), (2, 2.0), (3, 4.0)]
+    assert read.seconds_per_step == pytest.approx(5.0)
+
+
+def test_a_killed_run_says_how_it_goes_on(tmp_path, capsys):
+    folder = folder_with(tmp_path, begin(process=2**22 + 1), log(3, 1006.0, loss=0.7), '{"event": "log", "ste')
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-10").mkdir()
+    known = run_status(folder)
+    assert (known["state"], known["checkpoint"], known["unread_lines"]) == ("stopped", "checkpoint-10", 1)
+    assert main(["status", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "stopped before its last step" in said
+    assert "the same command goes on" in said
+    assert " left" not in said
+
+
+def test_a_number_of_a_process_that_is_used_again_is_not_the_run(tmp_path):
+    assert run_status(folder_with(tmp_path, begin(at=1.0)))["state"] == "stopped"
+
+
+def test_a_run_on_another_machine_is_not_guessed(tmp_path):
+    assert run_status(folder_with(tmp_path, begin(machine="elsewhere")))["state"] == "unknown"
+
+
+@pytest.mark.parametrize(("made", "said"), [(False, "does not exist"), (True, "no run of our stages")])
+def test_folders_without_a_run_are_refused(made, said, tmp_path, capsys):
+    folder = tmp_path / "run"
+    if made:
+        folder.mkdir()
+    assert main(["status", str(folder)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_settings_file_is_told(tmp_path, capsys):
+    folder = folder_with(tmp_path, begin())
+    (folder / SETTINGS_FILE).write_text("{")
+    assert main(["status", str(folder)]) == 2
+    assert "cannot be read as JSON" in capsys.readouterr().err
+
+
+@pytest.mark.host
+def test_a_real_run(world, tmp_path, capsys):
+    recipe = sepo_recipe(world, tmp_path / "out", val_size=0.25, eval_strategy="steps", eval_steps=2, save_steps=2)
+    sepo_train(recipe, tmp_path)
+    known = run_status(tmp_path / "out")
+    assert (known["stage"], known["state"], known["step"], known["total_steps"]) == ("sepo", "ended", 4, 4)
+    assert {"loss", "eval_loss", "rewards/margins", "logps/chosen"} <= known["last"].keys()
+    assert 0.2 < known["selected"]["chosen"] <= 0.3
+    assert known["checkpoint"] == "checkpoint-4"
+    assert known["stores"]
+    assert all(store["there"] for store in known["stores"].values())
+    done = run([BIN / "sepo", "status", tmp_path / "out", "--json"], cwd=tmp_path)
+    assert json.loads(done.stdout)["step"] == 4
+    assert main(["status", str(tmp_path / "out")]) == 0
+    assert "selected: 2" in capsys.readouterr().out

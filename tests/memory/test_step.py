@@ -1,0 +1,72 @@
+"""What a step holds, counted without data, is what the real step holds."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_sharing import batch_of, model_of, values_and_gradients
+
+from sepo.forward.lora import fuse_lora
+from sepo.forward.recompute import recompute_less
+from sepo.forward.sharing import batch_layout, layout_for
+from sepo.memory.live import LiveBytes, tensors_of
+from sepo.memory.shapes import Adapters
+from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
+
+PAIRS = ((7, 30, 41), (2, 25, 33))
+
+
+def real_bytes(model, *, autocast=None):
+    """Peak of a step of the real model on a real batch, the whole path of a training step but its loss."""
+    fuse_lora(model)
+    recompute_less(model)
+    inputs, wanted = batch_of(PAIRS)
+    layout = layout_for(model, inputs, batch_layout(inputs, wanted))
+    context = torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None)
+    with context:
+        values_and_gradients(model, inputs, wanted, layout)  # gradients are there from now on
+    live = LiveBytes()
+    live.leave_out([*tensors_of(model), *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    with live, context:
+        from sepo.forward.head import selected_log_probs
+
+        logps = selected_log_probs(model, inputs, labels=inputs["input_ids"], wanted=wanted, layout=layout)
+        logps.sum().backward()
+    assert all(weight.grad is gradients[name] for name, weight in model.named_parameters())
+    return live.peak
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Phi", "Gemma2"])
+def test_a_step_without_data_needs_what_the_real_one_needs(name, checkpointing):
+    model = model_of(name)
+    config = model.config.to_dict()
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    model = get_peft_model(model, lora).train()
+    if checkpointing:
+        model.base_model.model.gradient_checkpointing_enable({"use_reentrant": True})
+    # rejected tokens lose their last one, which nothing is predicted from
+    row = Row(tuple((prompt, chosen - 1, rejected - 1) for prompt, chosen, rejected in PAIRS), 30 + 41 + 25 + 33)
+    planned = step_bytes(type(model_of(name).config).from_dict(config), row,
+                         Pass(torch.float32, adapters=Adapters(4), checkpointing=checkpointing))  # fmt: skip
+    assert planned == pytest.approx(real_bytes(model), rel=0.1)
+
+
+def test_more_tokens_layers_and_no_checkpointing_cost_more():
+    config = model_of("Llama").config
+    adapters = Adapters(4)
+    small = step_bytes(config, Row(((1, 50, 50),), 30), Pass(torch.float32, adapters=adapters))
+    large = step_bytes(config, Row(((1, 100, 100),), 60), Pass(torch.float32, adapters=adapters))
+    open_ = step_bytes(config, Row(((1, 100, 100),), 60), Pass(torch.float32, adapters=adapters, checkpointing=False))
+    scored = step_bytes(config, Row(((1, 100, 100),), 60), Pass(torch.float32, backward=False))
+    assert 1.8 * small < large < 2.2 * small
+    assert open_ > 1.5 * large
+    assert scored < large
+
+
+def test_rows_keep_to_the_budget():
+    assert largest_row(4, cutoff=100, batch_tokens=None, share=0.3).tokens == 4 * 199
+    assert largest_row(4, cutoff=100, batch_tokens=450, share=0.3) == Row(((1, 99, 99),) * 2, 119)
+    assert largest_row(4, cutoff=100, batch_tokens=10, share=1.0).tokens == 199
+    assert scoring_row(1000, cutoff=100).tokens == 5 * 199
+    assert scoring_row(10, cutoff=100).tokens == 199
