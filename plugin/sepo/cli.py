@@ -84,7 +84,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.status import status
 
-    status(Path(options.run), as_json=options.json)
+    status(Path(options.folder), as_json=options.json)
     return 0
 
 
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     pipeline.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1 or policy.sepo_gamma=2")
     _add_plan(command("plan", _plan, "Say what memory a recipe needs, and whether it fits, before anything is loaded."))
     state = command("status", _status, "Say how far a run is: step, rate, time left, last metrics, what it selects.")
-    state.add_argument("run", metavar="DIR", help="output_dir of a run, going on or ended")
+    state.add_argument("folder", metavar="DIR", help="output_dir of a run, going on or ended")
     state.add_argument("--json", action="store_true", help="as JSON")
     _add_bench(command("bench", _bench, "Measure our stages against the host's dpo and simpo, on this machine."))
     command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")

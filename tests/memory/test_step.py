@@ -8,6 +8,7 @@ from test_sharing import batch_of, model_of, values_and_gradients
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
 from sepo.forward.sharing import batch_layout, layout_for
+from sepo.memory import step
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import Adapters
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
@@ -62,6 +63,21 @@ def test_more_tokens_layers_and_no_checkpointing_cost_more():
     assert 1.8 * small < large < 2.2 * small
     assert open_ > 1.5 * large
     assert scored < large
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("name", ["Llama", "Gemma3"])
+def test_deep_models_cost_what_their_layers_cost(name, checkpointing, monkeypatch):
+    config = model_of(name).config
+    values = {**config.to_dict(), "num_hidden_layers": 12}
+    if values.get("layer_types"):
+        values["layer_types"] = ["sliding_attention", "full_attention"] * 6
+    deep = type(config).from_dict(values)
+    how = Pass(torch.float32, adapters=Adapters(4), checkpointing=checkpointing)
+    row = Row(((1, 50, 50), (7, 20, 30)), 60)
+    short = step_bytes(deep, row, how)
+    monkeypatch.setattr(step, "_DEPTHS", (11, 12))
+    assert short == pytest.approx(step_bytes(deep, row, how), rel=0.01)
 
 
 def test_rows_keep_to_the_budget():

@@ -41,7 +41,7 @@ def causal_lm(model: nn.Module) -> nn.Module:
     return get_base() if callable(get_base) else model
 
 
-def _known_transforms(model: nn.Module) -> tuple[LogitTransform, list[tuple[Any, str, float | None]]]:
+def known_transforms(model: nn.Module) -> tuple[LogitTransform, list[tuple[Any, str, float | None]]]:
     """What this model does to its logits after the head, and its off switches: (owner, attribute, neutral value)."""
     config = getattr(model, "config", None)
     transform = IDENTITY
@@ -181,7 +181,7 @@ def run_through_head(
             it on other positions than the batch's.
     """
     inner = causal_lm(model)
-    transform, switches = _known_transforms(inner)
+    transform, switches = known_transforms(inner)
     head = _head_of(inner, transform)
     state = _scalars(inner)
     check = _CHECKED.get(inner) != state

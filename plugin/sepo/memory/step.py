@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sepo.forward.attention import register
 from sepo.forward.chunked import default_chunk_tokens, token_log_probs
+from sepo.forward.head import known_transforms
 from sepo.forward.layout import LAYOUT, PairLayout, PairSpan
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
@@ -25,6 +26,9 @@ from sepo.memory.shapes import (
     with_adapters,
     without_data,
 )
+
+_DEPTHS = (4, 6)
+"""Layers of the models that are run; kinds of layers take turns of two in most models that have several."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,25 @@ class Pass:
 def step_bytes(config: Any, row: Row, how: Pass) -> int:
     """Peak bytes of activations and of everything else that a pass makes, weights and gradients left out.
 
+    Two depths are run, and the rest of the layers counted as their difference: each costs what the last ones do.
+
     Args:
         config: the model's transformers configuration.
         row: the tokens.
         how: the way it is run.
     """
-    return _step_bytes(json.dumps(config.to_dict(), sort_keys=True, default=str), config.__class__, row, how)
+    layers = int(config.num_hidden_layers)
+    if layers <= _DEPTHS[1]:
+        return _bytes_at(config, layers, row, how)
+    few, more = (_bytes_at(config, depth, row, how) for depth in _DEPTHS)
+    return more + (layers - _DEPTHS[1]) * (more - few) // (_DEPTHS[1] - _DEPTHS[0])
+
+
+def _bytes_at(config: Any, layers: int, row: Row, how: Pass) -> int:
+    values = {**config.to_dict(), "num_hidden_layers": layers}
+    if values.get("layer_types"):
+        values["layer_types"] = values["layer_types"][:layers]
+    return _step_bytes(json.dumps(values, sort_keys=True, default=str), config.__class__, row, how)
 
 
 @functools.lru_cache(maxsize=64)
@@ -115,7 +132,10 @@ def _measured(model: Any, row: Row, how: Pass) -> int:
             head = inner.get_output_embeddings()
             chunk = how.head_chunk_tokens or default_chunk_tokens(head.weight.shape[0])
             targets = torch.zeros(row.selected, dtype=torch.long)
-            values = token_log_probs(states, head.weight, targets, bias=head.bias, chunk_tokens=chunk)
+            transform, _ = known_transforms(inner)
+            values = token_log_probs(
+                states, head.weight, targets, bias=head.bias, chunk_tokens=chunk, transform=transform
+            )
         if how.backward:
             values.sum().backward()
     return live.peak

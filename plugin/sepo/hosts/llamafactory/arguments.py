@@ -187,6 +187,7 @@ def resolve(
     _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
     arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
     _check_batch_tokens(arguments, given)
+    _check_quantization(given)
     method, notes = _method(stage, arguments, given, own_keys=own_keys)
     prompts = method.needs_token_rewards or method.scorer == CONTRASTIVE
     for name in _REFERENCE_KEYS:
@@ -268,6 +269,23 @@ def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_
     for name, reason in _REFUSED.items():
         if _given(given.get(name)):
             raise SepoError(f"{name} is set, but {reason}.")
+
+
+def _check_quantization(given: Mapping[str, Any]) -> None:
+    """What the host would refuse after it has loaded the model."""
+    bits = given.get("quantization_bit")
+    if bits is None:
+        return
+    if _given(given.get("use_dora")):
+        raise SepoError(
+            f"use_dora is set and quantization_bit is {bits}, which the host does not train together; remove one of them."
+        )
+    kind = given.get("finetuning_type", "lora")
+    if kind not in ("lora", "oft"):
+        raise SepoError(
+            f"finetuning_type is {kind} and quantization_bit is {bits}, but quantized weights cannot train; write "
+            "finetuning_type: lora, or remove quantization_bit."
+        )
 
 
 def _method(
