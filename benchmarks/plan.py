@@ -146,6 +146,7 @@ def run(options):
             if number not in wanted:
                 continue
             recipe = recipe_of(changes, model=model, oracle=oracle, folder=folder)
+            recipe["output_dir"] += str(number)
             account, grown = planned(recipe), measured(recipe, folder)
             peak = account.peak
             results.append(

@@ -278,7 +278,7 @@ def _check_quantization(given: Mapping[str, Any]) -> None:
         return
     if _given(given.get("use_dora")):
         raise SepoError(
-            f"use_dora is set and quantization_bit is {bits}, which the host does not train together; remove one of them."
+            f"use_dora is set and quantization_bit is {bits}, which the host does not train together; remove one."
         )
     kind = given.get("finetuning_type", "lora")
     if kind not in ("lora", "oft"):

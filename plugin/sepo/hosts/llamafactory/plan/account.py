@@ -25,6 +25,9 @@ from sepo.training.settings import ModelSpec
 MIB = 2**20
 GPU_CONTEXT = 600 * MIB
 """What CUDA and its libraries hold in each process before the first tensor."""
+CPU_PROCESS = 160 * MIB
+"""What a process on a CPU holds beside tensors once it has tokenized and trains: data, buffers of threads and of
+libraries (the median of `benchmarks/plan.py`)."""
 FRAGMENTATION = 0.05
 """Share of what a phase makes and frees that the allocator holds beyond it."""
 
@@ -88,7 +91,7 @@ def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> 
 
     Args:
         run: from ``planned_run``.
-        on_gpu: whether it runs on GPUs; a GPU's own needs are added.
+        on_gpu: whether it runs on GPUs; what a GPU, or else a process, needs beside tensors is added.
         tokens: of the longest device batch, prompt shared; None for what the cutoff allows.
 
     Raises:
@@ -98,9 +101,10 @@ def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> 
     policy = _weights(run, run.policy, key="model_name_or_path", policy=True)
     row = _row(run, tokens)
     phases = _before_training(run)
+    if run.on_cpu:
+        phases.append(_loading(policy))
     phases.append(_training(run, policy, row, notes))
-    if on_gpu:
-        phases = [_with_reserve(phase) for phase in phases]
+    phases = [_with_reserve(phase, on_gpu=on_gpu) for phase in phases]
     return Account(run, policy.counted.parameters, policy.counted.trainable, row, tuple(phases), tuple(notes))
 
 
@@ -143,6 +147,13 @@ def _own_dtype(config: Any, *, on_cpu: bool) -> torch.dtype:
     own = getattr(config, "dtype", None) or torch.float32
     own = getattr(torch, own) if isinstance(own, str) else own
     return torch.float32 if on_cpu else own
+
+
+def _loading(policy: _Weights) -> Phase:
+    """On a CPU a model is loaded whole, its file mapped beside it; quantized weights are packed afterwards."""
+    own = _own_dtype(policy.config, on_cpu=False)
+    whole = float(policy.counted.parameters)
+    return Phase("loading", {"policy": whole * policy.dtype.itemsize, "mapped file": whole * own.itemsize})
 
 
 def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> Phase:
@@ -237,6 +248,8 @@ def _scoring(run: PlannedRun, name: str, specs: list[ModelSpec], row: Row, *, ke
     return Phase(name, items)
 
 
-def _with_reserve(phase: Phase) -> Phase:
+def _with_reserve(phase: Phase, *, on_gpu: bool) -> Phase:
+    if not on_gpu:
+        return Phase(phase.name, {**phase.items, "process": float(CPU_PROCESS)})
     making = sum(size for name, size in phase.items.items() if name.startswith("activations"))
     return Phase(phase.name, {**phase.items, "CUDA": float(GPU_CONTEXT), "fragmentation": FRAGMENTATION * making})
