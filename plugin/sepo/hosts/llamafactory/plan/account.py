@@ -101,10 +101,10 @@ def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> 
     policy = _weights(run, run.policy, key="model_name_or_path", policy=True)
     row = _row(run, tokens)
     phases = _before_training(run)
-    if run.on_cpu:
-        phases.append(_loading(policy))
     phases.append(_training(run, policy, row, notes))
     phases = [_with_reserve(phase, on_gpu=on_gpu) for phase in phases]
+    if run.on_cpu:
+        phases.insert(-1, _loading(policy, quantized=run.policy.quantization_bit is not None))
     return Account(run, policy.counted.parameters, policy.counted.trainable, row, tuple(phases), tuple(notes))
 
 
@@ -149,11 +149,16 @@ def _own_dtype(config: Any, *, on_cpu: bool) -> torch.dtype:
     return torch.float32 if on_cpu else own
 
 
-def _loading(policy: _Weights) -> Phase:
-    """On a CPU a model is loaded whole, its file mapped beside it; quantized weights are packed afterwards."""
+def _loading(policy: _Weights, *, quantized: bool) -> Phase:
+    """On a CPU weights are read through the mapped file: they stay there where nothing about them changes, and are
+    beside it where they are cast or packed."""
     own = _own_dtype(policy.config, on_cpu=False)
-    whole = float(policy.counted.parameters)
-    return Phase("loading", {"policy": whole * policy.dtype.itemsize, "mapped file": whole * own.itemsize})
+    items = {"policy": policy.counted.total}
+    if quantized or own != policy.dtype:
+        items["mapped file"] = float(policy.counted.parameters * own.itemsize)
+    if quantized:
+        items["quantization's library"] = float(CPU_PROCESS)
+    return Phase("loading", items)
 
 
 def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> Phase:
