@@ -1,7 +1,9 @@
 """Every recipe in yaml_examples/ is resolved as a run resolves it; those of our stages are trained, scaled down."""
 
 import contextlib
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,24 +84,42 @@ def test_the_demo_recipe_is_a_pipeline():
     resolve(steps[-1].recipe, host_keys=host_keys())
 
 
-@pytest.mark.host
-@pytest.mark.parametrize("name", ["sepo_qlora.yaml", "oracle_minor_dpo_lora.yaml"])
-def test_recipes_of_our_stage_run_on_a_stand_in(name, world, tmp_path):
-    """The example as it is, with tiny models and data in place of what it names, for two steps."""
-    from recipes import adapter, logged, sepo_train
-
-    stand_in = {
-        "model_name_or_path": str(world / "policy"), "dataset": "tiny_pairs", "dataset_dir": str(world / "data"),
-        "template": "chatml", "cutoff_len": 128, "output_dir": str(tmp_path / "out"), "max_steps": 2,
-        "logging_steps": 1, "token_scores_dir": str(tmp_path / "scores"), "use_cpu": True,
-        "gradient_accumulation_steps": 1, "preprocessing_num_workers": 1, "dataloader_num_workers": 1,
+def standing_in(recipe, world, folder):
+    """A recipe as it is, with tiny models and data in place of what it names, for two steps."""
+    kept = {key: value for key, value in recipe.items() if not key.startswith("oracle_") or key.endswith("_bit")}
+    if any(key.startswith("oracle_") for key in recipe):
+        kept |= {"oracle_model": str(world / "oracle"), "oracle_base_model": str(world / "base")}
+    if "ref_model" in recipe:
+        kept["ref_model"] = str(world / "base")
+    return {
+        **kept, "model_name_or_path": str(world / "policy"), "dataset": "tiny_pairs",
+        "dataset_dir": str(world / "data"), "template": "chatml", "cutoff_len": 128, "output_dir": str(folder / "out"),
+        "max_steps": 2, "logging_steps": 1, "token_scores_dir": str(folder / "scores"), "use_cpu": True,
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "preprocessing_num_workers": 1,
+        "dataloader_num_workers": 0, "plot_loss": False,
     }  # fmt: skip
-    recipe = {key: value for key, value in load(ROOT / "yaml_examples" / name).items() if not key.startswith("oracle_")}
-    recipe |= stand_in
-    oracle = {"oracle_model": str(world / "oracle"), "oracle_base_model": str(world / "base")}
-    if "qlora" in name:
-        oracle["oracle_model_quantization_bit"] = 4
-    sepo_train({**recipe, **oracle}, tmp_path)
-    assert adapter(tmp_path / "out")
-    losses = [entry["loss"] for entry in logged(tmp_path / "out") if "loss" in entry]
-    assert len(losses) == 2
+
+
+@pytest.mark.host
+def test_every_recipe_of_our_stages_runs_on_a_stand_in(world, tmp_path):
+    """One process runs them all. Recipes over files, packages and chains of steps have tests of their own."""
+    from recipes import adapter, environment, logged, run
+    from sepo.hosts.llamafactory.stages import is_ours
+    from test_engines import WORKER
+
+    recipes = {}
+    for path in EXAMPLES:
+        recipe = load(path)
+        packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
+        if not packaged and is_ours(recipe.get("stage")) and recipe.get("token_scorer") != "file":
+            folder = tmp_path / path.stem
+            folder.mkdir()
+            recipes[path.stem] = standing_in(recipe, world, folder)
+    assert len(recipes) >= 15
+    (tmp_path / "recipes.json").write_text(json.dumps(list(recipes.values())))
+    run([sys.executable, WORKER, tmp_path / "recipes.json"], cwd=tmp_path, env=environment())
+    for name, recipe in recipes.items():
+        output = tmp_path / name / "out"
+        losses = [entry["loss"] for entry in logged(output) if "loss" in entry]
+        assert len(losses) == 2, name
+        assert recipe.get("finetuning_type", "lora") != "lora" or adapter(output), name
