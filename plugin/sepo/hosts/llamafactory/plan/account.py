@@ -242,7 +242,7 @@ def _scoring(run: PlannedRun, name: str, specs: list[ModelSpec], row: Row, *, ke
     items: dict[str, float] = {}
     making, unpacked = 0, 0
     for number, spec in enumerate(specs):
-        model = _weights(run, spec, key=key)
+        model = _weights(run, spec, key="oracle_base_model" if number else key)
         items["oracle's base" if number else "scoring model"] = model.counted.total
         how = Pass(model.dtype, backward=False, head_chunk_tokens=run.settings.head_chunk_tokens)
         making = max(making, step_bytes(model.config, row, how))
