@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from test_sharing import MODELS, PAIRS, batch_of, model_of, values_and_gradients
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
 from sepo.forward.layout import pair_layout
@@ -153,6 +154,22 @@ def test_the_last_mlp_runs_where_hidden_states_are_read(name):
     assert inside == [read_positions(layout, wanted)]
     assert inside[0] < layout.tokens / 2
     assert "forward" not in vars(last.mlp)
+
+
+def test_a_last_layer_in_torchs_wrapper_runs_whole():
+    """FSDP's activation checkpointing wraps layers, which know nothing of it."""
+    plain, wrapped = model_of("Llama"), model_of("Llama")
+    for place, layer in enumerate(wrapped.model.layers):
+        wrapped.model.layers[place] = checkpoint_wrapper(layer)
+    inputs, wanted = batch_of(PAIRS)
+    wanted[:, ::2] = False
+    ways = [
+        values_and_gradients(model, inputs, wanted, layout_for(model, inputs, pair_layout(inputs["input_ids"], wanted)))
+        for model in (plain, wrapped)
+    ]
+    torch.testing.assert_close(ways[0][0], ways[1][0])
+    inside = {name.replace("_checkpoint_wrapped_module.", ""): gradient for name, gradient in ways[1][1].items()}
+    torch.testing.assert_close(inside, ways[0][1])
 
 
 def test_a_last_layer_that_is_computed_again_runs_whole():

@@ -47,7 +47,8 @@ def losses(request, world, tmp_path_factory):
     """Losses of every way in a stage: one process runs them all."""
     stage, folder = request.param, tmp_path_factory.mktemp(request.param)
     recipes = {
-        way: sepo_recipe(world, folder / way.replace(" ", "-"), stage=stage, max_steps=2, disable_shuffling=True,
+        way: sepo_recipe(world, folder / way.replace(" ", "-"), stage=stage, max_steps=2, max_samples=2,
+                         disable_shuffling=True,
                          save_strategy="no", ref_model=str(world / "base") if stage != "sepo" else None,
                          **{**STAGES[stage], **keys})
         for way, keys in WAYS.items()
@@ -71,7 +72,7 @@ def test_every_way_begins_at_the_same_loss_and_trains(losses):
         assert all(torch.isfinite(torch.tensor(found))), way
         tolerance = 0.25 if way in NOT_EXACT else 2e-5
         assert found[0] == pytest.approx(plain[0], abs=tolerance), f"{stage}, {way}"
-        assert found[1] != found[0], f"{stage}, {way}"
+        assert abs(found[1] - found[0]) > 1e-7, f"{stage}, {way}"  # the same batch, after an update
 
 
 def test_what_does_not_go_together_is_refused_before_anything_is_loaded(world, tmp_path):

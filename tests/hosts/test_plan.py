@@ -17,6 +17,7 @@ from sepo.hosts.llamafactory.plan import account as accounts
 from sepo.hosts.llamafactory.plan import run as plans
 from sepo.hosts.llamafactory.plan.account import account_for
 from sepo.hosts.llamafactory.plan.recipe import planned_run
+from sepo.training.settings import ModelSpec
 
 pytestmark = pytest.mark.host
 
@@ -93,7 +94,7 @@ def test_every_recipe_is_planned_and_those_for_a_card_fit_it(path, recipe, shape
         if not is_ours(recipe["stage"]):
             pytest.skip("a step by the host's own stage")
         planned = account_for(planned_run(recipe), on_gpu=True)
-    assert planned.peak.total > sum(planned.peak.items.values()) * 0.99 > GIB / 2
+    assert planned.peak.total > GIB / 2
     size = path.stem.rsplit("_", 1)[-1]
     if size.endswith("gb"):
         assert planned.peak.total < int(size[:-2]) * GIB
@@ -146,7 +147,8 @@ def test_a_run_that_does_not_fit_is_told_what_would(world, tmp_path, capsys):
     assert main(["plan", str(path), "--gpu", "1GiB"]) == 0
     fits = capsys.readouterr().out
     assert "fits a device (1.00 GiB)" in fits
-    tight = f"{plans.plan(path, gpu='1GiB')['peak']['bytes'] * 0.6 / 2**20:.1f}MiB"
+    best = min(change["peak"] for change in plans.plan(path, gpu="1MiB")["changes"])
+    tight = f"{best / 2**20 + 1:.1f}MiB"
     capsys.readouterr()
     result = plans.plan(path, gpu=tight, output=tmp_path / "plan.json")
     said = capsys.readouterr().out
@@ -159,9 +161,8 @@ def test_a_run_that_does_not_fit_is_told_what_would(world, tmp_path, capsys):
         again = plans.plan(path, [f"{name}={value}" for name, value in change["keys"].items()], gpu="1GiB")
         assert again["peak"]["bytes"] == pytest.approx(change["peak"])
         assert result["peak"]["bytes"] - change["peak"] == pytest.approx(change["saving"])
-    if result["fits_with"] is not None:
-        words = [f"{name}={value}" for name, value in result["fits_with"]["keys"].items()]
-        assert plans.plan(path, words, gpu=tight)["fits"]
+    words = [f"{name}={value}" for name, value in result["fits_with"]["keys"].items()]
+    assert plans.plan(path, words, gpu=tight)["fits"]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,35 @@ def test_refusals_are_one_line(words, changes, said, world, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_models_that_cannot_be_planned_are_refused_in_one_line(world, tmp_path, capsys):
+    config = transformers.OPTConfig(hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=4)
+    config.save_pretrained(tmp_path / "opt")
+    path = write(sepo_recipe(world, tmp_path / "out", model_name_or_path=str(tmp_path / "opt")), tmp_path / "r.yaml")
+    assert main(["plan", str(path)]) == 2
+    assert "no account can be made for" in capsys.readouterr().err
+    assert main(["plan", str(path), "finetuning_type=oft"]) == 2
+    assert "finetuning_type is oft" in capsys.readouterr().err
+
+
+def test_fsdp_of_accelerates_own_configuration_is_seen(world, tmp_path, monkeypatch):
+    recipe = sepo_recipe(world, tmp_path / "out")
+    assert planned_run(recipe, processes=2).engine.zero == 0
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert planned_run(recipe, processes=2).engine.zero == 3
+
+
+def test_weights_that_are_quantized_in_the_checkpoint(world, tmp_path):
+    values = json.loads((world / "policy" / "config.json").read_text())
+    folder = tmp_path / "gptq"
+    folder.mkdir()
+    values["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(values))
+    run_, policy = planned_run(sepo_recipe(world, tmp_path / "out")), str(world / "policy")
+    specs = (ModelSpec(str(folder)), ModelSpec(policy), ModelSpec(policy, (), 6))
+    packed, plain, six = (accounts._weights(run_, spec, key="any").counted.total for spec in specs)
+    assert packed < six < plain
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from recipes import BIN, run, sepo_recipe, sepo_train
 from sepo.cli import main
 from sepo.hosts.llamafactory.status import run_status
-from sepo.training.runlog import LOG_FILE, SETTINGS_FILE, read_log
+from sepo.training.runlog import LOG_FILE, SETTINGS_FILE, note_preparation, read_log
 
 
 def folder_with(tmp_path, *lines, settings=None):
@@ -60,6 +60,30 @@ def test_a_killed_run_says_how_it_goes_on(tmp_path, capsys):
     assert "stopped before its last step" in said
     assert "the same command goes on" in said
     assert " left" not in said
+
+
+def test_a_run_that_scores_is_preparing(tmp_path, capsys):
+    note_preparation(tmp_path, stage="sepo", objective="sepo", token_scorer="oracle")
+    known = run_status(tmp_path)
+    assert (known["state"], known["stage"], known["step"]) == ("preparing", "sepo", 0)
+    assert main(["status", str(tmp_path)]) == 0
+    assert "training has not begun" in capsys.readouterr().out
+
+
+def test_a_line_that_broke_off_does_not_swallow_the_next(tmp_path):
+    folder = folder_with(tmp_path, begin(process=2**22 + 1), log(3, 1006.0, loss=0.7))
+    with (folder / LOG_FILE).open("a") as file:
+        file.write('{"event": "log", "ste')
+    assert run_status(folder)["state"] == "stopped"
+    note_preparation(folder, stage="sepo", objective="sepo", token_scorer="oracle")
+    known = run_status(folder)
+    assert (known["state"], known["unread_lines"], known["last"]) == ("preparing", 1, {"loss": 0.7})
+
+
+def test_what_is_not_a_number_is_json_all_the_same(tmp_path, capsys):
+    folder = folder_with(tmp_path, begin(), log(3, 1006.0, loss=float("nan")))
+    assert main(["status", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["last"] == {"loss": "nan"}
 
 
 def test_a_number_of_a_process_that_is_used_again_is_not_the_run(tmp_path):

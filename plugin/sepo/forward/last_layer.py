@@ -57,5 +57,7 @@ def _last_mlp(inner: nn.Module) -> Any:
         return None
     mlp = getattr(layers[-1], "mlp", None)
     plain = isinstance(mlp, nn.Module) and "forward" not in mlp.__dict__ and not hasattr(mlp, "experts")
-    again = torch.is_grad_enabled() and is_computed_again(layers[-1])
+    # torch's own wrapper (FSDP's activation checkpointing) says nothing on the layer inside.
+    wrapped = hasattr(layers[-1], "_checkpoint_wrapped_module")
+    again = torch.is_grad_enabled() and (wrapped or is_computed_again(layers[-1]))
     return mlp if plain and not again else None

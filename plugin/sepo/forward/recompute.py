@@ -24,7 +24,7 @@ def recompute_less(model: nn.Module) -> int:
 
     Args:
         model: any model. Left alone: layers that are not checkpointed, or by another function than torch's reentrant
-            one (unsloth's, say), and layers whose weights an engine shards (their shapes change between the passes).
+            one (unsloth's, say), and layers whose weights ZeRO-3 gathers (their shapes change between the passes).
 
     Returns:
         How many layers are checkpointed by this module now.

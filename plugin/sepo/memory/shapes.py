@@ -112,9 +112,10 @@ def shaped_model(config: Any, dtype: torch.dtype) -> Any:
 def linear_layers(model: Any) -> dict[str, nn.Module]:
     """The layers that quantization packs and ``lora_target: all`` adapts: every linear one but the head."""
     head = model.get_output_embeddings()
-    kinds = {"Linear", "Conv1D"}
     return {
-        name: module for name, module in model.named_modules() if type(module).__name__ in kinds and module is not head
+        name: module
+        for name, module in model.named_modules()
+        if ("Linear" in type(module).__name__ or type(module).__name__ == "Conv1D") and module is not head
     }
 
 
@@ -149,11 +150,13 @@ def weight_bytes(model: Any, *, quantization_bit: int | None = None, double_quan
 
     Args:
         model: from ``shaped_model``, with or without adapters.
-        quantization_bit: 4 (bitsandbytes' NF4) or 8 (its LLM.int8()) for the linear layers but the head; None: as
-            they are.
+        quantization_bit: 4 (bitsandbytes' NF4), 8 (its LLM.int8()) or another number for the linear layers but the
+            head; None: as they are.
         double_quantization: of the 4-bit scales.
     """
-    per_weight = {4: NF4_DOUBLE_BYTES if double_quantization else NF4_BYTES, 8: 1.0}
+    bits = quantization_bit or 16
+    known = {4: NF4_DOUBLE_BYTES if double_quantization else NF4_BYTES, 8: 1.0}
+    per_weight = known.get(bits, bits / 8 + 4 / NF4_BLOCK)
     packed = set()
     if quantization_bit is not None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -167,7 +170,7 @@ def weight_bytes(model: Any, *, quantization_bit: int | None = None, double_quan
     trainable = parameters = largest = 0
     by_layer: dict[str, float] = {}
     for name, weight in model.named_parameters():
-        size = weight.numel() * (per_weight[quantization_bit or 4] if id(weight) in packed else weight.element_size())
+        size = weight.numel() * (per_weight if id(weight) in packed else weight.element_size())
         if id(weight) in packed:
             largest = max(largest, weight.numel() * 2)
         if weight.requires_grad:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sepo.forward.attention import register
+from sepo.forward.attention import UnknownAttentionError, register
 from sepo.forward.chunked import default_chunk_tokens, token_log_probs
 from sepo.forward.head import known_transforms
 from sepo.forward.layout import LAYOUT, PairLayout, PairSpan
@@ -106,19 +106,23 @@ def _step_bytes(config: str, kind: Any, row: Row, how: Pass) -> int:
     else:
         model.requires_grad_(False)
     with without_data():
-        return _measured(on_cpu_without_data(model).train(how.backward), row, how)
+        model = on_cpu_without_data(model).train(how.backward)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        own = inner.config._attn_implementation
+        if refusal_of(inner) is None:
+            inner.config._attn_implementation = register("sdpa")
+            try:
+                return _measured(model, inner, _row_inputs(row), row, how)
+            except UnknownAttentionError:  # training falls back here too
+                inner.config._attn_implementation = own
+        return _measured(model, inner, _padded_inputs(row), row, how)
 
 
-def _measured(model: Any, row: Row, how: Pass) -> int:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    shares = refusal_of(inner) is None
-    if shares:
-        inner.config._attn_implementation = register("sdpa")
+def _measured(model: Any, inner: Any, inputs: dict[str, Any], row: Row, how: Pass) -> int:
     if how.checkpointing and how.backward and inner.supports_gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": True})
     fuse_lora(model)
     recompute_less(model)
-    inputs = _row_inputs(row) if shares else _padded_inputs(row)
     live = LiveBytes()
     live.leave_out(tensors_of(model))
     for parameter in model.parameters():

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ class RunLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note where the run begins, or goes on."""
         self._write(
-            args, state, event="begin", step=state.global_step, total_steps=state.max_steps,
-            process=os.getpid(), machine=socket.gethostname(),
+            args, state, event="begin", step=state.global_step, total_steps=state.max_steps, **_process()
         )  # fmt: skip
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -43,13 +43,31 @@ class RunLog(TrainerCallback):
         self._write(args, state, event="end", step=state.global_step)
 
     def _write(self, args: Any, state: Any, **values: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({**values, "time": round(time.time(), 3)})
-        with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        if state.is_world_process_zero:
+            _append(Path(args.output_dir), values)
+
+
+def note_preparation(folder: Path, **values: Any) -> None:
+    """Note that a run scores its rows or loads its models, before a trainer exists.
+
+    Args:
+        folder: the run's ``output_dir``.
+        **values: what the run is, as plain JSON values.
+    """
+    _append(folder, {"event": "prepare", "step": 0, **_process(), **values})
+
+
+def _process() -> dict[str, Any]:
+    return {"process": os.getpid(), "machine": socket.gethostname()}
+
+
+def _append(folder: Path, values: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / LOG_FILE
+    broken_off = file.is_file() and file.stat().st_size > 0 and file.read_bytes()[-1:] != b"\n"
+    line = json.dumps({**values, "time": round(time.time(), 3)})
+    with file.open("a", encoding="utf-8") as log:
+        log.write("\n" * broken_off + line + "\n")
 
 
 @dataclass
@@ -60,12 +78,14 @@ class LoggedRun:
         entries: logged numbers, with ``step`` and ``time``, in their order; those that a resumed run did again are
             its later ones.
         begun: the last line with which the run began or went on, or None.
+        prepared: the last line with which it began to score or load, or None.
         ended: whether training ended after it.
         unread: lines that could not be read (the last one of a killed run, say).
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     begun: dict[str, Any] | None = None
+    prepared: dict[str, Any] | None = None
     ended: bool = False
     unread: int = 0
 
@@ -102,6 +122,8 @@ def read_log(folder: Path) -> LoggedRun:
         entry = _entry(line)
         if entry is None:
             run.unread += 1
+        elif entry["event"] == "prepare":
+            run.prepared, run.ended = entry, False
         elif entry["event"] == "begin":
             run.entries = [old for old in run.entries if int(old["step"]) <= int(entry["step"])]
             run.begun, run.ended = entry, False
@@ -117,6 +139,6 @@ def _entry(line: str) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    known = isinstance(entry, dict) and entry.get("event") in ("begin", "log", "end")
+    known = isinstance(entry, dict) and entry.get("event") in ("prepare", "begin", "log", "end")
     sound = known and all(isinstance(entry.get(name), int | float) for name in ("step", "time"))
     return entry if sound else None

@@ -17,6 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from sepo.errors import SepoError
 from sepo.forward.lora import fuse_lora
 from sepo.objectives import Method
+from sepo.training.loading import know_numbered_cpus
 from sepo.training.reference import StartingPolicy
 from sepo.training.rows import PairCollator, check_row
 from sepo.training.splitting import SplitsBatches
@@ -99,6 +100,7 @@ class PreferenceTrainer(SplitsBatches, Trainer):
             )
         self.check_batch_tokens()
         fuse_lora(self.model)
+        know_numbered_cpus()
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's pairs, not by its device batches
         self._set_reference(ref_model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -32,7 +33,7 @@ def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
     """
     known = run_status(folder)
     if as_json:
-        print(json.dumps(known, indent=1))
+        print(json.dumps(_plain(known), indent=1, allow_nan=False))
     else:
         print("\n".join(_lines(known)))
     return known
@@ -48,7 +49,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         raise SepoError(f"'{folder}' does not exist (from {os.getcwd()}); the output_dir of a run is expected.")
     settings = _settings(folder)
     run = read_log(folder)
-    if settings is None and run.begun is None:
+    if settings is None and run.begun is None and run.prepared is None:
         raise SepoError(
             f"'{folder}' has no {SETTINGS_FILE} and no {LOG_FILE}: no run of our stages has begun there. The "
             "output_dir of a run is expected."
@@ -58,9 +59,7 @@ def run_status(folder: Path) -> dict[str, Any]:
     last = _last(run)
     return {
         "folder": str(folder),
-        "stage": (settings or {}).get("stage"),
-        "objective": (settings or {}).get("objective"),
-        "token_scorer": (settings or {}).get("token_scorer"),
+        **{name: (run.prepared or settings or {}).get(name) for name in ("stage", "objective", "token_scorer")},
         "state": _state(run),
         "step": run.step,
         "total_steps": total,
@@ -78,6 +77,13 @@ def run_status(folder: Path) -> dict[str, Any]:
     }
 
 
+def _plain(value: Any) -> Any:
+    """JSON has no name for what is not a number."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+
 def _settings(folder: Path) -> dict[str, Any] | None:
     file = folder / SETTINGS_FILE
     if not file.is_file():
@@ -90,22 +96,30 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 
 def _state(run: LoggedRun) -> str:
-    """``not begun`` (it scores, or loads models), ``running``, ``ended``, ``stopped`` (killed, or by an error), or
+    """``preparing`` (it scores, or loads models), ``running``, ``ended``, ``stopped`` (killed, or by an error), or
     ``unknown``: on another machine."""
-    if run.begun is None:
-        return "not begun"
+    lines = [line for line in (run.prepared, run.begun) if line is not None]
+    if not lines:
+        return "stopped"
     if run.ended:
         return "ended"
-    if run.begun.get("machine") != socket.gethostname():
+    latest = max(lines, key=lambda line: float(line["time"]))
+    if latest.get("machine") != socket.gethostname():
         return "unknown"
+    if not _is_alive(latest):
+        return "stopped"
+    return "running" if latest is run.begun else "preparing"
+
+
+def _is_alive(line: dict[str, Any]) -> bool:
     import psutil
 
-    process = run.begun.get("process")
-    alive = isinstance(process, int) and psutil.pid_exists(process)
-    # A number is used again after a while: the process must have begun before the run did.
-    if alive and psutil.Process(process).create_time() <= run.begun["time"]:
-        return "running"
-    return "stopped"
+    try:
+        process = psutil.Process(line["process"])
+        # A number is used again after a while: the process must have begun before the run did.
+        return process.create_time() <= line["time"] and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
 
 
 def _last(run: LoggedRun) -> dict[str, Any]:
@@ -126,8 +140,11 @@ def _lines(known: dict[str, Any]) -> list[str]:
     state = {
         "unknown": "on another machine; whether it is running is not known here",
         "stopped": "stopped before its last step",
+        "preparing": "preparing",
     }.get(known["state"], known["state"])
     lines = [f"{known['folder']}: stage {known['stage']}, objective {known['objective']}, {state}"]
+    if known["state"] == "preparing":
+        lines.append("it scores its rows or loads its models; training has not begun")
     if known["total_steps"]:
         done = f"step {known['step']:,} of {known['total_steps']:,} ({known['step'] / known['total_steps']:.0%})"
         pace = known["seconds_per_step"]

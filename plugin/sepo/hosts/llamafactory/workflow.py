@@ -45,7 +45,7 @@ from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.floats import ReferenceCollator
 from sepo.training.reference import StartingPolicy
 from sepo.training.rewards import RewardCollator
-from sepo.training.runlog import SETTINGS_FILE, RunLog
+from sepo.training.runlog import SETTINGS_FILE, RunLog, note_preparation
 from sepo.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,9 @@ def run_stage(
     for note in settings.notes:
         logger.info(note)
     logger.info("stage %s: %s", settings.stage, json.dumps(settings.as_dict()))
+    if training_args.do_train and training_args.process_index == 0:
+        asked = {name: settings.as_dict()[name] for name in ("stage", "objective", "token_scorer")}
+        note_preparation(Path(training_args.output_dir), **asked)
     data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
     tokenizer, template, datasets, stores = data.tokenizer, data.template, data.datasets, data.stores
     if stores:
@@ -309,7 +312,8 @@ def _write_settings(trainer: Any, training_args: Any, settings: RunSettings, sto
         return
     folder = Path(training_args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **stores}
+    found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}
+    record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
     (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sepo.errors import SepoError
 from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun, model_config
 from sepo.memory.shapes import (
     Adapters,
@@ -95,8 +96,18 @@ def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> 
         tokens: of the longest device batch, prompt shared; None for what the cutoff allows.
 
     Raises:
-        SepoError: a model's configuration cannot be read.
+        SepoError: a model's configuration cannot be read, or the model does not run on tensors without data.
     """
+    try:
+        return _account(run, on_gpu=on_gpu, tokens=tokens)
+    except SepoError:
+        raise
+    except Exception as error:  # a model's own code on tensors without data
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SepoError(f"no account can be made for '{run.policy.model}': {reason}") from error
+
+
+def _account(run: PlannedRun, *, on_gpu: bool, tokens: int | None) -> Account:
     notes: list[str] = []
     policy = _weights(run, run.policy, key="model_name_or_path", policy=True)
     row = _row(run, tokens)
@@ -121,8 +132,9 @@ def _weights(run: PlannedRun, spec: ModelSpec, *, key: str, policy: bool = False
     dtype = run.dtype or _own_dtype(config, on_cpu=run.on_cpu)
     adapters = run.adapters if policy else None
     everything = policy and run.kind != "lora"
+    bits = _packed_bits(config) or spec.quantization_bit
     counted = _counted(
-        config.to_json_string(use_diff=False), config.__class__, dtype, adapters, spec.quantization_bit,
+        config.to_json_string(use_diff=False), config.__class__, dtype, adapters, bits,
         run.double_quantization, everything, run.trains_in_float32,
     )  # fmt: skip
     return _Weights(config, dtype, counted)
@@ -141,6 +153,15 @@ def _counted(
     else:
         model.requires_grad_(False)
     return weight_bytes(model, quantization_bit=bits, double_quantization=double)
+
+
+def _packed_bits(config: Any) -> int | None:
+    """Bits of weights that are quantized in the checkpoint."""
+    given: Any = getattr(config, "quantization_config", None)
+    values = given if isinstance(given, dict) else given.to_dict() if hasattr(given, "to_dict") else {}
+    if values.get("load_in_4bit") or values.get("load_in_8bit"):
+        return 4 if values.get("load_in_4bit") else 8
+    return int(values["bits"]) if values.get("bits") else None
 
 
 def _own_dtype(config: Any, *, on_cpu: bool) -> torch.dtype:

@@ -54,7 +54,13 @@ def changes(recipe: Mapping[str, Any], account: Account, *, on_gpu: bool, tokens
 
 
 def enough(
-    recipe: Mapping[str, Any], account: Account, found: list[Change], *, limit: float, on_gpu: bool
+    recipe: Mapping[str, Any],
+    account: Account,
+    found: list[Change],
+    *,
+    limit: float,
+    on_gpu: bool,
+    tokens: int | None = None,
 ) -> tuple[dict[str, Any], float] | None:
     """The gentlest change that makes a run fit, or else the gentlest ones together.
 
@@ -64,6 +70,7 @@ def enough(
         found: from ``changes``.
         limit: bytes of a device.
         on_gpu: as for ``account_for``.
+        tokens: as for ``account_for``.
 
     Returns:
         The keys and the peak with them; None where even all together do not fit.
@@ -74,7 +81,7 @@ def enough(
     together: dict[str, Any] = {}
     for change in found:
         together |= change.keys
-        peak = _peak({**recipe, **together}, account.run, on_gpu=on_gpu, tokens=None)
+        peak = _peak({**recipe, **together}, account.run, on_gpu=on_gpu, tokens=tokens)
         if peak is not None and peak <= limit:
             return together, peak
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,8 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
         raise SepoError("model_name_or_path is missing; the recipe's policy is expected.")
     _, settings = resolve(dict(recipe), host_keys=host_keys())
     kind = str(recipe.get("finetuning_type") or "lora")
+    if kind not in ("lora", "full", "freeze"):
+        raise SepoError(f"finetuning_type is {kind}; plan accounts for lora, full and freeze.")
     pure = _flag(recipe, "pure_bf16")
     half = "bfloat16" if pure or _flag(recipe, "bf16") else "float16" if _flag(recipe, "fp16") else None
     bits = _number(recipe, "quantization_bit")
@@ -136,7 +139,9 @@ def model_config(name: str, *, key: str, trust_remote_code: bool = False) -> Any
     except Exception as error:  # the hub's client and transformers raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SepoError(f"{key}: the configuration of '{name}' cannot be read: {reason}") from error
-    return config.get_text_config()
+    if type(config).__module__.startswith("transformers_modules"):
+        raise SepoError(f"{key}: '{name}' brings its own code; plan accounts for models of transformers.")
+    return config if hasattr(config, "num_hidden_layers") else config.get_text_config()
 
 
 def _reference(recipe: Mapping[str, Any], settings: RunSettings, kind: str) -> ModelSpec | None:
@@ -170,8 +175,9 @@ def _adapters(recipe: Mapping[str, Any]) -> Adapters:
 
 
 def _engine(recipe: Mapping[str, Any], processes: int) -> Engine:
-    if recipe.get("fsdp"):
-        return Engine(processes, 3, "FSDP", weights_offloaded="offload" in str(recipe["fsdp"]))
+    if recipe.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        in_host_memory = "offload" in str(recipe.get("fsdp"))
+        return Engine(processes, 3, "FSDP", optimizer_offloaded=in_host_memory, weights_offloaded=in_host_memory)
     given = recipe.get("deepspeed")
     if not given:
         return Engine(processes, 0, "one process" if processes == 1 else "DDP")

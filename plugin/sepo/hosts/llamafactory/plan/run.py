@@ -16,6 +16,7 @@ from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.hosts.llamafactory.plan.report import advice, gib, plan_values, print_plan, verdict
+from sepo.hosts.llamafactory.scoring_models import plain_loading
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def _help(
     if limit is not None and account.peak.total <= limit:
         return [], None
     found = changes(recipe, account, on_gpu=on_gpu, tokens=tokens)
-    return found, None if limit is None else enough(recipe, account, found, limit=limit, on_gpu=on_gpu)
+    return found, None if limit is None else enough(recipe, account, found, limit=limit, on_gpu=on_gpu, tokens=tokens)
 
 
 def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
@@ -94,10 +95,11 @@ def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
         if limit is None or _weights_on_disk(run.policy.model) < _SMALL * limit:
             return None
         on_gpu = not run.on_cpu
-        account = account_for(run, on_gpu=on_gpu)
-        if account.peak.total <= limit:
-            return None
-        _, fitting = _help(recipe, account, limit=limit, on_gpu=on_gpu)
+        with plain_loading():
+            account = account_for(run, on_gpu=on_gpu)
+            if account.peak.total <= limit:
+                return None
+            _, fitting = _help(recipe, account, limit=limit, on_gpu=on_gpu)
     except Exception as error:  # a plan is a courtesy: the run decides
         logger.debug("no memory plan: %s", error)
         return None
@@ -118,8 +120,9 @@ def what_would_help(recipe: Mapping[str, Any]) -> str:
     """The three changes that save most, for a run that ran out of memory; empty where no plan can be made."""
     try:
         run = planned_run(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
-        account = account_for(run, on_gpu=not run.on_cpu)
-        found = changes(recipe, account, on_gpu=not run.on_cpu)
+        with plain_loading():  # an engine would make the shaped models its own
+            account = account_for(run, on_gpu=not run.on_cpu)
+            found = changes(recipe, account, on_gpu=not run.on_cpu)
     except Exception as error:
         logger.debug("no memory plan: %s", error)
         return ""
