@@ -193,7 +193,7 @@ def run(options):
             f"no CUDA GPU is visible, and shape {options.shape} is too large for a CPU; run it on a GPU, or smoke-test "
             "with --shape tiny --length 64."
         )
-    from sepo.hosts.llamafactory.bench.report import print_table
+    from sepo.hosts.llamafactory.bench.report import print_result
     from sepo.hosts.llamafactory.bench.run import measure, write_result
 
     model = save_model(options.cache / options.shape, options.shape, "cuda" if cuda else "cpu")
@@ -209,7 +209,7 @@ def run(options):
             memory=options.memory,
         )
     with_flops(result, shape=options.shape, peak=peak)
-    print_table(result)
+    print_result(result)
     print(shares(result))
     where = torch.cuda.get_device_name(0).replace(" ", "-") if cuda else platform.machine()
     quantized = "nf4" if options.quantization == "4" else "bf16"

@@ -231,7 +231,7 @@ def measure(options, argv):
 
 
 def print_result(result):
-    from sepo.scores.tables import print_table, size
+    from sepo.console import print_table, size
 
     machine, setting = result["machine"], result["setting"]
     where = machine["gpu"]["name"] if machine["gpu"] else f"{machine['processor']}, {machine['threads']} threads"

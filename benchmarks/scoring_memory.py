@@ -151,9 +151,9 @@ def run(options):
     from sepo.hosts.llamafactory.launcher import quiet_on_one_device
 
     quiet_on_one_device()
+    from sepo.console import print_table, size
     from sepo.hosts.llamafactory.bench.machine import machine, versions
     from sepo.hosts.llamafactory.bench.run import write_result
-    from sepo.scores.tables import print_table, size
 
     with tempfile.TemporaryDirectory(prefix="sepo-scoring-memory-") as folder:
         points, tokens = measure(options, Path(folder))

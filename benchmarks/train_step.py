@@ -68,7 +68,7 @@ def run(options):
     import torch
 
     from sepo.demo.model import default_model_directory, prepare_model
-    from sepo.hosts.llamafactory.bench.report import print_table
+    from sepo.hosts.llamafactory.bench.report import print_result
     from sepo.hosts.llamafactory.bench.run import measure, write_result
 
     torch.set_num_threads(options.threads)
@@ -79,7 +79,7 @@ def run(options):
         names=options.stages.split(",") if options.stages else None,
         memory=options.memory,
     )
-    print_table(result)
+    print_result(result)
     name = f"train_step-{options.dataset}-{options.dtype}-{platform.machine()}.json"
     output = options.output or RESULTS / name
     output.parent.mkdir(parents=True, exist_ok=True)

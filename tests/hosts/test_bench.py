@@ -15,7 +15,7 @@ from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.contenders import CONTENDERS, HOST_DPO, HOST_SIMPO, own_name, plan_contenders
 from sepo.hosts.llamafactory.bench.recipe import check_keys, measured_recipe
-from sepo.hosts.llamafactory.bench.report import loss_notes, size, table_rows
+from sepo.hosts.llamafactory.bench.report import loss_notes, table_rows
 from sepo.hosts.llamafactory.bench.rounds import rotated, speeds, timed_rounds
 
 ROOT = Path(__file__).parents[2]
@@ -212,10 +212,6 @@ def test_losses_that_differ_are_told():
     (note,) = loss_notes({"host_dpo": 0.69, "dpo": 0.75})
     assert note.startswith("CHECK: the loss of dpo")
     assert loss_notes({"host_dpo": 0.69, "dpo": float("nan")})
-
-
-def test_sizes_are_readable():
-    assert [size(value) for value in (None, 2**19, 30 * 2**20, 5 * 2**29)] == ["-", "0.5 MiB", "30 MiB", "2.50 GiB"]
 
 
 @pytest.mark.parametrize(

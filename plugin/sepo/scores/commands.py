@@ -73,7 +73,7 @@ def _root(options: argparse.Namespace) -> Path:
 
 
 def _ls(options: argparse.Namespace) -> int:
-    from sepo.scores.tables import print_table, size
+    from sepo.console import print_table, size
     from sepo.tokens.store import ScoreStore, disk_size, read_names, stored
 
     root = _root(options)

@@ -6,8 +6,9 @@ import json
 
 import torch
 
+from sepo.console import print_table, size
 from sepo.scores.summary import SHARE, is_chosen, pieces, summarize
-from sepo.scores.tables import print_summary, print_table, size
+from sepo.scores.tables import print_summary
 from sepo.tokens.distribution import kept_in_rows
 from sepo.tokens.store import ScoreStore, disk_size, read_names
 

@@ -2,35 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-
+from sepo.console import print_table
 from sepo.scores.summary import SHARE, StoreSummary, is_chosen
 from sepo.tokens.distribution import Distribution
-
-_WIDTH = 120
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> None:
-    """Print a table, whole cells on any output.
-
-    Args:
-        title: the line above it.
-        columns: the headings.
-        rows: the cells.
-        words: how many columns, from the left, hold words; the others are numbers, on the right of their columns.
-    """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < words else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=_WIDTH)
-    console.print(table, markup=False, highlight=False)
 
 
 def print_summary(summary: StoreSummary, *, title: str) -> None:
@@ -59,11 +33,3 @@ def _side_row(column: str, side: Distribution) -> list[str]:
         end,
         f"{side.kept:+,.1f} of {side.total:+,.1f} ({carried})",
     ]
-
-
-def size(value: int) -> str:
-    """Bytes as a person reads them."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if value >= unit:
-            return f"{value / unit:.1f} {name}"
-    return f"{value} B"

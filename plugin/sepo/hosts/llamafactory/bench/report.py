@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+from sepo.console import print_lines, print_table, size
 from sepo.hosts.llamafactory.bench.contenders import HOST_DPO, HOST_SIMPO
 
 _COLUMNS = ("stage", "pairs/s", "tokens/s", "x host dpo", "x host simpo", "peak memory", "loss")
-_WIDTH = 110
 _TOLERANCE = 0.03  # in bfloat16 the same loss over hundreds of tokens differs by a hundredth
 
 
@@ -32,32 +31,18 @@ def table_rows(result: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def print_table(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, Any]) -> None:
     """Print the table and what it means.
 
     Args:
         result: as ``measure`` gives it.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     machine = result["machine"]
     where = machine["gpu"]["name"] if machine["gpu"] else f"{machine['processor']}, {machine['threads']} threads"
     setting = result["setting"]
-    table = Table(
-        title=f"{setting['rounds']} rounds of {setting['pairs_per_step']} pairs on {where}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
-    for row in table_rows(result):
-        table.add_row(*row)
-    console = Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=_WIDTH)
-    console.print(table)
-    for note in result["notes"]:
-        console.print(f"- {note}", markup=False, highlight=False)
+    title = f"{setting['rounds']} rounds of {setting['pairs_per_step']} pairs on {where}"
+    print_table(title, _COLUMNS, table_rows(result))
+    print_lines(f"- {note}" for note in result["notes"])
 
 
 def loss_notes(losses: dict[str, float]) -> list[str]:
@@ -76,15 +61,6 @@ def loss_notes(losses: dict[str, float]) -> list[str]:
                     "the same batch."
                 )
     return notes
-
-
-def size(value: int | None) -> str:
-    """Bytes as a person reads them; ``-`` where nothing was measured."""
-    if value is None:
-        return "-"
-    if value >= 2**30:
-        return f"{value / 2**30:.2f} GiB"
-    return f"{value / 2**20:.{0 if value >= 10 * 2**20 else 1}f} MiB"
 
 
 def _rate(value: float) -> str:

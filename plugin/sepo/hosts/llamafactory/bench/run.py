@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from sepo.console import size
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.contenders import HOST_DPO, HOST_SIMPO, Contender, plan_contenders
 from sepo.hosts.llamafactory.bench.machine import machine, versions
 from sepo.hosts.llamafactory.bench.memory import STEPS_MEASURED, can_measure_processes, child_peak, cuda_peak
 from sepo.hosts.llamafactory.bench.recipe import check_keys, measured_recipe
-from sepo.hosts.llamafactory.bench.report import loss_notes, print_table, size
+from sepo.hosts.llamafactory.bench.report import loss_notes, print_result
 from sepo.hosts.llamafactory.bench.rounds import Timings, speeds, timed_rounds
 from sepo.hosts.llamafactory.bench.rows import selects_at_random
 from sepo.hosts.llamafactory.bench.session import Session, open_session
@@ -59,7 +60,7 @@ def bench(
     if output is not None and not output.resolve().parent.is_dir():
         raise SepoError(f"-o {output}: there is no folder {output.resolve().parent}.")
     result = measure(read_pipeline(recipe_file, overrides), rounds=rounds, names=names, memory=memory)
-    print_table(result)
+    print_result(result)
     if output is not None:
         write_result(result, output)
     return result

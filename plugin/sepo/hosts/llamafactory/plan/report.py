@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+from sepo.console import print_lines, print_table, size
 from sepo.hosts.llamafactory.plan.account import Account
 from sepo.hosts.llamafactory.plan.changes import Change
 
-GIB = 2**30
 _UNVERIFIED = (
     "not verified on a GPU: the CUDA share, fragmentation, and what bitsandbytes and DeepSpeed hold beside their "
     "tensors are estimates; measured on a CPU: see benchmarks/results/plan-*.json."
 )
-
-
-def gib(size: float) -> str:
-    """Bytes as people read them."""
-    return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"
 
 
 def headline(account: Account) -> list[str]:
@@ -54,43 +48,38 @@ def print_plan(
         found: single changes.
         fitting: the change that makes it fit.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=120)
-    for line in headline(account):
-        console.print(line, markup=False, highlight=False)
-    table = Table(box=SIMPLE_HEAD, show_footer=True)
-    table.add_column("per process", footer="together")
-    for phase in account.phases:
-        table.add_column(phase.name, justify="right", footer=gib(phase.total))
+    print_lines(headline(account))
     names = list(dict.fromkeys(name for phase in account.phases for name in phase.items))
-    for name in names:
-        table.add_row(name, *(gib(phase.items[name]) if name in phase.items else "" for phase in account.phases))
-    console.print(table)
+    print_table(
+        None,
+        ["per process", *(phase.name for phase in account.phases)],
+        [
+            [name, *(size(phase.items[name]) if name in phase.items else "" for phase in account.phases)]
+            for name in names
+        ],
+        footer=["together", *(size(phase.total) for phase in account.phases)],
+    )
     lines = [verdict(account, limit=limit, where=where)]
     if found:
         lines.append("what lowers the peak, the gentlest first:")
-        lines += [f"  {change.text}  saves {gib(change.saving)} ({change.effect})" for change in found]
+        lines += [f"  {change.text}  saves {size(change.saving)} ({change.effect})" for change in found]
     if limit is not None and account.peak.total > limit:
         lines.append(advice(fitting))
     lines += [f"- {note}" for note in account.notes]
     if on_gpu:
         lines.append(f"- {_UNVERIFIED}")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_lines(lines)
 
 
 def verdict(account: Account, *, limit: float | None, where: str) -> str:
     """Which phase peaks, and whether it fits."""
     peak = account.peak
-    said = f"peak: {peak.name}, {gib(peak.total)}"
+    said = f"peak: {peak.name}, {size(peak.total)}"
     if limit is None:
         return f"{said}. Say what you have, and the plan says whether it fits: --gpu 24GiB"
     if peak.total <= limit:
-        return f"{said}: fits {where} ({gib(limit)}), {gib(limit - peak.total)} left"
-    return f"{said}: does not fit {where} ({gib(limit)}), {gib(peak.total - limit)} too much"
+        return f"{said}: fits {where} ({size(limit)}), {size(limit - peak.total)} left"
+    return f"{said}: does not fit {where} ({size(limit)}), {size(peak.total - limit)} too much"
 
 
 def advice(fitting: tuple[dict[str, Any], float] | None) -> str:
@@ -98,7 +87,7 @@ def advice(fitting: tuple[dict[str, Any], float] | None) -> str:
     if fitting is None:
         return "no change of the recipe makes it fit: take a smaller model, a larger device, or ZeRO-3 on several."
     keys, peak = fitting
-    return f"fits with {Change(keys, '', peak, 0.0).text} ({gib(peak)})"
+    return f"fits with {Change(keys, '', peak, 0.0).text} ({size(peak)})"
 
 
 def plan_values(

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sepo.console import size
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
 from sepo.hosts.llamafactory.plan.recipe import planned_run
-from sepo.hosts.llamafactory.plan.report import advice, gib, plan_values, print_plan, verdict
+from sepo.hosts.llamafactory.plan.report import advice, plan_values, print_plan, verdict
 from sepo.hosts.llamafactory.scoring_models import plain_loading
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def what_would_help(recipe: Mapping[str, Any]) -> str:
         logger.debug("no memory plan: %s", error)
         return ""
     best = sorted(found, key=lambda change: -change.saving)[:3]
-    return "; ".join(f"{change.text} (saves about {gib(change.saving)})" for change in best)
+    return "; ".join(f"{change.text} (saves about {size(change.saving)})" for change in best)
 
 
 def device_memory(*, on_cpu: bool) -> tuple[float | None, str]:

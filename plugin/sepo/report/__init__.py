@@ -1,0 +1,1 @@
+"""Reads what runs leave behind: figures and one self-contained HTML page."""
