@@ -41,7 +41,7 @@ def _pipeline(options: argparse.Namespace) -> int:
     require_host()
     from sepo.hosts.llamafactory.pipeline import read_pipeline, run_pipeline
 
-    run_pipeline(read_pipeline(Path(options.recipe), options.overrides))
+    run_pipeline(read_pipeline(options.recipe, options.overrides))
     return 0
 
 
@@ -53,12 +53,12 @@ def _bench(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.bench.run import bench
 
     bench(
-        Path(options.recipe),
+        options.recipe,
         options.overrides,
         rounds=options.rounds,
         names=None if options.stages is None else [name.strip() for name in options.stages.split(",")],
         memory=options.memory,
-        output=None if options.output is None else Path(options.output),
+        output=options.output,
     )
     return 0
 
@@ -71,12 +71,12 @@ def _plan(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.plan.run import plan
 
     plan(
-        Path(options.recipe),
+        options.recipe,
         options.overrides,
         gpu=options.gpu,
         processes=options.processes,
         tokens=options.tokens,
-        output=None if options.output is None else Path(options.output),
+        output=options.output,
     )
     return 0
 
@@ -140,8 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_scores(command("scores", run_scores, "List, show, check, export and remove stores of token scores."))
     pipeline = command("pipeline", _pipeline, "Train base and oracle, score, train the policy: one recipe.")
-    pipeline.add_argument("recipe", help="a recipe with shared keys and the sections base, oracle and policy")
-    pipeline.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1 or policy.sepo_gamma=2")
+    _add_recipe(pipeline, "a recipe with shared keys and the sections base, oracle and policy", "policy.sepo_gamma=2")
     _add_plan(command("plan", _plan, "Say what memory a recipe needs, and whether it fits, before anything is loaded."))
     state = command("status", _status, "Say how far a run is: step, rate, time left, last metrics, what it selects.")
     state.add_argument("folder", metavar="DIR", help="output_dir of a run, going on or ended")
@@ -155,19 +154,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_recipe(command: argparse.ArgumentParser, what: str, override: str) -> None:
+    command.add_argument("recipe", type=Path, help=what)
+    command.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {override}")
+
+
+def _add_output(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("-o", "--output", type=Path, metavar="FILE.json", help=f"also write {what} as JSON")
+
+
 def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.description = (
         "An account of memory from the models' configurations alone: weights, adapters, gradients, optimizer, "
         "activations, head, reference and scoring models, phase by phase; whether it fits, and what would make it fit."
     )
-    plan.add_argument("recipe", help="a recipe of one of our stages")
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as quantization_bit=4")
+    _add_recipe(plan, "a recipe of one of our stages", "quantization_bit=4")
     plan.add_argument("--gpu", metavar="SIZE", help="memory of a device, such as 24GiB; default: this machine's")
     plan.add_argument("--processes", type=int, help="how many processes train (NPROC_PER_NODE x NNODES, or 1)")
     plan.add_argument(
         "--tokens", type=int, help="of the longest device batch, each prompt once; default: what cutoff_len allows"
     )
-    plan.add_argument("-o", "--output", metavar="FILE.json", help="also write the account as JSON")
+    _add_output(plan, "the account")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -175,8 +182,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         "Pairs and tokens per second and peak memory of our stages and of LLaMA-Factory's own dpo and simpo, with this "
         "recipe's model, data and training settings. Nothing is trained, scored or saved."
     )
-    bench.add_argument("recipe", help="a recipe of one of our stages, or of the host's dpo")
-    bench.add_argument("overrides", nargs="*", metavar="key=value", help="such as per_device_train_batch_size=4")
+    _add_recipe(bench, "a recipe of one of our stages, or of the host's dpo", "per_device_train_batch_size=4")
     bench.add_argument("--rounds", type=int, default=5, help="timed rounds (5); every round is another batch")
     bench.add_argument(
         "--stages",
@@ -184,7 +190,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         "recipe: the recipe's own method, where it is none of these",
     )
     bench.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
-    bench.add_argument("-o", "--output", metavar="FILE.json", help="also write everything as JSON")
+    _add_output(bench, "everything")
 
 
 def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

@@ -11,6 +11,15 @@ import yaml
 BIN = Path(sys.executable).parent
 
 
+# What turns the recipe below, which is SePO's, into one of another stage.
+STAGES = {
+    "sepo": {},
+    "selective_dpo": {"oracle_model": None, "oracle_base_model": None},
+    "minor_dpo": {"oracle_model": None, "oracle_base_model": None},
+    "treg": {"treg_rewards": "oracle"},
+}
+
+
 def sepo_recipe(world: Path, output: Path, **overrides) -> dict:
     recipe = {
         "model_name_or_path": str(world / "policy"),

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from recipes import adapter, environment, logged, run, sepo_recipe, sepo_train
+from recipes import STAGES, adapter, environment, logged, run, sepo_recipe, sepo_train
 from test_engines import WORKER
 
 pytestmark = pytest.mark.host
@@ -34,39 +34,36 @@ WAYS = {
     "bfloat16": {"bf16": True},
 }
 NOT_EXACT = {"4 bits", "4 bits, one quantization", "8 bits", "bfloat16"}
-STAGES = {
-    "sepo": {},
-    "selective_dpo": {"oracle_model": None, "oracle_base_model": None},
-    "minor_dpo": {"oracle_model": None, "oracle_base_model": None},
-    "treg": {"treg_rewards": "oracle"},
-}
 
 
-@pytest.fixture(scope="module", params=STAGES)
-def losses(request, world, tmp_path_factory):
-    """Losses of every way in a stage: one process runs them all."""
-    stage, folder = request.param, tmp_path_factory.mktemp(request.param)
-    recipes = {
-        way: sepo_recipe(world, folder / way.replace(" ", "-"), stage=stage, max_steps=2, max_samples=2,
-                         disable_shuffling=True,
-                         save_strategy="no", ref_model=str(world / "base") if stage != "sepo" else None,
-                         **{**STAGES[stage], **keys})
+@pytest.fixture(scope="module")
+def runs(world, tmp_path_factory):
+    """A folder of runs of every way, by stage: one process runs them all."""
+    folders = {stage: tmp_path_factory.mktemp(stage) for stage in STAGES}
+    recipes = [
+        sepo_recipe(world, folder / way.replace(" ", "-"), stage=stage, max_steps=2, max_samples=2,
+                    disable_shuffling=True,
+                    save_strategy="no", ref_model=str(world / "base") if stage != "sepo" else None,
+                    **{**STAGES[stage], **keys})
+        for stage, folder in folders.items()
         for way, keys in WAYS.items()
-    }  # fmt: skip
+    ]  # fmt: skip
+    folder = folders["sepo"]
     file = folder / "recipes.json"
-    file.write_text(json.dumps(list(recipes.values())))
+    file.write_text(json.dumps(recipes))
     run([sys.executable, WORKER, file], cwd=folder, env=environment())
-    return stage, {way: recipe["output_dir"] for way, recipe in recipes.items()}, folder
+    return folders
 
 
 def losses_of(folder, way):
     return [entry["loss"] for entry in logged(folder / way.replace(" ", "-")) if "loss" in entry]
 
 
-def test_every_way_begins_at_the_same_loss_and_trains(losses):
-    stage, ways, folder = losses
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_way_begins_at_the_same_loss_and_trains(runs, stage):
+    folder = runs[stage]
     plain = losses_of(folder, "plain")
-    for way in ways:
+    for way in WAYS:
         found = losses_of(folder, way)
         assert len(found) == 2, way
         assert all(torch.isfinite(torch.tensor(found))), way
@@ -81,8 +78,9 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(world, t
     assert "use_dora is set and quantization_bit is 4" in done.stderr
 
 
-def test_modules_trained_whole_are_saved(losses):
-    _, _, folder = losses
+@pytest.mark.parametrize("stage", STAGES)
+def test_modules_trained_whole_are_saved(runs, stage):
+    folder = runs[stage]
     names = adapter(folder / "head-and-embedding-whole")
     assert any("lm_head" in name for name in names)
     assert any("embed_tokens" in name for name in names)

@@ -11,17 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes import BIN, adapter, environment, logged, run, same_weights, sepo_recipe
+from recipes import BIN, STAGES, adapter, environment, logged, run, same_weights, sepo_recipe
 
 pytestmark = pytest.mark.host
 
 WORKER = Path(__file__).with_name("engine_worker.py")
-STAGES = {
-    "sepo": {},
-    "selective_dpo": {"ref_model": "base", "oracle_model": None, "oracle_base_model": None},
-    "minor_dpo": {"oracle_model": None, "oracle_base_model": None},
-    "treg": {"treg_rewards": "oracle"},
-}
 FSDP2 = """compute_environment: LOCAL_MACHINE
 distributed_type: FSDP
 fsdp_config:
@@ -79,7 +73,7 @@ def started(engine, recipes, folder):
 def stage_recipes(world, folder, engine, scores):
     pairs = 4 if engine == "one" else 2
     changed = {
-        stage: {**keys, **({"ref_model": str(world / "base")} if "ref_model" in keys else {})}
+        stage: {**keys, **({"ref_model": str(world / "base")} if stage == "selective_dpo" else {})}
         for stage, keys in STAGES.items()
     }
     return [

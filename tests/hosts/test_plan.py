@@ -121,6 +121,32 @@ def test_a_reference_is_in_memory_only_where_it_runs_in_training(shapes):
     assert full["training"]["reference"] == pytest.approx(0.494e9 * 2, rel=1e-2)
 
 
+def test_all_weights_in_pure_bfloat16_are_half_of_mixed_precision(shapes):
+    recipe = {"model_name_or_path": "qwen2.5-0.5b", "stage": "minor_dpo", "ref_precompute": True, "cutoff_len": 64,
+              "finetuning_type": "full"}  # fmt: skip
+    mixed, pure = (account_for(planned_run({**recipe, key: True}), on_gpu=True) for key in ("bf16", "pure_bf16"))
+    for item in ("trained weights", "gradients"):
+        assert mixed.phases[-1].items[item] == 2 * pure.phases[-1].items[item] == pytest.approx(4 * 0.494e9, rel=1e-2)
+    assert 0 < pure.phases[-1].items["activations, head"] <= mixed.phases[-1].items["activations, head"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({}, 0.3),
+        ({"chosen_select_ratio": 0.5, "rejected_select_ratio": 0.1}, 0.3),
+        ({"pref_ftx": 0.1}, 0.65),
+        ({"treg_alpha": 0.25}, 0.3),
+        ({"token_scorer": "confidence"}, 1.0),
+        ({"token_scorer": "none", "objective": "simpo"}, 1.0),
+    ],
+)
+def test_the_head_is_planned_for_the_tokens_that_a_step_reads(shapes, changes, share):
+    recipe = {"model_name_or_path": "qwen2.5-0.5b", "stage": "sepo", "token_scorer": "random", "bf16": True,
+              "cutoff_len": 101, "per_device_train_batch_size": 2, **changes}  # fmt: skip
+    assert account_for(planned_run(recipe), on_gpu=True).row.selected == round(400 * share)
+
+
 def test_engines_spread_what_they_spread(shapes, tmp_path):
     def training(stage, processes):
         config = tmp_path / f"z{stage}.json"
@@ -233,19 +259,15 @@ def test_a_run_that_cannot_fit_is_warned_about_and_trains_all_the_same(world, tm
 
 
 def test_a_run_that_ran_out_of_memory_is_told_what_saves_most(world, tmp_path, monkeypatch):
-    from sepo.hosts.llamafactory import registration
-
     recipe = sepo_recipe(world, tmp_path / "out", per_device_train_batch_size=8, cutoff_len=1024)
 
     def exhausted(config):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     with pytest.raises(SepoError) as error:
-        registration._with_memory_plan(exhausted, {"args": recipe})
+        plans.train_with_plan(exhausted, {"args": recipe})
     assert "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB." in str(error.value)
     assert str(error.value).count("saves about") == 3
-    with pytest.raises(torch.OutOfMemoryError):
-        registration._with_memory_plan(exhausted, {"args": {**recipe, "stage": "dpo"}})
 
 
 def test_the_command_in_a_process_of_its_own(world, tmp_path):

@@ -10,7 +10,7 @@ from sepo.forward.recompute import recompute_less
 from sepo.forward.sharing import batch_layout, layout_for
 from sepo.memory import step
 from sepo.memory.live import LiveBytes, tensors_of
-from sepo.memory.shapes import Adapters
+from sepo.memory.shapes import Adapters, Trained
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
 
 PAIRS = ((7, 30, 41), (2, 25, 33))
@@ -49,16 +49,29 @@ def test_a_step_without_data_needs_what_the_real_one_needs(name, checkpointing):
     # rejected tokens lose their last one, which nothing is predicted from
     row = Row(tuple((prompt, chosen - 1, rejected - 1) for prompt, chosen, rejected in PAIRS), 30 + 41 + 25 + 33)
     planned = step_bytes(type(model_of(name).config).from_dict(config), row,
-                         Pass(torch.float32, adapters=Adapters(4), checkpointing=checkpointing))  # fmt: skip
+                         Pass(torch.float32, trained=Trained(Adapters(4)), checkpointing=checkpointing))  # fmt: skip
+    assert planned == pytest.approx(real_bytes(model), rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_a_step_that_trains_all_weights_in_bfloat16(checkpointing):
+    """Under ``pure_bf16`` weights train as they are loaded."""
+    model = model_of("Llama", dtype=torch.bfloat16).train()
+    config = model.config
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    row = Row(tuple((prompt, chosen - 1, rejected - 1) for prompt, chosen, rejected in PAIRS), 30 + 41 + 25 + 33)
+    trained = Trained(everything=True, in_float32=False)
+    planned = step_bytes(config, row, Pass(torch.bfloat16, trained=trained, checkpointing=checkpointing))
     assert planned == pytest.approx(real_bytes(model), rel=0.1)
 
 
 def test_more_tokens_layers_and_no_checkpointing_cost_more():
     config = model_of("Llama").config
-    adapters = Adapters(4)
-    small = step_bytes(config, Row(((1, 50, 50),), 30), Pass(torch.float32, adapters=adapters))
-    large = step_bytes(config, Row(((1, 100, 100),), 60), Pass(torch.float32, adapters=adapters))
-    open_ = step_bytes(config, Row(((1, 100, 100),), 60), Pass(torch.float32, adapters=adapters, checkpointing=False))
+    trained = Trained(Adapters(4))
+    small = step_bytes(config, Row(((1, 50, 50),), 30), Pass(torch.float32, trained=trained))
+    large = step_bytes(config, Row(((1, 100, 100),), 60), Pass(torch.float32, trained=trained))
+    open_ = step_bytes(config, Row(((1, 100, 100),), 60), Pass(torch.float32, trained=trained, checkpointing=False))
     scored = step_bytes(config, Row(((1, 100, 100),), 60), Pass(torch.float32, backward=False))
     assert 1.8 * small < large < 2.2 * small
     assert open_ > 1.5 * large
@@ -73,7 +86,7 @@ def test_deep_models_cost_what_their_layers_cost(name, checkpointing, monkeypatc
     if values.get("layer_types"):
         values["layer_types"] = ["sliding_attention", "full_attention"] * 6
     deep = type(config).from_dict(values)
-    how = Pass(torch.float32, adapters=Adapters(4), checkpointing=checkpointing)
+    how = Pass(torch.float32, trained=Trained(Adapters(4)), checkpointing=checkpointing)
     row = Row(((1, 50, 50), (7, 20, 30)), 60)
     short = step_bytes(deep, row, how)
     monkeypatch.setattr(step, "_DEPTHS", (11, 12))

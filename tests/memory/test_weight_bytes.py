@@ -11,9 +11,10 @@ from sepo.memory.shapes import (
     NF4_BYTES,
     NF4_DOUBLE_BYTES,
     Adapters,
+    Trained,
+    model_with,
     shaped_model,
     weight_bytes,
-    with_adapters,
 )
 
 
@@ -39,17 +40,27 @@ def test_adapters_are_pefts(name, targets):
     wanted = "all-linear" if targets == ("all",) else list(targets)
     real = get_peft_model(model_of(name), LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=wanted))
     config = config_of(name)
-    counted = weight_bytes(with_adapters(shaped_model(config, torch.bfloat16), Adapters(3, targets)))
+    counted = weight_bytes(model_with(config, torch.bfloat16, Trained(Adapters(3, targets))))
     trainable = sum(weight.numel() for weight in real.parameters() if weight.requires_grad)
     assert counted.trainable == trainable
     assert counted.trained == 4 * trainable  # float32, whatever the frozen weights are
 
 
+@pytest.mark.parametrize(("in_float32", "width"), [(True, 4), (False, 2)])
+def test_weights_train_in_float32_or_as_they_are_loaded(in_float32, width):
+    config = config_of("Llama")
+    every = weight_bytes(model_with(config, torch.bfloat16, Trained(everything=True, in_float32=in_float32)))
+    assert every.trained == width * every.trainable == width * every.parameters
+    lora = weight_bytes(model_with(config, torch.bfloat16, Trained(Adapters(2), in_float32=in_float32)))
+    assert lora.trained == width * lora.trainable > 0
+    assert lora.frozen == 2 * every.parameters
+
+
 def test_tied_heads_count_once_and_whole_modules_twice():
     config = transformers.LlamaConfig(**{**SMALL, "tie_word_embeddings": True})
     counted = weight_bytes(shaped_model(config, torch.float32))
-    also = weight_bytes(with_adapters(shaped_model(config, torch.float32), Adapters(2, also=("lm_head",))))
-    plain = weight_bytes(with_adapters(shaped_model(config, torch.float32), Adapters(2)))
+    also = weight_bytes(model_with(config, torch.float32, Trained(Adapters(2, also=("lm_head",)))))
+    plain = weight_bytes(model_with(config, torch.float32, Trained(Adapters(2))))
     table = SMALL["vocab_size"] * SMALL["hidden_size"]
     assert counted.parameters == sum(weight.numel() for weight in transformers.LlamaForCausalLM(config).parameters())
     assert also.trainable == plain.trainable + table
@@ -69,7 +80,7 @@ def test_quantization_packs_linear_layers_but_the_head():
     config = config_of("Llama")
     plain = weight_bytes(shaped_model(config, torch.bfloat16).requires_grad_(False))
     packed = weight_bytes(shaped_model(config, torch.bfloat16).requires_grad_(False), quantization_bit=8)
-    adapted = weight_bytes(with_adapters(shaped_model(config, torch.bfloat16), Adapters(2)), quantization_bit=8)
+    adapted = weight_bytes(model_with(config, torch.bfloat16, Trained(Adapters(2))), quantization_bit=8)
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48  # q and o, k and v, the MLP
     assert plain.total - packed.total == 3 * layer
     assert packed.largest_product == 32 * 48 * 2

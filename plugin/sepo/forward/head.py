@@ -23,6 +23,7 @@ from sepo.forward.chunked import (
     token_log_probs,
     token_log_probs_by_module,
 )
+from sepo.forward.exchange import exchanged
 from sepo.forward.last_layer import last_mlp_only_at
 from sepo.forward.layout import PairLayout, row_inputs
 
@@ -61,42 +62,17 @@ def known_transforms(model: nn.Module) -> tuple[LogitTransform, list[tuple[Any, 
     return transform, switches
 
 
-class _StandIn:
-    """What a head's forward is exchanged for: one function per head, since a compiled model is compiled again where it
-    meets another one."""
-
-    def __init__(self) -> None:
-        self.forward: Callable[..., Tensor] | None = None
-        self.function: Callable[..., Tensor] = torch.compiler.disable(self._call)
-
-    def _call(self, *args: Any, **kwargs: Any) -> Tensor:
-        assert self.forward is not None  # set for the length of a call
-        return self.forward(*args, **kwargs)
-
-
-_STAND_INS: weakref.WeakKeyDictionary[nn.Module, _StandIn] = weakref.WeakKeyDictionary()
-
-
 @contextlib.contextmanager
-def _exchanged(head: Any, forward: Any, switches: list[tuple[Any, str, float | None]]) -> Iterator[None]:
-    """Give ``head`` another forward and switch off what the model does to logits afterwards, for one call."""
+def _switched_off(switches: list[tuple[Any, str, float | None]]) -> Iterator[None]:
+    """For one call, leave out what a model does to its logits after the head."""
     saved = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
-    had_own, own = "forward" in head.__dict__, head.__dict__.get("forward")
-    stand_in = _STAND_INS.get(head) or _STAND_INS.setdefault(head, _StandIn())
-    before, stand_in.forward = stand_in.forward, forward
-    head.forward = stand_in.function
     try:
         for owner, name, neutral in switches:
             setattr(owner, name, neutral)
         yield
     finally:
-        stand_in.forward = before
         for owner, name, value in saved:
             setattr(owner, name, value)
-        if had_own:
-            head.forward = own
-        else:
-            del head.forward
 
 
 @dataclass(frozen=True)
@@ -205,9 +181,10 @@ def run_through_head(
         leaving = torch.cat([*values, _probe(values[0])] if check else values)
         return leaving.view(1, -1, 1)
 
-    compiled = hasattr(model, "_orig_mod")
-    last_mlp = contextlib.nullcontext() if layout is None or compiled else last_mlp_only_at(inner, at, shape)
-    with last_mlp, _exchanged(head.module, forward, switches):
+    # Layers share compiled code: one with another MLP would have it compiled twice, for every shape.
+    alike = layout is None or hasattr(model, "_orig_mod")
+    last_mlp = contextlib.nullcontext() if alike else last_mlp_only_at(inner, at, shape)
+    with last_mlp, exchanged(head.module, forward), _switched_off(switches):
         output = model(**inputs, use_cache=False, return_dict=True).logits
     if check:
         _check_untouched(inner, output, computed)

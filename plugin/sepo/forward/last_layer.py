@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sepo.forward.exchange import exchanged
 from sepo.forward.recompute import is_computed_again
 
 _WORTH_IT = 0.9
@@ -42,11 +43,8 @@ def last_mlp_only_at(inner: nn.Module, at: tuple[Tensor, Tensor], shape: torch.S
         values = own(states[once].unsqueeze(0)).squeeze(0)
         return values.new_zeros(*states.shape[:-1], values.shape[-1]).index_put(once, values)
 
-    mlp.forward = forward
-    try:
+    with exchanged(mlp, forward):
         yield
-    finally:
-        del mlp.forward
 
 
 def _last_mlp(inner: nn.Module) -> Any:

@@ -39,6 +39,24 @@ class Adapters:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """Which weights of a model train.
+
+    Args:
+        adapters: LoRA adapters that train in place of the model's own weights, or None.
+        everything: whether all weights train (without ``adapters``).
+        in_float32: whether weights that train are float32, as under mixed precision, or of the model's own dtype.
+    """
+
+    adapters: Adapters | None = None
+    everything: bool = False
+    in_float32: bool = True
+
+
+NOTHING_TRAINS = Trained()
+
+
+@dataclass(frozen=True)
 class WeightBytes:
     """Weights of a model, in bytes.
 
@@ -119,8 +137,23 @@ def linear_layers(model: Any) -> dict[str, nn.Module]:
     }
 
 
-def with_adapters(model: Any, adapters: Adapters) -> Any:
-    """A shaped model with adapters that train in float32, and its own weights frozen."""
+def model_with(config: Any, dtype: torch.dtype, trained: Trained) -> Any:
+    """A model of a configuration's shapes, with adapters where it has some; the weights that train require gradients.
+
+    Args:
+        config: a transformers configuration; left as it is.
+        dtype: of its own weights.
+        trained: which weights train.
+    """
+    model = shaped_model(config, dtype)
+    if trained.adapters is not None:
+        model = _with_adapters(model, trained.adapters)
+    else:
+        model.requires_grad_(trained.everything)
+    return _trained_in(torch.float32 if trained.in_float32 else dtype, model)
+
+
+def _with_adapters(model: Any, adapters: Adapters) -> Any:
     from peft import LoraConfig, get_peft_model
 
     names = {name.rsplit(".", 1)[-1] for name in linear_layers(model)}
@@ -130,16 +163,16 @@ def with_adapters(model: Any, adapters: Adapters) -> Any:
     )
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # of adapters beside tied weights: nothing is trained here
-        return trained_in_float32(get_peft_model(model, config))
+        return get_peft_model(model, config)
 
 
-def trained_in_float32(model: Any) -> Any:
-    """The model with weights that train exchanged for float32 ones, tied ones for one."""
+def _trained_in(dtype: torch.dtype, model: Any) -> Any:
+    """The model with weights that train exchanged for ones of a dtype, tied ones for one."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
             if weight is not None and weight.requires_grad:
-                wide = made.setdefault(id(weight), nn.Parameter(torch.empty_like(weight, dtype=torch.float32)))
+                wide = made.setdefault(id(weight), nn.Parameter(torch.empty_like(weight, dtype=dtype)))
                 module._parameters[name] = wide
                 made[id(wide)] = wide
     return model
@@ -149,10 +182,13 @@ def weight_bytes(model: Any, *, quantization_bit: int | None = None, double_quan
     """Count the weights of a shaped model, tied ones once.
 
     Args:
-        model: from ``shaped_model``, with or without adapters.
+        model: from ``model_with``.
         quantization_bit: 4 (bitsandbytes' NF4), 8 (its LLM.int8()) or another number for the linear layers but the
             head; None: as they are.
         double_quantization: of the 4-bit scales.
+
+    Returns:
+        Bytes; the quantized weights packed, as bitsandbytes keeps them.
     """
     bits = quantization_bit or 16
     known = {4: NF4_DOUBLE_BYTES if double_quantization else NF4_BYTES, 8: 1.0}

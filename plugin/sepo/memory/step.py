@@ -18,14 +18,7 @@ from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
 from sepo.forward.sharing import refusal_of
 from sepo.memory.live import LiveBytes, tensors_of
-from sepo.memory.shapes import (
-    Adapters,
-    on_cpu_without_data,
-    shaped_model,
-    trained_in_float32,
-    with_adapters,
-    without_data,
-)
+from sepo.memory.shapes import NOTHING_TRAINS, Trained, model_with, on_cpu_without_data, without_data
 
 _DEPTHS = (4, 6)
 """Layers of the models that are run; kinds of layers take turns of two in most models that have several."""
@@ -56,8 +49,7 @@ class Pass:
     Args:
         dtype: of its frozen weights.
         autocast: the dtype of autocast, or None.
-        adapters: LoRA adapters, or None.
-        trains_all: whether all weights train, in float32 (without ``adapters``).
+        trained: which weights train.
         backward: whether a backward pass follows; else a pass without gradients.
         checkpointing: gradient checkpointing.
         head_chunk_tokens: tokens whose logits exist at a time; None for the default.
@@ -65,8 +57,7 @@ class Pass:
 
     dtype: torch.dtype
     autocast: torch.dtype | None = None
-    adapters: Adapters | None = None
-    trains_all: bool = False
+    trained: Trained = NOTHING_TRAINS
     backward: bool = True
     checkpointing: bool = True
     head_chunk_tokens: int | None = None
@@ -81,6 +72,9 @@ def step_bytes(config: Any, row: Row, how: Pass) -> int:
         config: the model's transformers configuration.
         row: the tokens.
         how: the way it is run.
+
+    Returns:
+        Bytes of one process.
     """
     layers = int(config.num_hidden_layers)
     if layers <= _DEPTHS[1]:
@@ -98,13 +92,7 @@ def _bytes_at(config: Any, layers: int, row: Row, how: Pass) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _step_bytes(config: str, kind: Any, row: Row, how: Pass) -> int:
-    model = shaped_model(kind.from_dict(json.loads(config)), how.dtype)
-    if how.adapters is not None:
-        model = with_adapters(model, how.adapters)
-    elif how.trains_all:
-        model = trained_in_float32(model)
-    else:
-        model.requires_grad_(False)
+    model = model_with(kind.from_dict(json.loads(config)), how.dtype, how.trained)
     with without_data():
         model = on_cpu_without_data(model).train(how.backward)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model

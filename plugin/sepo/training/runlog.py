@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from transformers import TrainerCallback
 
@@ -28,9 +28,7 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note where the run begins, or goes on."""
-        self._write(
-            args, state, event="begin", step=state.global_step, total_steps=state.max_steps, **_process()
-        )  # fmt: skip
+        self._write(args, state, event="begin", step=state.global_step, total_steps=state.max_steps, **_process())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Note the numbers."""
@@ -63,11 +61,17 @@ def _process() -> dict[str, Any]:
 
 def _append(folder: Path, values: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / LOG_FILE
-    broken_off = file.is_file() and file.stat().st_size > 0 and file.read_bytes()[-1:] != b"\n"
-    line = json.dumps({**values, "time": round(time.time(), 3)})
-    with file.open("a", encoding="utf-8") as log:
-        log.write("\n" * broken_off + line + "\n")
+    line = json.dumps({**values, "time": round(time.time(), 3)}) + "\n"
+    with (folder / LOG_FILE).open("a+b") as log:
+        # A killed run may have left half a line.
+        if log.tell() and not _ends_a_line(log):
+            line = "\n" + line
+        log.write(line.encode())
+
+
+def _ends_a_line(log: BinaryIO) -> bool:
+    log.seek(-1, os.SEEK_END)
+    return log.read(1) == b"\n"
 
 
 @dataclass

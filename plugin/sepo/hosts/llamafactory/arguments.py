@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, typed
+from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, names_of, typed
 from sepo.hosts.llamafactory.reference_keys import (
     base_of_reference_adapters,
     precomputed_reference,
@@ -131,12 +131,8 @@ def _ratios(arguments: SepoArguments) -> dict[str, float]:
     return ratios
 
 
-def _adapters(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
-
-
 def _oracle(arguments: SepoArguments) -> OracleSpec:
-    adapters = _adapters(arguments.oracle_model_adapters)
+    adapters = names_of(arguments.oracle_model_adapters)
     if arguments.oracle_model is None and not adapters:
         raise SepoError(
             "no oracle is named, and stage sepo, token_scorer: oracle and treg_rewards: oracle need one: set "
@@ -155,7 +151,7 @@ def _oracle(arguments: SepoArguments) -> OracleSpec:
     assert oracle_model is not None
     return OracleSpec(
         oracle=ModelSpec(oracle_model, adapters, bits),
-        base=ModelSpec(base_model, _adapters(arguments.oracle_base_model_adapters), bits),
+        base=ModelSpec(base_model, names_of(arguments.oracle_base_model_adapters), bits),
     )
 
 

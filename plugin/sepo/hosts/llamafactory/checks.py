@@ -11,6 +11,7 @@ from llamafactory.data.parser import get_dataset_list
 from llamafactory.extras.misc import use_modelscope, use_openmind
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.keys import names_of
 from sepo.training.settings import ModelSpec, RunSettings
 
 
@@ -68,11 +69,6 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _names(value: Any) -> list[str]:
-    parts = value if isinstance(value, list) else str(value or "").split(",")
-    return [str(part).strip() for part in parts if str(part).strip()]
-
-
 def check_policy(given: Mapping[str, Any]) -> None:
     """Refuse a policy whose folders are missing, before anything is loaded.
 
@@ -83,7 +79,7 @@ def check_policy(given: Mapping[str, Any]) -> None:
         SepoError: naming the key and the path.
     """
     _check_path(given.get("model_name_or_path"), key="model_name_or_path", marker="config.json")
-    for adapter in _names(given.get("adapter_name_or_path")):
+    for adapter in names_of(given.get("adapter_name_or_path")):
         _check_path(adapter, key="adapter_name_or_path", marker="adapter_config.json")
 
 
@@ -132,7 +128,7 @@ def check_datasets(given: Mapping[str, Any]) -> None:
     if tokenized and Path(str(tokenized)).is_dir():
         return
     folder = given.get("dataset_dir") or "data"
-    names = [*_names(given.get("dataset")), *_names(given.get("eval_dataset"))]
+    names = [*names_of(given.get("dataset")), *names_of(given.get("eval_dataset"))]
     try:
         attributes = get_dataset_list(names, folder)
     except ValueError as error:

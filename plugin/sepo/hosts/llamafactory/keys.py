@@ -164,6 +164,16 @@ def as_flag(name: str, value: Any) -> bool:
     return words[str(value).lower()]
 
 
+def names_of(value: Any) -> tuple[str, ...]:
+    """Read names as YAML or a command line may give them: a list, or one text with commas.
+
+    >>> names_of("a, b"), names_of(["a", "b "]), names_of(None)
+    (('a', 'b'), ('a', 'b'), ())
+    """
+    parts = value if isinstance(value, list) else str(value or "").split(",")
+    return tuple(str(part).strip() for part in parts if str(part).strip())
+
+
 def typed(given: Mapping[str, Any]) -> SepoArguments:
     """Our keys with values of their types; a key that is set to nothing counts as absent.
 

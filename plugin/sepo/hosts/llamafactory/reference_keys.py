@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.keys import SepoArguments, as_number
+from sepo.hosts.llamafactory.keys import SepoArguments, as_number, names_of
 from sepo.objectives import Method
 from sepo.training.settings import ModelSpec, PrecomputedReference
 
@@ -31,7 +31,7 @@ def reference_spec(given: Mapping[str, Any]) -> tuple[str, ModelSpec]:
         key, adapters, bits = "ref_model", "ref_model_adapters", "ref_model_quantization_bit"
     number = given.get(bits)
     quantization = None if number in (None, "") else as_number(bits, number, int)
-    return key, ModelSpec(str(given.get(key) or ""), _names(given.get(adapters)), quantization)
+    return key, ModelSpec(str(given.get(key) or ""), names_of(given.get(adapters)), quantization)
 
 
 def base_of_reference_adapters(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,8 +97,3 @@ def reference_notes(reference: PrecomputedReference | None, method: Method) -> t
         "the reference is the starting policy: at step 1 the alignment scores are zero but for rounding, so which "
         "tokens are selected means nothing until the policy has moved.",
     )
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    parts = value if isinstance(value, list) else str(value or "").split(",")
-    return tuple(str(part).strip() for part in parts if str(part).strip())

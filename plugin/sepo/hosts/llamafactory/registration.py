@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from types import ModuleType
 from typing import Any
@@ -136,8 +135,13 @@ def register(tuner: ModuleType) -> None:
 
                 _log_beside_host()
                 score(get_train_args(config["args"]))
+            elif is_ours(stage_of(config["args"])):
+                from sepo.hosts.llamafactory.plan.run import train_with_plan
+
+                _log_beside_host()
+                train_with_plan(host_training_function, config)
             else:
-                _with_memory_plan(host_training_function, config)
+                host_training_function(config)
         except SepoError as error:
             if os.environ.get(RAY_WORKER):  # Ray carries the exception to the driver
                 raise
@@ -150,32 +154,6 @@ def register(tuner: ModuleType) -> None:
     tuner.sepo_host_worker = tuner.Worker  # type: ignore[attr-defined]
     tuner.Worker = Worker  # type: ignore[attr-defined]
     tuner._sepo_registered = True  # type: ignore[attr-defined]
-
-
-def _with_memory_plan(train: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
-    """Warn before a run that cannot fit; where one runs out of memory, say what saves most.
-
-    Raises:
-        SepoError: in place of torch's own error.
-    """
-    import torch
-
-    if not is_ours(stage_of(config["args"])):
-        return train(config)
-    from sepo.hosts.llamafactory.plan.run import warn_if_too_large, what_would_help
-
-    recipe = {name: value for name, value in given_keys(config["args"]).items() if value is not None}
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        _log_beside_host()
-        warn_if_too_large(recipe)
-    try:
-        return train(config)
-    except torch.OutOfMemoryError as error:
-        help_text = what_would_help(recipe)
-        raise SepoError(
-            f"out of memory: {str(error).splitlines()[0]}"
-            + (f" What saves most: {help_text}. `sepo plan` shows the account." if help_text else "")
-        ) from error
 
 
 def _log_beside_host() -> None:

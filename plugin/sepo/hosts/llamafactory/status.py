@@ -140,7 +140,6 @@ def _lines(known: dict[str, Any]) -> list[str]:
     state = {
         "unknown": "on another machine; whether it is running is not known here",
         "stopped": "stopped before its last step",
-        "preparing": "preparing",
     }.get(known["state"], known["state"])
     lines = [f"{known['folder']}: stage {known['stage']}, objective {known['objective']}, {state}"]
     if known["state"] == "preparing":

@@ -57,9 +57,10 @@ def run_stage(
     """Run a stage; the arguments are the host's five parsed objects, as its own workflows take them."""
     for note in settings.notes:
         logger.info(note)
-    logger.info("stage %s: %s", settings.stage, json.dumps(settings.as_dict()))
+    resolved = settings.as_dict()
+    logger.info("stage %s: %s", settings.stage, json.dumps(resolved))
     if training_args.do_train and training_args.process_index == 0:
-        asked = {name: settings.as_dict()[name] for name in ("stage", "objective", "token_scorer")}
+        asked = {name: resolved[name] for name in ("stage", "objective", "token_scorer")}
         note_preparation(Path(training_args.output_dir), **asked)
     data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
     tokenizer, template, datasets, stores = data.tokenizer, data.template, data.datasets, data.stores

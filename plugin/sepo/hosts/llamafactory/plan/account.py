@@ -12,14 +12,7 @@ import torch
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun, model_config
-from sepo.memory.shapes import (
-    Adapters,
-    WeightBytes,
-    shaped_model,
-    trained_in_float32,
-    weight_bytes,
-    with_adapters,
-)
+from sepo.memory.shapes import NOTHING_TRAINS, Trained, WeightBytes, model_with, weight_bytes
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
 from sepo.training.settings import ModelSpec
 
@@ -95,6 +88,9 @@ def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> 
         on_gpu: whether it runs on GPUs; what a GPU, or else a process, needs beside tensors is added.
         tokens: of the longest device batch, prompt shared; None for what the cutoff allows.
 
+    Returns:
+        Bytes per process, phase by phase.
+
     Raises:
         SepoError: a model's configuration cannot be read, or the model does not run on tensors without data.
     """
@@ -120,38 +116,30 @@ def _account(run: PlannedRun, *, on_gpu: bool, tokens: int | None) -> Account:
 
 
 def _row(run: PlannedRun, tokens: int | None) -> Row:
-    selector = run.settings.method.selector
-    live = run.settings.method.scorer == "policy_ref" or selector is None
-    share = 1.0 if live or selector is None else max(selector.chosen_ratio, selector.rejected_ratio)
+    method = run.settings.method
+    chosen = rejected = 1.0
+    if method.needs_scores and method.selector is not None:
+        rejected = method.selector.rejected_ratio
+        chosen = 1.0 if run.reads_chosen or method.needs_response else method.selector.chosen_ratio
     cutoff = run.cutoff if tokens is None else max(2, -(-tokens // (2 * run.pairs)))
-    return largest_row(run.pairs, cutoff=cutoff, batch_tokens=run.settings.batch_tokens, share=share)
+    return largest_row(run.pairs, cutoff=cutoff, batch_tokens=run.settings.batch_tokens, share=(chosen + rejected) / 2)
 
 
 def _weights(run: PlannedRun, spec: ModelSpec, *, key: str, policy: bool = False) -> _Weights:
     config = model_config(spec.model, key=key, trust_remote_code=run.trust_remote_code)
     dtype = run.dtype or _own_dtype(config, on_cpu=run.on_cpu)
-    adapters = run.adapters if policy else None
-    everything = policy and run.kind != "lora"
+    trained = run.trained if policy else NOTHING_TRAINS
     bits = _packed_bits(config) or spec.quantization_bit
-    counted = _counted(
-        config.to_json_string(use_diff=False), config.__class__, dtype, adapters, bits,
-        run.double_quantization, everything, run.trains_in_float32,
-    )  # fmt: skip
+    words = config.to_json_string(use_diff=False)
+    counted = _counted(words, config.__class__, dtype, trained, bits, run.double_quantization)
     return _Weights(config, dtype, counted)
 
 
 @functools.lru_cache(maxsize=64)
 def _counted(
-    config: str, kind: Any, dtype: torch.dtype, adapters: Adapters | None, bits: int | None, double: bool,
-    trains_all: bool, in_float32: bool,
-) -> WeightBytes:  # fmt: skip
-    model = shaped_model(kind.from_dict(json.loads(config)), dtype)
-    if adapters is not None:
-        model = with_adapters(model, adapters)
-    elif trains_all:
-        model = trained_in_float32(model) if in_float32 else model
-    else:
-        model.requires_grad_(False)
+    config: str, kind: Any, dtype: torch.dtype, trained: Trained, bits: int | None, double: bool
+) -> WeightBytes:
+    model = model_with(kind.from_dict(json.loads(config)), dtype, trained)
     return weight_bytes(model, quantization_bit=bits, double_quantization=double)
 
 
@@ -205,8 +193,7 @@ def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> 
     how = Pass(
         policy.dtype,
         autocast=run.autocast,
-        adapters=run.adapters,
-        trains_all=not lora and run.trains_in_float32,
+        trained=run.trained,
         checkpointing=run.checkpointing,
         head_chunk_tokens=run.settings.head_chunk_tokens,
     )
@@ -218,9 +205,7 @@ def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> 
         activations = max(activations, step_bytes(reference.config, row, alone))
     items["activations, head"] = float(activations)
     if counted.largest_product:
-        items["unpacked 4-bit matrix" if run.policy.quantization_bit == 4 else "unpacked 8-bit matrix"] = float(
-            counted.largest_product
-        )
+        items["unpacked matrix"] = float(counted.largest_product)
     if run.kind == "freeze":
         notes.append("freeze tuning is counted as if all weights trained.")
     return Phase("training", items)

@@ -13,11 +13,11 @@ import torch
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.arguments import resolve
-from sepo.hosts.llamafactory.keys import as_flag, as_number
+from sepo.hosts.llamafactory.keys import as_flag, as_number, names_of
 from sepo.hosts.llamafactory.reference_keys import reference_spec
 from sepo.hosts.llamafactory.registration import host_keys
 from sepo.hosts.llamafactory.stages import check_stage, is_ours
-from sepo.memory.shapes import Adapters
+from sepo.memory.shapes import Adapters, Trained
 from sepo.training.settings import ModelSpec, RunSettings
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,11 +51,11 @@ class PlannedRun:
         policy: the policy by name.
         reference: a second model that is in memory while the policy trains, or None.
         kind: ``lora``, ``full`` or ``freeze``.
-        adapters: of a LoRA policy, or None.
+        trained: which weights of the policy train.
         dtype: in which frozen weights are loaded.
         autocast: the dtype of mixed precision, or None.
-        trains_in_float32: whether weights that train are float32.
         double_quantization: of 4-bit scales.
+        reads_chosen: whether all chosen tokens are read, whatever is selected (``pref_ftx``).
         pairs: of a device batch.
         cutoff: most tokens of prompt and one answer.
         checkpointing: gradient checkpointing.
@@ -69,11 +69,11 @@ class PlannedRun:
     policy: ModelSpec
     reference: ModelSpec | None
     kind: str
-    adapters: Adapters | None
+    trained: Trained
     dtype: torch.dtype | None
     autocast: torch.dtype | None
-    trains_in_float32: bool
     double_quantization: bool
+    reads_chosen: bool
     pairs: int
     cutoff: int
     checkpointing: bool
@@ -111,11 +111,11 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
         policy=ModelSpec(str(recipe["model_name_or_path"]), (), bits),
         reference=_reference(recipe, settings, kind),
         kind=kind,
-        adapters=_adapters(recipe) if kind == "lora" else None,
+        trained=Trained(_adapters(recipe) if kind == "lora" else None, everything=kind != "lora", in_float32=not pure),
         dtype=None if half is None else _HALF[half],
         autocast=None if half is None or pure else _HALF[half],
-        trains_in_float32=not pure,
         double_quantization=_flag(recipe, "double_quantization", default=True),
+        reads_chosen=bool(as_number("pref_ftx", recipe.get("pref_ftx") or 0.0, float)),
         pairs=_number(recipe, "per_device_train_batch_size") or 8,
         cutoff=_number(recipe, "cutoff_len") or 2048,
         checkpointing=not _flag(recipe, "disable_gradient_checkpointing"),
@@ -169,8 +169,8 @@ def _adapters(recipe: Mapping[str, Any]) -> Adapters:
             )
     return Adapters(
         _number(recipe, "lora_rank") or 8,
-        _names(recipe.get("lora_target")) or ("all",),
-        _names(recipe.get("additional_target")),
+        names_of(recipe.get("lora_target")) or ("all",),
+        names_of(recipe.get("additional_target")),
     )
 
 
@@ -210,8 +210,3 @@ def _flag(recipe: Mapping[str, Any], key: str, *, default: bool = False) -> bool
 def _number(recipe: Mapping[str, Any], key: str) -> int | None:
     value = recipe.get(key)
     return None if value in (None, "") else int(as_number(key, value, int))
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    parts = value if isinstance(value, list) else str(value or "").split(",")
-    return tuple(str(part).strip() for part in parts if str(part).strip())

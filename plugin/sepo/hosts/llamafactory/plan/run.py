@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sepo.console import size
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.arguments import given_keys
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 _SMALL = 0.02
 """Share of a device's memory below which a policy's weights need no plan before each run."""
-
-_UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 
 def plan(
@@ -59,7 +57,7 @@ def plan(
             raise SepoError(f"{name} is {number}; a number of at least 1 is expected.")
     recipe = {name: value for name, value in read_pipeline(recipe_file, overrides).items() if value is not None}
     run = planned_run(recipe, processes=_processes() if processes is None else processes)
-    limit, where = (bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
+    limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
     on_gpu = not run.on_cpu
     account = account_for(run, on_gpu=on_gpu, tokens=tokens)
     found, fitting = _help(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
@@ -79,6 +77,31 @@ def _help(
         return [], None
     found = changes(recipe, account, on_gpu=on_gpu, tokens=tokens)
     return found, None if limit is None else enough(recipe, account, found, limit=limit, on_gpu=on_gpu, tokens=tokens)
+
+
+def train_with_plan(train: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+    """Warn before a run that cannot fit; where one runs out of memory, say what saves most.
+
+    Args:
+        train: the host's training function.
+        config: its argument; ``args`` is a recipe of one of our stages.
+
+    Raises:
+        SepoError: in place of torch's own error of a device out of memory.
+    """
+    import torch
+
+    recipe = {name: value for name, value in given_keys(config["args"]).items() if value is not None}
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        warn_if_too_large(recipe)
+    try:
+        return train(config)
+    except torch.OutOfMemoryError as error:
+        help_text = what_would_help(recipe)
+        raise SepoError(
+            f"out of memory: {str(error).splitlines()[0]}"
+            + (f" What saves most: {help_text}. `sepo plan` shows the account." if help_text else "")
+        ) from error
 
 
 def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
@@ -142,26 +165,20 @@ def device_memory(*, on_cpu: bool) -> tuple[float | None, str]:
         return float(torch.cuda.get_device_properties(device).total_memory), torch.cuda.get_device_name(device)
     import psutil
 
-    return psutil.virtual_memory().available / int(
-        os.environ.get("LOCAL_WORLD_SIZE", "1")
-    ), "this machine's free memory"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return psutil.virtual_memory().available / processes, "this machine's free memory"
 
 
-def bytes_of(text: str) -> float:
-    """Read a size.
+def _bytes_of(text: str) -> float:
+    from accelerate.utils.modeling import convert_file_size_to_int
 
-    >>> bytes_of("24GiB") == 24 * 2**30, bytes_of("80 GB") == 80e9, bytes_of("16g") == 16 * 2**30
-    (True, True, True)
-
-    Raises:
-        SepoError: it is none.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]+)\s*", text)
-    unit = match.group(2).lower() if match else ""
-    factor = _UNITS.get({"g": "gib", "m": "mib"}.get(unit, unit))
-    if match is None or factor is None or float(match.group(1)) <= 0:
+    try:
+        value = float(convert_file_size_to_int(text))
+    except ValueError:
+        value = 0.0
+    if value <= 0:
         raise SepoError(f"--gpu is '{text}'; a size such as 24GiB or 80GB is expected.")
-    return float(match.group(1)) * factor
+    return value
 
 
 def _processes() -> int:

@@ -1,0 +1,49 @@
+"""Another forward for a module inside a model, for the length of a call of the model."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class _StandIn:
+    """What a module's forward is exchanged for: one function per module, outside compiled graphs, since a compiled
+    model is compiled again where it meets another one."""
+
+    def __init__(self) -> None:
+        self.forward: Callable[..., Any] | None = None
+        self.function: Callable[..., Any] = torch.compiler.disable(self._call)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.forward is not None  # set for the length of a call
+        return self.forward(*args, **kwargs)
+
+
+_STAND_INS: weakref.WeakKeyDictionary[nn.Module, _StandIn] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def exchanged(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Give a module another forward; afterwards it has its own again, also one that somebody hooked onto it.
+
+    Args:
+        module: any module. Its hooks stay.
+        forward: takes and returns what the module's own does.
+    """
+    had_own, own = "forward" in module.__dict__, module.__dict__.get("forward")
+    stand_in = _STAND_INS.get(module) or _STAND_INS.setdefault(module, _StandIn())
+    before, stand_in.forward = stand_in.forward, forward
+    module.forward = stand_in.function
+    try:
+        yield
+    finally:
+        stand_in.forward = before
+        if had_own:
+            module.forward = own
+        else:
+            del module.forward
