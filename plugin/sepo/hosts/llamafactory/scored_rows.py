@@ -19,6 +19,7 @@ from sepo.errors import SepoError
 from sepo.forward.scoring import ScoredSequence
 from sepo.hosts.llamafactory.checks import spec_folders
 from sepo.hosts.llamafactory.reference_keys import OWN_START
+from sepo.hosts.llamafactory.row_texts import RowTexts, leave_texts
 from sepo.hosts.llamafactory.rows import SIDES, response_start
 from sepo.hosts.llamafactory.scoring_models import give_memory_back
 from sepo.tokens.fingerprint import model_fingerprint
@@ -106,14 +107,16 @@ class StoredScores(ABC):
     Args:
         settings: the run's settings.
         identity: everything but the rows that the numbers depend on; with the rows' digest it finds the store.
+        say: gives the rows' texts in the tokens that the numbers are of.
         training_args: the host's training arguments (device, ranks).
     """
 
     columns: ClassVar[tuple[str, ...]]
     what: ClassVar[str]
 
-    def __init__(self, settings: RunSettings, *, identity: dict[str, Any], training_args: Any) -> None:
+    def __init__(self, settings: RunSettings, *, identity: dict[str, Any], say: RowTexts, training_args: Any) -> None:
         self.settings, self.identity, self.training_args = settings, identity, training_args
+        self.say = say
         self.stores: dict[str, str] = {}
         self.names: dict[str, str] = {}  # what the recipe calls the models and the data, for `sepo scores ls`
         self.find_only = False
@@ -154,6 +157,8 @@ class StoredScores(ABC):
         head = scores[: min(32, len(scores))]
         if all(not np.any(row) for column in self.columns for row in head[column]):
             self._refuse_zeros()
+        if self.training_args.process_index == 0 and not self.find_only:
+            leave_texts(store, dataset, self.say)
         leftover = [column for column in self.columns if column in dataset.column_names]  # of a tokenized_path
         return concatenate_datasets([dataset.remove_columns(leftover), scores], axis=1)
 
