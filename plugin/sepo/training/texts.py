@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from sepo.errors import SepoError
@@ -75,16 +76,12 @@ class TokenTexts:
         return spelled
 
     def plain(self, ids: Sequence[int]) -> str:
-        """A prompt as a person reads it: without special tokens, which at least begin a new line."""
+        """A prompt as a person reads it: without special tokens, where at least a new line begins."""
         said = ""
-        parts: list[list[int]] = [[]]
-        for token in ids:
-            if token in self._special:
-                parts.append([])
-            else:
-                parts[-1].append(token)
-        for text in ("".join(self.spelling(part)) for part in parts if part):
-            said += text if not said or said.endswith("\n") else f"\n{text}"
+        for special, run in groupby(ids, self._special.__contains__):
+            if not special:
+                text = "".join(self.spelling(list(run)))
+                said += text if not said or said.endswith("\n") or text.startswith("\n") else f"\n{text}"
         return said.strip()
 
     def steps(self, ids: Sequence[int]) -> list[int]:

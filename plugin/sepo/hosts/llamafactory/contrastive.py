@@ -163,7 +163,9 @@ class ContrastiveDatasetScorer(StoredScores):
             "prompts": hashlib.sha256(json.dumps(probe).encode()).hexdigest(),  # wording and template
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
-        super().__init__(settings, identity=identity, say=PolicyTokens(tokenizer, quoted=True), training_args=training_args)
+        super().__init__(
+            settings, identity=identity, say=PolicyTokens(tokenizer, quoted=True), training_args=training_args
+        )
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
         """Compute the rewards of a data set, or find their store; the conversations are dropped afterwards.

@@ -43,7 +43,7 @@ def leave_texts(store: ScoreStore, dataset: Dataset, say: RowTexts) -> None:
 
     try:
         if store.texts.leave(batches):
-            logger.info("left the rows' texts beside their scores in %s, for `sepo show` and `sepo report`.", store.path)
+            logger.info("left the rows' texts beside their scores in %s, for `sepo show`.", store.path)
     except Exception as error:  # any tokenizer's, any disk's: a run does not end because it cannot be looked at
         logger.warning("the texts of %s are not stored (%s); the scores are, and the run goes on.", store.path, error)
 

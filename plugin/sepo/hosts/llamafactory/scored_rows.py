@@ -20,7 +20,7 @@ from sepo.forward.scoring import ScoredSequence
 from sepo.hosts.llamafactory.checks import spec_folders
 from sepo.hosts.llamafactory.reference_keys import OWN_START
 from sepo.hosts.llamafactory.row_texts import RowTexts, leave_texts
-from sepo.hosts.llamafactory.rows import SIDES, response_start
+from sepo.hosts.llamafactory.rows import SIDES, list_arrays, response_start
 from sepo.hosts.llamafactory.scoring_models import give_memory_back
 from sepo.tokens.fingerprint import model_fingerprint
 from sepo.tokens.store import ScoreStore, ShardRange, content_key, default_store_root, write_names
@@ -37,17 +37,12 @@ def rows_digest(dataset: Dataset) -> str:
     for start in range(0, len(dataset), 1000):  # blocks of the mapped file, no row as Python numbers
         rows = arrow[start : start + 1000]
         for side in SIDES:
-            for ids, labels in zip(*(_arrays(rows[f"{side}_{name}"]) for name in ("input_ids", "labels")), strict=True):
+            for ids, labels in zip(
+                *(list_arrays(rows[f"{side}_{name}"]) for name in ("input_ids", "labels")), strict=True
+            ):
                 digest.update(np.asarray([len(ids), response_start(labels)], dtype="<i8").tobytes())
                 digest.update(np.asarray(ids, dtype="<i4").tobytes())
     return digest.hexdigest()
-
-
-def _arrays(column: Any) -> list[np.ndarray]:
-    """The rows of an Arrow list column."""
-    lists = column.combine_chunks()
-    flat = lists.flatten().to_numpy(zero_copy_only=False)
-    return np.split(flat, np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))[:-1])
 
 
 def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
