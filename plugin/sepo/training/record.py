@@ -12,7 +12,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,22 +22,16 @@ from transformers import TrainerCallback
 from sepo.objectives import Method
 from sepo.objectives.selecting import live_scores
 from sepo.training.collator import IGNORE_INDEX
+from sepo.training.recorded import RECORD_FILE, SIDES, record_lines
 from sepo.training.step import StepTokens
 from sepo.training.texts import TokenTexts
 
 logger = logging.getLogger(__name__)
 
-RECORD_FILE = "_sepo_tokens.jsonl"
-"""In the run's ``output_dir``, under a name that no trainer pushes to a hub, since it holds texts of the data. One JSON
-object a line: ``step``, ``row`` (null where not known), ``prompt``, and for ``chosen`` and ``rejected`` the answer's
-``tokens`` (texts), their ``scores`` (null where a token has none) and ``selected``, the indices of those that were
-optimized."""
-
 PAIRS = 64
 """Most pairs of a run."""
 
 _STEPS = 16
-_SIDES = ("chosen", "rejected")
 
 
 class RecordedRows(Protocol):
@@ -72,7 +65,7 @@ class TokenRecord(TrainerCallback):
         self._left = {step: PAIRS // len(steps) for step in steps if step > state.global_step}
         self._file = Path(args.output_dir) / RECORD_FILE
         try:
-            _keep(self._file, state.global_step)
+            _keep(Path(args.output_dir), state.global_step)
         except OSError as error:
             self._give_up(error)
 
@@ -120,7 +113,7 @@ class TokenRecord(TrainerCallback):
         before = batch["attention_mask"][index][:first] == 1
         prompt = self._texts.plain(batch["input_ids"][index][:first][before].tolist())
         line: dict[str, Any] = {"row": row, "prompt": prompt}
-        for number, (side, place) in enumerate(zip(_SIDES, places, strict=True)):
+        for number, (side, place) in enumerate(zip(SIDES, places, strict=True)):
             at = (batch["labels"][place] != IGNORE_INDEX).nonzero().flatten()
             scored = at[at > 0] - 1  # entry t is the token at t + 1; the first of a row has no predecessor
             numbers = [] if stored is None else list(stored[number])
@@ -147,7 +140,7 @@ class TokenRecord(TrainerCallback):
                     self.method, side, mask=mask[rows], policy=tokens.policy_logps[rows],
                     reference=None if tokens.ref_logps is None else tokens.ref_logps[rows],
                 )
-                for side, rows in zip(_SIDES, (slice(None, pairs), slice(pairs, None)), strict=True)
+                for side, rows in zip(SIDES, (slice(None, pairs), slice(pairs, None)), strict=True)
             ]  # fmt: skip
         return torch.cat(sides)
 
@@ -166,103 +159,15 @@ def recorded_steps(last: int) -> list[int]:
     return sorted({*spread, 2} & {*range(1, last + 1)}) or [1]
 
 
-@dataclass(frozen=True)
-class RecordedAnswer:
-    """One answer of a recorded pair.
-
-    Args:
-        tokens: the text of each token.
-        scores: what it was selected by; NaN where it has none.
-        selected: whether it was.
-    """
-
-    tokens: tuple[str, ...]
-    scores: tuple[float, ...]
-    selected: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class RecordedPair:
-    """One line of the record.
-
-    Args:
-        step: at which it was optimized, from 1.
-        row: its number in the training set, or None.
-        prompt: as plain text.
-        chosen: the better answer.
-        rejected: the other one.
-    """
-
-    step: int
-    row: int | None
-    prompt: str
-    chosen: RecordedAnswer
-    rejected: RecordedAnswer
-
-
-def read_record(folder: Path) -> tuple[list[RecordedPair], int]:
-    """Read a run's record, whole or broken off.
-
-    Args:
-        folder: the run's ``output_dir``.
-
-    Returns:
-        The pairs in their order, and the number of lines that could not be read; nothing where there is no record.
-
-    Raises:
-        OSError: the file is there and cannot be read.
-    """
-    pairs: list[RecordedPair] = []
-    lines = _lines(folder / RECORD_FILE)
-    for line in lines:
-        if (pair := _read_pair(line)) is not None:
-            pairs.append(pair)
-    return pairs, len(lines) - len(pairs)
-
-
-def _read_pair(line: str) -> RecordedPair | None:
-    try:
-        values = json.loads(line)
-        step, row, prompt = values["step"], values["row"], values["prompt"]
-        if not _whole(step) or not (row is None or _whole(row)) or not isinstance(prompt, str):
-            return None
-        return RecordedPair(step, row, prompt, *(_read_answer(values[side]) for side in _SIDES))
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
-        return None
-
-
-def _read_answer(values: dict[str, Any]) -> RecordedAnswer:
-    tokens, found = values["tokens"], values["scores"]
-    scores = tuple(math.nan if score is None else float(score) for score in found)
-    selected = [False] * len(tokens)
-    for index in values["selected"]:
-        if not _whole(index):
-            raise TypeError(index)
-        selected[index] = True
-    if not all(isinstance(token, str) for token in tokens) or len(scores) != len(tokens):
-        raise TypeError(tokens)
-    return RecordedAnswer(tuple(tokens), scores, tuple(selected))
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _keep(file: Path, step: int) -> None:
-    """Leave only the lines of steps up to ``step`` in the file."""
-    lines = _lines(file)
-    kept = [line for line in lines if (pair := _read_pair(line)) is not None and pair.step <= step]
-    if kept == lines:
-        return
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="ascii")
-    os.replace(temporary, file)
-
-
-def _lines(file: Path) -> list[str]:
+def _keep(folder: Path, step: int) -> None:
+    """Leave only the sound lines of steps up to ``step`` in a run's record."""
+    file = folder / RECORD_FILE
     if not file.is_file():
-        return []
-    return [line for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if line]
+        return
+    kept = "".join(f"{line}\n" for line, pair in record_lines(folder) if pair is not None and pair.step <= step)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(kept, encoding="utf-8")
+    os.replace(temporary, file)
 
 
 def _plain(score: float) -> float | None:

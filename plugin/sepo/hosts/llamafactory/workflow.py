@@ -45,11 +45,12 @@ from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.training.chats import ChatReader
 from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.floats import ReferenceCollator
+from sepo.training.logged import SETTINGS_FILE
 from sepo.training.provenance import write_provenance
 from sepo.training.record import TokenRecord
 from sepo.training.reference import StartingPolicy
 from sepo.training.rewards import RewardCollator
-from sepo.training.runlog import SETTINGS_FILE, RunLog, note_preparation
+from sepo.training.runlog import RunLog, note_preparation
 from sepo.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)

@@ -259,6 +259,11 @@ class ScoreStore:
         """
         return pa.concat_tables([map_shard(path) for path in self.files()])
 
+    def sound_shards(self) -> list[tuple[ShardRange, pa.Table]]:
+        """Return the shards that are there and sound with their rows, mapped; of the others nothing is said."""
+        sound = (s for s in self._shards if self._check(s).problem is None and self._misfit(s) is None)
+        return [(shard, map_shard(self._arrow(shard))) for shard in sound]
+
     def _arrow(self, shard: ShardRange) -> Path:
         return self._path / f"{shard.name}.arrow"
 
