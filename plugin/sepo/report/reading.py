@@ -205,7 +205,12 @@ def _run_pairs(
             "those: shown are the oracle's, with the same share selected there."
         )
         return _store_pairs(reader, method, asked, missing)
-    if not recorded:
+    if recorded:
+        rows = ", ".join(str(row) for row in sorted({pair.row for pair in recorded if pair.row >= 0}))
+        missing.append(
+            f"Of the run's rows those that it recorded can be shown, and none of them was asked for: {rows}."
+        )
+    else:
         missing.append(f"The run recorded no tokens (no {RECORD_FILE}; older versions wrote none), so none are shown.")
     return []
 
