@@ -207,9 +207,7 @@ def _run_pairs(
         return _store_pairs(reader, method, asked, missing)
     if recorded:
         rows = ", ".join(str(row) for row in sorted({pair.row for pair in recorded if pair.row >= 0}))
-        missing.append(
-            f"Of the run's rows those that it recorded can be shown, and none of them was asked for: {rows}."
-        )
+        missing.append(f"Only rows that the run recorded can be shown, and none of them was asked for: {rows}.")
     else:
         missing.append(f"The run recorded no tokens (no {RECORD_FILE}; older versions wrote none), so none are shown.")
     return []

@@ -55,7 +55,7 @@ def store_of(settings: Mapping[str, Any]) -> Path | None:
     elif scorer in (None, "none"):
         roles = ["token_reward_scores", "token_scores"]
     else:
-        roles = [] if scorer in SCORERS else ["registered_scores"]
+        roles = [] if str(scorer) in SCORERS else ["registered_scores"]
     for role in roles:
         stores = settings.get(role)
         if isinstance(stores, Mapping) and stores:

@@ -147,7 +147,7 @@ class StoreReader:
             steps = [_steps(*both) for both in zip(answers, scores, strict=True)] if method.needs_steps else None
             try:
                 selected = select_pair(method, scores, steps=steps, counts=counts)
-            except SepoError as error:
+            except (TypeError, ValueError, RuntimeError) as error:  # settings of any content
                 odd.setdefault(f"what was selected is not known: {error}", []).append(row)
         sides = [_side(*parts) for parts in zip(answers, scores, selected, strict=True)]
         return Pair(row, "" if text is None else text.prompt, sides[0], sides[1])
