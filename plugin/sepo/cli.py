@@ -9,12 +9,14 @@ from pathlib import Path
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.report.commands import add_show, run_show
 from sepo.scores.commands import add_scores, run_scores
 
 EPILOG = """examples:
   sepo train recipe.yaml learning_rate=1e-5     a LLaMA-Factory recipe, ours or theirs
   sepo score recipe.yaml                        its token scores alone; `sepo train` then finds them
   sepo scores ls                                which scores there are
+  sepo show saves/run --row 3                   which tokens were selected
   sepo pipeline recipe.yaml                     base, oracle, scores, policy
   sepo plan recipe.yaml --gpu 24GiB             what memory it needs, and whether it fits
   sepo status saves/run                         how far a run is
@@ -139,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "score", _score, "Score what a recipe scores before it trains, and nothing else: recipe.yaml [key=value ...]."
     )
     add_scores(command("scores", run_scores, "List, show, check, export and remove stores of token scores."))
+    add_show(command("show", run_show, "Print pairs with their tokens coloured by score, the selected ones marked."))
     pipeline = command("pipeline", _pipeline, "Train base and oracle, score, train the policy: one recipe.")
     _add_recipe(pipeline, "a recipe with shared keys and the sections base, oracle and policy", "policy.sepo_gamma=2")
     _add_plan(command("plan", _plan, "Say what memory a recipe needs, and whether it fits, before anything is loaded."))

@@ -10,7 +10,8 @@ import pytest
 from recipes import BIN, run, sepo_recipe, sepo_train
 from sepo.cli import main
 from sepo.hosts.llamafactory.status import run_status
-from sepo.training.runlog import LOG_FILE, SETTINGS_FILE, note_preparation, read_log
+from sepo.training.logged import LOG_FILE, SETTINGS_FILE, read_log
+from sepo.training.runlog import note_preparation
 
 
 def folder_with(tmp_path, *lines, settings=None):

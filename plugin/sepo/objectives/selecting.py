@@ -109,7 +109,7 @@ def _responses(
     if method.needs_scores:
         scores = given(method, f"{side}_scores", stored, like=mask)
     else:
-        scores = _live_scores(method, side, mask=mask, policy=policy, reference=reference)
+        scores = live_scores(method, side, mask=mask, policy=policy, reference=reference)
     return Responses(
         scores=scores,
         mask=mask,
@@ -121,7 +121,22 @@ def _responses(
     )
 
 
-def _live_scores(method: Method, side: str, *, mask: Tensor, policy: Tensor | None, reference: Tensor | None) -> Tensor:
+def live_scores(method: Method, side: str, *, mask: Tensor, policy: Tensor | None, reference: Tensor | None) -> Tensor:
+    """What a live scorer gives the tokens of one side of a batch.
+
+    Args:
+        method: one whose token scorer is live.
+        side: ``chosen`` or ``rejected``.
+        mask: [B, T] bool, True where a response token counts.
+        policy: [B, T] per-token log-probabilities of the policy in nats; detached here.
+        reference: [B, T] those of the reference, where the scorer compares with it.
+
+    Returns:
+        [B, T] scores, of no meaning outside the mask.
+
+    Raises:
+        SepoError: something needed is missing, shapes do not fit, or a registered scorer returned no tensor.
+    """
     scorer = method.token_scorer
     assert scorer.from_logps is not None
     policy = given(method, f"policy_{side}_logps", policy, like=mask)

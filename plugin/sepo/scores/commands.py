@@ -36,8 +36,8 @@ def add_scores(scores: argparse.ArgumentParser) -> None:
     export = task("export", _export, "Write text, tokens, scores and character offsets as a plain data set.")
     export.description = (
         "Write the rows of a recipe with their scores as a data set that `token_scorer: file` reads: conversation, "
-        "both answers, and for each of their tokens its text, id, score and character offsets. A store has no text, so "
-        "name the recipe that scored it; of a STORE, the scores alone are written."
+        "both answers, and for each of their tokens its text, id, score and character offsets. For these name the "
+        "recipe that scored it; of a STORE, the scores alone are written (`sepo show` shows its texts)."
     )
     export.add_argument("store", metavar="RECIPE.yaml | STORE")
     export.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")

@@ -31,6 +31,7 @@ def show(store: ScoreStore, *, rows: int) -> None:
     done = store.rows_written
     print(f"rows      {done:,} of {manifest.rows:,} pairs, {manifest.shard_rows} to a shard, {size(disk_size(path))}")
     print(f"columns   {', '.join(manifest.columns)}")
+    print(f"texts     {_texts(store)}")
     print("depends on (by content; digests are SHA-256)")
     for part, content in sorted(manifest.identity.items()):
         print(f"  {part:<16} {content if isinstance(content, str) else json.dumps(content)}")
@@ -42,6 +43,13 @@ def show(store: ScoreStore, *, rows: int) -> None:
     print()
     print_summary(summarize(store), title="distribution")
     _print_rows(store, rows)
+
+
+def _texts(store: ScoreStore) -> str:
+    if not store.texts.present:
+        return "none; `sepo score` with the recipe that scored it adds them, for `sepo show`"
+    problem = store.texts.problem()
+    return "prompts and tokens of every row, for `sepo show`" if problem is None else problem
 
 
 def _print_rows(store: ScoreStore, rows: int) -> None:

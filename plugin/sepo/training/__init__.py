@@ -1,19 +1,31 @@
 """The training step (model and batch in, loss and metrics out), the collators, and a trainer for bare transformers.
 
-No host is imported here, and transformers only with ``PreferenceTrainer``.
+No host is imported here. What a name needs is imported with it: reading a run's files takes neither torch nor
+transformers.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sepo.training.collator import SELECTION, STEPS, SelectionCollator, StepCollator
-from sepo.training.floats import REF_LOGPS, ReferenceCollator
-from sepo.training.rewards import TOKEN_REWARDS, RewardCollator
-from sepo.training.rows import PairCollator, add_steps, encode_pairs
-from sepo.training.scoring import reward_rows, score_rows
-from sepo.training.step import StepOutput, preference_step
-
 if TYPE_CHECKING:
+    from sepo.training.collator import SELECTION, STEPS, SelectionCollator, StepCollator
+    from sepo.training.floats import REF_LOGPS, ReferenceCollator
+    from sepo.training.rewards import TOKEN_REWARDS, RewardCollator
+    from sepo.training.rows import PairCollator, add_steps, encode_pairs
+    from sepo.training.scoring import reward_rows, score_rows
+    from sepo.training.step import StepOutput, preference_step
     from sepo.training.trainer import PreferenceTrainer
+
+_MODULES = {
+    "collator": ("SELECTION", "STEPS", "SelectionCollator", "StepCollator"),
+    "floats": ("REF_LOGPS", "ReferenceCollator"),
+    "rewards": ("TOKEN_REWARDS", "RewardCollator"),
+    "rows": ("PairCollator", "add_steps", "encode_pairs"),
+    "scoring": ("reward_rows", "score_rows"),
+    "step": ("StepOutput", "preference_step"),
+    "trainer": ("PreferenceTrainer",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "REF_LOGPS",
@@ -36,8 +48,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "PreferenceTrainer":
-        from sepo.training.trainer import PreferenceTrainer
-
-        return PreferenceTrainer
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,6 +58,9 @@ class ChatReader:
         chat_template: in place of the tokenizer's own, or None.
         max_tokens: most tokens of a conversation with its answer, at least 2, or None for no limit.
 
+    Attributes:
+        texts: of the tokenizer's tokens.
+
     Raises:
         SepoError: there is no chat template.
     """
@@ -73,7 +76,7 @@ class ChatReader:
                 "set tokenizer.chat_template to the one that it was trained with and save the tokenizer beside its "
                 "weights (save_pretrained), or take a model with the policy's tokenizer."
             )
-        self._texts = TokenTexts(tokenizer)
+        self.texts = TokenTexts(tokenizer)
 
     @property
     def template(self) -> Any:
@@ -101,10 +104,10 @@ class ChatReader:
         text = text.rstrip() if trims[1] else text
         ids, start, offsets = self._encoded(before, text, after)
         response = ids[start:]
-        spans = self._texts.spans(response, text)
+        spans = self.texts.spans(response, text)
         if spans is None and offsets is not None:
             moved = clipped(offsets[start:], begin=len(before), length=len(text))
-            spans = self._texts.with_end_of_turn(response, moved)
+            spans = self.texts.with_end_of_turn(response, moved)
         if spans is None:
             raise SepoError(
                 f"the tokens of {self.name} do not spell the answer {answer[:60]!r} and its tokenizer "

@@ -141,6 +141,11 @@ class RunSettings:
             or self.method.token_scorer.from_batch is not None
         )
 
+    @property
+    def _rejected_end(self) -> str:
+        """Which scores of a rejected answer are selected; of a chosen one it is always the highest."""
+        return "highest" if self.method.token_scorer.rejected_largest else "lowest"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values, for a run's folder."""
         return {
@@ -150,6 +155,7 @@ class RunSettings:
             "hyperparameters": dict(self.method.hyperparameters),
             "token_scorer": self.method.scorer,
             "select": None if self.method.selector is None else asdict(self.method.selector),
+            "rejected_selects": None if self.method.selector is None else self._rejected_end,
             "oracle": None
             if self.oracle is None
             else {

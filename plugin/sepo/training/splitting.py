@@ -45,12 +45,16 @@ class SplitsBatches(_Base):
         self._scaled_by_items = num_items_in_batch is not None and self.model_accepts_loss_kwargs
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def shards_rows(self) -> bool:
+        """Whether a row is shared out over processes, so that none has a whole answer."""
+        config = getattr(self.accelerator, "parallelism_config", None)
+        return any(getattr(config, name, False) for name in ("cp_enabled", "sp_enabled"))
+
     def shares_prompts(self) -> bool:
         """Whether pairs may go through the model as one row; where not, the log says why."""
         from sepo.forward.sharing import say_once
 
-        config = getattr(self.accelerator, "parallelism_config", None)
-        if any(getattr(config, name, False) for name in ("cp_enabled", "sp_enabled")):
+        if self.shards_rows():
             say_once("rows are sharded over processes (context or sequence parallelism)")
             return False
         if getattr(self.args, "neftune_noise_alpha", None):

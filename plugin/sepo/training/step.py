@@ -38,6 +38,23 @@ class StepOutput:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class StepTokens:
+    """What a step selected, of a batch or of a part of one, for those who watch it.
+
+    Args:
+        batch: the part's own, see ``preference_step``.
+        selection: bool [2B, T - 1], shifted: entry t is the token at t + 1.
+        policy_logps: [2B, T - 1], detached; 0 where none was computed.
+        ref_logps: the same of the reference, or None.
+    """
+
+    batch: Mapping[str, Any]
+    selection: Tensor
+    policy_logps: Tensor
+    ref_logps: Tensor | None
+
+
 Reference = Callable[[], AbstractContextManager[nn.Module]]
 """Gives the model to run for reference log-probabilities, in the state in which it is the reference."""
 
@@ -52,6 +69,7 @@ def preference_step(
     chunk_tokens: int | None = None,
     share_prompts: bool = True,
     parts: Parts | None = None,
+    watch: Callable[[StepTokens], None] | None = None,
 ) -> StepOutput:
     """Compute the loss of one device batch of pairs.
 
@@ -69,6 +87,7 @@ def preference_step(
         chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
         share_prompts: False runs the batch as it is padded, also where a pair's prompt could be run once.
         parts: splits the batch; None runs it as one.
+        watch: called with what was selected, for each part; parts that weigh nothing come first, and again later.
 
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the tokens that were computed, ``select/*_ratio`` the
@@ -88,6 +107,7 @@ def preference_step(
         return _loss(
             model, part, tokens, layout,
             method=method, reference=reference, chosen_nll_weight=chosen_nll_weight, chunk_tokens=chunk_tokens,
+            watch=watch,
         )  # fmt: skip
 
     if parts is None or set(_model_inputs(batch)) != {"input_ids", "attention_mask"}:
@@ -139,6 +159,7 @@ def _loss(
     reference: Reference | None,
     chosen_nll_weight: float,
     chunk_tokens: int | None,
+    watch: Callable[[StepTokens], None] | None,
 ) -> PartLoss:
     """The mean loss over the pairs of a batch that goes through the model at once."""
     inputs, labels = _model_inputs(batch), batch["labels"]
@@ -153,6 +174,8 @@ def _loss(
     selection = positions.known
     if method.token_scorer.live:
         selection = torch.cat(select(method, **sides, **_by_side(pairs, steps=_steps(method, batch))))
+    if watch is not None:
+        watch(StepTokens(batch, selection, logps.detach(), ref_logps))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
     per_token = {"selection": selection, "token_rewards": rewards, "kl": policy.kl, "log_sum_p2": policy.log_sum_p2}
     output = preference_loss(method, **sides, **_by_side(pairs, **per_token))

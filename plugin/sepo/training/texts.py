@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from sepo.errors import SepoError
@@ -38,17 +39,54 @@ class TokenTexts:
         self._before = len(self._decode([]))
         self._special = frozenset(tokenizer.all_special_ids)
         self._texts: dict[int, str] = {}
+        self._parts: set[int] = set()  # ids of tokens that are, or end in, a part of a character
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token; a part of a character is U+FFFD."""
-        missing = set(ids) - self._texts.keys()
+        missing = set(ids).difference(self._texts)  # no key view, which would be copied whole
         self._texts |= {token: self._after([token]) for token in missing}
-        return [self._texts[token] for token in ids]
+        self._parts |= {token for token in missing if _BROKEN in self._texts[token]}
+        return list(map(self._texts.__getitem__, ids))
+
+    def spelling(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token so that together they spell the text.
+
+        Of the tokens that make up one character the first has it and the others are empty.
+        """
+        return self._spelling(ids, self.pieces(ids))
+
+    def spelling_and_steps(self, ids: Sequence[int]) -> tuple[list[str], list[tuple[int, str]]]:
+        """:meth:`spelling`, and where :meth:`steps` reads another text than it gives, what it reads: (token, text)."""
+        pieces = self.pieces(ids)
+        spelled = self._spelling(ids, pieces)
+        odd = self._special if self._parts.isdisjoint(ids) else self._special | self._parts
+        read = ((i, "" if token in self._special else pieces[i]) for i, token in enumerate(ids) if token in odd)
+        return spelled, [(index, text) for index, text in read if text != spelled[index]]
+
+    def _spelling(self, ids: Sequence[int], pieces: list[str]) -> list[str]:
+        if self._parts.isdisjoint(ids):
+            return pieces
+        spelled: list[str] = []
+        while len(spelled) < len(ids):
+            index = len(spelled)
+            stop, piece = index + 1, pieces[index]
+            if ids[index] in self._parts:
+                stop, piece = self._whole_character(ids, index)
+            spelled += [piece, *[""] * (stop - index - 1)]
+        return spelled
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """A prompt as a person reads it: without special tokens, where at least a new line begins."""
+        said = ""
+        for special, run in groupby(ids, self._special.__contains__):
+            if not special:
+                text = "".join(self.spelling(list(run)))
+                said += text if not said or said.endswith("\n") or text.startswith("\n") else f"\n{text}"
+        return said.strip()
 
     def steps(self, ids: Sequence[int]) -> list[int]:
         """The number of each token's line or sentence; special tokens belong to the step before them."""
-        pieces = self.pieces(ids)
-        return step_ids(["" if token in self._special else piece for token, piece in zip(ids, pieces, strict=True)])
+        return step_ids(self._step_pieces(ids))
 
     def offsets(self, ids: Sequence[int], text: str) -> list[tuple[int, int]] | None:
         """Which characters of a response's text each of its tokens covers.
@@ -85,6 +123,9 @@ class TokenTexts:
         tail = range(last + 1, len(ids))
         special = [index for index in tail if ids[index] in self._special]
         return TokenSpans(tuple(offsets), next(iter(special or tail), None))
+
+    def _step_pieces(self, ids: Sequence[int]) -> list[str]:
+        return ["" if token in self._special else piece for token, piece in zip(ids, self.pieces(ids), strict=True)]
 
     def _encoded_offsets(self, ids: Sequence[int], text: str) -> list[tuple[int, int]] | None:
         """Offsets by the tokenizer, where it has them and its tokens of the text follow one another in ``ids``."""

@@ -16,6 +16,7 @@ from sepo.forward.scoring import ScoredSequence
 from sepo.hosts.llamafactory.checks import check_tokenizers, max_positions
 from sepo.hosts.llamafactory.conversations import CONVERSATION, add_conversations, check_conversations
 from sepo.hosts.llamafactory.reference_keys import OWN_START
+from sepo.hosts.llamafactory.row_texts import PolicyTokens
 from sepo.hosts.llamafactory.rows import SIDES
 from sepo.hosts.llamafactory.scored_rows import StoredScores, as_resolved, host_identity, rows_digest, spec_identity
 from sepo.hosts.llamafactory.scoring_models import load_scoring_model
@@ -162,7 +163,9 @@ class ContrastiveDatasetScorer(StoredScores):
             "prompts": hashlib.sha256(json.dumps(probe).encode()).hexdigest(),  # wording and template
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
-        super().__init__(settings, identity=identity, training_args=training_args)
+        super().__init__(
+            settings, identity=identity, say=PolicyTokens(tokenizer, quoted=True), training_args=training_args
+        )
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
         """Compute the rewards of a data set, or find their store; the conversations are dropped afterwards.

@@ -24,9 +24,11 @@ from sepo.hosts.llamafactory.checks import (
 from sepo.hosts.llamafactory.columns import Rows, mapped
 from sepo.hosts.llamafactory.conversations import CONVERSATION, add_conversations, check_conversations
 from sepo.hosts.llamafactory.responses import PolicyResponses
+from sepo.hosts.llamafactory.row_texts import answer_text, prompt_of
 from sepo.hosts.llamafactory.rows import SIDES
 from sepo.hosts.llamafactory.scoring import OracleScores, oracle_identity
 from sepo.tokens.projection import TokenSpans, project_scores, shared_boundaries
+from sepo.tokens.store import RowText
 from sepo.training.chats import ChatReader, ReadResponse
 from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
 from sepo.training.settings import ModelSpec, RunSettings
@@ -122,7 +124,9 @@ class ProjectedScorer(OracleScores):
             "reads": _reader_identity(reader),
             "compute_dtype": str(model_args.compute_dtype).removeprefix("torch."),
         }
-        super().__init__(settings, identity=identity, model_args=model_args, training_args=training_args)
+        super().__init__(
+            settings, identity=identity, say=self._oracle_texts, model_args=model_args, training_args=training_args
+        )
         self.reader, self.tokenizer = reader, tokenizer
         self._policy = PolicyResponses(template, tokenizer, processor=None, data_args=data_args)
         self._said = False
@@ -153,6 +157,15 @@ class ProjectedScorer(OracleScores):
         digest = hashlib.sha256(b"conversations")
         add_conversations(digest, dataset)
         return digest.hexdigest()
+
+    def _oracle_texts(self, rows: Rows) -> list[RowText]:
+        """What the rows say in the oracle's tokens, cut as the oracle read them."""
+        said = []
+        for text in rows[CONVERSATION]:
+            conversation = json.loads(text)
+            ids = [read.input_ids[read.response_start :] for read in self.reader.read(conversation)]
+            said.append(RowText(prompt_of(conversation), *(answer_text(self.reader.texts, answer) for answer in ids)))
+        return said
 
     def _sequences(self, rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
         read = [self.reader.read(json.loads(text)) for text in rows[CONVERSATION]]

@@ -13,6 +13,7 @@ from datasets import Dataset
 from sepo.errors import SepoError
 from sepo.forward.scoring import LogProbScorer, ScoringModel
 from sepo.hosts.llamafactory.checks import check_tokenizers
+from sepo.hosts.llamafactory.row_texts import PolicyTokens
 from sepo.hosts.llamafactory.scored_rows import (
     StoredScores,
     as_resolved,
@@ -59,7 +60,7 @@ class ReferenceScores(StoredScores):
             "mixed_precision": _mixed_precision(training_args),
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
-        super().__init__(settings, identity=identity, training_args=training_args)
+        super().__init__(settings, identity=identity, say=PolicyTokens(tokenizer), training_args=training_args)
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
         """Compute the log-probabilities of a data set, or find their store, and join them to its rows.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.forward.scoring import score_batches
+from sepo.hosts.llamafactory.row_texts import PolicyTokens
 from sepo.hosts.llamafactory.rows import SIDES, response_start
 from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity
 from sepo.objectives import SCORERS, RowTokens
@@ -52,7 +53,7 @@ class RegisteredScores(StoredScores):
             "settings": dict(self.stored.settings),
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
-        super().__init__(settings, identity=identity, training_args=training_args)
+        super().__init__(settings, identity=identity, say=PolicyTokens(tokenizer), training_args=training_args)
         self.texts = TokenTexts(tokenizer)
 
     def _score(

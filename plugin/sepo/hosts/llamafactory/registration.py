@@ -22,6 +22,8 @@ SCORE_ONLY = "SEPO_SCORE_ONLY"
 
 _SETTINGS = "sepo_settings"
 """Attribute of the host's parsed finetuning arguments that carries ours from its parser to its dispatch."""
+_RECIPE = "sepo_recipe"
+"""Another, with the recipe's keys and values."""
 
 
 def host_keys() -> tuple[str, ...]:
@@ -92,6 +94,7 @@ def get_train_args(args: Arguments) -> Any:
     except ValueError as error:
         raise SepoError(str(error)) from error
     setattr(parsed[3], _SETTINGS, settings)
+    setattr(parsed[3], _RECIPE, given_keys(args))
     return parsed
 
 
@@ -99,6 +102,12 @@ def settings_of(finetuning_args: Any) -> RunSettings | None:
     """Our settings, as ``get_train_args`` has attached them to the host's finetuning arguments."""
     settings: RunSettings | None = getattr(finetuning_args, _SETTINGS, None)
     return settings
+
+
+def recipe_of(finetuning_args: Any) -> dict[str, Any]:
+    """The recipe's keys and values, as resolved from file and command line; empty for a stage of the host's."""
+    recipe: dict[str, Any] = getattr(finetuning_args, _RECIPE, {})
+    return recipe
 
 
 def tell(error: SepoError) -> None:

@@ -58,6 +58,13 @@ def joined_column(datasets: Mapping[str, Any], others: Mapping[str, Any], column
     return each_dataset(datasets, join)
 
 
+def list_arrays(column: Any) -> list[np.ndarray]:
+    """The rows of an Arrow list column."""
+    lists = column.combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return np.split(flat, np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))[:-1])
+
+
 def response_start(labels: Sequence[int] | np.ndarray) -> int:
     """Index of the first response token that can be scored: one with a predecessor."""
     if isinstance(labels, np.ndarray):

@@ -19,7 +19,8 @@ from sepo.errors import SepoError
 from sepo.forward.scoring import ScoredSequence
 from sepo.hosts.llamafactory.checks import spec_folders
 from sepo.hosts.llamafactory.reference_keys import OWN_START
-from sepo.hosts.llamafactory.rows import SIDES, response_start
+from sepo.hosts.llamafactory.row_texts import RowTexts, leave_texts
+from sepo.hosts.llamafactory.rows import SIDES, list_arrays, response_start
 from sepo.hosts.llamafactory.scoring_models import give_memory_back
 from sepo.tokens.fingerprint import model_fingerprint
 from sepo.tokens.store import ScoreStore, ShardRange, content_key, default_store_root, write_names
@@ -36,17 +37,12 @@ def rows_digest(dataset: Dataset) -> str:
     for start in range(0, len(dataset), 1000):  # blocks of the mapped file, no row as Python numbers
         rows = arrow[start : start + 1000]
         for side in SIDES:
-            for ids, labels in zip(*(_arrays(rows[f"{side}_{name}"]) for name in ("input_ids", "labels")), strict=True):
+            for ids, labels in zip(
+                *(list_arrays(rows[f"{side}_{name}"]) for name in ("input_ids", "labels")), strict=True
+            ):
                 digest.update(np.asarray([len(ids), response_start(labels)], dtype="<i8").tobytes())
                 digest.update(np.asarray(ids, dtype="<i4").tobytes())
     return digest.hexdigest()
-
-
-def _arrays(column: Any) -> list[np.ndarray]:
-    """The rows of an Arrow list column."""
-    lists = column.combine_chunks()
-    flat = lists.flatten().to_numpy(zero_copy_only=False)
-    return np.split(flat, np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))[:-1])
 
 
 def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
@@ -106,14 +102,16 @@ class StoredScores(ABC):
     Args:
         settings: the run's settings.
         identity: everything but the rows that the numbers depend on; with the rows' digest it finds the store.
+        say: gives the rows' texts in the tokens that the numbers are of.
         training_args: the host's training arguments (device, ranks).
     """
 
     columns: ClassVar[tuple[str, ...]]
     what: ClassVar[str]
 
-    def __init__(self, settings: RunSettings, *, identity: dict[str, Any], training_args: Any) -> None:
+    def __init__(self, settings: RunSettings, *, identity: dict[str, Any], say: RowTexts, training_args: Any) -> None:
         self.settings, self.identity, self.training_args = settings, identity, training_args
+        self.say = say
         self.stores: dict[str, str] = {}
         self.names: dict[str, str] = {}  # what the recipe calls the models and the data, for `sepo scores ls`
         self.find_only = False
@@ -154,6 +152,8 @@ class StoredScores(ABC):
         head = scores[: min(32, len(scores))]
         if all(not np.any(row) for column in self.columns for row in head[column]):
             self._refuse_zeros()
+        if self.training_args.process_index == 0 and not self.find_only:
+            leave_texts(store, dataset, self.say)
         leftover = [column for column in self.columns if column in dataset.column_names]  # of a tokenized_path
         return concatenate_datasets([dataset.remove_columns(leftover), scores], axis=1)
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from sepo.errors import SepoError
 from sepo.forward.scoring import OracleScorer, ScoredSequence
 from sepo.hosts.llamafactory.checks import check_tokenizers
+from sepo.hosts.llamafactory.row_texts import PolicyTokens, RowTexts
 from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity, row_sequences, spec_identity
 from sepo.hosts.llamafactory.scoring_models import load_scoring_models
 from sepo.training.collator import SCORE_COLUMNS
@@ -58,6 +59,7 @@ class OracleScores(StoredScores):
     Args:
         settings: the run's settings, with an oracle.
         identity: everything but the rows that the scores depend on.
+        say: gives the rows' texts in the oracle's tokens.
         model_args: the host's model arguments.
         training_args: the host's training arguments (device, ranks).
     """
@@ -65,9 +67,11 @@ class OracleScores(StoredScores):
     columns = SCORE_COLUMNS
     what = "token scores"
 
-    def __init__(self, settings: RunSettings, *, identity: dict[str, Any], model_args: Any, training_args: Any) -> None:
+    def __init__(
+        self, settings: RunSettings, *, identity: dict[str, Any], say: RowTexts, model_args: Any, training_args: Any
+    ) -> None:
         assert settings.oracle is not None
-        super().__init__(settings, identity=identity, training_args=training_args)
+        super().__init__(settings, identity=identity, say=say, training_args=training_args)
         self.oracle, self.model_args = settings.oracle, model_args
 
     def _score(
@@ -118,7 +122,8 @@ class DatasetScorer(OracleScores):
     ) -> None:
         assert settings.oracle is not None
         identity = scoring_identity(settings.oracle, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
-        super().__init__(settings, identity=identity, model_args=model_args, training_args=training_args)
+        say = PolicyTokens(tokenizer)
+        super().__init__(settings, identity=identity, say=say, model_args=model_args, training_args=training_args)
 
     def _sequences(self, rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
         return row_sequences(rows)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.training.runlog import LOG_FILE, SETTINGS_FILE, LoggedRun, read_log
+from sepo.training.logged import LOG_FILE, SETTINGS_FILE, LoggedRun, read_log
 
 _STORES = ("token_scores", "token_reward_scores", "reference_scores", "registered_scores")
 _SELECTED = {"select/chosen_ratio": "chosen", "select/rejected_ratio": "rejected"}

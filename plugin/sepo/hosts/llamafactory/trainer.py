@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
@@ -12,10 +12,11 @@ from torch import Tensor
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
 from sepo.training.loading import know_numbered_cpus
+from sepo.training.record import TokenRecord
 from sepo.training.reference import StartingPolicy
 from sepo.training.settings import RunSettings
 from sepo.training.splitting import SplitsBatches
-from sepo.training.step import preference_step
+from sepo.training.step import StepTokens, preference_step
 
 
 class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
@@ -26,11 +27,15 @@ class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
         starting_policy: the reference of a LoRA run that goes on with an adapter; None where another model or the
             policy without its adapter is the reference, or where none is needed.
         **kwargs: what the host's DPO trainer takes.
+
+    Attributes:
+        record: what notes some of the pairs and their selected tokens, or None.
     """
 
     def __init__(self, *, settings: RunSettings, starting_policy: StartingPolicy | None = None, **kwargs: Any) -> None:
         self.settings = settings
         self.starting_policy = starting_policy
+        self.record: TokenRecord | None = None
         self.batch_tokens = settings.batch_tokens
         super().__init__(**kwargs)
         self.check_batch_tokens()
@@ -51,9 +56,16 @@ class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
             chunk_tokens=self.settings.head_chunk_tokens,
             share_prompts=self.shares_prompts(),
             parts=self.parts(model),
+            watch=None
+            if self.record is None or train_eval == "eval"
+            else self.record.watch(self.state.global_step + 1),
         )
         prefix = "eval_" if train_eval == "eval" else ""
         return output.loss, {f"{prefix}{name}": value for name, value in output.metrics.items()}
+
+    def _watch(self) -> Callable[[StepTokens], None] | None:
+        """What notes the batch's selected tokens, at the steps that are recorded."""
+        return None if self.record is None else self.record.watch(self.state.global_step + 1)
 
     @contextlib.contextmanager
     def _reference(self, model: Any) -> Iterator[Any]:

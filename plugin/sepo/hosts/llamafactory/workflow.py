@@ -33,8 +33,10 @@ from sepo.hosts.llamafactory.conversations import (
 )
 from sepo.hosts.llamafactory.file_scores import carried_scores
 from sepo.hosts.llamafactory.projected_scores import ProjectedScorer, oracle_reader
+from sepo.hosts.llamafactory.recorded_rows import DatasetRows
 from sepo.hosts.llamafactory.reference_scores import ReferenceScores
 from sepo.hosts.llamafactory.registered_scores import RegisteredScores
+from sepo.hosts.llamafactory.registration import recipe_of
 from sepo.hosts.llamafactory.rows import each_dataset, joined_column, skip_empty_responses
 from sepo.hosts.llamafactory.scored_rows import StoredScores
 from sepo.hosts.llamafactory.scoring import DatasetScorer
@@ -43,9 +45,12 @@ from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.training.chats import ChatReader
 from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.floats import ReferenceCollator
+from sepo.training.logged import SETTINGS_FILE
+from sepo.training.provenance import write_provenance
+from sepo.training.record import TokenRecord
 from sepo.training.reference import StartingPolicy
 from sepo.training.rewards import RewardCollator
-from sepo.training.runlog import SETTINGS_FILE, RunLog, note_preparation
+from sepo.training.runlog import RunLog, note_preparation
 from sepo.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -84,8 +89,9 @@ def run_stage(
         callbacks=callbacks,
     )
     if training_args.do_train:
-        _write_settings(trainer, training_args, settings, stores)
+        _write_settings(trainer, training_args, settings, stores, recipe=recipe_of(finetuning_args))
         trainer.add_callback(RunLog())
+        _record_tokens(trainer, settings, tokenizer=tokenizer, dataset=datasets["train_dataset"])
         _train(trainer, datasets, training_args, finetuning_args)
     if training_args.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")
@@ -307,8 +313,15 @@ def _scored(datasets: Any, scorers: dict[str, StoredScores]) -> tuple[dict[str, 
     return datasets, {role: scorer.stores for role, scorer in scorers.items()}
 
 
-def _write_settings(trainer: Any, training_args: Any, settings: RunSettings, stores: dict[str, dict[str, str]]) -> None:
-    """Leave beside the weights what the run was asked for and where its scores are."""
+def _write_settings(
+    trainer: Any,
+    training_args: Any,
+    settings: RunSettings,
+    stores: dict[str, dict[str, str]],
+    *,
+    recipe: dict[str, Any],
+) -> None:
+    """Leave beside the weights what the run was asked for, with what it is made, and where its scores are."""
     if not trainer.is_world_process_zero():
         return
     folder = Path(training_args.output_dir)
@@ -316,6 +329,14 @@ def _write_settings(trainer: Any, training_args: Any, settings: RunSettings, sto
     found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}
     record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
     (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_provenance(folder, recipe)
+
+
+def _record_tokens(trainer: PreferenceTrainer, settings: RunSettings, *, tokenizer: Any, dataset: Any) -> None:
+    """Have the first process note some of the pairs that it trains on, with their selected tokens."""
+    if trainer.is_world_process_zero() and not trainer.shards_rows():
+        trainer.record = TokenRecord(method=settings.method, tokenizer=tokenizer, rows=DatasetRows(dataset))
+        trainer.add_callback(trainer.record)
 
 
 def _train(trainer: Any, datasets: Any, training_args: Any, finetuning_args: Any) -> None:

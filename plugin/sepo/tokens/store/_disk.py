@@ -61,11 +61,16 @@ def make_folder(path: Path) -> None:
         raise _refused(path, wanted=0, error=error) from error
 
 
-def replace_durably(*, path: Path, data: bytes | memoryview) -> None:
-    """Write ``data`` so that ``path`` is either what it was or all of ``data``, on the disk, at any moment.
+@contextmanager
+def replaced_durably(path: Path, *, wanted: int = 0) -> Iterator[Path]:
+    """Give the block a temporary file to write and sync; then ``path`` is all of it, on the disk, or what it was.
 
-    A temporary file in the same folder (its name is unique per process and call) is written, synced and renamed,
-    and the folder is synced. A failure removes the temporary file.
+    The temporary file lies in the same folder (its name is unique per process and call) and is renamed, and the folder
+    is synced. A failure removes it.
+
+    Args:
+        path: the file to be made or replaced.
+        wanted: its size, for what is said where the disk refuses.
 
     Raises:
         SepoError: the disk refuses; names the path, the bytes wanted and the bytes free.
@@ -73,7 +78,7 @@ def replace_durably(*, path: Path, data: bytes | memoryview) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         try:
-            _write_synced(temporary, memoryview(data).cast("B"))
+            yield temporary
             os.replace(temporary, path)
             _sync_folder(path.parent)
         except BaseException:
@@ -81,7 +86,17 @@ def replace_durably(*, path: Path, data: bytes | memoryview) -> None:
                 temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise _refused(path, wanted=len(data), error=error) from error
+        raise _refused(path, wanted=wanted, error=error) from error
+
+
+def replace_durably(*, path: Path, data: bytes | memoryview) -> None:
+    """Write ``data`` so that ``path`` is either what it was or all of ``data``, on the disk, at any moment.
+
+    Raises:
+        SepoError: the disk refuses; names the path, the bytes wanted and the bytes free.
+    """
+    with replaced_durably(path, wanted=len(data)) as temporary:
+        _write_synced(temporary, memoryview(data).cast("B"))
 
 
 def remove_leftovers(path: Path) -> None:

@@ -25,6 +25,7 @@ from sepo.tokens.store._disk import (
 )
 from sepo.tokens.store._identity import JSON, Manifest, canonical_json, read_manifest
 from sepo.tokens.store._shards import Scores, ShardRange, encode_shard, map_shard, shard_schema, split_rows
+from sepo.tokens.store._texts import TEXTS_FILE, StoredTexts
 
 _LOG = logging.getLogger("sepo.tokens.store")
 _NAMED_AT_MOST = 20
@@ -126,6 +127,11 @@ class ScoreStore:
         return self._manifest
 
     @property
+    def texts(self) -> StoredTexts:
+        """What the rows say, which a run may have left beside their scores; nothing here depends on it."""
+        return StoredTexts(self._path, rows=self._manifest.rows, locks=self._locks)
+
+    @property
     def rows_written(self) -> int:
         """Rows of the shards that have their sidecar; a look at names, no file is read (:meth:`missing` reads)."""
         return sum(shard.rows for shard in self._shards if self._sidecar(shard).is_file())
@@ -225,6 +231,8 @@ class ScoreStore:
         strays = sorted(file.name for file in self._path.glob("shard-*") if file.name not in known)
         problems.extend(f"{name}: belongs to no shard of this store; delete it" for name in strays)
         problems.extend(self._complete_problems(checks))
+        if self.texts.present and (problem := self.texts.problem()):
+            problems.append(f"{TEXTS_FILE}: {problem}")
         return problems
 
     def files(self) -> list[Path]:
@@ -250,6 +258,11 @@ class ScoreStore:
             SepoError: a shard is missing; names it.
         """
         return pa.concat_tables([map_shard(path) for path in self.files()])
+
+    def sound_shards(self) -> list[tuple[ShardRange, pa.Table]]:
+        """Return the shards that are there and sound with their rows, mapped; of the others nothing is said."""
+        sound = (s for s in self._shards if self._check(s).problem is None and self._misfit(s) is None)
+        return [(shard, map_shard(self._arrow(shard))) for shard in sound]
 
     def _arrow(self, shard: ShardRange) -> Path:
         return self._path / f"{shard.name}.arrow"

@@ -1,0 +1,52 @@
+"""Pairs and spreads of what a run recorded while it trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sepo.report.selecting import SIDES
+from sepo.report.spreads import Pieces, spreads
+from sepo.report.subject import Pair, Side, Spread
+from sepo.training.recorded import RECORD_FILE, RecordedAnswer, RecordedPair, read_record
+
+
+def recorded_pairs(folder: Path, missing: list[str]) -> list[Pair]:
+    """The pairs of a run's record, in their order.
+
+    Args:
+        folder: the run's ``output_dir``.
+        missing: takes a sentence for what cannot be read.
+    """
+    try:
+        found, unread = read_record(folder)
+    except OSError as error:
+        missing.append(f"{RECORD_FILE} cannot be read ({error.strerror or error}).")
+        return []
+    if unread:
+        missing.append(f"{unread} lines of {RECORD_FILE} cannot be read; the others are shown.")
+    return [_pair(pair) for pair in found]
+
+
+def recorded_spreads(pairs: Iterable[Pair], *, rejected_largest: bool) -> dict[str, Spread]:
+    """How the scores of the recorded pairs are distributed, by side."""
+    sides = {side: _pieces([getattr(pair, side).scores for pair in pairs]) for side in SIDES}
+    return spreads(sides, highest={"chosen": True, "rejected": rejected_largest})
+
+
+def _pieces(rows: Sequence[np.ndarray]) -> Pieces:
+    return lambda: [(np.concatenate(rows), np.array([len(row) for row in rows]))] if rows else []
+
+
+def _pair(pair: RecordedPair) -> Pair:
+    row = -1 if pair.row is None else pair.row
+    return Pair(row, pair.prompt, _side(pair.chosen), _side(pair.rejected), pair.step)
+
+
+def _side(answer: RecordedAnswer) -> Side:
+    with np.errstate(over="ignore"):
+        scores = np.array(answer.scores, dtype=np.float32)
+    scores[~np.isfinite(scores)] = np.nan
+    return Side(answer.tokens, scores, np.array(answer.selected, dtype=bool))

@@ -1,0 +1,177 @@
+"""`sepo show`: pairs in the terminal, each token coloured by its score, the selected ones marked."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sepo.console import print_table, terminal
+from sepo.report.subject import Pair, Side, Subject
+from sepo.report.visible import one_line, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+_FAVOURS, _AGAINST = (33, 102, 172), (217, 95, 2)
+"""The ends of the colours: blue favours the chosen answer, orange speaks against it (told apart by all eyes)."""
+
+_PALE = (244, 244, 244)
+_FAINT = 0.05
+"""Scores below this share of the largest ones have no colour."""
+
+_SIDES = ("chosen", "rejected")
+
+
+def show(subject: Subject, *, sides: Sequence[str] = _SIDES, scores: bool = False) -> None:
+    """Print a subject's pairs.
+
+    Everything from data is written so that it can be seen: no control character or escape sequence of a text reaches
+    the terminal.
+
+    Args:
+        subject: from ``read_subject``.
+        sides: of each pair.
+        scores: also a table of every token's score.
+    """
+    with suppress(AttributeError, ValueError, OSError):  # a stream that is no file
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    console = terminal()
+    marks = _marks(console)
+    what = [subject.kind, *([f"{subject.rows:,} rows"] if subject.rows is not None else [])]
+    what += [f"scored by {subject.scored_by}"] if subject.scored_by else []
+    _print_line(console, f"{subject.name}: {', '.join(what)}", style="bold")
+    if subject.pairs:
+        _print_legend(console, marks)
+    largest = _largest(subject.pairs)
+    for pair in subject.pairs:
+        _print_pair(console, pair, sides, marks=marks, largest=largest, scores=scores)
+    for sentence in subject.missing:
+        _print_line(console, f"note: {sentence}")
+
+
+def _marks(console: Console) -> tuple[str, str] | None:
+    """What stands around selected tokens where colours and lines cannot be seen; None where they can."""
+    if console.is_terminal and not console.no_color and console.color_system is not None:
+        return None
+    for marks in (("⟦", "⟧"), ("[[", "]]")):
+        try:
+            "".join(marks).encode(console.encoding)
+        except (UnicodeEncodeError, LookupError):
+            continue
+        return marks
+    return marks
+
+
+def _print_legend(console: Console, marks: tuple[str, str] | None) -> None:
+    from rich.text import Text
+
+    if marks is not None:
+        _print_line(console, f"selected tokens stand in {marks[0]}{marks[1]}")
+        return
+    legend = Text()
+    legend.append("selected", style="bold underline")
+    legend.append("   ")
+    legend.append("favours the chosen answer", style=_style(1.0))
+    legend.append("   ")
+    legend.append("speaks against it", style=_style(-1.0))
+    console.print(legend)
+
+
+def _print_pair(
+    console: Console,
+    pair: Pair,
+    sides: Sequence[str],
+    *,
+    marks: tuple[str, str] | None,
+    largest: float,
+    scores: bool,
+) -> None:
+    from rich.text import Text
+
+    row = "row not known" if pair.row < 0 else f"row {pair.row:,}"
+    console.print()
+    _print_line(console, row if pair.step is None else f"{row}, at step {pair.step:,}", style="bold")
+    if pair.prompt:
+        _print_indented(console, Text(_shown(pair.prompt), style="dim"))
+    for name in sides:
+        side: Side = getattr(pair, name)
+        _print_line(console, f"{name}: {_summary(side)}")
+        _print_indented(console, _answer(side, marks=marks, largest=largest))
+        if scores:
+            print_table(None, ("token", "selected", "place", "score"), _score_rows(side), words=2)
+
+
+def _summary(side: Side) -> str:
+    count, kept = len(side.tokens), int(side.selected.sum())
+    share = f" ({kept / count:.0%})" if count else ""
+    scored = side.scores[np.isfinite(side.scores)]
+    if not len(scored):
+        return f"{count:,} tokens, {kept:,} selected{share}, no scores"
+    both = side.selected & np.isfinite(side.scores)
+    sums = f"sum of scores {float(scored.sum()):+.3f}, of the selected {float(side.scores[both].sum()):+.3f}"
+    return f"{count:,} tokens, {kept:,} selected{share}, {sums}"
+
+
+def _answer(side: Side, *, marks: tuple[str, str] | None, largest: float) -> Text:
+    """The answer, token by token; runs of selected tokens stand between marks where there are any."""
+    from rich.text import Text
+
+    line = Text()
+    last = max((place for place, text in enumerate(side.tokens) if text), default=0)
+    tokens = [_shown(text).rstrip("\n") if place == last else _shown(text) for place, text in enumerate(side.tokens)]
+    for kept, run in groupby(zip(tokens, side.scores, side.selected, strict=True), lambda token: bool(token[2])):
+        line.append(marks[0] if kept and marks else "")
+        for shown, score, _ in run:
+            if marks is None:
+                relative = float(score) / largest if math.isfinite(score) and largest > 0 else 0.0
+                line.append(shown, style=" ".join(filter(None, [_style(relative), "bold underline" if kept else ""])))
+            else:
+                line.append("".join(f"\\u{ord(c):04x}" if c in "⟦⟧" else c for c in shown))
+        line.append(marks[1] if kept and marks else "")
+    return line
+
+
+def _style(relative: float) -> str:
+    """Black or white on the colour of a score, in shares of the largest; nothing for a small one."""
+    strength = min(1.0, abs(relative))
+    if strength < _FAINT:
+        return ""
+    end = _FAVOURS if relative > 0 else _AGAINST
+    red, green, blue = (round(pale + (full - pale) * strength) for pale, full in zip(_PALE, end, strict=True))
+    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
+    return f"{'black' if bright else 'white'} on rgb({red},{green},{blue})"
+
+
+def _largest(pairs: Iterable[Pair]) -> float:
+    """The size of score that has the full colour: few are larger."""
+    scores = np.concatenate([np.empty(0), *(side.scores for pair in pairs for side in (pair.chosen, pair.rejected))])
+    sizes = np.abs(scores[np.isfinite(scores)])
+    return float(np.quantile(sizes, 0.98)) if len(sizes) else 0.0
+
+
+def _score_rows(side: Side) -> Iterable[list[str]]:
+    for place, (text, score, kept) in enumerate(zip(side.tokens, side.scores, side.selected, strict=True)):
+        number = f"{float(score):+.4f}" if math.isfinite(score) else "-"
+        yield [f"'{one_line(text)}'", "selected" if kept else "", str(place), number]
+
+
+def _shown(text: str) -> str:
+    return visible(text).replace("\t", "␉").replace("\n", "↵\n")
+
+
+def _print_indented(console: Console, text: Text) -> None:
+    from rich.text import Text
+
+    for line in text.wrap(console, max(console.width - 2, 10), overflow="fold"):
+        console.print(Text("  ").append_text(line), soft_wrap=True)
+
+
+def _print_line(console: Console, text: str, *, style: str = "") -> None:
+    console.print(one_line(text), style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)

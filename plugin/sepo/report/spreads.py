@@ -1,0 +1,107 @@
+"""How scores are distributed over a whole data set, read piece by piece: nothing of the data set's size is held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sepo.report.subject import SHARES, Spread
+
+Pieces = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
+"""Gives one side's scores as (flat float32 scores, tokens of each response), in any pieces. Called once per pass."""
+
+_BINS = 60
+_TAIL = 0.001
+"""Share of the tokens at either end that lies beyond the histogram: one outlier would squeeze everything else."""
+
+_LOOKED_AT = 4096
+"""Tokens of a piece from which the histogram's ends are estimated."""
+
+
+@dataclass
+class _Side:
+    """What the first pass finds."""
+
+    tokens: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    looked_at: list[np.ndarray] = field(default_factory=list)
+
+
+def spreads(sides: Mapping[str, Pieces], *, highest: Mapping[str, bool]) -> dict[str, Spread]:
+    """Describe the scores of both sides, with the same bins.
+
+    Args:
+        sides: the scores, by side. Those that are not finite are left out.
+        highest: by side, whether its best tokens are those with the highest scores.
+
+    Returns:
+        By side; without a side that has no score.
+    """
+    first = {side: _first_pass(pieces) for side, pieces in sides.items()}
+    first = {side: found for side, found in first.items() if found.tokens}
+    if not first:
+        return {}
+    edges = _edges([np.concatenate(found.looked_at) for found in first.values()])
+    return {side: _spread(sides[side], found, edges, highest=highest[side]) for side, found in first.items()}
+
+
+def _finite(pieces: Pieces) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    for scores, lengths in pieces():
+        kept = np.isfinite(scores)
+        if not kept.all():
+            rows = np.repeat(np.arange(len(lengths)), lengths)
+            scores, lengths = scores[kept], np.bincount(rows[kept], minlength=len(lengths))
+        yield scores.astype(np.float64), lengths
+
+
+def _first_pass(pieces: Pieces) -> _Side:
+    found = _Side()
+    for scores, _ in _finite(pieces):
+        found.tokens += len(scores)
+        found.total += float(scores.sum())
+        found.squares += float(np.square(scores).sum())
+        found.looked_at.append(scores[:: max(1, len(scores) // _LOOKED_AT)])
+    return found
+
+
+def _edges(samples: list[np.ndarray]) -> np.ndarray:
+    """Bins of one width; zero, where it lies among them, is between two."""
+    low = min(float(np.quantile(scores, _TAIL)) for scores in samples)
+    high = max(float(np.quantile(scores, 1 - _TAIL)) for scores in samples)
+    width = (high - low) / _BINS
+    if not width > 1e-6 * max(abs(low), abs(high), 1e-6):
+        width = max(abs(low), 1.0) / _BINS
+        low, high = low - width * _BINS / 2, high + width * _BINS / 2
+    return width * np.arange(math.floor(low / width), math.ceil(high / width) + 1)
+
+
+def _spread(pieces: Pieces, first: _Side, edges: np.ndarray, *, highest: bool) -> Spread:
+    counts = np.zeros(len(edges) - 1, dtype=np.int64)
+    sums, responses = np.zeros(len(SHARES)), 0
+    for scores, lengths in _finite(pieces):
+        counts += np.histogram(np.clip(scores, edges[0], edges[-1]), bins=edges)[0]
+        sums += _accumulated(scores, lengths, highest=highest)
+        responses += int((lengths > 0).sum())
+    mean = first.total / first.tokens
+    std = math.sqrt(max(0.0, first.squares / first.tokens - mean * mean))
+    return Spread(first.tokens, edges, counts, mean, std, sums / responses)
+
+
+def _accumulated(scores: np.ndarray, lengths: np.ndarray, *, highest: bool) -> np.ndarray:
+    """The sums over the best shares of each response's tokens, added up over the responses, [len(SHARES)]."""
+    lengths = lengths[lengths > 0]
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    best = scores[np.lexsort((-scores if highest else scores, rows))]
+    so_far = np.concatenate([[0.0], np.cumsum(best)])
+    starts = np.cumsum(lengths) - lengths
+    reached = np.outer(SHARES, lengths)
+    whole = np.minimum(np.floor(reached + 1e-9).astype(np.int64), lengths)
+    following = np.append(best, 0.0)[starts + np.minimum(whole, lengths - 1)]
+    part = np.clip(reached - whole, 0.0, 1.0)
+    part[whole == lengths] = 0.0
+    sums: np.ndarray = (so_far[starts + whole] - so_far[starts] + part * following).sum(axis=1)
+    return sums
