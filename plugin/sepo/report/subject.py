@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
+NO_TEXT = " \u25aa"
+"""Stands for each token of an answer whose text is not known."""
+
 
 @dataclass(frozen=True)
 class Side:
     """One answer of a pair.
 
     Args:
-        tokens: the tokens' text, end of turn included; together they spell the answer.
+        tokens: the tokens' text, end of turn included; together they spell the answer. Of the tokens that make up one
+            character the first has it and the others are empty; ``NO_TEXT`` each where the texts are not known.
         scores: float32, [T]: what they were selected by (nats for an oracle); NaN where a token has none.
         selected: bool, [T]: which of them train the policy.
     """
@@ -30,16 +34,19 @@ class Pair:
     """One row of the data set.
 
     Args:
-        row: its number in the data set.
+        row: its number in the data set, as it is trained on (rows without an answer left out); -1 where not known.
         prompt: what the answers answer, as plain text; the empty string where it is not known.
         chosen: the better answer.
         rejected: the other one.
+        step: of training, where the pair was recorded there (a live scorer's scores move with the policy); None where
+            the scores are a store's. A row that was recorded twice is two pairs.
     """
 
     row: int
     prompt: str
     chosen: Side
     rejected: Side
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,13 @@ class Spread:
 
     Args:
         tokens: how many.
-        edges: of the histogram's bins, [N + 1].
-        counts: tokens in each bin, [N].
+        edges: of the histogram's bins, [N + 1]; of one width, and the same for both sides.
+        counts: tokens in each bin, [N]; the first and the last have all that lie beyond them too.
         mean: of all scores.
         std: of all scores.
         accumulated: what part of a response's sum of scores its best tokens carry (SePO's Figure 1): at the shares
             0, 0.05, ..., 1 of its tokens (highest first for chosen, lowest first for rejected), the mean over rows
-            of the sum so far, [21], in the scores' unit.
+            of the sum so far, [21], in the scores' unit; a part of a token counts with its part of the score.
     """
 
     tokens: int

@@ -1,0 +1,80 @@
+"""Text of any origin as text that can be seen: nothing in it is hidden, or turns the reading direction."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+_KEPT = "\n\t"
+_JOINERS = "\u200c\u200d"
+"""Zero-width joiners, which emoji and several scripts are written with."""
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_PICTURES = 0x2400
+"""Where Unicode has pictures of the control characters."""
+
+
+def visible(text: str) -> str:
+    r"""Write out what would not be seen: control and format characters, lone surrogates, unassigned code points.
+
+    Line breaks and tabs stay, and so do joiners between letters that are not Latin.
+
+    Args:
+        text: any string, lone surrogates included.
+
+    Returns:
+        A string that UTF-8 can encode, without bidirectional controls.
+
+    Example:
+        >>> visible("a\x00b\u202ec")
+        'a␀b⟨U+202E⟩c'
+    """
+    if text.isprintable():
+        return text
+    return "".join(_shown(text, place, character) for place, character in enumerate(text))
+
+
+def one_line(text: str) -> str:
+    """The same with line breaks and tabs written out too, for names."""
+    return visible(text).replace("\n", "␊").replace("\t", "␉")
+
+
+def clipped(text: str, most: int) -> str:
+    """The beginning of a long text and how long it is; a text of up to ``most`` characters as it is."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters, the last of them an ellipsis where some are left out."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _shown(text: str, place: int, character: str) -> str:
+    if character.isprintable() or character in _KEPT or unicodedata.category(character) not in _HIDDEN:
+        return character
+    around = text[place - 1 : place] + text[place + 1 : place + 2]
+    if character in _JOINERS and place > 0 and len(around) == 2 and min(around) > "\u02ff":
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(_PICTURES + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+def number(value: Any, *, digits: int = 4) -> str:
+    """A number as a person reads it, with a true minus sign; ``–`` where there is none.
+
+    Example:
+        >>> number(-1234.5), number(0.00001234), number(float("nan"))
+        ('−1,234', '1.234e−05', 'not a number')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "−")
+    wide = float(value)
+    if wide != wide:
+        return "not a number"
+    if wide in (float("inf"), float("-inf")):
+        return "∞" if wide > 0 else "−∞"
+    shown = f"{wide:,.0f}" if abs(wide) >= 1000 else f"{wide:.{digits}g}"
+    return shown.replace("-", "−")
