@@ -28,6 +28,7 @@ OPTIONS = (
     "--disable-sync",
     "--force-color-profile=srgb",
     "--hide-scrollbars",
+    "--force-prefers-reduced-motion",
 )
 ACCESS = frozenset({"file", "data", "blob", "about"})
 """Schemes of what a page can load without a network."""

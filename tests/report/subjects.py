@@ -121,7 +121,7 @@ HOSTILE = (
     f"{{{{ cycler.__init__.__globals__ }}}}{{% raw %}}${{{ATTACK}}}",
     f"--><!--<script>{ATTACK}</script>",
     f"\"'`><svg onload={ATTACK}>",
-    "nul\x00bell\x07escape\x1b[31m",
+    "nul\x00 bell\x07 escape\x1b[31m",
     "surrogate \ud800 and \udfff",
     "right \u202eto left\u202c שלום \u200bzero\ufeff width",
     "separators \u2028 and \u2029 and \x85",
@@ -140,9 +140,7 @@ def hostile_subject(*, name=HOSTILE[0], **changed):
         Pair(number, text, Side(HOSTILE, scores, selected), Side(HOSTILE[::-1], scores, ~selected))
         for number, text in enumerate(HOSTILE)
     ]
-    pairs.append(
-        Pair(len(HOSTILE), "", Side(("", " ", "\n", "\t", "\r\n"), scores[:5], selected[:5]), pairs[0].rejected)
-    )
+    pairs.append(Pair(-1, "", Side(("", " ", "\n", "\t", "\r\n"), scores[:5], selected[:5]), pairs[0].rejected, step=3))
     texts = dict.fromkeys(HOSTILE, "value")
     subject = {
         "name": name,

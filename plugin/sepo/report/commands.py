@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sepo.report.charts import Chart
     from sepo.report.subject import Subject
 
+_KEY_CHARACTERS = 12
+
 
 def add_report(report: argparse.ArgumentParser) -> None:
     """Add the options of `sepo report` to its parser."""
@@ -57,7 +59,7 @@ def run_report(options: argparse.Namespace) -> int:
     if options.output is not None:
         check_output(Path(options.output), mark=PAGE_MARK, force=options.force)
     folder = None if options.figures is None else _figures_folder(Path(options.figures))
-    subjects = with_unique_names([read_subject(_place(place)) for place in options.places])
+    subjects = with_unique_names([read_subject(Path(place), name=_name(place)) for place in options.places])
     output = Path(options.output) if options.output is not None else _default_output(subjects)
     output = check_output(output, mark=PAGE_MARK, force=options.force)
     drawn = charts(subjects)
@@ -74,14 +76,10 @@ def run_report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _place(text: str) -> Path:
-    """The folder that is named, or of the store whose key begins so."""
-    path = Path(text).expanduser()
-    if path.exists() or not re.fullmatch(r"[0-9a-f]{4,32}", text):
-        return path
-    from sepo.tokens.store import default_store_root, find_store
-
-    return find_store(text, root=default_store_root())
+def _name(place: str) -> str:
+    """The folder's name; of a store's key the beginning, as `sepo scores ls` shows it."""
+    name = Path(place).expanduser().absolute().name
+    return name[:_KEY_CHARACTERS] if re.fullmatch(r"[0-9a-f]{32}", name) else name
 
 
 def _default_output(subjects: Sequence[Subject]) -> Path:

@@ -18,6 +18,7 @@ _PROMPT_CHARACTERS = 20_000
 _TOKEN_CHARACTERS = 200
 _ANSWER_TOKENS = 4_000
 """The most that is shown of one prompt, token and answer; the page says where it left something out."""
+_BRACKETS = len(',"rows":[]}')
 _LIMIT = 0.98
 """The part of the scores within the colour scale; what lies beyond has its end's colour."""
 
@@ -44,19 +45,19 @@ def heat_map(subjects: Sequence[Subject], *, budget: int) -> HeatMap:
 
     Args:
         subjects: what the report is about; rows are the same where their numbers are.
-        budget: the most bytes of UTF-8 that the rows may take; a sample that is spread over them is taken where they
-            are more.
+        budget: the most bytes of UTF-8 that the data may have; where all rows have more, as many as fit are taken,
+            spread over them.
 
     Returns:
         The data and what part of the rows it is.
     """
+    head = _escaped({"subjects": [_subject(subject) for subject in subjects]})[:-1]
     encoded = [_escaped(_row(pairs)) for pairs in side_by_side(subjects)]
-    kept = _spread([len(text.encode()) + 1 for text in encoded], budget)
-    head = {"subjects": [_subject(subject) for subject in subjects]}
+    kept = _spread([len(text.encode()) + 1 for text in encoded], budget - len(head.encode()) - _BRACKETS)
     rows = ",".join(encoded[place] for place in kept)
     known = [subject.rows for subject in subjects if subject.rows is not None]
     return HeatMap(
-        text=f'{_escaped(head)[:-1]},"rows":[{rows}]}}',
+        text=f'{head},"rows":[{rows}]}}',
         shown=len(kept),
         sampled=len(encoded),
         rows=max(known) if known else None,
@@ -152,7 +153,7 @@ def _side(side: Side, before: Sequence[Side]) -> dict[str, Any]:
     texts = [visible(clipped(token, _TOKEN_CHARACTERS)) for token in side.tokens[:_ANSWER_TOKENS]]
     return {
         "t": texts if same is None else same,
-        "s": [_score(float(score)) for score in scores],
+        "s": [_score(score) for score in scores.tolist()],
         "k": "".join("1" if kept else "0" for kept in side.selected[:_ANSWER_TOKENS]),
         "more": max(0, len(side.tokens) - _ANSWER_TOKENS),
     }

@@ -97,8 +97,8 @@ def page(subjects: Sequence[Subject], drawn: Sequence[Chart], *, limit: int = PA
     """
     pictures = [{"chart": chart, "svg": svg(chart), "table": table(chart)} for chart in drawn]
     # Without rows the page says so, in fewer words than it needs for what stands around them.
-    around = len(_render(subjects, pictures, heat_map(subjects, budget=0)).encode()) + _AROUND_ROWS
-    rows = heat_map(subjects, budget=max(0, limit - around))
+    around = len(_render(subjects, pictures, HeatMap("", 0, 0, None)).encode()) + _AROUND_ROWS
+    rows = heat_map(subjects, budget=limit - around)
     of = max(rows.rows or 0, rows.sampled)
     says = f"{number(rows.shown)} of {number(of)} rows" if of else "no rows"
     return Page(_render(subjects, pictures, rows), says)

@@ -23,10 +23,9 @@ def score_charts(subjects: Sequence[Subject]) -> list[Chart]:
 
 def _accumulation(subjects: Sequence[Subject], scored: Sequence[Subject]) -> list[Chart]:
     def lines(subject: Subject, side: str) -> list[Line]:
-        if side not in subject.spreads:
-            return []
+        sums = np.asarray(subject.spreads[side].accumulated if side in subject.spreads else [], float)
         label, colour = look(subjects, subject, side)
-        return [Line(label, SHARES, np.asarray(subject.spreads[side].accumulated, float), colour)]
+        return [Line(label, SHARES, sums, colour)] if np.isfinite(sums).any() else []
 
     def chart(key: str, side: str | None, drawn: Sequence[Line]) -> Chart:
         order = _ORDER[side] if side else "chosen: highest first, rejected: lowest first"
@@ -66,8 +65,9 @@ def _distribution(subjects: Sequence[Subject], scored: Sequence[Subject]) -> lis
         spread = subject.spreads[side]
         label, colour = look(subjects, subject, side)
         edges, counts = np.asarray(spread.edges, float), np.asarray(spread.counts, float)
-        share = counts / max(counts.sum(), 1.0) / np.diff(edges)
-        return [Line(label, edges, share, colour, style="steps")]
+        if not counts.sum() > 0:
+            return []
+        return [Line(label, edges, counts / counts.sum() / np.diff(edges), colour, style="steps")]
 
     def chart(key: str, side: str | None, drawn: Sequence[Line]) -> Chart:
         limits = _limits(drawn)

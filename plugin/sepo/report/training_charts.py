@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sepo.report.charts import SIDES, Chart, Line, by_side, look, thinned
 from sepo.report.subject import Subject
 
+_KEY_CHARACTERS = 60
 _MOST_OTHERS = 24
 """Charts of metrics that are not known here; a log can have any number of names."""
 _NOT_DRAWN = re.compile(
@@ -81,7 +82,17 @@ def training_charts(subjects: Sequence[Subject]) -> list[Chart]:
     unknown = [_Metric(name, name, "As the trainer logged it.") for name in others if not _NOT_DRAWN.fullmatch(name)]
     # A name with braces would be read as a side's.
     more = [chart for metric in unknown if "{" not in metric.name for chart in _charts(subjects, metric)]
-    return charts + more[:_MOST_OTHERS]
+    return _with_unique_keys(charts + more[:_MOST_OTHERS])
+
+
+def _with_unique_keys(charts: Sequence[Chart]) -> list[Chart]:
+    """A log's names can be the same but for signs that a key does not have."""
+    seen: dict[str, int] = {}
+    unique = []
+    for chart in charts:
+        seen[chart.key] = seen.get(chart.key, 0) + 1
+        unique.append(chart if seen[chart.key] == 1 else replace(chart, key=f"{chart.key}--{seen[chart.key]}"))
+    return unique
 
 
 def _plain(name: str) -> str:
@@ -94,7 +105,7 @@ def _plain(name: str) -> str:
 
 
 def _charts(subjects: Sequence[Subject], metric: _Metric) -> list[Chart]:
-    key = re.sub(r"[^a-z0-9]+", "-", metric.name.replace("{}", "sides").lower()).strip("-") or "metric"
+    key = re.sub(r"[^a-z0-9]+", "-", metric.name.replace("{}", "").lower()).strip("-")[:_KEY_CHARACTERS] or "metric"
 
     def build(name: str, side: str | None, lines: Sequence[Line]) -> Chart:
         return Chart(

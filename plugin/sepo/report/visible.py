@@ -9,6 +9,7 @@ _KEPT = "\n\t"
 _JOINERS = "\u200c\u200d"
 """Zero-width joiners, which emoji and several scripts are written with."""
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_LARGE = 1e15
 _PICTURES = 0x2400
 """Where Unicode has pictures of the control characters."""
 
@@ -69,12 +70,15 @@ def number(value: Any, *, digits: int = 4) -> str:
     """
     if value is None:
         return "–"
-    if isinstance(value, int):
+    if isinstance(value, int) and abs(value) < _LARGE:
         return f"{value:,}".replace("-", "−")
-    wide = float(value)
+    try:
+        wide = float(value)
+    except OverflowError:
+        return "∞" if value > 0 else "−∞"
     if wide != wide:
         return "not a number"
     if wide in (float("inf"), float("-inf")):
         return "∞" if wide > 0 else "−∞"
-    shown = f"{wide:,.0f}" if abs(wide) >= 1000 else f"{wide:.{digits}g}"
+    shown = f"{wide:,.0f}" if 1000 <= abs(wide) < _LARGE else f"{wide:.{digits}g}"
     return shown.replace("-", "−")
