@@ -86,6 +86,14 @@ def test_two_subjects_share_charts_and_differ_in_colour_pattern_and_name(subject
     assert [text.get_text() for text in legend.get_texts()] == ["policy", "_other $\\frac"]
 
 
+def test_a_long_name_loses_its_middle_in_a_legend():
+    names = [f"/data/experiments/{'x' * 40}/learning-rate-{n}" for n in (1, 2)]
+    log = [{"step": 1, "loss": 1.0}]
+    (chart,) = charts([demo_subject(name=name, log=log, spreads={}) for name in names])
+    (legend,) = figure(chart).legends
+    assert [text.get_text() for text in legend.get_texts()] == [f"/data/experim…earning-rate-{n}" for n in (1, 2)]
+
+
 def test_evaluations_of_several_data_sets_are_told_apart():
     log = [{"step": 1, "loss": 1.0, "eval_one_loss": 2.0, "eval_two_loss": 3.0, "eval_one_runtime": 9.0}]
     found = by_key([demo_subject(log=log, spreads={})])

@@ -26,7 +26,6 @@ class Line:
         y: [N]; NaN where there is no value.
         colour: ``chosen``, ``rejected``, or the number of a subject as text, of ``drawing.COLOURS``.
         style: ``line``, ``points`` (few values, such as those of evaluations) or ``steps`` (a histogram).
-        dashed: drawn dashed.
     """
 
     label: str
@@ -34,7 +33,6 @@ class Line:
     y: np.ndarray
     colour: str
     style: str = "line"
-    dashed: bool = False
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,12 @@ def _settings(chart: Chart) -> Iterator[None]:
         yield
 
 
-def figure(chart: Chart) -> Any:
+def figure(chart: Chart, *, titled: bool = False) -> Any:
     """Draw a chart.
 
     Args:
         chart: what is drawn.
+        titled: with its title above and the legend below, for a picture on its own; else the legend is above.
 
     Returns:
         A matplotlib figure that no window or global state knows.
@@ -92,7 +93,9 @@ def figure(chart: Chart) -> Any:
     _axes(axes, chart)
     handles += _marks(axes, chart.marks)
     if len(handles) > 1:
-        _legend(drawn, handles, [*(line.label for line in chart.lines), *chart.marks])
+        _legend(drawn, handles, [*(line.label for line in chart.lines), *chart.marks], below=titled)
+    if titled:
+        drawn.suptitle(shortened(one_line(chart.title), 60), color=COLOURS["ink"], fontsize=11, x=0.02, ha="left")
     return drawn
 
 
@@ -148,13 +151,13 @@ def _marks(axes: Any, marks: Mapping[str, float]) -> list[Any]:
     ]
 
 
-def _legend(drawn: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Above the axes. The texts are set afterwards, for a legend leaves out what begins with an underscore."""
-    texts = [shortened(one_line(label), _LABEL_CHARACTERS) for label in labels]
+def _legend(drawn: Any, handles: Sequence[Any], labels: Sequence[str], *, below: bool) -> None:
+    """Above the axes, or below. The texts are set afterwards: a legend leaves out what begins with an underscore."""
+    texts = [_middle_out(one_line(label)) for label in labels]
     legend = drawn.legend(
         handles,
         ["name"] * len(handles),
-        loc="outside upper left",
+        loc="outside lower left" if below else "outside upper left",
         ncols=_columns(texts),
         frameon=False,
         borderpad=0.2,
@@ -164,6 +167,14 @@ def _legend(drawn: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
     )
     for text, label in zip(legend.get_texts(), texts, strict=True):
         text.set_text(label)
+
+
+def _middle_out(text: str) -> str:
+    """A long name without its middle: names of runs often differ at the end."""
+    if len(text) <= _LABEL_CHARACTERS:
+        return text
+    half = _LABEL_CHARACTERS // 2
+    return f"{text[: _LABEL_CHARACTERS - half - 1]}…{text[-half:]}"
 
 
 def _columns(texts: Sequence[str]) -> int:
@@ -180,8 +191,7 @@ def _columns(texts: Sequence[str]) -> int:
 def png(chart: Chart) -> bytes:
     """The chart as a PNG on white, its title above it; the same chart gives the same bytes."""
     with _settings(chart):
-        drawn, buffer = figure(chart), io.BytesIO()
-        drawn.suptitle(one_line(chart.title), color=COLOURS["ink"], fontsize=11, x=0.02, ha="left")
+        drawn, buffer = figure(chart, titled=True), io.BytesIO()
         drawn.savefig(buffer, format="png", dpi=200, metadata={"Software": PNG_MARK})
         return buffer.getvalue()
 

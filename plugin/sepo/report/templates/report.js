@@ -4,6 +4,8 @@
   const find = (selector) => document.querySelector(selector);
   const data = JSON.parse(find("#heat-map-data").textContent);
   const several = data.subjects.length > 1;
+  const withRows = data.subjects.map((_, place) => data.rows.some((row) => row.by[place]));
+  const NO_TEXT = "▪";
   const SIDES = ["chosen", "rejected"];
   const about = new WeakMap(); // of a token's element: what is known of it
   const state = { rows: data.rows, first: 0 };
@@ -57,6 +59,7 @@
 
   function spoken(text) {
     if (text === "") return "part of the character before";
+    if (text.trim() === NO_TEXT) return "token of unknown text";
     if (text.trim() !== "") return text.trim();
     return text.includes("\n") ? "line break" : text.includes("\t") ? "tab" : "space";
   }
@@ -67,7 +70,7 @@
     const breaks = last ? "" : "\n".repeat(info.text.split("\n").length - 1);
     const node = make("span", { class: "token", role: "option", tabindex: "-1", "aria-selected": String(info.selected) });
     node.textContent = text;
-    if (info.text.trim() === "") {
+    if (info.text.trim() === "" || info.text.trim() === NO_TEXT) {
       node.setAttribute("aria-label", spoken(info.text));
       node.classList.add("mute");
     }
@@ -135,6 +138,7 @@
     const node = make("article", { class: "row card", "aria-labelledby": id }, head);
     if (row.prompt) node.append(promptNode(row.prompt));
     row.by.forEach((entry, place) => {
+      if (!withRows[place]) return;
       if (several) {
         const swatch = make("span", { class: `swatch swatch-${place}`, "aria-hidden": "true" });
         const title = make("h4", {}, swatch, make("bdi", {}, data.subjects[place].name));
@@ -176,6 +180,7 @@
   data.subjects.forEach((subject, place) => {
     const name = several ? ` of ${subject.name}` : "";
     const margin = (row) => row.by[place]?.margin ?? null;
+    if (!withRows[place]) return;
     orders.push([`high-${place}`, `margin${name}, highest first`, margin, -1]);
     orders.push([`low-${place}`, `margin${name}, lowest first`, margin, 1]);
   });
