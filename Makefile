@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test test-fast lint format clean
+.PHONY: help env demo browser test test-fast lint format clean
 
 help:
 	@echo "make demo       align a real 135M model with SePO on this machine (under 15 minutes)"
 	@echo "make test       ruff, mypy and all tests"
 	@echo "make test-fast  without the tests that start LLaMA-Factory"
+	@echo "make browser    Debian's Chromium for the tests of pages, where it is missing (needs root); they skip without it"
 	@echo "make env        only the environment, in $(VENV) (about 6 GB, a few minutes)"
 
 env: $(STAMP)
@@ -25,6 +26,14 @@ $(STAMP): pyproject.toml
 
 demo: env
 	$(BIN)/sepo demo
+
+# Pages are tested in a real browser. Where there is none, their tests skip and say so.
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then chromium --version 2>/dev/null; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; \
+	else echo "chromium and chromedriver are missing; install them as root: apt-get install chromium chromium-driver"; fi
 
 # Two processes, a file of tests in one of them: most tests wait for a LLaMA-Factory of their own to start.
 test: env lint

@@ -46,6 +46,15 @@ def shared_data():
 
 
 @pytest.fixture
+def browser(tmp_path):
+    """A headless Chromium with an empty profile; see ``browser.Browser``."""
+    from browser import open_browser
+
+    with open_browser(tmp_path / "chromium") as opened:
+        yield opened
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """Mounts a file system of so many KiB: a function that returns its folder, and one that makes it larger."""
     place = tmp_path / "small"

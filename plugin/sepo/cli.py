@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sepo import __version__
 from sepo.errors import SepoError
-from sepo.report.commands import add_show, run_show
+from sepo.report.commands import add_report, add_show, run_report, run_show
 from sepo.scores.commands import add_scores, run_scores
 
 EPILOG = """examples:
@@ -20,6 +20,7 @@ EPILOG = """examples:
   sepo pipeline recipe.yaml                     base, oracle, scores, policy
   sepo plan recipe.yaml --gpu 24GiB             what memory it needs, and whether it fits
   sepo status saves/run                         how far a run is
+  sepo report saves/run                         one page: tokens, scores, training
   sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
   sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
 """
@@ -148,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     state = command("status", _status, "Say how far a run is: step, rate, time left, last metrics, what it selects.")
     state.add_argument("folder", metavar="DIR", help="output_dir of a run, going on or ended")
     state.add_argument("--json", action="store_true", help="as JSON")
+    add_report(command("report", run_report, "Show what a run or a store holds: one HTML page, and figures."))
     _add_bench(command("bench", _bench, "Measure our stages against the host's dpo and simpo, on this machine."))
     command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")
     command("disable", _disable, "Undo `sepo enable` completely.")

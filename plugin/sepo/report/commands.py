@@ -1,13 +1,80 @@
-"""`sepo show`: the tokens of a run or a store in the terminal."""
+"""`sepo report` and `sepo show`: what a run or a store holds, as one page and pictures, and in the terminal."""
 
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sepo.errors import SepoError
 
-_ROWS = 3
+if TYPE_CHECKING:
+    from sepo.report.charts import Chart
+    from sepo.report.subject import Subject
+
+_KEY_CHARACTERS = 12
+_SHOWN_ROWS = 3
+
+
+def add_report(report: argparse.ArgumentParser) -> None:
+    """Add the options of `sepo report` to its parser."""
+    report.description = (
+        "One HTML file that needs no network: a heat-map of the tokens and what was selected, how scores accumulate "
+        "and are distributed, what training logged, recipe and versions. Several runs or stores are shown side by side."
+    )
+    report.add_argument(
+        "places",
+        nargs="+",
+        metavar="RUN_DIR_OR_STORE",
+        help="output_dir of a run, or a store: its folder, or the beginning of its key as `sepo scores ls` shows it",
+    )
+    report.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE.html",
+        help="default: report.html in a run's folder, NAME-report.html here for a store, report.html here for several",
+    )
+    report.add_argument("--figures", metavar="FOLDER", help="also write each chart as a PNG into this folder")
+    report.add_argument("--force", action="store_true", help="replace files that are no reports")
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write the report.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        SepoError: there is no such run or store, too many of them, or a file may not or cannot be written.
+    """
+    from sepo.console import print_lines
+    from sepo.report.drawing import MOST_SUBJECTS
+    from sepo.report.files import check_output, write_whole
+    from sepo.report.page import PAGE_MARK, charts, page, with_unique_names
+    from sepo.report.reading import read_subject
+
+    if len(options.places) > MOST_SUBJECTS:
+        raise SepoError(f"{len(options.places)} runs and stores are named; a report shows {MOST_SUBJECTS} at most.")
+    if options.output is not None:
+        check_output(Path(options.output), mark=PAGE_MARK, force=options.force)
+    folder = None if options.figures is None else _figures_folder(Path(options.figures))
+    subjects = with_unique_names([read_subject(Path(place), name=_name(place)) for place in options.places])
+    output = Path(options.output) if options.output is not None else _default_output(subjects)
+    output = check_output(output, mark=PAGE_MARK, force=options.force)
+    drawn = charts(subjects)
+    pictures = [] if folder is None else _write_figures(drawn, folder, force=options.force)
+    made = page(subjects, drawn)
+    write_whole(output, made.text.encode())
+    print_lines(
+        [
+            *(f"missing in {subject.name}: {text}" for subject in subjects for text in subject.missing),
+            f"written: {output} ({len(made.text.encode()) / 1e6:.1f} MB, {made.says})",
+            *([f"written: {folder} ({len(pictures)} figures)"] if folder is not None else []),
+        ]
+    )
+    return 0
 
 
 def add_show(show: argparse.ArgumentParser) -> None:
@@ -20,7 +87,7 @@ def add_show(show: argparse.ArgumentParser) -> None:
     which = show.add_mutually_exclusive_group()
     which.add_argument("--row", type=int, metavar="N", help="this row of the data set, counted from 0")
     which.add_argument(
-        "--rows", type=int, metavar="K", default=_ROWS, help=f"so many rows, spread over the data set ({_ROWS})"
+        "--rows", type=int, metavar="K", default=_SHOWN_ROWS, help=f"so many rows, spread over the data set ({_SHOWN_ROWS})"
     )
     show.add_argument("--side", choices=("both", "chosen", "rejected"), default="both", help="which answers")
     show.add_argument("--scores", action="store_true", help="also every token's score, in a table")
@@ -46,3 +113,37 @@ def run_show(options: argparse.Namespace) -> int:
         raise SepoError(f"--row is {options.row}, expected one from 0 to {subject.rows - 1} of {options.place}.")
     show(subject, sides=("chosen", "rejected") if options.side == "both" else (options.side,), scores=options.scores)
     return 0 if subject.pairs else 1
+
+
+def _name(place: str) -> str:
+    """The folder's name; of a store's key the beginning, as `sepo scores ls` shows it."""
+    name = Path(place).expanduser().absolute().name
+    return name[:_KEY_CHARACTERS] if re.fullmatch(r"[0-9a-f]{32}", name) else name
+
+
+def _default_output(subjects: Sequence[Subject]) -> Path:
+    if len(subjects) > 1:
+        return Path("report.html")
+    (subject,) = subjects
+    if subject.kind == "run":
+        return subject.path / "report.html"
+    return Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', subject.name).strip('-.')[:60] or 'store'}-report.html")
+
+
+def _figures_folder(folder: Path) -> Path:
+    folder = folder.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SepoError(f"--figures {folder}: no folder can be made there: {error.strerror or error}.") from error
+    return folder
+
+
+def _write_figures(drawn: Sequence[Chart], folder: Path, *, force: bool) -> list[Path]:
+    from sepo.report.drawing import PNG_MARK, png
+    from sepo.report.files import check_output, write_whole
+
+    files = [check_output(folder / f"{chart.key}.png", mark=PNG_MARK, force=force) for chart in drawn]
+    for chart, file in zip(drawn, files, strict=True):
+        write_whole(file, png(chart))
+    return files

@@ -1,0 +1,155 @@
+"""Charts as data: lines, labels, and the table that says the same without a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sepo.report.subject import Subject
+from sepo.report.visible import number
+
+SIDES = ("chosen", "rejected")
+_TABLE_ROWS = 100
+_POINTS = 600
+"""Most points of a line; a longer one is thinned evenly."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve.
+
+    Args:
+        label: in the legend.
+        x: [N], or [N + 1] for ``steps``: the edges of the bins.
+        y: [N]; NaN where there is no value.
+        colour: ``chosen``, ``rejected``, or the number of a subject as text, of ``drawing.COLOURS``.
+        style: ``line``, ``points`` (few values, such as those of evaluations) or ``steps`` (a histogram).
+    """
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    style: str = "line"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture with one pair of axes.
+
+    Args:
+        key: its name in files and addresses: lower-case letters, digits and hyphens.
+        title: what it shows.
+        description: how it is read, one or two sentences.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        lines: the curves, at least one.
+        x_percent: the horizontal axis is a share, written in percent.
+        y_percent: the vertical axis is a share, written in percent.
+        x_limits: where the horizontal axis is cut off, or None.
+        marks: vertical lines by what they mark.
+        section: of the page: ``scores`` or ``training``.
+    """
+
+    key: str
+    title: str
+    description: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    x_percent: bool = False
+    y_percent: bool = False
+    x_limits: tuple[float, float] | None = None
+    marks: Mapping[str, float] = field(default_factory=dict)
+    section: str = "scores"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Args:
+        columns: the headings.
+        rows: the cells.
+        note: what is left out, or the empty string.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def thinned(count: int, most: int = _POINTS) -> np.ndarray:
+    """Indices of at most so many of ``count`` points, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)) if count else np.arange(0)
+
+
+def by_side(
+    subjects: Sequence[Subject], make: Callable[[Subject, str], Sequence[Line]], build: Callable[..., Chart], key: str
+) -> list[Chart]:
+    """Charts of something that both sides have: both in one for one subject, a chart of each side for several.
+
+    Args:
+        subjects: what the report is about.
+        make: ``make(subject, side)``: lines of one side, as many as there are, with any label and colour.
+        build: ``build(key, side, lines)``: the chart; ``side`` is None where both are in it.
+        key: of the chart; that of a side has the side behind it.
+
+    Returns:
+        Charts that have a line.
+    """
+    if len(subjects) == 1:
+        lines = [line for side in SIDES for line in make(subjects[0], side)]
+        return [build(key, None, lines)] if lines else []
+    by = {side: [line for subject in subjects for line in make(subject, side)] for side in SIDES}
+    return [build(f"{key}-{side}", side, lines) for side, lines in by.items() if lines]
+
+
+def look(subjects: Sequence[Subject], subject: Subject, side: str | None) -> tuple[str, str]:
+    """Label and colour of a subject's line: by side where there is one subject, else by subject."""
+    if len(subjects) == 1:
+        return (side or subject.name, side or "0")
+    return subject.name, str([other is subject for other in subjects].index(True))
+
+
+def table(chart: Chart) -> Table:
+    """The chart's numbers; one row for each x where all lines have the same, else one for each point."""
+    if chart.lines[0].style == "steps":
+        return _bins(chart)
+    first = chart.lines[0]
+    x_text = [_cell(value, percent=chart.x_percent) for value in first.x]
+    if all(np.array_equal(line.x, first.x) for line in chart.lines):
+        kept = thinned(len(first.x), _TABLE_ROWS)
+        rows = [[x_text[i], *(_cell(line.y[i], percent=chart.y_percent) for line in chart.lines)] for i in kept]
+        return Table([chart.x_label, *(line.label for line in chart.lines)], rows, _left_out(len(kept), len(first.x)))
+    points = [
+        [line.label, _cell(x, percent=chart.x_percent), _cell(y, percent=chart.y_percent)]
+        for line in chart.lines
+        for x, y in zip(line.x, line.y, strict=True)
+    ]
+    kept = thinned(len(points), _TABLE_ROWS)
+    columns = ["curve", chart.x_label, chart.y_label]
+    return Table(columns, [points[i] for i in kept], _left_out(len(kept), len(points)))
+
+
+def _bins(chart: Chart) -> Table:
+    rows = [
+        [line.label, number(low), number(high), _cell(y, percent=chart.y_percent)]
+        for line in chart.lines
+        for low, high, y in zip(line.x[:-1], line.x[1:], line.y, strict=True)
+    ]
+    kept = thinned(len(rows), 2 * _TABLE_ROWS)
+    columns = ["curve", f"{chart.x_label} from", "to", chart.y_label]
+    return Table(columns, [rows[i] for i in kept], _left_out(len(kept), len(rows)))
+
+
+def _cell(value: float, *, percent: bool) -> str:
+    if percent and np.isfinite(value):
+        return f"{100 * value:.3g} %"
+    return number(int(value) if float(value).is_integer() else float(value))
+
+
+def _left_out(kept: int, points: int) -> str:
+    return "" if kept == points else f"{kept} of {points:,} points, evenly spread."

@@ -1,0 +1,99 @@
+"""Charts of token scores: how they accumulate (SePO's Figure 1) and how they are distributed (its Figure 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sepo.report.charts import SIDES, Chart, Line, by_side, look
+from sepo.report.subject import SHARES, Subject
+
+_TAIL = 0.001
+"""What part of a side's tokens may lie outside of the chart, at each end."""
+_ORDER = {"chosen": "highest first", "rejected": "lowest first"}
+
+
+def score_charts(subjects: Sequence[Subject]) -> list[Chart]:
+    """Charts of what the subjects' tokens score, none where nothing is scored."""
+    scored = [subject for subject in subjects if subject.spreads]
+    return [*_accumulation(subjects, scored), *_distribution(subjects, scored)] if scored else []
+
+
+def _accumulation(subjects: Sequence[Subject], scored: Sequence[Subject]) -> list[Chart]:
+    def lines(subject: Subject, side: str) -> list[Line]:
+        sums = np.asarray(subject.spreads[side].accumulated if side in subject.spreads else [], float)
+        label, colour = look(subjects, subject, side)
+        return [Line(label, SHARES, sums, colour)] if np.isfinite(sums).any() else []
+
+    def chart(key: str, side: str | None, drawn: Sequence[Line]) -> Chart:
+        order = _ORDER[side] if side else "chosen: highest first, rejected: lowest first"
+        return Chart(
+            key=key,
+            title=f"How scores accumulate{f', {side} answers' if side else ''}",
+            description=f"A response's tokens in the order of their scores ({order}) and the sum so far, mean over "
+            "rows: the steeper the beginning, the fewer tokens carry the preference (SePO, Figure 1).",
+            x_label="share of a response's tokens",
+            y_label="sum of scores so far",
+            lines=drawn,
+            x_percent=True,
+            x_limits=(0.0, 1.0),
+            marks=_selected_marks(scored, (side,) if side else SIDES),
+        )
+
+    return by_side(subjects, lines, chart, "accumulation")
+
+
+def selected_ratio(settings: Mapping[str, Any], side: str) -> float | None:
+    """The share of a side's tokens that a run was asked to select, where its settings say it."""
+    select = settings.get("select")
+    value = select.get(f"{side}_ratio") if isinstance(select, Mapping) else None
+    sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+    return float(value) if sound else None  # type: ignore[arg-type]
+
+
+def _selected_marks(subjects: Sequence[Subject], sides: Sequence[str]) -> dict[str, float]:
+    ratios = {selected_ratio(subject.settings, side) for subject in subjects for side in sides}
+    return {f"{100 * ratio:.3g} % selected": ratio for ratio in sorted(r for r in ratios if r is not None)}
+
+
+def _distribution(subjects: Sequence[Subject], scored: Sequence[Subject]) -> list[Chart]:
+    def lines(subject: Subject, side: str) -> list[Line]:
+        if side not in subject.spreads:
+            return []
+        spread = subject.spreads[side]
+        label, colour = look(subjects, subject, side)
+        edges, counts = np.asarray(spread.edges, float), np.asarray(spread.counts, float)
+        if not counts.sum() > 0:
+            return []
+        return [Line(label, edges, counts / counts.sum() / np.diff(edges), colour, style="steps")]
+
+    def chart(key: str, side: str | None, drawn: Sequence[Line]) -> Chart:
+        limits = _limits(drawn)
+        spreads = [spread for subject in scored for name, spread in subject.spreads.items() if side in (None, name)]
+        tokens = sum(spread.tokens for spread in spreads)
+        return Chart(
+            key=key,
+            title=f"How scores are distributed{f', {side} answers' if side else ''}",
+            description=f"Scores of all {tokens:,} tokens, as a density (SePO, Figure 6). The first and the last bin "
+            "hold all that lies beyond them.",
+            x_label="score",
+            y_label="density",
+            lines=drawn,
+            x_limits=limits,
+        )
+
+    return by_side(subjects, lines, chart, "distribution")
+
+
+def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
+    """Where all but the tails of every line are."""
+    lows, highs = [], []
+    for line in lines:
+        share = np.cumsum(line.y * np.diff(line.x))
+        inside = np.flatnonzero((share > _TAIL) & (share - line.y * np.diff(line.x) < 1 - _TAIL))
+        if len(inside):
+            lows.append(line.x[inside[0]])
+            highs.append(line.x[inside[-1] + 1])
+    return (float(min(lows)), float(max(highs))) if lows else None

@@ -1,0 +1,159 @@
+"""Charts of what training logged, whatever of it there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sepo.report.charts import SIDES, Chart, Line, by_side, look, thinned
+from sepo.report.subject import Subject
+
+_KEY_CHARACTERS = 60
+_MOST_OTHERS = 24
+"""Charts of metrics that are not known here; a log can have any number of names."""
+_NOT_DRAWN = re.compile(
+    r"step|time|event|epoch|process|total_flos|train_.*|.*_(runtime|per_second|flos)|num_input_tokens_seen"
+)
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """A metric that is known; ``{}`` in its name stands for a side."""
+
+    name: str
+    title: str
+    text: str
+    percent: bool = False
+
+
+_METRICS = (
+    _Metric("loss", "Loss", "What training minimizes."),
+    _Metric("rewards/{}", "Rewards", "Mean reward of the answers, as the objective's link sees it."),
+    _Metric("rewards/margins", "Reward margin", "Mean of the chosen answer's reward minus the rejected one's."),
+    _Metric(
+        "rewards/accuracies", "Accuracy", "Share of pairs whose chosen answer has the higher reward.", percent=True
+    ),
+    _Metric("select/{}_ratio", "Selected share", "Share of the answers' tokens that train the policy.", percent=True),
+    _Metric("select/tokens", "Selected tokens", "Selected tokens per device batch."),
+    _Metric(
+        "kl/{}", "Drift from the reference", "Mean of log π − log π_ref over the tokens that were computed, in nats."
+    ),
+    _Metric("kl/{}_full", "KL from the reference", "Mean KL(π_ref ‖ π) over the vocabulary, per token, in nats."),
+    _Metric("objective/{}_kl", "KL from the reference per answer", "The same KL, summed over the answer, in nats."),
+    _Metric(
+        "objective/rejected_clamped",
+        "Clamped share",
+        "Share of pairs whose penalty on the rejected answer has stopped (MinorDPO).",
+        percent=True,
+    ),
+    _Metric(
+        "objective/chosen_penalised",
+        "Penalised share",
+        "Share of pairs whose chosen answer has fallen below the reference (DPOP).",
+        percent=True,
+    ),
+    _Metric("treg/reward_{}", "Token rewards", "Mean token reward over the tokens that are regularized (T-REG)."),
+    _Metric("objective/treg_weight", "Regularizer's weight", "Mean weight of T-REG's regularizer."),
+    _Metric("objective/pair_weight", "Weight of the pairs", "Mean weight of the pairs, in (0, 1] (WPO)."),
+    _Metric(
+        "objective/regularizer_share",
+        "Share of the regularizer",
+        "Share of the added terms in the loss.",
+        percent=True,
+    ),
+    _Metric("logps/{}", "Log-probabilities", "Summed log-probabilities of the tokens that were computed, in nats."),
+    _Metric("grad_norm", "Gradient norm", "Norm of the gradient before it is clipped."),
+    _Metric("learning_rate", "Learning rate", "Of the optimizer."),
+)
+
+
+def training_charts(subjects: Sequence[Subject]) -> list[Chart]:
+    """A chart for every logged metric that has a value, evaluations as points; chosen and rejected together."""
+    charts: list[Chart] = []
+    drawn: set[str] = set()
+    for metric in _METRICS:
+        names = [metric.name.format(side) for side in SIDES] if "{}" in metric.name else [metric.name]
+        drawn |= set(names)
+        charts += _charts(subjects, metric)
+    others = sorted({_plain(name) for subject in subjects for entry in subject.log for name in entry} - drawn)
+    unknown = [_Metric(name, name, "As the trainer logged it.") for name in others if not _NOT_DRAWN.fullmatch(name)]
+    # A name with braces would be read as a side's.
+    more = [chart for metric in unknown if "{" not in metric.name for chart in _charts(subjects, metric)]
+    return _with_unique_keys(charts + more[:_MOST_OTHERS])
+
+
+def _with_unique_keys(charts: Sequence[Chart]) -> list[Chart]:
+    """A log's names can be the same but for signs that a key does not have."""
+    seen: dict[str, int] = {}
+    unique = []
+    for chart in charts:
+        seen[chart.key] = seen.get(chart.key, 0) + 1
+        unique.append(chart if seen[chart.key] == 1 else replace(chart, key=f"{chart.key}--{seen[chart.key]}"))
+    return unique
+
+
+def _plain(name: str) -> str:
+    """A metric's name without what an evaluation puts before it: ``eval_``, and the data set's name."""
+    if not name.startswith("eval_"):
+        return name
+    rest = name.removeprefix("eval_")
+    known = [metric.name.format(side) for metric in _METRICS for side in SIDES]
+    return next((metric for metric in known if rest.endswith(f"_{metric}")), rest)
+
+
+def _charts(subjects: Sequence[Subject], metric: _Metric) -> list[Chart]:
+    key = re.sub(r"[^a-z0-9]+", "-", metric.name.replace("{}", "").lower()).strip("-")[:_KEY_CHARACTERS] or "metric"
+
+    def build(name: str, side: str | None, lines: Sequence[Line]) -> Chart:
+        return Chart(
+            key=f"training-{name}",
+            title=f"{metric.title}{f', {side} answers' if side else ''}",
+            description=metric.text,
+            x_label="step",
+            y_label=metric.name.format(side or "*"),
+            lines=lines,
+            y_percent=metric.percent,
+            section="training",
+        )
+
+    if "{}" in metric.name:
+        return by_side(
+            subjects, lambda subject, side: _lines(subjects, subject, metric.name.format(side), side), build, key
+        )
+    lines = [line for subject in subjects for line in _lines(subjects, subject, metric.name, None)]
+    return [build(key, None, lines)] if lines else []
+
+
+def _lines(subjects: Sequence[Subject], subject: Subject, name: str, side: str | None) -> list[Line]:
+    label, colour = look(subjects, subject, side)
+    if len(subjects) == 1 and side is None:
+        label = "training"
+    lines = [Line(label, *_series(subject, name), colour)]
+    for evaluated in sorted({key for entry in subject.log for key in entry if key != name and _plain(key) == name}):
+        data = evaluated.removeprefix("eval_").removesuffix(name).strip("_")
+        text = f"evaluation{f' ({data})' if data else ''}"
+        lines.append(
+            Line(text if label == "training" else f"{label}, {text}", *_series(subject, evaluated), colour, "points")
+        )
+    return [line for line in lines if len(line.x)]
+
+
+def _series(subject: Subject, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values; what is not finite is left out."""
+    points = [
+        (float(entry["step"]), float(entry[name]))
+        for entry in subject.log
+        if _is_number(entry.get(name)) and _is_number(entry.get("step"))
+    ]
+    finite = np.array([point for point in points if np.isfinite(point).all()], float).reshape(-1, 2)
+    ordered = finite[np.argsort(finite[:, 0], kind="stable")]
+    kept = ordered[thinned(len(ordered))]
+    return kept[:, 0], kept[:, 1]
+
+
+def _is_number(value: object) -> bool:
+    """Whether it can be drawn; an integer of a log may be too large for a float."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53)

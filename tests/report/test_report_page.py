@@ -1,0 +1,220 @@
+"""The page as text: what is in it, that it is inert, and that it stays small."""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepo.report.facts import comparisons, overview
+from sepo.report.page import PAGE_MARK, charts, page, with_unique_names
+from sepo.report.subject import Pair, Side, Subject
+from sepo.report.visible import visible
+from subjects import HOSTILE, demo_subject, hostile_subject
+
+VOID = {"meta", "link", "input", "wbr", "br", "img"}
+
+
+class Parsed(HTMLParser):
+    """Elements with their attributes, the text of scripts and styles, and all other text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.code, self.texts, self.open = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        inside = self.open[-1] if self.open else ""
+        (self.code if inside in ("script", "style") else self.texts).append(data)
+
+
+def made(*subjects, **options):
+    named = with_unique_names(subjects)
+    return page(named, charts(named), **options)
+
+
+NO_CHARTS = {"log": [], "spreads": {}}
+"""They take a tenth of a second each."""
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return made(demo_subject())
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    return made(hostile_subject(), hostile_subject(name=HOSTILE[4]))
+
+
+def test_the_page_has_its_parts(demo):
+    parsed = Parsed(demo.text)
+    assert parsed.open == []
+    identifiers = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    for section in ("overview", "tokens", "scores", "training", "settings", "heat-map-data", "filters", "spoken"):
+        assert section in identifiers
+    for _, attributes in parsed.elements:
+        for name in ("aria-labelledby", "aria-describedby"):
+            assert set(attributes.get(name, "").split()) <= set(identifiers)
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in identifiers
+    assert sum(tag == "svg" for tag, _ in parsed.elements) == sum(tag == "figure" for tag, _ in parsed.elements) == 13
+    assert "60 rows of 120" in re.sub(r"\s+", " ", demo.text)
+    assert demo.says == "60 of 120 rows"
+    assert PAGE_MARK in demo.text[:300]
+
+
+def test_the_page_asks_for_nothing(demo, hostile):
+    for text in (demo.text, hostile.text):
+        parsed = Parsed(text)
+        for tag, attributes in parsed.elements:
+            assert tag not in ("img", "iframe", "object", "embed", "audio", "video", "base")
+            assert "src" not in attributes
+            address = attributes.get("href", "#")
+            assert address.startswith("#") or (tag, address) == ("link", "data:,")
+
+
+def test_only_the_pages_own_script_and_style_may_run(demo, hostile):
+    for text in (demo.text, hostile.text):
+        parsed = Parsed(text)
+        (policy,) = [a["content"] for _, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; ")
+        assert "unsafe" not in policy
+        style, data, script = parsed.code
+        for code, kind in ((script, "script-src"), (style, "style-src")):
+            digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+            assert f"{kind} 'sha256-{digest}'" in policy
+        json.loads(data)
+
+
+def test_hostile_text_is_inert_and_shown(hostile):
+    parsed = Parsed(hostile.text)
+    assert sum(tag == "script" for tag, _ in parsed.elements) == 2
+    for _, attributes in parsed.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+    hostile.text.encode()
+    text = "".join(parsed.texts)
+    for attack in HOSTILE:
+        assert text.count(visible(attack)) >= 4  # a recipe's key and value, a version, what is missing
+    assert "not a number" in text
+    assert "\x00" not in hostile.text
+    assert "(10,000 characters)" in text
+
+
+def test_templates_of_the_data_are_not_run():
+    name = "{{ 7 * 191 }}{% for x in y %}"
+    assert "1337" not in made(demo_subject(name=name, recipe={name: name}, log=[], spreads={}, pairs=[])).text
+
+
+def test_the_page_is_the_same_every_time():
+    assert made(demo_subject(log=[])).text == made(demo_subject(log=[])).text
+
+
+def test_what_is_missing_is_said_before_anything_else():
+    text = made(demo_subject(missing=["The log stops in a line."], **NO_CHARTS)).text
+    assert text.index("The log stops in a line.") < text.index('id="tokens"')
+    assert "Not everything could be read" not in made(demo_subject(rows=1, **NO_CHARTS)).text
+
+
+def test_a_subject_without_anything_has_a_page_too():
+    empty = made(Subject("empty", Path("/runs/empty"), "run", missing=["Nothing is there."]))
+    parsed = Parsed(empty.text)
+    assert "No rows could be shown" in empty.text
+    assert empty.says == "no rows"
+    assert parsed.open == []
+    assert not [tag for tag, _ in parsed.elements if tag == "svg"]
+
+
+def long_subject(name, *, rows, tokens):
+    rng = np.random.default_rng(0)
+    words = [f" word{number}" for number in range(tokens)]
+    pairs = []
+    for row in range(rows):
+        sides = [
+            Side(tuple(words), rng.normal(size=tokens).astype(np.float32), rng.random(tokens) < 0.3) for _ in range(2)
+        ]
+        pairs.append(Pair(row, f"<{'p' * 400}>", *sides))
+    return Subject(name, Path(name), "store", pairs, rows)
+
+
+def test_many_subjects_with_many_long_rows_stay_under_five_megabytes():
+    subjects = [long_subject(f"store {number}", rows=60, tokens=900) for number in range(6)]
+    big = made(*subjects)
+    assert 4_500_000 < len(big.text.encode()) <= 4_800_000
+    shown, of = map(int, re.fullmatch(r"(\d+) of (\d+) rows", big.says).groups())
+    assert 10 < shown < of == 60
+    assert f"{shown} rows of 60" in re.sub(r"\s+", " ", big.text)
+
+
+def test_a_limit_of_any_size_is_kept():
+    subject = demo_subject(**NO_CHARTS)
+    whole = made(subject)
+    rows = []
+    for limit in (0, len(whole.text) // 2, len(whole.text) - 5_000, 4_800_000):
+        small = made(subject, limit=limit)
+        rows.append(int(small.says.split()[0]))
+        assert len(small.text.encode()) <= limit or rows[-1] == 0
+    assert rows == sorted(rows)
+    assert (rows[0], rows[-1]) == (0, 60)
+    assert 0 < rows[-2] < 60
+
+
+def test_anything_large_outside_of_the_rows_is_cut():
+    recipe = {f"key{number}.{'k' * 5000}": "v" * 5000 for number in range(3000)}
+    text = made(demo_subject(recipe=recipe, missing=["m" * 9000] * 500, name="n" * 5000, rows=1, **NO_CHARTS)).text
+    assert len(text.encode()) < 1_000_000
+    assert "2,600 more are not shown" in text
+    assert "And 460 more." in text
+
+
+@pytest.mark.parametrize(
+    ("places", "names", "unique"),
+    [
+        (["/a/one", "/a/two"], ["one", "two"], ["one", "two"]),
+        (["/a/run", "/b/run"], ["run", "run"], ["a/run", "b/run"]),
+        (["/a/x/run", "/b/x/run", "/c/y"], ["run", "run", "other"], ["a/x/run", "b/x/run", "other"]),
+        (["/s/12ab", "/s/34cd"], ["oracle", "oracle"], ["oracle (12ab)", "oracle (34cd)"]),
+        (["/a/run", "/a/run"], ["run", "run"], ["run [1]", "run [2]"]),
+        (["/a/b", "/a/c"], ["", "tab\there"], ["unnamed", "tab␉here"]),
+    ],
+)
+def test_names_tell_subjects_apart(places, names, unique):
+    subjects = [Subject(name, Path(place), "run") for place, name in zip(places, names, strict=True)]
+    assert [subject.name for subject in with_unique_names(subjects)] == unique
+
+
+def test_settings_are_compared_key_by_key():
+    first, second = demo_subject(recipe={"a": 1, "b": {"c": [1, None, True]}}), demo_subject(recipe={"a": 2, "d": {}})
+    (recipe,) = [part for part in comparisons([first, second]) if part.title == "Recipe"]
+    rows = [(fact.key, list(fact.values), fact.differs) for fact in recipe.rows]
+    assert rows == [("a", ["1", "2"], True), ("b.c", ["1, none, true", ""], True), ("d", ["", "{}"], True)]
+
+
+def test_the_overview_counts_what_is_selected():
+    facts = {fact.key: fact.values[0] for fact in overview([demo_subject()])}
+    pairs = demo_subject().pairs
+    kept = sum(int(pair.chosen.selected.sum()) for pair in pairs)
+    tokens = sum(len(pair.chosen.tokens) for pair in pairs)
+    assert facts["Selected, chosen"] == f"{100 * kept / tokens:.3g} % of {tokens:,} tokens in 60 rows, asked for 30 %"
+    assert facts["Tokens scored by"].startswith("oracle: ")
+    without = dataclasses.replace(demo_subject(), pairs=[])
+    facts = {fact.key: fact.values[0] for fact in overview([without])}
+    assert facts["Selected, chosen"].endswith("at the last logged step, asked for 30 %")
