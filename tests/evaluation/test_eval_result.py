@@ -163,8 +163,8 @@ def test_the_tables_say_it(capsys):
     print_result(values_of()[0])
     text = capsys.readouterr().out
     for piece in ("20 pairs of pairs", "before", "change", "accuracy, summed", "margin, per token (nats)", "+1.000",
-                  "KL, chosen (nats per token)", "0.2500 [0.2000, 0.3000]", "1.2500", "1 answers to heldout (pairs), samp",
-                  "2 answers to mt_bench (q.jsonl)", "distinct-1, -2, -3", "1.000, 1.000, -", "0.000, -, -",
+                  "KL, chosen (nats per token)", "0.2500 [0.2000, 0.3000]", "answers to heldout (pairs), sampling: 1",
+                  "answers to mt_bench (q.jsonl), sampling: 2", "distinct-1, -2, -3", "1.000, 1.000, -", "0.000, -, -",
                   "after: models/base with saves/[red]run[/] in 4 bits", "reference: models/base"):  # fmt: skip
         assert piece in text, piece
     print_result(values_of(before=False, reference=False, prompts=())[0])

@@ -26,7 +26,7 @@ def print_result(values: Values) -> None:
     title = f"{data['pairs']:,} pairs of {data['dataset']}; {settings['confidence']:.0%} intervals in brackets"
     print_table(title, ["", *roles, *(["change"] if change else [])], pair_rows(policies, change))
     for name, asked in values["prompts"].items():
-        title = f"{asked['answers']:,} answers to {name} ({asked['dataset']}), {settings['decoding']}"
+        title = f"answers to {name} ({asked['dataset']}), {settings['decoding']}: {asked['answers']:,}"
         print_table(title, ["", *roles], answer_rows([policy["generations"][name] for policy in policies]))
     lines = [f"{role}: {_model(policy['model'])}" for role, policy in zip(roles, policies, strict=True)]
     reference = values["reference"]
