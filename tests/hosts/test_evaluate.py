@@ -10,7 +10,7 @@ from recipes import sepo_recipe, write
 from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.evaluate import Request, evaluate
-from sepo.hosts.llamafactory.evaluate_recipe import evaluation_recipe
+from sepo.hosts.llamafactory.evaluate_recipe import RUN_RECIPE, evaluation_recipe
 from sepo.training.settings import ModelSpec
 
 
@@ -129,18 +129,51 @@ def test_wrong_recipes_are_told_so(tmp_path, keys, said):
         read(evaluation(**keys), tmp_path)
 
 
+def run_folder(tmp_path, marker, recipe=None):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / marker).write_text("{}")
+    if recipe is not None:
+        (folder / RUN_RECIPE).write_text(json.dumps({"recipe": recipe, "versions": {}}))
+    return folder
+
+
+def test_a_runs_folder_stands_for_its_recipe_and_what_it_trained(world, tmp_path):
+    recipe = {**training(world, tmp_path, hf_hub_token="(not recorded)"), "adapter_name_or_path": "sft"}
+    run = run_folder(tmp_path, "adapter_config.json", recipe)
+    found = evaluation_recipe(run, ["max_samples=7"])
+    assert (found.policy.adapters, found.start.adapters) == ((str(run),), ("sft",))
+    assert (found.host["max_samples"], found.host["template"]) == (7, "chatml")
+    assert "hf_hub_token" not in found.host
+    assert found.notes == ()
+    (run / RUN_RECIPE).write_text(json.dumps({"recipe": {**recipe, "create_new_adapter": True}}))
+    found = evaluation_recipe(run)
+    assert (found.policy.adapters, found.start.adapters) == (("sft", str(run)), ("sft",))
+
+
+def test_the_folder_of_a_full_model_too(world, tmp_path):
+    recipe = training(world, tmp_path, finetuning_type="full", lora_rank=None, lora_target=None)
+    run = run_folder(tmp_path, "config.json", recipe)
+    found = evaluation_recipe(run, ["eval_dataset=other"])
+    assert (found.policy, found.reference) == (ModelSpec(str(run)), ModelSpec(str(world / "policy")))
+    assert found.dataset == "other"
+
+
 @pytest.mark.parametrize(
-    ("marker", "said"),
-    [
-        ("adapter_config.json", r"adapter_name_or_path=\S+run$"),
-        ("config.json", r"model_name_or_path=\S+run ref_model="),
-    ],
+    ("marker", "key"), [("adapter_config.json", "adapter_name_or_path"), ("config.json", "model_name_or_path")]
 )
-def test_a_runs_folder_says_how_to_evaluate_it(tmp_path, marker, said):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / marker).write_text("{}")
-    with pytest.raises(SepoError, match=rf"does not keep its recipe there.*sepo eval recipe.yaml {said}"):
-        evaluation_recipe(tmp_path / "run")
+def test_a_folder_without_its_recipe_says_how_to_evaluate_it(tmp_path, marker, key):
+    run = run_folder(tmp_path, marker)
+    with pytest.raises(SepoError, match=rf"a folder without its recipe .*: sepo eval recipe.yaml {key}=\S+run$"):
+        evaluation_recipe(run)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}', "\xff"])
+def test_a_damaged_recipe_of_a_run_is_told(tmp_path, text):
+    run = run_folder(tmp_path, "config.json")
+    (run / RUN_RECIPE).write_text(text, encoding="latin-1")
+    with pytest.raises(SepoError, match="cannot be read as a run's recipe"):
+        evaluation_recipe(run)
 
 
 @pytest.mark.parametrize(

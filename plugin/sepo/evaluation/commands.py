@@ -15,8 +15,9 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "recipe",
-        metavar="RECIPE.yaml",
-        help="a recipe for training or evaluation: model_name_or_path, template, eval_dataset (or dataset), ...",
+        metavar="RECIPE.yaml | RUN_DIR",
+        help="a recipe for training or evaluation (model_name_or_path, template, eval_dataset or dataset, ...), or a "
+        "run's folder that has its recipe",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as adapter_name_or_path=saves/run or max_samples=500"

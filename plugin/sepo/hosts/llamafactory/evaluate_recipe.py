@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.recipe import check_keys
 from sepo.hosts.llamafactory.keys import as_flag, as_number
-from sepo.hosts.llamafactory.pipeline import SECTIONS, read_pipeline
+from sepo.hosts.llamafactory.pipeline import SECTIONS, override_values, read_pipeline
 from sepo.hosts.llamafactory.reference_keys import base_of_reference_adapters, reference_spec
 from sepo.hosts.llamafactory.registration import host_keys
 from sepo.hosts.llamafactory.stages import check_stage
@@ -23,6 +24,10 @@ _CARRIER = {"stage": "minor_dpo", "do_train": False, "report_to": "none"}
 stage's loss is computed here."""
 
 _NOT_READ = ("adapter_name_or_path", "tokenized_path", "eval_on_each_dataset", "eval_num_beams", "print_param_status")
+RUN_RECIPE = "_sepo_recipe.json"
+"""In the folder of a run: JSON whose key ``recipe`` has the keys and values that it was trained with."""
+_HIDDEN = "(not recorded)"
+"""What stands there in place of a secret."""
 _NEW_TOKENS = ("resize_vocab", "add_tokens", "add_special_tokens")
 _READ_AS_OPTIONS = ("max_new_tokens", "temperature")
 
@@ -58,16 +63,13 @@ def evaluation_recipe(file: Path, overrides: Sequence[str] = ()) -> EvaluationRe
     """Read a recipe for training or for evaluation.
 
     Args:
-        file: its path.
+        file: its path; or the folder of a run that kept its recipe, whose result is evaluated then.
         overrides: ``key=value``; ``adapter_name_or_path`` names what the recipe trained.
 
     Raises:
         SepoError: the recipe is wrong, names no rows, or asks for what is not evaluated here.
     """
-    if file.is_dir():
-        raise SepoError(_instead_of_folder(file))
-    written = _given(read_pipeline(file))
-    recipe = _given(read_pipeline(file, overrides))
+    written, recipe = map(_given, _of_run(file, overrides) if file.is_dir() else _of_file(file, overrides))
     sections = [name for name in SECTIONS if isinstance(recipe.get(name), dict)]
     if sections:
         raise SepoError(
@@ -106,14 +108,33 @@ def evaluation_recipe(file: Path, overrides: Sequence[str] = ()) -> EvaluationRe
     )
 
 
-def _instead_of_folder(folder: Path) -> str:
+def _of_file(file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe as it is written, and as it is asked for."""
+    return read_pipeline(file), read_pipeline(file, overrides)
+
+
+def _of_run(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe that a run kept, and the same with what it trained."""
     adapter = (folder / "adapter_config.json").is_file()
-    key = "adapter_name_or_path" if adapter else "model_name_or_path"
-    extra = "" if adapter else " ref_model=THE_MODEL_IT_STARTED_FROM"
-    return (
-        f"{folder} is a folder, and a run does not keep its recipe there. Name the recipe that it was trained with: "
-        f"sepo eval recipe.yaml {key}={folder}{extra}"
-    )
+    kept = folder / RUN_RECIPE
+    if not kept.is_file():
+        key = "adapter_name_or_path" if adapter else "model_name_or_path"
+        raise SepoError(
+            f"{folder} is a folder without its recipe ({RUN_RECIPE}). Name the recipe that it was trained with: sepo "
+            f"eval recipe.yaml {key}={folder}"
+        )
+    try:
+        recorded = json.loads(kept.read_text(encoding="utf-8"))["recipe"]
+        written = {str(name): value for name, value in recorded.items() if value != _HIDDEN}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SepoError(f"{kept} cannot be read as a run's recipe: {error!r}; name the recipe itself.") from error
+    if not adapter:
+        result = {"model_name_or_path": str(folder), "adapter_name_or_path": None}
+    else:
+        new = as_flag("create_new_adapter", written.get("create_new_adapter") or False)
+        below = _own_model(_given(written)).adapters if new else ()
+        result = {"adapter_name_or_path": ",".join((*below, str(folder)))}
+    return written, {**written, **result, **override_values(overrides)}
 
 
 def _given(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +236,8 @@ def _notes(recipe: Mapping[str, Any], policy: ModelSpec, part: str) -> list[str]
     notes = []
     output = recipe.get("output_dir")
     trained = Path(str(output)).expanduser() if output and _trains(recipe) else None
-    if trained and (trained / "adapter_config.json").is_file() and str(output) not in policy.adapters:
+    evaluated = {Path(adapter).expanduser().resolve() for adapter in policy.adapters}
+    if trained and (trained / "adapter_config.json").is_file() and trained.resolve() not in evaluated:
         notes.append(
             f"evaluated: {policy.model} as the recipe starts; of what it trained: adapter_name_or_path={output}"
         )
