@@ -159,8 +159,8 @@ def _check_finite(sums: np.ndarray) -> None:
         row, column = wrong[0]
         what = ("log-probability under the policy", "log-probability under the reference", "KL")[column]
         raise SepoError(
-            f"the {what} of answer {row} (of {len(sums)}) is {sums[row, column]}: the model's weights are broken or "
-            "its precision is too low; look at the weights, or evaluate in another precision (bf16 in place of fp16)."
+            f"the {what} of answer {row} (of {len(sums)}) is {sums[row, column]}: the model's weights are broken, or "
+            "their numbers leave the range of its precision; look at the weights, or load it in another one."
         )
 
 
