@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from sepo.console import print_lines
@@ -94,7 +96,7 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
     with tempfile.TemporaryDirectory(prefix="sepo-eval-") as folder:
         arguments = get_train_args({**recipe.host, "output_dir": folder})
         data = _data(arguments)
-    model_args, data_args, training_args = arguments[:3]
+    model_args, data_args = arguments[:2]
     _check_models(recipe, data, model_args)
     rows = _part(data, recipe.part)
     voice = _voice(data, recipe, model_args)
@@ -107,15 +109,11 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
         check_room(each, voice, settings.decoding)
     folder_for_results = claimed_folder(request.output)
     heldout = _heldout(rows, recipe.dataset)
-    measured = {}
-    for role, (name, spec) in policies.items():
-
-        def evaluated(policy: ScoringModel, reference: ScoringModel | None, name: str = role) -> PolicyResult:
-            return evaluate_policy(
-                policy, reference=reference, heldout=heldout, prompts=prompts, voice=voice, settings=settings, name=name
-            )
-
-        measured[role] = _measured(name, spec, recipe.reference, evaluated, model_args, training_args.device)
+    evaluated = functools.partial(evaluate_policy, heldout=heldout, prompts=prompts, voice=voice, settings=settings)
+    measured = {
+        role: _measured(name, spec, recipe.reference, functools.partial(evaluated, name=role), arguments)
+        for role, (name, spec) in policies.items()
+    }
     values = result_values(
         measured,
         reference=None if recipe.reference is None else (recipe.reference_key, recipe.reference),
@@ -153,7 +151,8 @@ def _check(request: Request) -> None:
 
 def _policies(recipe: EvaluationRecipe, request: Request) -> dict[str, tuple[str, ModelSpec]]:
     """By role, in the order in which they are measured: the name for judges and the model."""
-    name = request.name or Path((recipe.policy.model, *recipe.policy.adapters)[-1]).name
+    folder = Path((recipe.policy.model, *recipe.policy.adapters)[-1])
+    name = request.name or folder.expanduser().resolve().name
     found = {"after": (name, recipe.policy)}
     if not request.before:
         return found
@@ -222,7 +221,9 @@ def _voice(data: PreparedData, recipe: EvaluationRecipe, model_args: Any) -> Voi
 
     return Voice(
         encode=encode,
-        decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+        decode=lambda ids: str(
+            tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ),
         stop_ids=[token for token in template.get_stop_token_ids(tokenizer) if token is not None],
         pad_id=tokenizer.pad_token_id,
         positions=max_positions(recipe.policy, key="model_name_or_path", model_args=model_args),
@@ -248,22 +249,23 @@ def _prompt(spoken: Mapping[str, Any], place: int) -> Prompt:
 
 
 def _measured(
-    name: str,
-    spec: ModelSpec,
-    reference: ModelSpec | None,
-    evaluated: Callable[[ScoringModel, ScoringModel | None], PolicyResult],
-    model_args: Any,
-    device: Any,
+    name: str, spec: ModelSpec, reference: ModelSpec | None, evaluated: Callable[..., PolicyResult], arguments: Any
 ) -> EvaluatedPolicy:
     """Load a policy and its reference, as one set of weights where an adapter is all the difference; measure; free."""
     started = time.monotonic()
-    if reference is None or reference == spec:
-        policy = load_scoring_model(spec, model_args=model_args, device=device)
-        other = None if reference is None else policy
-    else:
-        policy, other = load_scoring_models(OracleSpec(spec, reference), model_args=model_args, device=device)
-    loaded = time.monotonic() - started
-    measured = EvaluatedPolicy(name, spec, _dtype(policy), evaluated(policy, other), loaded)
+    where: dict[str, Any] = {"model_args": arguments[0], "device": arguments[2].device}
+    try:
+        if reference is None or reference == spec:
+            policy = load_scoring_model(spec, **where)
+            other = None if reference is None else policy
+        else:
+            policy, other = load_scoring_models(OracleSpec(spec, reference), **where)
+        loaded = time.monotonic() - started
+        measured = EvaluatedPolicy(name, spec, _dtype(policy), evaluated(policy, reference=other), loaded)
+    except torch.OutOfMemoryError as error:
+        raise SepoError(
+            f"out of memory: {str(error).splitlines()[0]} Lower --batch-tokens; it changes no figure."
+        ) from error
     del policy, other
     give_memory_back()
     return measured
