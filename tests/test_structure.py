@@ -10,6 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "plugin" / "sepo"
 HOSTS = ("llamafactory", "axolotl")
+COMMANDS = (
+    "train", "score", "scores", "pipeline", "plan", "status", "report", "show", "credit", "eval", "bench", "webui",
+    "enable", "disable", "doctor", "demo",
+)  # fmt: skip
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -66,7 +70,7 @@ def test_help_needs_no_torch():
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    for command in ("train", "score", "scores", "pipeline", "bench", "report", "enable", "disable", "doctor", "demo"):
+    for command in COMMANDS:
         assert command in done.stdout
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.evaluation.commands import add_eval, run_eval
 from sepo.report.commands import add_report, add_show, run_report, run_show
 from sepo.scores.commands import add_scores, run_scores
 
@@ -21,6 +22,8 @@ EPILOG = """examples:
   sepo plan recipe.yaml --gpu 24GiB             what memory it needs, and whether it fits
   sepo status saves/run                         how far a run is
   sepo report saves/run                         one page: tokens, scores, training
+  sepo eval recipe.yaml adapter_name_or_path=saves/run --before --generate 64
+                                                what training changed, on held-out pairs
   sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
   sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
 """
@@ -150,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     state.add_argument("folder", metavar="DIR", help="output_dir of a run, going on or ended")
     state.add_argument("--json", action="store_true", help="as JSON")
     add_report(command("report", run_report, "Show what a run or a store holds: one HTML page, and figures."))
+    add_eval(command("eval", run_eval, "Measure a policy on held-out pairs: preferences, KL, and what it writes."))
     _add_bench(command("bench", _bench, "Measure our stages against the host's dpo and simpo, on this machine."))
     command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")
     command("disable", _disable, "Undo `sepo enable` completely.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sepo.errors import SepoError
-from sepo.forward.scoring import ScoredSequence, length_batches, response_log_probs
+from sepo.evaluation.divergence import answer_sums
+from sepo.evaluation.preference import accuracy_and_margin, margins
+from sepo.forward.scoring import ScoredSequence, ScoringModel
 from sepo.tokens.selection import select_tokens
 from sepo.tokens.store import ScoreStore
 
@@ -101,9 +104,7 @@ def preference_accuracy(model: nn.Module, rows: Sequence[Mapping[str, Any]], *, 
             start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             answer = tokenizer(row[side]["value"] + END_OF_TURN, add_special_tokens=False)["input_ids"]
             sequences.append(ScoredSequence([*start, *answer], len(start)))
-    means = torch.empty(len(sequences))
-    for batch in length_batches([len(sequence.input_ids) for sequence in sequences], _BATCH_TOKENS):
-        for index, logps in zip(batch, response_log_probs(model, [sequences[i] for i in batch]), strict=True):
-            means[index] = logps.mean()
-    margins = means[: len(rows)] - means[len(rows) :]
-    return float((margins > 0).float().mean()), float(margins.mean())
+    policy = ScoringModel(model, contextlib.nullcontext)
+    sums = answer_sums(policy, sequences, reference=None, batch_tokens=_BATCH_TOKENS, pairs=True)
+    found = margins(sums.part(slice(len(rows))), sums.part(slice(len(rows), None)))
+    return accuracy_and_margin(found["length_normalized"])

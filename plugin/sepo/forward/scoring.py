@@ -97,15 +97,36 @@ def score_batches(
     Returns:
         Each item's row, in the order of the items, float32.
     """
-    units = [(index,) for index in range(len(lengths))] if units is None else units
-    rows: list[Tensor] = [torch.empty(0)] * sum(map(len, units))
-    for batch in length_batches(lengths, budget):
-        items = [item for place in zip(*(units[unit] for unit in batch), strict=True) for item in place]
+    rows: list[Tensor] = [torch.empty(0)] * (len(lengths) if units is None else sum(map(len, units)))
+    for items in item_batches(lengths, budget, units=units):
         for item, row in zip(items, score(items), strict=True):
             rows[item] = row.float()
         if on_batch is not None:
             on_batch(len(items))
     return rows
+
+
+def item_batches(
+    lengths: Sequence[int], budget: int, *, units: Sequence[Sequence[int]] | None = None
+) -> Iterator[list[int]]:
+    """Yield the items of each batch; the arguments are those of ``score_batches``."""
+    units = [(index,) for index in range(len(lengths))] if units is None else units
+    for batch in length_batches(lengths, budget):
+        yield [item for place in zip(*(units[unit] for unit in batch), strict=True) for item in place]
+
+
+def pair_units(ids: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Lengths and units of ``score_batches`` for pairs whose common beginnings are computed once.
+
+    Args:
+        ids: token ids of the rows, the second half the first half's partners.
+
+    Returns:
+        The tokens of each pair, and the pairs as indices of the rows.
+    """
+    count = len(ids) // 2
+    units = [(index, index + count) for index in range(count)]
+    return [_pair_tokens(ids[first], ids[second]) for first, second in units], units
 
 
 def _pair_tokens(first: Sequence[int], second: Sequence[int]) -> int:
@@ -114,7 +135,17 @@ def _pair_tokens(first: Sequence[int], second: Sequence[int]) -> int:
     return len(first) + len(second) - sum(1 for _ in same)
 
 
-def _pad(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def padded_batch(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """A right-padded batch of sequences.
+
+    Args:
+        sequences: the rows.
+        device: where the tensors lie.
+
+    Returns:
+        What a model's forward takes, the labels [R, T], unshifted, and the wanted positions, bool [R, T - 1], shifted:
+        those of the response tokens.
+    """
     width = max(len(sequence.input_ids) for sequence in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     attention = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -144,7 +175,7 @@ def response_log_probs(
     Returns:
         For each sequence its log-probabilities in nats, on the CPU, [response_tokens].
     """
-    inputs, labels, wanted = _pad(sequences, next(model.parameters()).device)
+    inputs, labels, wanted = padded_batch(sequences, next(model.parameters()).device)
     layout = layout_for(model, inputs, batch_layout(inputs, wanted)) if pairs else None
     logps = selected_log_probs(
         model, inputs, labels=labels, wanted=wanted, chunk_tokens=chunk_tokens, layout=layout
@@ -201,9 +232,7 @@ class SequenceScorer(ABC):
         ids = [sequence.input_ids for sequence in sequences]
         if not pairs:
             return score_batches([len(row) for row in ids], self.batch_tokens, score, on_batch=on_batch)
-        count = len(ids) // 2
-        lengths = [_pair_tokens(*both) for both in zip(ids[:count], ids[count:], strict=True)]
-        units = [(index, index + count) for index in range(count)]
+        lengths, units = pair_units(ids)
         return score_batches(lengths, self.batch_tokens, score, units=units, on_batch=on_batch)
 
     @abstractmethod

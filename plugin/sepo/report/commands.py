@@ -86,9 +86,8 @@ def add_show(show: argparse.ArgumentParser) -> None:
     show.add_argument("place", metavar="STORE_OR_RUN")
     which = show.add_mutually_exclusive_group()
     which.add_argument("--row", type=int, metavar="N", help="this row of the data set, counted from 0")
-    which.add_argument(
-        "--rows", type=int, metavar="K", default=_SHOWN_ROWS, help=f"so many rows, spread over the data set ({_SHOWN_ROWS})"
-    )
+    spread = f"so many rows, spread over the data set ({_SHOWN_ROWS})"
+    which.add_argument("--rows", type=int, metavar="K", default=_SHOWN_ROWS, help=spread)
     show.add_argument("--side", choices=("both", "chosen", "rejected"), default="both", help="which answers")
     show.add_argument("--scores", action="store_true", help="also every token's score, in a table")
 

@@ -24,6 +24,7 @@ CONVERSATION = "sepo_conversation"
 QUOTED = ("T-REG's prompts quote", "use treg_rewards: oracle, or text data")
 READ = ("an oracle with another tokenizer reads", "take an oracle with the policy's tokenizer, or text data")
 EXPORTED = ("exports hold", "export another data set")
+EVALUATED = ("evaluations read", "evaluate text data")
 
 _MEDIA = ("images", "videos", "audios")
 
@@ -68,7 +69,14 @@ class ExportingProcessor(ConversationKeepingProcessor):
     reader: ClassVar[tuple[str, str]] = EXPORTED
 
 
-_PROCESSORS = {kind.reader: kind for kind in (ConversationKeepingProcessor, TextReadingProcessor, ExportingProcessor)}
+class EvaluatingProcessor(ConversationKeepingProcessor):
+    """The same for prompts that a policy is asked to answer."""
+
+    reader: ClassVar[tuple[str, str]] = EVALUATED
+
+
+_KEEPING = (ConversationKeepingProcessor, TextReadingProcessor, ExportingProcessor, EvaluatingProcessor)
+_PROCESSORS = {kind.reader: kind for kind in _KEEPING}
 
 
 def check_conversations(dataset: Dataset, *, name: str, reader: str) -> None:
@@ -124,7 +132,8 @@ def conversations_kept(wanted: bool, reader: tuple[str, str] = QUOTED) -> Iterat
 
     Args:
         wanted: False changes nothing.
-        reader: who needs the text, ``QUOTED``, ``READ`` or ``EXPORTED``, for what is said of rows with images.
+        reader: who needs the text, ``QUOTED``, ``READ``, ``EXPORTED`` or ``EVALUATED``, for what is said of rows with
+            images.
     """
     if not wanted:
         yield

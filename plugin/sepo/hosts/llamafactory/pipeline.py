@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,17 +59,30 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     if not path.is_file():
         raise SepoError(f"recipe '{path}' does not exist (from {os.getcwd()}).")
-    wrong = [word for word in overrides if "=" not in word]
-    if wrong:
-        raise SepoError(f"'{wrong[0]}' is no override; key=value or section.key=value is expected.")
+    changes = override_values(overrides)
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.create(changes))
         recipe = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise SepoError(f"recipe '{path}' cannot be read: {str(error).strip().splitlines()[0]}") from error
     if not isinstance(recipe, dict):
         raise SepoError(f"recipe '{path}' is a list; keys and values are expected.")
     return {str(name): value for name, value in recipe.items()}
+
+
+def override_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys and values of ``key=value`` words, nested where a key has dots.
+
+    Raises:
+        SepoError: a word is not of that form, or its value cannot be read.
+    """
+    wrong = [word for word in overrides if "=" not in word]
+    if wrong:
+        raise SepoError(f"'{wrong[0]}' is no override; key=value or section.key=value is expected.")
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise SepoError(f"{' '.join(overrides)} cannot be read: {str(error).strip().splitlines()[0]}") from error
 
 
 def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:

@@ -130,6 +130,7 @@ def prepared_data(
     training_args: Any,
     find_only: bool = False,
     keep_text: bool = False,
+    text_reader: tuple[str, str] = EXPORTED,
 ) -> PreparedData:
     """Tokenize a run's training and evaluation rows as the host does, and score them or find their scores.
 
@@ -140,6 +141,7 @@ def prepared_data(
         training_args: the host's training arguments (device, ranks).
         find_only: compute nothing: what is not there is an error.
         keep_text: leave the conversation of each row in the column ``CONVERSATION``.
+        text_reader: who needs it then, for what is said of rows with images.
 
     Raises:
         SepoError: the data or the scoring models are wrong, or a store cannot be written.
@@ -149,7 +151,7 @@ def prepared_data(
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
-    text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else EXPORTED
+    text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
     text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
     with carried, text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)

@@ -1,0 +1,1 @@
+"""What a trained policy does on held-out pairs and prompts; no host is imported here."""

@@ -1,0 +1,122 @@
+"""The figures as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sepo.console import print_lines, print_table
+from sepo.evaluation.result import MEASURES, ROLES
+
+_MEASURES = {"summed": "summed", "length_normalized": "per token", "reward": "log-ratio"}
+
+Values = Mapping[str, Any]
+Row = list[str]
+
+
+def print_result(values: Values) -> None:
+    """Print what ``eval.json`` says.
+
+    Args:
+        values: its content.
+    """
+    roles = [role for role in ROLES if values["policies"][role] is not None]
+    policies = [values["policies"][role] for role in roles]
+    data, settings, change = values["data"], values["settings"], values["change"]
+    title = f"{data['pairs']:,} pairs of {data['dataset']}; {settings['confidence']:.0%} intervals in brackets"
+    print_table(title, ["", *roles, *(["change"] if change else [])], pair_rows(policies, change))
+    for name, asked in values["prompts"].items():
+        title = f"answers to {name} ({asked['dataset']}), {settings['decoding']}: {asked['answers']:,}"
+        print_table(title, ["", *roles], answer_rows([policy["generations"][name] for policy in policies]))
+    lines = [f"{role}: {_model(policy['model'])}" for role, policy in zip(roles, policies, strict=True)]
+    reference = values["reference"]
+    lines.append(
+        "no reference is known, so there is no KL and no log-ratio (name a ref_model, or an adapter)"
+        if reference is None
+        else f"reference: {_model(reference)}; KL(policy || reference) over the whole vocabulary, mean over positions"
+    )
+    print_lines(lines)
+
+
+def pair_rows(policies: Sequence[Values], change: Values | None) -> list[Row]:
+    """The cells about held-out pairs, a row per measure.
+
+    Args:
+        policies: of ``eval.json``, in the order of the columns.
+        change: of ``eval.json``.
+    """
+    rows = []
+    for name in MEASURES:
+        found = [policy["preference"][name] for policy in policies]
+        if found[-1] is None:
+            continue
+        label = _MEASURES[name]
+        # A policy that is its own reference prefers nothing over it.
+        cells = [None if each["ties"] and not each["margin"]["value"] else each for each in found]
+        for field, title, show, show_change in (
+            ("accuracy", f"accuracy, {label}", _percent, _points),
+            ("margin", f"margin, {label} (nats)", _signed, _signed),
+        ):
+            row = [title, *("-" if each is None else show(each[field]) for each in cells)]
+            if change is not None:
+                row.append(show_change(change[name][field]) if name in change else "")
+            rows.append(row)
+    for side in ("chosen", "rejected"):
+        if policies[-1]["kl"] is not None:
+            row = [f"KL, {side} (nats per token)"]
+            row += [_plain(policy["kl"][side]["per_token"]) for policy in policies]
+            rows.append([*row, ""] if change is not None else row)
+    return rows
+
+
+def answer_rows(found: Sequence[Values]) -> list[Row]:
+    """The cells about the answers to one set of prompts, a row per measure.
+
+    Args:
+        found: of each policy, in the order of the columns.
+    """
+    shown: list[tuple[str, Callable[[Values], str]]] = [
+        ("tokens per answer", lambda each: _length(each["tokens"])),
+        ("cut off", lambda each: _percent(each["truncated"])),
+        ("distinct-1, -2, -3", lambda each: _shares(each["distinct"].values())),
+        ("repeated 2-, 3-, 4-grams", lambda each: _shares(r and r["value"] for r in each["repeated"].values())),
+    ]
+    if found[-1]["kl"] is not None:
+        shown.append(("KL (nats per token)", lambda each: _plain(each["kl"]["per_token"])))
+    return [[label, *map(show, found)] for label, show in shown]
+
+
+def _model(spec: Values) -> str:
+    adapters = f" with {', '.join(spec['adapters'])}" if spec["adapters"] else ""
+    bits = f" in {spec['quantization_bit']} bits" if spec["quantization_bit"] else ""
+    return f"{spec['model']}{adapters}{bits}"
+
+
+def _interval(value: Values, form: str, scale: float = 1.0) -> str:
+    if value["low"] is None:
+        return ""
+    return f" [{format(scale * value['low'], form)}, {format(scale * value['high'], form)}]"
+
+
+def _percent(value: Values) -> str:
+    return f"{value['value']:.1%}{_interval(value, '.1f', 100.0)}"
+
+
+def _points(value: Values) -> str:
+    return f"{100 * value['value']:+.1f} points{_interval(value, '+.1f', 100.0)}"
+
+
+def _signed(value: Values) -> str:
+    return f"{value['value']:+.3f}{_interval(value, '+.3f')}"
+
+
+def _plain(value: Values) -> str:
+    return f"{value['value']:.4f}{_interval(value, '.4f')}"
+
+
+def _length(value: Values) -> str:
+    return f"{value['value']:.1f}{_interval(value, '.1f')}"
+
+
+def _shares(values: Any) -> str:
+    return ", ".join("-" if value is None else f"{value:.3f}" for value in values)

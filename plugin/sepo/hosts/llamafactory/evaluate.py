@@ -1,0 +1,276 @@
+"""`sepo eval`: a recipe's policy on held-out pairs, with the host's models, templates and data."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import os
+import random
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from sepo.console import print_lines
+from sepo.errors import SepoError
+from sepo.evaluation.generation import Decoding
+from sepo.evaluation.judges import Question, read_questions
+from sepo.evaluation.prompts import Message, Prompt, PromptSet, Voice, check_room, question_prompts
+from sepo.evaluation.report import print_result
+from sepo.evaluation.result import HELDOUT, EvaluatedPolicy, claimed_folder, result_values, write_results
+from sepo.evaluation.run import EvaluationSettings, HeldOut, PolicyResult, evaluate_policy
+from sepo.forward.scoring import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
+from sepo.hosts.llamafactory.bench.machine import versions
+from sepo.hosts.llamafactory.checks import check_tokenizers, max_positions, spec_folders
+from sepo.hosts.llamafactory.conversations import CONVERSATION, EVALUATED
+from sepo.hosts.llamafactory.evaluate_recipe import EvaluationRecipe, evaluation_recipe
+from sepo.hosts.llamafactory.registration import get_train_args, settings_of
+from sepo.hosts.llamafactory.rows import SIDES, each_dataset
+from sepo.hosts.llamafactory.scored_rows import row_sequences
+from sepo.hosts.llamafactory.scoring_models import give_memory_back, load_scoring_model, load_scoring_models
+from sepo.hosts.llamafactory.workflow import PreparedData, prepared_data
+from sepo.tokens.contrastive import quoted_conversation
+from sepo.training.settings import ModelSpec, OracleSpec
+
+_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for beside the recipe.
+
+    Args:
+        generate: how many prompts of the held-out pairs are answered; 0 for none.
+        max_new_tokens: most tokens of an answer; None for the recipe's, or else 256.
+        temperature: of samples, 0 for greedy; None for the recipe's, or else 0.
+        seed: of samples, drawn prompts and intervals.
+        questions: files of benchmarks' questions.
+        batch_tokens: tokens per batch.
+        before: whether the policy is measured also as it was before training.
+        output: folder for the results, or None for one here.
+        name: of the policy for judges; None for its folder's.
+    """
+
+    generate: int = 0
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    seed: int = 0
+    questions: tuple[Path, ...] = ()
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    before: bool = False
+    output: Path | None = None
+    name: str | None = None
+
+
+def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Request) -> dict[str, Any]:
+    """Evaluate, print the table and write the results.
+
+    Args:
+        recipe_file: a recipe for training or evaluation.
+        overrides: ``key=value``.
+        request: the rest.
+
+    Returns:
+        The content of ``eval.json``; see ``sepo.evaluation.fields``.
+
+    Raises:
+        SepoError: the recipe, the data, the models or the request is wrong.
+    """
+    _check(request)
+    recipe = evaluation_recipe(recipe_file, overrides)
+    policies = _policies(recipe, request)
+    settings = _settings(recipe, request)
+    asked = [read_questions(path) for path in request.questions]
+    names = [judge.name for judge, _ in asked]
+    if len(set(names)) < len(names):
+        raise SepoError(f"--questions names two files of {max(names, key=names.count)}; evaluate one at a time.")
+    print_lines(recipe.notes)
+    with tempfile.TemporaryDirectory(prefix="sepo-eval-") as folder:
+        arguments = get_train_args({**recipe.host, "output_dir": folder})
+        data = _data(arguments)
+    model_args, data_args = arguments[:2]
+    _check_models(recipe, data, model_args)
+    rows = _part(data, recipe.part)
+    voice = _voice(data, recipe, model_args)
+    prompts = [_heldout_prompts(rows, recipe.dataset, request)] if request.generate else []
+    prompts += [
+        question_prompts(judge, questions, dataset=path.name)
+        for path, (judge, questions) in zip(request.questions, asked, strict=True)
+    ]
+    for each in prompts:
+        check_room(each, voice, settings.decoding)
+    folder_for_results = claimed_folder(request.output)
+    heldout = _heldout(rows, recipe.dataset)
+    evaluated = functools.partial(evaluate_policy, heldout=heldout, prompts=prompts, voice=voice, settings=settings)
+    measured = {
+        role: _measured(name, spec, recipe.reference, functools.partial(evaluated, name=role), arguments)
+        for role, (name, spec) in policies.items()
+    }
+    values = result_values(
+        measured,
+        reference=None if recipe.reference is None else (recipe.reference_key, recipe.reference),
+        data={
+            "dataset": recipe.dataset,
+            "part": recipe.part,
+            "pairs": len(rows),
+            "template": data_args.template,
+            "cutoff_len": data_args.cutoff_len,
+        },
+        prompts=prompts,
+        settings=settings,
+        versions=versions(),
+    )
+    print_result(values)
+    print_lines(f"written: {path}" for path in write_results(folder_for_results, values, measured, prompts))
+    return values
+
+
+def _check(request: Request) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SepoError(
+            "WORLD_SIZE is above 1, but an evaluation is one process on one device; start it without torchrun."
+        )
+    for name, number, least in (
+        ("--generate", request.generate, 0), ("--seed", request.seed, 0), ("--batch-tokens", request.batch_tokens, 1),
+    ):  # fmt: skip
+        if number < least:
+            raise SepoError(f"{name} is {number}; a number of at least {least} is expected.")
+    if request.name is not None and (
+        not request.name or set(request.name) & set('/\\:*?"<>|') or request.name[0] == "."
+    ):
+        raise SepoError(f"--name is {request.name!r}; it names files, so letters, digits and -_. are expected.")
+
+
+def _policies(recipe: EvaluationRecipe, request: Request) -> dict[str, tuple[str, ModelSpec]]:
+    """By role, in the order in which they are measured: the name for judges and the model."""
+    folder = Path((recipe.policy.model, *recipe.policy.adapters)[-1])
+    name = request.name or folder.expanduser().resolve().name
+    found = {"after": (name, recipe.policy)}
+    if not request.before:
+        return found
+    if recipe.start is None:
+        raise SepoError(
+            "--before asks for the policy as it was before training, which the recipe does not tell: it has no "
+            "adapter to switch off and no ref_model. Name it: ref_model=FOLDER."
+        )
+    return {"before": (f"{name}-before", recipe.start), **found}
+
+
+def _settings(recipe: EvaluationRecipe, request: Request) -> EvaluationSettings:
+    asked = {"max_new_tokens": request.max_new_tokens, "temperature": request.temperature}
+    given = {**recipe.decoding, **{name: value for name, value in asked.items() if value is not None}}
+    return EvaluationSettings(Decoding(**given, seed=request.seed), request.seed, request.batch_tokens)
+
+
+def _data(arguments: Any) -> PreparedData:
+    model_args, data_args, training_args, finetuning_args, _ = arguments
+    settings = settings_of(finetuning_args)
+    assert settings is not None  # the stage is one of ours
+    with contextlib.redirect_stdout(io.StringIO()):  # the host prints an example
+        return prepared_data(
+            settings, model_args=model_args, data_args=data_args, training_args=training_args, keep_text=True,
+            text_reader=EVALUATED,
+        )  # fmt: skip
+
+
+def _check_models(recipe: EvaluationRecipe, data: PreparedData, model_args: Any) -> None:
+    for spec in (recipe.policy, recipe.start, recipe.reference):
+        if spec is not None:
+            other = spec.model != recipe.policy.model
+            key = "ref_model" if other else "model_name_or_path"
+            spec_folders(spec, key=key)
+            if other:
+                check_tokenizers(data.tokenizer, spec, key=key, model_args=model_args)
+
+
+def _part(data: PreparedData, part: str) -> Dataset:
+    found: dict[str, Dataset] = {}
+    each_dataset(data.datasets, lambda rows, name: found.setdefault(name, rows))
+    return found[part]
+
+
+def _heldout(rows: Dataset, name: str) -> HeldOut:
+    chosen: list[ScoredSequence] = []
+    rejected: list[ScoredSequence] = []
+    tokens = rows.select_columns([f"{side}_{what}" for side in SIDES for what in ("input_ids", "labels")])
+    for start in range(0, len(rows), _ROWS):
+        # Four bytes a token, where Python's numbers take forty.
+        found = [
+            ScoredSequence(array("i", sequence.input_ids), sequence.response_start)
+            for sequence in row_sequences(tokens[start : start + _ROWS])
+        ]
+        chosen += found[: len(found) // 2]
+        rejected += found[len(found) // 2 :]
+    return HeldOut(name, chosen, rejected)
+
+
+def _voice(data: PreparedData, recipe: EvaluationRecipe, model_args: Any) -> Voice:
+    tokenizer, template = data.tokenizer, data.template
+
+    def encode(messages: Sequence[Message], system: str, tools: str) -> list[int]:
+        said = [*({**message} for message in messages), {"role": "assistant", "content": ""}]
+        return list(template.encode_oneturn(tokenizer, said, system or None, tools or None)[0])
+
+    return Voice(
+        encode=encode,
+        decode=lambda ids: str(
+            tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ),
+        stop_ids=[token for token in template.get_stop_token_ids(tokenizer) if token is not None],
+        pad_id=tokenizer.pad_token_id,
+        positions=max_positions(recipe.policy, key="model_name_or_path", model_args=model_args),
+    )
+
+
+def _heldout_prompts(rows: Dataset, name: str, request: Request) -> PromptSet:
+    """Different prompts of the rows, drawn where there are more than asked for; in the order of the rows."""
+    first: dict[str, int] = {}
+    for index, text in enumerate(rows[CONVERSATION]):
+        spoken = json.loads(text)
+        first.setdefault(json.dumps([spoken[part] for part in ("messages", "system", "tools")]), index)
+    places = sorted(first.values())
+    if request.generate < len(places):
+        places = sorted(random.Random(request.seed).sample(places, request.generate))
+    return PromptSet(HELDOUT, [_prompt(json.loads(rows[place][CONVERSATION]), place) for place in places], None, name)
+
+
+def _prompt(spoken: Mapping[str, Any], place: int) -> Prompt:
+    messages, system, tools = spoken["messages"], spoken["system"], spoken["tools"]
+    question = Question(place, (quoted_conversation(messages, system=system, tools=tools),), {})
+    return Prompt(question, tuple(messages), system, tools)
+
+
+def _measured(
+    name: str, spec: ModelSpec, reference: ModelSpec | None, evaluated: Callable[..., PolicyResult], arguments: Any
+) -> EvaluatedPolicy:
+    """Load a policy and its reference, as one set of weights where an adapter is all the difference; measure; free."""
+    started = time.monotonic()
+    where: dict[str, Any] = {"model_args": arguments[0], "device": arguments[2].device}
+    try:
+        if reference is None or reference == spec:
+            policy = load_scoring_model(spec, **where)
+            other = None if reference is None else policy
+        else:
+            policy, other = load_scoring_models(OracleSpec(spec, reference), **where)
+        loaded = time.monotonic() - started
+        measured = EvaluatedPolicy(name, spec, _dtype(policy), evaluated(policy, reference=other), loaded)
+    except torch.OutOfMemoryError as error:
+        raise SepoError(
+            f"out of memory: {str(error).splitlines()[0]} Lower --batch-tokens; it changes no figure."
+        ) from error
+    del policy, other
+    give_memory_back()
+    return measured
+
+
+def _dtype(model: ScoringModel) -> str:
+    floating = (each.dtype for each in model.model.parameters() if each.is_floating_point())
+    return "+".join(sorted({str(dtype).removeprefix("torch.") for dtype in floating}))

@@ -1,0 +1,246 @@
+"""What a recipe says about an evaluation: policy, start, reference, rows, and what the host parses of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.bench.recipe import check_keys
+from sepo.hosts.llamafactory.keys import as_flag, as_number
+from sepo.hosts.llamafactory.pipeline import SECTIONS, override_values, read_pipeline
+from sepo.hosts.llamafactory.reference_keys import base_of_reference_adapters, reference_spec
+from sepo.hosts.llamafactory.registration import host_keys
+from sepo.hosts.llamafactory.stages import check_stage
+from sepo.training.settings import ModelSpec
+
+_REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
+_TRAINING_KEYS_KEPT = ("use_cpu", "bf16", "fp16", "pure_bf16", "seed")
+_CARRIER = {"stage": "minor_dpo", "do_train": False, "report_to": "none"}
+"""The stage under which the host tokenizes pairs; one of ours, so that a data set without pairs is refused early. No
+stage's loss is computed here."""
+
+_NOT_READ = ("adapter_name_or_path", "tokenized_path", "eval_on_each_dataset", "eval_num_beams", "print_param_status")
+RUN_RECIPE = "_sepo_recipe.json"
+"""In the folder of a run: JSON whose key ``recipe`` has the keys and values that it was trained with."""
+_HIDDEN = "(not recorded)"
+"""What stands there in place of a secret."""
+_NEW_TOKENS = ("resize_vocab", "add_tokens", "add_special_tokens")
+_READ_AS_OPTIONS = ("max_new_tokens", "temperature")
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """An evaluation as a recipe asks for it.
+
+    Args:
+        host: what ``registration.get_train_args`` gets, ``output_dir`` aside.
+        policy: the evaluated model.
+        start: the policy as it was before training, or None where the recipe does not tell.
+        reference: what the KL is taken from, or None.
+        reference_key: the recipe's key that names the reference.
+        part: ``eval`` or ``train``: the host's name of the rows.
+        dataset: the rows' data set, in the recipe's words.
+        decoding: ``max_new_tokens`` and ``temperature``, where the recipe has them.
+        notes: what to say before it begins.
+    """
+
+    host: dict[str, Any]
+    policy: ModelSpec
+    start: ModelSpec | None
+    reference: ModelSpec | None
+    reference_key: str
+    part: str
+    dataset: str
+    decoding: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def evaluation_recipe(file: Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
+    """Read a recipe for training or for evaluation.
+
+    Args:
+        file: its path; or the folder of a run that kept its recipe, whose result is evaluated then.
+        overrides: ``key=value``; ``adapter_name_or_path`` names what the recipe trained.
+
+    Raises:
+        SepoError: the recipe is wrong, names no rows, or asks for what is not evaluated here.
+    """
+    written, recipe = map(_given, _of_run(file, overrides) if file.is_dir() else _of_file(file, overrides))
+    sections = [name for name in SECTIONS if isinstance(recipe.get(name), dict)]
+    if sections:
+        raise SepoError(
+            f"{file} is a pipeline's recipe (section '{sections[0]}'): name the recipe of its last step, "
+            "OUTPUT_DIR/pipeline/policy.yaml, with adapter_name_or_path=OUTPUT_DIR/policy."
+        )
+    check_stage(None if recipe.get("stage") is None else str(recipe["stage"]))
+    check_keys(recipe, host_keys=host_keys())
+    _check_decoding(recipe)
+    if not recipe.get("model_name_or_path"):
+        raise SepoError(f"{file}: model_name_or_path is missing; the evaluated model is expected.")
+    policy = _own_model(recipe)
+    _check_policy(recipe, written, policy)
+    start, reference_key = _start(recipe, written, policy), "adapter_name_or_path"
+    reference = start
+    keys = {**recipe, **base_of_reference_adapters(recipe)}
+    if keys.get("ref_model"):
+        reference_key, reference = reference_spec(keys)
+        start = start or reference
+    if reference == policy:
+        raise SepoError(
+            f"the reference is the evaluated model itself ({policy.model}), so every KL would be 0; name the one that "
+            "training started from as ref_model."
+        )
+    part, rows, dataset = _rows(recipe, file)
+    return EvaluationRecipe(
+        host={**_host_keys(recipe), **rows, **_CARRIER},
+        policy=policy,
+        start=start,
+        reference=reference,
+        reference_key=reference_key if reference is not None else "",
+        part=part,
+        dataset=dataset,
+        decoding={name: as_number(name, recipe[name], kind) for name, kind in _options(recipe)},
+        notes=tuple(_notes(recipe, policy, part)),
+    )
+
+
+def _of_file(file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe as it is written, and as it is asked for."""
+    return read_pipeline(file), read_pipeline(file, overrides)
+
+
+def _of_run(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe that a run kept, and the same with what it trained."""
+    adapter = (folder / "adapter_config.json").is_file()
+    kept = folder / RUN_RECIPE
+    if not kept.is_file():
+        key = "adapter_name_or_path" if adapter else "model_name_or_path"
+        raise SepoError(
+            f"{folder} is a folder without its recipe ({RUN_RECIPE}). Name the recipe that it was trained with: sepo "
+            f"eval recipe.yaml {key}={folder}"
+        )
+    try:
+        recorded = json.loads(kept.read_text(encoding="utf-8"))["recipe"]
+        written = {str(name): value for name, value in recorded.items() if value != _HIDDEN}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SepoError(f"{kept} cannot be read as a run's recipe: {error!r}; name the recipe itself.") from error
+    if not adapter:
+        result = {"model_name_or_path": str(folder), "adapter_name_or_path": None}
+    else:
+        new = as_flag("create_new_adapter", written.get("create_new_adapter") or False)
+        below = _own_model(_given(written)).adapters if new else ()
+        result = {"adapter_name_or_path": ",".join((*below, str(folder)))}
+    return written, {**written, **result, **override_values(overrides)}
+
+
+def _given(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in recipe.items() if value is not None}
+
+
+def _own_model(recipe: Mapping[str, Any]) -> ModelSpec:
+    return reference_spec({name: value for name, value in recipe.items() if name not in _REFERENCE_KEYS})[1]
+
+
+def _trains(recipe: Mapping[str, Any]) -> bool:
+    return as_flag("do_train", recipe.get("do_train", False))
+
+
+def _check_decoding(recipe: Mapping[str, Any]) -> None:
+    from llamafactory.hparams import GeneratingArguments
+
+    for item in fields(GeneratingArguments):
+        if item.name in recipe and item.name not in (*_READ_AS_OPTIONS, "skip_special_tokens"):
+            raise SepoError(
+                f"{item.name} is set, but answers are decoded greedily or sampled from the whole distribution here; "
+                f"remove {item.name} (temperature and max_new_tokens are read)."
+            )
+
+
+def _check_policy(recipe: Mapping[str, Any], written: Mapping[str, Any], policy: ModelSpec) -> None:
+    if policy.quantization_bit is not None and len(policy.adapters) > 1:
+        raise SepoError(
+            f"adapter_name_or_path names {len(policy.adapters)} adapters and quantization_bit is "
+            f"{policy.quantization_bit}, but adapters are not merged into quantized weights; leave out "
+            "quantization_bit, or merge the first ones (llamafactory-cli export)."
+        )
+    if recipe.get("mixture_of_depths"):
+        raise SepoError("mixture_of_depths is set, but such models are not evaluated here.")
+    changed = [name for name in _NEW_TOKENS if recipe.get(name)] if policy.adapters else []
+    if changed:
+        raise SepoError(
+            f"{changed[0]} is set, so the adapter has tokens that its model lacks: merge it (llamafactory-cli export), "
+            f"evaluate the result and leave out {changed[0]}."
+        )
+    below = _own_model(written).adapters if _trains(written) else ()
+    if as_flag("create_new_adapter", recipe.get("create_new_adapter", False)) and below:
+        named = ",".join(policy.adapters)
+        if policy.adapters[: len(below)] != below:
+            raise SepoError(
+                f"adapter_name_or_path is {named or 'empty'}, but the recipe trains a new adapter on top of "
+                f"{','.join(below)}: write adapter_name_or_path={','.join((*below, *policy.adapters))}."
+            )
+
+
+def _start(recipe: Mapping[str, Any], written: Mapping[str, Any], policy: ModelSpec) -> ModelSpec | None:
+    """The policy before training: what a training recipe starts from where the evaluated one is named over it, and else
+    the evaluated one without its last adapter."""
+    trained_from = _own_model(written)
+    if _trains(written) and trained_from != policy:
+        goes_on = trained_from.adapters and not as_flag("create_new_adapter", recipe.get("create_new_adapter", False))
+        if trained_from.model != policy.model:
+            return trained_from
+        if goes_on:
+            return ModelSpec(policy.model, trained_from.adapters, policy.quantization_bit)
+    if not policy.adapters:
+        return None
+    return ModelSpec(policy.model, policy.adapters[:-1], policy.quantization_bit)
+
+
+def _rows(recipe: Mapping[str, Any], file: Path) -> tuple[str, dict[str, Any], str]:
+    """The host's role of the evaluated rows, the keys that make the host load these alone, and their name."""
+    if recipe.get("eval_dataset"):
+        return "eval", {"eval_dataset": recipe["eval_dataset"]}, _name(recipe["eval_dataset"])
+    if not recipe.get("dataset"):
+        raise SepoError(
+            f"{file}: eval_dataset is missing; name a ranking data set of {recipe.get('dataset_dir', 'data')}."
+        )
+    rows = {"dataset": recipe["dataset"]}
+    if as_number("val_size", recipe.get("val_size", 0), float):
+        return "eval", {**rows, "val_size": recipe["val_size"]}, _name(recipe["dataset"])
+    return "train", rows, _name(recipe["dataset"])
+
+
+def _name(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _host_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's keys about models and data, and those of training that say where and in which precision it runs."""
+    from llamafactory.hparams import DataArguments, ModelArguments
+
+    known = {item.name for group in (ModelArguments, DataArguments) for item in fields(group) if item.init}
+    dropped = {*_NOT_READ, "dataset", "eval_dataset", "val_size"}
+    return {name: value for name, value in recipe.items() if name in (known - dropped) | {*_TRAINING_KEYS_KEPT}}
+
+
+def _options(recipe: Mapping[str, Any]) -> list[tuple[str, type[int] | type[float]]]:
+    kinds: dict[str, type[int] | type[float]] = {"max_new_tokens": int, "temperature": float}
+    return [(name, kinds[name]) for name in _READ_AS_OPTIONS if name in recipe]
+
+
+def _notes(recipe: Mapping[str, Any], policy: ModelSpec, part: str) -> list[str]:
+    notes = []
+    output = recipe.get("output_dir")
+    trained = Path(str(output)).expanduser() if output and _trains(recipe) else None
+    evaluated = {Path(adapter).expanduser().resolve() for adapter in policy.adapters}
+    if trained and (trained / "adapter_config.json").is_file() and trained.resolve() not in evaluated:
+        notes.append(
+            f"evaluated: {policy.model} as the recipe starts; of what it trained: adapter_name_or_path={output}"
+        )
+    if part == "train":
+        notes.append("evaluated: all rows of dataset; if the policy was trained on them, name an eval_dataset")
+    return notes

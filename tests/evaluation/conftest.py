@@ -1,0 +1,45 @@
+"""Tiny models in float64, in float64 throughout, and answers of many lengths."""
+
+import contextlib
+import random
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+import tiny
+from sepo.forward.scoring import ScoredSequence, ScoringModel
+
+
+@pytest.fixture(autouse=True)
+def exact_norms(monkeypatch):
+    monkeypatch.setattr(LlamaRMSNorm, "forward", tiny.exact_norm)
+
+
+@pytest.fixture(scope="session")
+def exact_models(world):
+    """Two models of one architecture, float64."""
+    return tuple(
+        LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64).eval() for name in ("oracle", "base")
+    )
+
+
+@pytest.fixture
+def scoring():
+    """A model as a scoring model that is always in its state."""
+    return lambda model, active=contextlib.nullcontext: ScoringModel(model, active)
+
+
+@pytest.fixture(scope="session")
+def answers():
+    """Chosen answers, then their rejected partners: prompts of 1 to 20 tokens, answers of 1 to 30."""
+    draw = random.Random(3)
+    sides = [[], []]
+    for _ in range(9):
+        prompt = [draw.randrange(3, 300) for _ in range(draw.randrange(1, 20))]
+        for side in sides:
+            side.append(
+                ScoredSequence([*prompt, *(draw.randrange(3, 300) for _ in range(draw.randrange(1, 30)))], len(prompt))
+            )
+    return [*sides[0], *sides[1]]
