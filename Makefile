@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo browser test test-fast lint format clean
+.PHONY: help env demo browser docs test test-fast lint format clean
 
 help:
 	@echo "make demo       align a real 135M model with SePO on this machine (under 15 minutes)"
 	@echo "make test       ruff, mypy and all tests"
 	@echo "make test-fast  without the tests that start LLaMA-Factory"
 	@echo "make browser    Debian's Chromium for the tests of pages, where it is missing (needs root); they skip without it"
+	@echo "make docs       docs/keys.md from the code"
 	@echo "make env        only the environment, in $(VENV) (about 6 GB, a few minutes)"
 
 env: $(STAMP)
@@ -41,6 +42,9 @@ test: env lint
 
 test-fast: env
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not host'
+
+docs: env
+	$(BIN)/python docs/generate_keys.py
 
 lint: env
 	$(BIN)/ruff check .

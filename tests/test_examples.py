@@ -12,6 +12,7 @@ import yaml
 from packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
 
 ROOT = Path(__file__).parents[1]
+RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 EXAMPLES = sorted((ROOT / "yaml_examples").rglob("*.yaml"))
 assert EXAMPLES
 
@@ -42,19 +43,19 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
 
 
 def paper_rows():
-    """The README's table of papers: the recipes that each row names, and the keys that it changes."""
-    text = (ROOT / "README.md").read_text().partition("### From a paper to a recipe")[2].partition("\n### ")[0]
+    """The table of papers: the recipes that each row names, and the keys that it changes."""
+    text = RECIPES.partition("## From a paper to a recipe")[2]
     for line in text.splitlines():
         if line.startswith("| ") and not line.startswith("| paper"):
             paper, experiment, recipes, changes = (cell.strip() for cell in line.strip("|").split("|"))
-            names = re.findall(r"\]\((yaml_examples/[^)]+)\)", recipes)
+            names = re.findall(r"\]\(\.\./(yaml_examples/[^)]+)\)", recipes)
             changed = re.findall(r"`([^`]+)`", changes)
             yield f"{paper}: {experiment}", names, [yaml.safe_load(change) for change in changed]
 
 
 def test_every_recipe_is_in_a_table_and_the_papers_table_names_no_other():
     recipes = {str(path.relative_to(ROOT)) for path in EXAMPLES}
-    linked = set(re.findall(r"\]\((yaml_examples/[^)]+)\)", (ROOT / "README.md").read_text()))
+    linked = set(re.findall(r"\]\(\.\./(yaml_examples/[^)]+)\)", RECIPES))
     folders = {name for name in linked if not name.endswith(".yaml")}
     assert {name for name in recipes if not name.startswith(tuple(folders))} <= linked
     assert {name for _, names, _ in paper_rows() for name in names} <= recipes

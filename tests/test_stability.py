@@ -56,17 +56,17 @@ def test_a_small_run_has_the_form_of_the_real_one(tmp_path):
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
-def test_the_recorded_result_is_whole_and_is_what_the_readme_says(path):
+def test_the_recorded_result_is_whole_and_is_what_the_documentation_says(path):
     result = json.loads(path.read_text())
     checked(result)
     assert path.with_suffix(".png").is_file()
     assert result["setting"]["seeds"] >= 3
-    readme = (ROOT / "README.md").read_text()
-    assert str(path.relative_to(ROOT)) in readme
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert str(path.relative_to(ROOT)) in page
     ends = {(row["learning_rate"], row["objective"]): row for row in result["summary"] if row["data"] == "held_out"}
     assert all(ends[1e-3, objective]["chosen"]["mean"] > 0 for objective in ("dpo", "minor_dpo"))
     for rate in (3e-3, 1e-2):
         for objective in ("dpo", "minor_dpo"):
             row = ends[rate, objective]
-            assert f"{row['chosen']['mean']:+.2f}" in readme, (rate, objective)
-            assert f"{row['answered_right']['mean']:.0%}" in readme, (rate, objective)
+            assert f"{row['chosen']['mean']:+.2f}" in page, (rate, objective)
+            assert f"{row['answered_right']['mean']:.0%}" in page, (rate, objective)

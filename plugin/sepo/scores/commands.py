@@ -153,7 +153,7 @@ def _export(options: argparse.Namespace) -> int:
         if options.dir is not None:
             options.overrides = [*options.overrides, f"token_scores_dir={_root(options)}"]
         rows = export_recipe(Path(options.store), options.overrides, output=output, part=options.part or "train")
-        print(f"written: {output}, {rows:,} rows; token_scorer: file reads it as a data set (see the README)")
+        print(f"written: {output}, {rows:,} rows; token_scorer: file reads it as a data set (docs/scores.md)")
         return 0
     if options.overrides or options.part:
         raise SepoError("overrides and --part go with a recipe; a store is exported as it is.")

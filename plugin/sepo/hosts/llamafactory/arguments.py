@@ -36,7 +36,7 @@ Arguments = dict[str, Any] | list[str]
 
 
 # Recipe keys that set a hyperparameter: (key, hyperparameter, objectives that have it under this key; None: all).
-_HYPERPARAMETERS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
+HYPERPARAMETERS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("pref_beta", "beta", None),
     ("simpo_gamma", "gamma", ("simpo", "simpo_reg")),
     ("sepo_gamma", "gamma", ("sepo",)),
@@ -303,7 +303,7 @@ def _method(
     own = resolve_method(objective)
     hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
     notes = []
-    for key, name, objectives in _HYPERPARAMETERS:
+    for key, name, objectives in HYPERPARAMETERS:
         if key not in given or given[key] is None:
             continue
         if (objectives is None or objective in objectives) and name in own.hyperparameters:

@@ -10,109 +10,96 @@ from sepo.errors import SepoError
 from sepo.forward.scoring import DEFAULT_BATCH_TOKENS
 
 
+def _key(meaning: str, *, shown: str = "", default: Any = None) -> Any:
+    """A key; ``shown`` is its default in words where the value does not say it."""
+    return field(default=default, metadata={"help": meaning, "default": shown})
+
+
 @dataclass(frozen=True)
 class SepoArguments:
-    """The keys that our stages add to a recipe; ``help`` is their documentation."""
+    """The keys that our stages add to a recipe; ``help`` is their documentation (``docs/keys.md``)."""
 
-    objective: str | None = field(
-        default=None,
-        metadata={"help": "The objective: reward, penalty and link. Default: the stage's own."},
+    objective: str | None = _key(
+        "The objective: reward, penalty and link, in any of our stages. Those of the table below, or your own.",
+        shown="the stage's own",
     )
-    token_scorer: str | None = field(
-        default=None,
-        metadata={
-            "help": "What selects tokens: oracle, policy_ref and confidence (live), file, random, none or a "
-            "registered one. Default: the objective's own."
-        },
+    token_scorer: str | None = _key(
+        "What selects tokens, for any objective: `oracle`; `policy_ref` (live, Selective-DPO); `contrastive` (T-REG's "
+        "token rewards); `confidence` (live, what the policy expects least; no reference); `file` (your own); `random` "
+        "(the ablation, by `seed`); `none`; or your own.",
+        shown="the objective's own",
     )
-    sepo_gamma: float | None = field(
-        default=None, metadata={"help": "Scale of SePO's rewards, gamma in Eq. 26. Default 1.0."}
+    sepo_gamma: float | None = _key("Scale of SePO's rewards (γ in Eq. 26; the authors' code has 1).", shown="1.0")
+    dpop_lambda: float | None = _key("`dpop`: weight of the penalty on a falling chosen answer.", shown="50")
+    tdpo_alpha: float | None = _key("`tdpo2`: weight of its KL terms, α in its paper.", shown="0.5")
+    rrhf_sft_weight: float | None = _key("`rrhf`: weight of its likelihood term.", shown="1.0")
+    ipo_average: bool | None = _key("`ipo`: over mean (true) or summed log-ratios.", shown="true")
+    select_ratio: float | None = _key(
+        "Share of tokens selected in both answers, in (0, 1].", shown="0.3 (`selective_dpo` 0.4)"
     )
-    dpop_lambda: float | None = field(
-        default=None, metadata={"help": "Weight of DPOP's penalty on a falling chosen answer. Default 50."}
+    select_rule: str | None = _key(
+        "`floor`: max(1, ⌊ratio x length⌋) tokens; `quantile`: all from that quantile on, ties included (the "
+        "Selective-DPO authors' rule).",
+        shown="`floor`",
     )
-    tdpo_alpha: float | None = field(
-        default=None, metadata={"help": "Weight of TDPO2's KL terms, alpha in its paper. Default 0.5."}
+    select_unit: str | None = _key(
+        "What is selected as a whole. `span`: runs of at least `select_span_tokens`, grown around the best tokens; "
+        "`step`: lines and sentences by their mean score, until the share is reached.",
+        shown="`token`",
     )
-    rrhf_sft_weight: float | None = field(
-        default=None, metadata={"help": "Weight of RRHF's likelihood term. Default 1."}
+    select_span_tokens: int | None = _key("Length of the shortest span of `select_unit: span`.", shown="3")
+    select_scope: str | None = _key(
+        "What the share is a share of: each `response`'s tokens; the `pair`'s (its best tokens, at least one of each "
+        "answer); the `dataset`'s (one threshold over the training set, at least one token per answer; not for live "
+        "scorers).",
+        shown="`response`",
     )
-    ipo_average: bool | None = field(
-        default=None, metadata={"help": "IPO over mean (true, the default) or summed log-ratios."}
+    chosen_select_ratio: float | None = _key(
+        "Share of tokens selected in chosen answers (highest scores).", shown="`select_ratio`"
     )
-    select_ratio: float | None = field(
-        default=None,
-        metadata={"help": "Share of tokens selected in both responses, in (0, 1]. Default 0.3 (selective_dpo 0.4)."},
+    rejected_select_ratio: float | None = _key(
+        "Share of tokens selected in rejected answers (lowest scores).", shown="`select_ratio`"
     )
-    select_rule: str | None = field(
-        default=None,
-        metadata={"help": "floor (the default) or quantile, the Selective-DPO authors' rule, which keeps ties."},
+    oracle_model: str | None = _key("Full model trained with DPO, folder or hub name; any tokenizer.")
+    oracle_model_adapters: str | None = _key(
+        "LoRA adapters of the oracle, over `oracle_model` or else over `oracle_base_model`; a list or with commas, "
+        "applied in order."
     )
-    select_unit: str | None = field(
-        default=None,
-        metadata={"help": "What is selected as a whole: token (the default), span, or step (line, sentence)."},
+    oracle_base_model: str | None = _key(
+        "What the oracle was trained from, with the oracle's tokenizer.", shown="`oracle_model`"
     )
-    select_span_tokens: int | None = field(
-        default=None, metadata={"help": "Length of the shortest span of select_unit: span. Default 3."}
+    oracle_base_model_adapters: str | None = _key("Adapters of the oracle's base (its SFT adapter, say).")
+    oracle_model_quantization_bit: int | None = _key("4 or 8: load the scoring models with bitsandbytes.")
+    treg_alpha: float | None = _key(
+        "Weight of T-REG's regularizer, in any objective; 0 is none.",
+        shown="0.25 in stage `treg` and for `dpo_reg`, `simpo_reg`; else 0",
     )
-    select_scope: str | None = field(
-        default=None,
-        metadata={"help": "What the ratio is a share of: each response (the default), the pair, or the dataset."},
+    treg_weighting: str | None = _key(
+        "`sequence`: the regularizer pulls as hard as the pair's preference does (Eq. 2); `static`: with weight 1.",
+        shown="`sequence`",
     )
-    chosen_select_ratio: float | None = field(
-        default=None, metadata={"help": "Share of tokens selected in chosen responses (highest scores)."}
+    treg_rewards: str | None = _key(
+        "Token rewards from contrastive `prompts`, or from the `oracle`: σ(log π_oracle - log π_base) - 0.5.",
+        shown="`prompts`",
     )
-    rejected_select_ratio: float | None = field(
-        default=None, metadata={"help": "Share of tokens selected in rejected responses (lowest scores)."}
+    treg_eval_model: str | None = _key(
+        "Full model that is prompted for token rewards, with the policy's tokenizer.",
+        shown="the reference at its start",
     )
-    oracle_model: str | None = field(
-        default=None, metadata={"help": "The oracle: folder or hub name of a full model trained with DPO."}
+    ref_precompute: bool = _key(
+        "Compute the reference's log-probabilities before training and load no second model.", default=False
     )
-    oracle_model_adapters: str | None = field(
-        default=None,
-        metadata={"help": "LoRA adapters of the oracle, over oracle_model or else oracle_base_model; comma-separated."},
+    token_scores_dir: str | None = _key(
+        "Where score stores are kept; `SEPO_TOKEN_SCORES_DIR` sets it too.",
+        shown="`sepo/token_scores` in the Hugging Face cache",
     )
-    oracle_base_model: str | None = field(
-        default=None, metadata={"help": "The model that the oracle was trained from. Default: oracle_model."}
+    score_batch_tokens: int = _key("Padded tokens per scoring batch.", default=DEFAULT_BATCH_TOKENS)
+    batch_tokens: int | None = _key(
+        "Most tokens that go through the policy at once: a larger device batch is split into parts of whole pairs, "
+        "each with its own backward pass; the loss stays the mean over its pairs.",
+        shown="no limit",
     )
-    oracle_base_model_adapters: str | None = field(
-        default=None, metadata={"help": "LoRA adapters of the oracle's base (its SFT adapter, say); comma-separated."}
-    )
-    oracle_model_quantization_bit: int | None = field(
-        default=None, metadata={"help": "Load both scoring models in 4 or 8 bits (bitsandbytes)."}
-    )
-    treg_alpha: float | None = field(
-        default=None,
-        metadata={"help": "Weight of T-REG's regularizer, in any objective. Default 0.25 in stage treg, else 0."},
-    )
-    treg_weighting: str | None = field(
-        default=None,
-        metadata={"help": "sequence (the default): the regularizer pulls as the pair's preference does; static: not."},
-    )
-    treg_rewards: str | None = field(
-        default=None, metadata={"help": "Token rewards from contrastive prompts (the default) or from the oracle."}
-    )
-    treg_eval_model: str | None = field(
-        default=None, metadata={"help": "Who is prompted for token rewards. Default: the reference, at its start."}
-    )
-    ref_precompute: bool = field(
-        default=False,
-        metadata={"help": "Compute the reference's log-probabilities before training and load no second model."},
-    )
-    token_scores_dir: str | None = field(
-        default=None, metadata={"help": "Where score stores are kept. Default: sepo/token_scores in the HF cache."}
-    )
-    score_batch_tokens: int = field(default=DEFAULT_BATCH_TOKENS, metadata={"help": "Padded tokens per scoring batch."})
-    batch_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most tokens that go through the policy at once: a larger device batch is split into parts of "
-            "whole pairs, and the loss stays the mean over its pairs. Default: no limit."
-        },
-    )
-    head_chunk_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens whose logits exist at a time. Default: 64 MiB of logits."}
-    )
+    head_chunk_tokens: int | None = _key("Tokens whose logits exist at a time.", shown="64 MiB of logits")
 
 
 OUR_KEYS = tuple(item.name for item in fields(SepoArguments))

@@ -1,0 +1,98 @@
+"""The documentation's promises that can be checked from here."""
+
+import ast
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+SOURCE = ROOT / "plugin" / "sepo"
+
+
+def anchors(page):
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*DOCS, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_every_link_of_ours_leads_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_the_table_of_keys_is_written_from_the_code():
+    made = runpy.run_path(str(ROOT / "docs" / "generate_keys.py"))["page"]()
+    assert (ROOT / "docs" / "keys.md").read_text() == made, "run: make docs"
+    from sepo.hosts.llamafactory.arguments import TOKEN_SCORERS
+    from sepo.hosts.llamafactory.keys import OUR_KEYS
+    from sepo.hosts.llamafactory.pipeline import _PIPELINE_KEYS
+    from sepo.hosts.llamafactory.stages import STAGES
+    from sepo.objectives.presets import BUILT_IN
+
+    for name in (*OUR_KEYS, *_PIPELINE_KEYS, *BUILT_IN, *STAGES, *TOKEN_SCORERS):
+        assert f"`{name}`" in made, name
+
+
+def test_every_key_has_a_meaning_and_no_default_is_left_unsaid():
+    from dataclasses import fields
+
+    from sepo.hosts.llamafactory.keys import SepoArguments
+
+    without = {"oracle_model", "oracle_model_adapters", "oracle_base_model_adapters", "oracle_model_quantization_bit"}
+    for key in fields(SepoArguments):
+        assert key.metadata["help"].endswith("."), key.name
+        assert bool(key.metadata["default"] or key.default is not None) != (key.name in without), key.name
+
+
+def test_every_objective_and_scorer_is_explained():
+    from sepo.hosts.llamafactory.arguments import TOKEN_SCORERS
+    from sepo.objectives.presets import BUILT_IN
+
+    text = (ROOT / "docs" / "methods" / "objectives.md").read_text()
+    for name in (*BUILT_IN, *TOKEN_SCORERS):
+        assert re.search(rf"^\|[^|]*`{name}`[^|]*\|", text, re.MULTILINE), name
+
+
+def spoken():
+    """Every text of the code, one that is put together by values as its pieces."""
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_troubleshooting_is_built_from_the_real_messages():
+    """Words in code in the first column are what the code says; `...` stands for a value."""
+    texts = list(spoken())
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    pieces = [piece for row in rows for code in re.findall(r"`([^`]+)`", row) for piece in re.split(r"\.\.\.", code)]
+    pieces = [piece.strip(" '") for piece in pieces]
+    assert len(pieces) > 40
+    for piece in filter(None, pieces):
+        assert any(piece in text for text in texts), piece
+
+
+def test_the_metrics_of_a_step_are_explained():
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    for metric in (
+        "rewards/chosen",
+        "rewards/margins",
+        "logps/rejected",
+        "select/chosen_ratio",
+        "select/tokens",
+        "kl/chosen",
+        "treg/reward_chosen",
+        "treg/reward_rejected",
+        "objective/treg_weight",
+        "kl/chosen_full",
+        "objective/pair_weight",
+    ):
+        assert f"`{metric}`" in text
