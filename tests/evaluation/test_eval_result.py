@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sepo.evaluation.result import EvaluatedPolicy, claimed_folder, result_value
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
 from sepo.training.settings import ModelSpec
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 BASE = ModelSpec("models/base")
 TUNED = ModelSpec("models/base", ("saves/[red]run[/]",), 4)
 HELDOUT = PromptSet(
@@ -80,6 +82,16 @@ def test_every_key_is_documented_and_every_documented_key_is_there():
         assert any(matches(path, field) for field in FIELDS), path
     for field in FIELDS:
         assert any(matches(path[: field.count(".") + 1], field) for path in found), field
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("eval-*.json")), ids=lambda file: file.stem)
+def test_results_that_were_published_have_this_schema(file):
+    values = json.loads(file.read_text())
+    assert values["schema_version"] == SCHEMA_VERSION
+    deeper = [field for field in FIELDS if not any(other.startswith(f"{field}.") for other in FIELDS)]
+    for path in paths(values, deeper):
+        assert any(matches(path, field) for field in FIELDS), path
+    assert list(values) == list(values_of()[0])
 
 
 def test_the_result_is_plain_json_and_has_the_same_keys_in_any_case():

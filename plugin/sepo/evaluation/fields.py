@@ -27,8 +27,9 @@ FIELDS: Mapping[str, str] = {
     "settings.resamples": "Drawn for each interval.",
     "reference": "The model that KL and reward are taken from: key (of the recipe, that names it), model, adapters and "
     "quantization_bit. Null where the recipe tells of none.",
-    "prompts.*.dataset": "Where the prompts are from. By name of the prompts: heldout (of the evaluated pairs), "
-    "alpaca_eval, arena_hard, arena_hard_2024, mt_bench.",
+    "prompts": "By name: heldout (of the evaluated pairs), alpaca_eval, arena_hard, arena_hard_2024, mt_bench; empty "
+    "where nothing was asked.",
+    "prompts.*.dataset": "Where the prompts are from.",
     "prompts.*.prompts": "How many prompts.",
     "prompts.*.answers": "How many answers: a prompt of two turns has two.",
     "policies.*.name": "The policy's name in the files for judges. By role: after is the evaluated policy, before the "
