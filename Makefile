@@ -11,7 +11,7 @@ help:
 	@echo "make test       ruff, mypy and all tests"
 	@echo "make test-fast  without the tests that start LLaMA-Factory"
 	@echo "make browser    Debian's Chromium for the tests of pages, where it is missing (needs root); they skip without it"
-	@echo "make docs       docs/keys.md from the code"
+	@echo "make docs       the pages of docs/ that are written from the code"
 	@echo "make env        only the environment, in $(VENV) (about 6 GB, a few minutes)"
 
 env: $(STAMP)
@@ -44,7 +44,7 @@ test-fast: env
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not host'
 
 docs: env
-	$(BIN)/python docs/generate_keys.py
+	$(BIN)/python docs/generate.py
 
 lint: env
 	$(BIN)/ruff check .

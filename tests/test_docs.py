@@ -28,15 +28,20 @@ def test_every_link_of_ours_leads_somewhere(page):
             assert anchor in anchors(target), link
 
 
-def test_the_table_of_keys_is_written_from_the_code():
-    made = runpy.run_path(str(ROOT / "docs" / "generate_keys.py"))["page"]()
-    assert (ROOT / "docs" / "keys.md").read_text() == made, "run: make docs"
+@pytest.mark.parametrize("page", ["keys.md", "eval_json.md"])
+def test_pages_are_written_from_the_code(page):
+    pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
+    assert (ROOT / "docs" / page).read_text() == pages[page](), "run: make docs"
+
+
+def test_every_key_of_ours_is_in_the_table():
     from sepo.hosts.llamafactory.arguments import TOKEN_SCORERS
     from sepo.hosts.llamafactory.keys import OUR_KEYS
     from sepo.hosts.llamafactory.pipeline import _PIPELINE_KEYS
     from sepo.hosts.llamafactory.stages import STAGES
     from sepo.objectives.presets import BUILT_IN
 
+    made = (ROOT / "docs" / "keys.md").read_text()
     for name in (*OUR_KEYS, *_PIPELINE_KEYS, *BUILT_IN, *STAGES, *TOKEN_SCORERS):
         assert f"`{name}`" in made, name
 

@@ -10,7 +10,8 @@ from recipes import sepo_recipe, write
 from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.evaluate import Request, evaluate
-from sepo.hosts.llamafactory.evaluate_recipe import RUN_RECIPE, evaluation_recipe
+from sepo.hosts.llamafactory.evaluate_recipe import evaluation_recipe
+from sepo.training.provenance import RECIPE_FILE
 from sepo.training.settings import ModelSpec
 
 
@@ -134,7 +135,7 @@ def run_folder(tmp_path, marker, recipe=None):
     folder.mkdir()
     (folder / marker).write_text("{}")
     if recipe is not None:
-        (folder / RUN_RECIPE).write_text(json.dumps({"recipe": recipe, "versions": {}}))
+        (folder / RECIPE_FILE).write_text(json.dumps({"recipe": recipe, "versions": {}}))
     return folder
 
 
@@ -146,7 +147,7 @@ def test_a_runs_folder_stands_for_its_recipe_and_what_it_trained(world, tmp_path
     assert (found.host["max_samples"], found.host["template"]) == (7, "chatml")
     assert "hf_hub_token" not in found.host
     assert found.notes == ()
-    (run / RUN_RECIPE).write_text(json.dumps({"recipe": {**recipe, "create_new_adapter": True}}))
+    (run / RECIPE_FILE).write_text(json.dumps({"recipe": {**recipe, "create_new_adapter": True}}))
     found = evaluation_recipe(run)
     assert (found.policy.adapters, found.start.adapters) == (("sft", str(run)), ("sft",))
 
@@ -171,7 +172,7 @@ def test_a_folder_without_its_recipe_says_how_to_evaluate_it(tmp_path, marker, k
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}', "\xff"])
 def test_a_damaged_recipe_of_a_run_is_told(tmp_path, text):
     run = run_folder(tmp_path, "config.json")
-    (run / RUN_RECIPE).write_text(text, encoding="latin-1")
+    (run / RECIPE_FILE).write_text(text, encoding="latin-1")
     with pytest.raises(SepoError, match="cannot be read as a run's recipe"):
         evaluation_recipe(run)
 

@@ -15,6 +15,7 @@ from sepo.hosts.llamafactory.pipeline import SECTIONS, override_values, read_pip
 from sepo.hosts.llamafactory.reference_keys import base_of_reference_adapters, reference_spec
 from sepo.hosts.llamafactory.registration import host_keys
 from sepo.hosts.llamafactory.stages import check_stage
+from sepo.training.provenance import HIDDEN, RECIPE_FILE
 from sepo.training.settings import ModelSpec
 
 _REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
@@ -24,10 +25,6 @@ _CARRIER = {"stage": "minor_dpo", "do_train": False, "report_to": "none"}
 stage's loss is computed here."""
 
 _NOT_READ = ("adapter_name_or_path", "tokenized_path", "eval_on_each_dataset", "eval_num_beams", "print_param_status")
-RUN_RECIPE = "_sepo_recipe.json"
-"""In the folder of a run: JSON whose key ``recipe`` has the keys and values that it was trained with."""
-_HIDDEN = "(not recorded)"
-"""What stands there in place of a secret."""
 _NEW_TOKENS = ("resize_vocab", "add_tokens", "add_special_tokens")
 _READ_AS_OPTIONS = ("max_new_tokens", "temperature")
 
@@ -116,16 +113,16 @@ def _of_file(file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict
 def _of_run(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The recipe that a run kept, and the same with what it trained."""
     adapter = (folder / "adapter_config.json").is_file()
-    kept = folder / RUN_RECIPE
+    kept = folder / RECIPE_FILE
     if not kept.is_file():
         key = "adapter_name_or_path" if adapter else "model_name_or_path"
         raise SepoError(
-            f"{folder} is a folder without its recipe ({RUN_RECIPE}). Name the recipe that it was trained with: sepo "
+            f"{folder} is a folder without its recipe ({RECIPE_FILE}). Name the recipe that it was trained with: sepo "
             f"eval recipe.yaml {key}={folder}"
         )
     try:
         recorded = json.loads(kept.read_text(encoding="utf-8"))["recipe"]
-        written = {str(name): value for name, value in recorded.items() if value != _HIDDEN}
+        written = {str(name): value for name, value in recorded.items() if value != HIDDEN}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SepoError(f"{kept} cannot be read as a run's recipe: {error!r}; name the recipe itself.") from error
     if not adapter:

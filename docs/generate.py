@@ -1,4 +1,4 @@
-"""Writes docs/keys.md from the code: `make docs`. A test fails where the page is not what this writes."""
+"""Writes pages of docs/ from the code: `make docs`. A test fails where a page is not what this writes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.hosts.llamafactory.arguments import HYPERPARAMETERS
 from sepo.hosts.llamafactory.keys import SepoArguments
 from sepo.hosts.llamafactory.stages import STAGES
 from sepo.objectives.presets import BUILT_IN, find_objective
 
-PAGE = Path(__file__).with_name("keys.md")
+HERE = Path(__file__).parent
 
 # Keys of the host that mean the same in our stages, and what our stages read in them.
 HOST_KEYS = {
@@ -35,6 +36,15 @@ _HEAD = """# Keys
 
 Beside everything that LLaMA-Factory knows. An unknown key is an error that names the nearest known one. Set a key to
 nothing (`key: null`) and it counts as absent. This page is written from the code (`make docs`).
+
+"""
+
+
+_EVAL_HEAD = f"""# eval.json
+
+What `sepo eval` writes, field by field; `*` is any name. Schema {SCHEMA_VERSION}: it changes when a key goes or means something
+else; new keys do not change it. An *estimate* is `{{"value": ..., "low": ..., "high": ...}}`: a number and its 95 % interval, whose
+ends are null where one row alone was there. No number is NaN. This page is written from the code (`make docs`).
 
 """
 
@@ -87,8 +97,8 @@ def objective_rows() -> list[list[str]]:
     return rows
 
 
-def page() -> str:
-    """The whole page."""
+def keys_page() -> str:
+    """keys.md."""
     host = [[named(keys), *what] for keys, what in HOST_KEYS.items()]
     pipeline = [[named(keys), *what] for keys, what in PIPELINE_KEYS.items()]
     columns = ("key", "default", "meaning")
@@ -104,6 +114,15 @@ def page() -> str:
     )
 
 
+def eval_page() -> str:
+    """eval_json.md."""
+    rows = [[f"`{path}`", meaning] for path, meaning in FIELDS.items()]
+    return _EVAL_HEAD + table(("field", "meaning"), rows)
+
+
+PAGES = {"keys.md": keys_page, "eval_json.md": eval_page}
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"written: {PAGE}")
+    for name, written in PAGES.items():
+        (HERE / name).write_text(written(), encoding="utf-8")
+        print(f"written: {HERE / name}")
