@@ -1,0 +1,272 @@
+"""What is read of a run or a store is what it holds: texts, scores, training's selection, spreads over all rows."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from told import SELECT, SIDES, make_run, make_store, record_line, table, texts_of
+
+import tiny
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.columns import selection_columns
+from sepo.hosts.llamafactory.row_texts import PolicyTokens
+from sepo.objectives import TokenScorer, resolve_method
+from sepo.report.reading import read_subject
+from sepo.report.subject import NO_TEXT, SHARES
+from sepo.tokens.store import write_names
+from sepo.training import SELECTION, SelectionCollator
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return table()
+
+
+@pytest.fixture
+def store(rows, tmp_path):
+    return make_store(tmp_path / "scores", rows)
+
+
+def pad(rows):
+    labels = [row[f"{side}_labels"] for side in SIDES for row in rows]
+    width = max(map(len, labels))
+    return {"labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels])}
+
+
+def slow_accumulation(scores, *, highest):
+    """The mean sum of the best tokens, token by token, the last one in part."""
+    sums = []
+    for row in scores:
+        best = sorted(map(float, row), reverse=highest)
+        sums.append([])
+        for share in SHARES:
+            reach = share * len(best)
+            whole = int(reach + 1e-9)
+            part = (reach - whole) * best[whole] if whole < len(best) else 0.0
+            sums[-1].append(sum(best[:whole]) + part)
+    return np.mean(sums, axis=0)
+
+
+def test_a_store_is_read_whole(store, rows):
+    write_names(store.path.parent, store.key, {"scorer": "oracle", "models": "saves/oracle over saves/base"})
+    subject = read_subject(store.path)
+    assert (subject.kind, subject.rows, subject.missing, subject.name) == ("store", len(rows), [], str(store.path))
+    assert subject.scored_by == "oracle: saves/oracle over saves/base"
+    assert subject.settings["identity"] == {"scorer": "oracle", "rows": "sha256:1f"}
+    assert [pair.row for pair in subject.pairs] == list(range(len(rows)))
+    for row, pair in zip(rows, subject.pairs, strict=True):
+        assert (pair.prompt, pair.step) == (row["prompt"], None)
+        for side in SIDES:
+            answer, scores = getattr(pair, side), np.float32(row[f"{side}_scores"])
+            assert answer.tokens == tuple(getattr(texts_of(row), side).tokens)
+            assert np.array_equal(answer.scores, scores)
+            assert answer.scores.dtype == np.float32
+            count = max(1, int(0.3 * len(scores) + 1e-9))
+            order = np.argsort(-scores if side == "chosen" else scores, kind="stable")[:count]
+            assert set(np.flatnonzero(answer.selected)) == set(order)
+
+
+def test_spreads_are_over_all_rows(store, rows):
+    subject = read_subject(store.path, pairs=2)
+    assert [pair.row for pair in subject.pairs] == [0, 8]
+    edges = [subject.spreads[side].edges for side in SIDES]
+    assert np.array_equal(*edges)
+    widths = np.diff(edges[0])
+    assert widths == pytest.approx(np.full(len(widths), widths[0]))
+    assert 40 <= len(widths) <= 62
+    assert np.abs(edges[0]).min() == pytest.approx(0, abs=1e-12)
+    for side in SIDES:
+        spread = subject.spreads[side]
+        flat = np.concatenate([np.float32(row[f"{side}_scores"]) for row in rows]).astype(float)
+        assert (spread.tokens, int(spread.counts.sum())) == (len(flat), len(flat))
+        assert (spread.mean, spread.std) == pytest.approx((flat.mean(), flat.std()))
+        inside = (flat >= edges[0][1]) & (flat < edges[0][-2])
+        assert spread.counts[1:-1].sum() == inside.sum()
+        slow = slow_accumulation([row[f"{side}_scores"] for row in rows], highest=side == "chosen")
+        assert spread.accumulated == pytest.approx(slow, abs=1e-5)
+
+
+SELECTIONS = [
+    {}, {"rule": "quantile"}, {"unit": "span"}, {"unit": "step"}, {"scope": "pair"}, {"scope": "dataset"},
+    {"unit": "step", "scope": "pair"}, {"unit": "span", "scope": "dataset"}, {"unit": "step", "scope": "dataset"},
+    {"chosen_ratio": 0.5, "rejected_ratio": 0.1}, {"chosen_ratio": 1.0, "rejected_ratio": 1.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", SELECTIONS, ids=str)
+@pytest.mark.parametrize("end", ["lowest", "highest"])
+def test_the_selection_of_a_run_is_the_one_that_its_collator_made(rows, tmp_path, changed, end):
+    """Through the host's own columns (steps, shares of the data set), with the texts that a run leaves."""
+    asked = {**SELECT, **changed}
+    words, data = tiny.tokenizer(), Dataset.from_list([{k: v for k, v in row.items() if k != "prompt"} for row in rows])
+    method = resolve_method("simpo", token_scorer="oracle", **{k: v for k, v in asked.items() if k != "span_tokens"})
+    method = replace(method, token_scorer=TokenScorer("mine", stored=True, rejected_largest=end == "highest"))
+    prepared = selection_columns({"train_dataset": data}, method, tokenizer=words, seed=1)["train_dataset"]
+    wanted = SelectionCollator(pad, method=method)([prepared[index] for index in range(len(rows))])[SELECTION]
+    store = make_store(tmp_path / "scores", rows, texts=False)
+    assert store.texts.leave(lambda: [PolicyTokens(words)(data[:])])
+    run = make_run(
+        tmp_path / "run", None, select=asked, token_scorer="mine", registered_scores={"train": str(store.path)},
+        rejected_selects=end,
+    )  # fmt: skip
+    subject = read_subject(run)
+    assert subject.missing == []
+    assert len(subject.pairs) == len(rows)
+    for number, side in enumerate(SIDES):
+        for row, pair in zip(rows, subject.pairs, strict=True):
+            first = sum(label == -100 for label in row[f"{side}_labels"])
+            kept = wanted[number * len(rows) + pair.row][first : len(row[f"{side}_labels"])]
+            assert getattr(pair, side).selected.tolist() == kept.tolist()
+
+
+def test_a_run_says_what_it_is(store, tmp_path):
+    run = make_run(tmp_path / "run", store.path)
+    subject = read_subject(run, name="mine")
+    assert (subject.name, subject.kind, subject.path, subject.rows) == ("mine", "run", run, 9)
+    assert subject.scored_by == "oracle: saves/oracle + a (4 bit) over saves/base"
+    assert subject.recipe == {"stage": "sepo"}
+    assert subject.versions == {"torch": "2.11"}
+    assert [entry["step"] for entry in subject.log] == [1, 2, 3, 4]
+    assert subject.log[1] == {"step": 2, "loss": 0.5, "rewards/margins": 0.25}
+    assert subject.missing == []
+
+
+def test_rows_are_spread_or_named(store):
+    assert [pair.row for pair in read_subject(store.path, pairs=3).pairs] == [0, 4, 8]
+    assert [pair.row for pair in read_subject(store.path, rows=[7, 2, 99, -1]).pairs] == [2, 7]
+    assert read_subject(store.path, pairs=0).pairs == []
+    assert read_subject(store.path, spread=False).spreads == {}
+
+
+def test_a_token_without_a_score_is_at_the_front(rows, tmp_path):
+    """A row without a prompt: its first token has no predecessor, so there is a text more than there are scores."""
+    cut = [{**row, **{f"{side}_scores": row[f"{side}_scores"][1:] for side in SIDES}} for row in rows]
+    subject = read_subject(make_store(tmp_path, cut).path)
+    for row, pair in zip(rows, subject.pairs, strict=True):
+        assert len(pair.chosen.tokens) == len(pair.chosen.scores) == len(row["chosen_scores"])
+        assert np.isnan(pair.chosen.scores[0])
+        assert not pair.chosen.selected[0]
+        assert np.array_equal(pair.chosen.scores[1:], np.float32(row["chosen_scores"][1:]))
+
+
+def test_an_old_store_shows_its_scores_and_says_how_to_get_texts(rows, tmp_path):
+    store = make_store(tmp_path / "scores", rows, texts=False)
+    subject = read_subject(store.path)
+    assert set(subject.pairs[3].chosen.tokens) == {NO_TEXT}
+    assert subject.pairs[3].chosen.selected.any()
+    (sentence,) = subject.missing
+    assert "`sepo score RECIPE.yaml` with the recipe that scored it adds them and computes nothing again" in sentence
+    run = make_run(tmp_path / "run", store.path)
+    recorded = read_subject(run)
+    assert [(pair.row, pair.step) for pair in recorded.pairs] == [(3, 1), (0, 2)]
+    (sentence,) = recorded.missing
+    assert "no texts, so shown are the pairs that were recorded while it trained (2, at steps 1 to 2)" in sentence
+    (run / "_sepo_tokens.jsonl").unlink()
+    subject = read_subject(run)
+    assert len(subject.pairs) == 9
+    assert any("holds no texts" in sentence for sentence in subject.missing)
+
+
+def test_steps_are_not_guessed_without_texts(rows, tmp_path):
+    store = make_store(tmp_path / "scores", rows, texts=False)
+    run = make_run(tmp_path / "run", store.path, recorded=(), select={**SELECT, "unit": "step"})
+    subject = read_subject(run)
+    assert any("steps (lines and sentences), which cannot be told without texts" in text for text in subject.missing)
+    assert subject.pairs[0].chosen.selected.sum() == max(1, int(0.3 * len(subject.pairs[0].chosen.scores)))
+
+
+def test_live_scores_are_the_recorded_ones(tmp_path):
+    run = make_run(tmp_path / "run", None, token_scorer="policy_ref", rejected_selects="highest", oracle=None)
+    subject = read_subject(run)
+    assert [(pair.row, pair.step, pair.prompt) for pair in subject.pairs] == [(3, 1, "q"), (0, 2, "q")]
+    side = subject.pairs[0].chosen
+    assert side.tokens == ("a", "b", "c")
+    assert np.isnan(side.scores[1])
+    assert side.selected.tolist() == [True, False, False]
+    assert subject.spreads["chosen"].tokens == 4
+    assert subject.rows is None
+    (sentence,) = subject.missing
+    assert "those of the step that used them" in sentence
+    assert [pair.row for pair in read_subject(run, rows=[0]).pairs] == [0]
+    assert "none of them was asked for: 0, 3" in " ".join(read_subject(run, rows=[5]).missing)
+
+
+def test_a_projecting_run_shows_the_policys_tokens(rows, tmp_path):
+    store = make_store(tmp_path / "scores", rows, identity={"scorer": "oracle", "reads": {"tokenizer": "x"}})
+    run = make_run(tmp_path / "run", store.path)
+    subject = read_subject(run)
+    assert [pair.row for pair in subject.pairs] == [3, 0]
+    assert subject.spreads["chosen"].tokens == sum(len(row["chosen_scores"]) for row in rows)
+    assert "The oracle's tokens are not the policy's" in subject.missing[0]
+    (run / "_sepo_tokens.jsonl").write_text("")
+    assert len(read_subject(run).pairs) == 9
+
+
+def test_token_rewards_of_a_run_that_selects_nothing(store, tmp_path):
+    rewards = {"origin": "prompts", "model": {"model": "saves/policy", "adapters": [], "quantization_bit": None}}
+    run = make_run(
+        tmp_path / "run", None, token_scorer="none", select=None, rejected_selects=None, token_rewards=rewards,
+        token_reward_scores={"train": str(store.path)}, oracle=None,
+    )  # fmt: skip
+    subject = read_subject(run)
+    assert subject.missing == []
+    assert subject.scored_by == "token rewards: saves/policy (they select nothing)"
+    assert all(pair.rejected.selected.all() for pair in subject.pairs)
+
+
+def test_a_store_that_moved_is_found_by_its_key(store, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", store.path)
+    shutil.move(store.path.parent, tmp_path / "moved")
+    subject = read_subject(run)
+    assert [pair.row for pair in subject.pairs] == [3, 0]
+    assert any(f"score store {store.path} is gone" in sentence for sentence in subject.missing)
+    monkeypatch.setenv("SEPO_TOKEN_SCORES_DIR", str(tmp_path / "moved"))
+    assert len(read_subject(run).pairs) == 9
+    assert read_subject(store.key[:6]).path == tmp_path / "moved" / store.key
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("trainer_state.json", {"step": 1, "loss": 0.7, "epoch": 0.1}),
+        ("trainer_log.jsonl", {"step": 1, "loss": 0.75, "learning_rate": 1e-5}),
+    ],
+)
+def test_the_hosts_logs_are_read_where_ours_is_not_there(tmp_path, name, first):
+    run = make_run(tmp_path / "run", None)
+    for other in {"sepo_log.jsonl", "trainer_state.json", "trainer_log.jsonl"} - {name}:
+        (run / other).unlink()
+    assert read_subject(run).log[0] == first
+
+
+def test_the_last_checkpoint_of_a_killed_run_has_its_log(tmp_path):
+    run = tmp_path / "run"
+    for number, loss in ((2, 0.5), (10, 0.25)):
+        (run / f"checkpoint-{number}").mkdir(parents=True)
+        state = {"log_history": [{"step": number, "loss": loss}]}
+        (run / f"checkpoint-{number}" / "trainer_state.json").write_text(json.dumps(state))
+    assert read_subject(run).log == [{"step": 10, "loss": 0.25}]
+
+
+def test_what_is_neither_run_nor_store_is_refused(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEPO_TOKEN_SCORES_DIR", str(tmp_path / "no_root"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SepoError, match=r"holds neither a run .* nor a score store"):
+        read_subject(tmp_path / "empty")
+    with pytest.raises(SepoError, match=f"In it are: {re.escape(str(store.path))}"):
+        read_subject(store.path.parent)
+    for nothing in (tmp_path / "nowhere", "ffff", "\0"):
+        with pytest.raises(SepoError, match="neither the folder of a score store nor the beginning of a key"):
+            read_subject(nothing)
+
+
+def test_a_row_recorded_twice_is_two_pairs(tmp_path):
+    run = make_run(tmp_path / "run", None, token_scorer="confidence", recorded=((1, 1), (1, 4)))
+    with (run / "_sepo_tokens.jsonl").open("a") as file:
+        file.write(record_line(None, 4) + "\n")
+    assert [(pair.row, pair.step) for pair in read_subject(run).pairs] == [(1, 1), (1, 4), (-1, 4)]
