@@ -1,0 +1,158 @@
+"""A real headless Chromium for tests of pages: Debian's ``chromium`` and ``chromium-driver``, driven by selenium.
+
+``make browser`` installs both. Without them a test is skipped and says so; where ``SEPO_REQUIRE_BROWSER=1`` is set, as
+in CI, it fails instead.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = "/usr/bin/chromium"
+DRIVER = "/usr/bin/chromedriver"
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--force-color-profile=srgb",
+    "--hide-scrollbars",
+    "--force-prefers-reduced-motion",
+)
+ACCESS = frozenset({"file", "data", "blob", "about"})
+"""Schemes of what a page can load without a network."""
+
+
+def require_browser() -> None:
+    """Skip the test that calls this where no browser is installed; fail it where one is required."""
+    missing = [path for path in (CHROMIUM, DRIVER) if shutil.which(path) is None]
+    try:
+        import selenium.webdriver  # noqa: F401
+    except ImportError:
+        missing.append("the Python package selenium")
+    if not missing:
+        return
+    reason = f"no browser to test pages with: {', '.join(missing)} missing; run: make browser"
+    if os.environ.get("SEPO_REQUIRE_BROWSER") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+class Browser:
+    """A Chromium and what it said.
+
+    Args:
+        driver: selenium's; everything that this class does not have is there.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+        self._console: list[str] = []
+        self._requests: list[str] = []
+
+    def open(self, page: str | Path) -> None:
+        """Open a file or an address and wait until it is loaded; what was logged before is forgotten."""
+        self._collect()
+        self._console.clear()
+        self._requests.clear()
+        self.driver.get(page.absolute().as_uri() if isinstance(page, Path) else page)
+
+    def resize(self, width: int, height: int, *, scale: float = 1.0) -> None:
+        """Lay out for a screen of so many CSS pixels; below 600 of them it is a phone's, with touch."""
+        phone = width < 600
+        screen = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": phone}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": phone})
+
+    def prefer(self, scheme: str) -> None:
+        """Let the system prefer ``light`` or ``dark``."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """Run JavaScript; ``return`` gives its value."""
+        return self.driver.execute_script(script, *arguments)
+
+    def find(self, selector: str) -> Any:
+        """The first element of a CSS selector; an error where there is none."""
+        return self.driver.find_element("css selector", selector)
+
+    def find_all(self, selector: str) -> list[Any]:
+        """Every element of a CSS selector."""
+        return self.driver.find_elements("css selector", selector)
+
+    def press(self, *keys: str) -> None:
+        """Send keys to what has the focus."""
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def screenshot(self, file: Path, *, whole: bool = True) -> None:
+        """Write a PNG of the page as it is laid out now, below the fold too."""
+        import base64
+
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": whole})
+        file.write_bytes(base64.b64decode(shot["data"]))
+
+    def _collect(self) -> None:
+        for entry in self.driver.get_log("browser"):
+            if entry["level"] in ("SEVERE", "WARNING"):
+                self._console.append(entry["message"])
+        for entry in self.driver.get_log("performance"):
+            event = json.loads(entry["message"])["message"]
+            if event["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
+                parameters = event["params"]
+                if not parameters.get("documentURL", "").startswith("chrome:"):  # The browser's own start page.
+                    self._requests.append(parameters.get("request", parameters)["url"])
+
+    def console(self) -> list[str]:
+        """Errors and warnings that the console holds since the page was opened, refusals of the page's CSP too."""
+        self._collect()
+        return list(self._console)
+
+    def requests(self) -> list[str]:
+        """Every address that was asked for since the page was opened, the page's own first."""
+        self._collect()
+        return list(self._requests)
+
+    def network_requests(self) -> list[str]:
+        """Those of ``requests`` that would leave this machine's files."""
+        return [url for url in self.requests() if url.split(":", 1)[0] not in ACCESS]
+
+
+@contextmanager
+def open_browser(profile: Path, *, width: int = 1280, height: int = 900) -> Iterator[Browser]:
+    """Start a Chromium with a profile of its own and end it afterwards.
+
+    Args:
+        profile: an empty folder, or one that is not there yet, for the browser's profile.
+        width: of the window, in CSS pixels.
+        height: of the window, in CSS pixels.
+    """
+    require_browser()
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for option in (*OPTIONS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    # The driver's path is given, so that selenium does not look for one to download.
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    try:
+        driver.set_page_load_timeout(60)
+        yield Browser(driver)
+    finally:
+        driver.quit()
