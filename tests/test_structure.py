@@ -66,7 +66,7 @@ def test_help_needs_no_torch():
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    for command in ("train", "score", "scores", "pipeline", "bench", "enable", "disable", "doctor", "demo"):
+    for command in ("train", "score", "scores", "pipeline", "bench", "webui", "enable", "disable", "doctor", "demo"):
         assert command in done.stdout
 
 

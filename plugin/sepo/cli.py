@@ -19,6 +19,7 @@ EPILOG = """examples:
   sepo plan recipe.yaml --gpu 24GiB             what memory it needs, and whether it fits
   sepo status saves/run                         how far a run is
   sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
+  sepo webui                                    LLaMA Board with our stages
   sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
 """
 
@@ -88,12 +89,18 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _webui(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.launcher import webui
+
+    return webui()
+
+
 def _enable(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.enable import enable
     from sepo.hosts.llamafactory.launcher import require_host
 
     require_host()
-    print(f"enabled: {enable()}\n`llamafactory-cli train` knows our stages now; `sepo disable` undoes it.")
+    print(f"enabled: {enable()}\n`llamafactory-cli train` and `webui` know our stages now; `sepo disable` undoes it.")
     return 0
 
 
@@ -146,6 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     state = command("status", _status, "Say how far a run is: step, rate, time left, last metrics, what it selects.")
     state.add_argument("folder", metavar="DIR", help="output_dir of a run, going on or ended")
     state.add_argument("--json", action="store_true", help="as JSON")
+    board = command("webui", _webui, "Open LLaMA Board with our stages among its training stages.")
+    board.epilog = (
+        "As `llamafactory-cli webui`: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE, GRADIO_ROOT_PATH and the "
+        "other variables of gradio apply. After `sepo enable` the host's own command shows the same."
+    )
     _add_bench(command("bench", _bench, "Measure our stages against the host's dpo and simpo, on this machine."))
     command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")
     command("disable", _disable, "Undo `sepo enable` completely.")
