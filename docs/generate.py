@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
-from sepo.hosts.llamafactory.arguments import HYPERPARAMETERS
+from sepo.hosts.llamafactory.arguments import HYPERPARAMETER_KEYS
 from sepo.hosts.llamafactory.keys import SepoArguments
 from sepo.hosts.llamafactory.stages import STAGES
 from sepo.objectives.presets import BUILT_IN, find_objective
@@ -77,7 +77,7 @@ def our_rows() -> list[list[str]]:
 
 def key_of(objective: str, setting: str) -> str:
     """The recipe key that sets an objective's hyperparameter."""
-    for key, name, owners in HYPERPARAMETERS:
+    for key, name, owners in HYPERPARAMETER_KEYS:
         if name == setting and (owners is None or objective in owners):
             return key
     return {"weighting": "treg_weighting", "alpha": "treg_alpha"}.get(setting, f"select_{setting}")

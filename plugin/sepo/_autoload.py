@@ -1,11 +1,12 @@
-"""What `sepo enable` runs at interpreter start: registers our stages when the host's tuner is imported, not before.
+"""What `sepo enable` runs at interpreter start: registers our stages when the host's modules are imported, not before.
 
-Nothing here imports torch or the host; an interpreter that never imports ``llamafactory.train.tuner`` pays for one
-entry in ``sys.meta_path``.
+Nothing here imports torch or the host; an interpreter that never imports ``llamafactory`` pays for one entry in
+``sys.meta_path``.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_TARGET = "llamafactory.train.tuner"
+_REGISTRARS = {
+    "llamafactory.train.tuner": "sepo.hosts.llamafactory.registration",
+    "llamafactory.webui.interface": "sepo.hosts.llamafactory.board.patch",
+}
+"""By the host's module: ours, whose ``register`` is called with it."""
 
 
 class _RegisteringLoader(importlib.abc.Loader):
@@ -32,16 +37,14 @@ class _RegisteringLoader(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Execute the module, then register."""
         self._loader.exec_module(module)
-        from sepo.hosts.llamafactory.registration import register
-
-        register(module)
+        importlib.import_module(_REGISTRARS[module.__name__]).register(module)
 
 
-class _TunerFinder(importlib.abc.MetaPathFinder):
+class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _TARGET:
+        if fullname not in _REGISTRARS:
             return None
         for finder in sys.meta_path:
             if finder is self:
@@ -55,8 +58,8 @@ class _TunerFinder(importlib.abc.MetaPathFinder):
 
 def install() -> None:
     """Put the finder in front, once."""
-    if not any(isinstance(finder, _TunerFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _TunerFinder())
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
 install()

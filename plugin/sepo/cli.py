@@ -25,6 +25,7 @@ EPILOG = """examples:
   sepo eval recipe.yaml adapter_name_or_path=saves/run --before --generate 64
                                                 what training changed, on held-out pairs
   sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
+  sepo webui                                    LLaMA Board with our stages
   sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
 """
 
@@ -94,12 +95,18 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _webui(options: argparse.Namespace) -> int:
+    from sepo.hosts.llamafactory.launcher import webui
+
+    return webui()
+
+
 def _enable(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.enable import enable
     from sepo.hosts.llamafactory.launcher import require_host
 
     require_host()
-    print(f"enabled: {enable()}\n`llamafactory-cli train` knows our stages now; `sepo disable` undoes it.")
+    print(f"enabled: {enable()}\n`llamafactory-cli train` and `webui` know our stages now; `sepo disable` undoes it.")
     return 0
 
 
@@ -154,6 +161,11 @@ def _parser() -> argparse.ArgumentParser:
     state.add_argument("--json", action="store_true", help="as JSON")
     add_report(command("report", run_report, "Show what a run or a store holds: one HTML page, and figures."))
     add_eval(command("eval", run_eval, "Measure a policy on held-out pairs: preferences, KL, and what it writes."))
+    board = command("webui", _webui, "Open LLaMA Board with our stages among its training stages.")
+    board.epilog = (
+        "As `llamafactory-cli webui`: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE, GRADIO_ROOT_PATH and the "
+        "other variables of gradio apply. After `sepo enable` the host's own command shows the same."
+    )
     _add_bench(command("bench", _bench, "Measure our stages against the host's dpo and simpo, on this machine."))
     command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")
     command("disable", _disable, "Undo `sepo enable` completely.")

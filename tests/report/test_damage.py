@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from told import SELECT, SIDES, make_run, make_store, table
 
 from sepo.report.reading import read_subject
 from sepo.report.subject import Subject
 from sepo.tokens.store import AnswerText, RowText, ScoreStore
+from told import SELECT, SIDES, make_run, make_store, table
 
 ROWS = table()
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from told import SELECT, SIDES, make_run, make_store, record_line, table, texts_of
 
 import tiny
 from sepo.errors import SepoError
@@ -20,6 +19,7 @@ from sepo.report.reading import read_subject
 from sepo.report.subject import NO_TEXT, SHARES
 from sepo.tokens.store import write_names
 from sepo.training import SELECTION, SelectionCollator
+from told import SELECT, SIDES, make_run, make_store, record_line, table, texts_of
 
 
 @pytest.fixture(scope="module")

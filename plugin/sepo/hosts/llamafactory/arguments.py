@@ -35,8 +35,7 @@ TOKEN_SCORERS = ("oracle", "policy_ref", CONTRASTIVE, "confidence", "file", "ran
 Arguments = dict[str, Any] | list[str]
 
 
-# Recipe keys that set a hyperparameter: (key, hyperparameter, objectives that have it under this key; None: all).
-HYPERPARAMETERS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
+HYPERPARAMETER_KEYS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("pref_beta", "beta", None),
     ("simpo_gamma", "gamma", ("simpo", "simpo_reg")),
     ("sepo_gamma", "gamma", ("sepo",)),
@@ -46,6 +45,8 @@ HYPERPARAMETERS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("rrhf_sft_weight", "sft_weight", ("rrhf",)),
     ("ipo_average", "average", ("ipo",)),
 )
+"""Recipe keys that set a hyperparameter: (key, hyperparameter, objectives that have it under this key; None: all)."""
+
 _SELECTION_CHOICES = {"rule": RULES, "unit": UNITS, "scope": SCOPES}
 _SELECTION_KEYS = (
     "select_ratio",
@@ -54,7 +55,7 @@ _SELECTION_KEYS = (
     "select_span_tokens",
     *(f"select_{name}" for name in _SELECTION_CHOICES),
 )
-_ORACLE_KEYS = (
+ORACLE_KEYS = (
     "oracle_model",
     "oracle_model_adapters",
     "oracle_base_model",
@@ -184,7 +185,7 @@ def resolve(
     arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
     _check_batch_tokens(arguments, given)
     _check_quantization(given)
-    method, notes = _method(stage, arguments, given, own_keys=own_keys)
+    method, notes = resolved_method(stage, arguments, given, own_keys=own_keys)
     prompts = method.needs_token_rewards or method.scorer == CONTRASTIVE
     for name in _REFERENCE_KEYS:
         if not method.needs_reference and _given(given.get(name)):
@@ -203,7 +204,7 @@ def resolve(
     rewards = token_reward_source(arguments, given, method)
     needs_oracle = method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
     if not needs_oracle:
-        for name in _ORACLE_KEYS:
+        for name in ORACLE_KEYS:
             if name in given:
                 raise SepoError(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
@@ -284,10 +285,20 @@ def _check_quantization(given: Mapping[str, Any]) -> None:
         )
 
 
-def _method(
+def resolved_method(
     stage: str, arguments: SepoArguments, given: Mapping[str, Any], *, own_keys: Mapping[str, str]
 ) -> tuple[Method, tuple[str, ...]]:
-    """The resolved method, and what to say about keys that it has no use for."""
+    """The resolved method, and what to say about keys that it has no use for.
+
+    Args:
+        stage: the recipe's stage.
+        arguments: our keys.
+        given: all keys and values, the stage's defaults among them (``with_stage_defaults``).
+        own_keys: the keys of a registered objective (``objective_keys``).
+
+    Raises:
+        SepoError: an unknown objective or scorer, or a value out of its range.
+    """
     objective, known = str(arguments.objective), available_objectives()
     if objective not in known:
         raise SepoError(
@@ -303,7 +314,7 @@ def _method(
     own = resolve_method(objective)
     hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
     notes = []
-    for key, name, objectives in HYPERPARAMETERS:
+    for key, name, objectives in HYPERPARAMETER_KEYS:
         if key not in given or given[key] is None:
             continue
         if (objectives is None or objective in objectives) and name in own.hyperparameters:

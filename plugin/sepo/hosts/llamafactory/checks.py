@@ -83,24 +83,37 @@ def check_policy(given: Mapping[str, Any]) -> None:
         _check_path(adapter, key="adapter_name_or_path", marker="adapter_config.json")
 
 
-def check_models(given: Mapping[str, Any], settings: RunSettings) -> None:
+def check_models(given: Mapping[str, Any], settings: RunSettings, *, download: bool = True) -> None:
     """Refuse missing model and adapter folders, before anything is loaded.
 
     Args:
         given: the recipe's keys and values.
         settings: the resolved settings.
+        download: ask the hub for scoring models that are no folders here; without it, hub names are believed.
 
     Raises:
         SepoError: naming the key and the path.
     """
     check_policy(given)
+    check = spec_folders if download else _check_paths
     for source in (settings.token_rewards, settings.precomputed_reference):
         if source is not None and source.model is not None and source.key != "model_name_or_path":
-            spec_folders(source.model, key=source.key)
+            check(source.model, key=source.key)
     if settings.oracle is None:
         return
     for side, spec in (("oracle_model", settings.oracle.oracle), ("oracle_base_model", settings.oracle.base)):
-        spec_folders(spec, key=side)
+        check(spec, key=side)
+
+
+def _check_paths(spec: ModelSpec, *, key: str) -> None:
+    """What ``spec_folders`` refuses, without asking the hub for what is written as one of its names."""
+    _check_path(spec.model, key=key, marker="config.json")
+    for name in spec.adapters:
+        _check_path(name, key=_adapters_key(key), marker="adapter_config.json")
+
+
+def _adapters_key(key: str) -> str:
+    return "adapter_name_or_path" if key == "model_name_or_path" else f"{key}_adapters"
 
 
 def spec_folders(spec: ModelSpec, *, key: str) -> tuple[Path, tuple[Path, ...]]:
@@ -110,8 +123,7 @@ def spec_folders(spec: ModelSpec, *, key: str) -> tuple[Path, tuple[Path, ...]]:
         SepoError: one of them is missing.
     """
     model = local_folder(spec.model, key=key, marker="config.json")
-    adapters_key = "adapter_name_or_path" if key == "model_name_or_path" else f"{key}_adapters"
-    adapters = tuple(local_folder(name, key=adapters_key, marker="adapter_config.json") for name in spec.adapters)
+    adapters = tuple(local_folder(name, key=_adapters_key(key), marker="adapter_config.json") for name in spec.adapters)
     return model, adapters
 
 

@@ -124,10 +124,13 @@ def _activation() -> Iterator[Finding]:
     if not enabled():
         yield Finding(False, f"{path} is not what this version writes; run: sepo enable")
         return
-    code = "import sys, llamafactory.train.tuner as t; sys.exit(not getattr(t, '_sepo_registered', False))"
+    modules = "llamafactory.train.tuner, llamafactory.webui.interface"
+    code = f"import sys, {modules}; sys.exit(not all(hasattr(m, '_sepo_registered') for m in ({modules})))"
     quiet = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if quiet.returncode == 0:
-        yield Finding(True, f"enabled in this environment ({path}): `llamafactory-cli train` knows our stages")
+        yield Finding(
+            True, f"enabled in this environment ({path}): `llamafactory-cli train` and `webui` know our stages"
+        )
     else:
         last = (quiet.stderr.strip().splitlines() or ["no message"])[-1]
         yield Finding(False, f"{path} is there, but a new interpreter does not register our stages ({last})")
@@ -181,6 +184,22 @@ def doctor() -> int:
     return 0 if good else 1
 
 
+def _board() -> Iterator[Finding]:
+    from llamafactory.extras.packages import is_gradio_available
+
+    from sepo.hosts.llamafactory.board.patch import board_gaps
+    from sepo.hosts.llamafactory.stages import available_stages
+
+    if not is_gradio_available():
+        yield Finding(True, "LLaMA Board: gradio is not installed, so there is none here")
+        return
+    gaps = board_gaps()
+    for gap in gaps:
+        yield Finding(False, f"LLaMA Board does not list our stages: {gap}; use LLaMA-Factory 0.9.5")
+    if not gaps:
+        yield Finding(True, f"LLaMA Board: `sepo webui` lists {', '.join(available_stages())}")
+
+
 def _importable() -> bool:
     import importlib.util
 
@@ -190,6 +209,7 @@ def _importable() -> bool:
 def _host() -> Iterator[Finding]:
     try:
         yield from host_contract()
+        yield from _board()
     except (ImportError, RuntimeError, OSError, SepoError) as error:
         reason = str(error).strip().splitlines()[0]
         yield Finding(False, f"LLaMA-Factory cannot be imported ({reason}); run: pip install 'sepo[llamafactory]'")

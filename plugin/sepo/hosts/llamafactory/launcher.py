@@ -1,4 +1,4 @@
-"""`sepo train`: the host's own launcher with our stages registered, in this process and in those it starts."""
+"""`sepo train` and `sepo webui`: the host's own launcher with our stages registered, here and in what it starts."""
 
 from __future__ import annotations
 
@@ -71,8 +71,7 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     require_host()
     if words and words[0].endswith((".yaml", ".yml", ".json")) and not Path(words[0]).is_file():
         raise SepoError(f"recipe '{words[0]}' does not exist (from {os.getcwd()}).")
-    # The host calls `torchrun` by its bare name; an environment that was not activated has it beside its Python.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    _find_commands_of_this_environment()
     sys.argv = ["llamafactory-cli", *words]
     from llamafactory import launcher
     from llamafactory.hparams import read_args
@@ -93,3 +92,38 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     except subprocess.CalledProcessError as error:
         return error.returncode
     return 0
+
+
+def webui() -> int:
+    """Serve LLaMA Board as `llamafactory-cli webui` does, with our stages among its training stages.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SepoError: the host or gradio is not installed, or the port is taken.
+    """
+    require_host()
+    _find_commands_of_this_environment()
+    from llamafactory import launcher
+    from llamafactory.extras.packages import is_gradio_available
+
+    if not is_gradio_available():
+        raise SepoError("LLaMA Board needs gradio, which is not installed here; run: pip install 'sepo[llamafactory]'")
+    from llamafactory.webui import interface
+
+    from sepo.hosts.llamafactory.board.patch import register
+
+    register(interface)
+    sys.argv = ["llamafactory-cli", "webui"]
+    try:
+        launcher.launch()
+    except OSError as error:  # gradio's, where a port is taken
+        raise SepoError(f"LLaMA Board cannot be served: {error}") from error
+    return 0
+
+
+def _find_commands_of_this_environment() -> None:
+    """The host calls `torchrun` and `llamafactory-cli` by their bare names; an environment that was not activated has
+    them beside its Python."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -45,11 +45,12 @@ def _enabled(variable: str) -> bool:
     return os.environ.get(variable, "0").lower() in ("true", "y", "1")
 
 
-def check_recipe(args: Arguments) -> tuple[Arguments, RunSettings | None]:
+def check_recipe(args: Arguments, *, download: bool = True) -> tuple[Arguments, RunSettings | None]:
     """Split a recipe and look for everything that can be found wrong before weights are loaded.
 
     Args:
         args: the recipe as a mapping, or the words of a command line.
+        download: ask the hub for scoring models that are no folders here.
 
     Returns:
         What the host parses, and our settings; a recipe of a host's stage comes back as it was, with None.
@@ -74,7 +75,7 @@ def check_recipe(args: Arguments) -> tuple[Arguments, RunSettings | None]:
     host, settings = resolve(args, host_keys=host_keys(), allow_extra_keys=_enabled("ALLOW_EXTRA_ARGS"))
     given = given_keys(args)
     check_datasets(given)
-    check_models(given, settings)
+    check_models(given, settings, download=download)
     return host, settings
 
 
@@ -168,9 +169,8 @@ def register(tuner: ModuleType) -> None:
 def _log_beside_host() -> None:
     """Send our log lines where the host's go, from the first process of each machine only."""
     host, ours = logging.getLogger("llamafactory"), logging.getLogger("sepo")
-    if not ours.handlers:
-        for handler in host.handlers:
-            ours.addHandler(handler)
+    for handler in host.handlers:  # LLaMA Board's is added when the run begins, after our first lines
+        ours.addHandler(handler)
     ours.propagate = False
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     ours.setLevel(host.level if first else logging.ERROR)

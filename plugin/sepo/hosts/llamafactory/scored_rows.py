@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sepo.errors import SepoError
 from sepo.forward.scoring import ScoredSequence
+from sepo.hosts.llamafactory.board.progress import report_scoring
 from sepo.hosts.llamafactory.checks import spec_folders
 from sepo.hosts.llamafactory.reference_keys import OWN_START
 from sepo.hosts.llamafactory.row_texts import RowTexts, leave_texts
@@ -168,6 +169,7 @@ class StoredScores(ABC):
             def settled(shard: ShardRange, done_rows: int) -> None:
                 bar.n = done_rows  # shards of other processes count too
                 bar.refresh()
+                report_scoring(bar, self.training_args.output_dir)
 
             store.fill(
                 lambda start, stop: self._score(dataset, start, stop, lambda sequences: bar.update(sequences / 2)),

@@ -21,6 +21,7 @@ from transformers.modeling_utils import is_fsdp_enabled
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.board.progress import abortable
 from sepo.hosts.llamafactory.columns import selection_columns
 from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer
 from sepo.hosts.llamafactory.conversations import (
@@ -67,7 +68,8 @@ def run_stage(
     if training_args.do_train and training_args.process_index == 0:
         asked = {name: resolved[name] for name in ("stage", "objective", "token_scorer")}
         note_preparation(Path(training_args.output_dir), **asked)
-    data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
+    with abortable():
+        data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
     tokenizer, template, datasets, stores = data.tokenizer, data.template, data.datasets, data.stores
     if stores:
         # Loading an adapter and scoring move the random state: a run that scored and one that found the store

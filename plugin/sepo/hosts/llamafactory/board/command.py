@@ -1,0 +1,108 @@
+"""The command of a run of our stages, as LLaMA Board shows and starts it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.enable import enabled
+from sepo.hosts.llamafactory.keys import OUR_KEYS
+from sepo.hosts.llamafactory.registration import check_recipe
+from sepo.hosts.llamafactory.stages import available_stages, objective_of_key
+
+HOST_PROGRAM = "llamafactory-cli"
+
+_WIDTH = 100
+"""Characters of a line that the board's output shows without scrolling."""
+
+
+def shown(args: Mapping[str, Any]) -> str:
+    """Markdown with the command of a run of one of our stages, or with what is wrong with it.
+
+    Args:
+        args: the run's arguments that the board passes on.
+
+    Returns:
+        A block of code: nothing in it is Markdown, HTML or another shell command.
+    """
+    try:
+        check_recipe(dict(args), download=False)
+    except SepoError as error:
+        lines = textwrap.wrap(f"sepo: error: {error}", _WIDTH, break_long_words=False, break_on_hyphens=False)
+        return _block("\n".join(lines), "text")
+    return _block(shell_command(args), "bash")
+
+
+def shell_command(args: Mapping[str, Any]) -> str:
+    r"""What a shell runs to train with these arguments.
+
+    >>> print(shell_command({"stage": "sepo", "dataset": "mine; ls", "max_steps": 2}))
+    sepo train \
+        --stage sepo \
+        --dataset 'mine; ls' \
+        --max_steps 2
+    """
+    words = [f"{HOST_PROGRAM if enabled() else 'sepo'} train"]
+    if args.get("deepspeed"):  # as the board sets it for the runs that it starts
+        words[0] = f"FORCE_TORCHRUN=1 {words[0]}"
+    words += [f"    {shlex.quote(f'--{name}')} {_value(name, value)}" for name, value in args.items()]
+    return " \\\n".join(words)
+
+
+def _value(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return shlex.quote(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    if isinstance(value, list) and name not in OUR_KEYS:
+        return " ".join(shlex.quote(str(item)) for item in value)
+    return shlex.quote(",".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _block(text: str, language: str) -> str:
+    """A block of code whose fence no line of the text can close."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def without_off(args: Mapping[str, Any], cleaned: Mapping[str, Any]) -> dict[str, Any]:
+    """What the board passes on of a run's arguments, with our keys that are false, some of which are true by default.
+
+    Args:
+        args: all of them.
+        cleaned: without those that are off, as the board cleans them.
+    """
+    return {name: value for name, value in args.items() if name in cleaned or (value is False and _is_flag(name))}
+
+
+def _is_flag(name: str) -> bool:
+    return name in OUR_KEYS or objective_of_key(name) is not None
+
+
+def started(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a run as the board would, by `sepo train` where the host's command does not know our stages.
+
+    Args:
+        words: the host's command line: its program, ``train`` and a file of arguments.
+        **options: those of ``subprocess.Popen``.
+    """
+    return subprocess.Popen(_own_words(words), **options)
+
+
+def _own_words(words: Sequence[str]) -> list[str]:
+    if list(words[:2]) != [HOST_PROGRAM, "train"] or enabled():
+        return list(words)
+    with open(words[2], encoding="utf-8") as file:
+        stage = (yaml.safe_load(file) or {}).get("stage")
+    if stage not in available_stages():
+        return list(words)
+    # -P: the folder that the board runs in is no place to import from
+    return [sys.executable, "-P", "-m", "sepo", "train", *words[2:]]

@@ -1,0 +1,121 @@
+"""The keys of our stages in LLaMA Board's box for extra arguments: with their defaults, and as stages are changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sepo.hosts.llamafactory.arguments import HYPERPARAMETER_KEYS, ORACLE_KEYS, resolved_method
+from sepo.hosts.llamafactory.keys import OUR_KEYS, typed
+from sepo.hosts.llamafactory.stages import STAGES, is_ours, objective_keys, objective_of_key, with_stage_defaults
+from sepo.objectives import Method
+
+
+def stage_keys(stage: str) -> dict[str, Any]:
+    """What a user may want to set in a stage, with the values that it has anyway; None is for the user to fill.
+
+    Args:
+        stage: one of our stages, or a registered one.
+
+    Returns:
+        Recipe keys and values, the oracle's first.
+
+    Raises:
+        SepoError: a registered stage that cannot be used.
+    """
+    given = with_stage_defaults({"stage": stage})
+    objective = str(given["objective"])
+    own_keys = objective_keys(objective)
+    arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
+    method, _ = resolved_method(stage, arguments, given, own_keys=own_keys)
+    keys: dict[str, Any] = {}
+    if method.scorer == "oracle":
+        keys |= dict.fromkeys(ORACLE_KEYS)
+    if method.needs_reference:
+        keys["ref_model"] = None
+    settings = method.hyperparameters
+    keys |= {
+        key: settings[name]
+        for key, name, objectives in HYPERPARAMETER_KEYS
+        if name in settings and (objectives is None or objective in objectives)
+    }
+    keys |= {key: settings[name] for key, name in own_keys.items()}
+    return {**keys, **_selection(method), **_token_rewards(method), "pref_ftx": 0.0}
+
+
+def _selection(method: Method) -> dict[str, Any]:
+    selector = method.selector
+    if selector is None:
+        return {}
+    if selector.chosen_ratio == selector.rejected_ratio:
+        return {"select_ratio": selector.chosen_ratio}
+    return {"chosen_select_ratio": selector.chosen_ratio, "rejected_select_ratio": selector.rejected_ratio}
+
+
+def _token_rewards(method: Method) -> dict[str, Any]:
+    if not method.needs_token_rewards:
+        return {}
+    settings = method.hyperparameters
+    names = {"treg_alpha": "alpha", "treg_weighting": "weighting"} if "weighting" in settings else {}
+    return {**{key: settings[name] for key, name in names.items()}, "treg_eval_model": None}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one visitor of the board has of our keys.
+
+    Attributes:
+        shown: what was last put into the box.
+        kept: values of the visitor's own for keys that the chosen stage may not have.
+    """
+
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
+
+
+def with_keys_of(stage: str, text: str, memory: Memory) -> tuple[str, Memory]:
+    """The text of the box when another stage is chosen.
+
+    Defaults of the stage that is left go, those of the chosen one come. What the visitor changed or added is kept, also
+    while a stage is chosen that does not know it; keys that are not ours stay where they are.
+
+    Args:
+        stage: the chosen stage, ours or the host's.
+        text: what the box holds.
+        memory: from the last call.
+
+    Returns:
+        The new text and memory; the same ones where the text is no JSON object, which the board says at the start.
+
+    Raises:
+        SepoError: a registered stage that cannot be used.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return text, memory
+    if not isinstance(values, dict):
+        return text, memory
+    kept, rest = dict(memory.kept), {}
+    for key, value in values.items():
+        if key not in memory.shown and not _is_our_key(key):
+            rest[key] = value
+        elif key not in memory.shown or value != memory.shown[key]:
+            kept[key] = value
+    if not is_ours(stage):
+        return (text if rest == values else _as_text(rest)), Memory(kept=kept)
+    defaults = stage_keys(stage)
+    elsewhere = {key for other in STAGES for key in stage_keys(other)}
+    added = {key: value for key, value in kept.items() if _is_our_key(key) and key not in elsewhere | set(defaults)}
+    shown = {**{key: kept.get(key, value) for key, value in defaults.items() if key not in rest}, **added}
+    return _as_text({**rest, **shown}), Memory(shown, kept)
+
+
+def _is_our_key(key: str) -> bool:
+    return key in OUR_KEYS or objective_of_key(key) is not None
+
+
+def _as_text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, indent=2 if len(values) > 1 else None)

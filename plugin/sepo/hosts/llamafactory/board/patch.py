@@ -1,0 +1,149 @@
+"""Makes `llamafactory.webui` know our stages. See ../../PATCHES.md for why each name is rebound or added to."""
+
+from __future__ import annotations
+
+import functools
+import html
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.board.command import HOST_PROGRAM, shown, started, without_off
+from sepo.hosts.llamafactory.board.keys import Memory, with_keys_of
+from sepo.hosts.llamafactory.board.texts import EXTRA_ARGUMENTS, LABELS
+from sepo.hosts.llamafactory.stages import available_stages
+
+_ELEMENTS = ("training_stage", "extra_args", "extra_tab")
+"""What the board's training tab must have for the keys of a stage to be filled in."""
+
+_WIDTH = 640
+"""Pixels of the box for extra arguments, so that a line of JSON is not broken; the box gets a row of its own."""
+_LINES = 3
+"""Least height of the box: a configuration that is loaded is one line."""
+
+
+def board_gaps() -> list[str]:
+    """What the host's board no longer has of what we rely on; nothing where all is there."""
+    try:
+        return list(_gaps())
+    except (ImportError, AttributeError, TypeError, OSError) as error:  # a module or a class is gone, or has no source
+        return [str(error)]
+
+
+def _gaps() -> Iterator[str]:
+    from llamafactory.extras import constants
+    from llamafactory.webui import common, control, interface, locales, runner
+    from llamafactory.webui.components import train
+
+    for module in (control, runner, train):
+        if getattr(module, "TRAINING_STAGES", None) is not constants.TRAINING_STAGES:
+            yield f"{module.__name__} does not list the stages of extras.constants.TRAINING_STAGES"
+    if constants.TRAINING_STAGES.get("DPO") != "dpo":
+        yield "extras.constants.TRAINING_STAGES has no DPO"
+    if getattr(control, "STAGES_USE_PAIR_DATA", None) is not constants.STAGES_USE_PAIR_DATA:
+        yield "webui.control does not read extras.constants.STAGES_USE_PAIR_DATA"
+    built = inspect.getsource(train.create_train_tab)
+    if absent := [name for name in _ELEMENTS if f"{name}={name}" not in built]:
+        yield f"webui.components.train has no {', '.join(absent)}"
+    if not all("info" in texts for texts in locales.LOCALES.get("extra_args", {"": {}}).values()):
+        yield "webui.locales.LOCALES has no help for extra_args"
+    for module, name, parameters in (
+        (common, "_clean_cmd", ["args"]),
+        (runner, "gen_cmd", ["args"]),
+        (interface, "create_train_tab", ["engine"]),
+    ):
+        found = getattr(module, name, None)
+        if found is None or list(inspect.signature(found).parameters) != parameters:
+            yield f"{module.__name__} has no {name}({', '.join(parameters)})"
+    source = inspect.getsource(runner.Runner)
+    if not hasattr(runner, "Popen") or f'Popen(["{HOST_PROGRAM}", "train", save_cmd(args)]' not in source:
+        yield f"webui.runner does not start a run by Popen, {HOST_PROGRAM} train and save_cmd"
+
+
+def register(interface: ModuleType) -> None:
+    """List our stages in the board, and have it preview and start runs of them; twice is as good as once.
+
+    A board that we do not know stays as it is, and one line says so.
+
+    Args:
+        interface: ``llamafactory.webui.interface``, before its ``create_ui`` is called.
+    """
+    if getattr(interface, "_sepo_registered", False):
+        return
+    gaps = board_gaps()
+    if gaps:
+        print(f"sepo: this LLaMA Board does not list our stages: {gaps[0]}; use LLaMA-Factory 0.9.5.", file=sys.stderr)
+        return
+    from llamafactory.webui import common, runner
+
+    _list_stages()
+    host_clean, host_gen = common._clean_cmd, runner.gen_cmd
+
+    def clean_cmd(args: dict[str, Any]) -> dict[str, Any]:
+        cleaned = host_clean(args)
+        return without_off(args, cleaned) if args.get("stage") in available_stages() else cleaned
+
+    def gen_cmd(args: dict[str, Any]) -> str:
+        return shown(clean_cmd(args)) if args.get("stage") in available_stages() else host_gen(args)
+
+    common._clean_cmd = clean_cmd
+    runner.gen_cmd = gen_cmd
+    runner.Popen = started
+    interface.create_train_tab = _filling(interface.create_train_tab)  # type: ignore[attr-defined]
+    interface._sepo_registered = True  # type: ignore[attr-defined]
+
+
+def _list_stages() -> None:
+    """Add our stages after the host's DPO, their kind of data, and what the box for extra arguments takes."""
+    from llamafactory.extras.constants import STAGES_USE_PAIR_DATA, TRAINING_STAGES
+    from llamafactory.webui.locales import LOCALES
+
+    ours: dict[str, str] = {}
+    for name in available_stages():
+        label = LABELS.get(name, name)
+        while label in TRAINING_STAGES or label in ours:
+            label += " (registered)"
+        ours[label] = name
+    in_order = []
+    for item in TRAINING_STAGES.items():
+        in_order += [item, *(ours.items() if item[1] == "dpo" else ())]
+    TRAINING_STAGES.clear()  # other modules hold this very dictionary
+    TRAINING_STAGES.update(in_order)
+    STAGES_USE_PAIR_DATA.update(ours.values())
+    for language, texts in LOCALES["extra_args"].items():
+        texts["info"] += " " + EXTRA_ARGUMENTS.get(language, EXTRA_ARGUMENTS["en"])
+
+
+def _filling(create: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """The host's training tab, with the keys of a stage in the box for extra arguments when a visitor chooses it."""
+
+    @functools.wraps(create)
+    def create_train_tab(engine: Any) -> dict[str, Any]:
+        import gradio as gr
+
+        elements = create(engine)
+        stage, box, tab = (elements[name] for name in _ELEMENTS)
+        box.min_width, box.lines = _WIDTH, _LINES
+        memory = gr.State(Memory())
+        # `input`, not `change`: a configuration that is loaded brings its own text
+        stage.input(_fill, [stage, box, memory], [box, tab, memory], queue=False)
+        return elements
+
+    return create_train_tab
+
+
+def _fill(label: str, text: str, memory: Memory) -> tuple[Any, Any, Any]:
+    import gradio as gr
+    from llamafactory.extras.constants import TRAINING_STAGES
+
+    stage = TRAINING_STAGES[label]
+    try:
+        text, memory = with_keys_of(stage, text, memory)
+    except SepoError as error:
+        gr.Warning(html.escape(str(error)))
+        return gr.skip(), gr.skip(), gr.skip()
+    tab = gr.Accordion(open=True) if stage in available_stages() else gr.skip()
+    return gr.Textbox(value=text, lines=max(_LINES, text.count("\n") + 1)), tab, memory
