@@ -1,0 +1,198 @@
+"""`sepo show` in a terminal and in a file: what is marked, and nothing of a text reaches the terminal as a command."""
+
+import io
+import json
+import os
+import pty
+import re
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from told import make_run, make_store, record_line, table
+
+from sepo.cli import main
+from sepo.report.show import show
+from sepo.report.subject import Pair, Side, Subject
+from sepo.tokens.store import write_names
+
+ROWS = table()
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+HOSTILE = (
+    "\x1b[2J\x1b]0;owned\x07", "\x1b]8;;http://evil\x1b\\link\x1b]8;;\x1b\\", "\x9b31m", "a\rb\x08c\x00\x7f",
+    "\u202eevil\u2066", "\u2028x\ufeff", "[bold]no[/bold] :smile:", "⟦fake⟧", "\ud800", "\x1bP1$r\x1b\\",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("scores"), ROWS)
+
+
+def side(tokens, scores=None, selected=()):
+    scores = np.float32(scores if scores is not None else range(len(tokens)))
+    return Side(tuple(tokens), scores, np.isin(np.arange(len(tokens)), selected))
+
+
+def subject_of(*pairs, **more):
+    return Subject("name", Path("there"), "run", pairs=pairs, **more)
+
+
+@pytest.fixture
+def in_a_terminal(monkeypatch):
+    """What a command writes to a terminal of its own."""
+
+    def run(*words, **environment):
+        for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"TERM": "xterm-256color", "COLUMNS": "100", **environment}.items():
+            monkeypatch.setenv(name, value)
+        ours, theirs = pty.openpty()
+        written = []
+
+        def read():
+            with suppress(OSError):  # what a closed terminal answers
+                while piece := os.read(ours, 65536):
+                    written.append(piece)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with monkeypatch.context() as patch, open(theirs, "w", encoding="utf-8") as terminal:
+            patch.setattr(sys, "stdout", terminal)
+            assert main([str(word) for word in words]) == 0
+        reader.join(20)
+        os.close(ours)
+        return b"".join(written).decode().replace("\r\n", "\n")
+
+    return run
+
+
+def test_a_row_has_its_prompt_tokens_shares_and_sums(store, capsys):
+    assert main(["show", str(store.path), "--row", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "row 4" in said
+    assert ROWS[4]["prompt"] in said
+    for name in ("chosen", "rejected"):
+        scores = ROWS[4][f"{name}_scores"]
+        count = max(1, int(0.3 * len(scores) + 1e-9))
+        assert f"{name}: {len(scores)} tokens, {count} selected ({count / len(scores):.0%})" in said
+        assert f"sum of scores {sum(scores):+.3f}" in said
+    assert said.count("⟦") == said.count("⟧") > 4
+
+
+@pytest.mark.parametrize(("asked", "shown"), [(["--rows", "2"], [0, 8]), ([], [0, 4, 8]), (["--row", "5"], [5])])
+def test_rows_are_chosen(store, capsys, asked, shown):
+    assert main(["show", str(store.path), *asked]) == 0
+    assert [int(row) for row in re.findall(r"^row (\d+)$", capsys.readouterr().out, re.MULTILINE)] == shown
+
+
+def test_one_side_with_every_score(store, capsys):
+    assert main(["show", str(store.path), "--row", "1", "--side", "rejected", "--scores"]) == 0
+    said = capsys.readouterr().out
+    assert "chosen:" not in said
+    numbers = re.findall(r"^ +'.*' +(?:selected)? +(\d+) +([+-][\d.]+) *$", said, re.MULTILINE)
+    assert [int(place) for place, _ in numbers] == list(range(len(ROWS[1]["rejected_scores"])))
+    assert [float(score) for _, score in numbers] == pytest.approx(ROWS[1]["rejected_scores"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--row", "9"], "--row is 9, expected one from 0 to 8"),
+        (["--row", "-1"], "--row is -1, expected one from 0 to 8"),
+        (["--rows", "0"], "--rows is 0, expected at least 1"),
+    ],
+)
+def test_what_is_not_there_is_refused(store, capsys, words, said):
+    assert main(["show", str(store.path), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_selected_tokens_stand_between_marks(capsys):
+    pair = Pair(0, "q", side("abcd", selected=(0, 1, 3)), side(["x\n", "y\n"], selected=(1,)), step=7)
+    show(subject_of(pair))
+    said = capsys.readouterr().out
+    assert "row 0, at step 7" in said
+    assert "⟦ab⟧c⟦d⟧" in said
+    assert "  x↵\n  ⟦y↵⟧\n" in said
+
+
+def test_a_terminal_has_colours_and_lines_instead(store, in_a_terminal):
+    said = in_a_terminal("show", store.path, "--row", "2", COLORTERM="truecolor")
+    assert "⟦" not in said
+    codes = COLOUR.findall(said)
+    assert any(";4" in code or "[4" in code for code in codes)  # underlined
+    assert any("48;2;" in code for code in codes)
+    assert "\x1b" not in COLOUR.sub("", said)
+    plain = in_a_terminal("show", store.path, "--row", "2", NO_COLOR="1")
+    assert "⟦" in plain
+    assert "48;" not in plain
+
+
+def test_nothing_of_a_text_reaches_the_terminal_as_a_command(tmp_path, in_a_terminal):
+    answer = {"tokens": HOSTILE, "scores": [1.0] * len(HOSTILE), "selected": [0, 4]}
+    line = record_line(0, 1, prompt="".join(HOSTILE), chosen=answer, rejected=answer)
+    run = make_run(
+        tmp_path / "run\x1b[31m", None, token_scorer="x\x1b[2J", registered_scores={"train": "\x1b]0;owned\x07"}
+    )
+    (run / "_sepo_tokens.jsonl").write_text(line + "\n")
+    settings = json.loads((run / "sepo_settings.json").read_text())
+    (run / "sepo_settings.json").write_text(json.dumps({**settings, "select": "\x1b[5m"}))
+    for words in (["--scores"], ["--side", "chosen"]):
+        for environment in ({"COLORTERM": "truecolor"}, {"NO_COLOR": "1"}, {"TERM": "dumb"}):
+            said = COLOUR.sub("", in_a_terminal("show", run, *words, **environment))
+            left = [character for character in said if ord(character) < 32 and character != "\n"]
+            assert left == []
+            assert not re.search(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\ufeff]", said)
+            assert "␛[2J" in said
+            assert "[bold]no[/bold] :smile:" in said
+
+
+def test_marks_in_a_text_are_told_from_ours(capsys):
+    show(subject_of(Pair(0, "", side(["⟦fake⟧"]), side(["b"]))))
+    said = capsys.readouterr().out.split("selected tokens stand in ⟦⟧")[1]
+    assert "⟦" not in said
+    assert "\\u27e6fake\\u27e7" in said
+
+
+def test_an_encoding_that_lacks_the_marks_has_others(store, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["show", str(store.path), "--row", "0"]) == 0
+    sys.stdout.flush()
+    assert b"[[" in written.getvalue()
+    assert b"\\U0001f577" in written.getvalue()
+
+
+def test_an_old_run_shows_what_it_can_and_says_what_to_do(tmp_path, capsys):
+    store = make_store(tmp_path / "scores", ROWS, texts=False)
+    run = make_run(tmp_path / "run", store.path, recorded=())
+    assert main(["show", str(run), "--row", "3", "--side", "chosen"]) == 0
+    said = capsys.readouterr().out
+    assert "▪" in said
+    assert "note: " in said
+    assert "`sepo score RECIPE.yaml`" in said
+    (run / "sepo_settings.json").unlink()
+    assert main(["show", str(run)]) == 1
+    assert "recorded no tokens" in capsys.readouterr().out
+
+
+def test_a_store_by_the_beginning_of_its_key(store, capsys, monkeypatch):
+    monkeypatch.setenv("SEPO_TOKEN_SCORES_DIR", str(store.path.parent))
+    write_names(store.path.parent, store.key, {"scorer": "oracle", "models": "a\x1b[2J over b"})
+    assert main(["show", store.key[:8], "--row", "0"]) == 0
+    assert "store, 9 rows, scored by oracle: a␛[2J over b" in capsys.readouterr().out
+
+
+def test_no_scores_no_colours(capsys):
+    show(
+        subject_of(Pair(-1, "", side("ab", [np.nan, np.nan]), side("", []))), sides=("chosen", "rejected"), scores=True
+    )
+    said = capsys.readouterr().out
+    assert "row not known" in said
+    assert "chosen: 2 tokens, 0 selected (0%), no scores" in said
+    assert "rejected: 0 tokens, 0 selected, no scores" in said
