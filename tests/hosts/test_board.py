@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import doctest
 import importlib
 import json
 import logging
@@ -384,6 +385,10 @@ def test_hostile_values_are_words_of_the_command_and_code_of_the_page(board, tmp
     assert torchrun == "1"
     assert list(tmp_path.iterdir()) == []
     assert HOSTILE in block(command._block(HOSTILE, "bash"))[1]
+
+
+def test_the_example_of_a_command(board):
+    assert doctest.testmod(command).failed == 0
 
 
 def test_our_flags_that_are_off_are_passed_on(board):
