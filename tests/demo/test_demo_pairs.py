@@ -76,7 +76,7 @@ def check_row(row):
 
 
 @given(seed=st.integers(0, 2**32), rows=st.integers(5, 600), errors=st.sampled_from(["obvious", "fluent"]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_row_is_exact_for_any_seed(seed, rows, errors):
     pairs = generate_pairs(seed=seed, rows=rows, errors=errors)
     assert (len(pairs.train), len(pairs.heldout)) == (rows - rows // 5, rows // 5)

@@ -76,7 +76,7 @@ def test_the_direction_is_from_the_policy(exact_models, answers, expected, scori
 
 
 @given(order=st.permutations(range(18)), batch_tokens=st.integers(1, 300))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_neither_order_nor_batches_matter_in_float32(world, exact_models, answers, order, batch_tokens):
     from contextlib import nullcontext
 

@@ -277,7 +277,7 @@ def test_a_text_of_the_hosts_is_left_as_it_is_written():
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(2, 9), st.text(max_size=5))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     changes=st.dictionaries(st.sampled_from([*stage_keys("sepo"), "objective", "seed", "pref_beta"]), VALUES),
     ways=st.lists(st.sampled_from([*STAGES, "dpo", "sft"]), max_size=6),

@@ -96,7 +96,7 @@ def same(first, second, **tolerance):
 
 
 @every_case
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     seed=st.integers(0, 2**31),
     extra=st.tuples(st.integers(0, 3), st.integers(0, 3)),

@@ -210,7 +210,7 @@ def test_files_that_may_not_be_read(run, store):
 
 
 @given(data=st.binary(max_size=200), name=st.sampled_from(RUN_FILES), place=st.floats(0, 1))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_anywhere(tmp_path_factory, data, name, place):
     folder = tmp_path_factory.mktemp("any")
     run = make_run(folder / "run", None, token_scorer="policy_ref")
@@ -224,7 +224,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @given(scores=st.lists(st.lists(FLOATS, max_size=6), min_size=1, max_size=5))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_scores_of_any_size(tmp_path_factory, scores):
     rows = [{f"{side}_scores": row for side in SIDES} for row in scores]
     store = make_store(tmp_path_factory.mktemp("any"), rows, texts=False)

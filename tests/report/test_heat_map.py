@@ -123,7 +123,7 @@ def test_rows_without_a_number_are_never_matched_and_come_last():
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=40), budget=st.integers(60, 8000))
 def test_as_many_rows_as_fit_are_spread_over_all(lengths, budget):
     one = subject([pair(row, prompt="x" * length) for row, length in enumerate(lengths)])

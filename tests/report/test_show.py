@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from told import make_run, make_store, record_line, table
 
 from sepo.cli import main
 from sepo.report.show import show
 from sepo.report.subject import Pair, Side, Subject
 from sepo.tokens.store import write_names
+from told import make_run, make_store, record_line, table
 
 ROWS = table()
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")

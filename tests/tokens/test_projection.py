@@ -77,7 +77,7 @@ def test_totals_stay_and_the_slow_loop_agrees(first, second):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=st.text(min_size=1, max_size=60), seed=st.integers(0, 2**16))
 def test_totals_of_random_texts_stay_to_and_from_every_tokenizer(name, text, seed):
     """2,000 texts in all, each from one tokenizer to the other four."""
@@ -126,7 +126,7 @@ def cut(length, places):
 numbers = st.floats(-100, 100, allow_nan=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cuts=texts_cut_twice, data=st.data())
 def test_linear_non_negative_and_refinement_is_undone(cuts, data):
     length, first, second = cuts

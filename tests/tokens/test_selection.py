@@ -61,7 +61,7 @@ TWINS = {"floor": slow_floor, "quantile": slow_quantile}
 
 
 @pytest.mark.parametrize("rule", TWINS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(rows=batches(), ratio=RATIOS, largest=st.booleans())
 def test_selection_equals_its_slow_twin(rule, rows, ratio, largest):
     scores, mask = tensors(rows)
@@ -73,7 +73,7 @@ def test_selection_equals_its_slow_twin(rule, rows, ratio, largest):
 
 
 @pytest.mark.parametrize("rule", TWINS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=batches(), ratio=RATIOS, largest=st.booleans(), junk=st.sampled_from(PADDING), data=st.data())
 def test_padding_and_batch_do_not_matter(rule, rows, ratio, largest, junk, data):
     scores, mask = tensors(rows)
@@ -92,7 +92,7 @@ def test_padding_and_batch_do_not_matter(rule, rows, ratio, largest, junk, data)
 
 
 @pytest.mark.parametrize("rule", TWINS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=batches(), largest=st.booleans())
 def test_ratio_one_selects_every_counted_token(rule, rows, largest):
     scores, mask = tensors(rows)

@@ -29,7 +29,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, 
 TREES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(), TREES, min_size=1))
 def test_the_key_ignores_order_and_sees_every_change(identity):
     key = content_key(identity)
@@ -178,7 +178,7 @@ def test_offset_wraps_round_and_progress_counts_all_rows(tmp_path):
 @given(
     st.lists(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=5), min_size=1, max_size=9)
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_what_goes_in_comes_out_in_order(tmp_path_factory, rows):
     store = open_store(tmp_path_factory.mktemp("round"), rows=len(rows), columns=["scores"], shard_rows=4)
     store.fill(lambda start, stop: {"scores": rows[start:stop]}, offset=1)

@@ -31,7 +31,7 @@ FILES = (
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_flipped_bit_in_any_file_is_found(victim, name, data):
     path = victim.path / name

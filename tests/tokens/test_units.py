@@ -110,7 +110,7 @@ def slow_steps(group, steps, budget):
     return [(number, steps[number][place]) in kept for number, place in where]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(group=RESPONSES, budget=st.integers(1, 30))
 def test_tokens_equal_their_slow_twin(group, budget):
     picked = pick_tokens(group, budget)
@@ -119,7 +119,7 @@ def test_tokens_equal_their_slow_twin(group, budget):
     assert all(any(part) for part in split(group, picked))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(group=RESPONSES, budget=st.integers(1, 30), minimum=st.integers(1, 5))
 def test_spans_equal_their_slow_twin_have_their_length_and_the_exact_count(group, budget, minimum):
     picked = pick_spans(group, budget, minimum=minimum)
@@ -143,7 +143,7 @@ def stepped(draw):
     return group, steps
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=stepped(), budget=st.integers(1, 30))
 def test_steps_equal_their_slow_twin_and_are_whole(case, budget):
     group, steps = case
@@ -186,7 +186,7 @@ def responses(side, ratio, rows=slice(None), pad=(0, 0), junk=math.nan):
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sides=batches(), ratio=RATIOS, pad=st.tuples(st.integers(0, 2), st.integers(0, 2)), data=st.data())
 def test_padding_and_batch_do_not_matter(unit, sides, ratio, pad, data):
     rows = len(sides[0][0])
@@ -207,7 +207,7 @@ def test_padding_and_batch_do_not_matter(unit, sides, ratio, pad, data):
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sides=batches())
 def test_ratio_one_selects_every_counted_token(unit, sides):
     whole = [responses(side, 1.0) for side in sides]
@@ -216,7 +216,7 @@ def test_ratio_one_selects_every_counted_token(unit, sides):
     assert all(torch.equal(select_units(side, unit=unit), mask) for side, mask in zip(whole, masks, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sides=batches(), ratio=RATIOS)
 def test_the_unit_token_of_a_response_is_the_vectorized_selection(sides, ratio):
     for side in sides:
@@ -225,7 +225,7 @@ def test_the_unit_token_of_a_response_is_the_vectorized_selection(sides, ratio):
         assert torch.equal(select_units(responses(side, ratio)), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sides=batches(), ratio=RATIOS)
 def test_a_pair_shares_one_budget(sides, ratio):
     chosen, rejected = select_pairs(*(responses(side, ratio) for side in sides))
@@ -280,7 +280,7 @@ def counts_of(threshold, rows, size=3):
     return torch.cat(list(threshold.counts(pieces(rows, size)))).tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=DATASETS, ratio=RATIOS, largest=st.booleans(), size=st.integers(1, 5))
 def test_the_threshold_equals_the_global_sort(rows, ratio, largest, size):
     flat = sorted((x for row in rows for x in row), reverse=largest)
@@ -362,7 +362,7 @@ SPANS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(lengths=st.lists(st.integers(0, 4), max_size=10), spans=SPANS)
 def test_span_weights_equal_their_slow_twin(lengths, spans):
     offsets, start = [], 0

@@ -75,7 +75,7 @@ def test_parts_add_up_to_the_whole(models, name, share):
     assert_same(step(models, name, parts=Parts(1), share=share), whole)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 80), st.integers(1, 8), st.booleans())
 def test_other_processes_may_need_more_parts(models, budget, most, share):
     seen = []

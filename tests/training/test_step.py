@@ -149,7 +149,7 @@ def test_a_batch_of_four_equals_four_accumulated_batches_of_one(policy, nll_weig
     torch.testing.assert_close(accumulated, expected, rtol=1e-11, atol=1e-11)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.permutations(range(4)), st.integers(0, 9), st.integers(0, 1000))
 def test_padding_and_order_do_not_matter(world, order, extra, seed):
     model = LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64).eval()

@@ -41,7 +41,7 @@ def test_every_kind_of_tokenizer_spells_what_it_decodes(name, text):
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30), cut=st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_steps_can_be_told_from_the_spelled_tokens(words, text, cut):
     """Also where a character is cut in its middle, and where special tokens stand between."""
     ids = words.encode(text + ". 你好。 No!\n", add_special_tokens=False)
