@@ -56,9 +56,7 @@ class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
             chunk_tokens=self.settings.head_chunk_tokens,
             share_prompts=self.shares_prompts(),
             parts=self.parts(model),
-            watch=None
-            if self.record is None or train_eval == "eval"
-            else self.record.watch(self.state.global_step + 1),
+            watch=None if train_eval == "eval" else self._watch(),
         )
         prefix = "eval_" if train_eval == "eval" else ""
         return output.loss, {f"{prefix}{name}": value for name, value in output.metrics.items()}
