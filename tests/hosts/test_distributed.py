@@ -5,6 +5,7 @@ import os
 import pytest
 
 from recipes import BIN, adapter, environment, logged, run, sepo_recipe, sepo_train, write
+from sepo.training.recorded import read_record
 
 pytestmark = pytest.mark.host
 
@@ -40,6 +41,10 @@ def test_two_ranks_train_as_one_process_and_share_the_scoring(one_process, tmp_p
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert len(losses[0]) == 4
+    ours, whole = (read_record(output)[0] for output in (tmp_path / "out", folder / "out"))
+    assert {pair.step for pair in ours} == {1, 2, 3, 4}
+    assert len(whole) == 16
+    assert all(pair in whole for pair in ours)  # the first process's, as one process had them
 
 
 def test_accumulation_of_split_batches_is_a_larger_batch(one_process, tmp_path):

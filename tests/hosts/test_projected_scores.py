@@ -18,6 +18,8 @@ from recipes import adapter, logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.conversations import CONVERSATION, READ, TextReadingProcessor, _conversation
 from sepo.hosts.llamafactory.projected_scores import ProjectedScorer, oracle_reader
+from sepo.report.reading import read_subject
+from sepo.tokens.store import ScoreStore
 from sepo.training.settings import ModelSpec, OracleSpec
 
 IGNORE = -100
@@ -143,6 +145,19 @@ def test_scores_equal_a_slow_loop_over_single_rows(attach, others, words):
             slow = slow_scores(others, f"How many legs has creature {index}?", answer, words, response)
             assert scored[index][f"{side}_scores"] == pytest.approx(slow, abs=1e-5)
             assert max(map(abs, slow)) > 0.1
+
+
+def test_the_store_says_what_the_oracle_read(attach, words):
+    scorer, _, _ = attach()
+    store = ScoreStore.at(scorer.stores["train"])
+    assert store.verify() == []
+    scores = store.table().to_pylist()
+    for row, said in store.texts.read(range(len(ANSWERS))):
+        assert said.prompt == f"How many legs has creature {row}?"
+        for side, answer in zip(SIDES, ANSWERS[row], strict=True):
+            tokens = getattr(said, side).tokens
+            assert len(tokens) == len(scores[row][f"{side}_scores"])
+            assert "".join("".join(tokens).removesuffix("</s>").split()) == "".join(answer.split())
 
 
 def test_the_store_knows_nothing_of_the_policy(attach, caplog):
@@ -292,6 +307,11 @@ def test_train_with_an_oracle_of_another_family(world, others, tmp_path):
         if "loss" in entry:
             assert 0.2 < entry["select/chosen_ratio"] <= 0.3
             assert entry["treg/reward_chosen"] != 0
+    shown = read_subject(tmp_path / "out")
+    assert "The oracle's tokens are not the policy's" in " ".join(shown.missing)
+    assert {pair.step for pair in shown.pairs} == {1, 2}
+    for side in ("chosen", "rejected"):
+        assert all(getattr(pair, side).tokens[-2:] == ("<|im_end|>", "\n") for pair in shown.pairs)  # the policy's
     again = sepo_train({**recipe, "output_dir": str(tmp_path / "again")}, tmp_path)
     assert "nothing to score" in again.stdout
     assert same_weights(adapter(tmp_path / "out"), adapter(tmp_path / "again"))

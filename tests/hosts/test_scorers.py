@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import tiny
 from recipes import logged, sepo_recipe, sepo_train
+from sepo.report.reading import read_subject
 
 pytestmark = pytest.mark.host
 
@@ -73,7 +75,17 @@ def test_random_spans_of_a_seed(world, tmp_path):
 def test_confidence_by_steps_of_a_pair(world, tmp_path):
     recipe = sepo_recipe(
         world, tmp_path / "out", objective="simpo", token_scorer="confidence", select_unit="step", select_scope="pair",
-        max_steps=2, **NO_ORACLE,
+        max_steps=2, gradient_accumulation_steps=2, **NO_ORACLE,
     )  # fmt: skip
     sepo_train(recipe, tmp_path)
-    assert all(0 < entry["select/chosen_ratio"] <= 1 for entry in training(tmp_path / "out"))
+    entries = training(tmp_path / "out")
+    assert all(0 < entry["select/chosen_ratio"] <= 1 for entry in entries)
+    subject = read_subject(tmp_path / "out")
+    assert [pair.step for pair in subject.pairs] == [1, 1, 1, 1, 2, 2, 2, 2]
+    for number, entry in enumerate(entries):  # what was recorded is all that the two device batches of a step had
+        batches = [subject.pairs[start : start + 2] for start in (4 * number, 4 * number + 2)]
+        for side in ("chosen", "rejected"):
+            shares = [np.concatenate([getattr(pair, side).selected for pair in pairs]).mean() for pairs in batches]
+            assert entry[f"select/{side}_ratio"] == pytest.approx(np.mean(shares), abs=1e-6)
+        for pair in subject.pairs:  # what the policy expects least
+            assert all(score >= 0 for score in pair.chosen.scores)

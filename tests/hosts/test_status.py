@@ -10,7 +10,9 @@ import pytest
 from recipes import BIN, run, sepo_recipe, sepo_train
 from sepo.cli import main
 from sepo.hosts.llamafactory.status import run_status
+from sepo.report.reading import read_subject
 from sepo.training.logged import LOG_FILE, SETTINGS_FILE, read_log
+from sepo.training.recorded import read_record
 from sepo.training.runlog import note_preparation
 
 
@@ -126,3 +128,14 @@ def test_a_real_run(world, tmp_path, capsys):
     assert json.loads(done.stdout)["step"] == 4
     assert main(["status", str(tmp_path / "out")]) == 0
     assert "selected: 2" in capsys.readouterr().out
+    shown = read_subject(tmp_path / "out")
+    assert (shown.missing, shown.rows, shown.recipe["seed"], shown.log[-1]["step"]) == ([], 18, 3, 4)
+    assert shown.versions["llamafactory"].startswith("0.9.5")
+    recorded, _ = read_record(tmp_path / "out")
+    assert [pair.step for pair in recorded] == [1, 1, 2, 2, 3, 3, 4, 4]
+    for pair in recorded:  # the steps' own selection is the one that is made again from the store
+        (again,) = (other for other in shown.pairs if other.row == pair.row)
+        assert again.prompt == pair.prompt
+        for was, now in ((pair.chosen, again.chosen), (pair.rejected, again.rejected)):
+            assert (now.tokens, tuple(now.selected.tolist())) == (was.tokens, was.selected)
+            assert now.scores.tolist() == pytest.approx(was.scores, rel=1e-7)

@@ -21,6 +21,7 @@ from recipes import (
     sepo_train,
     write,
 )
+from sepo.training.recorded import RECORD_FILE
 
 pytestmark = pytest.mark.host
 
@@ -90,6 +91,11 @@ def test_found_store_gives_the_same_run_as_scoring(first_run):
     assert same_weights(adapter(folder / "again"), adapter(folder / "out"))
 
 
+def _written(file):
+    """Whether a file has its content: the trainer opens it and then writes."""
+    return file.exists() and file.stat().st_size > 0
+
+
 def test_killed_run_resumes_to_the_same_weights(first_run):
     folder, recipe, _ = first_run
     killed = {**recipe, "output_dir": str(folder / "killed")}
@@ -101,7 +107,7 @@ def test_killed_run_resumes_to_the_same_weights(first_run):
         )  # fmt: skip
         checkpoint = folder / "killed" / "checkpoint-2" / "trainer_state.json"
         deadline = time.monotonic() + 120
-        while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not _written(checkpoint) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -111,6 +117,9 @@ def test_killed_run_resumes_to_the_same_weights(first_run):
     done = sepo_train(killed, folder, name="killed.yaml")
     assert "Resuming training from" in done.stdout
     assert same_weights(adapter(folder / "killed"), adapter(folder / "out"))
+    records = [(folder / name / RECORD_FILE).read_bytes() for name in ("killed", "out")]
+    assert records[0] == records[1]
+    assert len(records[0].splitlines()) == 16
 
 
 def test_host_stage_is_untouched(world, tmp_path):
