@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sepo import __version__
+from sepo.credit.commands import add_credit, run_credit
 from sepo.errors import SepoError
 from sepo.scores.commands import add_scores, run_scores
 
@@ -18,6 +19,7 @@ EPILOG = """examples:
   sepo pipeline recipe.yaml                     base, oracle, scores, policy
   sepo plan recipe.yaml --gpu 24GiB             what memory it needs, and whether it fits
   sepo status saves/run                         how far a run is
+  sepo credit saves/run --data pairs.json       how well its oracle finds errors that are marked
   sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
   sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
 """
@@ -146,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     state = command("status", _status, "Say how far a run is: step, rate, time left, last metrics, what it selects.")
     state.add_argument("folder", metavar="DIR", help="output_dir of a run, going on or ended")
     state.add_argument("--json", action="store_true", help="as JSON")
+    add_credit(command("credit", run_credit, "Measure how well token scorers find errors that are known."))
     _add_bench(command("bench", _bench, "Measure our stages against the host's dpo and simpo, on this machine."))
     command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")
     command("disable", _disable, "Undo `sepo enable` completely.")
