@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "plugin" / "sepo"
 HOSTS = ("llamafactory", "axolotl")
 COMMANDS = (
-    "train", "score", "scores", "pipeline", "plan", "status", "report", "show", "eval", "bench", "webui",
+    "train", "score", "scores", "pipeline", "plan", "status", "report", "show", "credit", "eval", "bench", "webui",
     "enable", "disable", "doctor", "demo",
 )  # fmt: skip
 MODULES = sorted(SOURCE.rglob("*.py"))

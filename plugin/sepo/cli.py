@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sepo import __version__
+from sepo.credit.commands import add_credit, run_credit
 from sepo.errors import SepoError
 from sepo.evaluation.commands import add_eval, run_eval
 from sepo.report.commands import add_report, add_show, run_report, run_show
@@ -24,6 +25,7 @@ EPILOG = """examples:
   sepo report saves/run                         one page: tokens, scores, training
   sepo eval recipe.yaml adapter_name_or_path=saves/run --before --generate 64
                                                 what training changed, on held-out pairs
+  sepo credit saves/run --data pairs.json       how well its oracle finds errors that are marked
   sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
   sepo webui                                    LLaMA Board with our stages
   sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
@@ -166,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         "As `llamafactory-cli webui`: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE, GRADIO_ROOT_PATH and the "
         "other variables of gradio apply. After `sepo enable` the host's own command shows the same."
     )
+    add_credit(command("credit", run_credit, "Measure how well token scorers find errors that are known."))
     _add_bench(command("bench", _bench, "Measure our stages against the host's dpo and simpo, on this machine."))
     command("enable", _enable, "Make plain `llamafactory-cli train` know our stages, in its workers too.")
     command("disable", _disable, "Undo `sepo enable` completely.")

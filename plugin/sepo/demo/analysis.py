@@ -16,6 +16,7 @@ from sepo.evaluation.divergence import answer_sums
 from sepo.evaluation.preference import accuracy_and_margin, margins
 from sepo.forward.scoring import ScoredSequence, ScoringModel
 from sepo.tokens.selection import select_tokens
+from sepo.tokens.spans import marked_tokens
 from sepo.tokens.store import ScoreStore
 
 PROMPT = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -72,7 +73,7 @@ def rejected_answers(
             )
         scored = torch.tensor(values)
         spans = [(span["start"], span["end"]) for span in row["rejected_error_spans"]]
-        wrong = torch.tensor([any(s < end and start < e for s, e in spans) for start, end in encoded["offset_mapping"]])
+        wrong = torch.tensor(marked_tokens(encoded["offset_mapping"], spans))
         mask = torch.ones(1, len(values), dtype=torch.bool)
         selected = select_tokens(scored.unsqueeze(0), mask, ratio=ratio, largest=False)[0]
         tokens = tuple((text + END_OF_TURN)[start:end] for start, end in encoded["offset_mapping"])

@@ -1,8 +1,8 @@
-"""Weights of character spans as scores of tokens."""
+"""Character spans on tokens: their weights as scores, or which tokens they mark."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -46,3 +46,20 @@ def span_weights(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> l
             if end > span.start and end > start:
                 weights[index] = span.weight if known is None else max(known, span.weight)
     return [0.0 if weight is None else weight for weight in weights]
+
+
+def marked_tokens(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[bool]:
+    """Say of every token whether it overlaps a marked span, by a character at least.
+
+    Args:
+        offsets: as ``span_weights``; a token without text of the response is never marked.
+        spans: the characters (start, end) of each, in any order, overlapping or not.
+
+    Returns:
+        One bool per token.
+
+    Example:
+        >>> marked_tokens([(0, 2), (2, 5), (5, 5)], [(1, 2), (5, 7)])
+        [True, False, False]
+    """
+    return [weight > 0 for weight in span_weights(offsets, [Span(start, end, 1.0) for start, end in spans])]

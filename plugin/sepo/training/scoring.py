@@ -110,12 +110,29 @@ def _as_it_is(model: nn.Module) -> ScoringModel:
 
 def _contrastive_pair(row: Row, index: int, side: str, tokenizer: Any) -> ContrastivePair:
     question, answer = quoted_conversation(conversation(row, index)), answer_text(row, side, index)
+    return contrastive_pair(question, answer, row[f"{side}_ids"], tokenizer=tokenizer)
+
+
+def contrastive_pair(
+    question: str, answer: str, response_ids: Sequence[int], *, tokenizer: Any, chat_template: str | None = None
+) -> ContrastivePair:
+    """Put T-REG's two prompts, in a tokenizer's chat template, before one response.
+
+    Args:
+        question: the quoted conversation.
+        answer: the response's text.
+        response_ids: its tokens, the end of turn included.
+        tokenizer: one of transformers'.
+        chat_template: in place of the tokenizer's own, or None.
+    """
     sequences = []
     for direction in DIRECTIONS:
         turn = {"role": "user", "content": revision_prompt(question, answer, direction)}
-        prompt = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+        prompt = tokenizer.apply_chat_template(
+            [turn], chat_template=chat_template, add_generation_prompt=True, tokenize=False
+        )
         prefix = tokenizer.encode(prompt + answer_marker(direction), add_special_tokens=False)
-        sequences.append(ScoredSequence([*prefix, *row[f"{side}_ids"]], len(prefix)))
+        sequences.append(ScoredSequence([*prefix, *response_ids], len(prefix)))
     return ContrastivePair(*sequences)
 
 

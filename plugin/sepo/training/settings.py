@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,15 @@ class ModelSpec:
     model: str
     adapters: tuple[str, ...] = ()
     quantization_bit: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, for a run's folder."""
+        return {"model": self.model, "adapters": list(self.adapters), "quantization_bit": self.quantization_bit}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """Read what ``as_dict`` wrote."""
+        return cls(str(values["model"]), tuple(map(str, values["adapters"])), values["quantization_bit"])
 
 
 @dataclass(frozen=True)
@@ -158,20 +168,14 @@ class RunSettings:
             "rejected_selects": None if self.method.selector is None else self._rejected_end,
             "oracle": None
             if self.oracle is None
-            else {
-                side: _spec_dict(spec) for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))
-            },
+            else {side: spec.as_dict() for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))},
             "token_rewards": None
             if self.token_rewards is None
             else {
                 "origin": self.token_rewards.origin,
-                "model": None if self.token_rewards.model is None else _spec_dict(self.token_rewards.model),
+                "model": None if self.token_rewards.model is None else self.token_rewards.model.as_dict(),
             },
             "ref_precompute": None
             if self.precomputed_reference is None
-            else _spec_dict(self.precomputed_reference.model),
+            else self.precomputed_reference.model.as_dict(),
         }
-
-
-def _spec_dict(spec: ModelSpec) -> dict[str, Any]:
-    return {"model": spec.model, "adapters": list(spec.adapters), "quantization_bit": spec.quantization_bit}

@@ -19,6 +19,7 @@ from sepo.objectives import Method, RowTokens, TokenScorer
 from sepo.tokens.scores import random_scores
 from sepo.tokens.threshold import Threshold, dataset_threshold
 from sepo.training.collator import COUNT_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
+from sepo.training.registered import scores_of_row
 from sepo.training.rewards import REWARD_COLUMNS
 from sepo.training.texts import TokenTexts
 
@@ -97,25 +98,14 @@ def _random_scores(rows: Rows, seed: int) -> dict[str, list[Any]]:
 
 
 def _row_scores(rows: Rows, scorer: TokenScorer, texts: TokenTexts) -> dict[str, list[Any]]:
+    def scored(ids: list[int], start: int, chosen: bool) -> np.ndarray:
+        pieces = tuple(texts.pieces(ids[start:]))
+        return scores_of_row(scorer, RowTokens(tuple(ids[:start]), tuple(ids[start:]), pieces, chosen))
+
     return {
-        column: [
-            _scored(scorer, RowTokens(tuple(ids[:start]), tuple(ids[start:]), tuple(texts.pieces(ids[start:])), chosen))
-            for ids, start in _responses(rows, side)
-        ]
+        column: [scored(ids, start, chosen) for ids, start in _responses(rows, side)]
         for column, side, chosen in zip(SCORE_COLUMNS, SIDES, (True, False), strict=True)
     }
-
-
-def _scored(scorer: TokenScorer, row: RowTokens) -> np.ndarray:
-    assert scorer.from_row is not None
-    scores = np.asarray(scorer.from_row(row), dtype=np.float32)
-    if scores.shape != (len(row.response_ids),) or not np.isfinite(scores).all():
-        raise SepoError(
-            f"token scorer '{scorer.name}' returned scores of shape {list(scores.shape)} for a "
-            f"{'chosen' if row.chosen else 'rejected'} response of {len(row.response_ids)} tokens "
-            f"({''.join(row.texts)[:40]!r}), expected one finite number per token."
-        )
-    return scores
 
 
 def _steps(rows: Rows, texts: TokenTexts) -> dict[str, list[Any]]:

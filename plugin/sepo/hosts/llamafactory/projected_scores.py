@@ -65,13 +65,17 @@ def oracle_reader(settings: RunSettings, *, tokenizer: Any, model_args: Any, dat
     return ChatReader(
         theirs,
         name=f"oracle_model '{oracle.model}'",
-        chat_template=_adapter_template(oracle),
+        chat_template=adapter_template(oracle),
         max_tokens=min(data_args.cutoff_len, *(limit for limit in limits if limit)),
     )
 
 
-def _adapter_template(oracle: ModelSpec) -> str | None:
-    """The chat template that was saved with an adapter, with which it was trained; the last adapter's that has one."""
+def adapter_template(oracle: ModelSpec) -> str | None:
+    """The chat template that was saved with an oracle's last adapter that has one: with it the oracle was trained.
+
+    Raises:
+        SepoError: the oracle's folder or an adapter's is missing.
+    """
     _, adapters = spec_folders(oracle, key="oracle_model")
     for folder in reversed(adapters):
         if (folder / "chat_template.jinja").is_file():
@@ -194,7 +198,7 @@ class ProjectedScorer(OracleScores):
     def _placed(self, conversation: Mapping[str, Any], labels: list[int], side: str) -> tuple[list[int], TokenSpans]:
         """The policy's tokens of a response, and the places of the whole response's."""
         kept = [label for label in labels if label != IGNORE_INDEX]
-        spans = self._policy.spans(_example(conversation), kept, side)
+        spans = self._policy.spans(example_row(conversation), kept, side)
         if spans is None:
             raise SepoError(
                 f"the policy's tokens of the {side} response {conversation['answers'][SIDES.index(side)][:60]!r} do "
@@ -223,7 +227,7 @@ class ProjectedScorer(OracleScores):
         )  # fmt: skip
 
 
-def _example(conversation: Mapping[str, Any]) -> dict[str, Any]:
+def example_row(conversation: Mapping[str, Any]) -> dict[str, Any]:
     """A conversation as the row that the host made it of."""
     answers = [{"role": "assistant", "content": text} for text in conversation["answers"]]
     media: dict[str, list[Any]] = {f"_{name}": [] for name in ("images", "videos", "audios")}

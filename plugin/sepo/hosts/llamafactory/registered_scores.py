@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
 
 from sepo.errors import SepoError
-from sepo.forward.scoring import score_batches
 from sepo.hosts.llamafactory.row_texts import PolicyTokens
 from sepo.hosts.llamafactory.rows import SIDES, response_start
 from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity
@@ -19,6 +17,7 @@ from sepo.objectives import SCORERS, RowTokens
 from sepo.plugins import find
 from sepo.tokens.scoring import BatchScorer
 from sepo.training.collator import SCORE_COLUMNS
+from sepo.training.registered import scores_of_rows
 from sepo.training.settings import RunSettings
 from sepo.training.texts import TokenTexts
 
@@ -65,39 +64,14 @@ class RegisteredScores(StoredScores):
             for side in SIDES
             for ids, labels in zip(rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True)
         ]
-        scorer = self._loaded()
-
-        def score(batch: list[int]) -> list[Tensor]:
-            given = [responses[index] for index in batch]
-            return self._checked(scorer(given), given)
-
-        lengths = [len(row.prompt_ids) + len(row.response_ids) for row in responses]
-        scores = [
-            row.numpy() for row in score_batches(lengths, self.settings.score_batch_tokens, score, on_batch=on_batch)
-        ]
+        scores = scores_of_rows(
+            self.name, self._loaded(), responses, batch_tokens=self.settings.score_batch_tokens, on_batch=on_batch
+        )
         count = stop - start
         return dict(zip(SCORE_COLUMNS, (scores[:count], scores[count:]), strict=True))
 
     def _tokens(self, ids: list[int], start: int, *, chosen: bool) -> RowTokens:
         return RowTokens(tuple(ids[:start]), tuple(ids[start:]), tuple(self.texts.pieces(ids[start:])), chosen)
-
-    def _checked(self, scores: Sequence[Sequence[float]], rows: Sequence[RowTokens]) -> list[Tensor]:
-        if len(scores) != len(rows):
-            raise SepoError(
-                f"token scorer '{self.name}' returned {len(scores)} rows for a batch of {len(rows)} responses, "
-                "expected one for each, in order."
-            )
-        checked = []
-        for given, row in zip(scores, rows, strict=True):
-            numbers = torch.as_tensor(given, dtype=torch.float32)
-            if numbers.shape != (len(row.response_ids),) or not bool(torch.isfinite(numbers).all()):
-                raise SepoError(
-                    f"token scorer '{self.name}' returned scores of shape {list(numbers.shape)} for a "
-                    f"{'chosen' if row.chosen else 'rejected'} response of {len(row.response_ids)} tokens "
-                    f"({''.join(row.texts)[:40]!r}), expected one finite number per token."
-                )
-            checked.append(numbers)
-        return checked
 
     def _loaded(self) -> BatchScorer:
         if self._scorer is None:

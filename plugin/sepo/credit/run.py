@@ -1,0 +1,320 @@
+"""One measurement: pairs, models and scorers in; the result as plain JSON values out.
+
+The result's form is ``SCHEMA``; a change that breaks readers gets another number::
+
+    schema          "sepo.credit/1"
+    sepo            version of this package
+    data            source, sha256 (of the rows that were read), rows, responses (measured), left_out
+                    {no_token_marked, all_tokens_marked}, tokens, marked_tokens (of the measured responses),
+                    spans {type: how many}, spans_cut (wholly behind a truncation)
+    reading         template (null: the tokenizer's chat template), cutoff_len, dtype (null: the host's choice),
+                    end_of_turn ("counted" or "left out")
+    models          model, oracle, oracle_base, reference: null or {model, adapters, quantization_bit}
+    settings        ratio, rule, seed, bootstrap (samples), interval (0.95), random_draws
+    best_possible   precision and recall at the ratio of a scorer that ranks every marked token first
+    scorers         by name: auroc, average_precision, precision, recall, each {mean, low, high}; by_type: by type of
+                    error: responses, auroc, average_precision, recall
+    differences     a list of {first, second, auroc, average_precision, precision, recall}: first minus second,
+                    response by response
+    seconds         how long it took
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from sepo import __version__
+from sepo.credit.data import LabelledPair
+from sepo.credit.evaluate import Scores, evaluate
+from sepo.credit.reading import ChatTemplateReader, Reader, lost_errors, mark, text_mask
+from sepo.credit.scorers import (
+    Answer,
+    CreditModels,
+    Scorer,
+    find_scorers,
+    live_scores,
+    random_draws,
+    read_scores,
+    stored_scores,
+)
+from sepo.errors import SepoError
+from sepo.forward.contrastive import ContrastiveScorer
+from sepo.forward.scoring import DEFAULT_BATCH_TOKENS, LogProbScorer, ScoredSequence
+from sepo.tokens.scores import oracle_scores
+from sepo.training.chats import ReadResponse
+from sepo.training.settings import ModelSpec
+from sepo.training.texts import TokenTexts
+
+if TYPE_CHECKING:
+    from sepo.hosts.llamafactory.credit import CreditHost, NamedSpec
+
+SCHEMA = "sepo.credit/1"
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class CreditRequest:
+    """What is measured, and how.
+
+    Args:
+        source: what the data is called.
+        scorers: names, as ``find_scorers`` takes them.
+        models: the models that are named.
+        template: the host's name of a template, or None for the tokenizer's own chat template.
+        cutoff_len: most tokens of a conversation with its answer.
+        dtype: ``fp32``, ``bf16`` or ``fp16``, or None for what the host would choose.
+        ratio: share of an answer's tokens that is selected.
+        text_only: leave out tokens that cover no character of the answer.
+        seed: of the bootstrap and of random scores.
+        bootstrap: samples.
+        random_draws: how often random scores are drawn; their measures are averaged within each answer.
+        batch_tokens: tokens per scoring batch.
+    """
+
+    source: str
+    scorers: Sequence[str]
+    models: CreditModels = field(default_factory=CreditModels)
+    template: str | None = None
+    cutoff_len: int = 2048
+    dtype: str | None = None
+    ratio: float = 0.3
+    text_only: bool = False
+    seed: int = 0
+    bootstrap: int = 1000
+    random_draws: int = 100
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Pairs in tokens, with every scorer's numbers.
+
+    Args:
+        reads: the rejected answers as the tokenizer has them; the tokens from ``response_start`` on are measured.
+        scores: by scorer: draws (one, where chance plays no part) of every answer's numbers, [T] each, low = wrong.
+    """
+
+    reads: Sequence[ReadResponse]
+    scores: Mapping[str, Scores]
+
+
+def score_pairs(pairs: Sequence[LabelledPair], request: CreditRequest, *, progress: bool = False) -> ScoredPairs:
+    """Ask scorers for their numbers.
+
+    Args:
+        pairs: from ``sepo.credit.data``.
+        request: what is measured.
+        progress: whether to show a bar for every model on standard error.
+
+    Raises:
+        SepoError: a model or a scorer is missing or does not fit, or an answer's spans cannot be placed.
+    """
+    from sepo.hosts.llamafactory.credit import CreditHost
+
+    scorers = find_scorers(request.scorers, request.models)
+    named = _named(request.models)
+    if not named:
+        raise SepoError("no model is named, and tokens are those of one: name --model (its tokenizer alone is read).")
+    host = CreditHost(named[0], template=request.template, cutoff_len=request.cutoff_len, dtype=request.dtype)
+    host.check(named)
+    reader = _reader(host, scorers, request)
+    reads = [reader.read(pair) for pair in pairs]
+    return ScoredPairs(reads, _scores(host, reader, pairs, reads, scorers, request, progress))
+
+
+def measure(pairs: Sequence[LabelledPair], request: CreditRequest, *, progress: bool = False) -> dict[str, Any]:
+    """Measure scorers on pairs.
+
+    Args:
+        pairs: as ``score_pairs``.
+        request: as ``score_pairs``.
+        progress: as ``score_pairs``.
+
+    Returns:
+        Plain JSON values, in the form of this module's docstring.
+
+    Raises:
+        SepoError: as ``score_pairs``; or no answer can be measured.
+    """
+    started = time.monotonic()
+    scored = score_pairs(pairs, request, progress=progress)
+    reads, scores = scored.reads, scored.scores
+    if request.text_only:
+        masks = [text_mask(read) for read in reads]
+        scores = {
+            name: [[row[kept] for row, kept in zip(draw, masks, strict=True)] for draw in draws]
+            for name, draws in scores.items()
+        }
+    marked = [mark(pair, read, text_only=request.text_only) for pair, read in zip(pairs, reads, strict=True)]
+    found = evaluate(marked, scores, ratio=request.ratio, samples=request.bootstrap, seed=request.seed).as_dict()
+    counts = {name: found.pop(name) for name in ("responses", "left_out", "tokens", "marked_tokens")}
+    return {
+        "schema": SCHEMA,
+        "sepo": __version__,
+        "data": {
+            "source": request.source,
+            "sha256": _digest(pairs),
+            "rows": len(pairs),
+            **counts,
+            "spans": dict(sorted(Counter(span.type for pair in pairs for span in pair.spans).items())),
+            "spans_cut": lost_errors(pairs, reads),
+        },
+        **_settings(request),
+        **found,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _settings(request: CreditRequest) -> dict[str, Any]:
+    """What was asked for, as plain JSON values."""
+    return {
+        "reading": {
+            "template": request.template,
+            "cutoff_len": request.cutoff_len,
+            "dtype": request.dtype,
+            "end_of_turn": "left out" if request.text_only else "counted",
+        },
+        "models": _models(request.models),
+        "settings": {
+            "ratio": request.ratio,
+            "rule": "floor",
+            "seed": request.seed,
+            "bootstrap": request.bootstrap,
+            "interval": 0.95,
+            "random_draws": request.random_draws,
+        },
+    }
+
+
+def _named(models: CreditModels) -> list[NamedSpec]:
+    """The models, each with the setting that names it; the first one's tokenizer is used."""
+    oracle = models.oracle
+    found = [
+        ("model_name_or_path", models.model),
+        ("oracle_base_model", None if oracle is None else oracle.base),
+        ("oracle_model", None if oracle is None else oracle.oracle),
+        ("ref_model", models.reference),
+    ]
+    return [(key, spec) for key, spec in found if spec is not None]
+
+
+def _reader(host: CreditHost, scorers: Sequence[Scorer], request: CreditRequest) -> Reader:
+    if request.template is None:
+        return ChatTemplateReader(
+            host.tokenizer,
+            name=f"'{host.spec.model}'",
+            chat_template=host.chat_template(),
+            max_tokens=request.cutoff_len,
+        )
+    prompts = any(scorer.kind == "contrastive" for scorer in scorers) and request.models.model is not None
+    prompted = ("model_name_or_path", request.models.model) if prompts and request.models.model else None
+    return host.template_reader(prompted=prompted)
+
+
+def _scores(
+    host: CreditHost,
+    reader: Reader,
+    pairs: Sequence[LabelledPair],
+    reads: Sequence[ReadResponse],
+    scorers: Sequence[Scorer],
+    request: CreditRequest,
+    progress: bool,
+) -> dict[str, Scores]:
+    """Every scorer's numbers, low = wrong, in the order of the scorers."""
+    answers = [Answer(tuple(read.input_ids), read.response_start) for read in reads]
+    logps, rewards = _model_numbers(host, reader, pairs, reads, scorers, request, progress)
+    made: dict[str, Scores] = {}
+    for scorer in scorers:
+        if scorer.kind == "random":
+            made[scorer.name] = random_draws(answers, seed=request.seed, draws=request.random_draws)
+            continue
+        if scorer.kind == "store":
+            rows = stored_scores(scorer, answers)
+        elif scorer.kind == "contrastive":
+            rows = rewards
+        elif scorer.kind in ("oracle", "live"):
+            first, *rest = (logps[spec] for spec in scorer.log_probs(request.models))
+            second = rest[0] if rest else [None] * len(first)
+            rows = [_compared(scorer, *both) for both in zip(first, second, strict=True)]
+        else:
+            rows = read_scores(
+                scorer,
+                answers,
+                texts=TokenTexts(host.tokenizer),
+                device=host.device,
+                batch_tokens=request.batch_tokens,
+            )
+        made[scorer.name] = [[scorer.sign * row for row in rows]]
+    return made
+
+
+def _compared(scorer: Scorer, first: Tensor, second: Tensor | None) -> Array:
+    if scorer.kind == "oracle":
+        assert second is not None
+        return oracle_scores(first, second).numpy()
+    return live_scores(scorer, first.numpy(), None if second is None else second.numpy())
+
+
+def _model_numbers(
+    host: CreditHost,
+    reader: Reader,
+    pairs: Sequence[LabelledPair],
+    reads: Sequence[ReadResponse],
+    scorers: Sequence[Scorer],
+    request: CreditRequest,
+    progress: bool,
+) -> tuple[dict[ModelSpec, list[Tensor]], list[Array]]:
+    """Log-probabilities of the answers, by model, and contrastive rewards; each model is loaded once."""
+    wanted = [spec for scorer in scorers for spec in scorer.log_probs(request.models)]
+    prompted = request.models.model if any(scorer.kind == "contrastive" for scorer in scorers) else None
+    logps: dict[ModelSpec, list[Tensor]] = {}
+    rewards: list[Array] = []
+    sequences = [ScoredSequence(read.input_ids, read.response_start) for read in reads]
+    prompts = [reader.contrastive(*both) for both in zip(pairs, reads, strict=True)] if prompted else []
+    everyone = wanted if prompted is None else [*wanted, prompted]
+    for spec, model in host.each_model(everyone, request.models.oracle):
+        if spec in wanted:
+            with _bar(spec, "log-probabilities", len(sequences), progress) as bar:
+                scorer = LogProbScorer(model, batch_tokens=request.batch_tokens)
+                logps[spec] = scorer.score(sequences, on_batch=bar.update)
+        if spec == prompted:
+            with _bar(spec, "contrastive prompts", len(prompts), progress) as bar:
+                asker = ContrastiveScorer(model, batch_tokens=request.batch_tokens)
+                rewards = [row.numpy() for row in asker.score(prompts, on_batch=bar.update)]
+    return logps, rewards
+
+
+def _bar(spec: ModelSpec, what: str, answers: int, progress: bool) -> Any:
+    name = " + ".join(Path(part).name for part in (spec.model, *spec.adapters))
+    return tqdm(total=answers, desc=f"{what} under {name}", unit="answer", disable=not progress)
+
+
+def _models(models: CreditModels) -> dict[str, Any]:
+    oracle = models.oracle
+    named: Mapping[str, ModelSpec | None] = {
+        "model": models.model,
+        "oracle": None if oracle is None else oracle.oracle,
+        "oracle_base": None if oracle is None else oracle.base,
+        "reference": models.reference,
+    }
+    return {name: None if spec is None else spec.as_dict() for name, spec in named.items()}
+
+
+def _digest(pairs: Sequence[LabelledPair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        spans = [[span.start, span.end, span.type] for span in pair.spans]
+        digest.update(json.dumps([pair.conversation, spans], ensure_ascii=True, sort_keys=True).encode())
+    return digest.hexdigest()

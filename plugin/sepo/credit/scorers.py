@@ -1,0 +1,227 @@
+"""Token scorers as the benchmark asks them: by name, what each needs, and every number turned so that low is wrong.
+
+The names are those that ``token_scorer`` takes in a recipe (registered ones too), and two more: ``surprisal``, which is
+``confidence`` by its usual name, and ``store:FOLDER``, the scores that a run stored for these very rows. A scorer is
+measured by what a selection would take from a rejected answer: where training takes the lowest scores there, they are
+left as they are, and where it takes the highest (``policy_ref``, ``confidence``, some registered ones), they are
+negated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sepo.credit.measures import Array
+from sepo.errors import SepoError, nearest
+from sepo.objectives import LiveTokens, RowTokens, TokenScorer, available_scorers
+from sepo.objectives.presets import find_scorer
+from sepo.tokens.scores import random_scores
+from sepo.tokens.store import ScoreStore
+from sepo.training.collator import SCORE_COLUMNS
+from sepo.training.registered import scores_of_row, scores_of_rows
+from sepo.training.rewards import REWARD_COLUMNS
+from sepo.training.settings import ModelSpec, OracleSpec
+from sepo.training.texts import TokenTexts
+
+STORE = "store:"
+SURPRISAL = "surprisal"
+_NOT_HERE = ("file", "none")
+
+
+@dataclass(frozen=True)
+class CreditModels:
+    """The models that scorers may need.
+
+    Args:
+        model: whose surprise is measured, who is prompted for contrastive rewards, and the policy of ``policy_ref``.
+        oracle: the oracle with its base.
+        reference: of ``policy_ref``.
+    """
+
+    model: ModelSpec | None = None
+    oracle: OracleSpec | None = None
+    reference: ModelSpec | None = None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One scorer of a measurement.
+
+    Args:
+        name: as the user wrote it.
+        definition: what it is in a recipe; None for a store.
+        store: the folder of a store, or None.
+    """
+
+    name: str
+    definition: TokenScorer | None = None
+    store: Path | None = None
+
+    @property
+    def kind(self) -> str:
+        """``store``, ``oracle``, ``contrastive``, ``random``, or how it is asked: ``live``, ``row`` or ``batch``."""
+        if self.definition is None:
+            return "store"
+        if self.definition.from_logps is not None:
+            return "live"
+        if self.definition.from_batch is not None:
+            return "batch"
+        return "row" if self.definition.from_row is not None else self.definition.name
+
+    @property
+    def sign(self) -> float:
+        """What its numbers are multiplied with, so that low is wrong."""
+        return -1.0 if self.definition is not None and self.definition.rejected_largest else 1.0
+
+    def log_probs(self, models: CreditModels) -> tuple[ModelSpec, ...]:
+        """Under which models it needs the log-probabilities of the answers."""
+        if self.kind == "oracle" and models.oracle is not None:
+            return (models.oracle.oracle, models.oracle.base)
+        if self.kind != "live" or models.model is None or self.definition is None:
+            return ()
+        with_reference = self.definition.compares_with_reference and models.reference is not None
+        return (models.model, models.reference) if with_reference and models.reference else (models.model,)
+
+
+def find_scorers(names: Sequence[str], models: CreditModels) -> list[Scorer]:
+    """Look the scorers up, and see that what they need is named.
+
+    Args:
+        names: as the user wrote them.
+        models: those that are named.
+
+    Raises:
+        SepoError: an unknown name, one twice, one that this measurement has no use for, or a model that is missing.
+    """
+    if not names or len(set(names)) != len(names):
+        raise SepoError(f"--scorers names {', '.join(names) or 'nothing'}; different scorers are expected.")
+    return [_found(name, models) for name in names]
+
+
+def _found(name: str, models: CreditModels) -> Scorer:
+    if name.startswith(STORE):
+        folder = Path(name.removeprefix(STORE)).expanduser()
+        if not (folder / "manifest.json").is_file():
+            raise SepoError(f"--scorers {name}: {folder} is no score store; `sepo scores ls` names them.")
+        return Scorer(name, store=folder)
+    known = (SURPRISAL, *(scorer for scorer in available_scorers() if scorer not in _NOT_HERE), f"{STORE}FOLDER")
+    recipe_name = "confidence" if name == SURPRISAL else name
+    if name in _NOT_HERE or recipe_name not in available_scorers():
+        raise SepoError(f"--scorers: '{name}'; expected some of {', '.join(known)}.{nearest(name, known)}")
+    scorer = Scorer(name, definition=find_scorer(recipe_name))
+    missing = _missing(scorer, models)
+    if missing:
+        raise SepoError(f"--scorers: {name} needs {missing}.")
+    return scorer
+
+
+def _missing(scorer: Scorer, models: CreditModels) -> str | None:
+    definition = scorer.definition
+    assert definition is not None
+    if scorer.kind == "oracle" and models.oracle is None:
+        return "an oracle: name --oracle-model or --oracle-adapters (and what it was trained from: --oracle-base)"
+    if scorer.kind in ("contrastive", "live") and models.model is None:
+        return "the model that it asks: --model"
+    if definition.compares_with_reference and models.reference is None:
+        return "a reference beside --model: name --ref-model or --ref-adapters"
+    return None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One rejected answer's tokens.
+
+    Args:
+        input_ids: prompt and answer.
+        start: index of the first token that is measured.
+    """
+
+    input_ids: tuple[int, ...]
+    start: int
+
+    @property
+    def tokens(self) -> int:
+        """How many are measured."""
+        return len(self.input_ids) - self.start
+
+
+def live_scores(scorer: Scorer, policy: Array, reference: Array | None) -> Array:
+    """The numbers of a scorer that training asks at every step, from one answer's log-probabilities [T] in nats."""
+    assert scorer.definition is not None
+    assert scorer.definition.from_logps is not None
+    logps = [None if row is None else torch.from_numpy(np.asarray(row))[None] for row in (policy, reference)]
+    assert logps[0] is not None
+    mask = torch.ones_like(logps[0], dtype=torch.bool)
+    scores = scorer.definition.from_logps(LiveTokens(logps[0], logps[1], mask, chosen=False))
+    return scores[0].numpy()
+
+
+def read_scores(
+    scorer: Scorer, answers: Sequence[Answer], *, texts: TokenTexts, device: torch.device, batch_tokens: int
+) -> list[Array]:
+    """The numbers of a registered scorer that reads the tokens and their texts itself."""
+    definition = scorer.definition
+    assert definition is not None
+    rows = [
+        RowTokens(
+            answer.input_ids[: answer.start],
+            answer.input_ids[answer.start :],
+            tuple(texts.pieces(answer.input_ids[answer.start :])),
+            chosen=False,
+        )
+        for answer in answers
+    ]
+    if definition.from_batch is None:
+        return [scores_of_row(definition, row) for row in rows]
+    return scores_of_rows(scorer.name, definition.from_batch.load(device), rows, batch_tokens=batch_tokens)
+
+
+def random_draws(answers: Sequence[Answer], *, seed: int, draws: int) -> list[list[Array]]:
+    """Random scores, drawn as training's are, with the seeds ``seed``, ``seed`` + 1, ..."""
+    return [
+        [
+            random_scores(answer.input_ids, start=answer.start, seed=seed + draw, side="rejected").numpy()
+            for answer in answers
+        ]
+        for draw in range(draws)
+    ]
+
+
+def stored_scores(scorer: Scorer, answers: Sequence[Answer]) -> list[Array]:
+    """The scores that a store holds for rejected answers.
+
+    Raises:
+        SepoError: it is unfinished, holds no scores, or scores of other answers.
+    """
+    assert scorer.store is not None
+    store = ScoreStore.at(scorer.store)
+    if not store.finished:
+        raise SepoError(f"{scorer.name} is unfinished: {store.rows_written} of {store.manifest.rows} rows are there.")
+    known = (SCORE_COLUMNS[1], REWARD_COLUMNS[1])
+    column = next((name for name in known if name in store.manifest.columns), None)
+    if column is None:
+        raise SepoError(f"{scorer.name} holds {', '.join(store.manifest.columns)}, expected {' or '.join(known)}.")
+    rows = [np.asarray(row, dtype=np.float32) for row in store.table().column(column).to_pylist()]
+    if len(rows) != len(answers):
+        raise SepoError(
+            f"{scorer.name} holds scores of {len(rows)} rows and the data has {len(answers)}: a store is measured on "
+            "the rows that it was made from, all of them and in their order."
+        )
+    for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        if len(row) != answer.tokens:
+            raise SepoError(
+                f"{scorer.name}: row {index} has {len(row)} scores and its rejected answer {answer.tokens} tokens; "
+                "name the data, --model, --template and --cutoff-len that the store was made with."
+            )
+    return [_stored_sign(store) * row for row in rows]
+
+
+def _stored_sign(store: ScoreStore) -> float:
+    """Registered scorers may want the highest scores of rejected answers; the store knows its scorer by name."""
+    name = str(store.manifest.identity.get("scorer", ""))
+    return -1.0 if name in available_scorers() and find_scorer(name).rejected_largest else 1.0

@@ -1,0 +1,167 @@
+"""What `sepo credit` takes from the host: its chat templates, its tokens of a row, and its way to load models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.data.processor import PairwiseDatasetProcessor
+from llamafactory.extras.misc import get_current_device
+from llamafactory.hparams import DataArguments, ModelArguments
+from llamafactory.model import load_tokenizer
+
+from sepo.credit.data import LabelledPair
+from sepo.errors import SepoError
+from sepo.forward.contrastive import ContrastivePair
+from sepo.forward.scoring import ScoringModel
+from sepo.hosts.llamafactory.checks import check_tokenizers, max_positions, spec_folders
+from sepo.hosts.llamafactory.contrastive import PromptEncoder
+from sepo.hosts.llamafactory.projected_scores import adapter_template, example_row
+from sepo.hosts.llamafactory.responses import PolicyResponses
+from sepo.hosts.llamafactory.rows import response_start
+from sepo.hosts.llamafactory.scoring_models import give_memory_back, load_scoring_model, load_scoring_models
+from sepo.tokens.contrastive import quoted_conversation
+from sepo.tokens.projection import TokenSpans
+from sepo.training.chats import ReadResponse
+from sepo.training.collator import IGNORE_INDEX
+from sepo.training.settings import ModelSpec, OracleSpec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+NamedSpec = tuple[str, ModelSpec]
+"""A model and the setting that names it, for errors."""
+
+
+class CreditHost:
+    """Tokenizer, template and models of one measurement, as a training run with these settings would have them.
+
+    Args:
+        tokenizer_of: the model whose tokenizer is used.
+        template: the host's name of a template, or None for the chat template of the tokenizer or the adapter.
+        cutoff_len: most tokens of a conversation with its answer.
+        dtype: a name of ``DTYPES``, or None for what the host would choose.
+
+    Raises:
+        SepoError: a folder is missing, or the host knows no such template.
+    """
+
+    def __init__(self, tokenizer_of: NamedSpec, *, template: str | None, cutoff_len: int, dtype: str | None) -> None:
+        key, spec = tokenizer_of
+        folder, _ = spec_folders(spec, key=key)
+        self.data_args = DataArguments(template=template, cutoff_len=cutoff_len)
+        self.model_args = ModelArguments(model_name_or_path=str(folder))
+        # As the host's parser sets them for training.
+        self.model_args.compute_dtype = None if dtype is None else DTYPES[dtype]
+        self.model_args.device_map = {"": get_current_device()}
+        self.model_args.model_max_length = cutoff_len
+        self.device = torch.device(get_current_device())
+        self.tokenizer = load_tokenizer(self.model_args)["tokenizer"]
+        self.spec = spec
+
+    def check(self, named: Sequence[NamedSpec]) -> None:
+        """Refuse models that are missing or read other tokens, before anything is loaded.
+
+        Raises:
+            SepoError: names the setting.
+        """
+        for key, spec in named:
+            spec_folders(spec, key=key)
+            check_tokenizers(self.tokenizer, spec, key=key, model_args=self.model_args, owner=f"'{self.spec.model}'")
+
+    def chat_template(self) -> str | None:
+        """The chat template that was saved with the adapters of the tokenizer's model, if any."""
+        return adapter_template(self.spec)
+
+    def template_reader(self, *, prompted: NamedSpec | None) -> TemplateReader:
+        """Reads in the host's template.
+
+        Args:
+            prompted: who gets T-REG's prompts, or None where nobody does.
+
+        Raises:
+            SepoError: the host knows no such template.
+        """
+        try:
+            template = get_template_and_fix_tokenizer(self.tokenizer, self.data_args)
+        except ValueError as error:
+            raise SepoError(f"--template: {error} Name one of LLaMA-Factory's, as in a recipe.") from error
+        positions = None
+        if prompted is not None:
+            positions = max_positions(prompted[1], key=prompted[0], model_args=self.model_args)
+        return TemplateReader(template, self.tokenizer, data_args=self.data_args, positions=positions)
+
+    def each_model(
+        self, specs: Sequence[ModelSpec], oracle: OracleSpec | None
+    ) -> Iterator[tuple[ModelSpec, ScoringModel]]:
+        """Load models one after the other, frozen; an oracle and its base as few sets of weights as possible.
+
+        Args:
+            specs: which; each is loaded once.
+            oracle: an oracle with its base, of which each is loaded only where ``specs`` has it.
+        """
+        left = list(dict.fromkeys(specs))
+        if oracle is not None and {oracle.oracle, oracle.base} <= set(left):
+            both = load_scoring_models(oracle, model_args=self.model_args, device=self.device)
+            for spec, model in zip((oracle.oracle, oracle.base), both, strict=True):
+                left.remove(spec)
+                yield spec, model
+            del both, model
+            give_memory_back()
+        for spec in left:
+            yield spec, load_scoring_model(spec, model_args=self.model_args, device=self.device)
+            give_memory_back()
+
+
+class TemplateReader:
+    """Reads rows in a template of the host, token for token as its processor of pairs does for training.
+
+    Args:
+        template: the host's.
+        tokenizer: as the template left it.
+        data_args: the host's data arguments; its ``cutoff_len`` truncates.
+        positions: of the model that is prompted for contrastive rewards, or None for no limit.
+    """
+
+    def __init__(self, template: Any, tokenizer: Any, *, data_args: Any, positions: int | None) -> None:
+        self._processor = PairwiseDatasetProcessor(template, tokenizer, None, data_args)
+        self._responses = PolicyResponses(template, tokenizer, processor=None, data_args=data_args)
+        self._prompts = PromptEncoder(template, tokenizer, cutoff_len=data_args.cutoff_len, max_positions=positions)
+
+    def read(self, pair: LabelledPair) -> ReadResponse:
+        """The rejected answer behind its conversation, truncated as in training.
+
+        Raises:
+            SepoError: nothing is left of the answer, or its tokens do not spell it.
+        """
+        example = example_row(pair.conversation)
+        ids, labels = self._encoded(example)
+        kept = [label for label in labels if label != IGNORE_INDEX]
+        start = response_start(labels) if kept else len(ids)
+        if start >= len(ids):
+            raise SepoError(f"row {pair.row}: the rejected answer has no token after truncation; raise cutoff_len.")
+        spans = self._responses.spans(example, kept, "rejected")
+        if spans is None:
+            raise SepoError(
+                f"row {pair.row}: the tokens of the rejected answer do not spell its text (a template or tokenizer "
+                "that rewrites it), so its spans cannot be placed; leave the row out, or take another template."
+            )
+        first = len(kept) - (len(ids) - start)  # 1 where the first token has no predecessor
+        ends = spans.end_of_turn if spans.end_of_turn is not None and spans.end_of_turn < len(kept) else None
+        cut = TokenSpans(spans.offsets[first : len(kept)], None if ends is None else ends - first)
+        return ReadResponse(ids, start, cut, response_cut=len(spans.offsets) > len(kept))
+
+    def contrastive(self, pair: LabelledPair, read: ReadResponse) -> ContrastivePair:
+        """The answer behind T-REG's two prompts, as the run's scoring before training has it.
+
+        Raises:
+            SepoError: the answer does not fit the model's positions.
+        """
+        question = quoted_conversation(pair.messages, system=pair.system, tools=pair.tools)
+        _, labels = self._encoded(example_row(pair.conversation))
+        return self._prompts.pair(question, pair.rejected, read.input_ids, labels)
+
+    def _encoded(self, example: dict[str, Any]) -> tuple[list[int], list[int]]:
+        row = self._processor.preprocess_dataset({name: [value] for name, value in example.items()})
+        return list(row["rejected_input_ids"][0]), list(row["rejected_labels"][0])

@@ -1,0 +1,131 @@
+"""`sepo credit` as a user types it: data or a run's folder, files it writes, mistakes in one line."""
+
+import json
+
+import pytest
+
+from sepo.cli import main
+from sepo.credit.commands import add_credit
+from sepo.credit.runs import read_run
+from sepo.errors import SepoError
+from sepo.tokens.store import ScoreStore
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, marked_rows):
+    path = tmp_path_factory.mktemp("credit") / "pairs.json"
+    path.write_text(json.dumps(marked_rows))
+    return path
+
+
+@pytest.fixture
+def run_folder(tmp_path, world):
+    """What a run of ours leaves behind, as far as its oracle goes."""
+    identity = {"scorer": "oracle", "template": "chatml", "cutoff_len": 96, "compute_dtype": "None"}
+    store = ScoreStore.open(
+        root=tmp_path / "scores", identity=identity, rows=2, columns=("chosen_scores", "rejected_scores"), shard_rows=2
+    )
+    spec = {"adapters": [], "quantization_bit": None}
+    settings = {
+        "token_scorer": "oracle",
+        "select": {"chosen_ratio": 0.4, "rejected_ratio": 0.2},
+        "oracle": {name: {"model": str(world / name), **spec} for name in ("oracle",)}
+        | {"base": {"model": str(world / "base"), **spec}},
+        "token_scores": {"train": str(store.path)},
+    }
+    (tmp_path / "run" / "policy").mkdir(parents=True)
+    (tmp_path / "run" / "policy" / "sepo_settings.json").write_text(json.dumps(settings))
+    return tmp_path / "run"
+
+
+def error(capsys, *words):
+    assert main(["credit", *map(str, words)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("sepo: error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+def test_a_run_is_measured_as_it_scored(run_folder, world, data, tmp_path, capsys):
+    """Oracle, base, template, cutoff and ratio are the run's; a pipeline's folder is its policy's."""
+    found = read_run(run_folder)
+    assert (found.template, found.cutoff_len, found.dtype, found.ratio) == ("chatml", 96, None, 0.2)
+    files = ["-o", tmp_path / "out.json", "--figure", tmp_path / "out.png"]
+    words = ["credit", run_folder, "--data", data, "--bootstrap", 20, *files]
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert list(result["scorers"]) == ["oracle", "surprisal", "random"]
+    assert result["models"]["oracle"]["model"] == str(world / "oracle")
+    assert (result["reading"]["cutoff_len"], result["settings"]["ratio"]) == (96, 0.2)
+    for piece in ("AUROC", "recall at 20%", "oracle - surprisal", "Wrong-Number", "12 rejected answers", "out.png"):
+        assert piece in said
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert "is there already; name another file, or add --overwrite" in error(capsys, *words[1:])
+    assert main([*map(str, words), "--overwrite", "--rows", "4", "--ratio", "0.5", "--scorers", "random"]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["data"]["rows"] == 4
+
+
+def test_data_with_models_by_option(data, world, capsys):
+    oracle = ["--oracle-model", world / "oracle", "--oracle-base", world / "base"]
+    words = [data, "--model", world / "base", *oracle, "--template", "chatml", "--bootstrap", 5, "--text-tokens"]
+    assert main(["credit", *map(str, words)]) == 0
+    said = capsys.readouterr().out
+    assert "oracle - surprisal" in said
+    assert "(the end of turn) are left out" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere.json"], "'nowhere.json' is no file"),
+        (["demo", "--oracle-adapters", "x"], "name what the oracle was trained from, --oracle-base"),
+        (["demo", "--oracle-base", "x"], "--oracle-base is named without its oracle"),
+        (["demo", "--adapters", "x"], "--adapters belong to --model"),
+        (["demo", "--ref-adapters", "x"], "--ref-adapters belong to a model"),
+        (["demo", "--model", "x", "--oracle-model", "x"], "are the same model"),
+        (["demo", "--data", "demo"], "--data goes with a run's folder"),
+        (["demo", "--model", "x", "--ratio", "0"], "--ratio is 0.0"),
+        (["demo", "--model", "x", "--cutoff-len", "1"], "--cutoff-len is 1"),
+        (["demo", "--model", "x", "--rows", "0"], "--rows is 0"),
+        (["demo", "--model", "x", "--bootstrap", "0"], "--bootstrap is 0"),
+        (["demo", "--model", "x", "--batch-tokens", "0"], "--batch-tokens is 0"),
+        (["demo"], "no model is named"),
+        (["demo", "-o", "result.txt"], "the ending is '.txt'; .json is expected"),
+        (["demo", "--figure", "nowhere/x.png"], "there is no folder"),
+        (["demo", "--figure", "x.jpeg"], "the ending is '.jpeg'"),
+    ],
+)
+def test_mistakes_are_one_line(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in error(capsys, *words)
+
+
+def test_folders_that_cannot_be_measured(tmp_path, run_folder, capsys):
+    assert "is a folder without a run of ours" in error(capsys, tmp_path)
+    settings = run_folder / "policy" / "sepo_settings.json"
+    values = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**values, "oracle": None, "token_scorer": "policy_ref"}))
+    assert "had no oracle (its token_scorer is policy_ref)" in error(capsys, run_folder)
+    for broken in ("{", "[]", '{"oracle": 4}', json.dumps({**values, "oracle": {"oracle": {}}})):
+        settings.write_text(broken)
+        assert "cannot be read" in error(capsys, run_folder)
+
+
+def test_a_run_whose_store_is_gone_still_names_its_oracle(run_folder, world):
+    settings = run_folder / "policy" / "sepo_settings.json"
+    values = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**values, "token_scores": {"train": "/gone"}, "select": None}))
+    found = read_run(run_folder)
+    assert found.oracle.oracle.model == str(world / "oracle")
+    assert (found.template, found.cutoff_len, found.ratio) == (None, None, None)
+    with pytest.raises(SepoError, match=r"has no sepo_settings\.json"):
+        read_run(run_folder / "policy" / "none")
+
+
+def test_help_needs_no_torch(capsys):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    add_credit(parser)
+    assert "rejected_error_spans" in parser.format_help()

@@ -1,0 +1,184 @@
+"""Whole measurements with tiny models: the scores are training's own, in its templates and tokens."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes import sepo_recipe
+from sepo.credit.run import SCHEMA, CreditRequest, measure, score_pairs
+from sepo.credit.scorers import CreditModels
+from sepo.errors import SepoError
+from sepo.training.settings import ModelSpec, OracleSpec
+
+RECIPE = {"dataset": "marked", "template": "chatml", "use_cpu": True}
+
+
+@pytest.fixture(scope="module")
+def models(world):
+    oracle = OracleSpec(ModelSpec(str(world / "oracle")), ModelSpec(str(world / "base")))
+    return CreditModels(ModelSpec(str(world / "base")), oracle, ModelSpec(str(world / "policy")))
+
+
+def request(models, *scorers, **options):
+    return CreditRequest("rows", scorers, models, **{"template": "chatml", "cutoff_len": 128, **options})
+
+
+@pytest.fixture(scope="module")
+def trained(world, marked_world, tmp_path_factory):
+    """What a run computes before it trains: the stores, by what they hold."""
+    from sepo.hosts.llamafactory.registration import get_train_args, settings_of
+    from sepo.hosts.llamafactory.workflow import prepared_data
+
+    out = tmp_path_factory.mktemp("trained")
+    recipe = sepo_recipe(world, out / "run", **RECIPE, dataset_dir=str(marked_world), treg_alpha=0.1,
+                         treg_eval_model=str(world / "base"))  # fmt: skip
+    model_args, data_args, training_args, finetuning_args, _ = get_train_args(recipe)
+    data = prepared_data(
+        settings_of(finetuning_args), model_args=model_args, data_args=data_args, training_args=training_args
+    )
+    return {what: stores["train"] for what, stores in data.stores.items()}
+
+
+def test_oracle_and_prompts_score_as_before_training(models, marked_pairs, trained):
+    """Low is wrong for both, and so the numbers of a store are taken as they are."""
+    oracle, rewards = (f"store:{trained[what]}" for what in ("token_scores", "token_reward_scores"))
+    found = score_pairs(marked_pairs, request(models, "oracle", oracle, "contrastive", rewards)).scores
+    for ours, stored in (("oracle", oracle), ("contrastive", rewards)):
+        for one, other in zip(found[ours][0], found[stored][0], strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+            assert np.abs(one).max() > 1e-3
+
+
+def test_each_scorer_is_what_the_models_say_token_by_token(models, marked_pairs, world):
+    """Slow twin: a row at a time from full logits, in the chat template, which is ChatML's in both."""
+    found = score_pairs(marked_pairs, request(models, "oracle", "surprisal", "policy_ref", "confidence"))
+    plain = score_pairs(marked_pairs, request(models, "surprisal", template=None))
+    words = AutoTokenizer.from_pretrained(world / "base")
+    logps = {name: [] for name in ("base", "oracle", "policy")}
+    for name, rows in logps.items():
+        model = AutoModelForCausalLM.from_pretrained(world / name).double().eval()
+        for pair in marked_pairs:
+            turns = [{"role": "system", "content": pair.system}] * bool(pair.system) + list(pair.messages)
+            prompt = words.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            start = words.encode(prompt)
+            answer = words.encode(f"{pair.rejected}<|im_end|>\n")
+            ids = torch.tensor([[*start, *answer]])
+            with torch.no_grad():
+                every = model(ids).logits[0].log_softmax(-1)
+            rows.append(every[len(start) - 1 : -1].gather(1, ids[0, len(start) :, None])[:, 0].numpy())
+    for index in range(len(marked_pairs)):
+        base, oracle, policy = (logps[name][index] for name in ("base", "oracle", "policy"))
+        for name, expected in (
+            ("surprisal", base), ("confidence", base), ("oracle", oracle - base), ("policy_ref", policy - base),
+        ):  # fmt: skip
+            np.testing.assert_allclose(found.scores[name][0][index], expected, atol=1e-4)
+        np.testing.assert_allclose(plain.scores["surprisal"][0][index], base, atol=1e-4)
+
+
+def test_a_result_has_the_documented_form(models, marked_pairs):
+    result = measure(marked_pairs, request(models, "oracle", "surprisal", "random", bootstrap=20, random_draws=3))
+    assert json.loads(json.dumps(result)) == result
+    assert result["schema"] == SCHEMA == "sepo.credit/1"
+    assert set(result) == {
+        "schema", "sepo", "data", "reading", "models", "settings", "best_possible", "scorers", "differences", "seconds",
+    }  # fmt: skip
+    assert set(result["data"]) == {
+        "source", "sha256", "rows", "responses", "left_out", "tokens", "marked_tokens", "spans", "spans_cut",
+    }  # fmt: skip
+    assert result["data"]["spans"] == {"Wrong-Number": 8, "Wrong-Word": 12}
+    assert result["reading"] == {
+        "template": "chatml", "cutoff_len": 128, "dtype": None, "end_of_turn": "counted",
+    }  # fmt: skip
+    assert result["models"]["oracle_base"] == result["models"]["model"]
+    assert list(result["scorers"]) == ["oracle", "surprisal", "random"]
+    measures = {"auroc", "average_precision", "precision", "recall"}
+    for of in result["scorers"].values():
+        assert set(of) == {*measures, "by_type"}
+        assert set(of["auroc"]) == {"mean", "low", "high"}
+        assert all(0 <= of[name]["low"] <= of[name]["high"] <= 1 for name in measures)
+        assert set(of["by_type"]["Wrong-Word"]) == {"responses", "auroc", "average_precision", "recall"}
+    assert [(d["first"], d["second"]) for d in result["differences"]] == [
+        ("oracle", "surprisal"), ("oracle", "random"), ("surprisal", "random"),
+    ]  # fmt: skip
+    again = measure(marked_pairs, request(models, "oracle", "surprisal", "random", bootstrap=20, random_draws=3))
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_the_end_of_turn_can_be_left_out(models, marked_pairs):
+    whole = measure(marked_pairs, request(models, "random", bootstrap=5, random_draws=2))
+    text = measure(marked_pairs, request(models, "random", bootstrap=5, random_draws=2, text_only=True))
+    assert whole["data"]["tokens"] == text["data"]["tokens"] + 2 * len(marked_pairs)  # <|im_end|> and a line's end
+    assert whole["data"]["marked_tokens"] == text["data"]["marked_tokens"]
+    assert text["reading"]["end_of_turn"] == "left out"
+
+
+def test_random_is_chance(models, marked_pairs):
+    result = measure(marked_pairs, request(models, "random", bootstrap=5, random_draws=400))
+    assert abs(result["scorers"]["random"]["auroc"]["mean"] - 0.5) < 0.02
+
+
+def test_errors_behind_the_truncation_are_counted(models, marked_pairs):
+    result = measure(marked_pairs, request(models, "random", bootstrap=5, random_draws=1, cutoff_len=12))
+    assert 0 < result["data"]["spans_cut"] <= 20
+    assert result["data"]["left_out"]["no_token_marked"] > 0
+
+
+def test_registered_scorers_are_asked_and_turned_round(models, marked_pairs, tmp_path):
+    from packages import SCORER_EXAMPLE, on_path, write_example
+
+    with on_path(write_example(tmp_path, SCORER_EXAMPLE)):
+        found = score_pairs(marked_pairs, request(models, "rarity"))
+    counts = {"the": 50_000, "and": 30_000, "is": 20_000, "has": 8_000, "it": 15_000, "a": 25_000}
+    lowest = min(float(row.min()) for row in found.scores["rarity"][0])
+    assert lowest == pytest.approx(-math.log(max(counts.values())))  # an unknown word matters most
+    assert max(float(row.max()) for row in found.scores["rarity"][0]) <= 0
+
+
+@pytest.mark.parametrize(
+    ("scorers", "changes", "said"),
+    [
+        (["orakel"], {}, "'orakel'.*Did you mean 'oracle'"),
+        (["file"], {}, "'file'; expected some of"),
+        ([], {}, "names nothing"),
+        (["random", "random"], {}, "random, random; different"),
+        (["oracle"], {"oracle": None}, "oracle needs an oracle"),
+        (["policy_ref"], {"reference": None}, "policy_ref needs a reference"),
+        (["surprisal"], {"model": None}, "surprisal needs the model"),
+        (["random"], {"model": None, "oracle": None, "reference": None}, "no model is named"),
+        (["store:/nowhere"], {}, "/nowhere is no score store"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_loaded(models, marked_pairs, scorers, changes, said):
+    from dataclasses import replace
+
+    with pytest.raises(SepoError, match=said):
+        measure(marked_pairs, request(replace(models, **changes), *scorers))
+
+
+def test_a_store_of_other_rows_or_tokens_is_refused(models, marked_pairs, trained):
+    name = f"store:{trained['token_scores']}"
+    with pytest.raises(SepoError, match="scores of 12 rows and the data has 11"):
+        measure(marked_pairs[:11], request(models, name))
+    with pytest.raises(SepoError, match=r"row 0 has \d+ scores and its rejected answer \d+ tokens"):
+        measure(marked_pairs, request(models, name, template="alpaca"))
+
+
+def test_wrong_templates_models_and_tokenizers_are_one_line(models, marked_pairs, world, tmp_path):
+    from dataclasses import replace
+
+    import foreign
+    import tiny
+
+    with pytest.raises(SepoError, match="--template: Template nope does not exist"):
+        measure(marked_pairs, request(models, "surprisal", template="nope"))
+    absent = replace(models, model=ModelSpec(str(tmp_path / "absent")))
+    with pytest.raises(SepoError, match="absent"):
+        measure(marked_pairs, request(absent, "surprisal"))
+    tiny.save_model(tmp_path / "foreign", seed=3, words=foreign.metaspace_bpe())
+    other = replace(models, reference=ModelSpec(str(tmp_path / "foreign")))
+    with pytest.raises(SepoError, match=r"ref_model: .*has another tokenizer"):
+        measure(marked_pairs, request(other, "policy_ref"))
