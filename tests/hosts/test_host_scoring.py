@@ -84,7 +84,7 @@ def scorer(world, tmp_path):
             tokenizer=AutoTokenizer.from_pretrained(world / "policy"),
             model_args=SimpleNamespace(trust_remote_code=False, compute_dtype=None),
             data_args=SimpleNamespace(template=values["template"], cutoff_len=values["cutoff_len"]),
-            training_args=SimpleNamespace(world_size=1, process_index=0, device="cpu"),
+            training_args=SimpleNamespace(world_size=1, process_index=0, device="cpu", output_dir="out"),
         )
 
     return make

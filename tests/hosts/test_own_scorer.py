@@ -64,7 +64,7 @@ def attached(tmp_path):
         host = {
             "model_args": SimpleNamespace(compute_dtype=None),
             "data_args": SimpleNamespace(template="chatml", cutoff_len=64),
-            "training_args": SimpleNamespace(world_size=1, process_index=0, device="cpu"),
+            "training_args": SimpleNamespace(world_size=1, process_index=0, device="cpu", output_dir="out"),
         }
         scorer = RegisteredScores(settings, tokenizer=words, **host)
         return scorer.attach(rows(words), name="train"), scorer.stores["train"]

@@ -77,7 +77,7 @@ def attach(world, others, words, tmp_path):
         scorer = ProjectedScorer(
             settings, reader=reader, tokenizer=tokenizer, model_args=model_args, data_args=data_args,
             template=get_template_and_fix_tokenizer(tokenizer, data_args),
-            training_args=SimpleNamespace(world_size=1, process_index=0, device="cpu"),
+            training_args=SimpleNamespace(world_size=1, process_index=0, device="cpu", output_dir="out"),
         )  # fmt: skip
         models = [LlamaForCausalLM.from_pretrained(others / name, dtype=torch.float32) for name in (oracle, base)]
         scorer._scorer = _Plain(models)

@@ -148,7 +148,7 @@ def scorer(world, words, tmp_path):
             settings, tokenizer=words, template=template_of(words, template),
             model_args=SimpleNamespace(trust_remote_code=False, compute_dtype=None),
             data_args=SimpleNamespace(template=template, cutoff_len=cutoff_len),
-            training_args=SimpleNamespace(world_size=1, process_index=0, device=torch.device("cpu")),
+            training_args=SimpleNamespace(world_size=1, process_index=0, device=torch.device("cpu"), output_dir="out"),
         )  # fmt: skip
 
     return make
