@@ -45,7 +45,7 @@ def scorer(world, tmp_path, monkeypatch):
             ),
             data_args=SimpleNamespace(template="chatml", cutoff_len=cutoff_len),
             training_args=SimpleNamespace(
-                world_size=1, process_index=0, device=torch.device("cpu"),
+                world_size=1, process_index=0, device=torch.device("cpu"), output_dir="out",
                 **{"bf16": False, "fp16": False, "deepspeed_plugin": None, **precision},
             ),
         )  # fmt: skip
