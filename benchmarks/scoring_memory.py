@@ -5,8 +5,9 @@
     python benchmarks/scoring_memory.py --scorer tiny          # two tiny models in place of made-up numbers
 
 The pairs lie in an Arrow file as the host leaves them. They go through what `sepo score` and `sepo train` do with them:
-rows without an answer are dropped, all rows are digested, scored shard by shard into a store, joined, summed up, and
-read again in batches. Memory is the process's own (RssAnon): pages of mapped files are the system's to drop.
+rows without an answer are dropped, all rows are digested, scored shard by shard into a store, their texts left beside
+the scores, joined, summed up, and read again in batches. Memory is the process's own (RssAnon): pages of mapped files
+are the system's to drop.
 """
 
 import argparse
@@ -57,6 +58,16 @@ def dataset(rows, folder):
     return Dataset.from_file(str(file))
 
 
+def tokenizer():
+    """One word for each number of the vocabulary."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{index} ": index for index in range(VOCABULARY)}, unk_token="w0 "))
+    words.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=words)
+
+
 def scorer_of(kind, folder, watch):
     """Stored scores with a scorer of no models or of two tiny ones."""
     import contextlib
@@ -65,6 +76,7 @@ def scorer_of(kind, folder, watch):
     import torch
 
     from sepo.forward.scoring import OracleScorer, ScoringModel
+    from sepo.hosts.llamafactory.row_texts import PolicyTokens
     from sepo.hosts.llamafactory.scored_rows import StoredScores, row_sequences
     from sepo.training.collator import SCORE_COLUMNS
 
@@ -96,8 +108,9 @@ def scorer_of(kind, folder, watch):
             raise SepoError("all scores are zero")
 
     settings = SimpleNamespace(token_scores_dir=str(folder / "scores"), score_batch_tokens=8192, head_chunk_tokens=None)
-    one_process = SimpleNamespace(world_size=1, process_index=0, device="cpu")
-    return Scores(settings, identity={"scorer": kind}, training_args=one_process)
+    one_process = SimpleNamespace(world_size=1, process_index=0, device="cpu", output_dir=str(folder))
+    say = PolicyTokens(tokenizer())
+    return Scores(settings, identity={"scorer": kind}, say=say, training_args=one_process)
 
 
 def measure(options, folder):

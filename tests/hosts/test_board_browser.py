@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -77,6 +77,13 @@ class BoardPage:
         waited(lambda: not self.browser.run(OPTIONS))
         self.field(label).click()
         return waited(lambda: self.browser.run(OPTIONS))
+
+    def offers(self, label, options):
+        """Wait until a list holds these options: it is filled anew after a choice elsewhere."""
+        shown = []
+        with suppress(AssertionError):
+            waited(lambda: shown.append(self.options(label)) or shown[-1] == options)
+        assert shown[-1] == options
 
     def choose(self, label, option):
         self.options(label)
@@ -156,7 +163,7 @@ def test_a_visitor_trains_with_sepo(world, tmp_path, shots):
         keys = json.loads(waited(lambda: "oracle" in page.value("Extra arguments") and page.value("Extra arguments")))
         assert keys["optim"] == "adamw_torch"
         browser.screenshot(shots / "sepo.png")
-        assert page.options("Dataset") == ["tiny_pairs", HOSTILE]
+        page.offers("Dataset", ["tiny_pairs", HOSTILE])
         page.choose("Dataset", "tiny_pairs")
         page.choose("Dataset", HOSTILE)
         page.choose("Compute type", "fp32")

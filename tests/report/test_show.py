@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from sepo.cli import main
 from sepo.report.show import show
@@ -47,6 +49,8 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def in_a_terminal(monkeypatch):
     """What a command writes to a terminal of its own."""
+    # rich reads the environment that it saw when imported; `Dataset.map` in processes leaves a copy in its place.
+    monkeypatch.setattr(Console, "_environ", os.environ)
 
     def run(*words, **environment):
         for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
