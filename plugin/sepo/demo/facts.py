@@ -79,9 +79,8 @@ class Table:
     """Facts of one sort and the wordings for them, as ``data/facts.json`` describes them.
 
     ``types`` names the values that may go wrong, ``together`` those that do so at once, ``numeric`` those replaced by
-    a number nearby. ``also_right`` lists, by group, values that would not be wrong. ``asides`` are sentences about a
-    second fact, asked for by ``more``; ``entity_by`` says which value tells two entities apart when the entity itself
-    goes wrong.
+    a number nearby. ``also_right`` lists, by group, values that would not be wrong. ``entity_by`` says which
+    value tells two entities apart when the entity itself goes wrong.
     """
 
     name: str
@@ -92,8 +91,6 @@ class Table:
     together: tuple[tuple[str, ...], ...] = ()
     numeric: tuple[str, ...] = ()
     also_right: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    asides: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()
     entity_by: dict[str, str] = field(default_factory=dict)
 
 
@@ -114,8 +111,6 @@ def _table(name: str, raw: dict[str, Any]) -> Table:
         together=tuple(tuple(names) for names in raw.get("together", ())),
         numeric=tuple(raw.get("numeric", ())),
         also_right=raw.get("also_right", {}),
-        asides=tuple(raw.get("asides", ())),
-        more=tuple(raw.get("more", ())),
         entity_by=raw.get("entity_by", {}),
     )
 

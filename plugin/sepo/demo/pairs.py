@@ -1,15 +1,13 @@
 """Preference pairs of the project's own: true short answers, and the same answers with known wrong spans.
 
 Every row is built from a fact and a wording. The chosen answer states the fact; the rejected one is the same text in
-which one to three spans were exchanged for wrong values. In the *obvious* part they are words of another domain (a
-metal for a city, a color for a number), and a small oracle finds them after minutes of training; in the *fluent* part
-they are values of the same kind (a city for a city, a number for a number), which only knowledge tells apart. The spans
-are recorded, so whatever scores tokens can be judged against the truth. Facts and wordings come from
-``sepo.demo.facts``.
+which one to three spans were exchanged for wrong values: words of another domain (a metal for a city, a color for a
+number), which a small oracle finds after a minute of training. The spans are recorded, so whatever scores tokens can be
+judged against the truth. Facts come from ``sepo.demo.facts``; pairs whose errors are fluent from
+``sepo.demo.passages``.
 
-A fact is in the training part or in the held-out part, never in both. Wrong values are right values of other facts of
-the same part, or swapped, or numbers nearby: a value is wrong in some rows and right in others, so a list of bad words
-tells little about which of an answer's values are wrong (see ``PairRow``).
+A fact is in the training part or in the held-out part, never in both. Wrong values are right values of other domains: a
+value is wrong in some rows and right in others, so a list of bad words tells little (see ``PairRow``).
 """
 
 from __future__ import annotations
@@ -17,58 +15,39 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import NamedTuple
 
 from sepo.demo.facts import OUT_OF_PLACE, Fact, Table, load_tables, near_number
+from sepo.demo.passages import generate_passages
+from sepo.demo.wording import PairRow, Piece, cased, cut, fill, make_row
 from sepo.errors import SepoError
 
-__all__ = ["DEMO_ROWS", "DEMO_SEED", "DemoPairs", "PairRow", "Span", "generate_pairs", "write_dataset"]
+__all__ = [
+    "DEMO_ROWS",
+    "DEMO_SEED",
+    "FLUENT_ROWS",
+    "DemoPairs",
+    "generate_fluent_pairs",
+    "generate_pairs",
+    "write_dataset",
+]
 
 DEMO_SEED = 20240817
 """The seed of the files that ship in ``sepo/demo/data``."""
 
 DEMO_ROWS = 250
-"""Rows of the shipped set, training and held-out together; one fifth is held out."""
+"""Rows of the shipped obvious set, training and held-out together; one fifth is held out."""
+
+FLUENT_ROWS = 500
+"""Rows of the shipped fluent set, training and held-out together; one fifth is held out."""
 
 _NAMES = ("demo_pairs", "demo_heldout", "fluent_pairs", "fluent_heldout")
 _HELDOUT_ONE_IN = 5
-_MAX_SPANS = 3
-_ASIDE_SHARE = 0.65  # of the rows whose table has asides: more right values among which the wrong ones hide
-_MAX_WRONG_SHARE = 0.35  # of the characters of an answer, so that most of every rejected answer stays shared
-_SLOT = re.compile(
-    r"\{(?P<given>\^?\w+)\}|\[(?P<name>\^?\w+)\]|\[(?P<right>[^\]|]+)\|(?P<wrong>[^\]|]+)(?:\|(?P<group>\w))?\]"
-)
-_POLARITY = {"Yes", "No", "never", "does", "do", "often", "all", "few"}
-
-
-class Span(TypedDict):
-    """A piece of the rejected answer, ``rejected[start:end]`` in characters, and its kind (``Wrong-Name``, ...)."""
-
-    start: int
-    end: int
-    type: str
-
-
-class PairRow(TypedDict):
-    """One row in LLaMA-Factory's ranking format, with columns that only this project reads.
-
-    ``rejected_right_spans`` marks the values in the rejected answer that might have been wrong and are not (type
-    ``Right-Value``). They are what a token score must be told apart from: names and numbers stand out from function
-    words whether they are right or wrong.
-    """
-
-    conversations: list[dict[str, str]]
-    chosen: dict[str, str]
-    rejected: dict[str, str]
-    rejected_error_spans: list[Span]
-    rejected_right_spans: list[Span]
-    domain: str
 
 
 class DemoPairs(NamedTuple):
@@ -78,24 +57,10 @@ class DemoPairs(NamedTuple):
     heldout: list[PairRow]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A stretch of an answer; pieces of one ``group`` go wrong together, one with ``wrong`` None is always shared."""
-
-    right: str
-    wrong: str | None = None
-    group: str = ""
-    type: str = ""
-
-
-def generate_pairs(
-    *, seed: int = DEMO_SEED, rows: int = DEMO_ROWS, errors: Literal["obvious", "fluent"] = "obvious"
-) -> DemoPairs:
-    """Generate preference pairs with known wrong spans; the same arguments give the same rows on every machine.
+def generate_pairs(*, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> DemoPairs:
+    """Generate preference pairs with obvious wrong spans; the same arguments give the same rows on every machine.
 
     Args:
-        errors: ``obvious``, wrong values from another domain in short answers, or ``fluent``, wrong values of the same
-            kind, among more right ones.
         seed: seed of every draw (``random.Random``).
         rows: rows in all, spread evenly over the tables of facts; one fifth of them (rounded down) is held out.
 
@@ -130,13 +95,26 @@ def generate_pairs(
             rng = random.Random(f"{seed}/{part}/{table.name}")
             pool = parts[index][part]
             facts = pool[: quotas[part][index]]
-            if errors == "obvious":
-                pairs[part].extend(_row(table, fact, pool, rng, _foreign_values(table.domain)) for fact in facts)
-            else:
-                pairs[part].extend(_row(table, fact, pool, rng) for fact in facts)
+            pairs[part].extend(_row(table, fact, pool, rng) for fact in facts)
     for part in (0, 1):
         random.Random(f"{seed}/order/{part}").shuffle(pairs[part])
     return pairs
+
+
+def generate_fluent_pairs(*, seed: int = DEMO_SEED, rows: int = FLUENT_ROWS) -> DemoPairs:
+    """Generate preference pairs with fluent wrong spans; the same arguments give the same rows on every machine.
+
+    Args:
+        seed: seed of every draw (``random.Random``).
+        rows: rows in all, spread evenly over the passages; one fifth of them (rounded down) is held out.
+
+    Raises:
+        SepoError: ``rows`` is below 1.
+    """
+    if rows < 1:
+        raise SepoError(f"generate_fluent_pairs was asked for rows={rows}; expected at least 1.")
+    heldout = rows // _HELDOUT_ONE_IN
+    return DemoPairs(*generate_passages(seed=seed, train=rows - heldout, heldout=heldout))
 
 
 def _split(table: Table, rng: random.Random) -> tuple[list[Fact], list[Fact]]:
@@ -160,31 +138,19 @@ def _allocate(total: int, capacities: Sequence[int]) -> list[int]:
     return shares
 
 
-def _row(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random, foreign: Sequence[str] = ()) -> PairRow:
+def _row(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> PairRow:
     wrong = _wrong_values(table, fact, pool, rng)
     if table.forms:
         form = rng.choice([form for form in table.forms if form.get("when", "") == fact.when])
-        question = _fill(rng.choice(form["questions"]), fact)
-        answers = [_pieces(answer, table, fact, wrong) for answer in form["answers"]]
+        question = fill(rng.choice(form["questions"]), fact.values)
+        wordings = form["answers"]
     else:
-        question = fact.values["question"]
-        answers = [_pieces(fact.values["answer"], table, fact, wrong)]
-    usable = [pieces for pieces in answers if any(piece.wrong is not None for piece in pieces)]
-    pieces = rng.choice(usable)
-    if foreign:
-        pieces = [_out_of_place(piece, pieces, foreign, rng) for piece in pieces]
-    elif table.asides and rng.random() < _ASIDE_SHARE:
-        question = f"{question} {rng.choice(table.more)}"
-        pieces += _aside(table, fact, pool, rng)
-    rejected, spans, right_spans = _corrupt(pieces, rng)
-    return PairRow(
-        conversations=[{"from": "human", "value": question}],
-        chosen={"from": "gpt", "value": "".join(piece.right for piece in pieces)},
-        rejected={"from": "gpt", "value": rejected},
-        rejected_error_spans=spans,
-        rejected_right_spans=right_spans,
-        domain=table.domain,
-    )
+        question, wordings = fact.values["question"], [fact.values["answer"]]
+    answers = [cut(wording, fact.values, wrong, types=table.types, together=table.together) for wording in wordings]
+    pieces = rng.choice([pieces for pieces in answers if any(piece.wrong is not None for piece in pieces)])
+    foreign = _foreign_values(table.domain)
+    pieces = [_out_of_place(piece, pieces, foreign, rng) for piece in pieces]
+    return make_row(question, pieces, domain=table.domain, rng=rng)
 
 
 @cache
@@ -193,44 +159,13 @@ def _foreign_values(domain: str) -> tuple[str, ...]:
     return tuple(word for other, words in OUT_OF_PLACE.items() if other != domain for word in words)
 
 
-def _out_of_place(piece: _Piece, pieces: Sequence[_Piece], foreign: Sequence[str], rng: random.Random) -> _Piece:
+def _out_of_place(piece: Piece, pieces: Sequence[Piece], foreign: Sequence[str], rng: random.Random) -> Piece:
     """Exchange the wrong value of a piece for a word of another domain that is not in the answer."""
     if piece.wrong is None:
         return piece
     text = "".join(other.right for other in pieces).lower()
     fitting = [word for word in foreign if word.lower() not in text and word[:3].lower() != piece.right[:3].lower()]
-    return replace(piece, wrong=_cased(rng.choice(fitting), "^" if piece.right[0].isupper() else ""))
-
-
-def _aside(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> list[_Piece]:
-    """Word a sentence about another fact of the same part, which may go wrong as well or instead."""
-    other = rng.choice([candidate for candidate in pool if candidate.group != fact.group])
-    wrong = _wrong_values(table, other, pool, rng)
-    pieces = _pieces(f" {rng.choice(table.asides)}", table, other, wrong)
-    return [replace(piece, group=f"aside {piece.group}") for piece in pieces]
-
-
-def _corrupt(pieces: Sequence[_Piece], rng: random.Random) -> tuple[str, list[Span], list[Span]]:
-    """Put wrong values into one or more groups of pieces; return the text, its wrong spans and its right values."""
-    groups = list(dict.fromkeys(piece.group for piece in pieces if piece.wrong is not None))
-    rng.shuffle(groups)
-    length = sum(len(piece.right) for piece in pieces)
-    wanted = rng.choices((1, 2, 3), weights=(3, 5, 3))[0]
-    picked: list[str] = []
-    for group in groups[:wanted]:
-        trial = [piece.wrong for piece in pieces if piece.wrong is not None and piece.group in (*picked, group)]
-        if not picked or (len(trial) <= _MAX_SPANS and sum(map(len, trial)) <= _MAX_WRONG_SHARE * length):
-            picked.append(group)
-    text, wrong_spans, right_spans = "", list[Span](), list[Span]()
-    for piece in pieces:
-        value = piece.wrong if piece.wrong is not None and piece.group in picked else piece.right
-        span = Span(start=len(text), end=len(text) + len(value), type=piece.type)
-        text += value
-        if piece.wrong is not None and piece.group in picked:
-            wrong_spans.append(span)
-        elif piece.wrong is not None:
-            right_spans.append(Span(start=span["start"], end=span["end"], type="Right-Value"))
-    return text, wrong_spans, right_spans
+    return replace(piece, wrong=cased(rng.choice(fitting), "^" if piece.right[0].isupper() else ""))
 
 
 def _wrong_values(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> dict[str, str]:
@@ -262,47 +197,7 @@ def _plausible(table: Table, fact: Fact, donor: Fact, name: str) -> bool:
     return wrong not in also_right and wrong not in fact.values.values() and wrong[:3] != right[:3]
 
 
-def _fill(template: str, fact: Fact) -> str:
-    return "".join(piece.right for piece in _pieces(template, None, fact, {}))
-
-
-def _pieces(template: str, table: Table | None, fact: Fact, wrong: dict[str, str]) -> list[_Piece]:
-    """Cut a wording into shared text and slots.
-
-    ``{name}`` is a value that stays, ``[name]`` one that may go wrong, ``[right|wrong|group]`` both values written out;
-    ``^`` before a name asks for a capital letter.
-    """
-    pieces, end = [], 0
-    for match in _SLOT.finditer(template):
-        pieces.append(_Piece(template[end : match.start()]))
-        end = match.end()
-        if match["given"]:
-            pieces.append(_Piece(_cased(fact.values[match["given"].lstrip("^")], match["given"])))
-        elif match["name"]:
-            name = match["name"].lstrip("^")
-            right = _cased(fact.values[name], match["name"])
-            if table is None or name not in wrong:
-                pieces.append(_Piece(right))
-                continue
-            group = next((names[0] for names in table.together if name in names), name)
-            pieces.append(_Piece(right, _cased(wrong[name], match["name"]), group, table.types[name]))
-        else:
-            kind = _written_type(match["right"], match["wrong"])
-            pieces.append(_Piece(match["right"], match["wrong"], match["group"] or "", kind))
-    return [piece for piece in (*pieces, _Piece(template[end:])) if piece.right]
-
-
-def _cased(value: str, name: str) -> str:
-    return value[0].upper() + value[1:] if name.startswith("^") else value
-
-
-def _written_type(right: str, wrong: str) -> str:
-    if right[0].isdigit():
-        return "Wrong-Number"
-    return "Wrong-Polarity" if {right, wrong} & _POLARITY else "Wrong-Word"
-
-
-def write_dataset(directory: Path, *, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> Path:
+def write_dataset(directory: Path, *, seed: int = DEMO_SEED) -> Path:
     """Write the four data sets and LLaMA-Factory's ``dataset_info.json`` into ``directory``.
 
     ``demo_pairs`` and ``demo_heldout`` have obvious errors, ``fluent_pairs`` and ``fluent_heldout`` fluent ones. Each
@@ -312,7 +207,6 @@ def write_dataset(directory: Path, *, seed: int = DEMO_SEED, rows: int = DEMO_RO
     Args:
         directory: made if absent; files of these names in it are replaced.
         seed: as for :func:`generate_pairs`.
-        rows: as for :func:`generate_pairs`.
 
     Returns:
         ``directory``.
@@ -321,8 +215,7 @@ def write_dataset(directory: Path, *, seed: int = DEMO_SEED, rows: int = DEMO_RO
         SepoError: ``directory`` holds a ``dataset_info.json`` that lists other data sets.
     """
     directory = Path(directory)
-    obvious = generate_pairs(seed=seed, rows=rows, errors="obvious")
-    fluent = generate_pairs(seed=seed, rows=rows, errors="fluent")
+    obvious, fluent = generate_pairs(seed=seed), generate_fluent_pairs(seed=seed)
     parts = (obvious.train, obvious.heldout, fluent.train, fluent.heldout)
     contents: dict[str, object] = {f"{name}.json": part for name, part in zip(_NAMES, parts, strict=True)}
     contents["dataset_info.json"] = {name: _dataset_entry(name) for name in _NAMES}

@@ -1,0 +1,178 @@
+"""How well token scorers find errors that are marked: `sepo credit` on obvious, fluent and human-marked ones.
+
+    python benchmarks/credit.py demo                   # the demo's chain where demo_output has none, then a minute
+    python benchmarks/credit.py fluent                 # trains an oracle: a quarter of an hour on two cores
+    python benchmarks/credit.py qa                     # half an hour; needs ../shared/data/qa_feedback_spans.json
+
+writes benchmarks/results/credit-<set>-smollm2-<processor>.json and .png. The model is the demonstration's,
+SmolLM2-135M-Instruct (made offline under ~/.cache/sepo/demo), in float32. Every oracle is a LoRA adapter trained on the
+set's training pairs, whose rejected answers carry no marks for it; what is measured are held-out rejected answers:
+
+- demo: `demo_heldout`, words of another domain; the oracle and its base are those of `sepo demo`.
+- fluent: `fluent_heldout`, names, numbers and opposites that the prompt rules out. The base is the plain model.
+- qa: every third pair of QA feedback (allenai/FineGrainedRLHF): people marked what is irrelevant, unverifiable, wrong
+  or incoherent in a model's answer, and corrected it. The others train the oracle. The base is the plain model.
+
+Beside the oracle: the contrastive scorer (the same model, asked for a better and for a worse answer), surprisal of the
+base, and chance. An oracle that is trained stays in --work and is trained once.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from sepo.errors import SepoError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+QA = "qa_feedback_spans"
+WORK = {"demo": "demo_output", "fluent": "demo_output/credit_fluent", "qa": "demo_output/credit_qa"}
+SCORERS = ("oracle", "contrastive", "surprisal", "random")
+HELD_OUT_ONE_IN = 3
+ORACLE = {
+    "stage": "minor_dpo",
+    "template": "smollm",
+    "finetuning_type": "lora",
+    "lora_rank": 8,
+    "lora_target": "all",
+    "pref_beta": 0.1,
+    "learning_rate": 2.0e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "seed": 42,
+    "use_cpu": True,
+    "disable_gradient_checkpointing": True,
+    "logging_steps": 5,
+    "save_strategy": "no",
+    "report_to": "none",
+    "do_train": True,
+}
+"""What the trained oracles have in common, as a recipe."""
+
+OF_SET = {
+    "fluent": {"dataset": "fluent_pairs", "cutoff_len": 256, "max_steps": 60},
+    "qa": {"dataset": "qa_train", "cutoff_len": 512, "max_steps": 40},
+}
+
+
+def qa_pairs(folder):
+    """Write the training pairs and the held-out ones, and the host's list of data sets; return the held-out file."""
+    source = ROOT.parent / "shared" / "data" / f"{QA}.json"
+    if not source.is_file():
+        raise SepoError(f"there is no {source}; the set qa needs it.")
+    rows = json.loads(source.read_text(encoding="utf-8"))
+    parts = {
+        "qa_train": [row for index, row in enumerate(rows) if index % HELD_OUT_ONE_IN],
+        "qa_heldout": [row for index, row in enumerate(rows) if not index % HELD_OUT_ONE_IN],
+    }
+    asked = {name: {row["conversations"][-1]["value"] for row in part} for name, part in parts.items()}
+    if asked["qa_train"] & asked["qa_heldout"]:
+        raise SepoError(f"a question of {source} is in both parts; the split is no longer one of questions.")
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    listed = {
+        name: {"file_name": f"{name}.json", "ranking": True, "formatting": "sharegpt", "columns": columns}
+        for name in parts
+    }
+    for name, content in {**parts, "dataset_info": listed}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return folder / "qa_heldout.json"
+
+
+def trained_oracle(name, folder, data):
+    """The oracle's adapter, trained where it is not there yet with this recipe."""
+    import yaml
+
+    from sepo.demo.model import default_model_directory, prepare_model
+
+    output = folder / "oracle"
+    model = prepare_model(default_model_directory())
+    recipe = {**ORACLE, **OF_SET[name], "model_name_or_path": str(model), "dataset_dir": str(data)}
+    recipe |= {"output_dir": str(output), "token_scores_dir": str(folder / "scores")}
+    file = folder / "oracle.yaml"
+    text = yaml.safe_dump(recipe, sort_keys=False)
+    if (output / "adapter_model.safetensors").is_file():
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            raise SepoError(f"{output} was trained with another recipe than {file} would be; name another --work.")
+        return model, output
+    file.write_text(text, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "sepo", "train", str(file)], check=False)
+    if done.returncode:
+        raise SepoError(f"training the oracle failed (exit status {done.returncode}); its output is above.")
+    return model, output
+
+
+def request_for(name, folder):
+    """What is measured: the set's held-out pairs, and the oracle over its base."""
+    from sepo.credit.run import CreditRequest
+    from sepo.credit.runs import read_run
+    from sepo.credit.scorers import CreditModels
+    from sepo.training.settings import ModelSpec, OracleSpec
+
+    if name == "demo":
+        from sepo.demo.run import run_demo
+
+        if not (folder / "policy" / "sepo_settings.json").is_file():
+            run_demo(folder)
+        run = read_run(folder)
+        models = CreditModels(run.oracle.base, run.oracle, None)
+        return CreditRequest(name, SCORERS, models, template=run.template, cutoff_len=run.cutoff_len, dtype=run.dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "fluent":
+        from sepo.demo.pairs import write_dataset
+
+        source, data = "demo:fluent", write_dataset(folder / "data")
+    else:
+        (data := folder / "data").mkdir(exist_ok=True)
+        source = str(qa_pairs(data))
+    model, adapter = trained_oracle(name, folder, data)
+    base = ModelSpec(str(model), ())
+    models = CreditModels(base, OracleSpec(ModelSpec(str(model), (str(adapter),)), base), None)
+    cutoff = 4 * OF_SET[name]["cutoff_len"]  # no mark is cut off
+    return CreditRequest(source, SCORERS, models, template=ORACLE["template"], cutoff_len=cutoff, dtype="fp32")
+
+
+def run(options):
+    from sepo.hosts.llamafactory.launcher import quiet_on_one_device, require_host
+
+    require_host()
+    quiet_on_one_device()
+    from sepo.credit.data import read_pairs
+    from sepo.credit.figure import draw, save
+    from sepo.credit.report import print_result
+    from sepo.credit.run import measure
+    from sepo.hosts.llamafactory.bench.machine import machine, versions
+    from sepo.hosts.llamafactory.bench.run import write_result
+
+    folder = (options.work or ROOT / WORK[options.set]).resolve()
+    request = request_for(options.set, folder)
+    result = measure(read_pairs(request.source), request, progress=True)
+    print_result(result)
+    recipe = None if options.set == "demo" else {**ORACLE, **OF_SET[options.set]}
+    output = options.output or RESULTS / f"credit-{options.set}-smollm2-{platform.machine()}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_result({"versions": versions(), "machine": machine(cuda=False), "oracle_recipe": recipe, **result}, output)
+    save(draw(result), output.with_suffix(".png"))
+
+
+def parsed(argv):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("set", choices=WORK)
+    parser.add_argument("--work", type=Path, help="folder of the oracle (demo_output, or one in it)")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    try:
+        run(parsed(argv))
+    except SepoError as error:
+        sys.exit(f"credit: error: {error}")
+
+
+if __name__ == "__main__":
+    main()
