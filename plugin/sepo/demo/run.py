@@ -7,14 +7,18 @@ import json
 import os
 import shlex
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sepo.demo.model import default_model_directory, prepare_model
 from sepo.demo.pairs import write_dataset
 from sepo.errors import SepoError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Threads that spin while they wait make a step many times slower as soon as anything else wants a core.
 _ENVIRONMENT = {
@@ -42,12 +46,15 @@ def run_demo(output: Path) -> dict[str, Any]:
         from rich.console import Console
     except ImportError as error:
         raise SepoError("the demo needs its extra; run: pip install 'sepo[llamafactory,demo]'") from error
+    with _environment(_ENVIRONMENT):  # some of it is read when the host is imported
+        return _run(output.resolve(), Console(highlight=False, soft_wrap=True))
+
+
+def _run(output: Path, console: Console) -> dict[str, Any]:
     from sepo.hosts.llamafactory.launcher import require_host
 
     require_host()
-    console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
-    output = output.resolve()
     console.print("[bold]1. A real model:[/] SmolLM2-135M-Instruct, from a package on disk")
     model = prepare_model(default_model_directory())
     console.print(f"   {model}")
@@ -55,8 +62,7 @@ def run_demo(output: Path) -> dict[str, Any]:
     data = write_dataset(output / "data")
     console.print(f"   {data}")
     console.print("[bold]3. The chain:[/] base SFT, oracle DPO, token scores, SePO on 30 % of the tokens")
-    with _environment(_ENVIRONMENT):
-        policy = _run_chain(model, data, output)
+    policy = _run_chain(model, data, output)
     console.print("[bold]4. What came of it[/]")
     results = _evaluate(model, data, policy)
     results["seconds"] = round(time.monotonic() - started)
@@ -124,7 +130,34 @@ def _evaluate(model_folder: Path, data: Path, policy: Path) -> dict[str, Any]:
         "heldout_pairs": len(heldout),
         "heldout_accuracy": {"before": before[0], "after": after[0]},
         "heldout_margin_nats_per_token": {"before": before[1], "after": after[1]},
+        "heldout_auroc": _found_by_the_oracle(policy),
         "examples": [_example(answer) for answer in answers[:_SHOWN_ANSWERS]],
+    }
+
+
+def _found_by_the_oracle(policy: Path) -> dict[str, dict[str, float]]:
+    """How well the oracle finds known errors of facts that it has not seen, and how well plain surprisal does."""
+    from sepo.credit.data import read_pairs
+    from sepo.credit.run import CreditRequest, measure
+    from sepo.credit.runs import read_run
+    from sepo.credit.scorers import CreditModels
+
+    run = read_run(policy)
+    request = CreditRequest(
+        "demo",
+        ["oracle", "surprisal"],
+        CreditModels(run.oracle.base, run.oracle, None),
+        template=run.template,
+        cutoff_len=run.cutoff_len or 2048,
+        dtype=run.dtype,
+        ratio=run.ratio or 0.3,
+    )
+    with warnings.catch_warnings():  # the oracle is an adapter over the merged base
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        found = measure(read_pairs("demo"), request)["scorers"]
+    return {
+        name: {"auroc": of["auroc"]["mean"], "low": of["auroc"]["low"], "high": of["auroc"]["high"]}
+        for name, of in found.items()
     }
 
 
@@ -144,6 +177,11 @@ def _show(console: Any, results: Mapping[str, Any], model: Path, policy: Path, d
     console.print(
         f"   held-out preference accuracy:        {accuracy['before']:.0%} before, [bold]{accuracy['after']:.0%}[/] "
         f"after ({results['heldout_pairs']} pairs; margin {margin['before']:+.2f} to {margin['after']:+.2f} nats)"
+    )
+    oracle, surprisal = (results["heldout_auroc"][name] for name in ("oracle", "surprisal"))
+    console.print(
+        f"   held-out errors found by the oracle: AUROC [bold]{oracle['auroc']:.2f}[/] \\[{oracle['low']:.2f}, "
+        f"{oracle['high']:.2f}] (plain surprisal, on errors this plain: {surprisal['auroc']:.2f})"
     )
     console.print("   rejected answers, [reverse]selected[/] tokens and [red]known errors[/]:")
     for example in results["examples"]:
