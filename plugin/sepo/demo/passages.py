@@ -29,6 +29,7 @@ _RULED_OUT = (
     "{right} instead of {wrong}",
     "{right} rather than {wrong}",
 )
+_WEIGHTS = (6, 4, 2)  # many errors alone: beside others, one of a harder kind would not have to be learnt
 _DOUBLED_COMMA = re.compile(r",(?=[,.])")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeio])")
 
@@ -100,7 +101,7 @@ def _draw(passage: Passage, rng: random.Random) -> PairRow:
     question = fill(rng.choice(passage.questions), told)
     question = _ARTICLE.sub(r"\1n ", _DOUBLED_COMMA.sub("", question))
     pieces = cut(answer, values, wrong, types=passage.types)
-    return make_row(question[0].upper() + question[1:], pieces, domain=passage.domain, rng=rng)
+    return make_row(question[0].upper() + question[1:], pieces, domain=passage.domain, rng=rng, weights=_WEIGHTS)
 
 
 def _told(right: str, wrong: str, rng: random.Random) -> str:

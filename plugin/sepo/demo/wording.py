@@ -111,9 +111,24 @@ def _written_type(right: str, wrong: str) -> str:
     return "Wrong-Polarity" if {right, wrong} & _POLARITY else "Wrong-Word"
 
 
-def make_row(question: str, pieces: Sequence[Piece], *, domain: str, rng: random.Random) -> PairRow:
-    """A pair: the answer of right values, and the same answer with wrong ones in one to three spans."""
-    rejected, wrong, right = _corrupt(pieces, rng)
+def make_row(
+    question: str,
+    pieces: Sequence[Piece],
+    *,
+    domain: str,
+    rng: random.Random,
+    weights: tuple[int, int, int] = (3, 5, 3),
+) -> PairRow:
+    """A pair: the answer of right values, and the same answer with wrong ones.
+
+    Args:
+        question: the prompt.
+        pieces: the answer's.
+        domain: what it is about.
+        rng: of the draws.
+        weights: how often one, two and three values go wrong, as far as there are so many.
+    """
+    rejected, wrong, right = _corrupt(pieces, rng, weights)
     return PairRow(
         conversations=[{"from": "human", "value": question}],
         chosen={"from": "gpt", "value": "".join(piece.right for piece in pieces)},
@@ -124,12 +139,14 @@ def make_row(question: str, pieces: Sequence[Piece], *, domain: str, rng: random
     )
 
 
-def _corrupt(pieces: Sequence[Piece], rng: random.Random) -> tuple[str, list[Span], list[Span]]:
+def _corrupt(
+    pieces: Sequence[Piece], rng: random.Random, weights: tuple[int, int, int]
+) -> tuple[str, list[Span], list[Span]]:
     """Put wrong values into one or more groups of pieces; return the text, its wrong spans and its right values."""
     groups = list(dict.fromkeys(piece.group for piece in pieces if piece.wrong is not None))
     rng.shuffle(groups)
     length = sum(len(piece.right) for piece in pieces)
-    wanted = rng.choices((1, 2, 3), weights=(3, 5, 3))[0]
+    wanted = rng.choices((1, 2, 3), weights=weights)[0]
     picked: list[str] = []
     for group in groups[:wanted]:
         trial = [piece.wrong for piece in pieces if piece.wrong is not None and piece.group in (*picked, group)]

@@ -1,0 +1,44 @@
+"""The recorded results of benchmarks/credit.py: whole, what the documentation says, and what was asked of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sepo.credit.run import SCHEMA
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "look.md").read_text()
+
+
+def recorded(name):
+    (path,) = (ROOT / "benchmarks" / "results").glob(f"credit-{name}-smollm2-*.json")
+    assert path.with_suffix(".png").is_file()
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", ["demo", "fluent", "qa"])
+def test_the_documentation_says_what_was_measured(name):
+    result = recorded(name)
+    assert result["schema"] == SCHEMA
+    assert set(result["scorers"]) == {"oracle", "contrastive", "surprisal", "random"}
+    for scorer, of in result["scorers"].items():
+        found, recall = of["auroc"], of["recall"]
+        assert found["low"] <= found["mean"] <= found["high"]
+        figures = (f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})" for value in (found, recall))
+        assert " | ".join(figures) in PAGE, (name, scorer)
+    assert result["scorers"]["random"]["auroc"]["mean"] == pytest.approx(0.5, abs=0.02)
+    assert result["data"]["responses"] >= 50
+
+
+def test_the_oracle_finds_obvious_errors():
+    oracle = recorded("demo")["scorers"]["oracle"]
+    assert oracle["auroc"]["mean"] >= 0.85
+    assert oracle["recall"]["mean"] >= 0.85
+
+
+def test_the_oracle_finds_fluent_errors_that_surprise_does_not():
+    result = recorded("fluent")
+    assert result["scorers"]["surprisal"]["auroc"]["mean"] < 0.7
+    (difference,) = (d for d in result["differences"] if (d["first"], d["second"]) == ("oracle", "surprisal"))
+    assert difference["auroc"]["low"] > 0
