@@ -1,5 +1,6 @@
 """What all tests share: a quiet, offline process and tiny models that are made once per session."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -48,6 +49,16 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("the real preference data is not beside this checkout")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_logger():
+    """Commands that are called here, and not in a process of their own, set `sepo`'s logger up as a program's."""
+    logger = logging.getLogger("sepo")
+    before = logger.level, logger.propagate, logger.disabled, list(logger.handlers)
+    yield
+    logger.level, logger.propagate, logger.disabled, logger.handlers[:] = before
+    logger.manager._clear_cache()
 
 
 @pytest.fixture
