@@ -36,12 +36,13 @@ browser:
 			apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; \
 	else echo "chromium and chromedriver are missing; install them as root: apt-get install chromium chromium-driver"; fi
 
-# Two processes, a file of tests in one of them: most tests wait for a LLaMA-Factory of their own to start.
+# Two processes, a file of tests in one of them, the long files first (tests/conftest.py).
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 test: env lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(IN_TWO)
 
 test-fast: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not host'
+	$(BIN)/python -m pytest $(IN_TWO) -m 'not host'
 
 docs: env
 	$(BIN)/python docs/generate.py

@@ -1,5 +1,6 @@
 """What all tests share: a quiet, offline process and tiny models that are made once per session."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -27,6 +28,19 @@ sys.path[:0] = [
 
 SHARED = Path(__file__).parents[2] / "shared"
 
+# Half a minute of a processor and more, the longest first: two processes that take files from a queue end together.
+LONG = (
+    "test_engines.py", "test_distributed.py", "test_pipeline.py", "test_plan.py", "test_board_browser.py",
+    "test_adapters.py", "test_train.py", "test_score.py", "test_own_scorer.py", "test_examples.py", "test_trainer.py",
+    "test_step_bytes.py", "test_sharing.py", "test_bench.py", "test_head_memory.py", "test_scoring_benchmarks.py",
+    "test_head.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; the others, and the tests of each file, in their order."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
@@ -48,6 +62,16 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("the real preference data is not beside this checkout")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_logger():
+    """Commands that are called here, and not in a process of their own, set `sepo`'s logger up as a program's."""
+    logger = logging.getLogger("sepo")
+    before = logger.level, logger.propagate, logger.disabled, list(logger.handlers)
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.disabled, logger.handlers[:] = before[1:]
 
 
 @pytest.fixture

@@ -1,20 +1,18 @@
 """The benchmarks of scoring, in small: they run, their ways agree, and mistakes are one line."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from recipes import run as run_command
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(name, *words, expect=0):
-    command = [sys.executable, str(BENCHMARKS / name), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == expect, done.stderr[-2000:]
-    return done
+def run(name, *words, **options):
+    return run_command([sys.executable, BENCHMARKS / name, *words], cwd=BENCHMARKS, **options)
 
 
 def test_scoring_ways_agree(tmp_path):
@@ -32,7 +30,7 @@ def test_scoring_ways_agree(tmp_path):
 
 def test_memory_is_noted_along_the_way(tmp_path):
     output = tmp_path / "result.json"
-    run("scoring_memory.py", "--rows", 2000, "--output", output)
+    run("scoring_memory.py", "--rows", 2000, "--output", output, fresh=True)
     result = json.loads(output.read_text())
     steps = [point["step"] for point in result["points"]]
     assert steps[:2] == ["rows written", "empty rows dropped"]

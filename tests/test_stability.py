@@ -1,12 +1,12 @@
 """benchmarks/stability.py runs, and the result that was recorded with it is one of its own."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from recipes import run
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "stability.py"
@@ -47,8 +47,7 @@ def checked(result):
 def test_a_small_run_has_the_form_of_the_real_one(tmp_path):
     small = "--learning-rates 1e-4 1e-3 --seeds 1 --pairs 16 --batch 8 --epochs 2 --digits 3 --sft-steps 10"
     command = [sys.executable, str(SCRIPT), *small.split(), "--output", str(tmp_path / "out.json")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "plugin")}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = run(command, cwd=tmp_path)
     checked(json.loads((tmp_path / "out.json").read_text()))
     assert "minor_dpo" in done.stdout
     assert "DPO ends below the reference at" in done.stdout

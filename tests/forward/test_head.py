@@ -8,6 +8,7 @@ import torch
 import transformers
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -373,7 +374,9 @@ def trained_gradients(model):
 
 
 def test_ddp_over_two_processes_equals_one_process(tmp_path):
-    torch.multiprocessing.spawn(ddp_gradients, (str(tmp_path),), nprocs=2)
+    # Both are forks of one process that imports these once.
+    torch.multiprocessing.set_forkserver_preload(["peft", "sepo.forward.head", "transformers.models.llama"])
+    start_processes(ddp_gradients, (str(tmp_path),), nprocs=2, start_method="forkserver")
     for trains in ("all", "lora"):
         model, (inputs, labels, wanted) = ddp_model(trains), ddp_batch()
         (selected_log_probs(model, inputs, labels=labels, wanted=wanted).sum() / 2).backward()  # DDP averages

@@ -30,8 +30,9 @@ print(memory("VmHWM") - before)
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_4096_tokens_of_a_vocabulary_of_262144_take_less_than_300_mb(dtype):
-    done = subprocess.run([sys.executable, "-c", CHILD, "4096", dtype], check=True, capture_output=True, text=True)
+@pytest.mark.parametrize(("dtype", "tokens"), [("float32", 4096), ("bfloat16", 1024)])
+def test_a_vocabulary_of_262144_takes_less_than_300_mb(dtype, tokens):
+    """Sixteen and more chunks; many processors multiply bfloat16 five times as slowly, so that there are fewer."""
+    done = subprocess.run([sys.executable, "-c", CHILD, str(tokens), dtype], check=True, capture_output=True, text=True)
     used = int(done.stdout)
-    assert 16e6 < used < 300e6, f"{used / 1e6:.0f} MB"  # full logits: 4,295 MB in float32
+    assert 16e6 < used < 300e6, f"{used / 1e6:.0f} MB"  # full logits: 4,295 MB of float32, 537 MB of bfloat16

@@ -1,6 +1,6 @@
 """Run several recipes one after another in the processes of one engine: a host's start costs half a minute.
 
-Started by torchrun or accelerate: ``engine_worker.py recipes.json``.
+Started by torchrun or accelerate, or as they start it: ``engine_worker.py recipes.json``.
 """
 
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 def main(file):
+    import deepspeed.comm.torch
     import torch.distributed
     from accelerate.state import AcceleratorState, GradientState
     from llamafactory.train import tuner
@@ -16,6 +17,8 @@ def main(file):
     from sepo.hosts.llamafactory.registration import register
 
     torch.distributed.destroy_process_group = lambda *args, **kwargs: None  # the host does so after each run
+    # DeepSpeed would compile collectives of its own for processors, for a minute; without them it takes torch's.
+    deepspeed.comm.torch.build_shm_op = lambda: None
     register(tuner)
     for recipe in json.loads(Path(file).read_text()):
         AcceleratorState._reset_state(reset_partial_state=False)

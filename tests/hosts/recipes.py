@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+import warm
+
 BIN = Path(sys.executable).parent
 
 
@@ -65,11 +67,15 @@ def environment(**extra) -> dict:
     return {**kept, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **extra}
 
 
-def run(words, *, cwd: Path, env: dict | None = None, expect: int | None = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=env or environment(), capture_output=True, text=True, check=False,
-        timeout=600,
-    )  # fmt: skip
+def run(
+    words, *, cwd: Path, env: dict | None = None, expect: int | None = 0, fresh: bool = False
+) -> subprocess.CompletedProcess:
+    """Run a command to its end; ``fresh``: surely in a process that has imported nothing, as a user's."""
+    words, env = [str(word) for word in words], env or environment()
+    if fresh:
+        done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=600)
+    else:
+        done = warm.run(words, cwd=cwd, env=env, timeout=600)
     if expect is not None and done.returncode != expect:
         raise AssertionError(f"exit status {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done

@@ -257,7 +257,7 @@ def test_a_recipe_from_the_command_line(world, tmp_path):
     before = digest(world)
     file = write(recipe, tmp_path / "recipe.yaml")
     words = ["bench", file, "--rounds", "2", "--no-memory", "-o", tmp_path / "bench.json", "select_ratio=0.5"]
-    done = run([BIN / "sepo", *words], cwd=tmp_path, env=environment(COLUMNS="200"))
+    done = run([BIN / "sepo", *words], cwd=tmp_path, env=environment(COLUMNS="200"), fresh=True)
     assert digest(world) == before
     assert [path.name for path in output.iterdir()] == ["adapter_model.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "out", "recipe.yaml"]
@@ -323,7 +323,7 @@ def test_a_process_that_dies_is_a_reason_and_no_number(tmp_path):
 def test_the_gpu_benchmark_runs_in_small_on_a_cpu(tmp_path):
     script = ROOT / "benchmarks" / "gpu_step.py"
     small = f"--shape tiny --length 64 --rounds 1 --no-memory --cache {tmp_path} --output {tmp_path}/out.json"
-    env = environment(PYTHONPATH=str(ROOT / "plugin"), CUDA_VISIBLE_DEVICES="")
+    env = environment(CUDA_VISIBLE_DEVICES="")
     done = run([sys.executable, script, *small.split()], cwd=tmp_path, env=env)
     result = json.loads((tmp_path / "out.json").read_text())
     assert [entry["name"] for entry in result["contenders"]] == [

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from recipes import BIN, environment, run, sepo_recipe, write
+from recipes import BIN, run, sepo_recipe, write
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import enable
 
@@ -67,6 +67,6 @@ def test_host_command_says_a_mistake_in_one_line(world, elsewhere, tmp_path):
 
 @pytest.mark.host
 def test_doctor_finds_a_working_environment():
-    done = run([BIN / "sepo", "doctor"], cwd=".", env=environment())
+    done = run([BIN / "sepo", "doctor"], cwd=".", fresh=True)
     assert "nothing is wrong" in done.stdout
     assert "WRONG" not in done.stdout

@@ -1,17 +1,19 @@
 """The engines that exist: two CPU processes under each give one process's losses and weights; killed runs go on."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
-import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from recipes import BIN, STAGES, adapter, environment, logged, run, same_weights, sepo_recipe
+import warm
+from recipes import BIN, STAGES, adapter, environment, logged, same_weights, sepo_recipe
 
 pytestmark = pytest.mark.host
 
@@ -51,8 +53,11 @@ def deepspeed_config(folder, stage):
     return path
 
 
-def started(engine, recipes, folder):
-    """The command and environment that run recipes under an engine; the recipes' keys that it needs are added."""
+def started(engine, recipes, folder, *, launched=False):
+    """Commands and environments that run recipes under an engine; the recipes' keys that it needs are added.
+
+    ``launched``: the launcher's command, which starts the ranks. Without it, the ranks with what a launcher tells them.
+    """
     port = 20000 + (os.getpid() * 7 + len(engine) * 131) % 20000
     extra = {}
     if engine.startswith("zero"):
@@ -64,10 +69,50 @@ def started(engine, recipes, folder):
     if engine == "fsdp2":
         config = folder / "fsdp.yaml"
         config.write_text(FSDP2.format(port=port))
-        return [BIN / "accelerate", "launch", "--config_file", config, WORKER, file], environment()
+        return [([BIN / "accelerate", "launch", "--config_file", config, WORKER, file], environment())]
     processes = 1 if engine == "one" else 2
-    command = [BIN / "torchrun", "--nproc_per_node", processes, "--master_port", port, WORKER, file]
-    return command, environment(**extra)
+    if launched:
+        command = [BIN / "torchrun", "--nproc_per_node", processes, "--master_port", port, WORKER, file]
+        return [(command, environment(**extra))]
+    extra |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    extra |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    return [
+        ([sys.executable, WORKER, file], environment(**extra, RANK=str(rank), LOCAL_RANK=str(rank)))
+        for rank in range(processes)
+    ]
+
+
+def begun(commands, folder, log):
+    return [
+        warm.start(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        for command, env in commands
+    ]
+
+
+def kill(processes):
+    """Each with what it has started."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def finished(commands, folder):
+    """Run to the end, or to the first failure; returns what was printed."""
+    with open(folder / "ranks.log", "w+") as log:
+        processes = begun(commands, folder, log)
+        deadline = time.monotonic() + 600
+        while None in (ended := [process.poll() for process in processes]) and not any(ended):
+            if time.monotonic() > deadline:
+                ended = ["too slow"]
+                break
+            time.sleep(0.01)
+        if any(ended):
+            kill(processes)
+        log.seek(0)
+        text = log.read()
+    assert not any(ended), f"exit status {ended}:\n{text[-5000:]}"
+    return text
 
 
 def stage_recipes(world, folder, engine, scores):
@@ -94,8 +139,11 @@ def results(folder):
 
 
 def all_stages(world, folder, engine):
-    command, env = started(engine, stage_recipes(world, folder, engine, folder / "scores"), folder)
-    run(command, cwd=folder, env=env)
+    """One engine of each kind is started as its users start it; `torchrun` alone is in test_distributed."""
+    launched = engine in ("zero3", "fsdp2")
+    finished(
+        started(engine, stage_recipes(world, folder, engine, folder / "scores"), folder, launched=launched), folder
+    )
     return results(folder)
 
 
@@ -118,16 +166,14 @@ def test_two_processes_give_what_one_gives(engine, world, one_process, tmp_path)
             torch.testing.assert_close(saved[name], weight, rtol=0, atol=1e-5, msg=lambda m, s=stage: f"{s}: {m}")
 
 
-def killed(command, env, *, folder, at):
+def killed(commands, *, folder, at):
     """Start, and kill every process as soon as a file is there."""
     with open(folder / "killed.log", "w") as log:
-        process = subprocess.Popen([str(word) for word in command], cwd=folder, env=env, stdout=log, stderr=log,
-                                   start_new_session=True)  # fmt: skip
+        processes = begun(commands, folder, log)
         deadline = time.monotonic() + 300
-        while not at.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not at.exists() and processes[0].poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(processes)
     assert at.exists(), (folder / "killed.log").read_text()[-3000:]
 
 
@@ -138,13 +184,12 @@ def test_a_killed_run_of_two_processes_goes_on_to_the_same_weights(engine, world
             "max_steps": 6, "save_steps": 2, "select_rule": "quantile", "warmup_ratio": 0.5}  # fmt: skip
     undisturbed = sepo_recipe(world, tmp_path / "undisturbed", **keys)
     broken_off = sepo_recipe(world, tmp_path / "broken_off", **keys)
-    killed(*started(engine, [broken_off], tmp_path), folder=tmp_path,
+    killed(started(engine, [broken_off], tmp_path), folder=tmp_path,
            at=tmp_path / "broken_off" / "checkpoint-2" / "trainer_state.json")  # fmt: skip
     for later in ("checkpoint-4", "checkpoint-6"):  # where the run outran the signal
         shutil.rmtree(tmp_path / "broken_off" / later, ignore_errors=True)
-    command, env = started(engine, [broken_off, undisturbed], tmp_path)
-    done = run(command, cwd=tmp_path, env=env)
-    assert "Resuming training from" in done.stdout + done.stderr
+    text = finished(started(engine, [broken_off, undisturbed], tmp_path), tmp_path)
+    assert "Resuming training from" in text
     assert same_weights(adapter(tmp_path / "broken_off"), adapter(tmp_path / "undisturbed"))
     last = logged(tmp_path / "undisturbed")[-1]
     assert logged(tmp_path / "broken_off")[-1]["step"] == last["step"] == 6

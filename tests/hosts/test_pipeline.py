@@ -103,7 +103,7 @@ def test_chain_runs_skips_what_is_finished_and_refuses_other_settings(world, tmp
         "val_size": 4, "logging_steps": 1,
     }  # fmt: skip
     path = write(recipe, tmp_path / "pipeline.yaml")
-    done = run([BIN / "sepo", "pipeline", path], cwd=tmp_path)
+    done = run([BIN / "sepo", "pipeline", path], cwd=tmp_path, fresh=True)
     assert "[4/4] policy: done" in done.stdout
     pairs = json.loads((tmp_path / "out" / "sample" / "oracle_pairs.json").read_text())
     answers = json.loads((tmp_path / "out" / "sample" / "oracle_answers.json").read_text())

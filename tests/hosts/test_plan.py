@@ -272,6 +272,6 @@ def test_a_run_that_ran_out_of_memory_is_told_what_saves_most(world, tmp_path, m
 
 def test_the_command_in_a_process_of_its_own(world, tmp_path):
     path = write(sepo_recipe(world, tmp_path / "out"), tmp_path / "recipe.yaml")
-    done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB"], cwd=tmp_path)
+    done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB"], cwd=tmp_path, fresh=True)
     assert "fits a device (24.00 GiB)" in done.stdout
     assert "scoring by the oracle" in done.stdout

@@ -41,7 +41,7 @@ def scored(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scored")
     shutil.copytree(world / "policy", folder / "hollow", ignore=shutil.ignore_patterns("*.safetensors"))
     recipe = sepo_recipe(world, folder / "out", val_size=0.25, model_name_or_path=str(folder / "hollow"))
-    return folder, recipe, sepo("score", recipe, folder)
+    return folder, recipe, sepo("score", recipe, folder, fresh=True)
 
 
 @pytest.mark.host

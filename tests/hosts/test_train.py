@@ -1,14 +1,14 @@
-"""Real runs of `sepo train` on tiny models, each in a process of its own."""
+"""Real runs of `sepo train` on tiny models: the first in a process of its own, the others in forks (see `warm`)."""
 
 import json
 import math
 import os
 import signal
-import subprocess
 import time
 
 import pytest
 
+import warm
 from recipes import (
     BIN,
     adapter,
@@ -34,7 +34,7 @@ def first_run(world, tmp_path_factory):
         world, folder / "out", val_size=0.25, eval_strategy="steps", eval_steps=2, save_steps=2, plot_loss=True,
         load_best_model_at_end=True, gradient_accumulation_steps=2, pref_beta=0.1, pref_loss="sigmoid",
     )  # fmt: skip
-    done = sepo_train(recipe, folder)
+    done = sepo_train(recipe, folder, fresh=True)
     return folder, recipe, done
 
 
@@ -101,10 +101,9 @@ def test_killed_run_resumes_to_the_same_weights(first_run):
     killed = {**recipe, "output_dir": str(folder / "killed")}
     path = write(killed, folder / "killed.yaml")
     with open(folder / "killed.log", "w") as log:
-        process = subprocess.Popen(
-            [BIN / "sepo", "train", path], cwd=folder, env=environment(), stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
+        process = warm.start(
+            [BIN / "sepo", "train", path], cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
+        )
         checkpoint = folder / "killed" / "checkpoint-2" / "trainer_state.json"
         deadline = time.monotonic() + 120
         while not _written(checkpoint) and process.poll() is None and time.monotonic() < deadline:

@@ -303,27 +303,35 @@ import tiny
 from test_trainer import LIVE, ROWS, arguments, load, PreferenceTrainer
 tiny.LlamaRMSNorm.forward = tiny.exact_norm
 world = Path({world!r})
-trainer = PreferenceTrainer(
-    model=load(world), ref_model=load(world, "base"), method=LIVE, train_dataset=ROWS, eval_dataset=ROWS,
-    args=arguments({folder!r}, per_device_train_batch_size=2, per_device_eval_batch_size=2, max_steps=2),
-    batch_tokens={batch_tokens!r},
-)
-trainer.train()
-metrics = trainer.evaluate()
-if trainer.is_world_process_zero():
-    trainer.save_model()
-    torch.save([metrics["eval_loss"], metrics["eval_rewards/margins"]], {folder!r} + "/evaluation.pt")
+for batch_tokens in (None, 20):
+    folder = {folder!r} + f"/{{batch_tokens}}"
+    trainer = PreferenceTrainer(
+        model=load(world), ref_model=load(world, "base"), method=LIVE, train_dataset=ROWS, eval_dataset=ROWS,
+        args=arguments(folder, per_device_train_batch_size=2, per_device_eval_batch_size=2, max_steps=2),
+        batch_tokens=batch_tokens,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        trainer.save_model()
+        torch.save([metrics["eval_loss"], metrics["eval_rewards/margins"]], folder + "/evaluation.pt")
 """
 
 
-@pytest.mark.parametrize("batch_tokens", [None, 20])
-def test_two_processes_equal_one(world, tmp_path, batch_tokens):
-    """DDP, two pairs on each rank, live selection: the weights and the evaluation of one process with four."""
-    values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "folder": str(tmp_path / "two"),
-              "batch_tokens": batch_tokens}  # fmt: skip
-    (tmp_path / "rank.py").write_text(RANK.format(**values))
+@pytest.fixture(scope="module")
+def two_processes(world, tmp_path_factory):
+    """A folder of runs of two processes, by ``batch_tokens``; one start of the processes for both."""
+    folder = tmp_path_factory.mktemp("two")
+    values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "folder": str(folder)}
+    (folder / "rank.py").write_text(RANK.format(**values))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(tmp_path / "rank.py")], check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run([*command, str(folder / "rank.py")], check=True, capture_output=True, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 20])
+def test_two_processes_equal_one(world, two_processes, tmp_path, batch_tokens):
+    """DDP, two pairs on each rank, live selection: the weights and the evaluation of one process with four."""
     trainer = PreferenceTrainer(
         model=load(world),
         ref_model=load(world, "base"),
@@ -333,11 +341,11 @@ def test_two_processes_equal_one(world, tmp_path, batch_tokens):
         eval_dataset=ROWS,
     )
     trainer.train()
-    two = LlamaForCausalLM.from_pretrained(tmp_path / "two", dtype=torch.float64)
+    two = LlamaForCausalLM.from_pretrained(two_processes / str(batch_tokens), dtype=torch.float64)
     torch.testing.assert_close(dict(two.named_parameters()), weights(trainer), rtol=1e-9, atol=1e-9)
     metrics = trainer.evaluate()
     expected = [metrics["eval_loss"], metrics["eval_rewards/margins"]]
-    assert torch.load(tmp_path / "two" / "evaluation.pt") == pytest.approx(expected, rel=1e-5)
+    assert torch.load(two_processes / str(batch_tokens) / "evaluation.pt") == pytest.approx(expected, rel=1e-5)
 
 
 def test_importing_the_step_needs_no_transformers():
