@@ -9,12 +9,13 @@ SmolLM2-135M-Instruct (made offline under ~/.cache/sepo/demo), in float32. Every
 set's training pairs, whose rejected answers carry no marks for it; what is measured are held-out rejected answers:
 
 - demo: `demo_heldout`, words of another domain; the oracle and its base are those of `sepo demo`.
-- fluent: `fluent_heldout`, names, numbers and opposites that the prompt rules out. The base is the plain model.
+- fluent: `fluent_heldout`, names, numbers and opposites that the prompt rules out. As in SePO's chain, the oracle's
+  base is trained on the chosen answers first; surprisal is the plain model's.
 - qa: every third pair of QA feedback (allenai/FineGrainedRLHF): people marked what is irrelevant, unverifiable, wrong
   or incoherent in a model's answer, and corrected it. The others train the oracle. The base is the plain model.
 
-Beside the oracle: the contrastive scorer (the same model, asked for a better and for a worse answer), surprisal of the
-base, and chance. An oracle that is trained stays in --work and is trained once.
+Beside the oracle: the contrastive scorer (the plain model, asked for a better and for a worse answer; of the demo its
+base), surprisal under the same model, and chance. An oracle that is trained stays in --work and is trained once.
 """
 
 import argparse
@@ -32,18 +33,14 @@ QA = "qa_feedback_spans"
 WORK = {"demo": "demo_output", "fluent": "demo_output/credit_fluent", "qa": "demo_output/credit_qa"}
 SCORERS = ("oracle", "contrastive", "surprisal", "random")
 HELD_OUT_ONE_IN = 3
-ORACLE = {
-    "stage": "minor_dpo",
-    "objective": "dpo",  # plain DPO, by our step
+COMMON = {
     "template": "smollm",
     "finetuning_type": "lora",
     "lora_rank": 8,
     "lora_target": "all",
-    "pref_beta": 0.5,  # a margin of some nats is enough; at 0.1 whole answers drift, right tokens with wrong ones
     "learning_rate": 2.0e-4,
     "lr_scheduler_type": "cosine",
     "warmup_ratio": 0.1,
-    "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
     "seed": 42,
     "use_cpu": True,
@@ -53,58 +50,78 @@ ORACLE = {
     "report_to": "none",
     "do_train": True,
 }
-"""What the trained oracles have in common, as a recipe."""
+"""What the trained models have in common, as a recipe."""
 
-OF_SET = {
-    "fluent": {"dataset": "fluent_pairs", "cutoff_len": 256, "max_steps": 40},
-    "qa": {"dataset": "qa_train", "cutoff_len": 512, "max_steps": 20},
+ORACLE = {
+    "stage": "minor_dpo",
+    "objective": "dpo",  # plain DPO, by our step
+    "pref_beta": 0.5,  # a margin of some nats is enough; at 0.1 whole answers drift, right tokens with wrong ones
+    "per_device_train_batch_size": 4,
 }
+BASE = {"stage": "sft", "per_device_train_batch_size": 8}
+STEPS = {
+    "fluent": {
+        "base": {**BASE, "dataset": "chosen", "cutoff_len": 256, "max_steps": 30},
+        "oracle": {**ORACLE, "dataset": "pairs", "cutoff_len": 256, "max_steps": 30},
+    },
+    "qa": {"oracle": {**ORACLE, "dataset": "pairs", "cutoff_len": 512, "max_steps": 20}},
+}
+"""What is trained for a set, in this order."""
 
 
-def qa_pairs(folder):
-    """Write the training pairs and the held-out ones, and the host's list of data sets; return the held-out file."""
+def qa_rows():
+    """QA feedback's training pairs and held-out ones."""
     source = ROOT.parent / "shared" / "data" / f"{QA}.json"
     if not source.is_file():
         raise SepoError(f"there is no {source}; the set qa needs it.")
     rows = json.loads(source.read_text(encoding="utf-8"))
-    parts = {
-        "qa_train": [row for index, row in enumerate(rows) if index % HELD_OUT_ONE_IN],
-        "qa_heldout": [row for index, row in enumerate(rows) if not index % HELD_OUT_ONE_IN],
-    }
-    asked = {name: {row["conversations"][-1]["value"] for row in part} for name, part in parts.items()}
-    if asked["qa_train"] & asked["qa_heldout"]:
+    parts = [[row for index, row in enumerate(rows) if bool(index % HELD_OUT_ONE_IN) == kept] for kept in (True, False)]
+    train, heldout = ({row["conversations"][-1]["value"] for row in part} for part in parts)
+    if train & heldout:
         raise SepoError(f"a question of {source} is in both parts; the split is no longer one of questions.")
+    return parts
+
+
+def write_data(folder, rows, heldout):
+    """Write the pairs, their chosen answers and the host's list of data sets; return the file of held-out pairs."""
+    folder.mkdir(parents=True, exist_ok=True)
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
-    listed = {
-        name: {"file_name": f"{name}.json", "ranking": True, "formatting": "sharegpt", "columns": columns}
-        for name in parts
-    }
-    for name, content in {**parts, "dataset_info": listed}.items():
+    pairs = {"file_name": "pairs.json", "ranking": True, "formatting": "sharegpt", "columns": columns}
+    chosen = [
+        {"instruction": row["conversations"][-1]["value"], "input": "", "output": row["chosen"]["value"]}
+        for row in rows
+    ]
+    contents = {"pairs": rows, "chosen": chosen, "heldout": heldout}
+    contents["dataset_info"] = {"pairs": pairs, "chosen": {"file_name": "chosen.json"}}
+    for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    return folder / "qa_heldout.json"
+    return folder / "heldout.json"
 
 
-def trained_oracle(name, folder, data):
-    """The oracle's adapter, trained where it is not there yet with this recipe."""
+def trained(name, folder):
+    """The plain model, and the adapters in their order, each trained where it is not there yet with this recipe."""
     import yaml
 
     from sepo.demo.model import default_model_directory, prepare_model
 
-    output = folder / "oracle"
     model = prepare_model(default_model_directory())
-    recipe = {**ORACLE, **OF_SET[name], "model_name_or_path": str(model), "dataset_dir": str(data)}
-    recipe |= {"output_dir": str(output), "token_scores_dir": str(folder / "scores")}
-    file = folder / "oracle.yaml"
-    text = yaml.safe_dump(recipe, sort_keys=False)
-    if (output / "adapter_model.safetensors").is_file():
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+    adapters = []
+    for step, keys in STEPS[name].items():
+        output, file = folder / step, folder / f"{step}.yaml"
+        recipe = {**COMMON, **keys, "model_name_or_path": str(model), "dataset_dir": str(folder / "data")}
+        recipe["output_dir"] = str(output)
+        if adapters:
+            recipe |= {"adapter_name_or_path": ",".join(adapters), "create_new_adapter": True}
+        text = yaml.safe_dump(recipe, sort_keys=False)
+        if not (output / "adapter_model.safetensors").is_file():
+            file.write_text(text, encoding="utf-8")
+            done = subprocess.run([sys.executable, "-m", "sepo", "train", str(file)], check=False)
+            if done.returncode:
+                raise SepoError(f"training failed (exit status {done.returncode}); its output is above.")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
             raise SepoError(f"{output} was trained with another recipe than {file} would be; name another --work.")
-        return model, output
-    file.write_text(text, encoding="utf-8")
-    done = subprocess.run([sys.executable, "-m", "sepo", "train", str(file)], check=False)
-    if done.returncode:
-        raise SepoError(f"training the oracle failed (exit status {done.returncode}); its output is above.")
-    return model, output
+        adapters.append(str(output))
+    return str(model), tuple(adapters)
 
 
 def request_for(name, folder):
@@ -122,19 +139,18 @@ def request_for(name, folder):
         run = read_run(folder)
         models = CreditModels(run.oracle.base, run.oracle, None)
         return CreditRequest(name, SCORERS, models, template=run.template, cutoff_len=run.cutoff_len, dtype=run.dtype)
-    folder.mkdir(parents=True, exist_ok=True)
     if name == "fluent":
-        from sepo.demo.pairs import write_dataset
+        from sepo.demo.pairs import generate_fluent_pairs
 
-        source, data = "demo:fluent", write_dataset(folder / "data")
+        rows, heldout = generate_fluent_pairs()
     else:
-        (data := folder / "data").mkdir(exist_ok=True)
-        source = str(qa_pairs(data))
-    model, adapter = trained_oracle(name, folder, data)
-    base = ModelSpec(str(model), ())
-    models = CreditModels(base, OracleSpec(ModelSpec(str(model), (str(adapter),)), base), None)
-    cutoff = 4 * OF_SET[name]["cutoff_len"]  # no mark is cut off
-    return CreditRequest(source, SCORERS, models, template=ORACLE["template"], cutoff_len=cutoff, dtype="fp32")
+        rows, heldout = qa_rows()
+    source = write_data(folder / "data", rows, heldout)
+    model, adapters = trained(name, folder)
+    oracle = OracleSpec(ModelSpec(model, adapters), ModelSpec(model, adapters[:-1]))
+    cutoff = 4 * STEPS[name]["oracle"]["cutoff_len"]  # no mark is cut off
+    models = CreditModels(ModelSpec(model, ()), oracle, None)
+    return CreditRequest(str(source), SCORERS, models, template=COMMON["template"], cutoff_len=cutoff, dtype="fp32")
 
 
 def run(options):
@@ -152,13 +168,12 @@ def run(options):
     folder = (options.work or ROOT / WORK[options.set]).resolve()
     request = request_for(options.set, folder)
     result = measure(read_pairs(request.source), request, progress=True)
-    if Path(request.source).is_file():
-        result["data"]["source"] = Path(request.source).name
+    result["data"]["source"] = {"demo": "demo_heldout", "fluent": "fluent_heldout", "qa": QA}[options.set]
     print_result(result)
-    recipe = None if options.set == "demo" else {**ORACLE, **OF_SET[options.set]}
+    recipes = {step: {**COMMON, **keys} for step, keys in STEPS.get(options.set, {}).items()}
     output = options.output or RESULTS / f"credit-{options.set}-smollm2-{platform.machine()}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_result({"versions": versions(), "machine": machine(cuda=False), "oracle_recipe": recipe, **result}, output)
+    write_result({"versions": versions(), "machine": machine(cuda=False), "recipes": recipes, **result}, output)
     save(draw(result), output.with_suffix(".png"))
 
 
