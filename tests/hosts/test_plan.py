@@ -78,7 +78,7 @@ def test_parameters_are_the_published_ones(name, shapes):
 
 def examples():
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
-    from sepo.hosts.llamafactory.stages import HOST_STAGES
+    from sepo.hosts.shared.stages import HOST_STAGES
 
     for path in sorted((ROOT / "yaml_examples").rglob("*.yaml")):
         recipe = yaml.safe_load(path.read_text())

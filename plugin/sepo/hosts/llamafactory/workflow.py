@@ -19,30 +19,25 @@ from llamafactory.train.trainer_utils import create_modelcard_and_push, create_r
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import is_fsdp_enabled
 
+import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo import __version__
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.board.progress import abortable
-from sepo.hosts.llamafactory.columns import selection_columns
-from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer
-from sepo.hosts.llamafactory.conversations import (
-    CONVERSATION,
-    EXPORTED,
-    QUOTED,
-    READ,
-    conversations_kept,
-    without_conversations,
-)
+from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
+from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.file_scores import carried_scores
 from sepo.hosts.llamafactory.projected_scores import ProjectedScorer, oracle_reader
-from sepo.hosts.llamafactory.recorded_rows import DatasetRows
-from sepo.hosts.llamafactory.reference_scores import ReferenceScores
-from sepo.hosts.llamafactory.registered_scores import RegisteredScores
 from sepo.hosts.llamafactory.registration import recipe_of
-from sepo.hosts.llamafactory.rows import each_dataset, joined_column, skip_empty_responses
-from sepo.hosts.llamafactory.scored_rows import StoredScores
-from sepo.hosts.llamafactory.scoring import DatasetScorer
-from sepo.hosts.llamafactory.store_names import store_names
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
+from sepo.hosts.shared.columns import selection_columns
+from sepo.hosts.shared.contrastive import ContrastiveDatasetScorer
+from sepo.hosts.shared.conversations import CONVERSATION, EXPORTED, QUOTED, READ, without_conversations
+from sepo.hosts.shared.recorded_rows import DatasetRows
+from sepo.hosts.shared.reference_scores import ReferenceScores
+from sepo.hosts.shared.registered_scores import RegisteredScores
+from sepo.hosts.shared.rows import each_dataset, joined_column, skip_empty_responses
+from sepo.hosts.shared.scored_rows import StoredScores
+from sepo.hosts.shared.scoring import DatasetScorer
+from sepo.hosts.shared.store_names import store_names
 from sepo.training.chats import ChatReader
 from sepo.training.collator import SelectionCollator, StepCollator
 from sepo.training.floats import ReferenceCollator
@@ -164,6 +159,7 @@ def prepared_data(
         scorers = _scorers(settings, tokenizer=tokenizer, template=template, reader=reader, **host)
         for what, scorer in scorers.items():
             scorer.names, scorer.find_only = store_names(settings, what, data_args=data_args), find_only
+            scorer.report = report_scoring
         tokenized = datasets
         datasets, stores = _scored(datasets, scorers)
         if keep_text:
