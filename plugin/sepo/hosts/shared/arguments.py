@@ -11,6 +11,7 @@ from sepo.hosts.shared.reference_keys import (
     base_of_reference_adapters,
     precomputed_reference,
     reference_notes,
+    reference_spec,
 )
 from sepo.hosts.shared.stages import (
     objective_keys,
@@ -221,6 +222,7 @@ def resolve(
         notes=(*notes, *reference_notes(reference, method), *reward_notes(stage, rewards)),
         token_rewards=rewards,
         precomputed_reference=reference,
+        ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,
     )
     # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if method.needs_reference and reference is None else "simpo"
