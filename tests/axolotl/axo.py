@@ -66,7 +66,7 @@ def config(root: Path, output: Path, **overrides) -> dict:
         "val_set_size": 0,
         "seed": 3,
         "save_strategy": "no",
-        "dataset_num_proc": 1,
+        "dataset_num_proc": 0,  # no worker processes
         "gradient_checkpointing": False,
     }
     made.update(overrides)
