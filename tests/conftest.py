@@ -1,5 +1,6 @@
 """What all tests share: a quiet, offline process and tiny models that are made once per session."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -24,6 +25,14 @@ sys.path[:0] = [
     str(Path(__file__).parent / "training"),
     str(Path(__file__).parent / "forward"),
 ]
+
+# The two frameworks cannot share an environment: in Axolotl's, its own tests and those of the forward pass run.
+_HERE = Path(__file__).parent
+_OF_AXOLOTL = ("axolotl", "forward")
+if importlib.util.find_spec("llamafactory") is None and importlib.util.find_spec("axolotl") is not None:
+    collect_ignore = [str(entry) for entry in _HERE.iterdir() if entry.name.partition(".")[0] not in (*_OF_AXOLOTL, "conftest")]
+else:
+    collect_ignore = [str(_HERE / "axolotl")]
 
 SHARED = Path(__file__).parents[2] / "shared"
 
