@@ -30,7 +30,9 @@ sys.path[:0] = [
 _HERE = Path(__file__).parent
 _OF_AXOLOTL = ("axolotl", "forward")
 if importlib.util.find_spec("llamafactory") is None and importlib.util.find_spec("axolotl") is not None:
-    collect_ignore = [str(entry) for entry in _HERE.iterdir() if entry.name.partition(".")[0] not in (*_OF_AXOLOTL, "conftest")]
+    collect_ignore = [
+        str(entry) for entry in _HERE.iterdir() if entry.name.partition(".")[0] not in (*_OF_AXOLOTL, "conftest")
+    ]
 else:
     collect_ignore = [str(_HERE / "axolotl")]
 

@@ -5,8 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-import tiny
 import yaml
+
+import tiny
 
 BIN = Path(sys.executable).parent
 PLUGIN = "sepo.hosts.axolotl.SePOPlugin"
@@ -44,7 +45,9 @@ def config(root: Path, output: Path, **overrides) -> dict:
         "chat_template": "chatml",
         "special_tokens": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
         "plugins": [PLUGIN],
-        "datasets": [{"path": str(root / "pairs.jsonl"), "ds_type": "json", "split": "train", "type": "chat_template.default"}],
+        "datasets": [
+            {"path": str(root / "pairs.jsonl"), "ds_type": "json", "split": "train", "type": "chat_template.default"}
+        ],
         "dataset_prepared_path": str(output.parent / "prepared"),
         "sequence_len": 512,
         "adapter": "lora",

@@ -45,7 +45,9 @@ def make(link: Path) -> None:
         pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
         for words in (["--upgrade", "pip"], requirements()):
             subprocess.run([*pip, *words], check=True, stdout=sys.stderr, stderr=subprocess.STDOUT)
-        subprocess.run([folder / "bin" / "python", "-c", "import importlib.metadata as m; m.version('axolotl')"], check=True)
+        subprocess.run(
+            [folder / "bin" / "python", "-c", "import importlib.metadata as m; m.version('axolotl')"], check=True
+        )
         fresh = folder / "link"
         fresh.symlink_to(folder.name)
         os.replace(fresh, link)
