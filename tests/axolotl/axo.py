@@ -30,6 +30,11 @@ def save_rows(path: Path, rows) -> Path:
     return path
 
 
+def rows_at(path: Path) -> dict:
+    """The entry of a file of rows."""
+    return {"path": str(path), "ds_type": "json", "split": "train", "type": "chat_template.default"}
+
+
 def world(root: Path) -> Path:
     tiny.save_model(root / "base", seed=0)
     tiny.save_model(root / "oracle", seed=1, noise_over=root / "base")
@@ -45,9 +50,7 @@ def config(root: Path, output: Path, **overrides) -> dict:
         "chat_template": "chatml",
         "special_tokens": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
         "plugins": [PLUGIN],
-        "datasets": [
-            {"path": str(root / "pairs.jsonl"), "ds_type": "json", "split": "train", "type": "chat_template.default"}
-        ],
+        "datasets": [rows_at(root / "pairs.jsonl")],
         "dataset_prepared_path": str(output.parent / "prepared"),
         "sequence_len": 512,
         "adapter": "lora",

@@ -1,4 +1,4 @@
-"""One world of tiny models for all, and Axolotl's own `train` called in this process: its import takes most of a run."""
+"""Tiny models for all tests, and Axolotl's own `train` in this process: its import takes most of a run."""
 
 import importlib.util
 import json

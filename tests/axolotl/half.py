@@ -48,8 +48,7 @@ def llamafactory_trainer(job):
     from sepo.hosts.llamafactory.registration import get_train_args, settings_of
     from sepo.hosts.llamafactory.workflow import build_trainer
 
-    arguments = get_train_args(job["recipe"])
-    model_args, data_args, training_args, finetuning_args, _ = arguments
+    _, data_args, training_args, finetuning_args, _ = get_train_args(job["recipe"])
     from llamafactory.data import get_template_and_fix_tokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(job["policy"])

@@ -77,7 +77,7 @@ def test_what_is_refused_says_why(root, tmp_path, more, said):
 
 def test_tregs_prompts_need_rows_that_are_conversations(root, tmp_path):
     rows = [{"path": "x", "type": "chatml.intel"}]
-    with pytest.raises(SepoError, match="chat_template.default"):
+    with pytest.raises(SepoError, match=r"chat_template\.default"):
         resolve_config(given(root, tmp_path, "treg", datasets=rows))
     oracle = {"treg_rewards": "oracle", "oracle_model": "a", "oracle_base_model": "b"}
     assert resolve_config(given(root, tmp_path, "treg", datasets=rows, block=oracle))
@@ -98,7 +98,7 @@ def test_the_schema_has_the_block_and_refuses_other_keys(plugin):
 
     assert set(BLOCK_KEYS) == set(SePOBlock.model_fields) - {"own"}
     assert SePOConfig(sepo={"stage": "sepo", "select_ratio": 0.3}).sepo.select_ratio == 0.3
-    with pytest.raises(ValidationError, match="unknown key 'orcale_model'. Did you mean 'oracle_model'"):
+    with pytest.raises(ValidationError, match=r"unknown key 'orcale_model'\. Did you mean 'oracle_model'"):
         SePOConfig(sepo={"orcale_model": "x"})
     assert SePOConfig().sepo is None
 

@@ -17,7 +17,7 @@ from sepo.hosts.axolotl.config import TRAINER
 @pytest.mark.parametrize("stage", axo.STAGES)
 def test_four_steps_of_a_stage_on_real_pairs(root, tmp_path, train, losses, stage):
     output = tmp_path / "out"
-    rows = [{"path": str(root / "pandalm.jsonl"), "ds_type": "json", "split": "train", "type": "chat_template.default"}]
+    rows = [axo.rows_at(root / "pandalm.jsonl")]
     trainer = train(axo.config(root, output, rl=stage, datasets=rows, sepo=axo.block(root, output, stage)))
     seen = losses(trainer)
     assert len(seen) == 4
@@ -137,7 +137,7 @@ def test_two_processes_by_the_real_command(root, tmp_path):
         axo.config(root, output, rl="sepo", sepo=axo.block(root, output, "sepo"), max_steps=2), tmp_path / "config.yaml"
     )
     done = subprocess.run(
-        [axo.BIN / "axolotl", "train", path, "--launcher", "torchrun", "--", "--nproc_per_node=2", "--master_port=29613"],
+        [axo.BIN / "axolotl", "train", path, "--launcher", "torchrun", "--", "--nproc_per_node=2", "--standalone"],
         cwd=tmp_path, env=axo.environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
