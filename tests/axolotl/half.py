@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 def rows_of(job):
     from datasets import Dataset
 
-    return Dataset.from_list(job["rows"])
+    masks = {f"{side}_attention_mask": f"{side}_input_ids" for side in ("chosen", "rejected")}  # one host reads them
+    return Dataset.from_list([{**row, **{name: [1] * len(row[ids]) for name, ids in masks.items()}} for row in job["rows"]])
 
 
 def policy(job):
