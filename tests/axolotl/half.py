@@ -16,8 +16,13 @@ from safetensors.torch import load_file, save_file
 def rows_of(job):
     from datasets import Dataset
 
-    masks = {f"{side}_attention_mask": f"{side}_input_ids" for side in ("chosen", "rejected")}  # one host reads them
-    return Dataset.from_list([{**row, **{name: [1] * len(row[ids]) for name, ids in masks.items()}} for row in job["rows"]])
+    # LLaMA-Factory's rows have these beside ours.
+    more = dict.fromkeys(("images", "videos", "audios"))
+    rows = []
+    for row in job["rows"]:
+        masks = {f"{side}_attention_mask": [1] * len(row[f"{side}_input_ids"]) for side in ("chosen", "rejected")}
+        rows.append({**row, **masks, **more})
+    return Dataset.from_list(rows)
 
 
 def policy(job):

@@ -98,27 +98,30 @@ def test_another_trainer_in_its_place_is_noticed(root, tmp_path, train, monkeypa
     import axolotl.core.builders.rl as builder
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
-    monkeypatch.setattr(builder, "get_cls_from_module_str", lambda name: AxolotlDPOTrainer)
-    monkeypatch.setattr(AxolotlDPOTrainer, "_prepare_dataset", lambda self, dataset, *args, **kwargs: dataset)
+    class Other(AxolotlDPOTrainer):
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+    monkeypatch.setattr(builder, "get_cls_from_module_str", lambda name: Other)
     output = tmp_path / "out"
     with pytest.raises(SepoError, match="expected the trainer of stage minor_dpo"):
         train(axo.config(root, output, rl="minor_dpo", sepo=axo.block(root, output, "minor_dpo")))
 
 
+_ALIAS = {"rl": "minor_dpo"}
+_BLOCK = {"rl": "dpo", "sepo": {"stage": "minor_dpo"}, "trainer_cls": TRAINER}
+
+
 @pytest.mark.parametrize(
-    "words",
-    [{"rl": "minor_dpo"}, {"rl": "dpo", "sepo": {"stage": "minor_dpo"}, "trainer_cls": TRAINER}],
-    ids=["alias", "block"],
+    ("words", "broken"), [(_ALIAS, "sepo"), (_BLOCK, "sepo.hosts.axolotl"), (_BLOCK, "sepo.hosts.shared.keys")]
 )
-@pytest.mark.parametrize("broken", ["package", "module", "part"])
 def test_a_run_whose_plugin_cannot_be_imported_stops(root, tmp_path, words, broken):
     """In a process of its own, up to the trainer: nothing is trained."""
     path = axo.write(axo.config(root, tmp_path / "out", **words), tmp_path / "config.yaml")
-    name = {"package": "sepo", "module": "sepo.hosts.axolotl", "part": "sepo.hosts.shared.keys"}[broken]
     code = (
         "import sys\n"
-        f"sys.modules[{name!r}] = None\n"
-        f"sys.argv = sys.argv[:1]\n"
+        f"sys.modules[{broken!r}] = None\n"
+        "sys.argv = sys.argv[:1]\n"
         "import axolotl.train\n"
         "axolotl.train.execute_training = lambda *args: print('TRAINED')\n"
         "from axolotl.cli.train import do_cli\n"
