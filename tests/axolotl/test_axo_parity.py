@@ -91,7 +91,7 @@ def test_losses_and_gradients_of_every_stage_are_those_of_the_other_host(root, t
     assert all(value <= 1e-5 for by in worst.values() for value in by.values()), worst
 
 
-LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>"]
+LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>", "<|eom_id|>"]
 
 
 def llama3_world(folder):
@@ -103,7 +103,7 @@ def llama3_world(folder):
     words = tiny.tokenizer()
     words.add_special_tokens({
         "bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "pad_token": LLAMA3[4],
-        "additional_special_tokens": [AddedToken(text, special=True) for text in LLAMA3[1:3]],
+        "additional_special_tokens": [AddedToken(text, special=True) for text in (*LLAMA3[1:3], LLAMA3[5])],
     })  # fmt: skip
     tiny.save_model(folder / "base", seed=0, words=words)
     tiny.save_model(folder / "oracle", seed=1, words=words, noise_over=folder / "base")
@@ -132,11 +132,16 @@ def test_scores_of_one_host_are_found_by_the_other(tmp_path, train, monkeypatch)
 
     from sepo.hosts.shared import scoring
 
-    monkeypatch.setattr(scoring, "load_scoring_models", lambda *a, **k: pytest.fail("scored again"))
+    def scored_again(*args, **kwargs):
+        found = [json.loads(path.read_text())["identity"] for path in Path(scores).glob("*/manifest.json")]
+        differing = {name for name in found[0] if len({json.dumps(one.get(name)) for one in found}) > 1}
+        pytest.fail(f"scored again; differing: {differing}")
+
+    monkeypatch.setattr(scoring, "load_scoring_models", scored_again)
     special = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "pad_token": LLAMA3[4]}
     config = axo.config(
         world, tmp_path / "ours", rl="sepo", sepo=models, chat_template="llama3", sequence_len=256,
-        special_tokens=special, max_steps=1,
+        special_tokens=special, max_steps=1, shuffle_merged_datasets=False,
     )  # fmt: skip
     train(config)
     settings = json.loads((tmp_path / "ours" / "sepo_settings.json").read_text())

@@ -76,7 +76,7 @@ def test_a_named_reference_and_a_precomputed_one_give_the_same(root, tmp_path, t
 
 def test_evaluation_rows_are_scored_and_evaluated(root, tmp_path, train):
     output = tmp_path / "out"
-    made = axo.config(root, output, rl="sepo", sepo=axo.block(root, output, "sepo"), val_set_size=4, max_steps=2)
+    made = axo.config(root, output, rl="sepo", sepo=axo.block(root, output, "sepo"), val_set_size=0.25, max_steps=2)
     trainer = train({**made, "eval_steps": 2, "eval_batch_size": 2})
     evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert evaluated
