@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from datasets import Dataset
+from transformers import set_seed
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
@@ -74,11 +75,8 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     datasets = {role: rows for role, rows in loaded.items() if rows is not None}
     datasets = each_dataset(datasets, lambda rows, name: tokenized(rows, cfg, settings, tokenizer=tokenizer, name=name))
     datasets, stores = _scored(datasets, settings, host, tokenizer=tokenizer, template=ChatTemplate(cfg, tokenizer))
-    if stores:
-        import transformers
-
-        # A run that scored and one that found its scores give the adapter the same first weights.
-        transformers.set_seed(cfg.seed or 42)
+    # Scoring moves the random state: whether rows were scored or found, the adapter has the same first weights.
+    set_seed(cfg.seed or 42)
     datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42)
     steps = math.ceil(len(datasets["train_dataset"]) * cfg.num_epochs / cfg.batch_size)
     return TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores
