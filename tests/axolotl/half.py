@@ -13,15 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def rows_of(job):
+def rows_of(job, *more):
+    """The job's rows; LLaMA-Factory's have masks, and columns for media, beside ours."""
     from datasets import Dataset
 
-    # LLaMA-Factory's rows have these beside ours.
-    more = dict.fromkeys(("images", "videos", "audios"))
     rows = []
     for row in job["rows"]:
         masks = {f"{side}_attention_mask": [1] * len(row[f"{side}_input_ids"]) for side in ("chosen", "rejected")}
-        rows.append({**row, **masks, **more})
+        rows.append({**row, **masks, **dict.fromkeys(more)})
     return Dataset.from_list(rows)
 
 
@@ -62,7 +61,7 @@ def llamafactory_trainer(job):
     return build_trainer(
         policy(job), settings=settings_of(finetuning_args), ref_model=None, starting_policy=None, template=template,
         tokenizer_module={"tokenizer": tokenizer, "processor": None}, training_args=training_args,
-        finetuning_args=finetuning_args, datasets={"train_dataset": rows_of(job)},
+        finetuning_args=finetuning_args, datasets={"train_dataset": rows_of(job, "images", "videos", "audios")},
     )  # fmt: skip
 
 
