@@ -18,7 +18,6 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 
 def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "ignore")  # the host's are the host's
     if importlib.util.find_spec("axolotl") is None:
         raise pytest.UsageError(
             "axolotl is not installed here: run `make test-axolotl`, which has an environment for it"
