@@ -109,5 +109,7 @@ def test_a_whole_config_passes_axolotls_own_validation(root, tmp_path, plugin):
     made = given(root, tmp_path, "sepo", block={"select_ratio": 0.5})
     cfg = load_cfg(str(axo.write(made, tmp_path / "config.yaml")), sepo__select_rule="quantile")
     assert (cfg.rl, cfg.sepo.stage, cfg.sepo.select_ratio) == ("dpo", "sepo", 0.5)
-    assert plugin.resolved.settings.method.selector.rule == "quantile"
-    assert plugin.resolved.settings.method.selector.chosen_ratio == 0.5
+    from axolotl.integrations.base import PluginManager
+
+    selector = PluginManager.get_instance().plugins[axo.PLUGIN].resolved.settings.method.selector
+    assert (selector.rule, selector.chosen_ratio) == ("quantile", 0.5)

@@ -88,7 +88,7 @@ class SePOPlugin(BasePlugin):
         Raises:
             SepoError: it is another.
         """
-        if self.resolved is None:
+        if self.resolved is None or not (cfg.get("sepo") or cfg.get("trainer_cls")):  # a later config of this process
             return
         from sepo.hosts.axolotl.trainer import PreferenceTrainer, leave_records
 
