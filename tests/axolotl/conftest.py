@@ -58,6 +58,7 @@ def train(plugin, tmp_path, monkeypatch):
     """Trains a config as ``axolotl train`` does, in this process, and returns the trainer."""
     import axolotl.cli.train as cli
     import axolotl.train as host
+    import transformers
 
     monkeypatch.setattr(sys, "argv", sys.argv[:1])
     made = []
@@ -71,6 +72,7 @@ def train(plugin, tmp_path, monkeypatch):
 
     def run(config):
         made.clear()
+        transformers.set_seed(0)  # as a process of its own begins: the host makes adapters before it sets its seed
         cli.do_cli(config=str(axo.write(config, tmp_path / "config.yaml")))
         return made[-1]
 

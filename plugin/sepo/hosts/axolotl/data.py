@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
-from sepo.hosts.axolotl.models import HostArguments, host_arguments
+from sepo.hosts.axolotl.models import HostArguments, host_arguments, on_several_cpus
 from sepo.hosts.shared.columns import mapped, selection_columns
 from sepo.hosts.shared.contrastive import ContrastiveDatasetScorer
 from sepo.hosts.shared.conversations import CONVERSATION, without_conversations
@@ -67,7 +67,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     if host.training_args.process_index == 0:
         asked = {name: resolved[name] for name in ("stage", "objective", "token_scorer")}
         note_preparation(Path(host.training_args.output_dir), **asked)
-    if host.training_args.world_size > 1 and host.training_args.device.type == "cpu":
+    if on_several_cpus():
         cfg.device_map = None
     use_our_reference(settings)
     tokenizer = load_tokenizer(cfg)

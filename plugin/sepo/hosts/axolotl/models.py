@@ -99,6 +99,11 @@ def host_arguments(cfg: Any) -> HostArguments:
     )
 
 
+def on_several_cpus() -> bool:
+    """Whether this is one of several processes without an accelerator (torchrun on a machine without a GPU)."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+
+
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")

@@ -14,6 +14,7 @@ from axolotl.integrations.base import BasePlugin
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.config import Resolved, resolve_config
+from sepo.hosts.axolotl.models import on_several_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ class SePOPlugin(BasePlugin):
         if self.resolved is not None:
             for name, value in self.resolved.changes.items():
                 cfg[name] = value
+            if on_several_cpus():
+                from accelerate import PartialState
+
+                PartialState(cpu=True)  # the first one decides; made without it, every process trains alone
 
     def get_input_args(self) -> str:
         """The schema of the block ``sepo``."""
@@ -80,7 +85,8 @@ class SePOPlugin(BasePlugin):
                 "axolotl.core was imported before the plugin was registered, so its training arguments lack ours; "
                 "call axolotl.cli.config.load_cfg (or PluginManager.register) before importing axolotl.core."
             )
-        return {"sepo": self.resolved.as_json(), "remove_unused_columns": False}
+        more = {"use_cpu": True} if on_several_cpus() else {}
+        return {"sepo": self.resolved.as_json(), "remove_unused_columns": False, **more}
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Make sure that the trainer is ours, and have it leave the records of a run.
