@@ -76,8 +76,8 @@ def scorer_of(kind, folder, watch):
     import torch
 
     from sepo.forward.scoring import OracleScorer, ScoringModel
-    from sepo.hosts.llamafactory.row_texts import PolicyTokens
-    from sepo.hosts.llamafactory.scored_rows import StoredScores, row_sequences
+    from sepo.hosts.shared.row_texts import PolicyTokens
+    from sepo.hosts.shared.scored_rows import StoredScores, row_sequences
     from sepo.training.collator import SCORE_COLUMNS
 
     class Scores(StoredScores):
@@ -114,7 +114,7 @@ def scorer_of(kind, folder, watch):
 
 
 def measure(options, folder):
-    from sepo.hosts.llamafactory.rows import skip_empty_responses
+    from sepo.hosts.shared.rows import skip_empty_responses
     from sepo.scores.summary import summarize
     from sepo.tokens.store import ScoreStore
 

@@ -7,9 +7,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
-from sepo.hosts.llamafactory.arguments import HYPERPARAMETER_KEYS
-from sepo.hosts.llamafactory.keys import SepoArguments
-from sepo.hosts.llamafactory.stages import STAGES
+from sepo.hosts.shared.arguments import HYPERPARAMETER_KEYS
+from sepo.hosts.shared.keys import SepoArguments
+from sepo.hosts.shared.stages import STAGES
 from sepo.objectives.presets import BUILT_IN, find_objective
 
 HERE = Path(__file__).parent

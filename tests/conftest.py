@@ -1,5 +1,6 @@
 """What all tests share: a quiet, offline process and tiny models that are made once per session."""
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -25,6 +26,20 @@ sys.path[:0] = [
     str(Path(__file__).parent / "training"),
     str(Path(__file__).parent / "forward"),
 ]
+
+# The two frameworks cannot share an environment, and in Axolotl's only its own tests are collected.
+_HERE = Path(__file__).parent
+_OTHER_HOST = importlib.util.find_spec("llamafactory") is None and importlib.util.find_spec("axolotl") is not None
+if _OTHER_HOST:
+    collect_ignore = [str(entry) for entry in _HERE.iterdir() if entry.name not in ("axolotl", "conftest.py")]
+else:
+    collect_ignore = [str(_HERE / "axolotl")]
+
+
+def pytest_configure(config):
+    if _OTHER_HOST:
+        config.addinivalue_line("filterwarnings", "ignore")  # of its packages, which it pins
+
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -13,7 +13,8 @@ from packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
 
 ROOT = Path(__file__).parents[1]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
-EXAMPLES = sorted((ROOT / "yaml_examples").rglob("*.yaml"))
+# Those for Axolotl run in its own environment, tests/axolotl.
+EXAMPLES = sorted(p for p in (ROOT / "yaml_examples").rglob("*.yaml") if p.parent.name != "axolotl")
 assert EXAMPLES
 
 
@@ -23,10 +24,10 @@ def load(path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
-    from sepo.hosts.llamafactory.arguments import resolve
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.registration import host_keys
-    from sepo.hosts.llamafactory.stages import is_ours
+    from sepo.hosts.shared.arguments import resolve
+    from sepo.hosts.shared.stages import is_ours
 
     recipe, known = load(path), host_keys()
     command = "pipeline" if set(SECTIONS) & set(recipe) else "train"
@@ -63,9 +64,9 @@ def test_every_recipe_is_in_a_table_and_the_papers_table_names_no_other():
 
 @pytest.mark.parametrize(("names", "changes"), [row[1:] for row in paper_rows()], ids=[row[0] for row in paper_rows()])
 def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
-    from sepo.hosts.llamafactory.arguments import resolve
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.registration import host_keys
+    from sepo.hosts.shared.arguments import resolve
 
     assert names or not changes
     changed = {key: value for change in changes for key, value in change.items()}
@@ -76,9 +77,9 @@ def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
 
 
 def test_the_demo_recipe_is_a_pipeline():
-    from sepo.hosts.llamafactory.arguments import resolve
     from sepo.hosts.llamafactory.pipeline import plan_steps
     from sepo.hosts.llamafactory.registration import host_keys
+    from sepo.hosts.shared.arguments import resolve
 
     recipe = load(ROOT / "plugin" / "sepo" / "demo" / "recipe.yaml")
     steps = plan_steps({**recipe, "model_name_or_path": "m", "dataset_dir": "d", "output_dir": "o"})
@@ -105,7 +106,7 @@ def standing_in(recipe, world, folder):
 def test_every_recipe_of_our_stages_runs_on_a_stand_in(world, tmp_path):
     """One process runs them all. Recipes over files, packages and chains of steps have tests of their own."""
     from recipes import adapter, environment, logged, run
-    from sepo.hosts.llamafactory.stages import is_ours
+    from sepo.hosts.shared.stages import is_ours
     from test_engines import WORKER
 
     recipes = {}

@@ -49,6 +49,19 @@ def test_nothing_outside_hosts_imports_a_host(path):
     assert not roots(path) & set(HOSTS)
 
 
+@pytest.mark.parametrize("path", [p for p in MODULES if inside(p, "hosts")], ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_hosts_know_what_they_share_and_not_each_other(path):
+    of = path.relative_to(SOURCE / "hosts").parts[0]
+    others = [host for host in HOSTS if host != of]
+    names = imported(path)
+    assert not {name.split(".")[0] for name in names} & set(others)
+    assert not {name for name in names if name.startswith(tuple(f"sepo.hosts.{other}" for other in others))}
+
+
+def test_every_host_is_looked_at():
+    assert {p.name for p in (SOURCE / "hosts").iterdir() if (p / "__init__.py").is_file()} == {*HOSTS, "shared"}
+
+
 @pytest.mark.parametrize(
     "path", [p for p in MODULES if inside(p, "objectives", "tokens", "forward", "training")], ids=lambda p: p.name
 )

@@ -3,9 +3,9 @@
 import pytest
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.arguments import resolve, stage_of
-from sepo.hosts.llamafactory.keys import OUR_KEYS
-from sepo.hosts.llamafactory.stages import STAGES, check_stage
+from sepo.hosts.shared.arguments import resolve, stage_of
+from sepo.hosts.shared.keys import OUR_KEYS
+from sepo.hosts.shared.stages import STAGES, check_stage
 from sepo.objectives import resolve_method
 from sepo.objectives.presets import BUILT_IN as OBJECTIVES
 from sepo.training.settings import ModelSpec, PrecomputedReference, TokenRewardSource

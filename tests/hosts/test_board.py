@@ -27,14 +27,14 @@ import sepo.hosts
 from packages import on_path, write_example, write_package
 from recipes import run, sepo_recipe
 from sepo import cli
-from sepo.hosts.llamafactory.arguments import resolve
 from sepo.hosts.llamafactory.board import command, patch
 from sepo.hosts.llamafactory.board.keys import Memory, stage_keys, with_keys_of
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.board.texts import EXTRA_ARGUMENTS, LABELS
 from sepo.hosts.llamafactory.doctor import _board
 from sepo.hosts.llamafactory.registration import _log_beside_host, check_recipe, host_keys
-from sepo.hosts.llamafactory.stages import STAGES
+from sepo.hosts.shared.arguments import resolve
+from sepo.hosts.shared.stages import STAGES
 
 HOST_LABELS = ["Supervised Fine-Tuning", "Reward Modeling", "PPO", "DPO", "KTO", "Pre-Training"]
 HOSTILE = "it's <img src=x onerror=alert(1)>; $(touch pwned) `touch pwned` \"\\ \n```\n# x & |"

@@ -79,7 +79,7 @@ def test_oracle_with_another_tokenizer(world, tmp_path):
 
     import tiny
     from sepo.errors import SepoError
-    from sepo.hosts.llamafactory.checks import check_tokenizers
+    from sepo.hosts.shared.models import check_tokenizers
     from sepo.training.settings import ModelSpec
 
     class HubAccess:
@@ -99,7 +99,7 @@ def test_oracle_with_the_weights_of_its_base(world, tmp_path):
     from transformers import AutoTokenizer
 
     from sepo.errors import SepoError
-    from sepo.hosts.llamafactory.scoring import scoring_identity
+    from sepo.hosts.shared.scoring import scoring_identity
     from sepo.training.settings import ModelSpec, OracleSpec
 
     class Arguments:

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 import tiny
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.columns import selection_columns
+from sepo.hosts.shared.columns import selection_columns
 from sepo.objectives import resolve_method
 from sepo.training import SELECTION, SelectionCollator
 

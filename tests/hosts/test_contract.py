@@ -56,7 +56,7 @@ def test_ray_worker_registers_in_its_own_process(monkeypatch):
 def test_plain_loading_restores_the_engine(monkeypatch):
     from transformers.integrations import deepspeed
 
-    from sepo.hosts.llamafactory.scoring_models import plain_loading
+    from sepo.hosts.shared.scoring_models import plain_loading
 
     class Engine:
         def is_zero3(self):

@@ -8,7 +8,8 @@ from llamafactory.hparams import DataArguments, ModelArguments
 from transformers import AutoTokenizer
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.conversations import CONVERSATION, conversations_kept
+from sepo.hosts.llamafactory.conversations import conversations_kept
+from sepo.hosts.shared.conversations import CONVERSATION
 
 COLUMNS = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "system": "system"}
 

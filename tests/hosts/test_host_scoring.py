@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory import scored_rows, scoring
-from sepo.hosts.llamafactory.rows import skip_empty_responses
+from sepo.hosts.shared import scored_rows, scoring
+from sepo.hosts.shared.rows import skip_empty_responses
 
 IGNORE = -100
 

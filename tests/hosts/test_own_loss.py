@@ -10,11 +10,11 @@ import tiny
 from packages import example_wheel, on_path, write_example, write_package
 from recipes import environment, logged, run, sepo_recipe, write
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.arguments import resolve
-from sepo.hosts.llamafactory.columns import selection_columns
 from sepo.hosts.llamafactory.doctor import _registered
 from sepo.hosts.llamafactory.pipeline import plan_steps
-from sepo.hosts.llamafactory.stages import check_stage, is_ours
+from sepo.hosts.shared.arguments import resolve
+from sepo.hosts.shared.columns import selection_columns
+from sepo.hosts.shared.stages import check_stage, is_ours
 from sepo.objectives import resolve_method
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "simpo_gamma", "learning_rate", "model_name_or_path")

@@ -11,8 +11,8 @@ import tiny
 from packages import SCORER_EXAMPLE, example_wheel, on_path, write_example, write_package
 from recipes import environment, logged, run, sepo_recipe, write
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.arguments import resolve
-from sepo.hosts.llamafactory.registered_scores import RegisteredScores
+from sepo.hosts.shared.arguments import resolve
+from sepo.hosts.shared.registered_scores import RegisteredScores
 from sepo.objectives import StoredScorer, available_scorers, resolve_method
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "simpo_gamma", "learning_rate", "model_name_or_path")

@@ -16,8 +16,9 @@ import foreign
 import tiny
 from recipes import adapter, logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.conversations import CONVERSATION, READ, TextReadingProcessor, _conversation
+from sepo.hosts.llamafactory.conversations import TextReadingProcessor, _conversation
 from sepo.hosts.llamafactory.projected_scores import ProjectedScorer, oracle_reader
+from sepo.hosts.shared.conversations import CONVERSATION, READ
 from sepo.report.reading import read_subject
 from sepo.tokens.store import ScoreStore
 from sepo.training.settings import ModelSpec, OracleSpec

@@ -10,9 +10,9 @@ import torch
 from recipes import logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
 from sepo.forward.scoring import LogProbScorer, ScoringModel
-from sepo.hosts.llamafactory import reference_scores
-from sepo.hosts.llamafactory.reference_scores import ReferenceScores
-from sepo.hosts.llamafactory.scored_rows import row_sequences
+from sepo.hosts.shared import reference_scores
+from sepo.hosts.shared.reference_scores import ReferenceScores
+from sepo.hosts.shared.scored_rows import row_sequences
 from sepo.training.settings import ModelSpec, PrecomputedReference
 from test_host_scoring import rows
 

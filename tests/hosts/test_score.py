@@ -173,7 +173,7 @@ def adapter_folder(tmp_path):
 
 
 def test_adapters_and_quantization_are_part_of_what_a_model_is(world, adapter_folder):
-    from sepo.hosts.llamafactory.scored_rows import spec_identity
+    from sepo.hosts.shared.scored_rows import spec_identity
     from sepo.training.settings import ModelSpec
 
     oracle = str(world / "oracle")

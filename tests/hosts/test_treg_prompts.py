@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from sepo.errors import SepoError
 from sepo.forward.contrastive import ContrastivePair
 from sepo.forward.scoring import ScoredSequence
-from sepo.hosts.llamafactory import contrastive
-from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer, PromptEncoder
-from sepo.hosts.llamafactory.conversations import CONVERSATION
+from sepo.hosts.shared import contrastive
+from sepo.hosts.shared.contrastive import ContrastiveDatasetScorer, PromptEncoder
+from sepo.hosts.shared.conversations import CONVERSATION
 from sepo.tokens.contrastive import answer_marker, quoted_conversation, revision_prompt
 from sepo.training.settings import ModelSpec, TokenRewardSource
 

@@ -12,8 +12,8 @@ from datasets import Dataset
 
 import tiny
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.columns import selection_columns
-from sepo.hosts.llamafactory.row_texts import PolicyTokens
+from sepo.hosts.shared.columns import selection_columns
+from sepo.hosts.shared.row_texts import PolicyTokens
 from sepo.objectives import TokenScorer, resolve_method
 from sepo.report.reading import read_subject
 from sepo.report.subject import NO_TEXT, SHARES

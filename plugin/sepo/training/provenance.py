@@ -20,8 +20,8 @@ HIDDEN = "(not recorded)"
 """In place of a secret."""
 
 _PACKAGES = (
-    "llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "bitsandbytes",
-    "deepspeed", "pyarrow",
+    "llamafactory", "axolotl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers",
+    "bitsandbytes", "deepspeed", "pyarrow",
 )  # fmt: skip
 _SECRET_NAME = re.compile(r"(?i)(^|_|-|\.)(token|key|secret|passw(or)?d|credentials?|auth)$|api_?key|access_?key")
 _SECRET_VALUE = re.compile(

@@ -123,6 +123,7 @@ class RunSettings:
         token_rewards: where T-REG's token rewards come from, or None where no regularizer is on.
         precomputed_reference: whose log-probabilities are stored before training, or None where a reference that is
             needed runs in training.
+        ref_model: the reference by name, where the recipe names one and it runs in training.
     """
 
     stage: str
@@ -135,6 +136,7 @@ class RunSettings:
     notes: tuple[str, ...] = ()
     token_rewards: TokenRewardSource | None = None
     precomputed_reference: PrecomputedReference | None = None
+    ref_model: ModelSpec | None = None
 
     @property
     def prompts_for_rewards(self) -> bool:

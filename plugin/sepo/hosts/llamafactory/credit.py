@@ -12,16 +12,17 @@ from llamafactory.extras.misc import get_current_device
 from llamafactory.hparams import DataArguments, ModelArguments
 from llamafactory.model import load_tokenizer
 
+import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.credit.data import LabelledPair
 from sepo.errors import SepoError
 from sepo.forward.contrastive import ContrastivePair
 from sepo.forward.scoring import ScoringModel
-from sepo.hosts.llamafactory.checks import check_tokenizers, max_positions, spec_folders
-from sepo.hosts.llamafactory.contrastive import PromptEncoder
 from sepo.hosts.llamafactory.projected_scores import adapter_template, example_row
 from sepo.hosts.llamafactory.responses import PolicyResponses
-from sepo.hosts.llamafactory.rows import response_start
-from sepo.hosts.llamafactory.scoring_models import give_memory_back, load_scoring_model, load_scoring_models
+from sepo.hosts.shared.contrastive import PromptEncoder
+from sepo.hosts.shared.models import check_tokenizers, max_positions, spec_folders
+from sepo.hosts.shared.rows import response_start
+from sepo.hosts.shared.scoring_models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.tokens.contrastive import quoted_conversation
 from sepo.tokens.projection import TokenSpans
 from sepo.training.chats import ReadResponse

@@ -139,7 +139,7 @@ def _activation() -> Iterator[Finding]:
 def _registered() -> Iterator[Finding]:
     """What other packages register, each loaded and resolved with its defaults."""
     from sepo.hosts.llamafactory.registration import host_keys
-    from sepo.hosts.llamafactory.stages import check_registered
+    from sepo.hosts.shared.stages import check_registered
 
     items = [item for kind in GROUPS for item in registered(kind)]
     if not items:
@@ -188,7 +188,7 @@ def _board() -> Iterator[Finding]:
     from llamafactory.extras.packages import is_gradio_available
 
     from sepo.hosts.llamafactory.board.patch import board_gaps
-    from sepo.hosts.llamafactory.stages import available_stages
+    from sepo.hosts.shared.stages import available_stages
 
     if not is_gradio_available():
         yield Finding(True, "LLaMA Board: gradio is not installed, so there is none here")

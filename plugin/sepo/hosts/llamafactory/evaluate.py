@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.console import print_lines
 from sepo.errors import SepoError
 from sepo.evaluation.generation import Decoding
@@ -29,14 +30,14 @@ from sepo.evaluation.result import HELDOUT, EvaluatedPolicy, claimed_folder, res
 from sepo.evaluation.run import EvaluationSettings, HeldOut, PolicyResult, evaluate_policy
 from sepo.forward.scoring import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
 from sepo.hosts.llamafactory.bench.machine import versions
-from sepo.hosts.llamafactory.checks import check_tokenizers, max_positions, spec_folders
-from sepo.hosts.llamafactory.conversations import CONVERSATION, EVALUATED
 from sepo.hosts.llamafactory.evaluate_recipe import EvaluationRecipe, evaluation_recipe
 from sepo.hosts.llamafactory.registration import get_train_args, settings_of
-from sepo.hosts.llamafactory.rows import SIDES, each_dataset
-from sepo.hosts.llamafactory.scored_rows import row_sequences
-from sepo.hosts.llamafactory.scoring_models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.hosts.llamafactory.workflow import PreparedData, prepared_data
+from sepo.hosts.shared.conversations import CONVERSATION, EVALUATED
+from sepo.hosts.shared.models import check_tokenizers, max_positions, spec_folders
+from sepo.hosts.shared.rows import SIDES, each_dataset
+from sepo.hosts.shared.scored_rows import row_sequences
+from sepo.hosts.shared.scoring_models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.tokens.contrastive import quoted_conversation
 from sepo.training.settings import ModelSpec, OracleSpec
 

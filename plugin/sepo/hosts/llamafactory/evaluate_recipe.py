@@ -10,11 +10,11 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.recipe import check_keys
-from sepo.hosts.llamafactory.keys import as_flag, as_number
 from sepo.hosts.llamafactory.pipeline import SECTIONS, override_values, read_pipeline
-from sepo.hosts.llamafactory.reference_keys import base_of_reference_adapters, reference_spec
 from sepo.hosts.llamafactory.registration import host_keys
-from sepo.hosts.llamafactory.stages import check_stage
+from sepo.hosts.shared.keys import as_flag, as_number
+from sepo.hosts.shared.reference_keys import base_of_reference_adapters, reference_spec
+from sepo.hosts.shared.stages import check_stage
 from sepo.training.provenance import HIDDEN, RECIPE_FILE
 from sepo.training.settings import ModelSpec
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.conversations import CONVERSATION
 from sepo.hosts.llamafactory.launcher import refuse_without_scoring
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.registration import get_train_args, settings_of
-from sepo.hosts.llamafactory.rows import SIDES, each_dataset
 from sepo.hosts.llamafactory.workflow import prepared_data
+from sepo.hosts.shared.conversations import CONVERSATION
+from sepo.hosts.shared.rows import SIDES, each_dataset
 from sepo.scores.export import write_rows
 from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
 from sepo.training.floats import REF_COLUMNS

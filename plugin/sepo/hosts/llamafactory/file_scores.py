@@ -16,7 +16,7 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 from sepo import __version__
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.responses import PolicyResponses
-from sepo.hosts.llamafactory.rows import SIDES
+from sepo.hosts.shared.rows import SIDES
 from sepo.tokens.spans import Span, span_weights
 from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
 

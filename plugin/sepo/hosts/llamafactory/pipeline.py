@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.llamafactory.arguments import resolve
-from sepo.hosts.llamafactory.keys import OUR_KEYS
 from sepo.hosts.llamafactory.launcher import require_host
-from sepo.hosts.llamafactory.stages import objective_keys, with_stage_defaults
+from sepo.hosts.shared.arguments import resolve
+from sepo.hosts.shared.keys import OUR_KEYS
+from sepo.hosts.shared.stages import objective_keys, with_stage_defaults
 
 SECTIONS = ("base", "oracle", "policy")
 _PIPELINE_KEYS = ("oracle_sample_ratio", "base_dataset", "base_dataset_dir")

@@ -14,19 +14,13 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.forward.scoring import ScoredSequence
-from sepo.hosts.llamafactory.checks import (
-    check_tokenizers,
-    differing_token,
-    max_positions,
-    own_tokenizer,
-    spec_folders,
-)
-from sepo.hosts.llamafactory.columns import Rows, mapped
-from sepo.hosts.llamafactory.conversations import CONVERSATION, add_conversations, check_conversations
 from sepo.hosts.llamafactory.responses import PolicyResponses
-from sepo.hosts.llamafactory.row_texts import answer_text, prompt_of
-from sepo.hosts.llamafactory.rows import SIDES
-from sepo.hosts.llamafactory.scoring import OracleScores, oracle_identity
+from sepo.hosts.shared.columns import Rows, mapped
+from sepo.hosts.shared.conversations import CONVERSATION, add_conversations, check_conversations
+from sepo.hosts.shared.models import check_tokenizers, differing_token, max_positions, own_tokenizer, spec_folders
+from sepo.hosts.shared.row_texts import answer_text, prompt_of
+from sepo.hosts.shared.rows import SIDES
+from sepo.hosts.shared.scoring import OracleScores, oracle_identity
 from sepo.tokens.projection import TokenSpans, project_scores, shared_boundaries
 from sepo.tokens.store import RowText
 from sepo.training.chats import ChatReader, ReadResponse

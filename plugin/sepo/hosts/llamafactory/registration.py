@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.arguments import Arguments, given_keys, resolve, stage_of
-from sepo.hosts.llamafactory.keys import OUR_KEYS
-from sepo.hosts.llamafactory.stages import STAGES, check_stage, is_ours
+from sepo.hosts.shared.arguments import Arguments, given_keys, resolve, stage_of
+from sepo.hosts.shared.keys import OUR_KEYS
+from sepo.hosts.shared.stages import STAGES, check_stage, is_ours
 from sepo.training.settings import RunSettings
 
 RAY_WORKER = "SEPO_RAY_WORKER"

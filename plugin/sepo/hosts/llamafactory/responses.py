@@ -8,7 +8,7 @@ from typing import Any
 
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
-from sepo.hosts.llamafactory.rows import SIDES
+from sepo.hosts.shared.rows import SIDES
 from sepo.tokens.projection import TokenSpans
 from sepo.training.collator import IGNORE_INDEX
 from sepo.training.texts import TokenTexts

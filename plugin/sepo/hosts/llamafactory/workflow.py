@@ -19,38 +19,28 @@ from llamafactory.train.trainer_utils import create_modelcard_and_push, create_r
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import is_fsdp_enabled
 
-from sepo import __version__
+import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.board.progress import abortable
-from sepo.hosts.llamafactory.columns import selection_columns
-from sepo.hosts.llamafactory.contrastive import ContrastiveDatasetScorer
-from sepo.hosts.llamafactory.conversations import (
-    CONVERSATION,
-    EXPORTED,
-    QUOTED,
-    READ,
-    conversations_kept,
-    without_conversations,
-)
+from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
+from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.file_scores import carried_scores
 from sepo.hosts.llamafactory.projected_scores import ProjectedScorer, oracle_reader
-from sepo.hosts.llamafactory.recorded_rows import DatasetRows
-from sepo.hosts.llamafactory.reference_scores import ReferenceScores
-from sepo.hosts.llamafactory.registered_scores import RegisteredScores
 from sepo.hosts.llamafactory.registration import recipe_of
-from sepo.hosts.llamafactory.rows import each_dataset, joined_column, skip_empty_responses
-from sepo.hosts.llamafactory.scored_rows import StoredScores
-from sepo.hosts.llamafactory.scoring import DatasetScorer
-from sepo.hosts.llamafactory.store_names import store_names
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
+from sepo.hosts.shared.columns import selection_columns
+from sepo.hosts.shared.contrastive import ContrastiveDatasetScorer
+from sepo.hosts.shared.conversations import CONVERSATION, EXPORTED, QUOTED, READ, without_conversations
+from sepo.hosts.shared.recorded_rows import DatasetRows
+from sepo.hosts.shared.reference_scores import ReferenceScores
+from sepo.hosts.shared.registered_scores import RegisteredScores
+from sepo.hosts.shared.rows import each_dataset, joined_column, skip_empty_responses
+from sepo.hosts.shared.run_files import method_collator, write_settings
+from sepo.hosts.shared.scored_rows import StoredScores
+from sepo.hosts.shared.scoring import DatasetScorer
+from sepo.hosts.shared.store_names import store_names
 from sepo.training.chats import ChatReader
-from sepo.training.collator import SelectionCollator, StepCollator
-from sepo.training.floats import ReferenceCollator
-from sepo.training.logged import SETTINGS_FILE
-from sepo.training.provenance import write_provenance
 from sepo.training.record import TokenRecord
 from sepo.training.reference import StartingPolicy
-from sepo.training.rewards import RewardCollator
 from sepo.training.runlog import RunLog, note_preparation
 from sepo.training.settings import RunSettings
 
@@ -91,7 +81,8 @@ def run_stage(
         callbacks=callbacks,
     )
     if training_args.do_train:
-        _write_settings(trainer, training_args, settings, stores, recipe=recipe_of(finetuning_args))
+        if trainer.is_world_process_zero():
+            write_settings(Path(training_args.output_dir), settings, stores, recipe=recipe_of(finetuning_args))
         trainer.add_callback(RunLog())
         _record_tokens(trainer, settings, tokenizer=tokenizer, dataset=datasets["train_dataset"])
         _train(trainer, datasets, training_args, finetuning_args)
@@ -164,6 +155,7 @@ def prepared_data(
         scorers = _scorers(settings, tokenizer=tokenizer, template=template, reader=reader, **host)
         for what, scorer in scorers.items():
             scorer.names, scorer.find_only = store_names(settings, what, data_args=data_args), find_only
+            scorer.report = report_scoring
         tokenized = datasets
         datasets, stores = _scored(datasets, scorers)
         if keep_text:
@@ -212,15 +204,7 @@ def build_trainer(
     Returns:
         The trainer, which has not prepared anything yet.
     """
-    collator = pair_collator(model, template=template, tokenizer_module=tokenizer_module)
-    if settings.method.needs_scores:
-        collator = SelectionCollator(collator, method=settings.method)
-    elif settings.method.needs_steps:
-        collator = StepCollator(collator)
-    if settings.method.needs_token_rewards and settings.token_rewards is not None:
-        collator = RewardCollator(collator, origin=settings.token_rewards.origin)
-    if settings.precomputed_reference is not None:
-        collator = ReferenceCollator(collator)
+    collator = method_collator(pair_collator(model, template=template, tokenizer_module=tokenizer_module), settings)
     return PreferenceTrainer(
         settings=settings,
         starting_policy=starting_policy,
@@ -315,25 +299,6 @@ def _scored(datasets: Any, scorers: dict[str, StoredScores]) -> tuple[dict[str, 
         scorer.free()
     datasets = each_dataset(datasets, lambda rows, _: without_conversations(rows))
     return datasets, {role: scorer.stores for role, scorer in scorers.items()}
-
-
-def _write_settings(
-    trainer: Any,
-    training_args: Any,
-    settings: RunSettings,
-    stores: dict[str, dict[str, str]],
-    *,
-    recipe: dict[str, Any],
-) -> None:
-    """Leave beside the weights what the run was asked for, with what it is made, and where its scores are."""
-    if not trainer.is_world_process_zero():
-        return
-    folder = Path(training_args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}
-    record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
-    (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    write_provenance(folder, recipe)
 
 
 def _record_tokens(trainer: PreferenceTrainer, settings: RunSettings, *, tokenizer: Any, dataset: Any) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.llamafactory.arguments import resolve
-from sepo.hosts.llamafactory.keys import OUR_KEYS
-from sepo.hosts.llamafactory.reference_keys import base_of_reference_adapters
-from sepo.hosts.llamafactory.stages import find_stage, is_ours, objective_keys, with_stage_defaults
+from sepo.hosts.shared.arguments import resolve
+from sepo.hosts.shared.keys import OUR_KEYS
+from sepo.hosts.shared.reference_keys import base_of_reference_adapters
+from sepo.hosts.shared.stages import find_stage, is_ours, objective_keys, with_stage_defaults
 from sepo.objectives.presets import find_objective
 from sepo.training.settings import RunSettings
 

@@ -10,8 +10,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.rows import SIDES, response_start
-from sepo.hosts.llamafactory.treg_keys import CONTRASTIVE
+from sepo.hosts.shared.rows import SIDES, response_start
+from sepo.hosts.shared.treg_keys import CONTRASTIVE
 from sepo.training.collator import SCORE_COLUMNS
 from sepo.training.floats import REF_COLUMNS
 from sepo.training.rewards import REWARD_COLUMNS

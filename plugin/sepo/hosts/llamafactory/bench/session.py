@@ -21,10 +21,10 @@ from sepo.forward.lora import fuse_lora, unfuse_lora
 from sepo.forward.recompute import recompute_as_before, recompute_less
 from sepo.hosts.llamafactory.bench.contenders import Contender
 from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with_random_columns
-from sepo.hosts.llamafactory.columns import selection_columns
-from sepo.hosts.llamafactory.rows import skip_empty_responses
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
+from sepo.hosts.shared.columns import selection_columns
+from sepo.hosts.shared.rows import skip_empty_responses
 from sepo.training.reference import StartingPolicy
 
 _LOOKED_AT = 5000

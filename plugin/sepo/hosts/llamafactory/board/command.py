@@ -15,9 +15,9 @@ import yaml
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.enable import enabled
-from sepo.hosts.llamafactory.keys import OUR_KEYS
 from sepo.hosts.llamafactory.registration import check_recipe
-from sepo.hosts.llamafactory.stages import available_stages, objective_of_key
+from sepo.hosts.shared.keys import OUR_KEYS
+from sepo.hosts.shared.stages import available_stages, objective_of_key
 
 HOST_PROGRAM = "llamafactory-cli"
 

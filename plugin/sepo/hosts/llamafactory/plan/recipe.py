@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.arguments import resolve
-from sepo.hosts.llamafactory.keys import as_flag, as_number, names_of
-from sepo.hosts.llamafactory.reference_keys import reference_spec
 from sepo.hosts.llamafactory.registration import host_keys
-from sepo.hosts.llamafactory.stages import check_stage, is_ours
+from sepo.hosts.shared.arguments import resolve
+from sepo.hosts.shared.keys import as_flag, as_number, names_of
+from sepo.hosts.shared.reference_keys import reference_spec
+from sepo.hosts.shared.stages import check_stage, is_ours
 from sepo.memory.shapes import Adapters, Trained
 from sepo.training.settings import ModelSpec, RunSettings
 

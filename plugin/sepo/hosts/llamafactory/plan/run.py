@@ -11,13 +11,13 @@ from typing import Any
 
 from sepo.console import size
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.arguments import given_keys
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.hosts.llamafactory.plan.report import advice, plan_values, print_plan, verdict
-from sepo.hosts.llamafactory.scoring_models import plain_loading
+from sepo.hosts.shared.arguments import given_keys
+from sepo.hosts.shared.scoring_models import plain_loading
 
 logger = logging.getLogger(__name__)
 

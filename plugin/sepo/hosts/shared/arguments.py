@@ -6,20 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.llamafactory.keys import OUR_KEYS, SepoArguments, as_number, names_of, typed
-from sepo.hosts.llamafactory.reference_keys import (
+from sepo.hosts.shared.keys import OUR_KEYS, SepoArguments, as_number, names_of, typed
+from sepo.hosts.shared.reference_keys import (
     base_of_reference_adapters,
     precomputed_reference,
     reference_notes,
+    reference_spec,
 )
-from sepo.hosts.llamafactory.stages import (
+from sepo.hosts.shared.stages import (
     objective_keys,
     objective_of_key,
     read_setting,
     registered_parts,
     with_stage_defaults,
 )
-from sepo.hosts.llamafactory.treg_keys import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
+from sepo.hosts.shared.treg_keys import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
 from sepo.objectives import SCORERS, Method, available_objectives, resolve_method
 from sepo.objectives.presets import find_objective
 from sepo.plugins import names
@@ -221,6 +222,7 @@ def resolve(
         notes=(*notes, *reference_notes(reference, method), *reward_notes(stage, rewards)),
         token_rewards=rewards,
         precomputed_reference=reference,
+        ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,
     )
     # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if method.needs_reference and reference is None else "simpo"

@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.row_texts import PolicyTokens
-from sepo.hosts.llamafactory.rows import SIDES, response_start
-from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity
+from sepo.hosts.shared.row_texts import PolicyTokens
+from sepo.hosts.shared.rows import SIDES, response_start
+from sepo.hosts.shared.scored_rows import StoredScores, host_identity
 from sepo.objectives import SCORERS, RowTokens
 from sepo.plugins import find
 from sepo.tokens.scoring import BatchScorer

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.keys import SepoArguments
-from sepo.hosts.llamafactory.reference_keys import reference_spec
+from sepo.hosts.shared.keys import SepoArguments
+from sepo.hosts.shared.reference_keys import reference_spec
 from sepo.objectives import Method, resolve_method
 from sepo.training.settings import ModelSpec, TokenRewardSource
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.llamafactory.keys import OUR_KEYS, as_flag, as_number
+from sepo.hosts.shared.keys import OUR_KEYS, as_flag, as_number
 from sepo.objectives import NO_SCORER, SCORERS, Stage, available_objectives, available_scorers, resolve_method
 from sepo.objectives.declarations import SELECTION
 from sepo.objectives.presets import BUILT_IN, find_objective, find_scorer

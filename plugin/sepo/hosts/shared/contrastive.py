@@ -13,13 +13,13 @@ from datasets import Dataset
 from sepo.errors import SepoError
 from sepo.forward.contrastive import ContrastivePair, ContrastiveScorer
 from sepo.forward.scoring import ScoredSequence
-from sepo.hosts.llamafactory.checks import check_tokenizers, max_positions
-from sepo.hosts.llamafactory.conversations import CONVERSATION, add_conversations, check_conversations
-from sepo.hosts.llamafactory.reference_keys import OWN_START
-from sepo.hosts.llamafactory.row_texts import PolicyTokens
-from sepo.hosts.llamafactory.rows import SIDES
-from sepo.hosts.llamafactory.scored_rows import StoredScores, as_resolved, host_identity, rows_digest, spec_identity
-from sepo.hosts.llamafactory.scoring_models import load_scoring_model
+from sepo.hosts.shared.conversations import CONVERSATION, add_conversations, check_conversations
+from sepo.hosts.shared.models import check_tokenizers, max_positions
+from sepo.hosts.shared.reference_keys import OWN_START
+from sepo.hosts.shared.row_texts import PolicyTokens
+from sepo.hosts.shared.rows import SIDES
+from sepo.hosts.shared.scored_rows import StoredScores, as_resolved, host_identity, rows_digest, spec_identity
+from sepo.hosts.shared.scoring_models import load_scoring_model
 from sepo.tokens.contrastive import DIRECTIONS, Direction, answer_marker, quoted_conversation, revision_prompt
 from sepo.tokens.store import ScoreStore
 from sepo.training.collator import IGNORE_INDEX

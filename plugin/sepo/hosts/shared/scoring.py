@@ -11,10 +11,10 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.forward.scoring import OracleScorer, ScoredSequence
-from sepo.hosts.llamafactory.checks import check_tokenizers
-from sepo.hosts.llamafactory.row_texts import PolicyTokens, RowTexts
-from sepo.hosts.llamafactory.scored_rows import StoredScores, host_identity, row_sequences, spec_identity
-from sepo.hosts.llamafactory.scoring_models import load_scoring_models
+from sepo.hosts.shared.models import check_tokenizers
+from sepo.hosts.shared.row_texts import PolicyTokens, RowTexts
+from sepo.hosts.shared.scored_rows import StoredScores, host_identity, row_sequences, spec_identity
+from sepo.hosts.shared.scoring_models import load_scoring_models
 from sepo.training.collator import SCORE_COLUMNS
 from sepo.training.settings import OracleSpec, RunSettings
 

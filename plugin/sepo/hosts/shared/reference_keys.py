@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.keys import SepoArguments, as_number, names_of
+from sepo.hosts.shared.keys import SepoArguments, as_number, names_of
 from sepo.objectives import Method
 from sepo.training.settings import ModelSpec, PrecomputedReference
 

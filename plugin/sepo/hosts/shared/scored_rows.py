@@ -17,12 +17,11 @@ from tqdm import tqdm
 
 from sepo.errors import SepoError
 from sepo.forward.scoring import ScoredSequence
-from sepo.hosts.llamafactory.board.progress import report_scoring
-from sepo.hosts.llamafactory.checks import spec_folders
-from sepo.hosts.llamafactory.reference_keys import OWN_START
-from sepo.hosts.llamafactory.row_texts import RowTexts, leave_texts
-from sepo.hosts.llamafactory.rows import SIDES, list_arrays, response_start
-from sepo.hosts.llamafactory.scoring_models import give_memory_back
+from sepo.hosts.shared.models import spec_folders
+from sepo.hosts.shared.reference_keys import OWN_START
+from sepo.hosts.shared.row_texts import RowTexts, leave_texts
+from sepo.hosts.shared.rows import SIDES, list_arrays, response_start
+from sepo.hosts.shared.scoring_models import give_memory_back
 from sepo.tokens.fingerprint import model_fingerprint
 from sepo.tokens.store import ScoreStore, ShardRange, content_key, default_store_root, write_names
 from sepo.training.settings import ModelSpec, RunSettings
@@ -116,6 +115,7 @@ class StoredScores(ABC):
         self.stores: dict[str, str] = {}
         self.names: dict[str, str] = {}  # what the recipe calls the models and the data, for `sepo scores ls`
         self.find_only = False
+        self.report: Callable[[Any, str], None] = lambda bar, output_dir: None  # a host's own progress display
         self._scorer: Any = None
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
@@ -169,7 +169,7 @@ class StoredScores(ABC):
             def settled(shard: ShardRange, done_rows: int) -> None:
                 bar.n = done_rows  # shards of other processes count too
                 bar.refresh()
-                report_scoring(bar, self.training_args.output_dir)
+                self.report(bar, self.training_args.output_dir)
 
             store.fill(
                 lambda start, stop: self._score(dataset, start, stop, lambda sequences: bar.update(sequences / 2)),

@@ -13,8 +13,8 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.rows import SIDES, each_dataset, response_start
-from sepo.hosts.llamafactory.treg_keys import CONTRASTIVE
+from sepo.hosts.shared.rows import SIDES, each_dataset, response_start
+from sepo.hosts.shared.treg_keys import CONTRASTIVE
 from sepo.objectives import Method, RowTokens, TokenScorer
 from sepo.tokens.scores import random_scores
 from sepo.tokens.threshold import Threshold, dataset_threshold

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from sepo.hosts.llamafactory.rows import SIDES, list_arrays
+from sepo.hosts.shared.rows import SIDES, list_arrays
 from sepo.training.collator import SCORE_COLUMNS
 from sepo.training.rewards import REWARD_COLUMNS
 

@@ -12,16 +12,16 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.forward.scoring import LogProbScorer, ScoringModel
-from sepo.hosts.llamafactory.checks import check_tokenizers
-from sepo.hosts.llamafactory.row_texts import PolicyTokens
-from sepo.hosts.llamafactory.scored_rows import (
+from sepo.hosts.shared.models import check_tokenizers
+from sepo.hosts.shared.row_texts import PolicyTokens
+from sepo.hosts.shared.scored_rows import (
     StoredScores,
     as_resolved,
     host_identity,
     row_sequences,
     spec_identity,
 )
-from sepo.hosts.llamafactory.scoring_models import load_scoring_model
+from sepo.hosts.shared.scoring_models import load_scoring_model
 from sepo.training.floats import REF_COLUMNS
 from sepo.training.settings import RunSettings
 

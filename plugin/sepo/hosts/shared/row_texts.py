@@ -9,8 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from sepo.hosts.llamafactory.conversations import CONVERSATION
-from sepo.hosts.llamafactory.rows import SIDES
+from sepo.hosts.shared.conversations import CONVERSATION
+from sepo.hosts.shared.rows import SIDES
 from sepo.tokens.contrastive import quoted_conversation
 from sepo.tokens.store import AnswerText, RowText, ScoreStore
 from sepo.training.collator import IGNORE_INDEX

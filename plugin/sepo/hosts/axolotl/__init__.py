@@ -1,0 +1,17 @@
+"""The plugin for Axolotl: ``plugins: [sepo.hosts.axolotl.SePOPlugin]``.
+
+Axolotl 0.19 logs a plugin that raises ``ImportError`` and goes on without it, which would train plain DPO. So what
+cannot be imported here is another error.
+"""
+
+from sepo.errors import SepoError
+
+try:
+    from sepo.hosts.axolotl.plugin import SePOPlugin
+except ImportError as error:
+    raise SepoError(
+        f"the plugin for Axolotl cannot be imported ({error}), and without it the run would train plain DPO: install "
+        "with pip install 'sepo[axolotl]', in an environment without LLaMA-Factory."
+    ) from error
+
+__all__ = ["SePOPlugin"]

@@ -1,0 +1,62 @@
+"""What our stages add to Axolotl's config and to its training arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from sepo.errors import nearest
+from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys
+from sepo.hosts.shared.stages import objective_of_key
+
+
+class _Block(BaseModel):
+    """The block ``sepo``: a key that it does not know is an error. Values are read by the resolution of all hosts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    own: dict[str, Any] | None = Field(
+        default=None, json_schema_extra={"description": "Keys of a registered objective's own settings."}
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known, own = {}, dict(data.get("own") or {})
+        for name, value in data.items():
+            if name in BLOCK_KEYS:
+                known[name] = value
+            elif name != "own" and objective_of_key(name):
+                own[name] = value
+            elif name != "own":
+                raise ValueError(f"unknown key '{name}'.{nearest(name, BLOCK_KEYS)}")
+        return {**known, "own": own} if own else known
+
+
+_FIELDS: dict[str, Any] = {
+    name: (Any, Field(default=None, json_schema_extra={"description": meaning})) for name, meaning in block_keys()
+}
+SePOBlock = create_model("SePOBlock", __base__=_Block, **_FIELDS)
+
+
+class SePOConfig(BaseModel):
+    """The field that the plugin adds to Axolotl's config."""
+
+    sepo: SePOBlock | None = Field(  # type: ignore[valid-type]
+        default=None, json_schema_extra={"description": "Settings of a stage of sepo."}
+    )
+
+
+@dataclass
+class SePOTrainingArguments:
+    """The field that the plugin adds to Axolotl's training arguments.
+
+    Attributes:
+        sepo: the keys that the stage was resolved from, as JSON; None where no stage of ours runs.
+    """
+
+    sepo: str | None = field(default=None, metadata={"help": "Keys of a stage of sepo, as JSON."})

@@ -1,0 +1,264 @@
+"""A stage in Axolotl's config: found, checked against the host's own keys, and resolved as for every host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from sepo.errors import SepoError, nearest
+from sepo.hosts.shared.arguments import resolve
+from sepo.hosts.shared.keys import SepoArguments
+from sepo.hosts.shared.stages import available_stages, is_ours, objective_of_key
+from sepo.training.settings import RunSettings
+
+TRAINER = "sepo.hosts.axolotl.trainer.PreferenceTrainer"
+
+_HOST_KEYS = (
+    ("pref_beta", "Scale of the rewards, where the objective has one; Axolotl's `rl_beta` sets it, too."),
+    ("simpo_gamma", "Margin of `simpo` and `simpo_reg`; Axolotl's key of this name sets it, too."),
+    ("dpo_label_smoothing", "Of `dpo` and `robust_dpo`; Axolotl's key of this name sets it, too."),
+    ("pref_ftx", "Weight of the mean negative log-likelihood over all chosen tokens, added to the loss."),
+    ("ref_model", "The reference, a full model, where it is not the policy as it starts."),
+    ("ref_model_adapters", "LoRA adapters of the reference, over `ref_model`."),
+    ("ref_model_quantization_bit", "4 or 8: load the reference with bitsandbytes."),
+)
+"""Keys that LLaMA-Factory has of its own and Axolotl lacks, or has under another name."""
+
+_SAME = {
+    "pref_beta": ("rl_beta", "dpo_beta", "trl.beta"),
+    "simpo_gamma": ("simpo_gamma",),
+    "dpo_label_smoothing": ("dpo_label_smoothing",),
+}
+"""Axolotl's keys for the same thing, by ours."""
+
+_MODEL_KEYS = ("model_name_or_path", "quantization_bit", "finetuning_type", "seed")
+
+_REFUSED = {
+    "dpo_use_liger_kernel": "it replaces the loss and the forward pass, which are the stage's; remove it",
+    "dpo_padding_free": "the stage runs its batches without padding by itself; remove it",
+    "precompute_ref_log_probs": "it keeps sums over whole answers, and the stage needs a number per token; write "
+    "ref_precompute: true in the sepo block",
+    "dpo_loss_type": "the objective decides; write objective: in the sepo block, or rl: dpo without the block",
+    "dpo_loss_weights": "the objective decides; remove it",
+    "dpo_use_weighting": "it is WPO's weight; write objective: wpo in the sepo block",
+    "streaming": "scores are joined to the data by row, and a stream has none; remove it",
+    "pretraining_dataset": "a stage trains on pairs; remove it",
+    "lora_model_dir": "Axolotl does not load it in DPO runs; merge it first (axolotl merge-lora)",
+    "reward_model": "a stage trains a policy; remove it",
+    "use_ray": "stages are not run under Ray in Axolotl; use torchrun or accelerate",
+    "chunked_cross_entropy": "it exchanges the head's loss, which the stage exchanges itself; remove it",
+    "cut_cross_entropy": "it exchanges the head's loss, which the stage exchanges itself; remove it",
+    "liger_fused_linear_cross_entropy": "it exchanges the head's loss, which the stage exchanges itself; remove it",
+}
+
+
+def block_keys() -> Iterator[tuple[str, str]]:
+    """The keys of the block ``sepo`` with their help."""
+    yield "stage", "`sepo`, `selective_dpo`, `treg`, `minor_dpo`, or a registered one; `rl` may name it instead."
+    for item in fields(SepoArguments):
+        yield item.name, item.metadata["help"]
+    yield from _HOST_KEYS
+
+
+BLOCK_KEYS = tuple(name for name, _ in block_keys())
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A stage of ours in a config.
+
+    Args:
+        given: the keys and values that it was resolved from, under the names that all hosts share.
+        changes: what the config says instead, for Axolotl's schema.
+    """
+
+    given: Mapping[str, Any]
+    changes: Mapping[str, Any]
+
+    @cached_property
+    def settings(self) -> RunSettings:
+        """The run's settings."""
+        return settings_from(self.given)
+
+    @property
+    def chosen_nll_weight(self) -> float:
+        """``pref_ftx``."""
+        return _weight(self.given.get("pref_ftx"))
+
+    def as_json(self) -> str:
+        """What ``from_json`` reads in the trainer."""
+        return json.dumps(dict(self.given))
+
+    @classmethod
+    def from_json(cls, text: str) -> Resolved:
+        """The same stage, for those who have no config."""
+        return cls(json.loads(text), {})
+
+
+def settings_from(given: Mapping[str, Any]) -> RunSettings:
+    """Resolve a stage.
+
+    Raises:
+        SepoError: see ``sepo.hosts.shared.arguments.resolve``.
+    """
+    _, settings = resolve(dict(given), host_keys=(*(name for name, _ in _HOST_KEYS), *_MODEL_KEYS, "stage"))
+    return settings
+
+
+def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
+    """Find a stage of ours in a raw config, and resolve it.
+
+    Args:
+        cfg: the config as it was written, with the command line's values.
+
+    Returns:
+        None where ``rl`` names no stage of ours and there is no block ``sepo``.
+
+    Raises:
+        SepoError: the config is wrong.
+    """
+    rl, block = cfg.get("rl"), cfg.get("sepo")
+    alias = rl if isinstance(rl, str) and rl not in _host_rl() and is_ours(rl) else None
+    if block is None and alias is None:
+        return None
+    block = _checked_block(block)
+    stage = _stage(rl, alias, block)
+    _check_host(cfg)
+    if alias is None and cfg.get("trainer_cls") is None:
+        raise SepoError(
+            f"the block sepo is used with rl: {rl}, which Axolotl also trains without the plugin: it drops a block "
+            f"that it does not know. Write rl: {stage}, or add trainer_cls: {TRAINER}; with either, a run whose plugin "
+            "cannot be imported stops."
+        )
+    given = {**block, "stage": stage, **_host_values(cfg, block), **_model(cfg)}
+    given = {name: value for name, value in given.items() if value is not None}
+    _weight(given.get("pref_ftx"))
+    resolved = Resolved(given, {"rl": "dpo", "sepo": {**block, "stage": stage}, "trainer_cls": TRAINER})
+    settings = resolved.settings
+    _check_settings(cfg, settings)
+    return resolved
+
+
+def _host_rl() -> tuple[str, ...]:
+    from axolotl.utils.schemas.enums import RLType
+
+    return tuple(item.value for item in RLType)
+
+
+def _checked_block(block: Any) -> dict[str, Any]:
+    if block is None:
+        return {}
+    if not isinstance(block, Mapping):
+        raise SepoError(f"sepo is {block!r}, expected a block of keys: stage, select_ratio, oracle_model, ...")
+    flat = {**{name: value for name, value in block.items() if name != "own"}, **(block.get("own") or {})}
+    for name in flat:
+        if name not in BLOCK_KEYS and objective_of_key(name) is None:
+            raise SepoError(f"sepo.{name}: unknown key.{nearest(name, BLOCK_KEYS)}")
+    # Plain containers: what is read here is written into a run's folder.
+    return {name: _plain(value) for name, value in flat.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _stage(rl: Any, alias: str | None, block: Mapping[str, Any]) -> str:
+    named = block.get("stage")
+    stages = ", ".join(available_stages())
+    if alias is not None:
+        if named not in (None, alias):
+            raise SepoError(f"rl is {alias} and sepo.stage is {named}; remove one of the two.")
+        return alias
+    if rl != "dpo":
+        found = "absent" if rl is None else str(rl)
+        raise SepoError(
+            f"there is a block sepo and rl is {found}; one of {stages} is expected, or dpo with a stage in the block."
+            f"{nearest(found, (*available_stages(), 'dpo'))}"
+        )
+    if named is None:
+        raise SepoError(
+            f"there is a block sepo without a stage and rl is dpo; write rl: or sepo.stage: one of {stages}."
+        )
+    return str(named)
+
+
+def _check_host(cfg: Mapping[str, Any]) -> None:
+    for name, reason in _REFUSED.items():
+        if cfg.get(name):
+            raise SepoError(f"{name} is set, but {reason}.")
+    for name, value in cfg.items():
+        if str(name).startswith("unsloth_") and value:
+            raise SepoError(
+                f"{name} is set, but Unsloth replaces the forward pass in which our stages exchange the head; "
+                "remove it."
+            )
+    if (cfg.get("context_parallel_size") or cfg.get("sequence_parallel_degree") or 1) > 1:
+        raise SepoError(
+            "context_parallel_size is above 1, but Axolotl cuts the rows in the model's forward, and a stage needs "
+            "whole answers; remove it (batch_tokens limits the memory of a batch)."
+        )
+    if cfg.get("trainer_cls") not in (None, TRAINER):
+        raise SepoError(f"trainer_cls is {cfg['trainer_cls']}, but the stage brings its own trainer; remove it.")
+
+
+def _host_values(cfg: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of Axolotl's keys for what the block sets under our name."""
+    values: dict[str, Any] = {}
+    for ours, theirs in _SAME.items():
+        found = {f"sepo.{ours}": block[ours]} if ours in block else {}
+        for name in theirs:
+            value: Any = cfg
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value is not None:
+                found[name] = value
+        if len({str(_number(name, value)) for name, value in found.items()}) > 1:
+            said = " and ".join(f"{name} is {value}" for name, value in found.items())
+            raise SepoError(f"{said}, which mean the same; write one of them.")
+        if found:
+            values[ours] = next(iter(found.values()))
+    return values
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise SepoError(f"{name} is {value!r}; a number is expected.") from None
+
+
+def _weight(value: Any) -> float:
+    number = 0.0 if value is None else _number("sepo.pref_ftx", value)
+    if not 0 <= number < float("inf"):
+        raise SepoError(f"sepo.pref_ftx is {value}; a number of at least 0 is expected.")
+    return number
+
+
+def _model(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy under the names that all hosts share."""
+    quantized = 4 if cfg.get("load_in_4bit") else 8 if cfg.get("load_in_8bit") else None
+    return {
+        "model_name_or_path": cfg.get("base_model"),
+        "quantization_bit": quantized,
+        "finetuning_type": "lora" if cfg.get("adapter") else "full",
+    }
+
+
+def _check_settings(cfg: Mapping[str, Any], settings: RunSettings) -> None:
+    if settings.method.scorer == "file" and str(cfg.get("excess_length_strategy") or "drop").lower() == "truncate":
+        raise SepoError(
+            "excess_length_strategy is truncate and token_scorer is file: Axolotl truncates the text and tokenizes it "
+            "again, and the rows' scores would stand at other tokens; write excess_length_strategy: drop or raise."
+        )
+    if settings.prompts_for_rewards:
+        for item in cfg.get("datasets") or []:
+            kind = item.get("type") if isinstance(item, Mapping) else getattr(item, "type", None)
+            if not str(kind).startswith("chat_template"):
+                raise SepoError(
+                    f"a data set has the type {kind}, and T-REG's prompts quote the conversation, which only "
+                    "chat_template.default and chat_template.argilla_chat leave recognizable; use one of them, or "
+                    "treg_rewards: oracle."
+                )

@@ -1,0 +1,199 @@
+"""A run's pairs before any policy is loaded: Axolotl's rows, tokenized as its trainer does it, with their scores."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from datasets import Dataset
+from transformers import set_seed
+
+from sepo.errors import SepoError
+from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
+from sepo.hosts.axolotl.models import HostArguments, host_arguments, on_several_cpus
+from sepo.hosts.shared.columns import mapped, selection_columns
+from sepo.hosts.shared.contrastive import ContrastiveDatasetScorer
+from sepo.hosts.shared.conversations import CONVERSATION, without_conversations
+from sepo.hosts.shared.models import spec_folders
+from sepo.hosts.shared.reference_scores import ReferenceScores
+from sepo.hosts.shared.registered_scores import RegisteredScores
+from sepo.hosts.shared.rows import SIDES, each_dataset, skip_empty_responses
+from sepo.hosts.shared.scored_rows import StoredScores
+from sepo.hosts.shared.scoring import DatasetScorer
+from sepo.hosts.shared.store_names import store_names
+from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
+from sepo.training.runlog import note_preparation
+from sepo.training.settings import RunSettings
+
+logger = logging.getLogger(__name__)
+
+
+def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[Any, dict[str, dict[str, str]]]:
+    """Load, tokenize and score a run's training and evaluation rows.
+
+    Args:
+        cfg: the validated config; its ``device_map`` is cleared for several processes on CPUs, which the host's own
+            value does not fit.
+        settings: the run's settings.
+        preprocess: load the rows as the host does, and nothing more.
+
+    Returns:
+        The host's ``TrainDatasetMeta`` with our columns in its rows, and the folders of the score stores.
+
+    Raises:
+        SepoError: the data or the scoring models are wrong, or a store cannot be written.
+    """
+    from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
+    from axolotl.loaders import load_tokenizer
+
+    from sepo.hosts.axolotl.reference import use_our_reference
+
+    host = host_arguments(cfg)
+    _log_from_first_process(host)
+    for note in settings.notes:
+        logger.info(note)
+    check_models(settings)
+    with conversations_kept(cfg, settings.prompts_for_rewards):
+        meta = load_preference_datasets(cfg=cfg)
+    if preprocess:
+        return meta, {}
+    resolved = settings.as_dict()
+    logger.info("stage %s: %s", settings.stage, json.dumps(resolved))
+    if host.training_args.process_index == 0:
+        asked = {name: resolved[name] for name in ("stage", "objective", "token_scorer")}
+        note_preparation(Path(host.training_args.output_dir), **asked)
+    if on_several_cpus():
+        cfg.device_map = None
+    use_our_reference(settings)
+    tokenizer = load_tokenizer(cfg)
+    loaded = {"train_dataset": meta.train_dataset, "eval_dataset": meta.eval_dataset}
+    datasets = {role: rows for role, rows in loaded.items() if rows is not None}
+    datasets = each_dataset(datasets, lambda rows, name: tokenized(rows, cfg, settings, tokenizer=tokenizer, name=name))
+    datasets, stores = _scored(datasets, settings, host, tokenizer=tokenizer, template=ChatTemplate(cfg, tokenizer))
+    # Scoring moves the random state: whether rows were scored or found, the adapter has the same first weights.
+    set_seed(cfg.seed or 42)
+    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42)
+    steps = math.ceil(len(datasets["train_dataset"]) * cfg.num_epochs / cfg.batch_size)
+    return TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores
+
+
+def check_models(settings: RunSettings) -> None:
+    """Refuse scoring models that are not there, before anything is loaded.
+
+    Raises:
+        SepoError: naming the key and the path.
+    """
+    for source in (settings.token_rewards, settings.precomputed_reference):
+        if source is not None and source.model is not None:
+            spec_folders(source.model, key=source.key)
+    if settings.oracle is not None:
+        spec_folders(settings.oracle.oracle, key="oracle_model")
+        spec_folders(settings.oracle.base, key="oracle_base_model")
+
+
+def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: Any, name: str) -> Dataset:
+    """Tokenize text pairs with the host's trainer's own method, into the columns that all hosts share.
+
+    Args:
+        dataset: rows with ``prompt``, ``chosen`` and ``rejected``.
+        cfg: the config.
+        settings: the run's settings.
+        tokenizer: the policy's.
+        name: what the log calls the data set.
+
+    Returns:
+        ``*_input_ids`` and ``*_labels``, each cut to ``sequence_len``; the conversation and the user's scores where the
+        method reads them.
+    """
+    from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+
+    # Of the trainer, its method reads the tokenizer only (see ../PATCHES.md).
+    stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)
+    args = SimpleNamespace(
+        dataset_num_proc=cfg.dataset_num_proc, max_length=int(cfg.sequence_len), truncation_mode="keep_start"
+    )
+    made = AxolotlDPOTrainer._prepare_dataset(stand_in, dataset, tokenizer, args, name)
+    own = SCORE_COLUMNS if settings.method.scorer == "file" else ()
+    missing = [column for column in own if column not in made.column_names]
+    if missing:
+        raise SepoError(
+            f"{name} has no column {missing[0]} (found {', '.join(dataset.column_names)}); token_scorer: file needs "
+            f"{' and '.join(SCORE_COLUMNS)}, a number per response token, its end of turn included."
+        )
+    kept = (*own, *((CONVERSATION,) if CONVERSATION in made.column_names else ()))
+    made = made.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", *kept])
+    cutoff, bos = int(cfg.sequence_len), tokenizer.bos_token_id
+
+    def columns(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        return _columns(rows, own, cutoff=cutoff, bos=bos, name=name)
+
+    made = mapped(made, columns, f"rows {cutoff} {bos} {own}").remove_columns(
+        ["prompt_ids", "chosen_ids", "rejected_ids"]
+    )
+    return skip_empty_responses(made, name=name, tokenizer=tokenizer)
+
+
+def _columns(
+    rows: Mapping[str, list[Any]], scored: tuple[str, ...], *, cutoff: int, bos: int | None, name: str
+) -> dict[str, list[Any]]:
+    made: dict[str, list[Any]] = {f"{side}_{what}": [] for side in SIDES for what in ("input_ids", "labels")}
+    made |= {column: [] for column in scored}
+    for index, prompt in enumerate(rows["prompt_ids"]):
+        # The rendered prompt begins with the token that the tokenizer puts before it once more.
+        prompt = prompt[1:] if bos is not None and prompt[:2] == [bos, bos] else prompt
+        for side in SIDES:
+            answer = rows[f"{side}_ids"][index]
+            made[f"{side}_input_ids"].append([*prompt, *answer][:cutoff])
+            made[f"{side}_labels"].append([*[IGNORE_INDEX] * len(prompt), *answer][:cutoff])
+            if scored:
+                scores = rows[f"{side}_scores"][index]
+                if scores is None or len(scores) != len(answer) or not all(map(_is_finite, scores)):
+                    raise SepoError(
+                        f"a row of {name} has {side}_scores {str(scores)[:80]}, expected {len(answer)} finite numbers, "
+                        "one for each token of the response, its end of turn included."
+                    )
+                left = len(made[f"{side}_labels"][-1]) - len(prompt)
+                made[f"{side}_scores"].append([float(score) for score in scores[:left]][0 if prompt else 1 :])
+    return made
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _scored(
+    datasets: dict[str, Any], settings: RunSettings, host: HostArguments, *, tokenizer: Any, template: ChatTemplate
+) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """The data sets with what is computed before training, and the folders of its stores."""
+    scorers: dict[str, StoredScores] = {}
+    arguments = host.as_dict()
+    if settings.oracle is not None:
+        scorers["token_scores"] = DatasetScorer(settings, tokenizer=tokenizer, **arguments)
+    if settings.prompts_for_rewards:
+        scorers["token_reward_scores"] = ContrastiveDatasetScorer(
+            settings, tokenizer=tokenizer, template=template, **arguments
+        )
+    if settings.precomputed_reference is not None:
+        scorers["reference_scores"] = ReferenceScores(settings, tokenizer=tokenizer, **arguments)
+    if settings.method.token_scorer.from_batch is not None:
+        scorers["registered_scores"] = RegisteredScores(settings, tokenizer=tokenizer, **arguments)
+    for what, scorer in scorers.items():
+        scorer.names = store_names(settings, what, data_args=host.data_args)
+        datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
+        scorer.free()
+    datasets = each_dataset(datasets, lambda rows, _: without_conversations(rows))
+    return datasets, {what: scorer.stores for what, scorer in scorers.items()}
+
+
+def _log_from_first_process(host: HostArguments) -> None:
+    """Send our log lines where Axolotl's go, from the first process of each machine only."""
+    theirs, ours = logging.getLogger("axolotl"), logging.getLogger("sepo")
+    for handler in theirs.handlers:
+        ours.addHandler(handler)
+    ours.propagate = not theirs.handlers
+    ours.setLevel(logging.INFO if host.training_args.process_index == 0 else logging.ERROR)

@@ -1,0 +1,141 @@
+"""Axolotl's config in the terms in which rows are scored on every host; how frozen models are loaded here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sepo.hosts.shared.scoring_models import load_frozen
+from sepo.training.settings import ModelSpec
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """What of the config says how models are loaded; the names are those of the other host's arguments.
+
+    Attributes:
+        compute_dtype: None where the run's is float32: a scoring model then has the dtype of its weights.
+    """
+
+    model_name_or_path: str
+    model_revision: str
+    compute_dtype: torch.dtype | None
+    trust_remote_code: bool
+    rope_scaling: Any = None
+    quantization_type: str = "nf4"
+    double_quantization: bool = True
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """What of the config says how rows are made."""
+
+    template: str | None
+    cutoff_len: int
+    dataset: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What of the config says where a run is."""
+
+    output_dir: str
+    process_index: int
+    world_size: int
+    device: torch.device
+    bf16: bool
+    fp16: bool
+    deepspeed_plugin: Any = None
+
+
+@dataclass(frozen=True)
+class HostArguments:
+    """The three of them, as ``sepo.hosts.shared`` takes them."""
+
+    model_args: ModelArguments
+    data_args: DataArguments
+    training_args: RunArguments
+
+    def as_dict(self) -> dict[str, Any]:
+        """By name."""
+        return {"model_args": self.model_args, "data_args": self.data_args, "training_args": self.training_args}
+
+
+def host_arguments(cfg: Any) -> HostArguments:
+    """Read a validated config.
+
+    Args:
+        cfg: Axolotl's.
+    """
+    dtype = cfg.torch_dtype
+    rope = (cfg.overrides_of_model_config or {}).get("rope_scaling")
+    names = [item.get("path") for item in cfg.datasets or []]
+    return HostArguments(
+        model_args=ModelArguments(
+            model_name_or_path=cfg.base_model,
+            model_revision=cfg.revision_of_model or "main",
+            compute_dtype=None if dtype in (None, torch.float32) else dtype,
+            trust_remote_code=bool(cfg.trust_remote_code),
+            rope_scaling=None if rope is None else str(rope),
+        ),
+        data_args=DataArguments(
+            template=cfg.chat_template or "tokenizer_default",
+            cutoff_len=int(cfg.sequence_len),
+            dataset=tuple(str(name) for name in names),
+        ),
+        training_args=RunArguments(
+            output_dir=str(cfg.output_dir),
+            process_index=int(os.environ.get("RANK", 0)),
+            world_size=int(os.environ.get("WORLD_SIZE", 1)),
+            device=_device(),
+            bf16=bool(cfg.bf16),
+            fp16=bool(cfg.fp16),
+            deepspeed_plugin=cfg.deepspeed or None,
+        ),
+    )
+
+
+def on_several_cpus() -> bool:
+    """Whether this is one of several processes without an accelerator (torchrun on a machine without a GPU)."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+@load_frozen.register(ModelArguments)
+def load_with_transformers(model_args: ModelArguments, spec: ModelSpec, adapters: Sequence[str]) -> Any:
+    """See ``load_frozen``. By transformers and PEFT themselves: Axolotl's loader patches models for training."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    more: dict[str, Any] = {}
+    if spec.quantization_bit is not None:
+        more["device_map"] = {"": _device()}
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=spec.quantization_bit == 4,
+            load_in_8bit=spec.quantization_bit == 8,
+            bnb_4bit_compute_dtype=model_args.compute_dtype or torch.float32,
+            bnb_4bit_quant_type=model_args.quantization_type,
+            bnb_4bit_use_double_quant=model_args.double_quantization,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        spec.model,
+        dtype=model_args.compute_dtype or "auto",
+        revision=model_args.model_revision if spec.model == model_args.model_name_or_path else "main",
+        trust_remote_code=model_args.trust_remote_code,
+        **more,
+    )
+    for adapter in adapters:
+        model = PeftModel.from_pretrained(model, adapter)
+        if spec.quantization_bit is None:
+            model = model.merge_and_unload()
+    model.requires_grad_(False)
+    return model

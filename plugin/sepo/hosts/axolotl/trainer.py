@@ -1,0 +1,201 @@
+"""Axolotl's DPO trainer with our step in place of its forward pass and loss."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+from torch import Tensor
+
+from sepo.errors import SepoError
+from sepo.forward.lora import fuse_lora
+from sepo.forward.recompute import recompute_less
+from sepo.hosts.axolotl.config import Resolved
+from sepo.hosts.shared.recorded_rows import DatasetRows
+from sepo.hosts.shared.rows import SIDES
+from sepo.hosts.shared.run_files import method_collator, write_settings
+from sepo.training.collator import IGNORE_INDEX
+from sepo.training.loading import know_numbered_cpus
+from sepo.training.record import TokenRecord
+from sepo.training.runlog import RunLog
+from sepo.training.splitting import SplitsBatches
+from sepo.training.step import StepTokens, preference_step
+
+_PAD_TO = 8
+
+
+class PreferenceTrainer(SplitsBatches, AxolotlDPOTrainer):
+    """Optimizers, schedulers, samplers, engines, checkpoints and logging are the host's; the step is ours.
+
+    Args:
+        model: the policy, as Axolotl loads it.
+        ref_model: the reference as a model of its own, or None.
+        args: Axolotl's DPO arguments, with the plugin's field.
+        processing_class: the tokenizer.
+        **kwargs: what Axolotl's DPO trainer takes; its collator is not used.
+
+    Attributes:
+        record: what notes some of the pairs and their selected tokens, or None.
+
+    Raises:
+        SepoError: the arguments carry no stage: the plugin was not loaded.
+    """
+
+    def __init__(self, model: Any, ref_model: Any = None, *, args: Any, processing_class: Any, **kwargs: Any) -> None:
+        text = getattr(args, "sepo", None)
+        if text is None:
+            raise SepoError(
+                "trainer_cls names sepo's trainer, but no stage was given to it: add plugins: "
+                "[sepo.hosts.axolotl.SePOPlugin], and see above whether it could be loaded."
+            )
+        resolved = Resolved.from_json(text)
+        self.settings, self.chosen_nll_weight = resolved.settings, resolved.chosen_nll_weight
+        self.record: TokenRecord | None = None
+        self.batch_tokens = self.settings.batch_tokens
+        multiple = kwargs.pop("data_collator", None)
+        collator = PairCollator(
+            processing_class.pad_token_id, pad_to=getattr(multiple, "pad_to_multiple_of", None) or _PAD_TO
+        )
+        alone = ref_model is None
+        # Without a second model TRL loads one itself, unless it is told that none runs in training.
+        args.precompute_ref_log_probs = alone
+        super().__init__(
+            model, ref_model, args=args, processing_class=processing_class,
+            data_collator=method_collator(collator, self.settings), **kwargs,
+        )  # fmt: skip
+        self.args.precompute_ref_log_probs = self.precompute_ref_logps = False
+        self._check_reference()
+        self.check_batch_tokens()
+        fuse_lora(self.model)
+        recompute_less(self.model)
+        know_numbered_cpus()
+
+    def _check_reference(self) -> None:
+        needed = self.settings.method.needs_reference and self.settings.precomputed_reference is None
+        if needed and self.ref_model is None and not hasattr(self.model, "disable_adapter"):
+            raise SepoError(
+                f"objective {self.settings.method.name} compares the policy with a reference, and Axolotl gave none."
+            )
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """The rows were tokenized before they were scored."""
+        missing = {f"{side}_labels" for side in SIDES} - set(dataset.column_names)
+        if missing:
+            raise SepoError(
+                f"the trainer was given rows with {', '.join(dataset.column_names)}, expected those that the plugin "
+                "has tokenized: another plugin has loaded the data set."
+            )
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's keeps sums over whole answers; see ``__init__``."""
+        return dataset
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss of one device batch, for training and evaluation alike."""
+        training = self.model.training
+        output = preference_step(
+            model,
+            inputs,
+            method=self.settings.method,
+            reference=None if self.settings.precomputed_reference else lambda: self._reference(model),
+            chosen_nll_weight=self.chosen_nll_weight,
+            chunk_tokens=self.settings.head_chunk_tokens,
+            share_prompts=self.shares_prompts(),
+            parts=self.parts(model) if training else None,
+            watch=self._watch() if training else None,
+        )
+        for name, value in output.metrics.items():
+            self._metrics["train" if training else "eval"][name].append(value)
+        return (output.loss, {}) if return_outputs else output.loss
+
+    def _watch(self) -> Callable[[StepTokens], None] | None:
+        """What notes the batch's selected tokens, at the steps that are recorded."""
+        return None if self.record is None else self.record.watch(self.state.global_step + 1)
+
+    @contextlib.contextmanager
+    def _reference(self, model: Any) -> Iterator[Any]:
+        """The reference, as a model to run through the engine's own wrapper."""
+        if self.ref_model is not None:
+            yield self.ref_model
+        else:
+            with self.accelerator.unwrap_model(model).disable_adapter():
+                yield model
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
+        """Evaluate one batch; no step computes logits, so there are no predictions."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log what the host logs; our metrics are means over the batches of all processes."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if metrics and self.accelerator.num_processes > 1:
+            means = torch.tensor([sum(v) / len(v) for v in metrics.values()], device=self.accelerator.device)
+            for name, value in zip(list(metrics), self.accelerator.reduce(means, "mean").tolist(), strict=True):
+                metrics[name] = [value]
+        super().log(logs, *args, **kwargs)
+
+
+class PairCollator:
+    """Pad pairs on the right, chosen rows first: what the trainers of all hosts take.
+
+    >>> rows = [{"chosen_input_ids": [5, 6, 7], "chosen_labels": [-100, 6, 7],
+    ...          "rejected_input_ids": [5, 8], "rejected_labels": [-100, 8]}]
+    >>> batch = PairCollator(0, pad_to=1)(rows)
+    >>> batch["input_ids"].tolist(), batch["labels"].tolist()
+    ([[5, 6, 7], [5, 8, 0]], [[-100, 6, 7], [-100, 8, -100]])
+
+    Args:
+        pad_token_id: the tokenizer's.
+        pad_to: rows are padded to a multiple of this.
+    """
+
+    def __init__(self, pad_token_id: int, *, pad_to: int) -> None:
+        self.pad_token_id, self.pad_to = pad_token_id, pad_to
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask`` and ``labels``, each int64 [2B, T]."""
+        ids = [row[f"{side}_input_ids"] for side in SIDES for row in features]
+        labels = [row[f"{side}_labels"] for side in SIDES for row in features]
+        longest = max(map(len, ids))
+        width = longest + -longest % self.pad_to
+
+        def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+            return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+        return {
+            "input_ids": padded(ids, self.pad_token_id),
+            "attention_mask": padded([[1] * len(row) for row in ids], 0),
+            "labels": padded(labels, IGNORE_INDEX),
+        }
+
+
+def leave_records(
+    trainer: PreferenceTrainer, *, stores: Mapping[str, Mapping[str, str]], recipe: Mapping[str, Any]
+) -> None:
+    """Have a run leave what it was asked for, its log, and some of the pairs that it trains on.
+
+    Args:
+        trainer: of the run, before it trains.
+        stores: folders of the score stores, by what they hold, then by data set.
+        recipe: the config as Axolotl validated it.
+    """
+    trainer.add_callback(RunLog())
+    if not trainer.is_world_process_zero():
+        return
+    plain = json.loads(json.dumps(dict(recipe), default=str))
+    write_settings(Path(trainer.args.output_dir), trainer.settings, stores, recipe=plain)
+    if not trainer.shards_rows():
+        rows = DatasetRows(trainer.train_dataset)
+        trainer.record = TokenRecord(method=trainer.settings.method, tokenizer=trainer.processing_class, rows=rows)
+        trainer.add_callback(trainer.record)

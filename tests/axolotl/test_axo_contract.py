@@ -1,0 +1,92 @@
+"""What we rely on in Axolotl and TRL, by name and parameters; see plugin/sepo/hosts/PATCHES.md for why."""
+
+import inspect
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import axo
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATCHES = (ROOT / "plugin" / "sepo" / "hosts" / "PATCHES.md").read_text()
+
+
+def test_the_installed_version_is_in_the_range_that_was_run():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["axolotl"]
+    assert "axolotl>=0.19,<0.20" in extra
+    assert metadata.version("axolotl").startswith("0.19.")
+    assert metadata.version("trl").startswith("1.9.")
+    assert "## Axolotl 0.19" in PATCHES
+    assert "## TRL 1.9" in PATCHES
+
+
+def test_the_entry_point_of_later_versions_is_the_plugin(plugin):
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["axolotl.plugins"]
+    assert points == {"sepo": axo.PLUGIN[::-1].replace(".", ":", 1)[::-1]}
+    assert type(plugin).__name__ == "SePOPlugin"
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "expected"),
+    [
+        ("axolotl.train", "setup_reference_model", ["cfg", "tokenizer", "processor"]),
+        ("axolotl.utils.data.rl", "load_dpo", None),
+        ("axolotl.utils.data.rl", "generate_dataset_hash_from_config", ["cfg", "cfg_datasets", "tokenizer_name"]),
+        ("axolotl.common.datasets", "load_preference_datasets", ["cfg", "cli_args"]),
+        ("axolotl.common.datasets", "TrainDatasetMeta", ["train_dataset", "eval_dataset", "total_num_steps"]),
+        ("axolotl.loaders", "load_tokenizer", None),
+        ("axolotl.utils.chat_templates", "get_chat_template_from_config", ["cfg", "ds_cfg", "tokenizer"]),
+    ],
+)
+def test_what_we_rebind_or_call_is_there(plugin, module, name, expected):
+    import importlib
+
+    function = getattr(importlib.import_module(module), name)
+    assert expected is None or parameters(function) == expected
+    assert f"`{name}`" in PATCHES or f".{name}`" in PATCHES, name
+
+
+def test_the_hooks_that_we_have_are_the_hosts(plugin):
+    from axolotl.integrations.base import BasePlugin
+
+    for name, function in vars(type(plugin)).items():
+        if inspect.isfunction(function) and not name.startswith("_"):
+            assert parameters(getattr(BasePlugin, name)) == parameters(function), name
+            assert f"`{name}`" in PATCHES, name
+
+
+def test_the_trainers_methods_that_we_override_are_there(plugin):
+    from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+
+    expected = {
+        "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
+        "_precompute_ref_logps": ["self", "dataset", "name", "batch_size"],
+        "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+        "prediction_step": ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
+        "log": ["self", "logs", "start_time"],
+    }
+    for name, found in expected.items():
+        assert parameters(getattr(AxolotlDPOTrainer, name)) == found, name
+        assert f"`{name}`" in PATCHES, name
+    source = inspect.getsource(AxolotlDPOTrainer._prepare_dataset)
+    assert all(part.startswith("_tokenizer") for part in source.split("self.")[1:])
+
+
+def test_the_hosts_enum_does_not_know_our_stages(plugin):
+    """So that a config with `rl: sepo` stops where the plugin is missing."""
+    from axolotl.utils.schemas.enums import RLType
+
+    assert not {item.value for item in RLType} & set(axo.STAGES)
+
+
+def test_the_host_loads_no_adapter_into_a_dpo_run(plugin):
+    """Why `lora_model_dir` is refused."""
+    from axolotl.loaders.adapter import load_lora
+
+    source = inspect.getsource(load_lora)
+    assert source.index("if config_only:") < source.index("if cfg.lora_model_dir:")
