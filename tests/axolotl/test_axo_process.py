@@ -10,11 +10,12 @@ import pytest
 from sepo.hosts.axolotl.config import TRAINER
 
 _ALIAS = {"rl": "minor_dpo"}
-_BLOCK = {"rl": "dpo", "sepo": {"stage": "minor_dpo"}, "trainer_cls": TRAINER}
+_BLOCK = {"rl": "dpo", "sepo": {"stage": "minor_dpo"}}
+_SAFE = {**_BLOCK, "trainer_cls": TRAINER}
 
 
 @pytest.mark.parametrize(
-    ("words", "broken"), [(_ALIAS, "sepo"), (_BLOCK, "sepo.hosts.axolotl"), (_BLOCK, "sepo.hosts.shared.keys")]
+    ("words", "broken"), [(_ALIAS, "sepo"), (_SAFE, "sepo.hosts.axolotl"), (_BLOCK, "sepo.hosts.shared.keys")]
 )
 def test_a_run_whose_plugin_cannot_be_imported_stops(root, tmp_path, words, broken):
     """In a process of its own, up to the trainer: nothing is trained."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -13,6 +14,8 @@ from sepo.hosts.shared.arguments import resolve
 from sepo.hosts.shared.keys import SepoArguments
 from sepo.hosts.shared.stages import available_stages, is_ours, objective_of_key
 from sepo.training.settings import RunSettings
+
+logger = logging.getLogger(__name__)
 
 TRAINER = "sepo.hosts.axolotl.trainer.PreferenceTrainer"
 
@@ -128,11 +131,11 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     stage = _stage(rl, alias, block)
     _check_host(cfg)
     if alias is None and cfg.get("trainer_cls") is None:
-        raise SepoError(
-            f"the block sepo is used with rl: {rl}, which Axolotl also trains without the plugin: it drops a block "
-            f"that it does not know. Write rl: {stage}, or add trainer_cls: {TRAINER}; with either, a run whose plugin "
-            "cannot be imported stops."
-        )
+        logger.warning(
+            "rl is %s, which Axolotl also trains where sepo is not installed: it drops a block that it does not know, "
+            "and trains plain DPO. Write rl: %s, or add trainer_cls: %s, and such a run stops.",
+            rl, stage, TRAINER,
+        )  # fmt: skip
     given = {**block, "stage": stage, **_host_values(cfg, block), **_model(cfg)}
     given = {name: value for name, value in given.items() if value is not None}
     _weight(given.get("pref_ftx"))
