@@ -14,8 +14,9 @@ set's training pairs, whose rejected answers carry no marks for it; what is meas
 - qa: every third pair of QA feedback (allenai/FineGrainedRLHF): people marked what is irrelevant, unverifiable, wrong
   or incoherent in a model's answer, and corrected it. The others train the oracle. The base is the plain model.
 
-Beside the oracle: the contrastive scorer (the plain model, asked for a better and for a worse answer; of the demo its
-base), surprisal under the same model, and chance. An oracle that is trained stays in --work and is trained once.
+Beside the oracle: the contrastive scorer of demo and qa (the plain model, asked for a better and for a worse answer; of
+the demo its base), surprisal under the same model, and chance. An oracle that is trained stays in --work and is trained
+once.
 """
 
 import argparse
@@ -31,7 +32,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 QA = "qa_feedback_spans"
 WORK = {"demo": "demo_output", "fluent": "demo_output/credit_fluent", "qa": "demo_output/credit_qa"}
-SCORERS = ("oracle", "contrastive", "surprisal", "random")
+SCORERS = {
+    "demo": ("oracle", "contrastive", "surprisal", "random"),
+    "fluent": ("oracle", "surprisal", "random"),
+    "qa": ("oracle", "contrastive", "surprisal", "random"),
+}
 HELD_OUT_ONE_IN = 3
 COMMON = {
     "template": "smollm",
@@ -138,7 +143,9 @@ def request_for(name, folder):
             run_demo(folder)
         run = read_run(folder)
         models = CreditModels(run.oracle.base, run.oracle, None)
-        return CreditRequest(name, SCORERS, models, template=run.template, cutoff_len=run.cutoff_len, dtype=run.dtype)
+        return CreditRequest(
+            name, SCORERS[name], models, template=run.template, cutoff_len=run.cutoff_len, dtype=run.dtype
+        )
     if name == "fluent":
         from sepo.demo.pairs import generate_fluent_pairs
 
@@ -150,7 +157,9 @@ def request_for(name, folder):
     oracle = OracleSpec(ModelSpec(model, adapters), ModelSpec(model, adapters[:-1]))
     cutoff = 4 * STEPS[name]["oracle"]["cutoff_len"]  # no mark is cut off
     models = CreditModels(ModelSpec(model, ()), oracle, None)
-    return CreditRequest(str(source), SCORERS, models, template=COMMON["template"], cutoff_len=cutoff, dtype="fp32")
+    return CreditRequest(
+        str(source), SCORERS[name], models, template=COMMON["template"], cutoff_len=cutoff, dtype="fp32"
+    )
 
 
 def run(options):
