@@ -80,13 +80,13 @@ def shared_data():
 
 
 @pytest.fixture(autouse=True)
-def _fresh_loggers():
-    """Commands that are called here, and not in a process of their own, set our loggers up, or switch them off."""
-    logging.disable(logging.NOTSET)
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] == "sepo":
-            logger.setLevel(logging.NOTSET)
-            logger.propagate, logger.disabled, logger.handlers[:] = True, False, []
+def _own_logger():
+    """Commands that are called here, and not in a process of their own, set `sepo`'s logger up as a program's."""
+    logger = logging.getLogger("sepo")
+    before = logger.level, logger.propagate, logger.disabled, list(logger.handlers)
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.disabled, logger.handlers[:] = before[1:]
 
 
 @pytest.fixture
