@@ -49,7 +49,7 @@ test-fast: env
 # Axolotl and LLaMA-Factory pin different versions of the same packages. Both run the same rows and are compared.
 test-axolotl: env
 	axolotl=$$($(BIN)/python tests/axolotl/environment.py) && \
-	PYTHONPATH=plugin SEPO_LLAMAFACTORY_PYTHON=$(abspath $(BIN))/python "$$axolotl/bin/python" -m pytest -n 2 --dist loadfile tests/axolotl
+	PYTHONPATH=$(abspath plugin) SEPO_LLAMAFACTORY_PYTHON=$(abspath $(BIN))/python "$$axolotl/bin/python" -m pytest -n 2 --dist loadfile tests/axolotl
 
 docs: env
 	$(BIN)/python docs/generate.py
