@@ -86,6 +86,19 @@ def pairs(count: int) -> list[dict]:
     return rows
 
 
+def kept_conversations(count: int) -> list[str]:
+    """What of ``pairs`` an oracle with a tokenizer of its own is given, letter for letter: a store is found by it."""
+    kept = (
+        '{"messages": [{"role": "user", "content": "Q"}], "answers": ["CHOSEN", "REJECTED"], "system": "", "tools": ""}'
+    )
+    return [
+        kept.replace("Q", row["conversations"][0]["value"], 1)
+        .replace("CHOSEN", row["chosen"]["value"])
+        .replace("REJECTED", row["rejected"]["value"])
+        for row in pairs(count)
+    ]
+
+
 def save_pairs(folder: Path, count: int = 24) -> Path:
     """A ranking data set `tiny_pairs` and a plain one `tiny_plain` with its dataset_info.json."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,9 @@ import tiny
 from recipes import adapter, logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.conversations import TextReadingProcessor, _conversation
-from sepo.hosts.llamafactory.projected_scores import ProjectedScorer, oracle_reader
+from sepo.hosts.llamafactory.responses import PolicyResponses
 from sepo.hosts.shared.conversations import CONVERSATION, READ
+from sepo.hosts.shared.projected_scores import ProjectedScorer, oracle_reader
 from sepo.report.reading import read_subject
 from sepo.tokens.store import ScoreStore
 from sepo.training.settings import ModelSpec, OracleSpec
@@ -75,9 +76,10 @@ def attach(world, others, words, tmp_path):
         model_args = SimpleNamespace(trust_remote_code=False, compute_dtype=None)
         dataset = rows(tokenizer, data_args, **table)
         reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
+        template = get_template_and_fix_tokenizer(tokenizer, data_args)
+        responses = PolicyResponses(template, tokenizer, processor=None, data_args=data_args)
         scorer = ProjectedScorer(
-            settings, reader=reader, tokenizer=tokenizer, model_args=model_args, data_args=data_args,
-            template=get_template_and_fix_tokenizer(tokenizer, data_args),
+            settings, reader=reader, tokenizer=tokenizer, model_args=model_args, place=responses.place,
             training_args=SimpleNamespace(world_size=1, process_index=0, device="cpu", output_dir="out"),
         )  # fmt: skip
         models = [LlamaForCausalLM.from_pretrained(others / name, dtype=torch.float32) for name in (oracle, base)]
@@ -290,6 +292,17 @@ def test_rows_without_conversations_are_refused(attach):
         SepoError, match=r"the rows of train carry no conversation for the oracle.* Remove tokenized_path"
     ):
         scorer.attach(dataset.remove_columns([CONVERSATION]), name="train")
+
+
+def test_a_conversation_is_kept_as_the_other_host_keeps_it(words, tmp_path):
+    """Its text finds a store, so both hosts write it alike; tests/axolotl has the other half."""
+    from sepo.hosts.llamafactory.conversations import conversations_kept
+    from test_file_scores import prepared
+
+    tiny.save_pairs(tmp_path, 8)
+    with conversations_kept(True, READ):
+        dataset = prepared(tmp_path, words, dataset="tiny_pairs", carry=False)["train_dataset"]
+    assert dataset[CONVERSATION][:] == tiny.kept_conversations(8)
 
 
 @pytest.mark.host

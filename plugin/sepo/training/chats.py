@@ -114,7 +114,7 @@ class ChatReader:
                 f"({type(self.tokenizer).__name__}) gives no offsets, so its scores cannot be placed in the text: take "
                 "a model with a fast tokenizer."
             )
-        return self._fitted(ids, start, _moved(spans, skipped, len(text), len(answer)))
+        return self._fitted(ids, start, moved_spans(spans, skipped, len(text), len(answer)))
 
     def _encoded(self, before: str, text: str, after: str) -> tuple[list[int], int, list[tuple[int, int]] | None]:
         """Token ids, the first of the answer's, and the characters of each where the tokenizer tells them."""
@@ -185,8 +185,15 @@ class ChatReader:
         )
 
 
-def _moved(spans: TokenSpans, skipped: int, length: int, whole: int) -> TokenSpans:
-    """The spans in a trimmed text as spans in the text itself; what follows the trimmed one stands at the end."""
+def moved_spans(spans: TokenSpans, skipped: int, length: int, whole: int) -> TokenSpans:
+    """The spans in a trimmed text as spans in the text itself; what follows the trimmed one stands at the end.
+
+    Args:
+        spans: in the trimmed text.
+        skipped: characters that it lost at its beginning.
+        length: its own.
+        whole: those of the text itself.
+    """
     if not skipped and length == whole:
         return spans
     last = max((index for index, (start, end) in enumerate(spans.offsets) if end > start), default=-1)

@@ -17,10 +17,10 @@ from sepo.credit.data import LabelledPair
 from sepo.errors import SepoError
 from sepo.forward.contrastive import ContrastivePair
 from sepo.forward.scoring import ScoringModel
-from sepo.hosts.llamafactory.projected_scores import adapter_template, example_row
-from sepo.hosts.llamafactory.responses import PolicyResponses
+from sepo.hosts.llamafactory.responses import PolicyResponses, example_row
 from sepo.hosts.shared.contrastive import PromptEncoder
 from sepo.hosts.shared.models import check_tokenizers, max_positions, spec_folders
+from sepo.hosts.shared.projected_scores import adapter_template
 from sepo.hosts.shared.rows import response_start
 from sepo.hosts.shared.scoring_models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.tokens.contrastive import quoted_conversation

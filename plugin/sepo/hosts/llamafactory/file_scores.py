@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +13,20 @@ from llamafactory.data import loader
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo import __version__
-from sepo.errors import SepoError
 from sepo.hosts.llamafactory.responses import PolicyResponses
 from sepo.hosts.shared.rows import SIDES
-from sepo.tokens.spans import Span, span_weights
+from sepo.hosts.shared.user_scores import (
+    SPAN_COLUMNS,
+    checked_scores,
+    checked_spans,
+    not_counted,
+    not_spelled,
+    score_columns,
+    scores_of_spans,
+)
+from sepo.tokens.spans import Span
 from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
 
-SPAN_COLUMNS = ("chosen_spans", "rejected_spans")
 _WHERE = "_sepo_row"
 _CARRIED: dict[str, Any] = {
     _WHERE: Value("string"),
@@ -30,10 +36,6 @@ _CARRIED: dict[str, Any] = {
         for name in SPAN_COLUMNS
     },
 }
-_HOW = (
-    "give the rows chosen_scores and rejected_scores (a number per response token), or chosen_spans and rejected_spans "
-    '([{"start": 0, "end": 4, "weight": 1.0}], in characters of the response)'
-)
 
 
 @contextlib.contextmanager
@@ -68,26 +70,6 @@ def carried_scores() -> Iterator[None]:
         loader.align_dataset, loader.PairwiseDatasetProcessor = align, processor
 
 
-def score_columns(dataset: Dataset, *, name: str) -> list[str]:
-    """The two columns in which a data set has its scores or spans.
-
-    Raises:
-        SepoError: it has neither form, or both.
-    """
-    found = [columns for columns in (SCORE_COLUMNS, SPAN_COLUMNS) if set(columns) <= set(dataset.column_names)]
-    if len(found) == 2:
-        raise SepoError(
-            f"dataset '{name}' has both {', '.join(SCORE_COLUMNS)} and {', '.join(SPAN_COLUMNS)}; token_scorer: file "
-            "takes one form, remove the other's columns."
-        )
-    if not found:
-        raise SepoError(
-            f"dataset '{name}' has the columns {', '.join(dataset.column_names)}, which hold no scores for "
-            f"token_scorer: file; {_HOW}."
-        )
-    return list(found[0])
-
-
 def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Check one row's scores or spans, and name them as they travel through the host.
 
@@ -101,40 +83,12 @@ def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     result: dict[str, Any] = {_WHERE: where, **{f"_sepo_{name}": None for name in (*SCORE_COLUMNS, *SPAN_COLUMNS)}}
     for index, side in enumerate(SIDES):
         if f"{side}_scores" in row:
-            scores = row[f"{side}_scores"]
-            if not isinstance(scores, list):
-                raise SepoError(f"{where}: {side}_scores is {scores!r}, expected a list of numbers; {_HOW}.")
-            result[f"_sepo_{side}_scores"] = [
-                _finite(score, f"{where}: {side}_scores[{position}]") for position, score in enumerate(scores)
-            ]
+            result[f"_sepo_{side}_scores"] = checked_scores(row, side, where=where)
         else:
-            spans = row[f"{side}_spans"]
-            if not isinstance(spans, list):
-                raise SepoError(f"{where}: {side}_spans is {spans!r}, expected a list of spans; {_HOW}.")
             text = row["_response"][index]["content"] if len(row["_response"]) > index else ""
-            result[f"_sepo_{side}_spans"] = [
-                _span(span, f"{where}: {side}_spans[{position}]", len(text)) for position, span in enumerate(spans)
-            ]
+            spans = checked_spans(row, side, where=where, characters=len(text))
+            result[f"_sepo_{side}_spans"] = [span._asdict() for span in spans]
     return result
-
-
-def _finite(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SepoError(f"{what} is {value!r}, expected a finite number; correct the data set.")
-    return float(value)
-
-
-def _span(span: Any, what: str, characters: int) -> dict[str, Any]:
-    if not isinstance(span, dict) or not {"start", "end", "weight"} <= set(span):
-        raise SepoError(f"{what} is {span!r}, expected an object with start, end and weight; {_HOW}.")
-    start, end = span["start"], span["end"]
-    whole = all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end))
-    if not whole or not 0 <= start < end <= characters:
-        raise SepoError(
-            f"{what} goes from {start!r} to {end!r}, expected 0 <= start < end <= {characters}, the characters of the "
-            "response; correct the data set."
-        )
-    return {"start": start, "end": end, "weight": _finite(span["weight"], f"{what}.weight")}
 
 
 @dataclass
@@ -174,22 +128,15 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         if len(scores) != len(kept):
             whole = self._responses.whole(example, side)
             if len(scores) != len(whole):
-                raise SepoError(
-                    f"{example[_WHERE]}: {side}_scores has {len(scores)} numbers, expected {len(whole)}, one for each "
-                    "token of the response in the policy's tokenizer and template, its end of turn included."
-                )
+                raise not_counted(example[_WHERE], side, found=len(scores), expected=len(whole))
         return list(scores[: len(kept)])
 
     def _projected(self, example: Mapping[str, Any], kept: list[int], side: str) -> list[float]:
         placed = self._responses.spans(example, kept, side)
         if placed is None:
-            raise SepoError(
-                f"{example[_WHERE]}: the tokens of the {side} response do not spell its text (a template or tokenizer "
-                f"that rewrites it), so its spans cannot be placed; give per-token {side}_scores instead."
-            )
-        spans = [Span(span["start"], span["end"], span["weight"]) for span in example[f"_sepo_{side}_spans"]]
-        sign = 1.0 if side == "chosen" else -1.0
-        return [sign * weight for weight in span_weights(placed.offsets, spans)][: len(kept)]
+            raise not_spelled(example[_WHERE], side)
+        spans = [Span(**span) for span in example[f"_sepo_{side}_spans"]]
+        return scores_of_spans(placed, spans, side)[: len(kept)]
 
     @cached_property
     def _responses(self) -> PolicyResponses:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 from dataclasses import fields
 from types import ModuleType
 from typing import Any
@@ -14,6 +13,7 @@ from sepo.errors import SepoError
 from sepo.hosts.shared.arguments import Arguments, given_keys, resolve, stage_of
 from sepo.hosts.shared.keys import OUR_KEYS
 from sepo.hosts.shared.stages import STAGES, check_stage, is_ours
+from sepo.hosts.shared.telling import tell
 from sepo.training.settings import RunSettings
 
 RAY_WORKER = "SEPO_RAY_WORKER"
@@ -109,13 +109,6 @@ def recipe_of(finetuning_args: Any) -> dict[str, Any]:
     """The recipe's keys and values, as resolved from file and command line; empty for a stage of the host's."""
     recipe: dict[str, Any] = getattr(finetuning_args, _RECIPE, {})
     return recipe
-
-
-def tell(error: SepoError) -> None:
-    """Print an error of the user's as one line, with the rank that met it."""
-    rank = os.environ.get("RANK")
-    where = f"[rank {rank}] " if rank not in (None, "0") else ""
-    print(f"{where}sepo: error: {error}", file=sys.stderr, flush=True)
 
 
 def register(tuner: ModuleType) -> None:

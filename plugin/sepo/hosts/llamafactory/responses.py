@@ -54,3 +54,20 @@ class PolicyResponses:
         spans = self._texts.spans(kept, text)
         # Truncated: the text is spelled by the whole response only.
         return self._texts.spans(self.whole(example, side), text) if spans is None else spans
+
+    def place(self, conversation: Mapping[str, Any], kept: Sequence[int], side: str) -> TokenSpans | None:
+        """:meth:`spans` for a row of which the conversation was kept."""
+        return self.spans(example_row(conversation), kept, side)
+
+
+def example_row(conversation: Mapping[str, Any]) -> dict[str, Any]:
+    """A conversation as the row that the host made it of."""
+    answers = [{"role": "assistant", "content": text} for text in conversation["answers"]]
+    media: dict[str, list[Any]] = {f"_{name}": [] for name in ("images", "videos", "audios")}
+    return {
+        "_prompt": conversation["messages"],
+        "_response": answers,
+        "_system": conversation["system"],
+        "_tools": conversation["tools"],
+        **media,
+    }

@@ -24,21 +24,17 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.file_scores import carried_scores
-from sepo.hosts.llamafactory.projected_scores import ProjectedScorer, oracle_reader
 from sepo.hosts.llamafactory.registration import recipe_of
+from sepo.hosts.llamafactory.responses import PolicyResponses
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.hosts.shared.columns import selection_columns
-from sepo.hosts.shared.contrastive import ContrastiveDatasetScorer
-from sepo.hosts.shared.conversations import CONVERSATION, EXPORTED, QUOTED, READ, without_conversations
+from sepo.hosts.shared.conversations import CONVERSATION, EXPORTED, QUOTED, READ
+from sepo.hosts.shared.preparation import scorers_of, with_scores
+from sepo.hosts.shared.projected_scores import oracle_reader
 from sepo.hosts.shared.recorded_rows import DatasetRows
-from sepo.hosts.shared.reference_scores import ReferenceScores
-from sepo.hosts.shared.registered_scores import RegisteredScores
 from sepo.hosts.shared.rows import each_dataset, joined_column, skip_empty_responses
 from sepo.hosts.shared.run_files import method_collator, write_settings
-from sepo.hosts.shared.scored_rows import StoredScores
-from sepo.hosts.shared.scoring import DatasetScorer
 from sepo.hosts.shared.store_names import store_names
-from sepo.training.chats import ChatReader
 from sepo.training.record import TokenRecord
 from sepo.training.reference import StartingPolicy
 from sepo.training.runlog import RunLog, note_preparation
@@ -152,12 +148,15 @@ def prepared_data(
     stores: dict[str, dict[str, str]] = {}
     if settings.scores_before_training:
         host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
-        scorers = _scorers(settings, tokenizer=tokenizer, template=template, reader=reader, **host)
+        place = None
+        if reader is not None:
+            place = PolicyResponses(template, tokenizer, processor=None, data_args=data_args).place
+        scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host)
         for what, scorer in scorers.items():
             scorer.names, scorer.find_only = store_names(settings, what, data_args=data_args), find_only
             scorer.report = report_scoring
         tokenized = datasets
-        datasets, stores = _scored(datasets, scorers)
+        datasets, stores = with_scores(datasets, scorers)
         if keep_text:
             datasets = joined_column(datasets, tokenized, CONVERSATION)
     return PreparedData(tokenizer_module, template, datasets, stores)
@@ -268,37 +267,6 @@ def load_reference(
         )
     logger.info("the reference is the policy as it is now, its adapter included (a frozen copy of the adapter).")
     return None, StartingPolicy(model)
-
-
-def _scorers(
-    settings: RunSettings, *, tokenizer: Any, template: Any, reader: ChatReader | None, **host: Any
-) -> dict[str, StoredScores]:
-    """What is computed before training, by the name under which a run's settings file has its stores."""
-    scorers: dict[str, StoredScores] = {}
-    if settings.oracle is not None and reader is None:
-        scorers["token_scores"] = DatasetScorer(settings, tokenizer=tokenizer, **host)
-    elif reader is not None:
-        scorers["token_scores"] = ProjectedScorer(
-            settings, reader=reader, tokenizer=tokenizer, template=template, **host
-        )
-    if settings.prompts_for_rewards:
-        scorers["token_reward_scores"] = ContrastiveDatasetScorer(
-            settings, tokenizer=tokenizer, template=template, **host
-        )
-    if settings.precomputed_reference is not None:
-        scorers["reference_scores"] = ReferenceScores(settings, tokenizer=tokenizer, **host)
-    if settings.method.token_scorer.from_batch is not None:
-        scorers["registered_scores"] = RegisteredScores(settings, tokenizer=tokenizer, **host)
-    return scorers
-
-
-def _scored(datasets: Any, scorers: dict[str, StoredScores]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """The host's data sets, training and evaluation alike, with scores; and their stores."""
-    for scorer in scorers.values():
-        datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
-        scorer.free()
-    datasets = each_dataset(datasets, lambda rows, _: without_conversations(rows))
-    return datasets, {role: scorer.stores for role, scorer in scorers.items()}
 
 
 def _record_tokens(trainer: PreferenceTrainer, settings: RunSettings, *, tokenizer: Any, dataset: Any) -> None:

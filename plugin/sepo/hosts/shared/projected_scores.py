@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.forward.scoring import ScoredSequence
-from sepo.hosts.llamafactory.responses import PolicyResponses
 from sepo.hosts.shared.columns import Rows, mapped
 from sepo.hosts.shared.conversations import CONVERSATION, add_conversations, check_conversations
 from sepo.hosts.shared.models import check_tokenizers, differing_token, max_positions, own_tokenizer, spec_folders
@@ -31,6 +30,11 @@ logger = logging.getLogger(__name__)
 
 _SAMPLE = 100
 """Rows over which coinciding boundaries are counted."""
+
+PlaceResponse = Callable[[Mapping[str, Any], list[int], str], TokenSpans | None]
+"""A conversation, the policy's tokens that truncation left of one of its answers, and that answer's side (``chosen`` or
+``rejected``): the places of the whole answer's tokens in its text, or None where they do not spell it. Hosts encode
+answers in their own ways."""
 
 
 def oracle_reader(settings: RunSettings, *, tokenizer: Any, model_args: Any, data_args: Any) -> ChatReader | None:
@@ -98,9 +102,8 @@ class ProjectedScorer(OracleScores):
         settings: the run's settings, with an oracle.
         reader: the oracle's, from ``oracle_reader``.
         tokenizer: the policy's.
-        template: the host's, for the policy.
+        place: places the policy's tokens in an answer's text.
         model_args: the host's model arguments.
-        data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
     """
 
@@ -110,9 +113,8 @@ class ProjectedScorer(OracleScores):
         *,
         reader: ChatReader,
         tokenizer: Any,
-        template: Any,
+        place: PlaceResponse,
         model_args: Any,
-        data_args: Any,
         training_args: Any,
     ) -> None:
         assert settings.oracle is not None
@@ -126,7 +128,7 @@ class ProjectedScorer(OracleScores):
             settings, identity=identity, say=self._oracle_texts, model_args=model_args, training_args=training_args
         )
         self.reader, self.tokenizer = reader, tokenizer
-        self._policy = PolicyResponses(template, tokenizer, processor=None, data_args=data_args)
+        self._place = place
         self._said = False
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
@@ -192,7 +194,7 @@ class ProjectedScorer(OracleScores):
     def _placed(self, conversation: Mapping[str, Any], labels: list[int], side: str) -> tuple[list[int], TokenSpans]:
         """The policy's tokens of a response, and the places of the whole response's."""
         kept = [label for label in labels if label != IGNORE_INDEX]
-        spans = self._policy.spans(example_row(conversation), kept, side)
+        spans = self._place(conversation, kept, side)
         if spans is None:
             raise SepoError(
                 f"the policy's tokens of the {side} response {conversation['answers'][SIDES.index(side)][:60]!r} do "
@@ -219,19 +221,6 @@ class ProjectedScorer(OracleScores):
             "policy's token boundaries are the oracle's too (%d pairs).",
             f"{theirs:,}", f"{ours:,}", 100 * same / max(1, boundaries), len(rows[CONVERSATION]),
         )  # fmt: skip
-
-
-def example_row(conversation: Mapping[str, Any]) -> dict[str, Any]:
-    """A conversation as the row that the host made it of."""
-    answers = [{"role": "assistant", "content": text} for text in conversation["answers"]]
-    media: dict[str, list[Any]] = {f"_{name}": [] for name in ("images", "videos", "audios")}
-    return {
-        "_prompt": conversation["messages"],
-        "_response": answers,
-        "_system": conversation["system"],
-        "_tools": conversation["tools"],
-        **media,
-    }
 
 
 def _reader_identity(reader: ChatReader) -> dict[str, Any]:
