@@ -124,3 +124,17 @@ def test_a_whole_config_passes_axolotls_own_validation(root, tmp_path, plugin):
 
     selector = PluginManager.get_instance().plugins[axo.PLUGIN].resolved.settings.method.selector
     assert (selector.rule, selector.chosen_ratio) == ("quantile", 0.5)
+
+
+def test_a_users_error_is_told_in_one_line(plugin, monkeypatch, capsys):
+    """By whatever prints an error that nothing catches; other errors have their traceback."""
+    import sys
+
+    for rank, told in ((None, "sepo: error: no such oracle\n"), ("3", "[rank 3] sepo: error: no such oracle\n")):
+        monkeypatch.delenv("RANK", raising=False)
+        if rank:
+            monkeypatch.setenv("RANK", rank)
+        sys.excepthook(SepoError, SepoError("no such oracle"), None)
+        assert capsys.readouterr().err == told
+    sys.excepthook(ValueError, ValueError("somebody else's"), None)
+    assert "ValueError: somebody else's" in capsys.readouterr().err

@@ -14,11 +14,11 @@ PATCHES = (ROOT / "plugin" / "sepo" / "hosts" / "PATCHES.md").read_text()
 
 def test_the_installed_version_is_in_the_range_that_was_run():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["axolotl"]
-    assert "axolotl>=0.19,<0.20" in extra
-    assert metadata.version("axolotl").startswith("0.19.")
-    assert metadata.version("trl").startswith("1.9.")
-    assert "## Axolotl 0.19" in PATCHES
-    assert "## TRL 1.9" in PATCHES
+    assert "axolotl>=0.19,!=0.20.*,<0.22" in extra
+    versions = {name: ".".join(metadata.version(name).split(".")[:2]) for name in ("axolotl", "trl")}
+    assert versions in ({"axolotl": "0.19", "trl": "1.9"}, {"axolotl": "0.21", "trl": "1.14"})
+    assert "## Axolotl 0.19 and 0.21" in PATCHES
+    assert "## TRL 1.9 and 1.14" in PATCHES
 
 
 def test_the_entry_point_of_later_versions_is_the_plugin(plugin):
@@ -40,6 +40,7 @@ def parameters(function):
         ("axolotl.common.datasets", "load_preference_datasets", ["cfg", "cli_args"]),
         ("axolotl.common.datasets", "TrainDatasetMeta", ["train_dataset", "eval_dataset", "total_num_steps"]),
         ("axolotl.loaders", "load_tokenizer", None),
+        ("axolotl.logging_config", "AxolotlOrWarnErrorFilter", None),
         ("axolotl.utils.chat_templates", "get_chat_template_from_config", ["cfg", "ds_cfg", "tokenizer"]),
     ],
 )
@@ -49,6 +50,14 @@ def test_what_we_rebind_or_call_is_there(plugin, module, name, expected):
     function = getattr(importlib.import_module(module), name)
     assert expected is None or parameters(function) == expected
     assert f"`{name}`" in PATCHES or f".{name}`" in PATCHES, name
+
+
+def test_the_hosts_filter_of_log_lines_is_the_one_that_we_rebind(plugin):
+    from axolotl.logging_config import AxolotlLogger, AxolotlOrWarnErrorFilter
+
+    assert parameters(AxolotlOrWarnErrorFilter.filter) == ["self", "record"]
+    assert AxolotlOrWarnErrorFilter().axolotl_level == 20
+    assert [type(one) for one in AxolotlLogger("sepo.x").filters] == [AxolotlOrWarnErrorFilter]
 
 
 def test_the_hooks_that_we_have_are_the_hosts(plugin):

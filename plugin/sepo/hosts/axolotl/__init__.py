@@ -5,7 +5,9 @@ cannot be imported here is another error.
 """
 
 from sepo.errors import SepoError
+from sepo.hosts.axolotl.errors import tell_without_traceback
 
+tell_without_traceback()
 try:
     from sepo.hosts.axolotl.plugin import SePOPlugin
 except ImportError as error:

@@ -10,7 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from sepo.errors import SepoError, nearest
+from sepo.hosts.axolotl.conversations import check_types
 from sepo.hosts.shared.arguments import resolve
+from sepo.hosts.shared.conversations import QUOTED
 from sepo.hosts.shared.keys import SepoArguments
 from sepo.hosts.shared.stages import available_stages, is_ours, objective_of_key
 from sepo.training.settings import RunSettings
@@ -257,11 +259,4 @@ def _check_settings(cfg: Mapping[str, Any], settings: RunSettings) -> None:
             "again, and the rows' scores would stand at other tokens; write excess_length_strategy: drop or raise."
         )
     if settings.prompts_for_rewards:
-        for item in cfg.get("datasets") or []:
-            kind = item.get("type") if isinstance(item, Mapping) else getattr(item, "type", None)
-            if not str(kind).startswith("chat_template"):
-                raise SepoError(
-                    f"a data set has the type {kind}, and T-REG's prompts quote the conversation, which only "
-                    "chat_template.default and chat_template.argilla_chat leave recognizable; use one of them, or "
-                    "treg_rewards: oracle."
-                )
+        check_types(cfg.get("datasets") or [], QUOTED)

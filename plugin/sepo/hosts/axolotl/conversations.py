@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sepo.errors import SepoError
@@ -44,17 +43,47 @@ class ChatTemplate:
         return (ids[1:] if twice else ids), []
 
 
+def check_types(datasets: Iterable[Any], reader: tuple[str, str]) -> None:
+    """Refuse data sets whose rows are rendered from something else than a conversation.
+
+    Args:
+        datasets: the config's entries.
+        reader: who needs the conversation, ``QUOTED`` or ``READ``, and what to do instead.
+
+    Raises:
+        SepoError: names the type.
+    """
+    for item in datasets:
+        kind = item.get("type") if isinstance(item, Mapping) else None
+        if not _is_conversation(kind):
+            raise SepoError(
+                f"a data set has the type {kind}, and {reader[0]} the conversation, which only "
+                f"chat_template.default and chat_template.argilla_chat leave recognizable; use one of them, or "
+                f"{reader[1].removesuffix(', or text data')}."
+            )
+
+
+def _is_conversation(kind: Any) -> bool:
+    return str(kind).startswith("chat_template")
+
+
 @contextlib.contextmanager
-def conversations_kept(cfg: Any, wanted: bool) -> Iterator[None]:
+def conversations_kept(cfg: Any, reader: tuple[str, str] | None, *, where_possible: bool = False) -> Iterator[None]:
     """While Axolotl loads its pairs, keep each row's conversation in the column ``CONVERSATION``.
 
     Args:
         cfg: Axolotl's config.
-        wanted: False changes nothing.
+        reader: who needs it, ``QUOTED`` or ``READ``; None where nobody does.
+        where_possible: keep it all the same in rows of conversations, where the user's spans may have to be placed.
+
+    Raises:
+        SepoError: a data set has no conversations, and there is a reader.
     """
-    if not wanted:
+    if reader is None and not where_possible:
         yield
         return
+    if reader is not None:
+        check_types([*(cfg.datasets or []), *(cfg.test_datasets or [])], reader)
     from axolotl.utils.data import rl
 
     load, digest = rl.load_dpo, rl.generate_dataset_hash_from_config
@@ -70,16 +99,13 @@ def conversations_kept(cfg: Any, wanted: bool) -> Iterator[None]:
 
 
 def _keeping(loaded: Any, kind: str, cfg: Any, index: int) -> Any:
-    """What a strategy of Axolotl's returns, with its function wrapped."""
-    if loaded is None:
-        return None
+    """What a strategy of Axolotl's returns, with its function wrapped where its rows are conversations."""
+    if loaded is None or not _is_conversation(kind):
+        return loaded
     function, more = loaded if isinstance(loaded, tuple) else (loaded, {})
     reads: Callable[[Mapping[str, Any]], dict[str, Any]] = functools.partial(
         conversation, rows=cfg["datasets"][index], whole=kind.endswith("argilla_chat")
     )
-
-    if "tokenizer" not in inspect.signature(function).parameters:
-        raise SepoError(f"the type {kind} renders no chat template, and T-REG's prompts quote the conversation.")
 
     def transform(sample: Mapping[str, Any], tokenizer: Any = None) -> dict[str, Any]:
         kept = json.dumps(reads(sample), ensure_ascii=False)

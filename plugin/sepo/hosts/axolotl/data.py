@@ -13,24 +13,25 @@ from typing import Any
 from datasets import Dataset
 from transformers import set_seed
 
-from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
-from sepo.hosts.axolotl.models import HostArguments, host_arguments, on_several_cpus
+from sepo.hosts.axolotl.logs import log_as_the_host
+from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
+from sepo.hosts.axolotl.responses import PolicyResponses, UserScores
 from sepo.hosts.shared.columns import mapped, selection_columns
-from sepo.hosts.shared.contrastive import ContrastiveDatasetScorer
-from sepo.hosts.shared.conversations import CONVERSATION, without_conversations
+from sepo.hosts.shared.conversations import CONVERSATION, QUOTED, READ
 from sepo.hosts.shared.models import spec_folders
-from sepo.hosts.shared.reference_scores import ReferenceScores
-from sepo.hosts.shared.registered_scores import RegisteredScores
+from sepo.hosts.shared.preparation import scorers_of, with_scores
+from sepo.hosts.shared.projected_scores import oracle_reader
 from sepo.hosts.shared.rows import SIDES, each_dataset, skip_empty_responses
-from sepo.hosts.shared.scored_rows import StoredScores
-from sepo.hosts.shared.scoring import DatasetScorer
 from sepo.hosts.shared.store_names import store_names
+from sepo.hosts.shared.user_scores import score_columns
 from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
 from sepo.training.runlog import note_preparation
 from sepo.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
+
+_TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[Any, dict[str, dict[str, str]]]:
@@ -54,11 +55,14 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     from sepo.hosts.axolotl.reference import use_our_reference
 
     host = host_arguments(cfg)
-    _log_from_first_process(host)
+    log_as_the_host(first_process=host.training_args.process_index == 0)
     for note in settings.notes:
         logger.info(note)
     check_models(settings)
-    with conversations_kept(cfg, settings.prompts_for_rewards):
+    tokenizer = load_tokenizer(cfg)
+    reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
+    quoting = QUOTED if settings.prompts_for_rewards else READ if reader is not None else None
+    with conversations_kept(cfg, quoting, where_possible=settings.method.scorer == "file"):
         meta = load_preference_datasets(cfg=cfg)
     if preprocess:
         return meta, {}
@@ -70,11 +74,15 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     if on_several_cpus():
         cfg.device_map = None
     use_our_reference(settings)
-    tokenizer = load_tokenizer(cfg)
     loaded = {"train_dataset": meta.train_dataset, "eval_dataset": meta.eval_dataset}
     datasets = {role: rows for role, rows in loaded.items() if rows is not None}
     datasets = each_dataset(datasets, lambda rows, name: tokenized(rows, cfg, settings, tokenizer=tokenizer, name=name))
-    datasets, stores = _scored(datasets, settings, host, tokenizer=tokenizer, template=ChatTemplate(cfg, tokenizer))
+    place = None if reader is None else PolicyResponses(tokenizer).place
+    template = ChatTemplate(cfg, tokenizer)
+    scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host.as_dict())
+    for what, scorer in scorers.items():
+        scorer.names = store_names(settings, what, data_args=host.data_args)
+    datasets, stores = with_scores(datasets, scorers)
     # Scoring moves the random state: whether rows were scored or found, the adapter has the same first weights.
     set_seed(cfg.seed or 42)
     datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42)
@@ -118,31 +126,25 @@ def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: A
         dataset_num_proc=cfg.dataset_num_proc, max_length=int(cfg.sequence_len), truncation_mode="keep_start"
     )
     made = AxolotlDPOTrainer._prepare_dataset(stand_in, dataset, tokenizer, args, name)
-    own = SCORE_COLUMNS if settings.method.scorer == "file" else ()
-    missing = [column for column in own if column not in made.column_names]
-    if missing:
-        raise SepoError(
-            f"{name} has no column {missing[0]} (found {', '.join(dataset.column_names)}); token_scorer: file needs "
-            f"{' and '.join(SCORE_COLUMNS)}, a number per response token, its end of turn included."
-        )
-    kept = (*own, *((CONVERSATION,) if CONVERSATION in made.column_names else ()))
-    made = made.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", *kept])
+    given = score_columns(made, name=name) if settings.method.scorer == "file" else []
+    kept = (*given, *((CONVERSATION,) if CONVERSATION in made.column_names else ()))
+    made = made.select_columns([*_TOKENS, *kept])
     cutoff, bos = int(cfg.sequence_len), tokenizer.bos_token_id
+    scores = UserScores(given, tokenizer=tokenizer, name=name) if given else None
 
     def columns(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return _columns(rows, own, cutoff=cutoff, bos=bos, name=name)
+        return _columns(rows, scores, cutoff=cutoff, bos=bos)
 
-    made = mapped(made, columns, f"rows {cutoff} {bos} {own}").remove_columns(
-        ["prompt_ids", "chosen_ids", "rejected_ids"]
-    )
+    made = mapped(made, columns, f"rows {cutoff} {bos} {given}")
+    made = made.remove_columns([*_TOKENS, *(column for column in given if column not in SCORE_COLUMNS)])
     return skip_empty_responses(made, name=name, tokenizer=tokenizer)
 
 
 def _columns(
-    rows: Mapping[str, list[Any]], scored: tuple[str, ...], *, cutoff: int, bos: int | None, name: str
+    rows: Mapping[str, list[Any]], scores: UserScores | None, *, cutoff: int, bos: int | None
 ) -> dict[str, list[Any]]:
     made: dict[str, list[Any]] = {f"{side}_{what}": [] for side in SIDES for what in ("input_ids", "labels")}
-    made |= {column: [] for column in scored}
+    made |= {column: [] for column in SCORE_COLUMNS} if scores is not None else {}
     for index, prompt in enumerate(rows["prompt_ids"]):
         # The rendered prompt begins with the token that the tokenizer puts before it once more.
         prompt = prompt[1:] if bos is not None and prompt[:2] == [bos, bos] else prompt
@@ -150,50 +152,8 @@ def _columns(
             answer = rows[f"{side}_ids"][index]
             made[f"{side}_input_ids"].append([*prompt, *answer][:cutoff])
             made[f"{side}_labels"].append([*[IGNORE_INDEX] * len(prompt), *answer][:cutoff])
-            if scored:
-                scores = rows[f"{side}_scores"][index]
-                if scores is None or len(scores) != len(answer) or not all(map(_is_finite, scores)):
-                    raise SepoError(
-                        f"a row of {name} has {side}_scores {str(scores)[:80]}, expected {len(answer)} finite numbers, "
-                        "one for each token of the response, its end of turn included."
-                    )
+            if scores is not None:
+                numbers = scores.of({name: values[index] for name, values in rows.items()}, side, answer)
                 left = len(made[f"{side}_labels"][-1]) - len(prompt)
-                made[f"{side}_scores"].append([float(score) for score in scores[:left]][0 if prompt else 1 :])
+                made[f"{side}_scores"].append(numbers[:left][0 if prompt else 1 :])
     return made
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _scored(
-    datasets: dict[str, Any], settings: RunSettings, host: HostArguments, *, tokenizer: Any, template: ChatTemplate
-) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """The data sets with what is computed before training, and the folders of its stores."""
-    scorers: dict[str, StoredScores] = {}
-    arguments = host.as_dict()
-    if settings.oracle is not None:
-        scorers["token_scores"] = DatasetScorer(settings, tokenizer=tokenizer, **arguments)
-    if settings.prompts_for_rewards:
-        scorers["token_reward_scores"] = ContrastiveDatasetScorer(
-            settings, tokenizer=tokenizer, template=template, **arguments
-        )
-    if settings.precomputed_reference is not None:
-        scorers["reference_scores"] = ReferenceScores(settings, tokenizer=tokenizer, **arguments)
-    if settings.method.token_scorer.from_batch is not None:
-        scorers["registered_scores"] = RegisteredScores(settings, tokenizer=tokenizer, **arguments)
-    for what, scorer in scorers.items():
-        scorer.names = store_names(settings, what, data_args=host.data_args)
-        datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
-        scorer.free()
-    datasets = each_dataset(datasets, lambda rows, _: without_conversations(rows))
-    return datasets, {what: scorer.stores for what, scorer in scorers.items()}
-
-
-def _log_from_first_process(host: HostArguments) -> None:
-    """Send our log lines where Axolotl's go, from the first process of each machine only."""
-    theirs, ours = logging.getLogger("axolotl"), logging.getLogger("sepo")
-    for handler in theirs.handlers:
-        ours.addHandler(handler)
-    ours.propagate = not theirs.handlers
-    ours.setLevel(logging.INFO if host.training_args.process_index == 0 else logging.ERROR)

@@ -1,0 +1,205 @@
+"""Scores that are not of the policy's own tokens: the user's, and those of an oracle with another tokenizer."""
+
+import json
+import logging
+
+import axo
+import pytest
+from transformers import AutoTokenizer
+
+import foreign
+import tiny
+from sepo.errors import SepoError
+from sepo.hosts.axolotl.conversations import conversation
+from sepo.hosts.axolotl.responses import PolicyResponses
+from sepo.training.collator import IGNORE_INDEX
+
+SIDES = ("chosen", "rejected")
+
+
+@pytest.fixture
+def prepared(root, plugin, tmp_path):
+    """A run's rows as they are before training, in the order of the file."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    from sepo.hosts.axolotl.data import load_pairs
+
+    def make(rows, block, kind="chat_template.default", **more):
+        path = axo.save_rows(tmp_path / "rows.jsonl", rows)
+        made = axo.config(
+            root, tmp_path / "out", rl="sepo", datasets=[{**axo.rows_at(path), "type": kind}],
+            shuffle_merged_datasets=False, sepo={"token_scores_dir": str(tmp_path / "scores"), **block}, **more,
+        )  # fmt: skip
+        made["dataset_prepared_path"] = str(tmp_path / f"prepared-{len(list(tmp_path.iterdir()))}")
+        cfg = load_cfg(str(axo.write(made, tmp_path / "config.yaml")))
+        resolved = PluginManager.get_instance().plugins[axo.PLUGIN].resolved  # a config makes its plugins anew
+        return load_pairs(cfg, resolved.settings, preprocess=False)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def words(root):
+    return AutoTokenizer.from_pretrained(root / "policy")
+
+
+FILE = {"token_scorer": "file"}
+ROWS = axo.messages(tiny.pairs(8))
+
+
+def response(row, side):
+    return [label for label in row[f"{side}_labels"] if label != IGNORE_INDEX]
+
+
+def tokens_of(words, row, side):
+    return words(row[side]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
+
+
+def test_the_users_numbers_stand_at_their_tokens(prepared, words):
+    """Each token's own id as its score, so that every number can be found again."""
+    rows = [{**row, **{f"{side}_scores": tokens_of(words, row, side) for side in SIDES}} for row in ROWS]
+    meta, _ = prepared(rows, FILE)
+    assert len(meta.train_dataset) == len(rows)
+    for row in meta.train_dataset:
+        for side in SIDES:
+            assert row[f"{side}_scores"] == response(row, side)
+
+
+def spans_of(text, *marked):
+    return [{"start": text.index(part), "end": text.index(part) + len(part), "weight": w} for part, w in marked]
+
+
+def test_the_users_spans_become_scores_of_their_tokens(prepared, words):
+    """High in chosen, negated in rejected, zero elsewhere; in rows of conversations and of whole ones."""
+    rows = []
+    for row in ROWS:
+        chosen, rejected = row["chosen"]["content"], row["rejected"]["content"]
+        rows.append({
+            **row,
+            "chosen_spans": spans_of(chosen, (chosen.split()[2], 2.0)),
+            "rejected_spans": spans_of(rejected, ("wings", 0.5), ("has", 3.0)),
+        })  # fmt: skip
+    whole = [{**row, **{side: [*row["messages"], row[side]] for side in SIDES}, "messages": None} for row in rows]
+    for kind, table in (("chat_template.default", rows), ("chat_template.argilla_chat", whole)):
+        meta, _ = prepared(table, FILE, kind=kind)
+        assert not [name for name in meta.train_dataset.column_names if "spans" in name or "conversation" in name]
+        for index, row in enumerate(meta.train_dataset):
+            for side, weights in (("chosen", {2.0}), ("rejected", {-0.5, -3.0})):
+                scores, tokens = row[f"{side}_scores"], response(row, side)
+                assert len(scores) == len(tokens)
+                assert set(scores) - {0.0} == weights
+                assert scores[-1] == 0.0  # end of turn
+                for span in rows[index][f"{side}_spans"]:
+                    marked = [t for t, score in zip(tokens, scores, strict=True) if abs(score) == span["weight"]]
+                    said = rows[index][side]["content"][span["start"] : span["end"]]
+                    assert said in words.decode(marked)
+
+
+def test_a_run_trains_on_the_users_spans(root, train, tmp_path):
+    """What the run's record has as selected are the marked words."""
+    rows = []
+    for row in ROWS:
+        spans = {f"{side}_spans": spans_of(row[side]["content"], ("has", 1.0)) for side in SIDES}
+        rows.append({**row, **spans})
+    path = axo.save_rows(tmp_path / "rows.jsonl", rows)
+    block = {**FILE, "select_ratio": 0.05}
+    train(axo.config(root, tmp_path / "out", rl="sepo", datasets=[axo.rows_at(path)], sepo=block, max_steps=2))
+    recorded = [json.loads(line) for line in (tmp_path / "out" / "_sepo_tokens.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in recorded} == {1, 2}
+    for line in recorded:
+        for side in SIDES:
+            told = line[side]
+            marked = "".join(told["tokens"][index] for index in told["selected"])
+            assert marked.strip()
+            assert marked.strip() in "has"
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({}, "which hold no scores for token_scorer: file"),
+        ({"chosen_scores": [0.0], "rejected_scores": [0.0]}, r"whose chosen answer begins 'It has.*has 1 numbers, exp"),
+        ({"chosen_scores": 3, "rejected_scores": 3}, "chosen_scores is 3, expected a list of numbers"),
+        ({"chosen_spans": [{"start": 0, "end": 999, "weight": 1.0}], "rejected_spans": []}, "goes from 0 to 999"),
+    ],
+    ids=["none", "count", "type", "outside"],
+)
+def test_numbers_that_do_not_fit_are_refused(prepared, columns, said):
+    with pytest.raises(SepoError, match=said):
+        prepared([{**row, **columns} for row in ROWS], FILE)
+
+
+def test_spans_need_rows_that_are_conversations(prepared):
+    text = [
+        {"prompt": "How many?", "chosen": row["chosen"]["content"], "rejected": row["rejected"]["content"],
+         "chosen_spans": [], "rejected_spans": []}
+        for row in ROWS
+    ]  # fmt: skip
+    with pytest.raises(SepoError, match=r"only data sets of type chat_template\.default"):
+        prepared(text, FILE, kind="chatml.prompt_pairs")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """An oracle and its base with a tokenizer as Llama 2's."""
+    folder = tmp_path_factory.mktemp("others")
+    words = foreign.metaspace_bpe()
+    tiny.save_model(folder / "base", seed=5, words=words)
+    tiny.save_model(folder / "oracle", seed=6, words=words, noise_over=folder / "base")
+    return {"oracle_model": str(folder / "oracle"), "oracle_base_model": str(folder / "base")}
+
+
+def test_an_oracle_with_another_tokenizer_scores_the_policys_tokens(prepared, others, caplog, monkeypatch):
+    """Each answer's total is the oracle's; answers that were cut have the first of the whole one's scores."""
+    monkeypatch.setattr(logging.getLogger("sepo"), "handlers", [caplog.handler])  # a run's lines go to the host's own
+    meta, stores = prepared(ROWS, others)
+    assert "its scores are projected onto the policy's tokens by characters" in caplog.text
+    from sepo.tokens.store import ScoreStore
+
+    store = ScoreStore.at(stores["token_scores"]["train"])
+    kept = store.table().to_pylist()
+    assert len(kept) == len(ROWS)
+    for row, own in zip(meta.train_dataset, kept, strict=True):
+        for side in SIDES:
+            scores = row[f"{side}_scores"]
+            assert len(scores) == len(response(row, side))
+            assert sum(scores) == pytest.approx(sum(own[f"{side}_scores"]), abs=1e-4)
+            assert max(map(abs, scores)) > 0.01
+
+
+@pytest.mark.parametrize("text", ["It has 3 legs 🕷️ or more.", "  Led by spaces,\nand lines. ", "x"])
+def test_an_answers_tokens_are_placed_whole_cut_or_trimmed(words, text):
+    """Against the tokenizer's own offsets; a cut answer has the first places of the whole one, and no end of turn."""
+    encoded = words(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, known = encoded["input_ids"], encoded["offset_mapping"]
+    told = {"answers": ["another", text]}
+    place = PolicyResponses(words).place
+    whole = place(told, [*ids, words.eos_token_id], "rejected")
+    assert whole.end_of_turn == len(ids)
+    for (start, stop), (known_start, known_stop) in zip(whole.offsets, known, strict=False):
+        assert start <= known_start < known_stop <= stop
+    for kept in range(1, len(ids)):
+        cut = place(told, ids[:kept], "rejected")
+        if "\ufffd" in words.decode(ids[:kept]):  # inside a character: what is whole before it is placed
+            continue
+        assert (cut.offsets, cut.end_of_turn) == (whole.offsets[:kept], None)
+    trimmed = words(text.strip(), add_special_tokens=False)["input_ids"]
+    moved = place(told, [*trimmed, words.eos_token_id], "rejected")
+    assert moved.offsets[0][0] == text.index(text.strip())
+    assert max(stop for start, stop in moved.offsets if stop > start) == len(text.rstrip())
+    assert place(told, words("Something else.")["input_ids"], "rejected") is None
+
+
+def test_such_an_oracle_needs_rows_that_are_conversations(prepared, others):
+    rows = [{"prompt": "How many?", "chosen": "It has 3.", "rejected": "None."}]
+    with pytest.raises(SepoError, match=r"chatml\.prompt_pairs, and an oracle with another tokenizer reads the conv"):
+        prepared(rows, others, kind="chatml.prompt_pairs")
+
+
+def test_a_conversation_is_kept_as_the_other_host_keeps_it():
+    """Its text finds a store, so both hosts write it alike; tests/hosts has the other half."""
+    for row, kept in zip(ROWS, tiny.kept_conversations(8), strict=True):
+        assert json.dumps(conversation(row, rows={}, whole=False), ensure_ascii=False) == kept
+        whole = {side: [*row["messages"], row[side]] for side in SIDES}
+        assert json.dumps(conversation(whole, rows={}, whole=True), ensure_ascii=False) == kept
