@@ -53,7 +53,8 @@ def make(link: Path) -> None:
         pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
         for words in (["--upgrade", "pip"], requirements()):
             subprocess.run([*pip, *words], check=True, stdout=sys.stderr, stderr=subprocess.STDOUT)
-        subprocess.run([folder / "bin" / "python", "-W", "ignore", "-c", FIRST_IMPORT], check=True, env=_writing())
+        first = [folder / "bin" / "python", "-W", "ignore", "-c", FIRST_IMPORT]
+        subprocess.run(first, check=True, env=_writing(), stdout=sys.stderr)  # stdout is the folder alone
         fresh = folder / "link"
         fresh.symlink_to(folder.name)
         os.replace(fresh, link)
