@@ -22,6 +22,8 @@ def pytest_configure(config):
         raise pytest.UsageError(
             "axolotl is not installed here: run `make test-axolotl`, which has an environment for it"
         )
+    # What packages say while they are imported would follow pytest's closing line.
+    config.pluginmanager.getplugin("capturemanager").read_global_capture()
 
 
 @pytest.fixture(scope="session")
