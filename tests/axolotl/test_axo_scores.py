@@ -2,6 +2,7 @@
 
 import json
 import logging
+from importlib import metadata
 
 import axo
 import pytest
@@ -138,6 +139,27 @@ def test_spans_need_rows_that_are_conversations(prepared):
     ]  # fmt: skip
     with pytest.raises(SepoError, match=r"only data sets of type chat_template\.default"):
         prepared(text, FILE, kind="chatml.prompt_pairs")
+
+
+def test_an_answer_that_the_host_loses_is_not_trained_on(prepared, words, caplog, monkeypatch):
+    """A template that trims its turns, in 0.19: the last character of the turn would be the answer."""
+    monkeypatch.setattr(logging.getLogger("sepo"), "handlers", [caplog.handler])
+    random = {"token_scorer": "random"}
+    rows = [dict(row) for row in ROWS]
+    rows[1]["chosen"] = {"role": "assistant", "content": " It has 3 legs."}
+    rows[4]["rejected"] = {"role": "assistant", "content": ""}
+    old = metadata.version("axolotl").startswith("0.19.")
+    meta, _ = prepared(rows, random, chat_template="llama3")
+    assert len(meta.train_dataset) == (6 if old else 8)
+    for row in meta.train_dataset:
+        for side in SIDES:
+            said = words.decode(response(row, side))
+            assert said.startswith(("It has", "<|eot_id|>"))
+            assert "dummy" not in said
+    assert ("skipped 2 of 8 rows of train, which have lost an answer (rows 1, 4)" in caplog.text) is old
+    if old:
+        with pytest.raises(SepoError, match=r"every row has lost an answer.* Strip the answers"):
+            prepared(rows[1:2], random, chat_template="llama3")
 
 
 @pytest.fixture(scope="module")

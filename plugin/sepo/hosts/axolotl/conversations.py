@@ -55,7 +55,7 @@ def check_types(datasets: Iterable[Any], reader: tuple[str, str]) -> None:
     """
     for item in datasets:
         kind = item.get("type") if isinstance(item, Mapping) else None
-        if not _is_conversation(kind):
+        if not is_conversation(kind):
             raise SepoError(
                 f"a data set has the type {kind}, and {reader[0]} the conversation, which only "
                 f"chat_template.default and chat_template.argilla_chat leave recognizable; use one of them, or "
@@ -63,7 +63,8 @@ def check_types(datasets: Iterable[Any], reader: tuple[str, str]) -> None:
             )
 
 
-def _is_conversation(kind: Any) -> bool:
+def is_conversation(kind: Any) -> bool:
+    """Whether rows of a data set's type are conversations."""
     return str(kind).startswith("chat_template")
 
 
@@ -100,7 +101,7 @@ def conversations_kept(cfg: Any, reader: tuple[str, str] | None, *, where_possib
 
 def _keeping(loaded: Any, kind: str, cfg: Any, index: int) -> Any:
     """What a strategy of Axolotl's returns, with its function wrapped where its rows are conversations."""
-    if loaded is None or not _is_conversation(kind):
+    if loaded is None or not is_conversation(kind):
         return loaded
     function, more = loaded if isinstance(loaded, tuple) else (loaded, {})
     reads: Callable[[Mapping[str, Any]], dict[str, Any]] = functools.partial(

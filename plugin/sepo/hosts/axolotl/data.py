@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
 from sepo.hosts.axolotl.logs import log_as_the_host
+from sepo.hosts.axolotl.lost_answers import without_lost_answers
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.responses import PolicyResponses, UserScores
 from sepo.hosts.shared.columns import mapped, selection_columns
@@ -120,6 +121,7 @@ def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: A
     """
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
+    dataset = without_lost_answers(dataset, cfg, name=name)
     # Of the trainer, its method reads the tokenizer only (see ../PATCHES.md).
     stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)
     args = SimpleNamespace(
