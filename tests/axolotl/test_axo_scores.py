@@ -162,6 +162,16 @@ def test_an_answer_that_the_host_loses_is_not_trained_on(prepared, words, caplog
             prepared(rows[1:2], random, chat_template="llama3")
 
 
+def test_rows_with_images_are_refused_where_the_host_reads_them(words):
+    from datasets import Dataset
+
+    from sepo.hosts.axolotl.data import tokenized
+
+    rows = Dataset.from_list([{"chosen": [{"role": "assistant", "content": "A cat."}], "images": ["a.png"]}])
+    with pytest.raises(SepoError, match="the rows of train have images, and in Axolotl a stage trains on text alone"):
+        tokenized(rows, None, None, tokenizer=words, name="train")
+
+
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
     """An oracle and its base with a tokenizer as Llama 2's."""

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import set_seed
 
+from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
 from sepo.hosts.axolotl.logs import log_as_the_host
 from sepo.hosts.axolotl.lost_answers import without_lost_answers
@@ -118,9 +119,17 @@ def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: A
     Returns:
         ``*_input_ids`` and ``*_labels``, each cut to ``sequence_len``; the conversation and the user's scores where the
         method reads them.
+
+    Raises:
+        SepoError: the rows have images, or scores that do not fit.
     """
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
+    if {"image", "images"} & set(dataset.column_names) and not isinstance(dataset[0]["chosen"], str):
+        raise SepoError(
+            f"the rows of {name} have images, and in Axolotl a stage trains on text alone; take LLaMA-Factory, or "
+            "remove the column."
+        )
     dataset = without_lost_answers(dataset, cfg, name=name)
     # Of the trainer, its method reads the tokenizer only (see ../PATCHES.md).
     stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)

@@ -58,5 +58,5 @@ def without_lost_answers(dataset: Dataset, cfg: Any, *, name: str) -> Dataset:
     return dataset.select(np.delete(np.arange(len(dataset)), lost))
 
 
-def _is_lost(answer: str) -> bool:
-    return _DUMMY in answer or (len(answer) <= 1 and not answer.isalnum())
+def _is_lost(answer: Any) -> bool:
+    return isinstance(answer, str) and (_DUMMY in answer or (len(answer) <= 1 and not answer.isalnum()))
