@@ -166,15 +166,19 @@ def test_two_processes_give_what_one_gives(engine, world, one_process, tmp_path)
             torch.testing.assert_close(saved[name], weight, rtol=0, atol=1e-5, msg=lambda m, s=stage: f"{s}: {m}")
 
 
-def killed(commands, *, folder, at):
-    """Start, and kill every process as soon as a file is there."""
+def killed(commands, *, folder, log_file, at):
+    """Start, and kill every process as soon as a run's log says something."""
     with open(folder / "killed.log", "w") as log:
         processes = begun(commands, folder, log)
         deadline = time.monotonic() + 300
-        while not at.exists() and processes[0].poll() is None and time.monotonic() < deadline:
+        while not said(log_file, at) and processes[0].poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         kill(processes)
-    assert at.exists(), (folder / "killed.log").read_text()[-3000:]
+    assert said(log_file, at), (folder / "killed.log").read_text()[-3000:]
+
+
+def said(file, text):
+    return file.is_file() and text in file.read_text()
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
@@ -184,8 +188,9 @@ def test_a_killed_run_of_two_processes_goes_on_to_the_same_weights(engine, world
             "max_steps": 6, "save_steps": 2, "select_rule": "quantile", "warmup_ratio": 0.5}  # fmt: skip
     undisturbed = sepo_recipe(world, tmp_path / "undisturbed", **keys)
     broken_off = sepo_recipe(world, tmp_path / "broken_off", **keys)
-    killed(started(engine, [broken_off], tmp_path), folder=tmp_path,
-           at=tmp_path / "broken_off" / "checkpoint-2" / "trainer_state.json")  # fmt: skip
+    # Step 3 is a step of all processes: each has written its part of checkpoint-2.
+    log_file = tmp_path / "broken_off" / "sepo_log.jsonl"
+    killed(started(engine, [broken_off], tmp_path), folder=tmp_path, log_file=log_file, at='"step": 3,')
     for later in ("checkpoint-4", "checkpoint-6"):  # where the run outran the signal
         shutil.rmtree(tmp_path / "broken_off" / later, ignore_errors=True)
     text = finished(started(engine, [broken_off, undisturbed], tmp_path), tmp_path)
