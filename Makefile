@@ -13,7 +13,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help env demo browser docs test test-fast test-install test-axolotl check-extras drift lock lint format clean
+.PHONY: help env demo browser docs test test-fast test-install test-axolotl drift lock lint format clean
 
 help:
 	@echo "make demo       align a real 135M model with SePO on this machine (under 15 minutes)"
@@ -25,7 +25,6 @@ help:
 	@echo "make docs       the pages of docs/ that are written from the code"
 	@echo "make env        only the environment, in $(VENV) (about 6 GB, a few minutes)"
 	@echo "make lock       resolve requirements/ anew from pyproject.toml"
-	@echo "make check-extras  resolve the extras as a user's pip would, and compare with requirements/"
 	@echo "make drift      run with the newest versions that the extra allows; writes docs/drift.md"
 
 env: $(STAMP)
@@ -59,7 +58,11 @@ test: env lint
 	$(BIN)/python -m pytest $(IN_TWO)
 
 test-fast: env
-	$(BIN)/python -m pytest $(IN_TWO) -m 'not host'
+	$(BIN)/python -m pytest $(IN_TWO) -m 'not host and not install'
+
+# Installs into empty environments, from the package index.
+test-install: env
+	$(BIN)/python -m pytest -m install tests/packaging
 
 # Axolotl and LLaMA-Factory pin different versions of the same packages. Both run the same rows and are compared.
 # Python 3.11 gets Axolotl 0.19, a newer one 0.21: make test-axolotl AXOLOTL_PYTHON=python3.12
@@ -76,6 +79,10 @@ lock: env
 	$(COMPILE) --universal --python-version 3.11 --extra llamafactory --extra demo --extra dev -o $(LOCKS)/llamafactory.txt pyproject.toml
 	$(COMPILE) --python-version 3.11 --extra axolotl --extra test -o $(LOCKS)/axolotl-0.19.txt pyproject.toml
 	$(COMPILE) --python-version 3.12 --extra axolotl --extra test -o $(LOCKS)/axolotl-0.21.txt pyproject.toml
+
+# For whoever maintains this: what a `pip install '.[llamafactory]'` of today would get, and whether it runs.
+drift: env
+	$(BIN)/python tests/packaging/drift.py
 
 docs: env
 	$(BIN)/python docs/generate.py

@@ -2,12 +2,13 @@
 
     .venv/bin/python tests/axolotl/environment.py [PYTHON]
 
-PYTHON is the interpreter of the environment (default: the one that runs this file): 3.11 gets Axolotl 0.19, 3.12 gets 0.21.
+PYTHON is the interpreter of the environment (default: the one that runs this file): 3.11 gets Axolotl 0.19, 3.12 gets
+0.21.
 
 It cannot be LLaMA-Factory's: the two frameworks pin different versions of the same packages. It takes minutes and
-gigabytes, so it lies outside the checkout, under `$SEPO_CACHE_DIR` or `~/.cache/sepo`, by a hash of its lock: a clone with
-the same lock uses it again, one with another makes its own. The package itself is not in it; tests find it by PYTHONPATH.
-A half-made environment is never used: the name is a link that is put in place at the end.
+gigabytes, so it lies outside the checkout, under `$SEPO_CACHE_DIR` or `~/.cache/sepo`, by a hash of its lock: a clone
+with the same lock uses it again, one with another makes its own. The package itself is not in it; tests find it by
+PYTHONPATH. A half-made environment is never used: the name is a link that is put in place at the end.
 """
 
 import hashlib

@@ -104,6 +104,20 @@ def on_several_cpus() -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
 
 
+def train_on_several_cpus() -> None:
+    """Make the processes of torchrun one run on a machine without an accelerator, before Axolotl looks at them.
+
+    The first ``PartialState`` decides: made without ``cpu=True``, every process trains alone. Axolotl queries CUDA for
+    peer access between the ranks, which raises ``RuntimeError`` if torch is built with CUDA and the machine has no
+    driver; a build without CUDA raises ``AssertionError``, which Axolotl takes for True.
+    """
+    from accelerate import PartialState
+    from axolotl.utils import environment
+
+    PartialState(cpu=True)
+    environment.check_cuda_p2p_support = lambda: True
+
+
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")

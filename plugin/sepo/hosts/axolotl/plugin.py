@@ -14,7 +14,7 @@ from axolotl.integrations.base import BasePlugin
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.config import Resolved, resolve_config
-from sepo.hosts.axolotl.models import on_several_cpus
+from sepo.hosts.axolotl.models import on_several_cpus, train_on_several_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,7 @@ class SePOPlugin(BasePlugin):
             for name, value in self.resolved.changes.items():
                 cfg[name] = value
             if on_several_cpus():
-                from accelerate import PartialState
-
-                PartialState(cpu=True)  # the first one decides; made without it, every process trains alone
+                train_on_several_cpus()
 
     def get_input_args(self) -> str:
         """The schema of the block ``sepo``."""
