@@ -13,10 +13,11 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help env demo browser docs test test-fast test-install test-axolotl drift lock lint format clean
+.PHONY: help env demo two-steps browser docs test test-fast test-install test-axolotl drift lock lint format clean
 
 help:
 	@echo "make demo       align a real 135M model with SePO on this machine (under 15 minutes)"
+	@echo "make two-steps  train two steps on a tiny model: does this environment work"
 	@echo "make test       lint, types, layout and all tests"
 	@echo "make test-fast  without the tests that start LLaMA-Factory"
 	@echo "make test-install  the README's install lines, in empty environments, with the built wheel"
@@ -43,6 +44,9 @@ $(STAMP): pyproject.toml $(LOCKS)/build.txt $(LOCKS)/llamafactory.txt $(LOCKS)/d
 
 demo: env
 	$(BIN)/sepo demo
+
+two-steps: env
+	$(BIN)/python tests/packaging/two_steps.py
 
 # Pages are tested in a real browser.
 browser:
