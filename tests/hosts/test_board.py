@@ -589,3 +589,12 @@ def test_the_hosts_own_command_lists_our_stages_by_the_import_hook(host):
     importlib.import_module("sepo._autoload").install()
     assert imported_again()._sepo_registered
     assert "SePO" in constants.TRAINING_STAGES
+
+
+def test_a_missing_gradio_is_one_line(host, capsys):
+    host.setattr("llamafactory.extras.packages.is_gradio_available", lambda: False)
+    host.setattr(sys, "argv", ["pytest"])
+    host.setenv("PATH", os.environ["PATH"])
+    assert cli.main(["webui"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "LLaMA Board needs gradio, which is not installed here; run: pip install" in line

@@ -69,6 +69,7 @@ CONTRACT = (
     Entry("llamafactory.webui.components.train", "create_train_tab", ("engine",)),
     Entry("llamafactory.webui.locales", "LOCALES"),
     Entry("llamafactory.webui.interface", "create_train_tab", ("engine",)),
+    Entry("gradio", "Textbox", ("lines", "min_width")),
     Entry("llamafactory.webui.common", "_clean_cmd", ("args",)),
     Entry("llamafactory.webui.runner", "gen_cmd", ("args",)),
     Entry("llamafactory.webui.runner", "Popen"),
