@@ -38,13 +38,13 @@ def doctor() -> int:
     )
     hosts = installed_hosts()
     good = _section("host", _hosts(hosts))
-    loads = not load_failures([name for name in ("torch",) if is_installed(name)]) if not hosts else True
+    loads = is_installed("torch") and (bool(hosts) or not load_failures(["torch"]))
     for host in hosts:
         found = packages(host)
         good &= _section(f"packages of {host.title}", _packages(host, found))
-        loads &= not any(package.failure for package in found)
+        loads &= all(package.version is not None and package.failure is None for package in found)
     if not loads:
-        print("something is wrong: see WRONG above; nothing else is looked at where packages do not load")
+        print("something is wrong: see WRONG above; nothing else is looked at before packages are there and load")
         return 1
     good &= _section("devices", _devices())
     for host in hosts:
@@ -95,9 +95,6 @@ def _packages(host: Host, found: Sequence[Package]) -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    if not is_installed("torch"):
-        yield Finding(False, "torch is not installed")
-        return
     import torch
 
     if torch.cuda.is_available():
