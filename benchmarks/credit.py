@@ -163,10 +163,10 @@ def request_for(name, folder):
 
 
 def run(options):
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device, require_host
+    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
 
-    require_host()
     quiet_on_one_device()
+    load_host("credit")
     from sepo.credit.data import read_pairs
     from sepo.credit.figure import draw, save
     from sepo.credit.report import print_result

@@ -46,9 +46,9 @@ SHARED = Path(__file__).parents[2] / "shared"
 # Half a minute of a processor and more, the longest first: two processes that take files from a queue end together.
 LONG = (
     "test_engines.py", "test_distributed.py", "test_pipeline.py", "test_plan.py", "test_board_browser.py",
-    "test_adapters.py", "test_train.py", "test_score.py", "test_own_scorer.py", "test_examples.py", "test_trainer.py",
-    "test_step_bytes.py", "test_sharing.py", "test_bench.py", "test_head_memory.py", "test_scoring_benchmarks.py",
-    "test_head.py",
+    "test_adapters.py", "test_broken_packages.py", "test_train.py", "test_score.py", "test_own_scorer.py",
+    "test_examples.py", "test_trainer.py", "test_step_bytes.py", "test_sharing.py", "test_bench.py",
+    "test_head_memory.py", "test_scoring_benchmarks.py", "test_head.py",
 )  # fmt: skip
 
 

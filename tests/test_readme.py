@@ -64,9 +64,9 @@ def test_the_own_loss_and_the_own_scorer_are_the_examples():
 
 
 def test_every_command_is_real():
-    from sepo.cli import _parser
+    from sepo.cli.main import build_parser
 
-    (commands,) = [action.choices for action in _parser()._actions if action.choices]
+    (commands,) = [action.choices for action in build_parser()._actions if action.choices]
     assert set(re.findall(r"`sepo (\w+)", README)) == set(commands)
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -160,3 +160,15 @@ def test_weights_that_an_engine_shards_are_left_to_it():
     layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
     layer.lora_A["default"].weight.ds_id = 3
     assert used(model) == whole - 1
+
+
+def test_a_matrix_with_a_hook_keeps_its_own_forward():
+    model = adapted()
+    fuse_lora(model)
+    whole = used(model)
+    matrices = [module.lora_A["default"] for module in model.modules() if hasattr(module, "lora_A")]
+    for matrix, register in zip(
+        matrices, ("register_forward_hook", "register_forward_pre_hook", "register_backward_hook"), strict=False
+    ):
+        getattr(matrix, register)(lambda *args: None)
+    assert used(model) == whole - 3

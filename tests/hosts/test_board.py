@@ -31,7 +31,7 @@ from sepo.hosts.llamafactory.board import command, patch
 from sepo.hosts.llamafactory.board.keys import Memory, stage_keys, with_keys_of
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.board.texts import EXTRA_ARGUMENTS, LABELS
-from sepo.hosts.llamafactory.doctor import _board
+from sepo.hosts.llamafactory.doctor import board_findings
 from sepo.hosts.llamafactory.registration import _log_beside_host, check_recipe, host_keys
 from sepo.hosts.shared.arguments import resolve
 from sepo.hosts.shared.stages import STAGES
@@ -528,7 +528,7 @@ def test_help_of_webui_imports_nothing_heavy():
 
 def test_the_host_has_what_the_board_needs():
     assert patch.board_gaps() == []
-    assert [finding.good for finding in _board()] == [True]
+    assert [finding.good for finding in board_findings()] == [True]
     ledger = Path(sepo.hosts.__file__).with_name("PATCHES.md").read_text()
     for name in (
         "TRAINING_STAGES",
@@ -567,7 +567,7 @@ class OtherRunner:
 def test_a_board_that_we_do_not_know_stays_as_it_is(host, capsys, module, name, value, gap):
     host.setattr(module, name, value)
     assert any(gap in found for found in patch.board_gaps())
-    assert not all(finding.good for finding in _board())
+    assert not all(finding.good for finding in board_findings())
     rebound = runner.gen_cmd, common._clean_cmd, interface.create_train_tab
     patch.register(interface)
     assert "sepo: this LLaMA Board does not list our stages: " in capsys.readouterr().err
@@ -589,3 +589,12 @@ def test_the_hosts_own_command_lists_our_stages_by_the_import_hook(host):
     importlib.import_module("sepo._autoload").install()
     assert imported_again()._sepo_registered
     assert "SePO" in constants.TRAINING_STAGES
+
+
+def test_a_missing_gradio_is_one_line(host, capsys):
+    host.setattr("llamafactory.extras.packages.is_gradio_available", lambda: False)
+    host.setattr(sys, "argv", ["pytest"])
+    host.setenv("PATH", os.environ["PATH"])
+    assert cli.main(["webui"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "LLaMA Board needs gradio, which is not installed here; run: pip install" in line

@@ -6,6 +6,8 @@ import pytest
 
 from recipes import sepo_recipe, write
 from sepo.cli import main
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.checks import check_policy
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +112,14 @@ def test_oracle_with_the_weights_of_its_base(world, tmp_path):
     words = AutoTokenizer.from_pretrained(world / "policy")
     with pytest.raises(SepoError, match="hold the same weights"):
         scoring_identity(spec, tokenizer=words, model_args=Arguments, data_args=Arguments)
+
+
+def test_names_on_another_hub_are_left_to_the_host(monkeypatch):
+    given = {"model_name_or_path": "no-such/model"}
+    with pytest.raises(SepoError, match="'no-such/model' is neither a folder here"):
+        check_policy(given)
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+    check_policy(given)
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "0")
+    monkeypatch.setenv("USE_OPENMIND_HUB", "1")
+    check_policy(given)

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 import tiny
 from sepo.errors import SepoError
-from sepo.hosts.shared.columns import selection_columns
+from sepo.hosts.shared.columns import mapped, selection_columns
 from sepo.objectives import resolve_method
 from sepo.training import SELECTION, SelectionCollator
 
@@ -139,3 +139,13 @@ def test_file_scores_that_are_not_there_are_missed(table):
         selection_columns(
             {"train_dataset": table}, resolve_method("sepo", token_scorer="file"), tokenizer=words, seed=0
         )
+
+
+def test_added_columns_make_another_data_set_and_the_same_one_again(table):
+    def made(rows, name):
+        return mapped(rows, lambda batch: {"n": [0] * len(batch["chosen_labels"])}, name)
+
+    first = made(table, "steps")
+    assert first._fingerprint == made(table, "steps")._fingerprint
+    others = [table, made(table, "scores"), made(table.select(range(4)), "steps")]
+    assert len({data._fingerprint for data in (first, *others)}) == 4

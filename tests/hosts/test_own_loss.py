@@ -9,8 +9,8 @@ from datasets import Dataset
 import tiny
 from packages import example_wheel, on_path, write_example, write_package
 from recipes import environment, logged, run, sepo_recipe, write
+from sepo.cli.doctor import registered_findings
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.doctor import _registered
 from sepo.hosts.llamafactory.pipeline import plan_steps
 from sepo.hosts.shared.arguments import resolve
 from sepo.hosts.shared.columns import selection_columns
@@ -155,7 +155,7 @@ def test_which_stages_are_ours(tmp_path):
 
 
 def test_doctor_lists_what_is_registered_and_what_is_broken(tmp_path):
-    found = {finding.text: finding.good for finding in _registered()}
+    found = {finding.text: finding.good for finding in registered_findings(())}
     assert found["objective 'focal_dpo' of package own-loss 0.1 (own_loss:focal_dpo)"]
     assert found["token_scorer 'words' of package team-parts 0.1 (team_parts:words)"]
     assert found["stage 'worded' of package team-parts 0.1 (team_parts:worded)"]
@@ -163,14 +163,15 @@ def test_doctor_lists_what_is_registered_and_what_is_broken(tmp_path):
     assert len(wrong) == 2, wrong  # the two stages that cannot be used
     groups = {"objectives": {"gone": "no_such:x", "dpo": "own_loss:focal_dpo"}, "stages": {"sft": "x:y"}}
     with on_path(write_package(tmp_path / "more", "broken", groups)):
-        wrong = [finding.text for finding in _registered() if not finding.good and "broken 0.1" in finding.text]
+        found = [finding.text for finding in registered_findings(()) if not finding.good]
+    wrong = [text for text in found if "broken 0.1" in text]
     assert len(wrong) == 3, wrong
     assert any("No module named 'no_such'" in text for text in wrong)
 
 
 def test_doctor_says_so_where_nothing_is_registered(monkeypatch):
-    monkeypatch.setattr("sepo.hosts.llamafactory.doctor.registered", lambda kind: ())
-    assert [(finding.good, "nothing" in finding.text) for finding in _registered()] == [(True, True)]
+    monkeypatch.setattr("sepo.cli.doctor.registered", lambda kind: ())
+    assert [(finding.good, "nothing" in finding.text) for finding in registered_findings(())] == [(True, True)]
 
 
 def test_a_scorer_of_rows_sees_each_answers_own_tokens():

@@ -1,9 +1,11 @@
 """A batch in parts: the loss, the gradients and the metrics of the whole, whatever the budget."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.parallelism_config import ParallelismConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_step import collate, make_pairs
@@ -123,3 +125,14 @@ def test_optimizers_that_step_in_the_backward_pass_are_refused():
 
     with pytest.raises(SepoError, match="batch_tokens is 10 and optim is adalomo"):
         Trainer().check_batch_tokens()
+
+
+def test_rows_that_are_shared_out_are_not_laid_out(monkeypatch):
+    """By the parallelism that accelerate's own trainer would have; some versions know one kind of the two only."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    trainer = SplitsBatches()
+    trainer.args = SimpleNamespace(neftune_noise_alpha=None)
+    for sizes, shared_out in (({"cp_size": 2}, True), ({"dp_replicate_size": 2}, False)):
+        trainer.accelerator = SimpleNamespace(parallelism_config=ParallelismConfig(**sizes))
+        assert trainer.shards_rows() is shared_out
+        assert trainer.shares_prompts() is not shared_out

@@ -85,10 +85,10 @@ def run_credit(options: argparse.Namespace) -> int:
     """
     output = _target(options.output, "-o", (".json",), overwrite=options.overwrite)
     picture = _target(options.figure, "--figure", (".png", ".svg", ".pdf"), overwrite=options.overwrite)
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device, require_host
+    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
 
-    require_host()
     quiet_on_one_device()
+    load_host("credit")
     from sepo.credit.data import read_pairs
     from sepo.credit.report import print_result
     from sepo.credit.run import measure

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sepo.demo.model import default_model_directory, prepare_model
 from sepo.demo.pairs import write_dataset
 from sepo.errors import SepoError
+from sepo.installation import LLAMAFACTORY, install_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,18 +43,19 @@ def run_demo(output: Path) -> dict[str, Any]:
     Raises:
         SepoError: something that the demonstration needs is not installed, or a step failed.
     """
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise SepoError("the demo needs its extra; run: pip install 'sepo[llamafactory,demo]'") from error
+    from sepo.hosts.llamafactory.launcher import load_host
+
     with _environment(_ENVIRONMENT):  # some of it is read when the host is imported
+        load_host("demo")
+        try:
+            from rich.console import Console
+        except ImportError as error:
+            command = install_command(LLAMAFACTORY.name, "demo")
+            raise SepoError(f"rich is not installed here, and the demo needs it; run: {command}") from error
         return _run(output.resolve(), Console(highlight=False, soft_wrap=True))
 
 
 def _run(output: Path, console: Console) -> dict[str, Any]:
-    from sepo.hosts.llamafactory.launcher import require_host
-
-    require_host()
     started = time.monotonic()
     console.print("[bold]1. A real model:[/] SmolLM2-135M-Instruct, from a package on disk")
     model = prepare_model(default_model_directory())

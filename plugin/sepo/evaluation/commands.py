@@ -50,10 +50,10 @@ def run_eval(options: argparse.Namespace) -> int:
     Raises:
         SepoError: the recipe, the data, the models or the request is wrong.
     """
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device, require_host
+    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
 
-    require_host()
     quiet_on_one_device()
+    load_host("eval")
     from sepo.forward.scoring import DEFAULT_BATCH_TOKENS
     from sepo.hosts.llamafactory.evaluate import Request, evaluate
 

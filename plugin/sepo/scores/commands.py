@@ -144,10 +144,10 @@ def _export(options: argparse.Namespace) -> int:
 
     output = checked_output(Path(options.output))
     if options.store.endswith((".yaml", ".yml", ".json")):
-        from sepo.hosts.llamafactory.launcher import quiet_on_one_device, require_host
+        from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
 
-        require_host()
         quiet_on_one_device()
+        load_host("scores export RECIPE")
         from sepo.hosts.llamafactory.export import export_recipe
 
         if options.dir is not None:

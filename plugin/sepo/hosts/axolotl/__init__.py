@@ -6,14 +6,15 @@ cannot be imported here is another error.
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.errors import tell_without_traceback
+from sepo.installation import AXOLOTL, install_command
 
 tell_without_traceback()
 try:
     from sepo.hosts.axolotl.plugin import SePOPlugin
 except ImportError as error:
     raise SepoError(
-        f"the plugin for Axolotl cannot be imported ({error}), and without it the run would train plain DPO: install "
-        "with pip install 'sepo[axolotl]', in an environment without LLaMA-Factory."
+        f"the plugin for Axolotl cannot be imported ({error}), and without it the run would train plain DPO; in an "
+        f"environment without LLaMA-Factory run: {install_command(AXOLOTL.name)}"
     ) from error
 
 __all__ = ["SePOPlugin"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -10,21 +11,64 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sepo.errors import SepoError
+from sepo.installation import AXOLOTL, LLAMAFACTORY, install_command, is_installed, packages, what_is_wrong
 
 if TYPE_CHECKING:
     from sepo.training.settings import RunSettings
 
 
-def require_host() -> None:
-    """Refuse to go on without LLaMA-Factory.
+_IN_AXOLOTL = {"train": " Here run: axolotl train config.yaml"}
+"""By command: what an environment with Axolotl has in its place."""
+
+
+def require_host(command: str) -> None:
+    """Refuse a command where LLaMA-Factory is not installed.
+
+    Args:
+        command: the words after ``sepo``, for the message.
 
     Raises:
-        SepoError: with the command that installs it.
+        SepoError: with what installs it, or what belongs to the host that is there.
     """
-    import importlib.util
+    if is_installed(LLAMAFACTORY.name):
+        return
+    if not is_installed(AXOLOTL.name):
+        raise SepoError(f"LLaMA-Factory is not installed here; run: {install_command(LLAMAFACTORY.name)}")
+    raise SepoError(
+        f"this environment has Axolotl, and `sepo {command}` needs LLaMA-Factory, in an environment of its own "
+        f"(docs/axolotl.md#commands).{_IN_AXOLOTL.get(command, '')}"
+    )
 
-    if importlib.util.find_spec("llamafactory") is None:
-        raise SepoError("LLaMA-Factory is not installed here; run: pip install 'sepo[llamafactory]'")
+
+def load_host(command: str, module: str = "llamafactory.train.tuner") -> None:
+    """Import LLaMA-Factory, or say what keeps it from being imported and what repairs that.
+
+    Every command that uses the host calls this first; later imports of the host find its modules loaded.
+
+    Args:
+        command: the words after ``sepo``, for the message.
+        module: the host's, with everything that the command needs of the environment.
+
+    Raises:
+        SepoError: the host is not installed, or does not load.
+    """
+    require_host(command)
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise SepoError(_why_not_loaded(error)) from error
+
+
+def _why_not_loaded(error: Exception) -> str:
+    found = packages(LLAMAFACTORY)
+    wrong = [package for package in found if package.failure] or [package for package in found if not package.sound]
+    if wrong:
+        return f"LLaMA-Factory cannot be imported: {what_is_wrong(LLAMAFACTORY, wrong)}"
+    reason = (str(error).strip().splitlines() or ["no message"])[0]
+    return (
+        f"LLaMA-Factory cannot be imported ({type(error).__name__}: {reason}), though the packages that it builds on "
+        f"load; run: {install_command(LLAMAFACTORY.name)}"
+    )
 
 
 def quiet_on_one_device() -> None:
@@ -68,11 +112,13 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     Raises:
         SepoError: the recipe is wrong.
     """
-    require_host()
+    command = "score" if score_only else "train"
+    require_host(command)
     if words and words[0].endswith((".yaml", ".yml", ".json")) and not Path(words[0]).is_file():
         raise SepoError(f"recipe '{words[0]}' does not exist (from {os.getcwd()}).")
     _find_commands_of_this_environment()
     sys.argv = ["llamafactory-cli", *words]
+    load_host(command)
     from llamafactory import launcher
     from llamafactory.hparams import read_args
     from llamafactory.train import tuner
@@ -103,13 +149,15 @@ def webui() -> int:
     Raises:
         SepoError: the host or gradio is not installed, or the port is taken.
     """
-    require_host()
     _find_commands_of_this_environment()
+    load_host("webui")
     from llamafactory import launcher
     from llamafactory.extras.packages import is_gradio_available
 
     if not is_gradio_available():
-        raise SepoError("LLaMA Board needs gradio, which is not installed here; run: pip install 'sepo[llamafactory]'")
+        raise SepoError(
+            f"LLaMA Board needs gradio, which is not installed here; run: {install_command(LLAMAFACTORY.name)}"
+        )
     from llamafactory.webui import interface
 
     from sepo.hosts.llamafactory.board.patch import register

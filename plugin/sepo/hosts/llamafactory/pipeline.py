@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.llamafactory.launcher import require_host
 from sepo.hosts.shared.arguments import resolve
 from sepo.hosts.shared.keys import OUR_KEYS
 from sepo.hosts.shared.stages import objective_keys, with_stage_defaults
@@ -234,7 +233,6 @@ def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
     Raises:
         SepoError: the recipe is wrong, a step failed, or a finished step was made with other settings.
     """
-    require_host()
     steps = plan_steps(recipe)
     _check(steps)
     records = Path(str(recipe["output_dir"])) / "pipeline"

@@ -14,6 +14,9 @@ class Worker:
     """Registers our stages in the worker's process, then is the host's worker."""
 
     def __init__(self) -> None:
+        from sepo.hosts.llamafactory.launcher import load_host
+
+        load_host("train")
         from llamafactory.train import tuner
 
         from sepo.hosts.llamafactory.registration import RAY_WORKER, register

@@ -7,6 +7,15 @@ if __name__ == "__main__":
     # A script's own folder comes first on the path; its module names must not shadow anybody's.
     if sys.path and os.path.abspath(sys.path[0]) == os.path.dirname(os.path.abspath(__file__)):
         sys.path.pop(0)
+    from sepo.errors import SepoError
+    from sepo.hosts.llamafactory.launcher import load_host
+    from sepo.hosts.shared.telling import tell
+
+    try:
+        load_host("train")
+    except SepoError as error:
+        tell(error)
+        sys.exit(2)
     from llamafactory.train import tuner
 
     from sepo.hosts.llamafactory.registration import register

@@ -170,7 +170,7 @@ def device_memory(*, on_cpu: bool) -> tuple[float | None, str]:
 
 
 def _bytes_of(text: str) -> float:
-    from accelerate.utils.modeling import convert_file_size_to_int
+    from accelerate.utils import convert_file_size_to_int
 
     try:
         value = float(convert_file_size_to_int(text))

@@ -45,20 +45,22 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _pipeline(options: argparse.Namespace) -> int:
-    from sepo.hosts.llamafactory.launcher import require_host
+    from sepo.hosts.llamafactory.launcher import load_host, require_host
 
-    require_host()
+    require_host("pipeline")
     from sepo.hosts.llamafactory.pipeline import read_pipeline, run_pipeline
 
-    run_pipeline(read_pipeline(options.recipe, options.overrides))
+    recipe = read_pipeline(options.recipe, options.overrides)
+    load_host("pipeline")
+    run_pipeline(recipe)
     return 0
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device, require_host
+    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
 
-    require_host()
     quiet_on_one_device()
+    load_host("bench")
     from sepo.hosts.llamafactory.bench.run import bench
 
     bench(
@@ -73,10 +75,10 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device, require_host
+    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
 
-    require_host()
     quiet_on_one_device()
+    load_host("plan", "llamafactory.hparams")
     from sepo.hosts.llamafactory.plan.run import plan
 
     plan(
@@ -107,7 +109,7 @@ def _enable(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.enable import enable
     from sepo.hosts.llamafactory.launcher import require_host
 
-    require_host()
+    require_host("enable")
     print(f"enabled: {enable()}\n`llamafactory-cli train` and `webui` know our stages now; `sepo disable` undoes it.")
     return 0
 
@@ -120,7 +122,7 @@ def _disable(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from sepo.hosts.llamafactory.doctor import doctor
+    from sepo.cli.doctor import doctor
 
     return doctor()
 
@@ -132,7 +134,8 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="sepo",
         description="Token-selective preference optimization for LLaMA-Factory recipes.",
@@ -243,7 +246,7 @@ def main(words: Sequence[str] | None = None) -> int:
             if words == ["score"]:
                 raise SepoError("no recipe is named; run: sepo score recipe.yaml [key=value ...]")
             return (_train if words[0] == "train" else _score)(argparse.Namespace(words=words[1:]))
-        options = _parsed(_parser(), words)
+        options = _parsed(build_parser(), words)
         return options.run(options)
     except SepoError as error:
         print(f"sepo: error: {error}", file=sys.stderr)

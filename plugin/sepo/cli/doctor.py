@@ -1,0 +1,156 @@
+"""`sepo doctor`: which host is installed, what of its environment is wrong, and what repairs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import sepo
+from sepo.errors import SepoError
+from sepo.hosts.shared.contract import Finding
+from sepo.installation import (
+    AXOLOTL,
+    HOSTS,
+    LLAMAFACTORY,
+    Host,
+    Package,
+    install_command,
+    installed_hosts,
+    is_installed,
+    load_failures,
+    packages,
+    requirements,
+    what_is_wrong,
+)
+from sepo.plugins import GROUPS, registered
+
+
+def doctor() -> int:
+    """Print the report.
+
+    Returns:
+        0 if nothing is wrong, else 1.
+    """
+    print(
+        f"sepo {sepo.__version__} in {Path(sepo.__file__).parents[1]}, Python {sys.version.split()[0]} ({sys.prefix})"
+    )
+    hosts = installed_hosts()
+    good = _section("host", _hosts(hosts))
+    loads = is_installed("torch") and (bool(hosts) or not load_failures(["torch"]))
+    for host in hosts:
+        found = packages(host)
+        good &= _section(f"packages of {host.title}", _packages(host, found))
+        loads &= all(package.version is not None and package.failure is None for package in found)
+    if not loads:
+        print("something is wrong: see WRONG above; nothing else is looked at before packages are there and load")
+        return 1
+    good &= _section("devices", _devices())
+    for host in hosts:
+        for title, findings in _host_sections(host):
+            good &= _section(title, findings)
+    good &= _section("registered by other packages", registered_findings(_known_keys(hosts)))
+    print("nothing is wrong" if good else "something is wrong: see WRONG above")
+    return 0 if good else 1
+
+
+def _section(title: str, findings: Iterable[Finding]) -> bool:
+    print(title)
+    good = True
+    for finding in findings:
+        print(f"  {'ok   ' if finding.good else 'WRONG'} {finding.text}", flush=True)
+        good = good and finding.good
+    return good
+
+
+def _hosts(hosts: Sequence[Host]) -> Iterator[Finding]:
+    if len(hosts) == len(HOSTS):
+        titles = " and ".join(host.title for host in hosts)
+        yield Finding(
+            False,
+            f"{titles} are both installed, and need different versions of the same packages; make an environment for "
+            "each (docs/axolotl.md#install)",
+        )
+    for host in hosts:
+        yield Finding(True, f"{host.title}: {_USE[host]}")
+    if not hosts:
+        commands = "; or, ".join(f"for {host.title}, run: {install_command(host.name)}" for host in HOSTS)
+        yield Finding(False, f"no host is installed; {commands}")
+
+
+_USE = {
+    LLAMAFACTORY: "all commands",
+    AXOLOTL: "axolotl train config.yaml; which of the commands here need no other host is in docs/axolotl.md#commands",
+}
+
+
+def _packages(host: Host, found: Sequence[Package]) -> Iterator[Finding]:
+    wrong = [package for package in found if not package.sound]
+    yield from (Finding(True, str(package)) for package in found if package.sound)
+    if not requirements(host.name):
+        yield Finding(True, "versions are not compared: sepo is on the path and not installed, so none are recorded")
+    if wrong:
+        yield Finding(False, what_is_wrong(host, wrong))
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield Finding(True, f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    else:
+        yield Finding(True, f"no GPU; {os.cpu_count()} CPU cores")
+
+
+def _host_sections(host: Host) -> Iterator[tuple[str, Iterable[Finding]]]:
+    if host == LLAMAFACTORY:
+        from sepo.hosts.llamafactory import doctor as llamafactory
+
+        yield f"what is relied on in {host.title}", llamafactory.contract_findings()
+        yield "activation", llamafactory.activation_findings()
+    else:
+        from sepo.hosts.axolotl import doctor as axolotl
+
+        yield f"what is relied on in {host.title}", axolotl.contract_findings()
+        yield "plugin", axolotl.plugin_findings()
+
+
+def _known_keys(hosts: Sequence[Host]) -> tuple[str, ...]:
+    """The recipe keys of the hosts; none where a host cannot be imported, which its own section says."""
+    keys: list[str] = []
+    for host in hosts:
+        try:
+            if host == LLAMAFACTORY:
+                from sepo.hosts.llamafactory.registration import host_keys
+
+                keys += host_keys()
+            else:
+                from sepo.hosts.axolotl.config import BLOCK_KEYS
+
+                keys += BLOCK_KEYS
+        except (ImportError, RuntimeError, OSError):
+            continue
+    return tuple(keys)
+
+
+def registered_findings(host_keys: tuple[str, ...]) -> Iterator[Finding]:
+    """Load what other packages register, and resolve each with its defaults.
+
+    Args:
+        host_keys: recipe keys that no registered objective may take.
+    """
+    from sepo.hosts.shared.stages import check_registered
+
+    items = [item for kind in GROUPS for item in registered(kind)]
+    if not items:
+        yield Finding(True, "nothing: every objective, token scorer and stage is sepo's own")
+    for item in items:
+        try:
+            check_registered(item, host_keys=host_keys)
+        except SepoError as error:
+            yield Finding(False, str(error))
+        else:
+            yield Finding(True, str(item))

@@ -1,0 +1,41 @@
+"""What `sepo doctor` looks at in Axolotl: what is relied on, and whether the plugin is found."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+
+from sepo.errors import SepoError
+from sepo.hosts.axolotl.contract import CONTRACT
+from sepo.hosts.shared.contract import Finding, check
+from sepo.installation import AXOLOTL, install_command
+
+_GROUP, _NAME = "axolotl.plugins", "sepo"
+_PLUGIN = "sepo.hosts.axolotl.SePOPlugin"
+
+
+def contract_findings() -> Iterator[Finding]:
+    """Whether the host has what is relied on."""
+    os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")  # importing it is no use of it
+    try:
+        yield from check(CONTRACT, expected="Axolotl 0.19 or 0.21")
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        command = install_command(AXOLOTL.name)
+        yield Finding(False, f"Axolotl cannot be imported ({type(error).__name__}: {reason}); run: {command}")
+
+
+def plugin_findings() -> Iterator[Finding]:
+    """Whether the plugin can be imported, and how a config gets it."""
+    try:
+        importlib.import_module("sepo.hosts.axolotl.plugin")
+    except (ImportError, RuntimeError, OSError, SepoError) as error:
+        yield Finding(False, f"{_PLUGIN} cannot be imported ({error}); run: {install_command(AXOLOTL.name)}")
+        return
+    yield Finding(True, f"plugins: [{_PLUGIN}] can be imported")
+    if entry_points(group=_GROUP, name=_NAME):
+        yield Finding(True, f"entry point {_GROUP}: from 0.21 on Axolotl finds the plugin without plugins: in a config")
+    else:
+        yield Finding(True, f"no entry point {_GROUP}, which only an installed sepo has: every config names the plugin")

@@ -1,0 +1,146 @@
+"""What a host must have that it does not offer to others: each name with the parameters that are relied on.
+
+``../PATCHES.md`` says of each why and how it is used, and which test notices when its behaviour changes; its first
+column has the names of ``Entry``. Every host has a contract of its own beside its adapter; here is what belongs to all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `sepo doctor`.
+
+    Args:
+        good: whether it is as it should be.
+        text: what was found, and what to do where it is not.
+    """
+
+    good: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name that is rebound, subclassed, called or read.
+
+    Args:
+        module: where it is.
+        path: the attribute in the module, with dots for one of a class.
+        parameters: what a function or a class must take, in any order.
+        on_instances: whether only instances have the attribute: it is looked for in the source of the class.
+    """
+
+    module: str
+    path: str
+    parameters: tuple[str, ...] = ()
+    on_instances: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.path}"
+
+
+def gap(entry: Entry) -> str | None:
+    """Look an entry up.
+
+    Args:
+        entry: of a contract; its module is imported.
+
+    Returns:
+        What is missing, or None.
+    """
+    owner, _, name = entry.path.rpartition(".")
+    try:
+        holder: Any = importlib.import_module(entry.module)
+        for part in filter(None, owner.split(".")):
+            holder = getattr(holder, part)
+        if entry.on_instances:
+            return None if _is_assigned(holder, name) else f"{entry} is not an attribute of its instances"
+        found = getattr(holder, name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        return f"{entry} is not there ({error})"
+    if not entry.parameters:
+        return None
+    has = inspect.signature(found).parameters
+    absent = [parameter for parameter in entry.parameters if parameter not in has]
+    return f"{entry} does not take {', '.join(absent)}" if absent else None
+
+
+def _is_assigned(kind: type, name: str) -> bool:
+    sources = (inspect.getsource(base) for base in kind.__mro__ if base.__module__ != "builtins")
+    return any(f"self.{name}" in source for source in sources)
+
+
+def check(entries: Sequence[Entry], *, expected: str) -> list[Finding]:
+    """Look up the names of a contract.
+
+    Args:
+        entries: the contract.
+        expected: the host and the versions of it that have them, for the message.
+
+    Returns:
+        One finding for each name that is not as it is relied on, or one for all of them.
+    """
+    absent = [found for found in map(gap, entries) if found is not None]
+    if absent:
+        return [Finding(False, f"{found}; use {expected}") for found in absent]
+    return [Finding(True, f"all {len(entries)} names that are relied on are there")]
+
+
+SHARED = (
+    Entry("transformers.integrations.deepspeed", "_hf_deepspeed_config_weak_ref"),
+    Entry("transformers.integrations.deepspeed", "unset_hf_deepspeed_config"),
+    Entry("transformers.modeling_utils", "is_fsdp_enabled"),
+    Entry("transformers", "PreTrainedModel.get_output_embeddings"),
+    Entry("transformers", "PreTrainedModel.get_decoder"),
+    Entry("transformers", "PreTrainedModel._is_stateful"),
+    Entry("transformers", "PreTrainedModel._supports_attention_backend"),
+    Entry("transformers", "PreTrainedModel.generation_config", on_instances=True),
+    Entry("transformers", "PretrainedConfig._attn_implementation"),
+    Entry("transformers", "AttentionInterface.register", ("key", "value")),
+    Entry("transformers.masking_utils", "AttentionMaskInterface.register", ("key", "value")),
+    Entry("transformers.masking_utils", "ALL_MASK_ATTENTION_FUNCTIONS"),
+    Entry("transformers.modeling_utils", "ALL_ATTENTION_FUNCTIONS.get_interface"),
+    Entry("transformers.models.llama.modeling_llama", "eager_attention_forward", ("module", "query", "key", "value")),
+    Entry("transformers.modeling_layers", "GradientCheckpointingLayer._gradient_checkpointing_func", on_instances=True),
+    Entry("transformers.models.llama.modeling_llama", "LlamaDecoderLayer.mlp", on_instances=True),
+    Entry("transformers", "Trainer.training_step", ("model", "inputs", "num_items_in_batch")),
+    Entry("transformers", "Trainer.current_gradient_accumulation_steps", on_instances=True),
+    Entry("transformers", "Trainer.model_accepts_loss_kwargs", on_instances=True),
+    Entry("transformers", "Trainer.get_batch_samples", ("epoch_iterator", "num_batches", "device")),
+    Entry("transformers", "Trainer._prepare_inputs", ("inputs",)),
+    Entry("transformers", "Trainer.compute_loss_context_manager"),
+    Entry("accelerate.state", "GradientState._set_sync_gradients", ("sync_gradients",)),
+    Entry("accelerate", "Accelerator.no_sync", ("model",)),
+    Entry("accelerate", "Accelerator.parallelism_config"),
+    Entry("datasets", "Dataset._fingerprint", on_instances=True),
+    Entry("peft.tuners.lora", "Linear.forward", ("x",)),
+    *(
+        Entry("peft.tuners.lora", f"Linear.{name}", on_instances=True)
+        for name in ("lora_A", "lora_B", "lora_dropout", "lora_variant", "scaling", "base_layer")
+    ),
+    *(Entry("peft.tuners.lora", f"Linear.{name}") for name in ("active_adapters", "disable_adapters", "merged")),
+    Entry("torch.serialization", "register_package", ("priority", "tagger", "deserializer")),
+    Entry("torch.utils.checkpoint", "checkpoint", ("function", "use_reentrant")),
+    *(
+        Entry("torch.nn", f"Module.{name}", on_instances=True)
+        for name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    ),
+    Entry("torch._dynamo.eval_frame", "OptimizedModule._orig_mod", on_instances=True),
+    Entry(
+        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
+        "ActivationWrapper._checkpoint_wrapped_module",
+        on_instances=True,
+    ),
+    Entry("torch._subclasses.fake_tensor", "FakeTensorMode", ("allow_non_fake_inputs",)),
+    Entry("torch.utils._python_dispatch", "TorchDispatchMode.__torch_dispatch__"),
+    Entry("torch.utils._pytree", "tree_leaves"),
+    Entry("torch.utils.weak", "WeakIdKeyDictionary"),
+)
+"""What is relied on in transformers, accelerate, datasets, peft and torch, whichever host is there."""

@@ -1,0 +1,220 @@
+"""What is known of an environment: requirements of extras, pip commands, packages that do not load."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from sepo import installation
+from sepo.cli import main
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.launcher import require_host
+from sepo.installation import AXOLOTL, LLAMAFACTORY, Package, install_command, load_failures, what_is_wrong
+
+ROOT = Path(__file__).parents[1]
+RECORDED = [
+    "torch>=2.4",
+    "numpy>=1.26; extra == 'host'",
+    "PyYAML>=6; extra == 'host'",
+    "sepo[host]; extra == 'llamafactory'",
+    "numpy>=2.0; extra == 'llamafactory'",
+    "torch==2.11.0; extra == 'llamafactory'",
+    "torchaudio==2.11.0; extra == 'llamafactory'",
+    "peft<0.19,>=0.18.1; extra == 'llamafactory'",
+    "rich>=13; extra == 'demo'",
+]
+
+
+class Recorded:
+    """A distribution as an installer records it."""
+
+    def __init__(self, direct_url):
+        self.direct_url = direct_url
+
+    def read_text(self, name):
+        assert name == "direct_url.json"
+        return None if self.direct_url is None else json.dumps(self.direct_url)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Installs the package from somewhere: a direct URL, None for an index, ``absent`` for not at all."""
+
+    def install(direct_url, requires=RECORDED):
+        def found(value):
+            def read(name):
+                if name != "sepo":
+                    raise metadata.PackageNotFoundError(name)
+                if direct_url == "absent":
+                    raise metadata.PackageNotFoundError(name)
+                return value
+
+            return read
+
+        monkeypatch.setattr(installation.metadata, "distribution", found(Recorded(direct_url)))
+        monkeypatch.setattr(installation.metadata, "requires", found(requires))
+
+    return install
+
+
+def test_an_extra_is_expanded_and_every_package_is_there_once(recorded):
+    recorded(None)
+    found = {name: str(requirement) for name, requirement in installation.requirements("llamafactory").items()}
+    assert found == {
+        "numpy": "numpy>=2.0",
+        "peft": "peft<0.19,>=0.18.1",
+        "pyyaml": "pyyaml>=6",
+        "torch": "torch==2.11.0",
+        "torchaudio": "torchaudio==2.11.0",
+    }
+
+
+def test_every_extra_of_this_package_has_one_requirement_of_each():
+    for extra in ("llamafactory", "axolotl"):
+        found = installation.requirements(extra)
+        assert {"torch", "numpy", "filelock", extra} <= set(found)
+        assert str(found["torch"].specifier).startswith("==")
+
+
+@pytest.mark.parametrize(
+    ("direct_url", "expected"),
+    [
+        ({"url": ROOT.as_uri(), "dir_info": {"editable": True}}, f"pip install -e '{ROOT}[llamafactory]'"),
+        ({"url": ROOT.as_uri(), "dir_info": {}}, f"pip install '{ROOT}[llamafactory]'"),
+        (
+            {"url": "https://host/sepo.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}, "subdirectory": "python"},
+            "pip install 'sepo[llamafactory] @ git+https://host/sepo.git@abc#subdirectory=python'",
+        ),
+        (
+            {"url": "https://host/sepo-0.1.0-py3-none-any.whl", "archive_info": {}},
+            "pip install 'sepo[llamafactory] @ https://host/sepo-0.1.0-py3-none-any.whl'",
+        ),
+        ("absent", f"pip install '{ROOT}[llamafactory]'"),
+    ],
+)
+def test_the_package_is_installed_from_where_it_came(recorded, direct_url, expected):
+    recorded(direct_url)
+    assert install_command("llamafactory") == expected
+
+
+@pytest.mark.parametrize("direct_url", [None, {"url": "file:///gone/sepo-0.1.0-py3-none-any.whl", "archive_info": {}}])
+def test_what_came_from_nowhere_that_is_left_is_named_by_its_requirements(recorded, direct_url):
+    recorded(direct_url)
+    command = install_command("llamafactory", "demo")
+    assert command == (
+        "pip install 'numpy>=2.0' 'peft<0.19,>=0.18.1' 'pyyaml>=6' 'rich>=13' torch==2.11.0 torchaudio==2.11.0"
+    )
+
+
+def test_a_package_that_is_copied_onto_the_path_has_no_place(recorded, monkeypatch):
+    recorded("absent")
+    monkeypatch.setattr(installation, "__file__", "/somewhere/lib/sepo/installation.py")
+    assert install_command("axolotl").startswith("pip install 'PATH_OF_SEPO[axolotl]' (")
+
+
+def requirement(text):
+    return Requirement(text)
+
+
+TORCHAUDIO = Package("torchaudio", "2.11.1", requirement("torchaudio==2.11.0"), "OSError: undefined symbol")
+PEFT = Package("peft", "0.19.0", requirement("peft<0.19,>=0.18.1"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "installed", "expected"),
+    [
+        (
+            [TORCHAUDIO],
+            {"torch": "2.11.0", "torchaudio": "2.11.1"},
+            "torchaudio 2.11.1 is outside ==2.11.0 and does not load (OSError: undefined symbol); "
+            "run: pip install torch==2.11.0 torchaudio==2.11.0",
+        ),
+        (
+            [Package("torchaudio", "2.11.0+cu130", requirement("torchaudio==2.11.0"), "OSError: no such file")],
+            {"torch": "2.11.0", "torchaudio": "2.11.0+cu130"},
+            "torchaudio 2.11.0+cu130 does not load (OSError: no such file); "
+            "run: pip install --force-reinstall --no-deps torch==2.11.0 torchaudio==2.11.0",
+        ),
+        (
+            [PEFT, Package("pyyaml", None, requirement("pyyaml>=6"))],
+            {"peft": "0.19.0"},
+            "peft 0.19.0 is outside <0.19,>=0.18.1; pyyaml is not installed; "
+            "run: pip install 'peft<0.19,>=0.18.1' 'pyyaml>=6'",
+        ),
+        (
+            [Package("bitsandbytes", "0.50.2", None, "OSError: no such file")],
+            {"bitsandbytes": "0.50.2"},
+            f"bitsandbytes 0.50.2 does not load (OSError: no such file); run: pip install '{ROOT}[llamafactory]'",
+        ),
+    ],
+    ids=["another patch release", "the right version", "ranges", "of no extra"],
+)  # fmt: skip
+def test_one_command_repairs_all_that_is_wrong(recorded, monkeypatch, wrong, installed, expected):
+    recorded({"url": ROOT.as_uri(), "dir_info": {}})
+    monkeypatch.setattr(installation.metadata, "version", installed.get)
+    assert what_is_wrong(LLAMAFACTORY, wrong) == expected
+
+
+def test_loading_goes_on_after_an_error_and_after_a_crash(tmp_path, monkeypatch):
+    modules = {
+        "sound_one": "print('said while it is imported', end='')",
+        "broken_one": "try:\n    open('/no/such/library.so')\nexcept OSError as e:\n    raise RuntimeError from e",
+        "broken_with_it": "import broken_one",
+        "killed_one": "import os\nos.abort()",
+        "ended_one": "import os\nos._exit(7)",
+        "sound_two": "",
+    }  # fmt: skip
+    for name, text in modules.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert load_failures(list(modules)) == {
+        "broken_one": "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/library.so'",
+        "killed_one": "the interpreter is killed by SIGABRT",
+        "ended_one": "the interpreter ends with status 7",
+    }
+
+
+def test_a_folder_without_code_is_no_host(tmp_path):
+    (tmp_path / "axolotl").mkdir()  # a clone
+    code = "from sepo.installation import is_installed; print(is_installed('axolotl'), is_installed('json'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_a_command_names_the_host_that_it_needs(monkeypatch):
+    there = {AXOLOTL.name}
+    monkeypatch.setattr("sepo.hosts.llamafactory.launcher.is_installed", lambda name: name in there)
+    with pytest.raises(SepoError, match=r"has Axolotl, and `sepo train` needs LLaMA-Factory.*axolotl train config"):
+        require_host("train")
+    there.clear()
+    with pytest.raises(SepoError, match=r"LLaMA-Factory is not installed here; run: pip install .*\[llamafactory\]"):
+        require_host("train")
+
+
+def test_doctor_without_a_host_names_both(monkeypatch, capsys):
+    monkeypatch.setattr("sepo.cli.doctor.installed_hosts", lambda: ())
+    assert main(["doctor"]) == 1
+    (wrong,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  WRONG ")]
+    assert wrong.split()[1:5] == ["no", "host", "is", "installed;"]
+    assert install_command("llamafactory") in wrong
+    assert install_command("axolotl") in wrong
+
+
+def test_doctor_compares_nothing_where_nothing_is_recorded(recorded, monkeypatch, capsys):
+    """Run from the path: no distribution has this name."""
+    from sepo.cli.doctor import _packages, _section
+
+    recorded("absent")
+    assert _section("packages", _packages(LLAMAFACTORY, [Package("torch", "2.0")]))
+    assert "versions are not compared: sepo is on the path and not installed" in capsys.readouterr().out
+
+
+def test_two_hosts_in_one_environment_are_wrong(capsys):
+    from sepo.cli.doctor import _hosts, _section
+
+    assert not _section("host", _hosts((LLAMAFACTORY, AXOLOTL)))
+    assert "LLaMA-Factory and Axolotl are both installed" in capsys.readouterr().out
