@@ -41,7 +41,7 @@ def tokenizer(extra_text=(), vocab_size=400):
 def config(vocabulary, **overrides):
     values = {
         "vocab_size": vocabulary,
-        "hidden_size": 32,
+        "hidden_size": 64,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
