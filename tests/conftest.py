@@ -3,8 +3,6 @@
 import importlib.util
 import logging
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -41,8 +39,6 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", "ignore")  # of its packages, which it pins
 
 
-SHARED = Path(__file__).parents[2] / "shared"
-
 # Half a minute of a processor and more, the longest first: two processes that take files from a queue end together.
 LONG = (
     "test_engines.py", "test_distributed.py", "test_pipeline.py", "test_plan.py", "test_board_browser.py",
@@ -70,15 +66,6 @@ def world(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="session")
-def shared_data():
-    """The folder of real preference data beside the checkout."""
-    folder = SHARED / "data"
-    if not folder.is_dir():
-        pytest.skip("the real preference data is not beside this checkout")
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def _own_logger():
     """Commands that are called here, and not in a process of their own, set `sepo`'s logger up as a program's."""
@@ -101,18 +88,8 @@ def browser(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """Mounts a file system of so many KiB: a function that returns its folder, and one that makes it larger."""
-    place = tmp_path / "small"
-    place.mkdir()
+    from small_disk import SmallDisk
 
-    def mount(options):
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        return shutil.which("mount") and not subprocess.run(command, capture_output=True).returncode
-
-    def mounted(size):
-        if not mount(f"size={size}k"):
-            pytest.skip("this user cannot mount a file system; tests/tokens has a simulated full disk")
-        return place
-
-    yield mounted, lambda size: mount(f"remount,size={size}k")
-    if os.path.ismount(place):
-        subprocess.run(["umount", str(place)], check=True)
+    disk = SmallDisk(tmp_path / "small")
+    yield disk.mount, disk.enlarge
+    disk.close()

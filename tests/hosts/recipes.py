@@ -68,14 +68,17 @@ def environment(**extra) -> dict:
 
 
 def run(
-    words, *, cwd: Path, env: dict | None = None, expect: int | None = 0, fresh: bool = False
+    words, *, cwd: Path, env: dict | None = None, expect: int | None = 0, fresh: bool = False, forks: bool = False
 ) -> subprocess.CompletedProcess:
-    """Run a command to its end; ``fresh``: surely in a process that has imported nothing, as a user's."""
+    """Run a command to its end.
+
+    ``fresh``: surely in a process that has imported nothing, as a user's. ``forks``: what it starts may be forks, too.
+    """
     words, env = [str(word) for word in words], env or environment()
     if fresh:
         done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=600)
     else:
-        done = warm.run(words, cwd=cwd, env=env, timeout=600)
+        done = warm.run(words, cwd=cwd, env=env, timeout=600, forks=forks)
     if expect is not None and done.returncode != expect:
         raise AssertionError(f"exit status {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done

@@ -34,7 +34,7 @@ def test_two_ranks_train_as_one_process_and_share_the_scoring(one_process, tmp_p
     folder, recipe = one_process
     two = {**recipe, "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 2, "batch_tokens": 60,
            "token_scores_dir": str(tmp_path / "scores")}  # fmt: skip
-    sepo_train(two, tmp_path, env=two_processes())
+    sepo_train(two, tmp_path, env=two_processes(), forks=True)
     assert close(adapter(tmp_path / "out"), adapter(folder / "out"))
     losses = [
         [entry["loss"] for entry in logged(output) if "loss" in entry] for output in (tmp_path / "out", folder / "out")

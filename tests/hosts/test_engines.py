@@ -84,7 +84,7 @@ def started(engine, recipes, folder, *, launched=False):
 
 def begun(commands, folder, log):
     return [
-        warm.start(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        warm.start(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True, forks=True)
         for command, env in commands
     ]
 

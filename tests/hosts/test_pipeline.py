@@ -103,7 +103,7 @@ def test_chain_runs_skips_what_is_finished_and_refuses_other_settings(world, tmp
         "val_size": 4, "logging_steps": 1,
     }  # fmt: skip
     path = write(recipe, tmp_path / "pipeline.yaml")
-    done = run([BIN / "sepo", "pipeline", path], cwd=tmp_path, fresh=True)
+    done = run([BIN / "sepo", "pipeline", path], cwd=tmp_path, forks=True)
     assert "[4/4] policy: done" in done.stdout
     pairs = json.loads((tmp_path / "out" / "sample" / "oracle_pairs.json").read_text())
     answers = json.loads((tmp_path / "out" / "sample" / "oracle_answers.json").read_text())
@@ -112,7 +112,7 @@ def test_chain_runs_skips_what_is_finished_and_refuses_other_settings(world, tmp
     settings = json.loads((tmp_path / "out" / "policy" / "sepo_settings.json").read_text())
     assert settings["oracle"]["oracle"]["adapters"] == [str(tmp_path / "out" / name) for name in ("base", "oracle")]
     assert adapter(tmp_path / "out" / "policy")
-    again = run([BIN / "sepo", "pipeline", path], cwd=tmp_path)
+    again = run([BIN / "sepo", "pipeline", path], cwd=tmp_path, fresh=True)
     assert again.stdout.count("finished before") == 4
     changed = run([BIN / "sepo", "pipeline", path, "base.lora_rank=4"], cwd=tmp_path, expect=2)
     assert "step 'base'" in changed.stderr

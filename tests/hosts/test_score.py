@@ -63,7 +63,7 @@ def test_two_processes_make_the_same_store(scored, tmp_path):
     folder, recipe, _ = scored
     port = str(20000 + os.getpid() % 20000)
     env = environment(FORCE_TORCHRUN="1", NPROC_PER_NODE="2", MASTER_PORT=port)
-    done = sepo("score", {**recipe, "token_scores_dir": str(tmp_path / "scores")}, tmp_path, env=env)
+    done = sepo("score", {**recipe, "token_scores_dir": str(tmp_path / "scores")}, tmp_path, env=env, forks=True)
     assert stores(tmp_path / "scores") == stores(folder / "scores")
     assert done.stdout.count("token scores of train: 18 pairs") == 1
 

@@ -125,7 +125,7 @@ def test_host_stage_is_untouched(world, tmp_path):
     ours = host_recipe(world, tmp_path / "ours")
     theirs = host_recipe(world, tmp_path / "theirs")
     sepo_train(ours, tmp_path, name="ours.yaml")
-    run([BIN / "llamafactory-cli", "train", write(theirs, tmp_path / "theirs.yaml")], cwd=tmp_path)
+    run([BIN / "llamafactory-cli", "train", write(theirs, tmp_path / "theirs.yaml")], cwd=tmp_path, fresh=True)
     assert logged(tmp_path / "ours") == logged(tmp_path / "theirs")
     assert same_weights(adapter(tmp_path / "ours"), adapter(tmp_path / "theirs"))
 

@@ -4,31 +4,30 @@ A child has its own command line, folder, environment and output, and ends with 
 one test process share is what importing leaves in memory, and the seed of Python's hashes. Where the environment
 differs in what modules may read when they are imported, and where a test is about the start itself (``fresh=True`` of
 ``recipes.run``), the process is a real one; with SEPO_TESTS_FRESH=1 all are.
+
+Processes that a program starts are real ones, too, unless ``forks`` is set: then ``sys.executable`` of the program, and
+the interpreter that a launcher starts its ranks with, are ``warm_python.py``, which asks for a fork in its place.
 """
 
 import atexit
 import json
 import os
 import select
+import shlex
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from warm_server import at_import
+
 SERVER = Path(__file__).with_name("warm_server.py")
-SEPO = str(Path(sys.executable).with_name("sepo"))
-# Read when a run begins, not when a module is imported; DS_ACCELERATOR is DeepSpeed's, which the server leaves out.
-READ_LATER = {
-    "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-    "FORCE_TORCHRUN", "NPROC_PER_NODE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "COLUMNS", "PATH", "PWD", "OLDPWD",
-    "PYTEST_CURRENT_TEST",
-}  # fmt: skip
-
-
-def at_import(env):
-    """The part of an environment that a module may read when it is imported."""
-    return {name: value for name, value in env.items() if name not in READ_LATER}
+PYTHON = Path(__file__).with_name("warm_python.py")
+# Commands of the environment that are scripts in Python.
+COMMANDS = {
+    str(Path(sys.executable).with_name(name)) for name in ("sepo", "llamafactory-cli", "torchrun", "accelerate")
+}
 
 
 class Process:
@@ -61,9 +60,15 @@ class Server:
 
     def __init__(self, env):
         self.env = at_import(env)
+        self._folder = tempfile.TemporaryDirectory()
+        address = Path(self._folder.name) / "server"
+        self._python = Path(self._folder.name) / "python"
+        words = " ".join(shlex.quote(str(word)) for word in (sys.executable, "-IS", PYTHON, address))
+        self._python.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        self._python.chmod(0o700)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, SERVER, str(theirs.fileno())], env={**self.env, "PATH": env["PATH"]}, cwd="/",
+            [sys.executable, SERVER, str(theirs.fileno()), address], env={**self.env, "PATH": env["PATH"]}, cwd="/",
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
@@ -73,10 +78,12 @@ class Server:
         """Let it end."""
         self._channel.close()
         self._process.wait()
+        self._folder.cleanup()
 
-    def start(self, words, *, cwd, env, stdout, stderr, session):
+    def start(self, words, *, cwd, env, stdout, stderr, session, forks):
         """Start a program in a child; ``stdout`` and ``stderr`` are files, ``session`` as ``start_new_session``."""
-        asked = {"words": [str(word) for word in words], "cwd": str(cwd), "env": env, "session": session}
+        asked = {"words": [str(word) for word in words], "cwd": str(cwd), "env": env, "session": session,
+                 "python": str(self._python) if forks else None}  # fmt: skip
         ours, theirs = socket.socketpair()
         with theirs:
             files = [theirs.fileno(), stdout.fileno(), stderr.fileno()]
@@ -90,7 +97,7 @@ _servers: list[Server] = []
 def _server(words, env):
     """The server that can run a command in an environment, or None."""
     words = [str(word) for word in words]
-    ours = words[0] == SEPO or words[:3] == [sys.executable, "-m", "sepo"]
+    ours = words[0] in COMMANDS or words[:3] == [sys.executable, "-m", "sepo"]
     script = words[0] == sys.executable and words[1].endswith(".py")
     # A GPU's driver does not survive a fork.
     if not (ours or script) or os.environ.get("SEPO_TESTS_FRESH") == "1" or Path("/dev/nvidiactl").exists():
@@ -101,7 +108,7 @@ def _server(words, env):
     return server if server.env == at_import(env) else None
 
 
-def start(words, *, cwd, env, stdout, stderr, start_new_session=False):
+def start(words, *, cwd, env, stdout, stderr, start_new_session=False, forks=False):
     """As ``subprocess.Popen``, in a forked child where that is the same."""
     server = _server(words, env)
     if server is None:
@@ -109,13 +116,13 @@ def start(words, *, cwd, env, stdout, stderr, start_new_session=False):
             [str(word) for word in words], cwd=cwd, env=env, stdout=stdout, stderr=stderr,
             start_new_session=start_new_session,
         )  # fmt: skip
-    return server.start(words, cwd=cwd, env=env, stdout=stdout, stderr=stderr, session=start_new_session)
+    return server.start(words, cwd=cwd, env=env, stdout=stdout, stderr=stderr, session=start_new_session, forks=forks)
 
 
-def run(words, *, cwd, env, timeout):
+def run(words, *, cwd, env, timeout, forks=False):
     """As ``subprocess.run`` with captured text, in a forked child where that is the same."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = start(words, cwd=cwd, env=env, stdout=out, stderr=err)
+        process = start(words, cwd=cwd, env=env, stdout=out, stderr=err, forks=forks)
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:

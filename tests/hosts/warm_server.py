@@ -1,12 +1,15 @@
 """A Python that has imported torch and the host, and forks a child for every program that it is asked to run.
 
-Started by ``warm`` as ``warm_server.py <descriptor>``, the number of one end of a pair of sockets. A request is one
-message: JSON with ``words`` (the command line), ``cwd``, ``env`` (all of it) and ``session`` (whether it begins a
-session of its own), and three descriptors: where to answer, the program's standard output, its standard error. The
-answers are the child's process id and then, when it has ended, its exit status.
+Started by ``warm`` as ``warm_server.py <descriptor> <path>``: the number of one end of a pair of sockets, and where
+others (``warm_python.py``) can connect. A request is one message: JSON with ``words`` (the command line), ``cwd``,
+``env`` (all of it), ``session`` (whether it begins a session of its own) and ``python`` (the interpreter for what it
+starts), and three descriptors: where to answer, the program's standard output, its standard error. The answers are the
+child's process id and then, when it has ended, its exit status; nothing, where the environment is another. A child is
+killed when whoever asked has gone.
 """
 
 import array
+import contextlib
 import gc
 import importlib
 import json
@@ -14,10 +17,13 @@ import os
 import pkgutil
 import random
 import runpy
+import select
+import signal
 import socket
 import sys
 import threading
 
+PYTHON = sys.executable
 # What a training run has imported when it ends; a module that is missed here costs time only.
 IMPORTED = (
     "llamafactory.launcher", "llamafactory.train.tuner", "transformers.models.llama.modeling_llama",
@@ -26,6 +32,22 @@ IMPORTED = (
     "deepspeed", "torch.distributed.fsdp", "torch._dynamo", "matplotlib.pyplot", "safetensors.torch",
     "tqdm.contrib.concurrent", "scipy.io", "sepo.cli",
 )  # fmt: skip
+# Read when a run begins, not when a module is imported; DS_ACCELERATOR is DeepSpeed's, which the server leaves out.
+READ_LATER = {
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "FORCE_TORCHRUN", "NPROC_PER_NODE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "COLUMNS", "PATH", "PWD", "OLDPWD",
+    "PYTEST_CURRENT_TEST", "SEPO_SCORE_ONLY",
+}  # fmt: skip
+# What launchers tell their ranks, beside that; the allocator's is that of a GPU.
+OF_LAUNCHERS = (
+    "ACCELERATE_", "FSDP_", "GROUP_WORLD_SIZE", "PYTHON_EXEC", "PYTORCH_CUDA_ALLOC_CONF", "ROLE_", "TORCHELASTIC_",
+    "TORCH_NCCL_",
+)  # fmt: skip
+
+
+def at_import(env):
+    """The part of an environment that a module may read when it is imported."""
+    return {name: value for name, value in env.items() if name not in READ_LATER and not name.startswith(OF_LAUNCHERS)}
 
 
 def prepare():
@@ -58,35 +80,54 @@ def received(channel):
     return json.loads(message), list(descriptors)
 
 
-def serve(channel):
-    """Fork a child for each request; returns in the child, with its request, and in the server None at the end."""
+def requests(channel, listener):
+    """Requests until whoever started this has ended, with those of others who connect."""
     while True:
-        request = received(channel)
+        ready, _, _ = select.select([channel, listener], [], [])
+        if channel in ready:
+            request = received(channel)
+            if request is None:
+                return
+            yield request
+        else:
+            connection, _ = listener.accept()
+            with connection:
+                request = received(connection)
+            if request is not None:
+                yield request
+
+
+def serve(channel, listener, fits):
+    """Fork a child for each request; returns in the child, with its request, and in the server None at the end."""
+    for asked, (answer, out, err) in requests(channel, listener):
         while True:  # what has ended since
             try:
                 if not os.waitpid(-1, os.WNOHANG)[0]:
                     break
             except ChildProcessError:
                 break
-        if request is None:
-            return None
-        asked, (answer, out, err) = request
         sys.stdout.flush()
         sys.stderr.flush()
-        if os.fork() == 0:  # waits for the program, so that the server need not
+        if fits(asked["env"]) and os.fork() == 0:  # waits for the program, so that the server need not
             child = os.fork()
             if child == 0:
                 os.close(answer)
                 channel.close()
+                listener.close()
                 return asked, out, err
             os.close(out)
             os.close(err)
             os.write(answer, f"{child}\n".encode())
+            ended = os.pidfd_open(child)
+            if ended not in select.select([ended, answer], [], [])[0]:
+                os.kill(child, signal.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            os.write(answer, f"{status}\n".encode())
+            with contextlib.suppress(BrokenPipeError):
+                os.write(answer, f"{status}\n".encode())
             os._exit(0)
         for descriptor in (answer, out, err):
             os.close(descriptor)
+    return None
 
 
 def become(asked, out, err):
@@ -101,6 +142,8 @@ def become(asked, out, err):
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
+    if asked["python"]:
+        sys.executable = os.environ["PYTHON_EXEC"] = asked["python"]  # the second is torch's launcher's
     import numpy
     from datasets import fingerprint
 
@@ -111,8 +154,9 @@ def become(asked, out, err):
 
 def execute(words):
     """Run ``python -m module words`` or ``script words`` as Python's own command line does."""
-    interpreter, *rest = words if words[0] == sys.executable else [sys.executable, *words]
-    assert interpreter == sys.executable
+    rest = words[1:] if words[0] == PYTHON else words
+    if rest[0] == "-u":  # a launcher's
+        rest = rest[1:]
     if rest[0] == "-m":
         sys.argv = rest[1:]
         sys.path.insert(0, os.getcwd())
@@ -123,10 +167,18 @@ def execute(words):
         runpy.run_path(rest[0], run_name="__main__")
 
 
-if __name__ == "__main__":
+def main():
+    own = at_import(os.environ)
     sys.path.pop(0)  # this script's folder
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(sys.argv[2])
+    listener.listen()
     prepare()
-    task = serve(socket.socket(fileno=int(sys.argv[1])))
+    task = serve(socket.socket(fileno=int(sys.argv[1])), listener, lambda env: at_import(env) == own)
     if task is not None:
         become(*task)
         execute(task[0]["words"])
+
+
+if __name__ == "__main__":
+    main()
