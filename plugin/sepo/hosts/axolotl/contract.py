@@ -34,6 +34,7 @@ CONTRACT = (
     Entry("trl", "DPOTrainer.log", ("logs", "start_time")),
     Entry("trl", "DPOTrainer._metrics", on_instances=True),
     Entry("accelerate", "PartialState", ("cpu",)),
+    Entry("axolotl.utils.environment", "check_cuda_p2p_support"),
     Entry("sys", "excepthook"),
     *SHARED,
 )
