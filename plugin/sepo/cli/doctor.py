@@ -119,7 +119,7 @@ def _host_sections(host: Host) -> Iterator[tuple[str, Iterable[Finding]]]:
 
 
 def _known_keys(hosts: Sequence[Host]) -> tuple[str, ...]:
-    """The recipe keys of the hosts; none where a host cannot be imported, which its own section says."""
+    """The recipe keys of the hosts; none of a host that cannot be imported, which is a finding of its own section."""
     keys: list[str] = []
     for host in hosts:
         try:

@@ -55,7 +55,9 @@ def load_host(command: str, module: str = "llamafactory.train.tuner") -> None:
     require_host(command)
     try:
         importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as error:
+    except SepoError:  # of a stage that is registered with the module, after `sepo enable`
+        raise
+    except Exception as error:  # packages that do not fit each other raise anything while they are imported
         raise SepoError(_why_not_loaded(error)) from error
 
 
