@@ -132,9 +132,9 @@ def trained(name, folder):
 def request_for(name, folder):
     """What is measured: the set's held-out pairs, and the oracle over its base."""
     from sepo.credit.run import CreditRequest
-    from sepo.credit.runs import read_run
     from sepo.credit.scorers import CreditModels
-    from sepo.training.settings import ModelSpec, OracleSpec
+    from sepo.recipe.settings import ModelSpec, OracleSpec
+    from sepo.runs.oracle_of_run import read_run
 
     if name == "demo":
         from sepo.demo.run import run_demo

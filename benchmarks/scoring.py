@@ -65,7 +65,7 @@ def models(options, device):
 
 def sequences(options):
     """As many sequences as all rounds need: chosen and rejected answers of a pair, one after the other."""
-    from sepo.forward.scoring import ScoredSequence
+    from sepo.forward.sequences import ScoredSequence
 
     draw = random.Random(options.seed)
     wanted = options.rows * options.rounds
@@ -119,7 +119,7 @@ def way_of(name, oracle, base, options):
     """A function that scores sequences."""
     import contextlib
 
-    from sepo.forward.scoring import OracleScorer, ScoringModel
+    from sepo.forward.sequences import OracleScorer, ScoringModel
 
     if name == AUTHORS:
         return lambda batch: authors_scores(oracle, base, batch)

@@ -75,10 +75,10 @@ def scorer_of(kind, folder, watch):
     import numpy as np
     import torch
 
-    from sepo.forward.scoring import OracleScorer, ScoringModel
-    from sepo.hosts.shared.row_texts import PolicyTokens
-    from sepo.hosts.shared.scored_rows import StoredScores, row_sequences
-    from sepo.training.collator import SCORE_COLUMNS
+    from sepo.forward.sequences import OracleScorer, ScoringModel
+    from sepo.scoring.row_texts import PolicyTokens
+    from sepo.scoring.stored_columns import StoredScores, row_sequences
+    from sepo.training.selection_columns import SCORE_COLUMNS
 
     class Scores(StoredScores):
         columns, what = SCORE_COLUMNS, "token scores"
@@ -114,9 +114,9 @@ def scorer_of(kind, folder, watch):
 
 
 def measure(options, folder):
-    from sepo.hosts.shared.rows import skip_empty_responses
-    from sepo.scores.summary import summarize
-    from sepo.tokens.store import ScoreStore
+    from sepo.score_store import ScoreStore
+    from sepo.score_store.summary import summarize
+    from sepo.training.tokenized_pairs import skip_empty_responses
 
     points, began = [], time.perf_counter()
 

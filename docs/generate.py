@@ -7,10 +7,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
-from sepo.hosts.shared.arguments import HYPERPARAMETER_KEYS
-from sepo.hosts.shared.keys import SepoArguments
-from sepo.hosts.shared.stages import STAGES
 from sepo.objectives.presets import BUILT_IN, find_objective
+from sepo.recipe.keys import SepoArguments
+from sepo.recipe.resolve import HYPERPARAMETER_KEYS
+from sepo.recipe.stages import STAGES
 
 HERE = Path(__file__).parent
 

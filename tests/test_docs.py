@@ -36,10 +36,10 @@ def test_pages_are_written_from_the_code(page):
 
 def test_every_key_of_ours_is_in_the_table():
     from sepo.hosts.llamafactory.pipeline import _PIPELINE_KEYS
-    from sepo.hosts.shared.arguments import TOKEN_SCORERS
-    from sepo.hosts.shared.keys import OUR_KEYS
-    from sepo.hosts.shared.stages import STAGES
     from sepo.objectives.presets import BUILT_IN
+    from sepo.recipe.keys import OUR_KEYS
+    from sepo.recipe.resolve import TOKEN_SCORERS
+    from sepo.recipe.stages import STAGES
 
     made = (ROOT / "docs" / "keys.md").read_text()
     for name in (*OUR_KEYS, *_PIPELINE_KEYS, *BUILT_IN, *STAGES, *TOKEN_SCORERS):
@@ -49,7 +49,7 @@ def test_every_key_of_ours_is_in_the_table():
 def test_every_key_has_a_meaning_and_no_default_is_left_unsaid():
     from dataclasses import fields
 
-    from sepo.hosts.shared.keys import SepoArguments
+    from sepo.recipe.keys import SepoArguments
 
     without = {"oracle_model", "oracle_model_adapters", "oracle_base_model_adapters", "oracle_model_quantization_bit"}
     for key in fields(SepoArguments):
@@ -58,8 +58,8 @@ def test_every_key_has_a_meaning_and_no_default_is_left_unsaid():
 
 
 def test_every_objective_and_scorer_is_explained():
-    from sepo.hosts.shared.arguments import TOKEN_SCORERS
     from sepo.objectives.presets import BUILT_IN
+    from sepo.recipe.resolve import TOKEN_SCORERS
 
     text = (ROOT / "docs" / "methods" / "objectives.md").read_text()
     for name in (*BUILT_IN, *TOKEN_SCORERS):

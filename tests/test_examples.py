@@ -26,8 +26,8 @@ def load(path):
 def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.registration import host_keys
-    from sepo.hosts.shared.arguments import resolve
-    from sepo.hosts.shared.stages import is_ours
+    from sepo.recipe.resolve import resolve
+    from sepo.recipe.stages import is_ours
 
     recipe, known = load(path), host_keys()
     command = "pipeline" if set(SECTIONS) & set(recipe) else "train"
@@ -66,7 +66,7 @@ def test_every_recipe_is_in_a_table_and_the_papers_table_names_no_other():
 def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.registration import host_keys
-    from sepo.hosts.shared.arguments import resolve
+    from sepo.recipe.resolve import resolve
 
     assert names or not changes
     changed = {key: value for change in changes for key, value in change.items()}
@@ -79,7 +79,7 @@ def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
 def test_the_demo_recipe_is_a_pipeline():
     from sepo.hosts.llamafactory.pipeline import plan_steps
     from sepo.hosts.llamafactory.registration import host_keys
-    from sepo.hosts.shared.arguments import resolve
+    from sepo.recipe.resolve import resolve
 
     recipe = load(ROOT / "plugin" / "sepo" / "demo" / "recipe.yaml")
     steps = plan_steps({**recipe, "model_name_or_path": "m", "dataset_dir": "d", "output_dir": "o"})
@@ -106,7 +106,7 @@ def standing_in(recipe, world, folder):
 def test_every_recipe_of_our_stages_runs_on_a_stand_in(world, tmp_path):
     """One process runs them all. Recipes over files, packages and chains of steps have tests of their own."""
     from recipes import adapter, environment, logged, run
-    from sepo.hosts.shared.stages import is_ours
+    from sepo.recipe.stages import is_ours
     from test_engines import WORKER
 
     recipes = {}

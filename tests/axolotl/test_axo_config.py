@@ -5,7 +5,7 @@ import pytest
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.config import BLOCK_KEYS, TRAINER, resolve_config
-from sepo.hosts.shared.arguments import resolve
+from sepo.recipe.resolve import resolve
 
 
 def given(root, tmp_path, stage="minor_dpo", rl=None, block=None, **more):

@@ -9,7 +9,7 @@ import axo
 import pytest
 
 from sepo.hosts.axolotl.contract import CONTRACT
-from sepo.hosts.shared.contract import gap
+from sepo.hosts.contract import gap
 
 ROOT = Path(__file__).parents[2]
 NAMES = {str(entry) for entry in CONTRACT}

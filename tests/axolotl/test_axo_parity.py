@@ -10,8 +10,8 @@ import axo
 import numpy as np
 import pytest
 
-from sepo.hosts.shared.contrastive import REWARD_COLUMNS
-from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
+from sepo.scoring.contrastive import REWARD_COLUMNS
+from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 
 HALF = Path(__file__).parent / "half.py"
 
@@ -130,7 +130,7 @@ def test_scores_of_one_host_are_found_by_the_other(tmp_path, train, monkeypatch)
     made = [path.name for path in Path(scores).iterdir() if path.is_dir() and (path / "manifest.json").is_file()]
     assert len(made) == 1, list(Path(scores).iterdir())
 
-    from sepo.hosts.shared import scoring
+    from sepo.scoring import oracle as scoring
 
     def scored_again(*args, **kwargs):
         found = [json.loads(path.read_text())["identity"] for path in Path(scores).glob("*/manifest.json")]

@@ -15,7 +15,7 @@ _SAFE = {**_BLOCK, "trainer_cls": TRAINER}
 
 
 @pytest.mark.parametrize(
-    ("words", "broken"), [(_ALIAS, "sepo"), (_SAFE, "sepo.hosts.axolotl"), (_BLOCK, "sepo.hosts.shared.keys")]
+    ("words", "broken"), [(_ALIAS, "sepo"), (_SAFE, "sepo.hosts.axolotl"), (_BLOCK, "sepo.recipe.keys")]
 )
 def test_a_run_whose_plugin_cannot_be_imported_stops(root, tmp_path, words, broken):
     """In a process of its own, up to the trainer: nothing is trained."""

@@ -13,7 +13,7 @@ import tiny
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import conversation
 from sepo.hosts.axolotl.responses import PolicyResponses
-from sepo.training.collator import IGNORE_INDEX
+from sepo.training.selection_columns import IGNORE_INDEX
 
 SIDES = ("chosen", "rejected")
 
@@ -187,7 +187,7 @@ def test_an_oracle_with_another_tokenizer_scores_the_policys_tokens(prepared, ot
     monkeypatch.setattr(logging.getLogger("sepo"), "handlers", [caplog.handler])  # a run's lines go to the host's own
     meta, stores = prepared(ROWS, others)
     assert "its scores are projected onto the policy's tokens by characters" in caplog.text
-    from sepo.tokens.store import ScoreStore
+    from sepo.score_store import ScoreStore
 
     store = ScoreStore.at(stores["token_scores"]["train"])
     kept = store.table().to_pylist()

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from sepo.cli import main
-from sepo.credit.commands import add_credit
-from sepo.credit.runs import read_run
+from sepo.cli.credit import add_credit
 from sepo.errors import SepoError
-from sepo.tokens.store import ScoreStore
+from sepo.runs.oracle_of_run import read_run
+from sepo.score_store import ScoreStore
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from recipes import sepo_recipe
 from sepo.credit.run import SCHEMA, CreditRequest, measure, score_pairs
 from sepo.credit.scorers import CreditModels
 from sepo.errors import SepoError
-from sepo.training.settings import ModelSpec, OracleSpec
+from sepo.recipe.settings import ModelSpec, OracleSpec
 
 RECIPE = {"dataset": "marked", "template": "chatml", "use_cpu": True}
 

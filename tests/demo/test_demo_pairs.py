@@ -19,7 +19,7 @@ from sepo.demo.facts import OUT_OF_PLACE, load_tables, near_number
 from sepo.demo.pairs import DEMO_ROWS, FLUENT_ROWS, generate_fluent_pairs, generate_pairs, write_dataset
 from sepo.demo.passages import load_passages
 from sepo.errors import SepoError
-from sepo.forward.scoring import LogProbScorer, ScoredSequence, ScoringModel
+from sepo.forward.sequences import LogProbScorer, ScoredSequence, ScoringModel
 
 NAMES = ("demo_pairs", "demo_heldout", "fluent_pairs", "fluent_heldout")
 FILES = (*(f"{name}.json" for name in NAMES), "dataset_info.json")

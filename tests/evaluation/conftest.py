@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import tiny
-from sepo.forward.scoring import ScoredSequence, ScoringModel
+from sepo.forward.sequences import ScoredSequence, ScoringModel
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 import tiny
 from sepo.errors import SepoError
 from sepo.evaluation.divergence import answer_sums
-from sepo.forward.scoring import ScoredSequence
+from sepo.forward.sequences import ScoredSequence
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_the_direction_is_from_the_policy(exact_models, answers, expected, scori
 def test_neither_order_nor_batches_matter_in_float32(world, exact_models, answers, order, batch_tokens):
     from contextlib import nullcontext
 
-    from sepo.forward.scoring import ScoringModel
+    from sepo.forward.sequences import ScoringModel
 
     models = [
         ScoringModel(LlamaForCausalLM.from_pretrained(world / name).eval(), nullcontext) for name in ("oracle", "base")

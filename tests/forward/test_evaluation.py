@@ -3,7 +3,7 @@
 import bitsandbytes as bnb
 import torch
 
-from sepo.forward.evaluation import in_evaluation_mode
+from sepo.forward.evaluation_mode import in_evaluation_mode
 
 
 def test_modules_are_in_the_mode_that_they_were_in():

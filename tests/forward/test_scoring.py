@@ -13,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from sepo.errors import SepoError
-from sepo.forward import scoring, sharing
-from sepo.forward.scoring import OracleScorer, ScoredSequence, ScoringModel, length_batches
+from sepo.forward import sequences as scoring
+from sepo.forward import sharing
+from sepo.forward.sequences import OracleScorer, ScoredSequence, ScoringModel, length_batches
 
 
 @pytest.fixture(scope="module")

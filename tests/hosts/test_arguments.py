@@ -3,12 +3,12 @@
 import pytest
 
 from sepo.errors import SepoError
-from sepo.hosts.shared.arguments import resolve, stage_of
-from sepo.hosts.shared.keys import OUR_KEYS
-from sepo.hosts.shared.stages import STAGES, check_stage
 from sepo.objectives import resolve_method
 from sepo.objectives.presets import BUILT_IN as OBJECTIVES
-from sepo.training.settings import ModelSpec, PrecomputedReference, TokenRewardSource
+from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.resolve import resolve, stage_of
+from sepo.recipe.settings import ModelSpec, PrecomputedReference, TokenRewardSource
+from sepo.recipe.stages import STAGES, check_stage
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",
              "dpo_label_smoothing", "streaming", "model_name_or_path", "template", "simpo_gamma", "ref_model_adapters",

@@ -33,8 +33,8 @@ from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.board.texts import EXTRA_ARGUMENTS, LABELS
 from sepo.hosts.llamafactory.doctor import board_findings
 from sepo.hosts.llamafactory.registration import _log_beside_host, check_recipe, host_keys
-from sepo.hosts.shared.arguments import resolve
-from sepo.hosts.shared.stages import STAGES
+from sepo.recipe.resolve import resolve
+from sepo.recipe.stages import STAGES
 
 HOST_LABELS = ["Supervised Fine-Tuning", "Reward Modeling", "PPO", "DPO", "KTO", "Pre-Training"]
 HOSTILE = "it's <img src=x onerror=alert(1)>; $(touch pwned) `touch pwned` \"\\ \n```\n# x & |"

@@ -81,8 +81,8 @@ def test_oracle_with_another_tokenizer(world, tmp_path):
 
     import tiny
     from sepo.errors import SepoError
-    from sepo.hosts.shared.models import check_tokenizers
-    from sepo.training.settings import ModelSpec
+    from sepo.recipe.settings import ModelSpec
+    from sepo.scoring.model_files import check_tokenizers
 
     class HubAccess:
         trust_remote_code = False
@@ -101,8 +101,8 @@ def test_oracle_with_the_weights_of_its_base(world, tmp_path):
     from transformers import AutoTokenizer
 
     from sepo.errors import SepoError
-    from sepo.hosts.shared.scoring import scoring_identity
-    from sepo.training.settings import ModelSpec, OracleSpec
+    from sepo.recipe.settings import ModelSpec, OracleSpec
+    from sepo.scoring.oracle import scoring_identity
 
     class Arguments:
         trust_remote_code, compute_dtype, template, cutoff_len = False, None, "chatml", 128

@@ -9,8 +9,8 @@ from datasets import Dataset
 
 import tiny
 from sepo.errors import SepoError
-from sepo.hosts.shared.columns import mapped, selection_columns
 from sepo.objectives import resolve_method
+from sepo.scoring.live_columns import mapped, selection_columns
 from sepo.training import SELECTION, SelectionCollator
 
 SIDES = ("chosen", "rejected")

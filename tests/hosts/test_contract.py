@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import sepo.hosts
+from sepo.hosts.contract import Entry, check, gap
 from sepo.hosts.llamafactory.contract import CONTRACT
 from sepo.hosts.llamafactory.doctor import contract_findings
-from sepo.hosts.shared.contract import Entry, check, gap
 
 HOSTS = Path(sepo.hosts.__file__).parent
 LEDGER = (HOSTS / "PATCHES.md").read_text()
@@ -229,7 +229,7 @@ def test_commands_on_one_device_see_the_first(monkeypatch):
 def test_plain_loading_restores_the_engine(monkeypatch):
     from transformers.integrations import deepspeed
 
-    from sepo.hosts.shared.scoring_models import plain_loading
+    from sepo.scoring.models import plain_loading
 
     class Engine:
         def is_zero3(self):

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.conversations import conversations_kept
-from sepo.hosts.shared.conversations import CONVERSATION
+from sepo.text.conversations import CONVERSATION
 
 COLUMNS = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "system": "system"}
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from recipes import BIN, adapter, environment, logged, run, sepo_recipe, sepo_train, write
-from sepo.training.recorded import read_record
+from sepo.runs.token_samples_reader import read_record
 
 pytestmark = pytest.mark.host
 

@@ -11,8 +11,8 @@ from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.evaluate import Request, evaluate
 from sepo.hosts.llamafactory.evaluate_recipe import evaluation_recipe
-from sepo.training.provenance import RECIPE_FILE
-from sepo.training.settings import ModelSpec
+from sepo.recipe.settings import ModelSpec
+from sepo.runs.provenance import RECIPE_FILE
 
 
 def evaluation(**more):

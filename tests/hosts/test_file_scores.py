@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, Seq2SeqTrainingArguments
 import tiny
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.file_scores import carried_scores
-from sepo.training.texts import TokenTexts
+from sepo.text.token_texts import TokenTexts
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")

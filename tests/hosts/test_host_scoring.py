@@ -8,8 +8,9 @@ import pytest
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.hosts.shared import scored_rows, scoring
-from sepo.hosts.shared.rows import skip_empty_responses
+from sepo.scoring import oracle as scoring
+from sepo.scoring import stored_columns as scored_rows
+from sepo.training.tokenized_pairs import skip_empty_responses
 
 IGNORE = -100
 
@@ -65,7 +66,7 @@ def test_rows_digest_sees_ids_order_and_boundaries():
 def scorer(world, tmp_path):
     from transformers import AutoTokenizer
 
-    from sepo.training.settings import ModelSpec, OracleSpec
+    from sepo.recipe.settings import ModelSpec, OracleSpec
 
     def make(**overrides):
         values = {

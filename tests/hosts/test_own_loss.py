@@ -12,10 +12,10 @@ from recipes import environment, logged, run, sepo_recipe, write
 from sepo.cli.doctor import registered_findings
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pipeline import plan_steps
-from sepo.hosts.shared.arguments import resolve
-from sepo.hosts.shared.columns import selection_columns
-from sepo.hosts.shared.stages import check_stage, is_ours
 from sepo.objectives import resolve_method
+from sepo.recipe.resolve import resolve
+from sepo.recipe.stages import check_stage, is_ours
+from sepo.scoring.live_columns import selection_columns
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "simpo_gamma", "learning_rate", "model_name_or_path")
 

@@ -17,7 +17,7 @@ from sepo.hosts.llamafactory.plan import account as accounts
 from sepo.hosts.llamafactory.plan import run as plans
 from sepo.hosts.llamafactory.plan.account import account_for
 from sepo.hosts.llamafactory.plan.recipe import planned_run
-from sepo.training.settings import ModelSpec
+from sepo.recipe.settings import ModelSpec
 
 pytestmark = pytest.mark.host
 
@@ -78,7 +78,7 @@ def test_parameters_are_the_published_ones(name, shapes):
 
 def examples():
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
-    from sepo.hosts.shared.stages import HOST_STAGES
+    from sepo.recipe.stages import HOST_STAGES
 
     for path in sorted(p for p in (ROOT / "yaml_examples").rglob("*.yaml") if p.parent.name != "axolotl"):
         recipe = yaml.safe_load(path.read_text())

@@ -18,11 +18,11 @@ from recipes import adapter, logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.conversations import TextReadingProcessor, _conversation
 from sepo.hosts.llamafactory.responses import PolicyResponses
-from sepo.hosts.shared.conversations import CONVERSATION, READ
-from sepo.hosts.shared.projected_scores import ProjectedScorer, oracle_reader
+from sepo.recipe.settings import ModelSpec, OracleSpec
 from sepo.report.reading import read_subject
-from sepo.tokens.store import ScoreStore
-from sepo.training.settings import ModelSpec, OracleSpec
+from sepo.score_store import ScoreStore
+from sepo.scoring.projected import ProjectedScorer, oracle_reader
+from sepo.text.conversations import CONVERSATION, READ
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")
@@ -95,7 +95,7 @@ class _Plain:
     def __init__(self, models):
         import contextlib
 
-        from sepo.forward.scoring import OracleScorer, ScoringModel
+        from sepo.forward.sequences import OracleScorer, ScoringModel
 
         self.calls = 0
         oracle, base = (ScoringModel(model.eval(), contextlib.nullcontext) for model in models)
@@ -189,7 +189,7 @@ def test_the_store_knows_nothing_of_the_policy(attach, caplog):
 def test_totals_are_the_oracles_and_truncated_rows_keep_the_scores_of_what_is_left(attach, words):
     scorer, dataset, scored = attach()
     read = [scorer.reader.read(json.loads(text)) for text in dataset[CONVERSATION]]
-    from sepo.forward.scoring import ScoredSequence
+    from sepo.forward.sequences import ScoredSequence
 
     own = scorer._scorer.score([ScoredSequence(r.input_ids, r.response_start) for pair in read for r in pair])
     for index in range(len(ANSWERS)):

@@ -9,11 +9,11 @@ import torch
 
 from recipes import logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
-from sepo.forward.scoring import LogProbScorer, ScoringModel
-from sepo.hosts.shared import reference_scores
-from sepo.hosts.shared.reference_scores import ReferenceScores
-from sepo.hosts.shared.scored_rows import row_sequences
-from sepo.training.settings import ModelSpec, PrecomputedReference
+from sepo.forward.sequences import LogProbScorer, ScoringModel
+from sepo.recipe.settings import ModelSpec, PrecomputedReference
+from sepo.scoring import reference as reference_scores
+from sepo.scoring.reference import ReferenceScores
+from sepo.scoring.stored_columns import row_sequences
 from test_host_scoring import rows
 
 

@@ -14,7 +14,7 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.export import export_recipe
 from sepo.hosts.llamafactory.launcher import refuse_without_scoring
 from sepo.hosts.llamafactory.registration import check_recipe
-from sepo.tokens.store import ScoreStore
+from sepo.score_store import ScoreStore
 from test_file_scores import prepared
 
 SEPO = [sys.executable, "-m", "sepo"]
@@ -173,8 +173,8 @@ def adapter_folder(tmp_path):
 
 
 def test_adapters_and_quantization_are_part_of_what_a_model_is(world, adapter_folder):
-    from sepo.hosts.shared.scored_rows import spec_identity
-    from sepo.training.settings import ModelSpec
+    from sepo.recipe.settings import ModelSpec
+    from sepo.scoring.stored_columns import spec_identity
 
     oracle = str(world / "oracle")
     one, copy, other = (adapter_folder(*made) for made in (("one", 1.0), ("copy", 1.0), ("other", 2.0)))

@@ -9,11 +9,11 @@ import pytest
 
 from recipes import BIN, run, sepo_recipe, sepo_train
 from sepo.cli import main
-from sepo.hosts.llamafactory.status import run_status
 from sepo.report.reading import read_subject
-from sepo.training.logged import LOG_FILE, SETTINGS_FILE, read_log
-from sepo.training.recorded import read_record
-from sepo.training.runlog import note_preparation
+from sepo.runs.log_reader import LOG_FILE, SETTINGS_FILE, read_log
+from sepo.runs.log_writer import note_preparation
+from sepo.runs.status import run_status
+from sepo.runs.token_samples_reader import read_record
 
 
 def folder_with(tmp_path, *lines, settings=None):

@@ -21,7 +21,7 @@ from recipes import (
     sepo_train,
     write,
 )
-from sepo.training.recorded import RECORD_FILE
+from sepo.runs.token_samples_reader import RECORD_FILE
 
 pytestmark = pytest.mark.host
 

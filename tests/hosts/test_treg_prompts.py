@@ -12,13 +12,13 @@ from llamafactory.hparams import DataArguments
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from sepo.errors import SepoError
-from sepo.forward.contrastive import ContrastivePair
-from sepo.forward.scoring import ScoredSequence
-from sepo.hosts.shared import contrastive
-from sepo.hosts.shared.contrastive import ContrastiveDatasetScorer, PromptEncoder
-from sepo.hosts.shared.conversations import CONVERSATION
-from sepo.tokens.contrastive import answer_marker, quoted_conversation, revision_prompt
-from sepo.training.settings import ModelSpec, TokenRewardSource
+from sepo.forward.revision_rewards import ContrastivePair
+from sepo.forward.sequences import ScoredSequence
+from sepo.recipe.settings import ModelSpec, TokenRewardSource
+from sepo.scoring import contrastive
+from sepo.scoring.contrastive import ContrastiveDatasetScorer, PromptEncoder
+from sepo.text.conversations import CONVERSATION
+from sepo.text.revision_prompts import answer_marker, quoted_conversation, revision_prompt
 
 IGNORE = -100
 TURNS = (
@@ -159,7 +159,7 @@ def model(world, monkeypatch):
     """The scoring model in float64, in place of the host's loader."""
     import contextlib
 
-    from sepo.forward.scoring import ScoringModel
+    from sepo.forward.sequences import ScoringModel
 
     made = LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64).eval()
     loaded = []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sepo.report.reading import read_subject
 from sepo.report.subject import Subject
-from sepo.tokens.store import AnswerText, RowText, ScoreStore
+from sepo.score_store import AnswerText, RowText, ScoreStore
 from told import SELECT, SIDES, make_run, make_store, table
 
 ROWS = table()

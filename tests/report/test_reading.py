@@ -12,12 +12,12 @@ from datasets import Dataset
 
 import tiny
 from sepo.errors import SepoError
-from sepo.hosts.shared.columns import selection_columns
-from sepo.hosts.shared.row_texts import PolicyTokens
 from sepo.objectives import TokenScorer, resolve_method
 from sepo.report.reading import read_subject
 from sepo.report.subject import NO_TEXT, SHARES
-from sepo.tokens.store import write_names
+from sepo.score_store import write_names
+from sepo.scoring.live_columns import selection_columns
+from sepo.scoring.row_texts import PolicyTokens
 from sepo.training import SELECTION, SelectionCollator
 from told import SELECT, SIDES, make_run, make_store, record_line, table, texts_of
 

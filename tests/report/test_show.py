@@ -14,7 +14,7 @@ from rich.console import Console
 from sepo.cli import main
 from sepo.report.show import show
 from sepo.report.subject import Pair, Side, Subject
-from sepo.tokens.store import write_names
+from sepo.score_store import write_names
 from told import make_run, make_store, record_line, table
 
 ROWS = table()

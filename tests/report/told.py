@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 import tiny
-from sepo.tokens.store import AnswerText, RowText, ScoreStore
-from sepo.training.texts import TokenTexts
+from sepo.score_store import AnswerText, RowText, ScoreStore
+from sepo.text.token_texts import TokenTexts
 
 SIDES = ("chosen", "rejected")
 COLUMNS = ("chosen_scores", "rejected_scores")

@@ -14,8 +14,8 @@ import torch
 
 from sepo.cli import main
 from sepo.errors import SepoError
-from sepo.scores.summary import summarize
-from sepo.tokens.store import find_store, read_names, write_names
+from sepo.score_store import find_store, read_names, write_names
+from sepo.score_store.summary import summarize
 from stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
 
 NAMES = {"scorer": "oracle", "models": "saves/oracle over saves/base", "dataset": "my_pairs", "part": "train"}
@@ -88,7 +88,7 @@ def test_the_summary_is_what_numpy_says(root):
 
 
 def test_a_share_of_sums_with_different_signs_is_none():
-    from sepo.tokens.distribution import distribution
+    from sepo.score_store.distribution import distribution
 
     values, lengths = torch.tensor([-1.0, -2.0, 5.0, 1.0]), torch.tensor([3, 1])
     whole = distribution(lambda: [(values, lengths)], ratio=0.34, largest=True)

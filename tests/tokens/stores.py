@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sepo.tokens.store import ScoreStore
+from sepo.score_store import ScoreStore
 
 ROWS, SHARD_ROWS = 47, 5
 SHARDS = math.ceil(ROWS / SHARD_ROWS)

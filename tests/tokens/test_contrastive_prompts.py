@@ -2,7 +2,7 @@
 
 import pytest
 
-from sepo.tokens.contrastive import answer_marker, quoted_conversation, revision_prompt
+from sepo.text.revision_prompts import answer_marker, quoted_conversation, revision_prompt
 
 # Figure 2 with its caption's description in place, written out once by hand.
 WORSE = """\

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import foreign
-import sepo.tokens.projection
+import sepo.text.projection
 from sepo.errors import SepoError
-from sepo.tokens.projection import TokenSpans, project_scores, shared_boundaries, token_intervals
-from sepo.tokens.selection import select_tokens
-from sepo.training.texts import TokenTexts
+from sepo.selection.select import select_tokens
+from sepo.text.projection import TokenSpans, project_scores, shared_boundaries, token_intervals
+from sepo.text.token_texts import TokenTexts
 
 NAMES = sorted(foreign.MAKERS)
 TEXTS = [
@@ -45,7 +45,7 @@ def scores_for(spans, seed=0):
 
 
 def test_docstring_examples():
-    results = doctest.testmod(sepo.tokens.projection)
+    results = doctest.testmod(sepo.text.projection)
     assert results.attempted > 0
     assert results.failed == 0
 

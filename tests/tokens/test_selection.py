@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sepo.tokens.selection
+import sepo.selection.select
 from sepo.errors import SepoError
-from sepo.tokens.scores import alignment_scores, contrastive_rewards, oracle_scores
-from sepo.tokens.selection import select_tokens
+from sepo.selection.scores import alignment_scores, contrastive_rewards, oracle_scores
+from sepo.selection.select import select_tokens
 
 RATIOS = st.one_of(st.floats(0.001, 1.0), st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 1.0]))
 # Few distinct values, so that ties are common.
@@ -197,6 +197,6 @@ def test_scores_widen_half_precision_before_they_subtract():
 
 
 def test_examples_run():
-    result = doctest.testmod(sepo.tokens.selection, extraglobs={"torch": torch})
+    result = doctest.testmod(sepo.selection.select, extraglobs={"torch": torch})
     assert result.attempted > 0
     assert result.failed == 0

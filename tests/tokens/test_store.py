@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import sepo
 from sepo.errors import SepoError
-from sepo.tokens.store import content_key, default_store_root, file_digest
+from sepo.score_store import content_key, default_store_root, file_digest
 from stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
 
 # --- the key ---------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_the_files_hold_content_only(tmp_path, undisturbed):
 
 def test_nothing_heavy_is_imported():
     heavy = {"torch", "transformers", "datasets"}
-    code = f"import sys, sepo.tokens.store; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, sepo.score_store; print(sorted({heavy} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(Path(sepo.__file__).parents[1])}
     output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert output.stdout == "[]\n"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sepo.errors import SepoError
-from sepo.tokens.store import ScoreStore, content_key, file_digest
+from sepo.score_store import ScoreStore, content_key, file_digest
 from stores import COLUMNS, ROWS, SHARDS, filled, open_store, scores, tree
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import sepo
-from sepo.tokens.store import ShardRange, _store
+from sepo.score_store import ShardRange
+from sepo.score_store import store as _store
 from stores import COLUMNS, IDENTITY, ROWS, SHARD_ROWS, SHARDS, filled, open_store, scores, tree
 
 # One program for every test that needs processes of its own. argv: what to do, root, log of computed shards.
@@ -23,8 +24,8 @@ PROGRAM = """
 import logging, os, signal, sys, time
 from pathlib import Path
 import numpy as np
-from sepo.tokens import store as package
-from sepo.tokens.store import ScoreStore
+from sepo import score_store as package
+from sepo.score_store import ScoreStore
 
 task, root, log = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 IDENTITY, ROWS, COLUMNS, SHARD_ROWS = {constants!r}
@@ -66,7 +67,7 @@ def die_at(moment):
 def every_moment():
     warnings = logging.Handler(logging.WARNING)
     warnings.emit = lambda record: sys.exit(f"a kill is no damage: {{record.getMessage()}}")
-    logging.getLogger("sepo.tokens.store").addHandler(warnings)
+    logging.getLogger("sepo.score_store").addHandler(warnings)
     rows = 2 * SHARD_ROWS + 1
     whole = tree(run(root / "whole", scores, rows))
     for moment in range(200):
@@ -193,7 +194,7 @@ def test_a_shard_held_elsewhere_is_waited_for_and_taken_over_when_its_holder_die
 
 
 def test_a_wait_is_logged_once_and_names_the_shards(tmp_path, start, caplog):
-    caplog.set_level("INFO", logger="sepo.tokens.store")
+    caplog.set_level("INFO", logger="sepo.score_store")
     hold_the_first_shard(start("0.5", root=tmp_path / "root"), tmp_path)
     store = open_store(tmp_path / "root")
     store.fill(lambda a, b: scores(a, b) if a else pytest.fail("shard 0 is computed elsewhere"), poll_seconds=0.02)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import sepo
 from sepo.errors import SepoError
-from sepo.tokens.store import AnswerText, RowText, disk_size, remove_store
+from sepo.score_store import AnswerText, RowText, disk_size, remove_store
 from stores import ROWS, filled, open_store, tree
 
 CLEAN = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)

@@ -8,17 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sepo.tokens.spans
-import sepo.tokens.steps
-import sepo.tokens.units
+import sepo.selection.units
+import sepo.text.spans
+import sepo.text.steps
 from sepo.errors import SepoError
-from sepo.tokens.scopes import Responses, select_pairs, select_units
-from sepo.tokens.scores import random_scores, uncertainty_scores
-from sepo.tokens.selection import select_tokens
-from sepo.tokens.spans import Span, span_weights
-from sepo.tokens.steps import step_ids
-from sepo.tokens.threshold import dataset_threshold
-from sepo.tokens.units import UNITS, pick_spans, pick_steps, pick_tokens
+from sepo.selection.budgets import Responses, select_pairs, select_units
+from sepo.selection.scores import random_scores, uncertainty_scores
+from sepo.selection.select import select_tokens
+from sepo.selection.threshold import dataset_threshold
+from sepo.selection.units import UNITS, pick_spans, pick_steps, pick_tokens
+from sepo.text.spans import Span, span_weights
+from sepo.text.steps import step_ids
 
 RATIOS = st.one_of(st.floats(0.01, 1.0), st.sampled_from([0.1, 0.3, 0.5, 1.0]))
 SCORES = st.one_of(st.sampled_from([-1.0, -0.0, 0.0, 0.5]), st.floats(-100, 100, width=32))
@@ -401,7 +401,7 @@ def test_steps_are_lines_and_sentences(text, steps):
     assert sorted(set(numbers)) == list(range(len(steps)))
 
 
-@pytest.mark.parametrize("module", [sepo.tokens.units, sepo.tokens.steps, sepo.tokens.spans])
+@pytest.mark.parametrize("module", [sepo.selection.units, sepo.text.steps, sepo.text.spans])
 def test_examples_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

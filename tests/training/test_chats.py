@@ -4,7 +4,7 @@ import pytest
 
 import foreign
 from sepo.errors import SepoError
-from sepo.training.chats import ChatReader
+from sepo.text.chat_encoding import ChatReader
 
 PLAIN = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
 

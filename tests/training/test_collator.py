@@ -5,7 +5,7 @@ import doctest
 import pytest
 import torch
 
-import sepo.training.collator
+import sepo.training.selection_columns
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import SELECTION, STEPS, SelectionCollator, StepCollator
@@ -32,7 +32,7 @@ def collate(*features, **ratios):
 
 
 def test_docstring_examples():
-    results = doctest.testmod(sepo.training.collator)
+    results = doctest.testmod(sepo.training.selection_columns)
     assert results.attempted > 0
     assert results.failed == 0
 

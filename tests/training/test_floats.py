@@ -8,12 +8,12 @@ import torch
 from test_step import PAIRS, assert_same, collate, make_pairs
 from transformers import LlamaForCausalLM
 
-import sepo.training.floats
+import sepo.training.float_columns
 from sepo.errors import SepoError
-from sepo.forward.scoring import LogProbScorer, ScoredSequence, ScoringModel
+from sepo.forward.sequences import LogProbScorer, ScoredSequence, ScoringModel
 from sepo.objectives import resolve_method
 from sepo.training import REF_LOGPS, ReferenceCollator, RewardCollator, preference_step
-from sepo.training.floats import batch_floats
+from sepo.training.float_columns import batch_floats
 
 FLOAT32 = 1e-6
 """Stored log-probabilities are float32."""
@@ -97,7 +97,7 @@ def test_a_reference_that_is_given_is_run(models):
 
 
 def test_docstring_examples():
-    results = doctest.testmod(sepo.training.floats)
+    results = doctest.testmod(sepo.training.float_columns)
     assert results.attempted > 0
     assert results.failed == 0
 

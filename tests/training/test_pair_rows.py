@@ -9,13 +9,13 @@ from peft import LoraConfig, get_peft_model
 from test_step import slow_log_probs
 from transformers import LlamaForCausalLM
 
-import sepo.training.rows
+import sepo.training.encoded_pairs
 import tiny
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
-from sepo.tokens.contrastive import answer_marker, revision_prompt
+from sepo.text.revision_prompts import answer_marker, revision_prompt
 from sepo.training import PairCollator, add_steps, encode_pairs, reward_rows, score_rows
-from sepo.training.rewards import token_rewards
+from sepo.training.reward_columns import token_rewards
 
 PAIRS = [
     {"prompt": "How many legs has a spider?", "chosen": "It has 8 legs.", "rejected": "It has 6 legs. Or more!"},
@@ -181,6 +181,6 @@ def test_a_dataset_scope_asks_for_its_counts(world, words):
 
 
 def test_docstring_examples():
-    results = doctest.testmod(sepo.training.rows)
+    results = doctest.testmod(sepo.training.encoded_pairs)
     assert results.attempted
     assert not results.failed

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sepo.training.provenance import HIDDEN, RECIPE_FILE, package_versions, redacted, write_provenance
+from sepo.runs.provenance import HIDDEN, RECIPE_FILE, package_versions, redacted, write_provenance
 
 HARMLESS = {
     "stage": "sepo", "token_scorer": "oracle", "token_scores_dir": "/scores", "score_batch_tokens": 8192,

@@ -13,11 +13,11 @@ from transformers import LlamaForCausalLM
 
 import tiny
 from sepo.objectives import resolve_method, select
+from sepo.runs.token_samples import PAIRS, TokenRecord, recorded_steps
+from sepo.runs.token_samples_reader import RECORD_FILE, read_record
+from sepo.text.token_texts import TokenTexts
 from sepo.training import SELECTION, StepCollator, preference_step
 from sepo.training.parts import Parts
-from sepo.training.record import PAIRS, TokenRecord, recorded_steps
-from sepo.training.recorded import RECORD_FILE, read_record
-from sepo.training.texts import TokenTexts
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")

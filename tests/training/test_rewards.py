@@ -9,11 +9,11 @@ import torch
 from test_step import PAIRS, assert_same, collate, logsigmoid, make_pairs, slow_log_probs
 from transformers import LlamaForCausalLM
 
-import sepo.training.rewards
+import sepo.training.reward_columns
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import TOKEN_REWARDS, RewardCollator, preference_step
-from sepo.training.rewards import token_rewards
+from sepo.training.reward_columns import token_rewards
 
 
 def rewarded(pairs):
@@ -49,7 +49,7 @@ def running(model):
 
 
 def test_docstring_examples():
-    results = doctest.testmod(sepo.training.rewards)
+    results = doctest.testmod(sepo.training.reward_columns)
     assert results.attempted > 0
     assert results.failed == 0
 

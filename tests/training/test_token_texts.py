@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 import foreign
 import tiny
-from sepo.tokens.steps import step_ids
-from sepo.training.texts import TokenTexts
+from sepo.text.steps import step_ids
+from sepo.text.token_texts import TokenTexts
 
 NAMES = ("byte_level", "metaspace_bpe", "unigram", "wordpiece", "characters")
 TEXTS = ["It has 8 legs. Yes!\nWhy 🕷️?", "你好，世界。好。", "  two  spaces ", "naïve café — é", "👨‍👩‍👧 ok", ""]

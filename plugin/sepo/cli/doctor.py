@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sepo
 from sepo.errors import SepoError
-from sepo.hosts.shared.contract import Finding
+from sepo.hosts.contract import Finding
 from sepo.installation import (
     AXOLOTL,
     HOSTS,
@@ -142,7 +142,7 @@ def registered_findings(host_keys: tuple[str, ...]) -> Iterator[Finding]:
     Args:
         host_keys: recipe keys that no registered objective may take.
     """
-    from sepo.hosts.shared.stages import check_registered
+    from sepo.recipe.stages import check_registered
 
     items = [item for kind in GROUPS for item in registered(kind)]
     if not items:

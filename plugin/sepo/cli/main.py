@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sepo import __version__
-from sepo.credit.commands import add_credit, run_credit
+from sepo.cli.credit import add_credit, run_credit
+from sepo.cli.evaluation import add_eval, run_eval
+from sepo.cli.report import add_report, add_show, run_report, run_show
+from sepo.cli.scores import add_scores, run_scores
 from sepo.errors import SepoError
-from sepo.evaluation.commands import add_eval, run_eval
-from sepo.report.commands import add_report, add_show, run_report, run_show
-from sepo.scores.commands import add_scores, run_scores
 
 EPILOG = """examples:
   sepo train recipe.yaml learning_rate=1e-5     a LLaMA-Factory recipe, ours or theirs
@@ -93,7 +93,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from sepo.hosts.llamafactory.status import status
+    from sepo.runs.status import status
 
     status(Path(options.folder), as_json=options.json)
     return 0

@@ -12,7 +12,7 @@ import torch
 
 from sepo.credit.measures import Array, Bootstrap, Estimate, auroc, average_precision, precision_recall
 from sepo.errors import SepoError
-from sepo.tokens.selection import select_tokens
+from sepo.selection.select import select_tokens
 
 MEASURES = ("auroc", "average_precision", "precision", "recall")
 """Of every scorer. The last two are of the tokens that the selection takes at the ratio."""

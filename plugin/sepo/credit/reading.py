@@ -9,11 +9,11 @@ import numpy as np
 
 from sepo.credit.data import LabelledPair
 from sepo.credit.evaluate import MarkedResponse
-from sepo.forward.contrastive import ContrastivePair
-from sepo.tokens.contrastive import quoted_conversation
-from sepo.tokens.spans import marked_tokens
-from sepo.training.chats import ChatReader, ReadResponse
-from sepo.training.scoring import contrastive_pair
+from sepo.forward.revision_rewards import ContrastivePair
+from sepo.text.chat_encoding import ChatReader, ReadResponse
+from sepo.text.revision_prompts import quoted_conversation
+from sepo.text.spans import marked_tokens
+from sepo.training.row_scores import contrastive_pair
 
 
 class Reader(Protocol):

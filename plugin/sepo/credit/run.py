@@ -49,12 +49,12 @@ from sepo.credit.scorers import (
     stored_scores,
 )
 from sepo.errors import SepoError
-from sepo.forward.contrastive import ContrastiveScorer
-from sepo.forward.scoring import DEFAULT_BATCH_TOKENS, LogProbScorer, ScoredSequence
-from sepo.tokens.scores import oracle_scores
-from sepo.training.chats import ReadResponse
-from sepo.training.settings import ModelSpec
-from sepo.training.texts import TokenTexts
+from sepo.forward.revision_rewards import ContrastiveScorer
+from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, LogProbScorer, ScoredSequence
+from sepo.recipe.settings import ModelSpec
+from sepo.selection.scores import oracle_scores
+from sepo.text.chat_encoding import ReadResponse
+from sepo.text.token_texts import TokenTexts
 
 if TYPE_CHECKING:
     from sepo.hosts.llamafactory.credit import CreditHost, NamedSpec

@@ -20,13 +20,13 @@ from sepo.credit.measures import Array
 from sepo.errors import SepoError, nearest
 from sepo.objectives import LiveTokens, RowTokens, TokenScorer, available_scorers
 from sepo.objectives.presets import find_scorer
-from sepo.tokens.scores import random_scores
-from sepo.tokens.store import ScoreStore
-from sepo.training.collator import SCORE_COLUMNS
-from sepo.training.registered import scores_of_row, scores_of_rows
-from sepo.training.rewards import REWARD_COLUMNS
-from sepo.training.settings import ModelSpec, OracleSpec
-from sepo.training.texts import TokenTexts
+from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.score_store import ScoreStore
+from sepo.scoring.custom_results import scores_of_row, scores_of_rows
+from sepo.selection.scores import random_scores
+from sepo.text.token_texts import TokenTexts
+from sepo.training.reward_columns import REWARD_COLUMNS
+from sepo.training.selection_columns import SCORE_COLUMNS
 
 STORE = "store:"
 SURPRISAL = "surprisal"

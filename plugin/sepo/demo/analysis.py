@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from sepo.errors import SepoError
 from sepo.evaluation.divergence import answer_sums
 from sepo.evaluation.preference import accuracy_and_margin, margins
-from sepo.forward.scoring import ScoredSequence, ScoringModel
-from sepo.tokens.selection import select_tokens
-from sepo.tokens.spans import marked_tokens
-from sepo.tokens.store import ScoreStore
+from sepo.forward.sequences import ScoredSequence, ScoringModel
+from sepo.score_store import ScoreStore
+from sepo.selection.select import select_tokens
+from sepo.text.spans import marked_tokens
 
 PROMPT = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 END_OF_TURN = "<|im_end|>\n"

@@ -141,8 +141,8 @@ def _found_by_the_oracle(policy: Path) -> dict[str, dict[str, float]]:
     """How well the oracle finds known errors of facts that it has not seen, and how well plain surprisal does."""
     from sepo.credit.data import read_pairs
     from sepo.credit.run import CreditRequest, measure
-    from sepo.credit.runs import read_run
     from sepo.credit.scorers import CreditModels
+    from sepo.runs.oracle_of_run import read_run
 
     run = read_run(policy)
     request = CreditRequest(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sepo.errors import SepoError
 from sepo.forward.head import causal_lm
 from sepo.forward.layout import PairLayout
-from sepo.forward.scoring import (
+from sepo.forward.sequences import (
     ScoredSequence,
     ScoringModel,
     item_batches,

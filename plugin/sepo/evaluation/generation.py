@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from sepo.errors import SepoError
 from sepo.forward.head import causal_lm
-from sepo.forward.scoring import ScoringModel, item_batches
+from sepo.forward.sequences import ScoringModel, item_batches
 
 
 @dataclass(frozen=True)

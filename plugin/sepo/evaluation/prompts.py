@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sepo.errors import SepoError
 from sepo.evaluation.generation import Decoding, Generated, generate_answers
 from sepo.evaluation.judges import Judge, Question
-from sepo.forward.scoring import ScoringModel
+from sepo.forward.sequences import ScoringModel
 
 Message = Mapping[str, str]
 """``role`` and ``content`` of a turn."""

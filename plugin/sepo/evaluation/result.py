@@ -18,7 +18,7 @@ from sepo.evaluation.judges import JUDGES, Answer, own_question, write_answers, 
 from sepo.evaluation.preference import preference_change
 from sepo.evaluation.prompts import PromptSet
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
-from sepo.training.settings import ModelSpec
+from sepo.recipe.settings import ModelSpec
 
 HELDOUT = "heldout"
 """The name of the prompts of held-out pairs."""

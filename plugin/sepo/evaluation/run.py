@@ -17,7 +17,7 @@ from sepo.evaluation.estimates import Estimate, estimate
 from sepo.evaluation.generation import Decoding
 from sepo.evaluation.preference import Margins, Preference, margins, preference
 from sepo.evaluation.prompts import PromptSet, Spoken, Voice, converse
-from sepo.forward.scoring import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
+from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sepo.errors import SepoError
 from sepo.forward.attention import PREFIX, SUPPORTED, UnknownAttentionError, register
 from sepo.forward.chunked import matmul_dtype
-from sepo.forward.evaluation import in_evaluation_mode
+from sepo.forward.evaluation_mode import in_evaluation_mode
 from sepo.forward.head import Head, causal_lm, run_through_head
 from sepo.forward.layout import PairLayout, is_right_padded, pair_layout
 

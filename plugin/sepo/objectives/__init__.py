@@ -20,7 +20,7 @@ from sepo.objectives.selecting import select
 from sepo.objectives.settings import Choice, Flag, Number, Whole
 from sepo.objectives.sides import Side
 from sepo.objectives.weights import PairWeight, PolicyLikelihood
-from sepo.tokens.scoring import LiveTokens, RowTokens, StoredScorer
+from sepo.selection.scorer_inputs import LiveTokens, RowTokens, StoredScorer
 
 __all__ = [
     "NO_SCORER",

@@ -15,7 +15,7 @@ from sepo.objectives.penalties import PairRewards
 from sepo.objectives.presets import resolve_method
 from sepo.objectives.selecting import select
 from sepo.objectives.sides import Side, zero_outside
-from sepo.tokens.selection import check_mask, require_counted_tokens
+from sepo.selection.select import check_mask, require_counted_tokens
 
 
 def _regularized(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from sepo.errors import SepoError
 from sepo.objectives.method import Method
 from sepo.objectives.settings import Choice, Number, Setting, Whole
-from sepo.tokens.scopes import DEFAULT_SPAN_TOKENS, SCOPES
-from sepo.tokens.selection import RULES
-from sepo.tokens.units import UNITS
+from sepo.selection.budgets import DEFAULT_SPAN_TOKENS, SCOPES
+from sepo.selection.select import RULES
+from sepo.selection.units import UNITS
 
 
 def share(default: float) -> Number:

@@ -15,11 +15,11 @@ from sepo.objectives.regularizers import Regularizer
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Value
 from sepo.objectives.weights import PairWeight
-from sepo.tokens.scopes import DEFAULT_SPAN_TOKENS, SCOPES
-from sepo.tokens.scores import alignment_scores, uncertainty_scores
-from sepo.tokens.scoring import LiveTokens, RowTokens, StoredScorer
-from sepo.tokens.selection import RULES
-from sepo.tokens.units import UNITS
+from sepo.selection.budgets import DEFAULT_SPAN_TOKENS, SCOPES
+from sepo.selection.scorer_inputs import LiveTokens, RowTokens, StoredScorer
+from sepo.selection.scores import alignment_scores, uncertainty_scores
+from sepo.selection.select import RULES
+from sepo.selection.units import UNITS
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class Selector:
     Attributes:
         chosen_ratio: share of the chosen responses' tokens, in (0, 1].
         rejected_ratio: share of the rejected responses' tokens; equal where a pair shares one budget.
-        rule: count rule, see ``sepo.tokens.selection``.
-        unit: what is kept or left as a whole: ``token``, ``span`` or ``step`` (see ``sepo.tokens.units``).
-        scope: what a share is a share of: ``response``, ``pair`` or ``dataset`` (see ``sepo.tokens.scopes``).
+        rule: count rule, see ``sepo.selection.select``.
+        unit: what is kept or left as a whole: ``token``, ``span`` or ``step`` (see ``sepo.selection.units``).
+        scope: what a share is a share of: ``response``, ``pair`` or ``dataset`` (see ``sepo.selection.budgets``).
         span_tokens: the shortest span.
 
     Raises:

@@ -16,7 +16,7 @@ from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Choice, Flag, Number, Setting, resolve_settings
 from sepo.objectives.weights import PolicyLikelihood
 from sepo.plugins import STORED_SCORERS, find, load, names
-from sepo.tokens.scoring import StoredScorer
+from sepo.selection.scorer_inputs import StoredScorer
 
 Weighting = Literal["sequence", "static"]
 

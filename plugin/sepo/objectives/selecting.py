@@ -8,9 +8,9 @@ from sepo.errors import SepoError
 from sepo.objectives.inputs import given, present
 from sepo.objectives.method import Method, Selector
 from sepo.objectives.sides import zero_outside
-from sepo.tokens.scopes import Responses, select_pairs, select_units
-from sepo.tokens.scoring import LiveTokens
-from sepo.tokens.selection import check_mask, require_counted_tokens, select_tokens
+from sepo.selection.budgets import Responses, select_pairs, select_units
+from sepo.selection.scorer_inputs import LiveTokens
+from sepo.selection.select import check_mask, require_counted_tokens, select_tokens
 
 
 def select(
@@ -43,7 +43,7 @@ def select(
         rejected_scores: [B, Tl] stored scores.
         chosen_steps: [B, Tw] integers, the number of each token's step; where ``method.needs_steps``.
         rejected_steps: [B, Tl].
-        chosen_counts: [B] integers, each response's budget (``sepo.tokens.threshold``); where ``method.needs_counts``.
+        chosen_counts: [B] integers, each response's budget (``sepo.selection.threshold``); where ``method.needs_counts``.
         rejected_counts: [B].
         policy_chosen_logps: [B, Tw] per-token log-probabilities in nats, for live scores; detached.
         policy_rejected_logps: [B, Tl].

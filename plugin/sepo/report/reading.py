@@ -13,15 +13,15 @@ import numpy as np
 from sepo.errors import SepoError
 from sepo.objectives import Method, Selector
 from sepo.report.recorded import recorded_pairs, recorded_spreads
-from sepo.report.run_files import RUN_FILES, read_numbers, read_object, read_recipe
 from sepo.report.scorers import is_live, scored_by, store_of, store_scored_by
 from sepo.report.selecting import method_of, selecting_method
 from sepo.report.stored import HOW_TO_GET_TEXTS, StoreReader, evenly, store_settings
 from sepo.report.subject import Pair, Spread, Subject
-from sepo.scores.summary import SHARE
-from sepo.tokens.store import default_store_root, find_store, read_names
-from sepo.training.logged import SETTINGS_FILE
-from sepo.training.recorded import RECORD_FILE
+from sepo.runs.folder import RUN_FILES, read_numbers, read_object, read_recipe
+from sepo.runs.log_reader import SETTINGS_FILE
+from sepo.runs.token_samples_reader import RECORD_FILE
+from sepo.score_store import default_store_root, find_store, read_names
+from sepo.score_store.summary import SHARE
 
 T = TypeVar("T")
 

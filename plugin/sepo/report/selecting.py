@@ -11,7 +11,7 @@ import torch
 
 from sepo.errors import SepoError
 from sepo.objectives import SCORERS, Method, Selector, TokenScorer, resolve_method, select
-from sepo.tokens.threshold import dataset_threshold
+from sepo.selection.threshold import dataset_threshold
 
 SIDES = ("chosen", "rejected")
 

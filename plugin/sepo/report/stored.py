@@ -16,9 +16,9 @@ from sepo.objectives import Method
 from sepo.report.selecting import SIDES, ScorePieces, dataset_counts, select_pair
 from sepo.report.spreads import spreads
 from sepo.report.subject import NO_TEXT, Pair, Side, Spread
-from sepo.scores.summary import pieces
-from sepo.tokens.steps import step_ids
-from sepo.tokens.store import AnswerText, RowText, ScoreStore
+from sepo.score_store import AnswerText, RowText, ScoreStore
+from sepo.score_store.summary import pieces
+from sepo.text.steps import step_ids
 
 HOW_TO_GET_TEXTS = "`sepo score RECIPE.yaml` with the recipe that scored it adds them and computes nothing again"
 

@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sepo.training.collator import SELECTION, STEPS, SelectionCollator, StepCollator
-    from sepo.training.floats import REF_LOGPS, ReferenceCollator
-    from sepo.training.rewards import TOKEN_REWARDS, RewardCollator
-    from sepo.training.rows import PairCollator, add_steps, encode_pairs
-    from sepo.training.scoring import reward_rows, score_rows
+    from sepo.training.encoded_pairs import PairCollator, add_steps, encode_pairs
+    from sepo.training.float_columns import REF_LOGPS, ReferenceCollator
+    from sepo.training.reward_columns import TOKEN_REWARDS, RewardCollator
+    from sepo.training.row_scores import reward_rows, score_rows
+    from sepo.training.selection_columns import SELECTION, STEPS, SelectionCollator, StepCollator
     from sepo.training.step import StepOutput, preference_step
     from sepo.training.trainer import PreferenceTrainer
 

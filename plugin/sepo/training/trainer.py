@@ -17,9 +17,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from sepo.errors import SepoError
 from sepo.forward.lora import fuse_lora
 from sepo.objectives import Method
+from sepo.training.encoded_pairs import PairCollator, check_row
 from sepo.training.loading import know_numbered_cpus
 from sepo.training.reference import StartingPolicy
-from sepo.training.rows import PairCollator, check_row
 from sepo.training.splitting import SplitsBatches
 from sepo.training.step import StepOutput, preference_step
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from sepo.errors import nearest
 from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys
-from sepo.hosts.shared.stages import objective_of_key
+from sepo.recipe.stages import objective_of_key
 
 
 class _Block(BaseModel):

@@ -11,11 +11,11 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.axolotl.conversations import check_types
-from sepo.hosts.shared.arguments import resolve
-from sepo.hosts.shared.conversations import QUOTED
-from sepo.hosts.shared.keys import SepoArguments
-from sepo.hosts.shared.stages import available_stages, is_ours, objective_of_key
-from sepo.training.settings import RunSettings
+from sepo.recipe.keys import SepoArguments
+from sepo.recipe.resolve import resolve
+from sepo.recipe.settings import RunSettings
+from sepo.recipe.stages import available_stages, is_ours, objective_of_key
+from sepo.text.conversations import QUOTED
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def settings_from(given: Mapping[str, Any]) -> RunSettings:
     """Resolve a stage.
 
     Raises:
-        SepoError: see ``sepo.hosts.shared.arguments.resolve``.
+        SepoError: see ``sepo.recipe.resolve.resolve``.
     """
     _, settings = resolve(dict(given), host_keys=(*(name for name, _ in _HOST_KEYS), *_MODEL_KEYS, "stage"))
     return settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sepo.hosts.shared.contract import SHARED, Entry
+from sepo.hosts.contract import SHARED, Entry
 
 _TRAINER = "axolotl.core.trainers.dpo.trainer"
 

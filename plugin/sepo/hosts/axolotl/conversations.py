@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.shared.conversations import CONVERSATION
+from sepo.text.conversations import CONVERSATION
 
 
 class ChatTemplate:

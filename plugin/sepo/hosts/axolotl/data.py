@@ -19,17 +19,17 @@ from sepo.hosts.axolotl.logs import log_as_the_host
 from sepo.hosts.axolotl.lost_answers import without_lost_answers
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.responses import PolicyResponses, UserScores
-from sepo.hosts.shared.columns import mapped, selection_columns
-from sepo.hosts.shared.conversations import CONVERSATION, QUOTED, READ
-from sepo.hosts.shared.models import spec_folders
-from sepo.hosts.shared.preparation import scorers_of, with_scores
-from sepo.hosts.shared.projected_scores import oracle_reader
-from sepo.hosts.shared.rows import SIDES, each_dataset, skip_empty_responses
-from sepo.hosts.shared.store_names import store_names
-from sepo.hosts.shared.user_scores import score_columns
-from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.runlog import note_preparation
-from sepo.training.settings import RunSettings
+from sepo.recipe.settings import RunSettings
+from sepo.runs.log_writer import note_preparation
+from sepo.scoring.live_columns import mapped, selection_columns
+from sepo.scoring.model_files import spec_folders
+from sepo.scoring.prepare import scorers_of, with_scores
+from sepo.scoring.projected import oracle_reader
+from sepo.scoring.store_names import store_names
+from sepo.scoring.user_scores import score_columns
+from sepo.text.conversations import CONVERSATION, QUOTED, READ
+from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
+from sepo.training.tokenized_pairs import SIDES, each_dataset, skip_empty_responses
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.contract import CONTRACT
-from sepo.hosts.shared.contract import Finding, check
+from sepo.hosts.contract import Finding, check
 from sepo.installation import AXOLOTL, install_command
 
 _GROUP, _NAME = "axolotl.plugins", "sepo"

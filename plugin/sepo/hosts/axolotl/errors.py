@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 
 from sepo.errors import SepoError
-from sepo.hosts.shared.telling import tell
+from sepo.hosts.errors import tell
 
 _BEFORE = "_sepo_before"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sepo.hosts.shared.scoring_models import load_frozen
-from sepo.training.settings import ModelSpec
+from sepo.recipe.settings import ModelSpec
+from sepo.scoring.models import load_frozen
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import logging
 from typing import Any
 
 from sepo.hosts.axolotl.models import host_arguments
-from sepo.hosts.shared.reference_keys import OWN_START
-from sepo.hosts.shared.scoring_models import load_scoring_model
-from sepo.training.settings import RunSettings
+from sepo.recipe.reference_keys import OWN_START
+from sepo.recipe.settings import RunSettings
+from sepo.scoring.models import load_scoring_model
 
 logger = logging.getLogger(__name__)
 

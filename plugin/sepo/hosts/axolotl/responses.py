@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.shared.conversations import CONVERSATION
-from sepo.hosts.shared.rows import SIDES
-from sepo.hosts.shared.user_scores import checked_scores, checked_spans, not_counted, not_spelled, scores_of_spans
-from sepo.tokens.projection import TokenSpans
-from sepo.training.chats import moved_spans
-from sepo.training.texts import TokenTexts
+from sepo.scoring.user_scores import checked_scores, checked_spans, not_counted, not_spelled, scores_of_spans
+from sepo.text.chat_encoding import moved_spans
+from sepo.text.conversations import CONVERSATION
+from sepo.text.projection import TokenSpans
+from sepo.text.token_texts import TokenTexts
+from sepo.training.tokenized_pairs import SIDES
 
 _BROKEN = "\ufffd"
 

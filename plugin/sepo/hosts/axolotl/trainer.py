@@ -16,15 +16,15 @@ from sepo.errors import SepoError
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
 from sepo.hosts.axolotl.config import Resolved
-from sepo.hosts.shared.recorded_rows import DatasetRows
-from sepo.hosts.shared.rows import SIDES
-from sepo.hosts.shared.run_files import method_collator, write_settings
-from sepo.training.collator import IGNORE_INDEX
+from sepo.runs.files import method_collator, write_settings
+from sepo.runs.log_writer import RunLog
+from sepo.runs.sampled_rows import DatasetRows
+from sepo.runs.token_samples import TokenRecord
 from sepo.training.loading import know_numbered_cpus
-from sepo.training.record import TokenRecord
-from sepo.training.runlog import RunLog
+from sepo.training.selection_columns import IGNORE_INDEX
 from sepo.training.splitting import SplitsBatches
 from sepo.training.step import StepTokens, preference_step
+from sepo.training.tokenized_pairs import SIDES
 
 _PAD_TO = 8
 

@@ -11,9 +11,9 @@ from llamafactory.data.parser import get_dataset_list
 from llamafactory.extras.misc import use_modelscope, use_openmind
 
 from sepo.errors import SepoError
-from sepo.hosts.shared.keys import names_of
-from sepo.hosts.shared.models import adapters_key, local_folder, spec_folders
-from sepo.training.settings import ModelSpec, RunSettings
+from sepo.recipe.keys import names_of
+from sepo.recipe.settings import ModelSpec, RunSettings
+from sepo.scoring.model_files import adapters_key, local_folder, spec_folders
 
 
 def _check_path(name: str | None, *, key: str, marker: str) -> None:

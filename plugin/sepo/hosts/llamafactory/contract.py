@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sepo.hosts.shared.contract import SHARED, Entry
+from sepo.hosts.contract import SHARED, Entry
 
 _RUN = ("model_args", "data_args", "training_args", "finetuning_args", "callbacks")
 _PROCESSOR = ("template", "tokenizer", "processor", "data_args")

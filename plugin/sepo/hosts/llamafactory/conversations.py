@@ -15,7 +15,7 @@ from llamafactory.data import loader
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo.errors import SepoError
-from sepo.hosts.shared.conversations import CONVERSATION, EVALUATED, EXPORTED, QUOTED, READ
+from sepo.text.conversations import CONVERSATION, EVALUATED, EXPORTED, QUOTED, READ
 
 _MEDIA = ("images", "videos", "audios")
 

@@ -15,19 +15,19 @@ from llamafactory.model import load_tokenizer
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.credit.data import LabelledPair
 from sepo.errors import SepoError
-from sepo.forward.contrastive import ContrastivePair
-from sepo.forward.scoring import ScoringModel
+from sepo.forward.revision_rewards import ContrastivePair
+from sepo.forward.sequences import ScoringModel
 from sepo.hosts.llamafactory.responses import PolicyResponses, example_row
-from sepo.hosts.shared.contrastive import PromptEncoder
-from sepo.hosts.shared.models import check_tokenizers, max_positions, spec_folders
-from sepo.hosts.shared.projected_scores import adapter_template
-from sepo.hosts.shared.rows import response_start
-from sepo.hosts.shared.scoring_models import give_memory_back, load_scoring_model, load_scoring_models
-from sepo.tokens.contrastive import quoted_conversation
-from sepo.tokens.projection import TokenSpans
-from sepo.training.chats import ReadResponse
-from sepo.training.collator import IGNORE_INDEX
-from sepo.training.settings import ModelSpec, OracleSpec
+from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.scoring.contrastive import PromptEncoder
+from sepo.scoring.model_files import check_tokenizers, max_positions, spec_folders
+from sepo.scoring.models import give_memory_back, load_scoring_model, load_scoring_models
+from sepo.scoring.projected import adapter_template
+from sepo.text.chat_encoding import ReadResponse
+from sepo.text.projection import TokenSpans
+from sepo.text.revision_prompts import quoted_conversation
+from sepo.training.selection_columns import IGNORE_INDEX
+from sepo.training.tokenized_pairs import response_start
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from sepo.hosts.contract import Finding, check
 from sepo.hosts.llamafactory.contract import CONTRACT
 from sepo.hosts.llamafactory.enable import enabled, pth_file
-from sepo.hosts.shared.contract import Finding, check
 from sepo.installation import LLAMAFACTORY, install_command
 
 _VERSION = "LLaMA-Factory 0.9.5"
@@ -30,7 +30,7 @@ def board_findings() -> Iterator[Finding]:
     from llamafactory.extras.packages import is_gradio_available
 
     from sepo.hosts.llamafactory.board.patch import board_gaps
-    from sepo.hosts.shared.stages import available_stages
+    from sepo.recipe.stages import available_stages
 
     if not is_gradio_available():
         yield Finding(True, "LLaMA Board: gradio is not installed, so there is none here")

@@ -28,18 +28,18 @@ from sepo.evaluation.prompts import Message, Prompt, PromptSet, Voice, check_roo
 from sepo.evaluation.report import print_result
 from sepo.evaluation.result import HELDOUT, EvaluatedPolicy, claimed_folder, result_values, write_results
 from sepo.evaluation.run import EvaluationSettings, HeldOut, PolicyResult, evaluate_policy
-from sepo.forward.scoring import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
+from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
 from sepo.hosts.llamafactory.bench.machine import versions
 from sepo.hosts.llamafactory.evaluate_recipe import EvaluationRecipe, evaluation_recipe
 from sepo.hosts.llamafactory.registration import get_train_args, settings_of
 from sepo.hosts.llamafactory.workflow import PreparedData, prepared_data
-from sepo.hosts.shared.conversations import CONVERSATION, EVALUATED
-from sepo.hosts.shared.models import check_tokenizers, max_positions, spec_folders
-from sepo.hosts.shared.rows import SIDES, each_dataset
-from sepo.hosts.shared.scored_rows import row_sequences
-from sepo.hosts.shared.scoring_models import give_memory_back, load_scoring_model, load_scoring_models
-from sepo.tokens.contrastive import quoted_conversation
-from sepo.training.settings import ModelSpec, OracleSpec
+from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.scoring.model_files import check_tokenizers, max_positions, spec_folders
+from sepo.scoring.models import give_memory_back, load_scoring_model, load_scoring_models
+from sepo.scoring.stored_columns import row_sequences
+from sepo.text.conversations import CONVERSATION, EVALUATED
+from sepo.text.revision_prompts import quoted_conversation
+from sepo.training.tokenized_pairs import SIDES, each_dataset
 
 _ROWS = 1000
 

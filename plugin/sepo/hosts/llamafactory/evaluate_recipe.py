@@ -12,11 +12,11 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.recipe import check_keys
 from sepo.hosts.llamafactory.pipeline import SECTIONS, override_values, read_pipeline
 from sepo.hosts.llamafactory.registration import host_keys
-from sepo.hosts.shared.keys import as_flag, as_number
-from sepo.hosts.shared.reference_keys import base_of_reference_adapters, reference_spec
-from sepo.hosts.shared.stages import check_stage
-from sepo.training.provenance import HIDDEN, RECIPE_FILE
-from sepo.training.settings import ModelSpec
+from sepo.recipe.keys import as_flag, as_number
+from sepo.recipe.reference_keys import base_of_reference_adapters, reference_spec
+from sepo.recipe.settings import ModelSpec
+from sepo.recipe.stages import check_stage
+from sepo.runs.provenance import HIDDEN, RECIPE_FILE
 
 _REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
 _TRAINING_KEYS_KEPT = ("use_cpu", "bf16", "fp16", "pure_bf16", "seed")

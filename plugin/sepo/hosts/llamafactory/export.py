@@ -16,13 +16,13 @@ from sepo.hosts.llamafactory.launcher import refuse_without_scoring
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.registration import get_train_args, settings_of
 from sepo.hosts.llamafactory.workflow import prepared_data
-from sepo.hosts.shared.conversations import CONVERSATION
-from sepo.hosts.shared.rows import SIDES, each_dataset
-from sepo.scores.export import write_rows
-from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.floats import REF_COLUMNS
-from sepo.training.rewards import REWARD_COLUMNS
-from sepo.training.texts import TokenTexts
+from sepo.score_store.export import write_rows
+from sepo.text.conversations import CONVERSATION
+from sepo.text.token_texts import TokenTexts
+from sepo.training.float_columns import REF_COLUMNS
+from sepo.training.reward_columns import REWARD_COLUMNS
+from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
+from sepo.training.tokenized_pairs import SIDES, each_dataset
 
 logger = logging.getLogger(__name__)
 

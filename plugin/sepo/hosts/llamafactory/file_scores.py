@@ -14,8 +14,7 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo import __version__
 from sepo.hosts.llamafactory.responses import PolicyResponses
-from sepo.hosts.shared.rows import SIDES
-from sepo.hosts.shared.user_scores import (
+from sepo.scoring.user_scores import (
     SPAN_COLUMNS,
     checked_scores,
     checked_spans,
@@ -24,8 +23,9 @@ from sepo.hosts.shared.user_scores import (
     score_columns,
     scores_of_spans,
 )
-from sepo.tokens.spans import Span
-from sepo.training.collator import IGNORE_INDEX, SCORE_COLUMNS
+from sepo.text.spans import Span
+from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
+from sepo.training.tokenized_pairs import SIDES
 
 _WHERE = "_sepo_row"
 _CARRIED: dict[str, Any] = {

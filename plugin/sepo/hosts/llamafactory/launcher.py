@@ -14,7 +14,7 @@ from sepo.errors import SepoError
 from sepo.installation import AXOLOTL, LLAMAFACTORY, install_command, is_installed, packages, what_is_wrong
 
 if TYPE_CHECKING:
-    from sepo.training.settings import RunSettings
+    from sepo.recipe.settings import RunSettings
 
 
 _IN_AXOLOTL = {"train": " Here run: axolotl train config.yaml"}

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.shared.arguments import resolve
-from sepo.hosts.shared.keys import OUR_KEYS
-from sepo.hosts.shared.stages import objective_keys, with_stage_defaults
+from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.resolve import resolve
+from sepo.recipe.stages import objective_keys, with_stage_defaults
 
 SECTIONS = ("base", "oracle", "policy")
 _PIPELINE_KEYS = ("oracle_sample_ratio", "base_dataset", "base_dataset_dir")

@@ -10,11 +10,11 @@ from types import ModuleType
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.shared.arguments import Arguments, given_keys, resolve, stage_of
-from sepo.hosts.shared.keys import OUR_KEYS
-from sepo.hosts.shared.stages import STAGES, check_stage, is_ours
-from sepo.hosts.shared.telling import tell
-from sepo.training.settings import RunSettings
+from sepo.hosts.errors import tell
+from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.resolve import Arguments, given_keys, resolve, stage_of
+from sepo.recipe.settings import RunSettings
+from sepo.recipe.stages import STAGES, check_stage, is_ours
 
 RAY_WORKER = "SEPO_RAY_WORKER"
 SCORE_ONLY = "SEPO_SCORE_ONLY"

@@ -8,8 +8,8 @@ from typing import Any
 from llamafactory.hparams import FinetuningArguments, ModelArguments
 from llamafactory.model import load_model, load_tokenizer
 
-from sepo.hosts.shared.scoring_models import load_frozen
-from sepo.training.settings import ModelSpec
+from sepo.recipe.settings import ModelSpec
+from sepo.scoring.models import load_frozen
 
 
 @load_frozen.register(ModelArguments)

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from sepo.cli.score_tables import print_summary
 from sepo.hosts.llamafactory.launcher import refuse_without_scoring
 from sepo.hosts.llamafactory.registration import settings_of
 from sepo.hosts.llamafactory.workflow import prepared_data
-from sepo.scores.summary import summarize
-from sepo.scores.tables import print_summary
-from sepo.tokens.store import ScoreStore
+from sepo.score_store import ScoreStore
+from sepo.score_store.summary import summarize
 
 _WHAT = {
     "token_scores": "token scores",

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
+from sepo.recipe.settings import RunSettings
+from sepo.runs.token_samples import TokenRecord
 from sepo.training.loading import know_numbered_cpus
-from sepo.training.record import TokenRecord
 from sepo.training.reference import StartingPolicy
-from sepo.training.settings import RunSettings
 from sepo.training.splitting import SplitsBatches
 from sepo.training.step import StepTokens, preference_step
 

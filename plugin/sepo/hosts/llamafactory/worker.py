@@ -8,8 +8,8 @@ if __name__ == "__main__":
     if sys.path and os.path.abspath(sys.path[0]) == os.path.dirname(os.path.abspath(__file__)):
         sys.path.pop(0)
     from sepo.errors import SepoError
+    from sepo.hosts.errors import tell
     from sepo.hosts.llamafactory.launcher import load_host
-    from sepo.hosts.shared.telling import tell
 
     try:
         load_host("train")

@@ -27,18 +27,18 @@ from sepo.hosts.llamafactory.file_scores import carried_scores
 from sepo.hosts.llamafactory.registration import recipe_of
 from sepo.hosts.llamafactory.responses import PolicyResponses
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
-from sepo.hosts.shared.columns import selection_columns
-from sepo.hosts.shared.conversations import CONVERSATION, EXPORTED, QUOTED, READ
-from sepo.hosts.shared.preparation import scorers_of, with_scores
-from sepo.hosts.shared.projected_scores import oracle_reader
-from sepo.hosts.shared.recorded_rows import DatasetRows
-from sepo.hosts.shared.rows import each_dataset, joined_column, skip_empty_responses
-from sepo.hosts.shared.run_files import method_collator, write_settings
-from sepo.hosts.shared.store_names import store_names
-from sepo.training.record import TokenRecord
+from sepo.recipe.settings import RunSettings
+from sepo.runs.files import method_collator, write_settings
+from sepo.runs.log_writer import RunLog, note_preparation
+from sepo.runs.sampled_rows import DatasetRows
+from sepo.runs.token_samples import TokenRecord
+from sepo.scoring.live_columns import selection_columns
+from sepo.scoring.prepare import scorers_of, with_scores
+from sepo.scoring.projected import oracle_reader
+from sepo.scoring.store_names import store_names
+from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
 from sepo.training.reference import StartingPolicy
-from sepo.training.runlog import RunLog, note_preparation
-from sepo.training.settings import RunSettings
+from sepo.training.tokenized_pairs import each_dataset, joined_column, skip_empty_responses
 
 logger = logging.getLogger(__name__)
 

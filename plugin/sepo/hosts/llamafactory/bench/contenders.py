@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.shared.arguments import resolve
-from sepo.hosts.shared.keys import OUR_KEYS
-from sepo.hosts.shared.reference_keys import base_of_reference_adapters
-from sepo.hosts.shared.stages import find_stage, is_ours, objective_keys, with_stage_defaults
 from sepo.objectives.presets import find_objective
-from sepo.training.settings import RunSettings
+from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.reference_keys import base_of_reference_adapters
+from sepo.recipe.resolve import resolve
+from sepo.recipe.settings import RunSettings
+from sepo.recipe.stages import find_stage, is_ours, objective_keys, with_stage_defaults
 
 HOST_DPO, HOST_SIMPO, OWN = "host_dpo", "host_simpo", "recipe"
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.hosts.shared.keys import OUR_KEYS
-from sepo.hosts.shared.stages import check_stage, is_ours, objective_keys, with_stage_defaults
+from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.stages import check_stage, is_ours, objective_keys, with_stage_defaults
 
 _DROPPED = (
     "do_eval", "do_predict", "eval_dataset", "eval_on_each_dataset", "load_best_model_at_end", "metric_for_best_model",

@@ -10,12 +10,12 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from sepo.errors import SepoError
-from sepo.hosts.shared.rows import SIDES, response_start
-from sepo.hosts.shared.treg_keys import CONTRASTIVE
-from sepo.training.collator import SCORE_COLUMNS
-from sepo.training.floats import REF_COLUMNS
-from sepo.training.rewards import REWARD_COLUMNS
-from sepo.training.settings import RunSettings
+from sepo.recipe.settings import RunSettings
+from sepo.recipe.treg_keys import CONTRASTIVE
+from sepo.training.float_columns import REF_COLUMNS
+from sepo.training.reward_columns import REWARD_COLUMNS
+from sepo.training.selection_columns import SCORE_COLUMNS
+from sepo.training.tokenized_pairs import SIDES, response_start
 
 _STORED = ("oracle", "file", CONTRASTIVE)
 

@@ -23,9 +23,9 @@ from sepo.hosts.llamafactory.bench.contenders import Contender
 from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with_random_columns
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
-from sepo.hosts.shared.columns import selection_columns
-from sepo.hosts.shared.rows import skip_empty_responses
+from sepo.scoring.live_columns import selection_columns
 from sepo.training.reference import StartingPolicy
+from sepo.training.tokenized_pairs import skip_empty_responses
 
 _LOOKED_AT = 5000
 """Rows whose lengths are looked at, at most."""

@@ -16,8 +16,8 @@ import yaml
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.enable import enabled
 from sepo.hosts.llamafactory.registration import check_recipe
-from sepo.hosts.shared.keys import OUR_KEYS
-from sepo.hosts.shared.stages import available_stages, objective_of_key
+from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.stages import available_stages, objective_of_key
 
 HOST_PROGRAM = "llamafactory-cli"
 

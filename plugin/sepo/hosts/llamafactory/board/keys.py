@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sepo.hosts.shared.arguments import HYPERPARAMETER_KEYS, ORACLE_KEYS, resolved_method
-from sepo.hosts.shared.keys import OUR_KEYS, typed
-from sepo.hosts.shared.stages import STAGES, is_ours, objective_keys, objective_of_key, with_stage_defaults
 from sepo.objectives import Method
+from sepo.recipe.keys import OUR_KEYS, typed
+from sepo.recipe.resolve import HYPERPARAMETER_KEYS, ORACLE_KEYS, resolved_method
+from sepo.recipe.stages import STAGES, is_ours, objective_keys, objective_of_key, with_stage_defaults
 
 
 def stage_keys(stage: str) -> dict[str, Any]:

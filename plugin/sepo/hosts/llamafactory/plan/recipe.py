@@ -13,12 +13,12 @@ import torch
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.registration import host_keys
-from sepo.hosts.shared.arguments import resolve
-from sepo.hosts.shared.keys import as_flag, as_number, names_of
-from sepo.hosts.shared.reference_keys import reference_spec
-from sepo.hosts.shared.stages import check_stage, is_ours
 from sepo.memory.shapes import Adapters, Trained
-from sepo.training.settings import ModelSpec, RunSettings
+from sepo.recipe.keys import as_flag, as_number, names_of
+from sepo.recipe.reference_keys import reference_spec
+from sepo.recipe.resolve import resolve
+from sepo.recipe.settings import ModelSpec, RunSettings
+from sepo.recipe.stages import check_stage, is_ours
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -16,8 +16,8 @@ from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.hosts.llamafactory.plan.report import advice, plan_values, print_plan, verdict
-from sepo.hosts.shared.arguments import given_keys
-from sepo.hosts.shared.scoring_models import plain_loading
+from sepo.recipe.resolve import given_keys
+from sepo.scoring.models import plain_loading
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,214 @@
+"""`sepo credit`: how well token scorers find known errors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sepo.errors import SepoError
+
+if TYPE_CHECKING:
+    from sepo.credit.run import CreditRequest
+    from sepo.credit.scorers import CreditModels
+    from sepo.runs.oracle_of_run import ScoredRun
+
+_DESCRIPTION = """\
+Measure how well token scores find the tokens that are known to be wrong, in rejected answers whose errors are marked:
+AUROC and average precision, precision and recall at the selection ratio, within each answer, with intervals, by type of
+error; and the differences between scorers.
+
+DATA is a JSON file of ranking rows with rejected_error_spans, in characters of the rejected answer
+([{"start": 0, "end": 4, "type": "Wrong-Name"}]), or this project's held-out pairs: demo, or demo:fluent.
+RUN_DIR is a run (or pipeline) of ours, whose oracle is measured on --data."""
+
+_EPILOG = """examples:
+  sepo credit saves/run --data my_pairs.json            a run's oracle, against surprisal and chance
+  sepo credit demo_output --data demo:fluent -o out.json --figure out.png
+  sepo credit my_pairs.json --model Qwen/Qwen3-0.6B --template qwen3_nothink --scorers contrastive,surprisal
+"""
+
+
+def add_credit(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the parser of `sepo credit`."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", metavar="DATA | RUN_DIR")
+    parser.add_argument("--data", help="the pairs, where a run is named (demo)")
+    parser.add_argument(
+        "--scorers",
+        help="comma-separated: oracle, surprisal, contrastive, policy_ref, random, any other token_scorer of a recipe, "
+        "store:FOLDER; default: oracle and surprisal where their models are named, and random",
+    )
+    models = parser.add_argument_group("models (folders or hub names; adapters comma-separated, in their order)")
+    models.add_argument(
+        "--model",
+        help="whose surprise is measured, who gets contrastive prompts, the policy of policy_ref (the oracle's base); "
+        "its tokenizer makes the tokens",
+    )
+    models.add_argument("--adapters", help="of --model")
+    models.add_argument("--oracle-model", help="default: the oracle's base")
+    models.add_argument("--oracle-adapters", "--oracle-model-adapters", help="of the oracle")
+    models.add_argument("--oracle-base", "--oracle-base-model", help="what the oracle was trained from (--model)")
+    models.add_argument("--oracle-base-adapters", "--oracle-base-model-adapters", help="of the base")
+    models.add_argument("--ref-model", help="the reference of policy_ref (--model)")
+    models.add_argument("--ref-adapters", "--ref-model-adapters", help="of the reference")
+    models.add_argument("--quantization-bit", type=int, choices=(4, 8), help="of all of them")
+    reading = parser.add_argument_group("reading")
+    reading.add_argument(
+        "--template", help="LLaMA-Factory's name, as in a recipe; default: the run's, or the tokenizer's chat template"
+    )
+    reading.add_argument("--cutoff-len", type=int, help="tokens of a conversation with its answer (the run's, or 2048)")
+    reading.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: the run's, or the host's choice")
+    reading.add_argument("--text-tokens", action="store_true", help="leave out the end of turn")
+    reading.add_argument("--rows", type=int, help="only the first rows")
+    reading.add_argument("--batch-tokens", type=int, help="tokens per scoring batch (8192)")
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument("--ratio", type=float, help="share of an answer's tokens selected (the run's, or 0.3)")
+    measuring.add_argument("--seed", type=int, default=0, help="of the bootstrap and of random scores (0)")
+    measuring.add_argument("--bootstrap", type=int, default=1000, metavar="SAMPLES", help="(1000)")
+    parser.add_argument("-o", "--output", metavar="FILE.json", help="also write everything as JSON")
+    parser.add_argument("--figure", metavar="FILE.png", help="also draw it (.png, .svg or .pdf)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def run_credit(options: argparse.Namespace) -> int:
+    """Measure, print, and write what was asked for.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SepoError: the data, a model or an option is wrong.
+    """
+    output = _target(options.output, "-o", (".json",), overwrite=options.overwrite)
+    picture = _target(options.figure, "--figure", (".png", ".svg", ".pdf"), overwrite=options.overwrite)
+    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
+
+    quiet_on_one_device()
+    load_host("credit")
+    from sepo.credit.data import read_pairs
+    from sepo.credit.report import print_result
+    from sepo.credit.run import measure
+
+    request = _request(options)
+    pairs = read_pairs(request.source)
+    result = measure(pairs[: options.rows], request, progress=True)
+    print_result(result)
+    if output is not None:
+        _write(result, output)
+        print(f"written: {output}")
+    if picture is not None:
+        from sepo.credit.figure import draw, save
+
+        save(draw(result), picture)
+        print(f"drawn: {picture}")
+    return 0
+
+
+def _target(name: str | None, option: str, endings: tuple[str, ...], *, overwrite: bool) -> Path | None:
+    """Where a file goes; refused before anything is computed."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if path.suffix not in endings:
+        raise SepoError(f"{option} {name}: the ending is {path.suffix!r}; {' or '.join(endings)} is expected.")
+    if not path.absolute().parent.is_dir():
+        raise SepoError(f"{option} {name}: there is no folder {path.absolute().parent}.")
+    if path.exists() and not overwrite:
+        raise SepoError(f"{option} {name} is there already; name another file, or add --overwrite.")
+    return path
+
+
+def _write(result: dict[str, Any], path: Path) -> None:
+    try:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SepoError(f"-o {path}: {error}") from error
+
+
+def _request(options: argparse.Namespace) -> CreditRequest:
+    """What the command line asks for."""
+    from sepo.credit.run import CreditRequest
+    from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
+    from sepo.runs.oracle_of_run import is_run, read_run
+    from sepo.selection.select import check_ratio
+
+    folder = Path(options.source).expanduser()
+    run: ScoredRun | None = None
+    source = options.source
+    if folder.is_dir():
+        if not is_run(folder):
+            raise SepoError(
+                f"{folder} is a folder without a run of ours; name a JSON file of pairs, or a run's folder."
+            )
+        run, source = read_run(folder), options.data or "demo"
+    elif options.data is not None:
+        raise SepoError(f"--data goes with a run's folder; '{options.source}' is taken for the data itself.")
+    models = _models(options, run)
+    ratio = options.ratio if options.ratio is not None else (run and run.ratio) or 0.3
+    check_ratio(ratio, name="--ratio")
+    cutoff = options.cutoff_len if options.cutoff_len is not None else (run and run.cutoff_len) or 2048
+    limits = (("--cutoff-len", cutoff, 2), ("--bootstrap", options.bootstrap, 1), ("--rows", options.rows, 1))
+    for name, value, least in (*limits, ("--batch-tokens", options.batch_tokens, 1)):
+        if value is not None and value < least:
+            raise SepoError(f"{name} is {value}; at least {least} is expected.")
+    return CreditRequest(
+        source,
+        _scorers(options, models),
+        models,
+        template=options.template or (None if run is None else run.template),
+        cutoff_len=cutoff,
+        dtype=options.dtype or (None if run is None else run.dtype),
+        ratio=ratio,
+        text_only=options.text_tokens,
+        seed=options.seed,
+        bootstrap=options.bootstrap,
+        batch_tokens=options.batch_tokens or DEFAULT_BATCH_TOKENS,
+    )
+
+
+def _scorers(options: argparse.Namespace, models: CreditModels) -> list[str]:
+    if options.scorers is not None:
+        return [name.strip() for name in options.scorers.split(",") if name.strip()]
+    named = {"oracle": models.oracle, "surprisal": models.model}
+    return [*(name for name, spec in named.items() if spec is not None), "random"]
+
+
+def _models(options: argparse.Namespace, run: ScoredRun | None) -> CreditModels:
+    """The models that the options name; a run's oracle where they name none."""
+    from sepo.credit.scorers import CreditModels
+    from sepo.recipe.settings import ModelSpec, OracleSpec
+
+    bits = options.quantization_bit
+
+    def adapters(text: str | None) -> tuple[str, ...]:
+        return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+    def spec(name: str | None, text: str | None) -> ModelSpec | None:
+        return None if name is None else ModelSpec(name, adapters(text), bits)
+
+    oracle = None if run is None else run.oracle
+    if options.oracle_model or options.oracle_adapters:
+        base = spec(options.oracle_base or options.model or options.oracle_model, options.oracle_base_adapters)
+        trained = spec(options.oracle_model or options.oracle_base or options.model, options.oracle_adapters)
+        if base is None or trained is None:
+            raise SepoError(
+                "--oracle-adapters belong to a model: name what the oracle was trained from, --oracle-base."
+            )
+        oracle = OracleSpec(trained, base)
+    elif options.oracle_base or options.oracle_base_adapters:
+        raise SepoError("--oracle-base is named without its oracle; name --oracle-model or --oracle-adapters too.")
+    elif oracle is not None and bits is not None:
+        oracle = OracleSpec(*(replace(side, quantization_bit=bits) for side in (oracle.oracle, oracle.base)))
+    model = spec(options.model, options.adapters)
+    if model is None:
+        if options.adapters:
+            raise SepoError("--adapters belong to --model; name it too.")
+        model = None if oracle is None else oracle.base
+    reference = spec(options.ref_model or (options.ref_adapters and options.model), options.ref_adapters)
+    if reference is None and options.ref_adapters:
+        raise SepoError("--ref-adapters belong to a model; name --ref-model.")
+    return CreditModels(model, oracle, reference)

@@ -1,0 +1,84 @@
+"""`sepo scores show`: a store's manifest in words, its distribution and a few rows."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from sepo.cli.score_tables import print_summary
+from sepo.console import print_table, size
+from sepo.score_store import ScoreStore, disk_size, read_names
+from sepo.score_store.distribution import kept_in_rows
+from sepo.score_store.summary import SHARE, is_chosen, pieces, summarize
+
+
+def show(store: ScoreStore, *, rows: int) -> None:
+    """Print everything about a store that fits a screen.
+
+    Args:
+        store: the store.
+        rows: how many of its first rows are shown.
+
+    Raises:
+        SepoError: a shard is damaged.
+    """
+    manifest, path = store.manifest, store.path
+    names = read_names(path.parent, path.name)
+    print(f"store     {path}")
+    for name, value in names.items():
+        print(f"{name:<9} {value}  (as the last run called it)" if value else f"{name:<9} -")
+    done = store.rows_written
+    print(f"rows      {done:,} of {manifest.rows:,} pairs, {manifest.shard_rows} to a shard, {size(disk_size(path))}")
+    print(f"columns   {', '.join(manifest.columns)}")
+    print(f"texts     {_texts(store)}")
+    print("depends on (by content; digests are SHA-256)")
+    for part, content in sorted(manifest.identity.items()):
+        print(f"  {part:<16} {content if isinstance(content, str) else json.dumps(content)}")
+    if missing := store.missing():
+        print(
+            f"unfinished: {len(missing)} of {len(store.shards)} shards are not there; the next run goes on from here."
+        )
+        return
+    print()
+    print_summary(summarize(store), title="distribution")
+    _print_rows(store, rows)
+
+
+def _texts(store: ScoreStore) -> str:
+    if not store.texts.present:
+        return "none; `sepo score` with the recipe that scored it adds them, for `sepo show`"
+    problem = store.texts.problem()
+    return "prompts and tokens of every row, for `sepo show`" if problem is None else problem
+
+
+def _print_rows(store: ScoreStore, rows: int) -> None:
+    cells = []
+    table = store.table().slice(0, rows)
+    for column in store.manifest.columns:
+        first = 0
+        for flat, lengths in pieces(table, column):
+            kept = kept_in_rows(flat, lengths, ratio=SHARE, largest=is_chosen(column))
+            for index, (scores, chosen) in enumerate(
+                zip(flat.split(lengths.tolist()), kept.split(lengths.tolist()), strict=True)
+            ):
+                cells.append((first + index, column, scores, chosen))
+            first += len(lengths)
+    lines = [
+        [
+            str(row),
+            column.partition("_")[0],
+            str(len(scores)),
+            f"{int(chosen.sum())} ({float(chosen.float().mean()):.0%})" if len(scores) else "0",
+            f"{float(scores.sum()):+.3f}",
+            f"{float(scores[chosen].sum()):+.3f}",
+            _range(scores),
+        ]
+        for row, column, scores, chosen in sorted(cells, key=lambda cell: (cell[0], cell[1]))
+    ]
+    columns = ("row", "side", "tokens", f"selected {SHARE:.0%}", "sum", "sum of selected", "lowest to highest")
+    print_table("first rows", columns, lines, words=2)
+
+
+def _range(scores: torch.Tensor) -> str:
+    return f"{float(scores.min()):+.3f} to {float(scores.max()):+.3f}" if len(scores) else "-"

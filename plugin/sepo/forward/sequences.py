@@ -1,0 +1,277 @@
+"""Token scores of whole rows under frozen models: batched under a token budget, the head on response tokens only."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sepo.errors import SepoError
+from sepo.forward.head import causal_lm, selected_log_probs
+from sepo.forward.sharing import batch_layout, layout_for, refusal_of
+from sepo.selection.scores import oracle_scores
+
+DEFAULT_BATCH_TOKENS = 8192
+"""Padded tokens per scoring batch when the user sets none."""
+
+
+@dataclass(frozen=True)
+class ScoredSequence:
+    """One prompt with one response, as token ids.
+
+    Args:
+        input_ids: prompt and response, unpadded.
+        response_start: index of the first response token that can be scored (at least 1: a token without a
+            predecessor has no log-probability).
+
+    Raises:
+        SepoError: a start outside the row.
+    """
+
+    input_ids: Sequence[int]
+    response_start: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.response_start <= len(self.input_ids):
+            raise SepoError(
+                f"response_start is {self.response_start} in a row of {len(self.input_ids)} tokens, expected 1 to "
+                f"{len(self.input_ids)}: the first token of a row has no log-probability."
+            )
+
+    @property
+    def response_tokens(self) -> int:
+        """Number of tokens that get a score."""
+        return len(self.input_ids) - self.response_start
+
+
+@dataclass(frozen=True)
+class ScoringModel:
+    """A frozen model and the state it must be in while it scores.
+
+    Args:
+        model: a causal language model in eval mode.
+        active: returns a context manager under which the model is the one meant (an adapter on or off).
+    """
+
+    model: nn.Module
+    active: Callable[[], AbstractContextManager[object]]
+
+
+def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield indices of similar length whose padded batch keeps to ``budget`` tokens; a longer sequence goes alone."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batch: list[int] = []
+    for index in order:
+        longest = lengths[batch[0]] if batch else lengths[index]
+        if batch and longest * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def score_batches(
+    lengths: Sequence[int],
+    budget: int,
+    score: Callable[[list[int]], Sequence[Tensor]],
+    *,
+    units: Sequence[Sequence[int]] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """Score items in batches of similar length.
+
+    Args:
+        lengths: of the units, in tokens.
+        budget: tokens per batch, each unit counted as its longest.
+        score: gives one row of numbers for each of a batch's items.
+        units: items that stay together, as many in each; a batch has the first ones of its units before the second
+            ones. None: each item by itself.
+        on_batch: called with the number of items after each batch (a progress bar).
+
+    Returns:
+        Each item's row, in the order of the items, float32.
+    """
+    rows: list[Tensor] = [torch.empty(0)] * (len(lengths) if units is None else sum(map(len, units)))
+    for items in item_batches(lengths, budget, units=units):
+        for item, row in zip(items, score(items), strict=True):
+            rows[item] = row.float()
+        if on_batch is not None:
+            on_batch(len(items))
+    return rows
+
+
+def item_batches(
+    lengths: Sequence[int], budget: int, *, units: Sequence[Sequence[int]] | None = None
+) -> Iterator[list[int]]:
+    """Yield the items of each batch; the arguments are those of ``score_batches``."""
+    units = [(index,) for index in range(len(lengths))] if units is None else units
+    for batch in length_batches(lengths, budget):
+        yield [item for place in zip(*(units[unit] for unit in batch), strict=True) for item in place]
+
+
+def pair_units(ids: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Lengths and units of ``score_batches`` for pairs whose common beginnings are computed once.
+
+    Args:
+        ids: token ids of the rows, the second half the first half's partners.
+
+    Returns:
+        The tokens of each pair, and the pairs as indices of the rows.
+    """
+    count = len(ids) // 2
+    units = [(index, index + count) for index in range(count)]
+    return [_pair_tokens(ids[first], ids[second]) for first, second in units], units
+
+
+def _pair_tokens(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens of a pair whose common beginning is computed once."""
+    same = itertools.takewhile(lambda tokens: tokens[0] == tokens[1], zip(first, second, strict=False))
+    return len(first) + len(second) - sum(1 for _ in same)
+
+
+def padded_batch(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """A right-padded batch of sequences.
+
+    Args:
+        sequences: the rows.
+        device: where the tensors lie.
+
+    Returns:
+        What a model's forward takes, the labels [R, T], unshifted, and the wanted positions, bool [R, T - 1], shifted:
+        those of the response tokens.
+    """
+    width = max(len(sequence.input_ids) for sequence in sequences)
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    attention = torch.zeros(len(sequences), width, dtype=torch.long)
+    wanted = torch.zeros(len(sequences), width - 1, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        length = len(sequence.input_ids)
+        ids[row, :length] = torch.as_tensor(sequence.input_ids, dtype=torch.long)
+        attention[row, :length] = 1
+        wanted[row, sequence.response_start - 1 : length - 1] = True
+    ids = ids.to(device)
+    return {"input_ids": ids, "attention_mask": attention.to(device)}, ids, wanted.to(device)
+
+
+@torch.no_grad()
+def response_log_probs(
+    model: nn.Module, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None, pairs: bool = False
+) -> list[Tensor]:
+    """Log-probabilities of the response tokens of one batch, the head on these tokens only.
+
+    Args:
+        model: a causal language model in eval mode.
+        sequences: the batch.
+        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        pairs: whether the second half are the first half's partners; what a pair begins with is then computed once,
+            and no padding is, where the model allows it.
+
+    Returns:
+        For each sequence its log-probabilities in nats, on the CPU, [response_tokens].
+    """
+    inputs, labels, wanted = padded_batch(sequences, next(model.parameters()).device)
+    layout = layout_for(model, inputs, batch_layout(inputs, wanted)) if pairs else None
+    logps = selected_log_probs(
+        model, inputs, labels=labels, wanted=wanted, chunk_tokens=chunk_tokens, layout=layout
+    ).cpu()
+    return [row[kept] for row, kept in zip(logps, wanted.cpu(), strict=True)]
+
+
+def scoring_log_probs(
+    scoring: ScoringModel, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None, pairs: bool = False
+) -> list[Tensor]:
+    """``response_log_probs`` of a scoring model, in the state in which it scores."""
+    with scoring.active():
+        return response_log_probs(scoring.model, sequences, chunk_tokens=chunk_tokens, pairs=pairs)
+
+
+class SequenceScorer(ABC):
+    """A number for every response token of sequences, in batches under a token budget.
+
+    Args:
+        models: what ``log_probs`` is asked of.
+        batch_tokens: tokens per batch, prompt and response counted.
+        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+    """
+
+    def __init__(self, *models: ScoringModel, batch_tokens: int, chunk_tokens: int | None = None) -> None:
+        self.models, self.batch_tokens, self.chunk_tokens = models, batch_tokens, chunk_tokens
+
+    def score(
+        self,
+        sequences: Sequence[ScoredSequence],
+        *,
+        pairs: bool = False,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[Tensor]:
+        """Score sequences.
+
+        Args:
+            sequences: any number, in any order.
+            pairs: whether the second half of them are the first half's partners, which share their prompts: these are
+                computed once where the models allow it.
+            on_batch: called with the number of sequences after each batch (a progress bar).
+
+        Returns:
+            For each, in the order given, its numbers in nats: float32 on the CPU, [response_tokens].
+        """
+        pairs = pairs and all(refusal_of(causal_lm(model.model)) is None for model in self.models)
+
+        def score(items: list[int]) -> Sequence[Tensor]:
+            batch = [sequences[item] for item in items]
+            return self.combined(
+                *(scoring_log_probs(m, batch, chunk_tokens=self.chunk_tokens, pairs=pairs) for m in self.models)
+            )
+
+        ids = [sequence.input_ids for sequence in sequences]
+        if not pairs:
+            return score_batches([len(row) for row in ids], self.batch_tokens, score, on_batch=on_batch)
+        lengths, units = pair_units(ids)
+        return score_batches(lengths, self.batch_tokens, score, units=units, on_batch=on_batch)
+
+    @abstractmethod
+    def combined(self, *logps: list[Tensor]) -> list[Tensor]:
+        """The numbers of a batch from the log-probabilities, in nats, under each model: [response_tokens] each."""
+
+
+class OracleScorer(SequenceScorer):
+    """log pi_oracle - log pi_oracle_base of every response token (SePO, Eq. 24).
+
+    Args:
+        oracle: the model trained with preference optimization.
+        base: the model that it was trained from.
+        batch_tokens: as ``SequenceScorer``.
+        chunk_tokens: as ``SequenceScorer``.
+    """
+
+    def __init__(
+        self, *, oracle: ScoringModel, base: ScoringModel, batch_tokens: int, chunk_tokens: int | None = None
+    ) -> None:
+        super().__init__(oracle, base, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
+
+    def combined(self, *logps: list[Tensor]) -> list[Tensor]:
+        """The differences."""
+        return [oracle_scores(ours, theirs) for ours, theirs in zip(*logps, strict=True)]
+
+
+class LogProbScorer(SequenceScorer):
+    """log pi of every response token under one model: a reference that is run once, before training.
+
+    Args:
+        model: the model.
+        batch_tokens: as ``SequenceScorer``.
+        chunk_tokens: as ``SequenceScorer``.
+    """
+
+    def __init__(self, model: ScoringModel, *, batch_tokens: int, chunk_tokens: int | None = None) -> None:
+        super().__init__(model, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
+
+    def combined(self, *logps: list[Tensor]) -> list[Tensor]:
+        """The log-probabilities themselves."""
+        return logps[0]

@@ -1,0 +1,99 @@
+"""The reference in a recipe: which model it is, and whether its log-probabilities are computed before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sepo.errors import SepoError
+from sepo.objectives import Method
+from sepo.recipe.keys import SepoArguments, as_number, names_of
+from sepo.recipe.settings import ModelSpec, PrecomputedReference
+
+OWN_START = "model_name_or_path"
+"""The key that names the reference where no ``ref_model`` does: the policy as it is before it is trained."""
+
+
+def reference_spec(given: Mapping[str, Any]) -> tuple[str, ModelSpec]:
+    """The reference by name: ``ref_model``, or else the model that the policy starts from, its adapters included.
+
+    Args:
+        given: the recipe's keys and values.
+
+    Returns:
+        The key that names the model, and the model.
+
+    Raises:
+        SepoError: a quantization that is no number.
+    """
+    key, adapters, bits = OWN_START, "adapter_name_or_path", "quantization_bit"
+    if given.get("ref_model"):
+        key, adapters, bits = "ref_model", "ref_model_adapters", "ref_model_quantization_bit"
+    number = given.get(bits)
+    quantization = None if number in (None, "") else as_number(bits, number, int)
+    return key, ModelSpec(str(given.get(key) or ""), names_of(given.get(adapters)), quantization)
+
+
+def base_of_reference_adapters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that ``ref_model_adapters`` leave out where they stand alone: the policy's model, as it is loaded there.
+
+    The host ignores such adapters, and the reference would silently be another one.
+
+    Args:
+        given: the recipe's keys and values.
+
+    Returns:
+        ``ref_model`` and, where the policy is quantized, ``ref_model_quantization_bit``; nothing where no adapters
+        stand alone.
+    """
+    if not given.get("ref_model_adapters") or given.get("ref_model"):
+        return {}
+    bits = given.get("ref_model_quantization_bit", given.get("quantization_bit"))
+    return {"ref_model": given.get(OWN_START), **({} if bits is None else {"ref_model_quantization_bit": bits})}
+
+
+def precomputed_reference(
+    arguments: SepoArguments, given: Mapping[str, Any], method: Method
+) -> PrecomputedReference | None:
+    """Whose log-probabilities ``ref_precompute`` stores before training.
+
+    Args:
+        arguments: our keys.
+        given: the recipe's keys and values.
+        method: the resolved method.
+
+    Returns:
+        The reference, or None where ``ref_precompute`` is off.
+
+    Raises:
+        SepoError: the method has no reference, or needs more of it than its log-probabilities.
+    """
+    if not arguments.ref_precompute:
+        return None
+    if not method.needs_reference:
+        raise SepoError(
+            f"ref_precompute is set, but objective {method.name} trains without a reference; remove ref_precompute."
+        )
+    if method.needs_kl:
+        raise SepoError(
+            f"ref_precompute is set, but objective {method.name} compares whole distributions with the reference, and "
+            "only the log-probabilities of the answers' own tokens are stored; remove ref_precompute, or take another "
+            "objective (dpo, say)."
+        )
+    key, model = reference_spec(given)
+    return PrecomputedReference(model, key)
+
+
+def reference_notes(reference: PrecomputedReference | None, method: Method) -> tuple[str, ...]:
+    """What to say once in the log about a reference that is run before training."""
+    if reference is None:
+        return ()
+    name = ",".join((reference.model.model, *reference.model.adapters))
+    note = f"the reference is {name} ({reference.key}); its log-probabilities are computed before training."
+    if reference.key != OWN_START or not method.token_scorer.compares_with_reference:
+        return (note,)
+    return (
+        note,
+        "the reference is the starting policy: at step 1 the alignment scores are zero but for rounding, so which "
+        "tokens are selected means nothing until the policy has moved.",
+    )

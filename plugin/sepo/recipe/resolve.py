@@ -1,0 +1,358 @@
+"""Our keys in a LLaMA-Factory recipe: taken out, checked and resolved before the host parses the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sepo.errors import SepoError, nearest
+from sepo.objectives import SCORERS, Method, available_objectives, resolve_method
+from sepo.objectives.presets import find_objective
+from sepo.plugins import names
+from sepo.recipe.keys import OUR_KEYS, SepoArguments, as_number, names_of, typed
+from sepo.recipe.reference_keys import (
+    base_of_reference_adapters,
+    precomputed_reference,
+    reference_notes,
+    reference_spec,
+)
+from sepo.recipe.settings import ModelSpec, OracleSpec, RunSettings
+from sepo.recipe.stages import (
+    objective_keys,
+    objective_of_key,
+    read_setting,
+    registered_parts,
+    with_stage_defaults,
+)
+from sepo.recipe.treg_keys import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
+from sepo.selection.budgets import SCOPES
+from sepo.selection.select import RULES
+from sepo.selection.units import UNITS
+from sepo.training.splitting import STEP_IN_BACKWARD
+
+TOKEN_SCORERS = ("oracle", "policy_ref", CONTRASTIVE, "confidence", "file", "random", "none")
+"""What ``token_scorer`` takes, beside registered scorers."""
+
+Arguments = dict[str, Any] | list[str]
+
+
+HYPERPARAMETER_KEYS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
+    ("pref_beta", "beta", None),
+    ("simpo_gamma", "gamma", ("simpo", "simpo_reg")),
+    ("sepo_gamma", "gamma", ("sepo",)),
+    ("dpo_label_smoothing", "label_smoothing", ("dpo", "robust_dpo")),
+    ("dpop_lambda", "dpop_lambda", ("dpop",)),
+    ("tdpo_alpha", "alpha", ("tdpo2",)),
+    ("rrhf_sft_weight", "sft_weight", ("rrhf",)),
+    ("ipo_average", "average", ("ipo",)),
+)
+"""Recipe keys that set a hyperparameter: (key, hyperparameter, objectives that have it under this key; None: all)."""
+
+_SELECTION_CHOICES = {"rule": RULES, "unit": UNITS, "scope": SCOPES}
+_SELECTION_KEYS = (
+    "select_ratio",
+    "chosen_select_ratio",
+    "rejected_select_ratio",
+    "select_span_tokens",
+    *(f"select_{name}" for name in _SELECTION_CHOICES),
+)
+ORACLE_KEYS = (
+    "oracle_model",
+    "oracle_model_adapters",
+    "oracle_base_model",
+    "oracle_base_model_adapters",
+    "oracle_model_quantization_bit",
+)
+_REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
+_REFUSED = {
+    "pref_bco_weight": "the BCO term belongs to the host's DPO; remove pref_bco_weight or use stage: dpo",
+    "ld_alpha": "LD-DPO's weight belongs to the host's DPO; remove ld_alpha or use stage: dpo",
+    "use_unsloth": "Unsloth replaces the forward pass in which our stages exchange the head; remove use_unsloth",
+    "use_kt": "KTransformers replaces the forward pass in which our stages exchange the head; remove use_kt",
+    "streaming": "scores are joined to the data by row, and a stream has none; remove streaming",
+}
+
+
+def stage_of(args: Arguments) -> str | None:
+    """The stage that a recipe (mapping) or a command line (list of words) names, or None."""
+    stage = given_keys(args).get("stage")
+    return None if stage is None else str(stage)
+
+
+def given_keys(args: Arguments) -> dict[str, Any]:
+    """The keys and values that a recipe or a command line sets."""
+    return dict(args) if isinstance(args, dict) else dict(_options(args))
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    """``--key value`` and ``--key=value`` of a command line, values as text."""
+    options: dict[str, str] = {}
+    for position, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            following = words[position + 1] if position + 1 < len(words) else ""
+            value = "true" if not following or following.startswith("--") else following
+        options[name.replace("-", "_")] = value
+    return options
+
+
+def _without(words: Sequence[str], names: Iterable[str]) -> list[str]:
+    """The command line without the options named, their values included."""
+    dropped, kept, skip = set(names), [], False
+    for position, word in enumerate(words):
+        if skip:
+            skip = False
+            continue
+        name, equals, _ = word[2:].partition("=") if word.startswith("--") else ("", "", "")
+        if name.replace("-", "_") in dropped:
+            following = words[position + 1] if position + 1 < len(words) else "--"
+            skip = not equals and not following.startswith("--")
+            continue
+        kept.append(word)
+    return kept
+
+
+def _ratios(arguments: SepoArguments) -> dict[str, float]:
+    separate = {"chosen": arguments.chosen_select_ratio, "rejected": arguments.rejected_select_ratio}
+    ratios = {}
+    for side, ratio in separate.items():
+        if ratio is not None and arguments.select_ratio is not None:
+            raise SepoError(
+                f"select_ratio and {side}_select_ratio are both set; write select_ratio for both sides, or "
+                "chosen_select_ratio and rejected_select_ratio."
+            )
+        value = arguments.select_ratio if ratio is None else ratio
+        if value is None:
+            continue
+        if not 0.0 < value <= 1.0:
+            name = "select_ratio" if ratio is None else f"{side}_select_ratio"
+            raise SepoError(f"{name} is {value}; a share in (0, 1] is expected (0.3 selects 30 % of the tokens).")
+        ratios[f"{side}_ratio"] = value
+    return ratios
+
+
+def _oracle(arguments: SepoArguments) -> OracleSpec:
+    adapters = names_of(arguments.oracle_model_adapters)
+    if arguments.oracle_model is None and not adapters:
+        raise SepoError(
+            "no oracle is named, and stage sepo, token_scorer: oracle and treg_rewards: oracle need one: set "
+            "oracle_model (a full model trained with DPO) and oracle_base_model, or oracle_model_adapters (a LoRA "
+            "adapter trained with DPO) over oracle_base_model."
+        )
+    if arguments.oracle_base_model is None and (arguments.oracle_model is None or not adapters):
+        raise SepoError(
+            "oracle_base_model is missing: name the model that the oracle was trained from; a token's score is "
+            "log pi_oracle - log pi_base."
+        )
+    bits = arguments.oracle_model_quantization_bit
+    base_model = arguments.oracle_base_model or arguments.oracle_model
+    oracle_model = arguments.oracle_model or arguments.oracle_base_model
+    assert base_model is not None  # held by the two refusals above
+    assert oracle_model is not None
+    return OracleSpec(
+        oracle=ModelSpec(oracle_model, adapters, bits),
+        base=ModelSpec(base_model, names_of(arguments.oracle_base_model_adapters), bits),
+    )
+
+
+def _given(value: Any) -> bool:
+    """Whether a host's key was set to something other than its off value."""
+    return value not in (None, False, 0, 0.0, "", "false", "False", "0", "0.0")
+
+
+def resolve(
+    args: Arguments, *, host_keys: Iterable[str], allow_extra_keys: bool = False
+) -> tuple[Arguments, RunSettings]:
+    """Split a recipe of one of our stages into what the host parses and what we resolve.
+
+    Args:
+        args: the recipe as a mapping, or the words of a command line (``--stage sepo ...``).
+        host_keys: every key that the host knows.
+        allow_extra_keys: leave unknown keys to the host (its ALLOW_EXTRA_ARGS).
+
+    Returns:
+        The host's arguments, with ``stage: dpo`` in place of ours, and the frozen settings.
+
+    Raises:
+        SepoError: an unknown key, a value outside its range, or keys that contradict each other.
+    """
+    given = with_stage_defaults(given_keys(args))
+    stage = str(given["stage"])
+    taken = (*host_keys, *OUR_KEYS)
+    own_keys = objective_keys(str(given["objective"]), taken=taken)
+    _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
+    arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
+    _check_batch_tokens(arguments, given)
+    _check_quantization(given)
+    method, notes = resolved_method(stage, arguments, given, own_keys=own_keys)
+    prompts = method.needs_token_rewards or method.scorer == CONTRASTIVE
+    for name in _REFERENCE_KEYS:
+        if not method.needs_reference and _given(given.get(name)):
+            raise SepoError(
+                f"{name} is set, but objective {method.name} trains without a reference model; remove {name}"
+                + (" (treg_eval_model names who gives token rewards)." if prompts else ".")
+            )
+    base = base_of_reference_adapters(given)
+    if base:
+        given = {**given, **base}
+        notes = (
+            *notes,
+            f"the reference is {base['ref_model']} with ref_model_adapters: {given['ref_model_adapters']}.",
+        )
+    reference = precomputed_reference(arguments, given, method)
+    rewards = token_reward_source(arguments, given, method)
+    needs_oracle = method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
+    if not needs_oracle:
+        for name in ORACLE_KEYS:
+            if name in given:
+                raise SepoError(
+                    f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
+                    "token_scorer: oracle (it selects tokens) or treg_rewards: oracle (it gives T-REG's token rewards)."
+                )
+    settings = RunSettings(
+        stage=stage,
+        method=method,
+        oracle=_oracle(arguments) if needs_oracle else None,
+        token_scores_dir=arguments.token_scores_dir,
+        score_batch_tokens=arguments.score_batch_tokens,
+        head_chunk_tokens=arguments.head_chunk_tokens,
+        batch_tokens=arguments.batch_tokens,
+        notes=(*notes, *reference_notes(reference, method), *reward_notes(stage, rewards)),
+        token_rewards=rewards,
+        precomputed_reference=reference,
+        ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,
+    )
+    # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
+    loss = "sigmoid" if method.needs_reference and reference is None else "simpo"
+    dropped = (*OUR_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing")
+    if isinstance(args, dict):
+        host: Arguments = {name: value for name, value in args.items() if name not in dropped}
+        host |= {"stage": "dpo", "pref_loss": loss, **base}  # type: ignore[operator]
+    else:
+        more = [word for name, value in base.items() for word in (f"--{name}", str(value))]
+        host = [*_without(args, (*dropped, *base)), "--stage", "dpo", "--pref_loss", loss, *more]
+    return host, settings
+
+
+def _check_batch_tokens(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
+    """A split batch has several backward passes, and some optimizers change the weights during each."""
+    in_backward = [name for name in ("galore_layerwise", "apollo_layerwise") if _given(given.get(name))]
+    if given.get("optim") in STEP_IN_BACKWARD:
+        in_backward.append("optim")
+    if arguments.batch_tokens is not None and in_backward:
+        raise SepoError(
+            f"batch_tokens is {arguments.batch_tokens} and {in_backward[0]} is {given[in_backward[0]]}, which changes "
+            "the weights during each backward pass, but a split batch has several: leave out batch_tokens."
+        )
+
+
+def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_keys: bool, stage: str) -> None:
+    for name in given:
+        if name not in known and not allow_extra_keys and name not in ("h", "help"):
+            owner = objective_of_key(name)
+            if owner not in (None, given["objective"]):
+                raise SepoError(
+                    f"{name} is set, but it belongs to objective {owner} and the objective is {given['objective']}; "
+                    f"write objective: {owner}, or remove {name}."
+                )
+            raise SepoError(f"unknown key '{name}'.{nearest(name, known)}")
+    loss = given.get("pref_loss")
+    if loss not in (None, "sigmoid"):
+        named = f"write objective: {loss}" if loss in available_objectives() else "use stage: dpo"
+        raise SepoError(
+            f"pref_loss is {loss!r}, but in stage {stage} the objective decides; remove pref_loss (sigmoid is "
+            f"accepted) and {named}."
+        )
+    for name, reason in _REFUSED.items():
+        if _given(given.get(name)):
+            raise SepoError(f"{name} is set, but {reason}.")
+
+
+def _check_quantization(given: Mapping[str, Any]) -> None:
+    """What the host would refuse after it has loaded the model."""
+    bits = given.get("quantization_bit")
+    if bits is None:
+        return
+    if _given(given.get("use_dora")):
+        raise SepoError(
+            f"use_dora is set and quantization_bit is {bits}, which the host does not train together; remove one."
+        )
+    kind = given.get("finetuning_type", "lora")
+    if kind not in ("lora", "oft"):
+        raise SepoError(
+            f"finetuning_type is {kind} and quantization_bit is {bits}, but quantized weights cannot train; write "
+            "finetuning_type: lora, or remove quantization_bit."
+        )
+
+
+def resolved_method(
+    stage: str, arguments: SepoArguments, given: Mapping[str, Any], *, own_keys: Mapping[str, str]
+) -> tuple[Method, tuple[str, ...]]:
+    """The resolved method, and what to say about keys that it has no use for.
+
+    Args:
+        stage: the recipe's stage.
+        arguments: our keys.
+        given: all keys and values, the stage's defaults among them (``with_stage_defaults``).
+        own_keys: the keys of a registered objective (``objective_keys``).
+
+    Raises:
+        SepoError: an unknown objective or scorer, or a value out of its range.
+    """
+    objective, known = str(arguments.objective), available_objectives()
+    if objective not in known:
+        raise SepoError(
+            f"objective is {objective!r}; one of {', '.join(known)} is expected.{nearest(objective, known)}"
+        )
+    declared = find_objective(objective)
+    scorer = arguments.token_scorer or declared.scorer
+    scorers = (*TOKEN_SCORERS, *names("token_scorer", built_in=SCORERS))
+    if scorer not in scorers:
+        raise SepoError(
+            f"token_scorer is {scorer!r}; one of {', '.join(scorers)} is expected.{nearest(scorer, scorers)}"
+        )
+    own = resolve_method(objective)
+    hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
+    notes = []
+    for key, name, objectives in HYPERPARAMETER_KEYS:
+        if key not in given or given[key] is None:
+            continue
+        if (objectives is None or objective in objectives) and name in own.hyperparameters:
+            value = getattr(arguments, key) if key in OUR_KEYS else as_number(key, given[key], float)
+            hyperparameters[name] = value
+            if key not in OUR_KEYS and value != own.hyperparameters[name]:
+                notes.append(f"{key} is {value:g}; objective {objective}'s own is {own.hyperparameters[name]}.")
+        elif key in OUR_KEYS:
+            raise SepoError(f"{key} is set, but objective {objective} has no such term; remove {key}.")
+        else:
+            notes.append(f"{key} is set, but objective {objective} does not use it.")
+    for key, name in own_keys.items():
+        if given.get(key) is not None:
+            hyperparameters[name] = read_setting(key, declared.settings[name], given[key])
+    hyperparameters |= _selection(arguments, scorer)
+    hyperparameters |= treg_hyperparameters(arguments, own, stage=stage)
+    parts = registered_parts(stage=stage, objective=objective, token_scorer=scorer)
+    notes += [f"another package's: {item}." for item in parts]
+    return resolve_method(objective, **hyperparameters), tuple(notes)
+
+
+def _selection(arguments: SepoArguments, scorer: str) -> dict[str, Any]:
+    if scorer == "none":
+        for name in _SELECTION_KEYS:
+            if getattr(arguments, name) is not None:
+                raise SepoError(
+                    f"{name} is set, but token_scorer is none, so every token counts; remove {name}, or set "
+                    "token_scorer: oracle or policy_ref."
+                )
+    chosen: dict[str, Any] = _ratios(arguments)
+    for name, options in _SELECTION_CHOICES.items():
+        value = getattr(arguments, f"select_{name}")
+        if value not in (None, *options):
+            raise SepoError(f"select_{name} is {value!r}; one of {', '.join(options)} is expected.")
+        if value is not None:
+            chosen[name] = value
+    if arguments.select_span_tokens is not None:
+        chosen["span_tokens"] = arguments.select_span_tokens
+    return chosen

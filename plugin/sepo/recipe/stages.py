@@ -1,0 +1,190 @@
+"""Which stages are ours, those that other packages register included, and the keys that come with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sepo.errors import SepoError, nearest
+from sepo.objectives import NO_SCORER, SCORERS, Stage, available_objectives, available_scorers, resolve_method
+from sepo.objectives.declarations import SELECTION
+from sepo.objectives.presets import BUILT_IN, find_objective, find_scorer
+from sepo.objectives.settings import Flag, Number, Setting, Value, Whole
+from sepo.plugins import Registered, find, load, names
+from sepo.recipe.keys import OUR_KEYS, as_flag, as_number
+
+STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
+"""Our stages and the objective that each has unless the recipe names another."""
+
+HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
+
+HOST_HYPERPARAMETERS = ("pref_beta", "simpo_gamma", "dpo_label_smoothing")
+"""The host's keys that set a hyperparameter of an objective."""
+
+_TAKEN = (*STAGES, *HOST_STAGES)
+_RATIOS = ("chosen_select_ratio", "rejected_select_ratio")
+
+
+def available_stages() -> tuple[str, ...]:
+    """Our stages, then registered ones."""
+    return (*STAGES, *names("stage", built_in=_TAKEN))
+
+
+def is_ours(stage: str | None) -> bool:
+    """Whether a stage is one of ours or registered by another package.
+
+    Raises:
+        SepoError: packages contend for the name.
+    """
+    return stage is not None and (find("stage", stage, built_in=_TAKEN) is not None or stage in STAGES)
+
+
+def check_stage(stage: str | None) -> None:
+    """Refuse a stage that neither the host nor we have.
+
+    Raises:
+        SepoError: with the nearest known name.
+    """
+    known = (*HOST_STAGES, *available_stages())
+    if stage is not None and stage not in known:
+        raise SepoError(f"unknown stage '{stage}'.{nearest(stage, known)} Stages: {', '.join(known)}.")
+
+
+def find_stage(name: str) -> Stage:
+    """The declaration of one of our stages.
+
+    Raises:
+        SepoError: no such stage, or a registered one that cannot be used.
+    """
+    item = find("stage", name, built_in=_TAKEN)
+    if item is None:
+        if name not in STAGES:
+            known = available_stages()
+            raise SepoError(f"stage is {name!r}; one of {', '.join(known)} is expected.{nearest(name, known)}")
+        return Stage(STAGES[name])
+    stage = load(item, Stage)
+    for what, part, available in (
+        ("objective", stage.objective, available_objectives()),
+        ("token scorer", stage.token_scorer or NO_SCORER.name, available_scorers()),
+    ):
+        if part not in available:
+            raise SepoError(
+                f"{item} names the {what} {part!r}, expected one of {', '.join(available)}: install the package that "
+                f"registers it, or have this one name another.{nearest(str(part), available)}"
+            )
+    known = (*OUR_KEYS, *HOST_HYPERPARAMETERS, *objective_keys(stage.objective))
+    for key in stage.keys:
+        if key not in known or key in ("objective", "token_scorer"):
+            raise SepoError(
+                f"{item} sets the key '{key}', expected keys that set or select something in its objective "
+                f"'{stage.objective}': have that package leave it out.{nearest(key, known)}"
+            )
+    return stage
+
+
+def with_stage_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's keys and values with what its stage adds: objective, token scorer and keys of its own.
+
+    The recipe's keys win. Another objective than the stage's, and the stage adds nothing; another token scorer, and it
+    adds no keys.
+
+    Raises:
+        SepoError: see ``find_stage``.
+    """
+    stage = find_stage(str(given["stage"]))
+    set_here = {name: value for name, value in given.items() if value is not None}
+    defaults: dict[str, Any] = {"objective": stage.objective}
+    if set_here.get("objective", stage.objective) == stage.objective:
+        if stage.token_scorer is not None:
+            defaults["token_scorer"] = stage.token_scorer
+        if set_here.get("token_scorer", stage.token_scorer) == stage.token_scorer:
+            defaults |= _each_side(stage.keys)
+    if "select_ratio" in set_here:
+        defaults = {name: value for name, value in defaults.items() if name not in _RATIOS}
+    return {**given, **{name: value for name, value in defaults.items() if name not in set_here}}
+
+
+def _each_side(keys: Mapping[str, object]) -> dict[str, object]:
+    """The keys with one ratio written as two, so that a recipe can change one side."""
+    both = dict.fromkeys(_RATIOS, keys["select_ratio"]) if "select_ratio" in keys else {}
+    return {**both, **{name: value for name, value in keys.items() if name != "select_ratio"}}
+
+
+def objective_keys(objective: str, *, taken: tuple[str, ...] = OUR_KEYS) -> dict[str, str]:
+    """The recipe keys of a registered objective's own settings.
+
+    Args:
+        objective: any name; built-in ones have their keys elsewhere.
+        taken: keys that mean something else.
+
+    Returns:
+        Setting by key, ``<objective>_<setting>``. ``beta`` is ``pref_beta`` and the selection's are ``select_*``, as
+        for every objective.
+
+    Raises:
+        SepoError: the objective cannot be used, or one of its keys is taken.
+    """
+    item = find("objective", objective, built_in=BUILT_IN)
+    if item is None:
+        return {}
+    settings = find_objective(objective).settings
+    keys = {f"{objective}_{name}": name for name in settings if name != "beta" and name not in SELECTION}
+    for key, name in keys.items():
+        if key in taken:
+            raise SepoError(
+                f"{item} has a setting '{name}', whose key '{key}' already means something else in a recipe: have that "
+                "package rename the setting or the objective."
+            )
+    return keys
+
+
+def read_setting(key: str, setting: Setting, value: Any) -> Value:
+    """A setting's value as YAML or a command line may give it.
+
+    Raises:
+        SepoError: it is not of the setting's type, or out of its range.
+    """
+    if isinstance(setting, Number | Whole):
+        value = as_number(key, value, float if isinstance(setting, Number) else int)
+    elif isinstance(setting, Flag):
+        value = as_flag(key, value)
+    else:
+        value = str(value)
+    try:
+        return setting.check(value)
+    except ValueError as expectation:
+        raise SepoError(f"{key} is {value!r}; {expectation} is expected, the default is {setting.default!r}.") from None
+
+
+def objective_of_key(key: str) -> str | None:
+    """The registered objective that a key belongs to by its name, if any."""
+    owners = [name for name in names("objective", built_in=BUILT_IN) if key.startswith(f"{name}_")]
+    return max(owners, key=len) if owners else None
+
+
+def registered_parts(*, stage: str, objective: str, token_scorer: str) -> Iterator[Registered]:
+    """Those of a run's parts that other packages register."""
+    for item in (
+        find("stage", stage, built_in=_TAKEN),
+        find("objective", objective, built_in=BUILT_IN),
+        find("token_scorer", token_scorer, built_in=SCORERS),
+    ):
+        if item is not None:
+            yield item
+
+
+def check_registered(item: Registered, *, host_keys: tuple[str, ...]) -> None:
+    """Load what a package registers and resolve it with its defaults, as a recipe would.
+
+    Raises:
+        SepoError: it cannot be used under its name.
+    """
+    if item.kind == "token_scorer":
+        resolve_method("simpo", token_scorer=find_scorer(item.name).name)
+    elif item.kind == "objective":
+        resolve_method(item.name)
+        objective_keys(item.name, taken=(*host_keys, *OUR_KEYS))
+    else:
+        stage = find_stage(item.name)
+        scorer = {} if stage.token_scorer is None else {"token_scorer": stage.token_scorer}
+        resolve_method(stage.objective, **scorer)

@@ -1,0 +1,108 @@
+"""T-REG's keys in a recipe: the regularizer's hyperparameters, and who gives its token rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sepo.errors import SepoError
+from sepo.objectives import Method, resolve_method
+from sepo.recipe.keys import SepoArguments
+from sepo.recipe.reference_keys import reference_spec
+from sepo.recipe.settings import ModelSpec, TokenRewardSource
+
+WEIGHTINGS = ("sequence", "static")
+ORIGINS = ("prompts", "oracle")
+
+CONTRASTIVE = "contrastive"
+"""The token scorer that selects by the rewards of contrastive prompts."""
+
+
+def treg_hyperparameters(arguments: SepoArguments, own: Method, *, stage: str) -> dict[str, Any]:
+    """The regularizer's hyperparameters under the names that the objective gives them.
+
+    ``dpo_reg`` and ``simpo_reg`` have an ``alpha`` and a ``weighting`` of their own; every other objective takes
+    ``treg_alpha`` and ``treg_weighting``. Stage ``treg`` turns the regularizer on for those too, with the alpha of
+    ``dpo_reg``: a plain objective under that name would be a surprise.
+
+    Args:
+        arguments: our keys.
+        own: the objective with its defaults.
+        stage: the recipe's stage.
+
+    Raises:
+        SepoError: a value out of its range.
+    """
+    alpha, weighting = arguments.treg_alpha, arguments.treg_weighting
+    if alpha is not None and not 0 <= alpha < float("inf"):
+        raise SepoError(f"treg_alpha is {alpha:g}; a number of at least 0 is expected (0 is no regularizer).")
+    _one_of("treg_weighting", weighting, WEIGHTINGS)
+    has_own = "weighting" in own.hyperparameters
+    if alpha is None and stage == "treg" and not has_own:
+        alpha = float(resolve_method("dpo_reg").hyperparameters["alpha"])
+    names = ("alpha", "weighting") if has_own else ("treg_alpha", "treg_weighting")
+    return {name: value for name, value in zip(names, (alpha, weighting), strict=True) if value is not None}
+
+
+def token_reward_source(arguments: SepoArguments, given: Mapping[str, Any], method: Method) -> TokenRewardSource | None:
+    """Who gives the token rewards: the oracle, ``treg_eval_model``, the reference, or the starting policy.
+
+    Args:
+        arguments: our keys.
+        given: the recipe's keys and values; the host's name the reference and the policy.
+        method: the resolved method.
+
+    Returns:
+        The source, or None where token rewards neither regularize nor select.
+
+    Raises:
+        SepoError: keys of T-REG that nothing reads, or keys that contradict each other.
+    """
+    unread = [] if method.needs_token_rewards else ["treg_weighting"]
+    if not method.needs_token_rewards and method.scorer != CONTRASTIVE:
+        unread += ["treg_rewards", "treg_eval_model"]
+    for name in unread:
+        if getattr(arguments, name) is not None:
+            raise SepoError(
+                f"{name} is set, but no token-reward regularizer is on; set treg_alpha above 0 (any objective), or "
+                f"remove {name}."
+            )
+    if len(unread) > 1:
+        return None
+    origin = arguments.treg_rewards or "prompts"
+    _one_of("treg_rewards", origin, ORIGINS)
+    if origin == "oracle":
+        if arguments.treg_eval_model is not None:
+            raise SepoError(
+                "treg_eval_model is set, but treg_rewards: oracle takes the token rewards from the oracle; remove one "
+                "of the two."
+            )
+        if method.needs_scores and method.scorer != "oracle":
+            raise SepoError(
+                f"treg_rewards: oracle and token_scorer: {method.scorer} would both fill the rows' scores; take "
+                "token_scorer: oracle, policy_ref, confidence or none, or treg_rewards: prompts."
+            )
+        return TokenRewardSource(origin="oracle")
+    return _prompted(arguments, given)
+
+
+def reward_notes(stage: str, source: TokenRewardSource | None) -> tuple[str, ...]:
+    """What to say once in the log about where token rewards come from."""
+    if source is None:
+        return ("treg_alpha is 0: the objective is trained without T-REG's regularizer.",) if stage == "treg" else ()
+    if source.model is None:
+        return ("T-REG's token rewards come from the oracle: sigmoid(log pi_oracle - log pi_oracle_base) - 0.5.",)
+    name = ",".join((source.model.model, *source.model.adapters))
+    return (f"T-REG's token rewards come from contrastive prompts to {name} ({source.key}).",)
+
+
+def _prompted(arguments: SepoArguments, given: Mapping[str, Any]) -> TokenRewardSource:
+    if arguments.treg_eval_model is not None:
+        return TokenRewardSource("prompts", ModelSpec(arguments.treg_eval_model), "treg_eval_model")
+    key, model = reference_spec(given)
+    return TokenRewardSource(origin="prompts", model=model, key=key)
+
+
+def _one_of(key: str, value: str | None, options: tuple[str, ...]) -> None:
+    if value not in (None, *options):
+        raise SepoError(f"{key} is {value!r}; one of {', '.join(options)} is expected.")

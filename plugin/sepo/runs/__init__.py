@@ -1,0 +1,1 @@
+"""Everything that a run leaves behind, and how it is read again."""

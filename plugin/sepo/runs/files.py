@@ -1,0 +1,52 @@
+"""What a run of any host has around its trainer: the collator of its method, and the files that say what it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sepo import __version__
+from sepo.recipe.settings import RunSettings
+from sepo.runs.log_reader import SETTINGS_FILE
+from sepo.runs.provenance import write_provenance
+from sepo.training.float_columns import ReferenceCollator
+from sepo.training.reward_columns import RewardCollator
+from sepo.training.selection_columns import SelectionCollator, StepCollator
+
+
+def method_collator(collator: Any, settings: RunSettings) -> Any:
+    """Put around a collator of pairs what the method's batches carry beside the tokens.
+
+    Args:
+        collator: gives ``input_ids``, ``attention_mask`` and ``labels`` [2B, T], the first B rows chosen.
+        settings: the run's settings.
+    """
+    if settings.method.needs_scores:
+        collator = SelectionCollator(collator, method=settings.method)
+    elif settings.method.needs_steps:
+        collator = StepCollator(collator)
+    if settings.method.needs_token_rewards and settings.token_rewards is not None:
+        collator = RewardCollator(collator, origin=settings.token_rewards.origin)
+    if settings.precomputed_reference is not None:
+        collator = ReferenceCollator(collator)
+    return collator
+
+
+def write_settings(
+    folder: Path, settings: RunSettings, stores: Mapping[str, Mapping[str, str]], *, recipe: Mapping[str, Any]
+) -> None:
+    """Leave beside the weights what the run was asked for, with what it is made, and where its scores are.
+
+    Args:
+        folder: the run's ``output_dir``.
+        settings: the run's settings.
+        stores: folders of the score stores, by what they hold, then by data set.
+        recipe: its keys and values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}
+    record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
+    (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_provenance(folder, recipe)

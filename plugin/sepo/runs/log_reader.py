@@ -1,0 +1,94 @@
+"""What a run's own log says, read whole or broken off. Needs neither torch nor transformers.
+
+The file is written by ``sepo.runs.log_writer``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SETTINGS_FILE = "sepo_settings.json"
+"""In the run's ``output_dir``: what it was asked for, and where its scores are."""
+LOG_FILE = "sepo_log.jsonl"
+"""In the run's ``output_dir``; one JSON object a line."""
+
+
+@dataclass
+class LoggedRun:
+    """What a log says.
+
+    Attributes:
+        entries: logged numbers, with ``step`` and ``time``, in their order; those that a resumed run did again are
+            its later ones.
+        begun: the last line with which the run began or went on, or None.
+        prepared: the last line with which it began to score or load, or None.
+        ended: whether training ended after it.
+        unread: lines that could not be read (the last one of a killed run, say).
+    """
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    begun: dict[str, Any] | None = None
+    prepared: dict[str, Any] | None = None
+    ended: bool = False
+    unread: int = 0
+
+    @property
+    def step(self) -> int:
+        """The last step that is known to be done."""
+        steps = [int(entry["step"]) for entry in self.entries]
+        return max([*steps, int(self.begun["step"]) if self.begun else 0])
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Since the run last began or went on; None before the first logged step."""
+        if self.begun is None:
+            return None
+        since = [entry for entry in self.entries if entry["time"] >= self.begun["time"]]
+        done = max((int(entry["step"]) for entry in since), default=0) - int(self.begun["step"])
+        if done <= 0:
+            return None
+        first = next(entry for entry in since if int(entry["step"]) - int(self.begun["step"]) == done)
+        return float(first["time"] - self.begun["time"]) / done
+
+
+def read_log(folder: Path) -> LoggedRun:
+    """Read a run's log, whole or broken off.
+
+    Args:
+        folder: the run's ``output_dir``.
+    """
+    run = LoggedRun()
+    file = folder / LOG_FILE
+    if not file.is_file():
+        return run
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        entry = _entry(line)
+        if entry is None:
+            run.unread += 1
+        elif entry["event"] == "prepare":
+            run.prepared, run.ended = entry, False
+        elif entry["event"] == "begin":
+            run.entries = [old for old in run.entries if int(old["step"]) <= int(entry["step"])]
+            run.begun, run.ended = entry, False
+        elif entry["event"] == "end":
+            run.ended = True
+        else:
+            run.entries.append(entry)
+    return run
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(entry, dict) and entry.get("event") in ("prepare", "begin", "log", "end")
+    sound = known and all(_is_finite(entry.get(name)) for name in ("step", "time"))
+    return entry if sound else None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e18  # so that it is a whole number of a usual size, too

@@ -1,0 +1,70 @@
+"""A run's own log: every logged number of training and evaluation, a line each, as it happens.
+
+The trainer's own state is written with checkpoints only, and the host's log has a few of the numbers. This file is what
+`sepo status` reads while a run goes on. A run that resumes goes on in the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from transformers import TrainerCallback
+
+from sepo.runs.log_reader import LOG_FILE
+
+
+class RunLog(TrainerCallback):
+    """Appends to the log, in the first process only."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note where the run begins, or goes on."""
+        self._write(args, state, event="begin", step=state.global_step, total_steps=state.max_steps, **_process())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Note the numbers."""
+        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if state.max_steps > 0 and numbers:
+            self._write(args, state, event="log", step=state.global_step, **numbers)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note that the last step is done."""
+        self._write(args, state, event="end", step=state.global_step)
+
+    def _write(self, args: Any, state: Any, **values: Any) -> None:
+        if state.is_world_process_zero:
+            _append(Path(args.output_dir), values)
+
+
+def note_preparation(folder: Path, **values: Any) -> None:
+    """Note that a run scores its rows or loads its models, before a trainer exists.
+
+    Args:
+        folder: the run's ``output_dir``.
+        **values: what the run is, as plain JSON values.
+    """
+    _append(folder, {"event": "prepare", "step": 0, **_process(), **values})
+
+
+def _process() -> dict[str, Any]:
+    return {"process": os.getpid(), "machine": socket.gethostname()}
+
+
+def _append(folder: Path, values: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({**values, "time": round(time.time(), 3)}) + "\n"
+    with (folder / LOG_FILE).open("a+b") as log:
+        # A killed run may have left half a line.
+        if log.tell() and not _ends_a_line(log):
+            line = "\n" + line
+        log.write(line.encode())
+
+
+def _ends_a_line(log: BinaryIO) -> bool:
+    log.seek(-1, os.SEEK_END)
+    return log.read(1) == b"\n"

@@ -1,0 +1,171 @@
+"""`sepo status`: how far a run is, from what it has written so far."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sepo.errors import SepoError
+from sepo.runs.log_reader import LOG_FILE, SETTINGS_FILE, LoggedRun, read_log
+
+_STORES = ("token_scores", "token_reward_scores", "reference_scores", "registered_scores")
+_SELECTED = {"select/chosen_ratio": "chosen", "select/rejected_ratio": "rejected"}
+
+
+def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
+    """Print how far a run is.
+
+    Args:
+        folder: the run's ``output_dir``.
+        as_json: print JSON.
+
+    Returns:
+        What is known, as plain JSON values.
+
+    Raises:
+        SepoError: the folder is not there or holds no run of ours.
+    """
+    known = run_status(folder)
+    if as_json:
+        print(json.dumps(_plain(known), indent=1, allow_nan=False))
+    else:
+        print("\n".join(_lines(known)))
+    return known
+
+
+def run_status(folder: Path) -> dict[str, Any]:
+    """What a run's folder tells.
+
+    Raises:
+        SepoError: the folder is not there or holds no run of ours.
+    """
+    if not folder.is_dir():
+        raise SepoError(f"'{folder}' does not exist (from {os.getcwd()}); the output_dir of a run is expected.")
+    settings = _settings(folder)
+    run = read_log(folder)
+    if settings is None and run.begun is None and run.prepared is None:
+        raise SepoError(
+            f"'{folder}' has no {SETTINGS_FILE} and no {LOG_FILE}: no run of our stages has begun there. The "
+            "output_dir of a run is expected."
+        )
+    total = None if run.begun is None else int(run.begun["total_steps"])
+    pace = run.seconds_per_step
+    last = _last(run)
+    return {
+        "folder": str(folder),
+        **{name: (run.prepared or settings or {}).get(name) for name in ("stage", "objective", "token_scorer")},
+        "state": _state(run),
+        "step": run.step,
+        "total_steps": total,
+        "seconds_per_step": pace,
+        "seconds_left": None if pace is None or total is None or run.ended else max(0, total - run.step) * pace,
+        "last": last,
+        "selected": {side: last[name] for name, side in _SELECTED.items() if name in last},
+        "checkpoint": _checkpoint(folder),
+        "stores": {
+            f"{what}/{name}": {"folder": path, "there": Path(path).is_dir()}
+            for what in _STORES
+            for name, path in ((settings or {}).get(what) or {}).items()
+        },
+        "unread_lines": run.unread,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no name for what is not a number."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    file = folder / SETTINGS_FILE
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SepoError(f"{file} cannot be read as JSON: {error}") from error
+    return values if isinstance(values, dict) else None
+
+
+def _state(run: LoggedRun) -> str:
+    """``preparing`` (it scores, or loads models), ``running``, ``ended``, ``stopped`` (killed, or by an error), or
+    ``unknown``: on another machine."""
+    lines = [line for line in (run.prepared, run.begun) if line is not None]
+    if not lines:
+        return "stopped"
+    if run.ended:
+        return "ended"
+    latest = max(lines, key=lambda line: float(line["time"]))
+    if latest.get("machine") != socket.gethostname():
+        return "unknown"
+    if not _is_alive(latest):
+        return "stopped"
+    return "running" if latest is run.begun else "preparing"
+
+
+def _is_alive(line: dict[str, Any]) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(line["process"])
+        # A number is used again after a while: the process must have begun before the run did.
+        return process.create_time() <= line["time"] and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
+
+
+def _last(run: LoggedRun) -> dict[str, Any]:
+    """The latest value of every logged number."""
+    last: dict[str, Any] = {}
+    for entry in run.entries:
+        last |= {name: value for name, value in entry.items() if name not in ("event", "step", "time")}
+    return last
+
+
+def _checkpoint(folder: Path) -> str | None:
+    numbered = [(int(match.group(1)), path.name) for path in folder.iterdir()
+                if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]  # fmt: skip
+    return max(numbered)[1] if numbered else None
+
+
+def _lines(known: dict[str, Any]) -> list[str]:
+    state = {
+        "unknown": "on another machine; whether it is running is not known here",
+        "stopped": "stopped before its last step",
+    }.get(known["state"], known["state"])
+    lines = [f"{known['folder']}: stage {known['stage']}, objective {known['objective']}, {state}"]
+    if known["state"] == "preparing":
+        lines.append("it scores its rows or loads its models; training has not begun")
+    if known["total_steps"]:
+        done = f"step {known['step']:,} of {known['total_steps']:,} ({known['step'] / known['total_steps']:.0%})"
+        pace = known["seconds_per_step"]
+        left = known["seconds_left"]
+        if pace is not None:
+            done += f", {pace:.2f} s a step"
+        if left and known["state"] != "stopped":
+            done += f", {timedelta(seconds=round(left))} left"
+        lines.append(done)
+    if known["last"]:
+        shown = {name: value for name, value in known["last"].items() if name not in _SELECTED}
+        lines.append("last: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+    if known["selected"]:
+        lines.append("selected: " + ", ".join(f"{share:.1%} of {side}" for side, share in known["selected"].items()))
+    if known["checkpoint"]:
+        lines.append(f"checkpoint: {known['checkpoint']}")
+    for name, store in known["stores"].items():
+        lines.append(f"{name}: {store['folder']}" + ("" if store["there"] else " (is gone)"))
+    if known["state"] == "stopped":
+        lines.append(
+            "the same command goes on from this checkpoint (unless it says overwrite_output_dir)"
+            if known["checkpoint"]
+            else "it left no checkpoint, so the same command begins anew"
+        )
+    return lines

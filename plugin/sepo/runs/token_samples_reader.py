@@ -1,0 +1,119 @@
+"""What a run recorded of the pairs that it trained on. Needs neither torch nor transformers.
+
+The file is written by ``sepo.runs.token_samples``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RECORD_FILE = "_sepo_tokens.jsonl"
+"""In the run's ``output_dir``, under a name that no trainer pushes to a hub, since it holds texts of the data. One JSON
+object a line: ``step``, ``row`` (null where not known), ``prompt``, and for ``chosen`` and ``rejected`` the answer's
+``tokens`` (texts), their ``scores`` (null where a token has none) and ``selected``, the indices of those that were
+optimized."""
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class RecordedAnswer:
+    """One answer of a recorded pair.
+
+    Args:
+        tokens: the text of each token.
+        scores: what it was selected by; NaN where it has none.
+        selected: whether it was.
+    """
+
+    tokens: tuple[str, ...]
+    scores: tuple[float, ...]
+    selected: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class RecordedPair:
+    """One line of the record.
+
+    Args:
+        step: at which it was optimized, from 1.
+        row: its number in the training set, or None.
+        prompt: as plain text.
+        chosen: the better answer.
+        rejected: the other one.
+    """
+
+    step: int
+    row: int | None
+    prompt: str
+    chosen: RecordedAnswer
+    rejected: RecordedAnswer
+
+
+def read_record(folder: Path) -> tuple[list[RecordedPair], int]:
+    """Read a run's record, whole or broken off.
+
+    Args:
+        folder: the run's ``output_dir``.
+
+    Returns:
+        The pairs in their order, and the number of lines that could not be read; nothing where there is no record.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    lines = record_lines(folder)
+    pairs = [pair for _, pair in lines if pair is not None]
+    return pairs, len(lines) - len(pairs)
+
+
+def record_lines(folder: Path) -> list[tuple[str, RecordedPair | None]]:
+    """The lines of a run's record, each with the pair that it holds, or None.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [(line, _read_pair(line)) for line in lines if line]
+
+
+def _read_pair(line: str) -> RecordedPair | None:
+    try:
+        values = json.loads(line)
+        step, row, prompt = values["step"], values["row"], values["prompt"]
+        if not _whole(step) or not (row is None or _whole(row)) or not isinstance(prompt, str):
+            return None
+        return RecordedPair(step, row, prompt, *(_read_answer(values[side]) for side in SIDES))
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
+        return None
+
+
+def _read_answer(values: dict[str, Any]) -> RecordedAnswer:
+    tokens, scores, selected = values["tokens"], values["scores"], values["selected"]
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise TypeError(tokens)
+    if len(scores) != len(tokens) or not all(map(_whole, selected)):
+        raise ValueError(scores)
+    kept = [False] * len(tokens)
+    for index in selected:
+        kept[index] = True
+    return RecordedAnswer(tuple(tokens), tuple(map(_score, scores)), tuple(kept))
+
+
+def _score(value: object) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(value)
+    return float(value)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

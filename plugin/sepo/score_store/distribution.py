@@ -1,0 +1,110 @@
+"""How the scores of one side of a data set are distributed, piece by piece: nothing of the data set's size is held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sepo.selection.threshold import dataset_threshold
+
+Pieces = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Gives the scores of a data set as (flat scores, tokens per response), in any pieces. Called once per pass."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The scores of one side.
+
+    Attributes:
+        responses: how many.
+        tokens: how many.
+        mean: of all tokens.
+        std: population standard deviation.
+        low: the 5 % quantile, a score that occurs.
+        median: the 50 % quantile.
+        high: the 95 % quantile.
+        total: sum of all scores.
+        kept: sum over the selected share of every response.
+    """
+
+    responses: int
+    tokens: int
+    mean: float
+    std: float
+    low: float
+    median: float
+    high: float
+    total: float
+    kept: float
+
+    @property
+    def carried(self) -> float | None:
+        """Share of the summed scores that the selected tokens carry; above 1 where the others' sum has the other sign.
+
+        None where the two sums have different signs, so that there is no share.
+        """
+        share = self.kept / self.total if self.total else math.nan
+        return share if share > 0 and math.isfinite(share) else None
+
+
+def distribution(pieces: Pieces, *, ratio: float, largest: bool) -> Distribution:
+    """Describe the scores of one side.
+
+    Args:
+        pieces: the scores.
+        ratio: the share of each response's tokens whose sum is ``kept``; max(1, floor(ratio * n)) of n tokens.
+        largest: True keeps the highest scores (chosen), False the lowest (rejected).
+
+    Raises:
+        SepoError: no token at all, or a score that is not finite.
+    """
+    responses = tokens = 0
+    total = squares = kept = 0.0
+    for scores, lengths in pieces():
+        wide = scores.double()
+        responses, tokens = responses + len(lengths), tokens + len(scores)
+        total, squares = total + float(wide.sum()), squares + float(wide.square().sum())
+        kept += float(wide[kept_in_rows(scores, lengths, ratio=ratio, largest=largest)].sum())
+
+    def quantile(share: float, *, highest: bool) -> float:
+        return dataset_threshold(lambda: (scores for scores, _ in pieces()), ratio=share, largest=highest).value
+
+    low, median, high = (
+        quantile(0.05, highest=False),
+        quantile(0.5, highest=False),
+        quantile(0.05, highest=True),
+    )
+    mean = total / tokens
+    std = math.sqrt(max(0.0, squares / tokens - mean * mean))
+    return Distribution(responses, tokens, mean, std, low, median, high, total, kept)
+
+
+def kept_in_rows(scores: Tensor, lengths: Tensor, *, ratio: float, largest: bool) -> Tensor:
+    """Which tokens the count rule ``floor`` keeps of each response, all responses at once.
+
+    Args:
+        scores: the responses' scores, one after another, [N].
+        lengths: tokens of each response.
+        ratio: the share to keep, in (0, 1].
+        largest: True keeps the highest, False the lowest; ties go to the earlier token.
+
+    Returns:
+        [N] bool.
+
+    Example:
+        >>> kept_in_rows(torch.tensor([1.0, 3.0, 2.0, 5.0]), torch.tensor([3, 1]), ratio=0.34, largest=True)
+        tensor([False,  True, False,  True])
+    """
+    rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    by_score = torch.sort(scores, descending=largest, stable=True).indices
+    order = by_score[torch.sort(rows[by_score], stable=True).indices]  # by row, then by score, then by place
+    starts = lengths.cumsum(0) - lengths
+    counts = (lengths.double() * ratio + 1e-9).floor().long().clamp(min=1)
+    rank = torch.arange(len(scores)) - starts[rows]  # of the token that `order` has there
+    kept = torch.zeros(len(scores), dtype=torch.bool)
+    kept[order] = rank < counts[rows]
+    return kept

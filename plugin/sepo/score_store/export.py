@@ -1,0 +1,113 @@
+"""Plain files: rows as JSON lines or Parquet, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sepo.errors import SepoError
+from sepo.score_store import ScoreStore
+
+Rows = Sequence[Mapping[str, Any]]
+
+_LINES, _PARQUET = (".jsonl", ".json"), ".parquet"
+
+
+def checked_output(path: Path) -> Path:
+    """Return the path of an output file.
+
+    Raises:
+        SepoError: its ending says nothing that we write, or its folder is not there.
+    """
+    path = path.expanduser()
+    if path.suffix not in (*_LINES, _PARQUET):
+        raise SepoError(f"-o {path}: the ending is {path.suffix!r}; .jsonl, .json (both JSON lines) or .parquet.")
+    if not path.absolute().parent.is_dir():
+        raise SepoError(f"-o {path}: there is no folder {path.absolute().parent}.")
+    return path
+
+
+def write_rows(batches: Iterable[Rows], output: Path, *, schema: pa.Schema) -> int:
+    """Write rows, some at a time; the file appears when it is whole.
+
+    Args:
+        batches: the rows in order, each with the schema's columns.
+        output: from ``checked_output``.
+        schema: of the rows; what Parquet needs.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        SepoError: the disk refuses.
+    """
+    temporary = output.with_name(f".{output.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    writer = _write_parquet if output.suffix == _PARQUET else _write_lines
+    try:
+        try:
+            count = writer(batches, temporary, schema)
+            os.replace(temporary, output)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise SepoError(
+            f"cannot write {output}: {error.strerror or error}; free space or name another file."
+        ) from error
+    return count
+
+
+def _write_lines(batches: Iterable[Rows], path: Path, schema: pa.Schema) -> int:
+    count = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for rows in batches:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            count += len(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    return count
+
+
+def _write_parquet(batches: Iterable[Rows], path: Path, schema: pa.Schema) -> int:
+    count = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in batches:
+            writer.write_table(pa.Table.from_pylist(list(rows), schema=schema))
+            count += len(rows)
+    return count
+
+
+def export_scores(store: ScoreStore, output: Path) -> int:
+    """Write a store's rows: their number in the data set, and the scores of both sides.
+
+    Args:
+        store: a complete one.
+        output: from ``checked_output``.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        SepoError: a shard is missing or damaged, or the disk refuses.
+    """
+    table = store.table()
+    columns = store.manifest.columns
+    schema = pa.schema([("row", pa.int64()), *((name, pa.list_(pa.float32())) for name in columns)])
+
+    def batches() -> Iterator[Rows]:
+        row = 0
+        for batch in table.to_batches():
+            rows = batch.to_pylist()
+            yield [{"row": row + index, **values} for index, values in enumerate(rows)]
+            row += len(rows)
+
+    return write_rows(batches(), output, schema=schema)

@@ -1,0 +1,86 @@
+"""Scores of another package's stored scorer (``sepo.scorers``), in stores like the oracle's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from sepo.errors import SepoError
+from sepo.objectives import SCORERS, RowTokens
+from sepo.plugins import find
+from sepo.recipe.settings import RunSettings
+from sepo.scoring.custom_results import scores_of_rows
+from sepo.scoring.row_texts import PolicyTokens
+from sepo.scoring.stored_columns import StoredScores, host_identity
+from sepo.selection.scorer_inputs import BatchScorer
+from sepo.text.token_texts import TokenTexts
+from sepo.training.selection_columns import SCORE_COLUMNS
+from sepo.training.tokenized_pairs import SIDES, response_start
+
+
+class RegisteredScores(StoredScores):
+    """A registered scorer's numbers as columns ``chosen_scores`` and ``rejected_scores``.
+
+    Args:
+        settings: the run's settings; its token scorer has ``from_batch``.
+        tokenizer: the policy's.
+        model_args: the host's model arguments.
+        data_args: the host's data arguments.
+        training_args: the host's training arguments (device, ranks).
+
+    Raises:
+        SepoError: the scorer's settings are no plain JSON values.
+    """
+
+    columns = SCORE_COLUMNS
+    what = "token scores"
+
+    def __init__(
+        self, settings: RunSettings, *, tokenizer: Any, model_args: Any, data_args: Any, training_args: Any
+    ) -> None:
+        scorer = settings.method.token_scorer
+        owner = find("token_scorer", scorer.name, built_in=SCORERS)
+        assert scorer.from_batch is not None
+        self.name, self.stored = scorer.name, scorer.from_batch
+        identity = {
+            "scorer": scorer.name,
+            "package": None if owner is None else owner.package,
+            "settings": dict(self.stored.settings),
+            **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
+        }
+        super().__init__(settings, identity=identity, say=PolicyTokens(tokenizer), training_args=training_args)
+        self.texts = TokenTexts(tokenizer)
+
+    def _score(
+        self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]
+    ) -> dict[str, list[np.ndarray]]:
+        rows = dataset[start:stop]
+        responses = [
+            self._tokens(ids, response_start(labels), chosen=side == "chosen")
+            for side in SIDES
+            for ids, labels in zip(rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True)
+        ]
+        scores = scores_of_rows(
+            self.name, self._loaded(), responses, batch_tokens=self.settings.score_batch_tokens, on_batch=on_batch
+        )
+        count = stop - start
+        return dict(zip(SCORE_COLUMNS, (scores[:count], scores[count:]), strict=True))
+
+    def _tokens(self, ids: list[int], start: int, *, chosen: bool) -> RowTokens:
+        return RowTokens(tuple(ids[:start]), tuple(ids[start:]), tuple(self.texts.pieces(ids[start:])), chosen)
+
+    def _loaded(self) -> BatchScorer:
+        if self._scorer is None:
+            self._scorer = self.stored.load(torch.device(self.training_args.device))
+        scorer: BatchScorer = self._scorer
+        return scorer
+
+    def _refuse_zeros(self) -> None:
+        raise SepoError(
+            f"token scorer '{self.name}' gives every token the score zero, so that nothing is selected by it; check "
+            "what its package loads."
+        )

@@ -1,0 +1,158 @@
+"""Columns that a selection needs beside the tokens: random scores, step numbers, shares of a data set's budget."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+
+from sepo.errors import SepoError
+from sepo.objectives import Method, RowTokens, TokenScorer
+from sepo.recipe.treg_keys import CONTRASTIVE
+from sepo.scoring.custom_results import scores_of_row
+from sepo.selection.scores import random_scores
+from sepo.selection.threshold import Threshold, dataset_threshold
+from sepo.text.token_texts import TokenTexts
+from sepo.training.reward_columns import REWARD_COLUMNS
+from sepo.training.selection_columns import COUNT_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
+from sepo.training.tokenized_pairs import SIDES, each_dataset, response_start
+
+logger = logging.getLogger(__name__)
+
+_ROWS = 1000
+
+Rows = Mapping[str, list[Any]]
+
+
+def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer: Any, seed: int) -> dict[str, Any]:
+    """Join what the method's selection reads, beside scores that are already there.
+
+    Args:
+        datasets: the host's tokenized data sets by role; the evaluation's may be a dict of them.
+        method: the resolved method.
+        tokenizer: the policy's.
+        seed: the run's, for random scores.
+
+    Returns:
+        The data sets with ``*_scores`` (``random``, ``contrastive``, and scorers with ``from_row``), ``*_steps`` (unit
+        ``step``) and ``*_counts`` (scope ``dataset``: by the training set's threshold, where there is a training set).
+        The same objects where nothing is needed.
+
+    Raises:
+        SepoError: the scores of ``token_scorer: file`` are missing, or a registered scorer's do not fit the row.
+    """
+    scorer = method.token_scorer
+    texts = TokenTexts(tokenizer) if method.needs_steps or scorer.from_row else None
+
+    def prepared(dataset: Dataset, name: str) -> Dataset:
+        if method.scorer == CONTRASTIVE:  # the same numbers by another name, not copied
+            rewards = dict(zip(REWARD_COLUMNS, SCORE_COLUMNS, strict=True))
+            scores = dataset.select_columns(list(rewards)).rename_columns(rewards)
+            dataset = concatenate_datasets([dataset, scores], axis=1)
+        if method.scorer == "random":
+            dataset = mapped(dataset, lambda rows: _random_scores(rows, seed), f"random {seed}")
+        if scorer.from_row is not None and texts is not None:
+            dataset = mapped(dataset, lambda rows: _row_scores(rows, scorer, texts), f"{scorer.name} scores")
+        if method.scorer == "file" and not set(SCORE_COLUMNS) <= set(dataset.column_names):
+            raise SepoError(
+                f"{name} was tokenized without its scores (found {', '.join(dataset.column_names)}), and token_scorer: "
+                "file needs them; tokenize it again with this recipe (another tokenized_path)."
+            )
+        if texts is None or not method.needs_steps:
+            return dataset
+        return mapped(dataset, lambda rows: _steps(rows, texts), "steps")
+
+    result = each_dataset(datasets, prepared)
+    return _with_counts(result, method) if method.needs_counts else result
+
+
+def mapped(dataset: Dataset, function: Callable[[Rows], dict[str, list[Any]]], name: str) -> Dataset:
+    """Add columns. Never read from the cache of ``datasets``, which would not see that our code changed."""
+    fingerprint = hashlib.sha256(f"{dataset._fingerprint} sepo {name}".encode()).hexdigest()[:16]
+    return dataset.map(
+        function,
+        batched=True,
+        batch_size=_ROWS,
+        load_from_cache_file=False,
+        new_fingerprint=fingerprint,
+        desc=f"sepo: {name.split()[0]}",
+    )
+
+
+def _responses(rows: Rows, side: str) -> Iterator[tuple[list[int], int]]:
+    for ids, labels in zip(rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True):
+        yield ids, response_start(labels)
+
+
+def _random_scores(rows: Rows, seed: int) -> dict[str, list[Any]]:
+    return {
+        column: [random_scores(ids, start=start, seed=seed, side=side).numpy() for ids, start in _responses(rows, side)]
+        for column, side in zip(SCORE_COLUMNS, SIDES, strict=True)
+    }
+
+
+def _row_scores(rows: Rows, scorer: TokenScorer, texts: TokenTexts) -> dict[str, list[Any]]:
+    def scored(ids: list[int], start: int, chosen: bool) -> np.ndarray:
+        pieces = tuple(texts.pieces(ids[start:]))
+        return scores_of_row(scorer, RowTokens(tuple(ids[:start]), tuple(ids[start:]), pieces, chosen))
+
+    return {
+        column: [scored(ids, start, chosen) for ids, start in _responses(rows, side)]
+        for column, side, chosen in zip(SCORE_COLUMNS, SIDES, (True, False), strict=True)
+    }
+
+
+def _steps(rows: Rows, texts: TokenTexts) -> dict[str, list[Any]]:
+    return {
+        column: [texts.steps(ids[start:]) for ids, start in _responses(rows, side)]
+        for column, side in zip(STEP_COLUMNS, SIDES, strict=True)
+    }
+
+
+def _with_counts(datasets: dict[str, Any], method: Method) -> dict[str, Any]:
+    training = datasets.get("train_dataset")
+    shared = None if training is None else _thresholds(training, method, name="train")
+
+    def counted(dataset: Dataset, name: str) -> Dataset:
+        thresholds = shared or _thresholds(dataset, method, name=name)
+        for column, scores, threshold in zip(COUNT_COLUMNS, SCORE_COLUMNS, thresholds, strict=True):
+            pieces = threshold.counts(_pieces(dataset, scores))
+            dataset = dataset.add_column(column, torch.cat(list(pieces)).numpy())
+        return dataset
+
+    return each_dataset(datasets, counted)
+
+
+def _thresholds(dataset: Dataset, method: Method, *, name: str) -> tuple[Threshold, Threshold]:
+    assert method.selector is not None
+
+    def threshold(column: str, ratio: float, largest: bool) -> Threshold:
+        return dataset_threshold(lambda: (flat for flat, _ in _pieces(dataset, column)), ratio=ratio, largest=largest)
+
+    first = threshold(SCORE_COLUMNS[0], method.selector.chosen_ratio, True)
+    second = threshold(SCORE_COLUMNS[1], method.selector.rejected_ratio, method.token_scorer.rejected_largest)
+    logger.info(
+        "thresholds over %s: chosen scores from %.6g %s, rejected scores from %.6g %s.",
+        name,
+        first.value,
+        "up" if first.largest else "down",
+        second.value,
+        "up" if second.largest else "down",
+    )
+    return first, second
+
+
+def _pieces(dataset: Dataset, column: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The scores of a data set as (flat float32 scores, tokens per row), some rows at a time."""
+    arrow = dataset.select_columns([column]).with_format("arrow")
+    for start in range(0, len(dataset), _ROWS):
+        lists = arrow[start : start + _ROWS].column(0).combine_chunks()
+        flat = np.array(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
+        lengths = np.array(lists.value_lengths().to_numpy(zero_copy_only=False), dtype=np.int64)
+        yield torch.from_numpy(flat), torch.from_numpy(lengths)

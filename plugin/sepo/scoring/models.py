@@ -1,0 +1,114 @@
+"""Frozen scoring models, loaded by the host outside the engine, as few sets of weights as possible."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from sepo.forward.sequences import ScoringModel
+from sepo.recipe.settings import ModelSpec, OracleSpec
+
+
+@contextlib.contextmanager
+def plain_loading() -> Iterator[None]:
+    """Load models outside the engine: ZeRO-3 and RAM-efficient FSDP would leave their weights empty."""
+    from transformers.integrations import deepspeed
+
+    config_ref = deepspeed._hf_deepspeed_config_weak_ref
+    fsdp = {name: os.environ.pop(name) for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING",) if name in os.environ}
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config_ref
+        os.environ.update(fsdp)
+
+
+@functools.singledispatch
+def load_frozen(model_args: Any, spec: ModelSpec, adapters: Sequence[str]) -> Any:
+    """Load a model with adapters for inference, as a host loads it; each host registers its own for the type of its
+    model arguments.
+
+    Args:
+        model_args: the host's; dtype, attention and hub access are taken from them.
+        spec: the model; its own adapters are not looked at.
+        adapters: applied in this order.
+    """
+    raise TypeError(f"no host has registered how it loads models for {type(model_args).__name__}")
+
+
+def load_scoring_model(spec: ModelSpec, *, model_args: Any, device: torch.device) -> ScoringModel:
+    """Load one frozen model with its adapters, in eval mode.
+
+    Args:
+        spec: the model.
+        model_args: the host's model arguments; dtype, attention and hub access are taken from them.
+        device: where it runs.
+    """
+    with plain_loading():
+        model = load_frozen(model_args, spec, spec.adapters)
+    return ScoringModel(_placed(model.eval(), device), contextlib.nullcontext)
+
+
+def load_scoring_models(
+    oracle: OracleSpec, *, model_args: Any, device: torch.device
+) -> tuple[ScoringModel, ScoringModel]:
+    """Load the oracle and its base, as one set of weights where they differ by an adapter.
+
+    Args:
+        oracle: the two specifications.
+        model_args: the host's model arguments; dtype, attention and hub access are taken from them.
+        device: where they run.
+
+    Returns:
+        The oracle and the base, frozen, in eval mode.
+    """
+    with plain_loading():
+        if not oracle.one_set_of_weights:
+            models = [load_frozen(model_args, spec, spec.adapters) for spec in (oracle.oracle, oracle.base)]
+            placed = [_placed(model, device) for model in models]
+            return tuple(ScoringModel(model, contextlib.nullcontext) for model in placed)  # type: ignore[return-value]
+        from peft import PeftModel
+
+        shared = oracle.shared_adapters
+        model = load_frozen(model_args, oracle.oracle, shared)
+        own = {
+            name: spec.adapters[len(shared)]
+            for name, spec in (("oracle", oracle.oracle), ("base", oracle.base))
+            if len(spec.adapters) > len(shared)
+        }
+        for name, adapter in own.items():
+            if isinstance(model, PeftModel):
+                model.load_adapter(adapter, adapter_name=name)
+            else:
+                model = PeftModel.from_pretrained(model, adapter, adapter_name=name)
+        model.requires_grad_(False)
+        model = _placed(model.eval(), device)
+
+    def active(name: str) -> Callable[[], Any]:
+        return (lambda: _adapter(model, name)) if name in own else (lambda: model.disable_adapter())
+
+    return ScoringModel(model, active("oracle")), ScoringModel(model, active("base"))
+
+
+@contextlib.contextmanager
+def _adapter(model: Any, name: str) -> Iterator[None]:
+    model.set_adapter(name)
+    yield
+
+
+def _placed(model: Any, device: torch.device) -> Any:
+    return model if getattr(model, "quantization_method", None) else model.to(device)
+
+
+def give_memory_back() -> None:
+    """Return what a dropped model held, before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

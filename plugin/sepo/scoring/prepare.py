@@ -1,0 +1,76 @@
+"""What a run computes before training: which scorers it needs, and their columns joined to its rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sepo.recipe.settings import RunSettings
+from sepo.scoring.contrastive import ContrastiveDatasetScorer
+from sepo.scoring.custom import RegisteredScores
+from sepo.scoring.oracle import DatasetScorer
+from sepo.scoring.projected import PlaceResponse, ProjectedScorer
+from sepo.scoring.reference import ReferenceScores
+from sepo.scoring.stored_columns import StoredScores
+from sepo.text.chat_encoding import ChatReader
+from sepo.text.conversations import without_conversations
+from sepo.training.tokenized_pairs import each_dataset
+
+
+def scorers_of(
+    settings: RunSettings,
+    *,
+    tokenizer: Any,
+    template: Any,
+    reader: ChatReader | None,
+    place: PlaceResponse | None,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+) -> dict[str, StoredScores]:
+    """What is computed before training.
+
+    Args:
+        settings: the run's settings.
+        tokenizer: the policy's.
+        template: the host's, for T-REG's prompts.
+        reader: from ``oracle_reader``: of an oracle with another tokenizer than the policy's, or None.
+        place: with a reader: places the policy's tokens in an answer's text.
+        model_args: the host's model arguments.
+        data_args: the host's data arguments.
+        training_args: the host's training arguments (device, ranks).
+
+    Returns:
+        Scorers by the name under which a run's settings file has their stores.
+    """
+    scorers: dict[str, StoredScores] = {}
+    models: dict[str, Any] = {"tokenizer": tokenizer, "model_args": model_args, "training_args": training_args}
+    host = {**models, "data_args": data_args}
+    if settings.oracle is not None and reader is None:
+        scorers["token_scores"] = DatasetScorer(settings, **host)
+    elif reader is not None and place is not None:
+        scorers["token_scores"] = ProjectedScorer(settings, reader=reader, place=place, **models)
+    if settings.prompts_for_rewards:
+        scorers["token_reward_scores"] = ContrastiveDatasetScorer(settings, template=template, **host)
+    if settings.precomputed_reference is not None:
+        scorers["reference_scores"] = ReferenceScores(settings, **host)
+    if settings.method.token_scorer.from_batch is not None:
+        scorers["registered_scores"] = RegisteredScores(settings, **host)
+    return scorers
+
+
+def with_scores(datasets: Any, scorers: dict[str, StoredScores]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """Compute or find every scorer's columns, one scorer's models in memory at a time.
+
+    Args:
+        datasets: by role (``train_dataset``, ``eval_dataset``), as the host has them.
+        scorers: from ``scorers_of``.
+
+    Returns:
+        The data sets with the columns, without conversations; the folders of the stores, by what they hold, then by
+        data set.
+    """
+    for scorer in scorers.values():
+        datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]
+        scorer.free()
+    datasets = each_dataset(datasets, lambda rows, _: without_conversations(rows))
+    return datasets, {what: scorer.stores for what, scorer in scorers.items()}

@@ -1,0 +1,144 @@
+"""The reference's log-probabilities, computed before training: what they depend on, and how they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from sepo.errors import SepoError
+from sepo.forward.sequences import LogProbScorer, ScoringModel
+from sepo.recipe.settings import RunSettings
+from sepo.scoring.model_files import check_tokenizers
+from sepo.scoring.models import load_scoring_model
+from sepo.scoring.row_texts import PolicyTokens
+from sepo.scoring.stored_columns import (
+    StoredScores,
+    as_resolved,
+    host_identity,
+    row_sequences,
+    spec_identity,
+)
+from sepo.training.float_columns import REF_COLUMNS
+
+_MEDIA = ("images", "videos", "audios")
+
+
+class ReferenceScores(StoredScores):
+    """The reference's log-probabilities of a run's rows as columns ``chosen_ref_logps`` and ``rejected_ref_logps``.
+
+    Args:
+        settings: the run's settings, with ``precomputed_reference``.
+        tokenizer: the policy's.
+        model_args: the host's model arguments.
+        data_args: the host's data arguments.
+        training_args: the host's training arguments (device, ranks).
+
+    Raises:
+        SepoError: the reference is missing or has another tokenizer.
+    """
+
+    columns = REF_COLUMNS
+    what = "reference log-probabilities"
+
+    def __init__(
+        self, settings: RunSettings, *, tokenizer: Any, model_args: Any, data_args: Any, training_args: Any
+    ) -> None:
+        reference = settings.precomputed_reference
+        assert reference is not None
+        self.key, self.model_args = reference.key, model_args
+        self.spec = as_resolved(reference.model, key=self.key, model_args=model_args)
+        check_tokenizers(tokenizer, self.spec, key=self.key, model_args=model_args)
+        identity = {
+            "scorer": "reference",
+            "model": spec_identity(self.spec, key=self.key),
+            **_loading_identity(model_args, quantized=self.spec.quantization_bit is not None),
+            "mixed_precision": _mixed_precision(training_args),
+            **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
+        }
+        super().__init__(settings, identity=identity, say=PolicyTokens(tokenizer), training_args=training_args)
+
+    def attach(self, dataset: Dataset, *, name: str) -> Dataset:
+        """Compute the log-probabilities of a data set, or find their store, and join them to its rows.
+
+        Raises:
+            SepoError: rows with media; the reference gives no numbers; the store cannot be written.
+        """
+        for column in _MEDIA:
+            if column in dataset.column_names and any(dataset[column]):
+                raise SepoError(
+                    f"the rows of {name} have {column}, and ref_precompute runs the reference on text only; remove "
+                    "ref_precompute (the reference then runs in training)."
+                )
+        return super().attach(dataset, name=name)
+
+    def _score(
+        self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]
+    ) -> dict[str, list[np.ndarray]]:
+        sequences = row_sequences(dataset[start:stop])
+        logps = [row.numpy() for row in self._loaded().score(sequences, pairs=True, on_batch=on_batch)]
+        count = stop - start
+        for index, row in enumerate(logps):
+            if not np.isfinite(row).all():
+                raise SepoError(
+                    f"{self.key}: '{self.spec.model}' gives a token of row {start + index % count} the log-probability "
+                    f"{row[~np.isfinite(row)][0]}, expected a finite number: its weights are damaged, or overflow in "
+                    f"{self.model_args.compute_dtype}; try bf16: true."
+                )
+        return dict(zip(REF_COLUMNS, (logps[:count], logps[count:]), strict=True))
+
+    def _loaded(self) -> LogProbScorer:
+        if self._scorer is None:
+            model = load_scoring_model(self.spec, model_args=self.model_args, device=self.training_args.device)
+            self._scorer = LogProbScorer(
+                _as_in_training(model, self.training_args),
+                batch_tokens=self.settings.score_batch_tokens,
+                chunk_tokens=self.settings.head_chunk_tokens,
+            )
+        scorer: LogProbScorer = self._scorer
+        return scorer
+
+    def _refuse_zeros(self) -> None:
+        raise SepoError(
+            f"{self.key}: '{self.spec.model}' gives every token the probability 1 (all log-probabilities are zero). "
+            "Check that its weights are those of a language model."
+        )
+
+
+def _mixed_precision(training_args: Any) -> tuple[str, str] | None:
+    """How the trainer runs a model in a narrower dtype than its weights', and in which; None where it does not."""
+    dtype = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else None
+    if dtype is None:
+        return None
+    return "autocast" if training_args.deepspeed_plugin is None else "cast", dtype
+
+
+def _as_in_training(scoring: ScoringModel, training_args: Any) -> ScoringModel:
+    """The reference in the precision in which it would run beside the policy: under autocast, or, as DeepSpeed has it,
+    with its weights cast."""
+    precision = _mixed_precision(training_args)
+    if precision is None:
+        return scoring
+    how, dtype = precision[0], getattr(torch, precision[1])
+    if how == "cast":
+        if not getattr(scoring.model, "quantization_method", None):
+            for parameter in scoring.model.parameters():  # buffers (rotary frequencies) keep their float32
+                parameter.data = parameter.data.to(dtype)
+        return scoring
+    return replace(scoring, active=lambda: torch.autocast(training_args.device.type, dtype=dtype))
+
+
+def _loading_identity(model_args: Any, *, quantized: bool) -> dict[str, Any]:
+    """How the host loads the reference, in so far as its log-probabilities depend on it."""
+    rope = model_args.rope_scaling
+    loading = {"revision": model_args.model_revision, "rope_scaling": None if rope is None else str(rope)}
+    if quantized:
+        loading |= {
+            "quantization_type": model_args.quantization_type,
+            "double_quantization": model_args.double_quantization,
+        }
+    return loading

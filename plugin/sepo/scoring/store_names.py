@@ -1,0 +1,45 @@
+"""What a recipe calls the models and the data of a score store, for people who list stores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sepo.recipe.settings import ModelSpec, RunSettings
+
+
+def _called(spec: ModelSpec) -> str:
+    bits = f" ({spec.quantization_bit} bit)" if spec.quantization_bit else ""
+    return " + ".join((spec.model, *spec.adapters)) + bits
+
+
+def store_names(settings: RunSettings, what: str, *, data_args: Any) -> dict[str, str]:
+    """The names of a store's parts in this run's recipe.
+
+    Args:
+        settings: the run's settings.
+        what: ``token_scores``, ``token_reward_scores``, ``reference_scores`` or ``registered_scores``, as a run's
+            settings file has it.
+        data_args: the host's data arguments.
+
+    Returns:
+        ``scorer``, ``models`` and ``dataset``; the run adds which ``part`` of the data (train, eval) it is.
+    """
+    models = ""
+    if what == "reference_scores" and settings.precomputed_reference is not None:
+        models = _called(settings.precomputed_reference.model)
+    elif what == "token_reward_scores" and settings.token_rewards is not None:
+        models = "" if settings.token_rewards.model is None else _called(settings.token_rewards.model)
+    elif what == "token_scores" and settings.oracle is not None:
+        models = f"{_called(settings.oracle.oracle)} over {_called(settings.oracle.base)}"
+    scorers = {
+        "token_scores": "oracle",
+        "reference_scores": "reference",
+        "token_reward_scores": "contrastive",
+        "registered_scores": settings.method.scorer,
+    }
+    data = data_args.dataset or []
+    return {
+        "scorer": scorers[what],
+        "models": models,
+        "dataset": data if isinstance(data, str) else ", ".join(data),
+    }

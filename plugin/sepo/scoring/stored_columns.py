@@ -1,0 +1,199 @@
+"""Stored scores of a run's data sets: find the store by content, fill what is missing, join the columns to the rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from tqdm import tqdm
+
+from sepo.errors import SepoError
+from sepo.forward.sequences import ScoredSequence
+from sepo.recipe.reference_keys import OWN_START
+from sepo.recipe.settings import ModelSpec, RunSettings
+from sepo.score_store import ScoreStore, ShardRange, content_key, default_store_root, write_names
+from sepo.score_store.fingerprint import model_fingerprint
+from sepo.scoring.model_files import spec_folders
+from sepo.scoring.models import give_memory_back
+from sepo.scoring.row_texts import RowTexts, leave_texts
+from sepo.training.tokenized_pairs import SIDES, list_arrays, response_start
+
+logger = logging.getLogger(__name__)
+
+
+def rows_digest(dataset: Dataset) -> str:
+    """Digest of every row's token ids and of where its responses start."""
+    digest = hashlib.sha256()
+    columns = [f"{side}_{name}" for side in SIDES for name in ("input_ids", "labels")]
+    arrow = dataset.select_columns(columns).with_format("arrow")
+    for start in range(0, len(dataset), 1000):  # blocks of the mapped file, no row as Python numbers
+        rows = arrow[start : start + 1000]
+        for side in SIDES:
+            for ids, labels in zip(
+                *(list_arrays(rows[f"{side}_{name}"]) for name in ("input_ids", "labels")), strict=True
+            ):
+                digest.update(np.asarray([len(ids), response_start(labels)], dtype="<i8").tobytes())
+                digest.update(np.asarray(ids, dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
+    """What a scoring model is, by content.
+
+    Raises:
+        SepoError: one of its folders is missing.
+    """
+    model, adapters = spec_folders(spec, key=key)
+    return {
+        "model": model_fingerprint(model),
+        "adapters": [model_fingerprint(adapter) for adapter in adapters],
+        "quantization_bit": spec.quantization_bit,
+    }
+
+
+def as_resolved(spec: ModelSpec, *, key: str, model_args: Any) -> ModelSpec:
+    """The model, where it is the policy's own, under what the host made of its name: the folder to which another hub
+    than Hugging Face's was loaded."""
+    return replace(spec, model=str(model_args.model_name_or_path)) if key == OWN_START else spec
+
+
+def row_sequences(rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
+    """The prompts with their responses of some rows: all chosen ones, then all rejected ones."""
+    return [
+        ScoredSequence(ids, response_start(labels))
+        for side in SIDES
+        for ids, labels in zip(rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True)
+    ]
+
+
+def host_identity(*, tokenizer: Any, model_args: Any, data_args: Any) -> dict[str, Any]:
+    """What scores depend on beside the scoring models and the rows: tokenizer, template, cutoff, precision."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])))
+    return {
+        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "template": data_args.template,
+        "cutoff_len": data_args.cutoff_len,
+        "compute_dtype": str(model_args.compute_dtype).removeprefix("torch."),
+    }
+
+
+def _shard_rows(rows: int) -> int:
+    """Rows per shard, what a killed run may lose: few enough on a slow machine, and not too many files."""
+    return min(512, max(32, rows // 64))
+
+
+def _not_scored(what: str, name: str, where: Path) -> str:
+    return f"{what} of {name} are not all in {where}; run `sepo score` with this recipe first."
+
+
+class StoredScores(ABC):
+    """Columns of per-token numbers for the data sets of one run, computed at most once.
+
+    Models are loaded at the first shard that is missing, and never otherwise.
+
+    Args:
+        settings: the run's settings.
+        identity: everything but the rows that the numbers depend on; with the rows' digest it finds the store.
+        say: gives the rows' texts in the tokens that the numbers are of.
+        training_args: the host's training arguments (device, ranks).
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+    what: ClassVar[str]
+
+    def __init__(self, settings: RunSettings, *, identity: dict[str, Any], say: RowTexts, training_args: Any) -> None:
+        self.settings, self.identity, self.training_args = settings, identity, training_args
+        self.say = say
+        self.stores: dict[str, str] = {}
+        self.names: dict[str, str] = {}  # what the recipe calls the models and the data, for `sepo scores ls`
+        self.find_only = False
+        self.report: Callable[[Any, str], None] = lambda bar, output_dir: None  # a host's own progress display
+        self._scorer: Any = None
+
+    def attach(self, dataset: Dataset, *, name: str) -> Dataset:
+        """Compute the columns of a data set, or find their store, and join them to its rows.
+
+        Raises:
+            SepoError: the numbers say that the scoring models are wrong, or the store cannot be written; with
+                ``find_only`` the numbers are not there.
+        """
+        root = (
+            Path(self.settings.token_scores_dir).expanduser()
+            if self.settings.token_scores_dir
+            else default_store_root()
+        )
+        identity = {**self.identity, "rows": self._digest(dataset)}
+        if self.find_only and not (root / content_key(identity)).is_dir():
+            raise SepoError(_not_scored(self.what, name, root))
+        store = ScoreStore.open(
+            root=root,
+            identity=identity,
+            rows=len(dataset),
+            columns=self.columns,
+            shard_rows=_shard_rows(len(dataset)),
+        )
+        self.stores[name] = str(store.path)
+        if self.training_args.process_index == 0:
+            write_names(root, store.key, {**self.names, "part": name})
+        if store.complete:
+            logger.info("%s of %s found in %s: nothing to score.", self.what, name, store.path)
+        elif self.find_only:
+            raise SepoError(_not_scored(self.what, name, store.path))
+        else:
+            self._fill(store, dataset, name=name)
+        scores = concatenate_datasets([Dataset.from_file(str(path)) for path in store.files()])
+        head = scores[: min(32, len(scores))]
+        if all(not np.any(row) for column in self.columns for row in head[column]):
+            self._refuse_zeros()
+        if self.training_args.process_index == 0 and not self.find_only:
+            leave_texts(store, dataset, self.say)
+        leftover = [column for column in self.columns if column in dataset.column_names]  # of a tokenized_path
+        return concatenate_datasets([dataset.remove_columns(leftover), scores], axis=1)
+
+    def _fill(self, store: ScoreStore, dataset: Dataset, *, name: str) -> None:
+        missing = sum(shard.rows for shard in store.missing())
+        logger.info("scoring %s: %d of %d rows missing in %s.", name, missing, len(dataset), store.path)
+        ranks, rank = self.training_args.world_size, self.training_args.process_index
+        with tqdm(
+            total=len(dataset), initial=len(dataset) - missing, desc=f"scoring {name}", unit="pair", disable=rank != 0
+        ) as bar:
+
+            def settled(shard: ShardRange, done_rows: int) -> None:
+                bar.n = done_rows  # shards of other processes count too
+                bar.refresh()
+                self.report(bar, self.training_args.output_dir)
+
+            store.fill(
+                lambda start, stop: self._score(dataset, start, stop, lambda sequences: bar.update(sequences / 2)),
+                offset=rank * len(store.shards) // max(1, ranks),
+                on_shard=settled,
+            )
+
+    def _digest(self, dataset: Dataset) -> str:
+        """What of the rows the numbers depend on."""
+        return rows_digest(dataset)
+
+    @abstractmethod
+    def _score(
+        self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]
+    ) -> dict[str, list[np.ndarray]]:
+        """The columns of the rows [start, stop), loading the models on the first call."""
+
+    @abstractmethod
+    def _refuse_zeros(self) -> None:
+        """Raise: everything is exactly zero."""
+
+    def free(self) -> None:
+        """Drop the scoring models and give their memory back, before the policy is loaded."""
+        if self._scorer is None:
+            return
+        self._scorer = None
+        give_memory_back()

@@ -1,0 +1,123 @@
+"""`token_scorer: file`: the user's scores or spans of a row, checked, and as one number per token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from sepo.errors import SepoError
+from sepo.text.projection import TokenSpans
+from sepo.text.spans import Span, span_weights
+from sepo.training.selection_columns import SCORE_COLUMNS
+
+SPAN_COLUMNS = ("chosen_spans", "rejected_spans")
+_HOW = (
+    "give the rows chosen_scores and rejected_scores (a number per response token), or chosen_spans and rejected_spans "
+    '([{"start": 0, "end": 4, "weight": 1.0}], in characters of the response)'
+)
+
+
+def score_columns(dataset: Dataset, *, name: str) -> list[str]:
+    """The two columns in which a data set has its scores or spans.
+
+    Raises:
+        SepoError: it has neither form, or both.
+    """
+    found = [columns for columns in (SCORE_COLUMNS, SPAN_COLUMNS) if set(columns) <= set(dataset.column_names)]
+    if len(found) == 2:
+        raise SepoError(
+            f"dataset '{name}' has both {', '.join(SCORE_COLUMNS)} and {', '.join(SPAN_COLUMNS)}; token_scorer: file "
+            "takes one form, remove the other's columns."
+        )
+    if not found:
+        raise SepoError(
+            f"dataset '{name}' has the columns {', '.join(dataset.column_names)}, which hold no scores for "
+            f"token_scorer: file; {_HOW}."
+        )
+    return list(found[0])
+
+
+def checked_scores(row: Mapping[str, Any], side: str, *, where: str) -> list[float]:
+    """One side's scores of a row.
+
+    Args:
+        row: with ``chosen_scores`` and ``rejected_scores``.
+        side: ``chosen`` or ``rejected``.
+        where: how an error calls the row.
+
+    Raises:
+        SepoError: no list, or a value that is no finite number.
+    """
+    scores = row[f"{side}_scores"]
+    if not isinstance(scores, list):
+        raise SepoError(f"{where}: {side}_scores is {scores!r}, expected a list of numbers; {_HOW}.")
+    return [_finite(score, f"{where}: {side}_scores[{position}]") for position, score in enumerate(scores)]
+
+
+def checked_spans(row: Mapping[str, Any], side: str, *, where: str, characters: int) -> list[Span]:
+    """One side's spans of a row.
+
+    Args:
+        row: with ``chosen_spans`` and ``rejected_spans``.
+        side: ``chosen`` or ``rejected``.
+        where: how an error calls the row.
+        characters: how many the response has.
+
+    Raises:
+        SepoError: no list of spans, a weight that is not finite, or a span outside its response.
+    """
+    spans = row[f"{side}_spans"]
+    if not isinstance(spans, list):
+        raise SepoError(f"{where}: {side}_spans is {spans!r}, expected a list of spans; {_HOW}.")
+    return [_span(span, f"{where}: {side}_spans[{position}]", characters) for position, span in enumerate(spans)]
+
+
+def scores_of_spans(placed: TokenSpans, spans: Sequence[Span], side: str) -> list[float]:
+    """Spans as scores of a response's tokens: a span's weight says how much its characters matter, on both sides, so
+    it is a score as it is in a chosen response and negated in a rejected one, where low scores are selected.
+
+    Args:
+        placed: the tokens' places in the response.
+        spans: of the response.
+        side: ``chosen`` or ``rejected``.
+    """
+    sign = 1.0 if side == "chosen" else -1.0
+    return [sign * weight for weight in span_weights(placed.offsets, spans)]
+
+
+def not_counted(where: str, side: str, *, found: int, expected: int) -> SepoError:
+    """What is said of scores that are not one per token."""
+    return SepoError(
+        f"{where}: {side}_scores has {found} numbers, expected {expected}, one for each token of the response in the "
+        "policy's tokenizer and template, its end of turn included."
+    )
+
+
+def not_spelled(where: str, side: str) -> SepoError:
+    """What is said of spans whose response the tokens do not spell."""
+    return SepoError(
+        f"{where}: the tokens of the {side} response do not spell its text (a template or tokenizer that rewrites it), "
+        f"so its spans cannot be placed; give per-token {side}_scores instead."
+    )
+
+
+def _finite(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SepoError(f"{what} is {value!r}, expected a finite number; correct the data set.")
+    return float(value)
+
+
+def _span(span: Any, what: str, characters: int) -> Span:
+    if not isinstance(span, dict) or not {"start", "end", "weight"} <= set(span):
+        raise SepoError(f"{what} is {span!r}, expected an object with start, end and weight; {_HOW}.")
+    start, end = span["start"], span["end"]
+    whole = all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end))
+    if not whole or not 0 <= start < end <= characters:
+        raise SepoError(
+            f"{what} goes from {start!r} to {end!r}, expected 0 <= start < end <= {characters}, the characters of the "
+            "response; correct the data set."
+        )
+    return Span(start, end, _finite(span["weight"], f"{what}.weight"))

@@ -1,0 +1,1 @@
+"""What tokens say: their texts, chat encoding, prompts, and projection between tokenizers."""

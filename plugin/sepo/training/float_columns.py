@@ -1,0 +1,109 @@
+"""Puts numbers of the rows, one per response token, beside the host's padded batch: token rewards, reference
+log-probabilities.
+
+They travel as the bit pattern of float32 in int32: an engine may cast every floating-point input of a batch to its own
+dtype (DeepSpeed does), and a number in bfloat16 has two or three digits. So the step sees the very numbers of the store
+under every engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepo.errors import SepoError
+from sepo.training.selection_columns import STORE_ADVICE, at_tokens, scorable_tokens
+
+REF_LOGPS = "ref_logps"
+"""Batch key: int32, [2B, T], the bits of the float32 reference log-probability of the token at that position."""
+
+REF_COLUMNS = ("chosen_ref_logps", "rejected_ref_logps")
+"""Row columns: the reference's log-probability, in nats, of each response token that can be scored."""
+
+
+class FloatCollator:
+    """Call a pairwise collator, then put each number of its rows where its token's label stands.
+
+    Args:
+        inner: the host's collator, or one of ours around it; its ``labels`` are [2B, T], the first B rows chosen, -100
+            where no response token is.
+        key: the batch's key for the numbers.
+        columns: the rows' columns of the chosen and of the rejected responses' numbers.
+        what: how an error calls them.
+    """
+
+    def __init__(
+        self,
+        inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
+        *,
+        key: str,
+        columns: tuple[str, str],
+        what: str,
+    ) -> None:
+        self.inner, self.key, self.columns, self.what = inner, key, columns, what
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows.
+
+        Raises:
+            SepoError: a row's number of values is not its number of scorable response tokens, or ``checked`` refuses.
+        """
+        batch = self.inner(features)
+        rows = [feature[column] for column in self.columns for feature in features]
+        scorable = scorable_tokens(batch["labels"])
+        values = at_tokens(rows, scorable, dtype=torch.float32, what=self.what, advice=STORE_ADVICE)
+        batch[self.key] = self.checked(values, scorable).view(torch.int32)
+        return batch
+
+    def checked(self, values: Tensor, scorable: Tensor) -> Tensor:
+        """What the batch carries of the rows' numbers: here, the numbers themselves.
+
+        Args:
+            values: [2B, T] float32, 0 where no response token is.
+            scorable: [2B, T] bool, where one is.
+
+        Returns:
+            [2B, T] float32.
+        """
+        return values
+
+
+class ReferenceCollator(FloatCollator):
+    """Call a pairwise collator, then put each token's stored reference log-probability where its label stands.
+
+    >>> def pad(rows):  # a host's collator: chosen rows first, then rejected ones, padded on the right
+    ...     labels = [r["chosen_labels"] for r in rows] + [r["rejected_labels"] for r in rows]
+    ...     width = max(map(len, labels))
+    ...     return {"labels": torch.tensor([x + [-100] * (width - len(x)) for x in labels])}
+    >>> row = {"chosen_labels": [-100, 5, 6], "rejected_labels": [-100, 7],
+    ...        "chosen_ref_logps": [-0.5, -2.25], "rejected_ref_logps": [-1.0]}
+    >>> batch_floats(ReferenceCollator(pad)([row]), REF_LOGPS, missing="collate with ReferenceCollator")
+    tensor([[ 0.0000, -0.5000, -2.2500],
+            [ 0.0000, -1.0000,  0.0000]])
+
+    Args:
+        inner: as ``FloatCollator`` takes it.
+    """
+
+    def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]) -> None:
+        super().__init__(inner, key=REF_LOGPS, columns=REF_COLUMNS, what="reference log-probabilities")
+
+
+def batch_floats(batch: Mapping[str, Any], key: str, *, missing: str) -> Tensor:
+    """The numbers that a batch carries under ``key``, [2B, T] float32, 0 where no response token is.
+
+    Args:
+        batch: from a ``FloatCollator``.
+        key: the batch's key for the numbers.
+        missing: the error where there are none.
+
+    Raises:
+        SepoError: the batch carries none.
+    """
+    if key not in batch:
+        raise SepoError(missing)
+    bits: Tensor = batch[key]
+    return bits.view(torch.float32)

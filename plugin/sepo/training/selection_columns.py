@@ -1,0 +1,152 @@
+"""Puts the selection made from stored scores beside the host's own padded batch.
+
+The selection travels instead of the scores: an engine may cast every floating-point input of a batch to its own dtype
+(DeepSpeed does), and scores rounded to bfloat16 select other tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepo.errors import SepoError
+from sepo.objectives import Method, select
+
+SELECTION = "selection"
+"""Batch key: bool, [2B, T], True where the token at that position is optimized."""
+
+STEPS = "steps"
+"""Batch key: int64, [2B, T], the number of the step (line, sentence) that the token at that position belongs to."""
+
+IGNORE_INDEX = -100
+
+SCORE_COLUMNS = ("chosen_scores", "rejected_scores")
+"""Row columns: a number for each response token that can be scored."""
+
+COUNT_COLUMNS = ("chosen_counts", "rejected_counts")
+"""Row columns: how many tokens of the response a data set's threshold keeps."""
+
+STEP_COLUMNS = ("chosen_steps", "rejected_steps")
+"""Row columns: the number of each response token's step."""
+
+
+def scorable_tokens(labels: Tensor) -> Tensor:
+    """Where a response token stands that can be scored, bool of the labels' shape [2B, T]."""
+    scorable = labels != IGNORE_INDEX
+    scorable[:, 0] = False  # a token without a predecessor has no log-probability
+    return scorable
+
+
+def at_tokens(rows: Sequence[Any], scorable: Tensor, *, dtype: torch.dtype, what: str, advice: str) -> Tensor:
+    """Put rows of one number per response token where their tokens stand.
+
+    Args:
+        rows: 2B sequences of numbers, the chosen responses' first.
+        scorable: [2B, T], from ``scorable_tokens``.
+        dtype: of the result.
+        what: how an error calls the numbers.
+        advice: what an error says to do.
+
+    Returns:
+        [2B, T], 0 where no response token stands.
+
+    Raises:
+        SepoError: a row's length is not its number of scorable response tokens.
+    """
+    placed = torch.zeros(scorable.shape, dtype=dtype)
+    for index, row in enumerate(rows):
+        count = int(scorable[index].sum())
+        if len(row) != count:
+            side = "chosen" if index < len(rows) // 2 else "rejected"
+            raise SepoError(
+                f"{len(row)} {what} for a {side} response of {count} tokens: the {what} belong to other data. {advice}"
+            )
+        placed[index, scorable[index]] = torch.as_tensor(row, dtype=dtype)
+    return placed
+
+
+STORE_ADVICE = "Delete the store named in the log, or point token_scores_dir elsewhere."
+
+
+def step_numbers(features: Sequence[Mapping[str, Any]], scorable: Tensor) -> Tensor:
+    """Put the rows' step numbers where their tokens stand, int64 [2B, T], 0 elsewhere.
+
+    Raises:
+        SepoError: a row's number of steps is not its number of scorable response tokens.
+    """
+    rows = [feature[column] for column in STEP_COLUMNS for feature in features]
+    advice = "Number the steps again (sepo.text.token_texts)."
+    return at_tokens(rows, scorable, dtype=torch.int64, what="step numbers", advice=advice)
+
+
+class StepCollator:
+    """Call the host's pairwise collator, then put the rows' step numbers beside its batch: for live scorers.
+
+    Args:
+        inner: the host's collator, as ``SelectionCollator`` takes it.
+    """
+
+    def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]) -> None:
+        self.inner = inner
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows; see ``step_numbers`` for what is refused."""
+        batch = self.inner(features)
+        batch[STEPS] = step_numbers(features, scorable_tokens(batch["labels"]))
+        return batch
+
+
+class SelectionCollator:
+    """Call the host's pairwise collator, then select each row's tokens by its stored scores.
+
+    >>> from sepo.objectives import resolve_method
+    >>> def pad(rows):  # a host's collator: chosen rows first, then rejected ones, padded on the right
+    ...     labels = [r["chosen_labels"] for r in rows] + [r["rejected_labels"] for r in rows]
+    ...     width = max(map(len, labels))
+    ...     return {"labels": torch.tensor([x + [-100] * (width - len(x)) for x in labels])}
+    >>> row = {"chosen_labels": [-100, 5, 6], "rejected_labels": [-100, 7],
+    ...        "chosen_scores": [0.5, -0.25], "rejected_scores": [1.0]}
+    >>> SelectionCollator(pad, method=resolve_method("sepo", chosen_ratio=0.5))([row])["selection"]
+    tensor([[False,  True, False],
+            [False,  True, False]])
+
+    Args:
+        inner: the host's collator; its ``labels`` are [2B, T], the first B rows chosen, -100 where no response
+            token is.
+        method: the resolved method, one that selects by stored scores.
+    """
+
+    def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]], *, method: Method) -> None:
+        self.inner = inner
+        self.method = method
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows.
+
+        Raises:
+            SepoError: a row's number of scores is not its number of scorable response tokens.
+        """
+        batch = self.inner(features)
+        scorable = scorable_tokens(batch["labels"])
+        rows = [feature[column] for column in SCORE_COLUMNS for feature in features]
+        scores = at_tokens(rows, scorable, dtype=torch.float32, what="scores", advice=STORE_ADVICE)
+        pairs = len(features)
+        more: dict[str, Tensor] = {}
+        if self.method.needs_steps:
+            steps = step_numbers(features, scorable)
+            more |= {"chosen_steps": steps[:pairs], "rejected_steps": steps[pairs:]}
+        if self.method.needs_counts:
+            more |= {name: torch.tensor([row[name] for row in features]) for name in COUNT_COLUMNS}
+        chosen, rejected = select(
+            self.method,
+            chosen_mask=scorable[:pairs],
+            rejected_mask=scorable[pairs:],
+            chosen_scores=scores[:pairs],
+            rejected_scores=scores[pairs:],
+            **more,
+        )
+        batch[SELECTION] = torch.cat([chosen, rejected])
+        return batch

@@ -1,0 +1,110 @@
+"""The host's tokenized pairs: which data sets a run has, where responses start, which rows can be trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from sepo.errors import SepoError
+from sepo.training.selection_columns import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
+
+SIDES = ("chosen", "rejected")
+
+
+def each_dataset(datasets: Mapping[str, Any], change: Callable[[Dataset, str], Dataset]) -> dict[str, Any]:
+    """Change every data set of a run.
+
+    Args:
+        datasets: by the host's roles (``train_dataset``, ``eval_dataset``); an evaluation may be a dict of them.
+        change: takes a data set and the name that the log gives it.
+
+    Returns:
+        The changed ones, in the same shape.
+    """
+    result: dict[str, Any] = {}
+    for role, dataset in datasets.items():
+        name = role.removesuffix("_dataset")
+        if isinstance(dataset, dict):
+            result[role] = {part: change(rows, f"{name} {part}") for part, rows in dataset.items()}
+        else:
+            result[role] = change(dataset, name)
+    return result
+
+
+def joined_column(datasets: Mapping[str, Any], others: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Give every data set of a run a column of another run's, row by row, where it lacks it.
+
+    Args:
+        datasets: by the host's roles.
+        others: the same rows, with the column.
+        column: its name.
+    """
+    found: dict[str, Dataset] = {}
+
+    def keep(rows: Dataset, name: str) -> Dataset:
+        found[name] = rows.select_columns([column])
+        return rows
+
+    def join(rows: Dataset, name: str) -> Dataset:
+        return rows if column in rows.column_names else concatenate_datasets([rows, found[name]], axis=1)
+
+    each_dataset(others, keep)
+    return each_dataset(datasets, join)
+
+
+def list_arrays(column: Any) -> list[np.ndarray]:
+    """The rows of an Arrow list column."""
+    lists = column.combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return np.split(flat, np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))[:-1])
+
+
+def response_start(labels: Sequence[int] | np.ndarray) -> int:
+    """Index of the first response token that can be scored: one with a predecessor."""
+    if isinstance(labels, np.ndarray):
+        return max(1, int(np.argmax(labels != IGNORE_INDEX)))
+    return max(1, next(index for index, label in enumerate(labels) if label != IGNORE_INDEX))
+
+
+def skip_empty_responses(dataset: Dataset, *, name: str, tokenizer: Any) -> Dataset:
+    """Drop rows with a response of no tokens (an empty answer, or a prompt that took the whole cutoff), and say which.
+
+    Args:
+        dataset: tokenized pairs, in the host's columns.
+        name: what to call the data set in the log.
+        tokenizer: decodes the prompts of the rows that are named.
+
+    Returns:
+        The data set without these rows; itself if there are none.
+
+    Raises:
+        SepoError: no row is left.
+    """
+    empty = []
+    for start in range(0, len(dataset), 1000):
+        rows = dataset[start : start + 1000]
+        for offset, labels in enumerate(zip(rows["chosen_labels"], rows["rejected_labels"], strict=True)):
+            if any(not any(label != IGNORE_INDEX for label in side[1:]) for side in labels):
+                empty.append(start + offset)
+    if not empty:
+        return dataset
+    shown = ", ".join(f"{row} ({_excerpt(dataset[row], tokenizer)!r})" for row in empty[:5])
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    logger.warning(
+        "skipped %d of %d rows of %s: a response has no token after truncation. Rows %s%s. Raise cutoff_len, or remove "
+        "them.", len(empty), len(dataset), name, shown, more,
+    )  # fmt: skip
+    if len(empty) == len(dataset):
+        raise SepoError(f"{name}: every row has an empty response after truncation; raise cutoff_len.")
+    return dataset.select(np.delete(np.arange(len(dataset)), empty))
+
+
+def _excerpt(row: Mapping[str, Any], tokenizer: Any) -> str:
+    text = " ".join(tokenizer.decode(row["chosen_input_ids"], skip_special_tokens=True).split())
+    return text if len(text) <= 60 else "..." + text[-57:]
