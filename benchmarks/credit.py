@@ -163,7 +163,7 @@ def request_for(name, folder):
 
 
 def run(options):
-    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
 
     quiet_on_one_device()
     load_host("credit")
@@ -173,10 +173,11 @@ def run(options):
     from sepo.credit.run import measure
     from sepo.hosts.llamafactory.bench.machine import machine, versions
     from sepo.hosts.llamafactory.bench.run import write_result
+    from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
 
     folder = (options.work or ROOT / WORK[options.set]).resolve()
     request = request_for(options.set, folder)
-    result = measure(read_pairs(request.source), request, progress=True)
+    result = measure(read_pairs(request.source), request, open_host=LlamaFactoryCredit, progress=True)
     result["data"]["source"] = {"demo": "demo_heldout", "fluent": "fluent_heldout", "qa": QA}[options.set]
     print_result(result)
     recipes = {step: {**COMMON, **keys} for step, keys in STEPS.get(options.set, {}).items()}

@@ -182,7 +182,7 @@ def parsed(argv):
 def run(options):
     if options.length < 32:
         raise SepoError(f"--length is {options.length}; at least 32 tokens are expected.")
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import quiet_on_one_device
 
     quiet_on_one_device()
     import torch

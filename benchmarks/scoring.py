@@ -250,7 +250,7 @@ def run(options, argv):
     for name in ("rows", "rounds", "batch_tokens", "threads"):
         if getattr(options, name) < 1:
             raise SepoError(f"--{name.replace('_', '-')} is {getattr(options, name)}; at least 1 is expected.")
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import quiet_on_one_device
 
     quiet_on_one_device()
     import torch

@@ -161,7 +161,7 @@ def parsed(argv):
 def run(options):
     if options.rows < 1000:
         raise SepoError(f"--rows is {options.rows}; at least 1000 are expected.")
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import quiet_on_one_device
 
     quiet_on_one_device()
     from sepo.console import print_table, size

@@ -62,7 +62,7 @@ def parsed(argv):
 
 def run(options):
     data_dir = checked_data(options.data_dir.resolve(), options.dataset)
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import quiet_on_one_device
 
     quiet_on_one_device()
     import torch

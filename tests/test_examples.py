@@ -25,7 +25,7 @@ def load(path):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
-    from sepo.hosts.llamafactory.registration import host_keys
+    from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.resolve import resolve
     from sepo.recipe.stages import is_ours
 
@@ -65,7 +65,7 @@ def test_every_recipe_is_in_a_table_and_the_papers_table_names_no_other():
 @pytest.mark.parametrize(("names", "changes"), [row[1:] for row in paper_rows()], ids=[row[0] for row in paper_rows()])
 def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
-    from sepo.hosts.llamafactory.registration import host_keys
+    from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.resolve import resolve
 
     assert names or not changes
@@ -78,7 +78,7 @@ def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
 
 def test_the_demo_recipe_is_a_pipeline():
     from sepo.hosts.llamafactory.pipeline import plan_steps
-    from sepo.hosts.llamafactory.registration import host_keys
+    from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.resolve import resolve
 
     recipe = load(ROOT / "plugin" / "sepo" / "demo" / "recipe.yaml")

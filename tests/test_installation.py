@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from sepo import installation
 from sepo.cli import main
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.launcher import require_host
+from sepo.hosts.llamafactory.recipe import require_host
 from sepo.installation import AXOLOTL, LLAMAFACTORY, Package, install_command, load_failures, what_is_wrong
 
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 """Token-selective preference optimization for the fine-tuning stacks that teams already run.
 
 Importing this package is cheap and imports no torch: the parts live in ``sepo.objectives`` (losses),
-``sepo.tokens`` (scores, selection, the store), ``sepo.forward`` (log-probabilities), ``sepo.training``
+``sepo.selection`` (which tokens count), ``sepo.forward`` (log-probabilities), ``sepo.training``
 (the step) and ``sepo.hosts`` (LLaMA-Factory).
 """
 

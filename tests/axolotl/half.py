@@ -50,7 +50,7 @@ def policy(job):
 def llamafactory_trainer(job):
     from transformers import AutoTokenizer
 
-    from sepo.hosts.llamafactory.registration import get_train_args, settings_of
+    from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
     from sepo.hosts.llamafactory.workflow import build_trainer
 
     _, data_args, training_args, finetuning_args, _ = get_train_args(job["recipe"])

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import sepo_recipe
-from sepo.credit.run import SCHEMA, CreditRequest, measure, score_pairs
+from sepo.credit import run
+from sepo.credit.run import SCHEMA, CreditRequest
+from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
 from sepo.credit.scorers import CreditModels
 from sepo.errors import SepoError
 from sepo.recipe.settings import ModelSpec, OracleSpec
@@ -23,6 +25,14 @@ def models(world):
     return CreditModels(ModelSpec(str(world / "base")), oracle, ModelSpec(str(world / "policy")))
 
 
+def measure(pairs, request):
+    return run.measure(pairs, request, open_host=LlamaFactoryCredit)
+
+
+def score_pairs(pairs, request):
+    return run.score_pairs(pairs, request, open_host=LlamaFactoryCredit)
+
+
 def request(models, *scorers, **options):
     return CreditRequest("rows", scorers, models, **{"template": "chatml", "cutoff_len": 128, **options})
 
@@ -30,7 +40,7 @@ def request(models, *scorers, **options):
 @pytest.fixture(scope="module")
 def trained(world, marked_world, tmp_path_factory):
     """What a run computes before it trains: the stores, by what they hold."""
-    from sepo.hosts.llamafactory.registration import get_train_args, settings_of
+    from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
     from sepo.hosts.llamafactory.workflow import prepared_data
 
     out = tmp_path_factory.mktemp("trained")

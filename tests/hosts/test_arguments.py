@@ -503,7 +503,7 @@ def test_a_leftover_that_changes_the_objectives_own_value_is_said():
 
 @pytest.mark.parametrize("stage", ["dpo", "sft", None])
 def test_our_keys_in_a_recipe_of_the_hosts_stages_are_refused(stage):
-    from sepo.hosts.llamafactory.registration import check_recipe
+    from sepo.hosts.llamafactory.recipe import check_recipe
 
     recipe = {"stage": stage, "select_ratio": 0.3, "dataset": "d"}
     with pytest.raises(SepoError, match=f"select_ratio is set, but stage {stage or 'sft'} is LLaMA-Factory's.*sepo"):

@@ -32,7 +32,8 @@ from sepo.hosts.llamafactory.board.keys import Memory, stage_keys, with_keys_of
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.board.texts import EXTRA_ARGUMENTS, LABELS
 from sepo.hosts.llamafactory.doctor import board_findings
-from sepo.hosts.llamafactory.registration import _log_beside_host, check_recipe, host_keys
+from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
+from sepo.hosts.llamafactory.registration import _log_beside_host
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import STAGES
 

@@ -17,7 +17,7 @@ import tiny
 from browser import Browser, open_browser, require_browser
 from recipes import environment
 from sepo.hosts.llamafactory.board.texts import LABELS
-from sepo.hosts.llamafactory.registration import check_recipe
+from sepo.hosts.llamafactory.recipe import check_recipe
 
 PATIENCE = 150
 FIELD = """

@@ -70,10 +70,10 @@ def test_a_worker_says_it_in_one_line(broken, tmp_path):
 
 def test_a_host_that_fails_for_another_reason_is_installed_again(monkeypatch):
     from sepo.errors import SepoError
-    from sepo.hosts.llamafactory import launcher
+    from sepo.hosts.llamafactory import recipe
     from sepo.installation import Package
 
-    monkeypatch.setattr(launcher, "packages", lambda host: [Package("torch", "2.11.0")])
+    monkeypatch.setattr(recipe, "packages", lambda host: [Package("torch", "2.11.0")])
     expected = r"\(ModuleNotFoundError: No module named 'llamafactory.gone'\), though .*; run: pip install"
     with pytest.raises(SepoError, match=expected):
-        launcher.load_host("train", "llamafactory.gone")
+        recipe.load_host("train", "llamafactory.gone")

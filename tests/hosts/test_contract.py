@@ -173,7 +173,7 @@ def test_host_versions_in_the_ledger_are_those_of_the_extra():
 def test_ray_worker_registers_in_its_own_process(monkeypatch):
     from llamafactory.train import tuner
 
-    from sepo.hosts.llamafactory import ray_worker
+    from sepo.hosts.llamafactory import registration
 
     started = []
     monkeypatch.setattr(tuner, "_sepo_registered", False, raising=False)
@@ -181,9 +181,9 @@ def test_ray_worker_registers_in_its_own_process(monkeypatch):
     for name in ("run_dpo", "get_train_args", "_training_function"):
         monkeypatch.setattr(tuner, name, getattr(tuner, name))
     monkeypatch.setenv("SEPO_RAY_WORKER", "")
-    ray_worker.Worker()
+    registration.RayWorker()
     assert tuner._sepo_registered
-    assert tuner.Worker is ray_worker.Worker
+    assert tuner.Worker is registration.RayWorker
     assert len(started) == 1
 
 
@@ -214,7 +214,7 @@ def test_log_lines_go_where_the_hosts_go(monkeypatch):
 def test_commands_on_one_device_see_the_first(monkeypatch):
     from llamafactory.extras import logging as host
 
-    from sepo.hosts.llamafactory.launcher import quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import quiet_on_one_device
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     monkeypatch.delenv("LLAMAFACTORY_VERBOSITY", raising=False)

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from recipes import environment, run, sepo_recipe, write
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.export import export_recipe
-from sepo.hosts.llamafactory.launcher import refuse_without_scoring
-from sepo.hosts.llamafactory.registration import check_recipe
+from sepo.hosts.llamafactory.recipe import check_recipe, refuse_without_scoring
 from sepo.score_store import ScoreStore
 from test_file_scores import prepared
 

@@ -683,29 +683,6 @@ def test_a_selection_without_a_token_is_refused():
         )
 
 
-def test_only_torch_the_standard_library_and_our_errors_are_imported():
-    """The layout rule that keeps these two packages usable anywhere."""
-    import ast
-    import sys
-    from pathlib import Path
-
-    import sepo.objectives
-    import sepo.tokens
-
-    files = list(Path(sepo.objectives.__file__).parent.glob("*.py"))
-    files += [Path(sepo.tokens.__file__).parent / name for name in ("__init__.py", "selection.py", "scores.py")]
-    assert len(files) > 10
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
-            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for module in modules:
-                ours = module.startswith(
-                    ("sepo.objectives", "sepo.tokens.s", "sepo.selection.units", "sepo.errors", "sepo.plugins")
-                )
-                assert ours or module.split(".")[0] in {"torch", *sys.stdlib_module_names}, f"{file}: {module}"
-
-
 def test_examples_run():
     import doctest
 

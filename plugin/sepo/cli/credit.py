@@ -85,17 +85,18 @@ def run_credit(options: argparse.Namespace) -> int:
     """
     output = _target(options.output, "-o", (".json",), overwrite=options.overwrite)
     picture = _target(options.figure, "--figure", (".png", ".svg", ".pdf"), overwrite=options.overwrite)
-    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
 
     quiet_on_one_device()
     load_host("credit")
     from sepo.credit.data import read_pairs
     from sepo.credit.report import print_result
     from sepo.credit.run import measure
+    from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
 
     request = _request(options)
     pairs = read_pairs(request.source)
-    result = measure(pairs[: options.rows], request, progress=True)
+    result = measure(pairs[: options.rows], request, open_host=LlamaFactoryCredit, progress=True)
     print_result(result)
     if output is not None:
         _write(result, output)

@@ -124,7 +124,7 @@ def _known_keys(hosts: Sequence[Host]) -> tuple[str, ...]:
     for host in hosts:
         try:
             if host == LLAMAFACTORY:
-                from sepo.hosts.llamafactory.registration import host_keys
+                from sepo.hosts.llamafactory.recipe import host_keys
 
                 keys += host_keys()
             else:

@@ -50,7 +50,7 @@ def run_eval(options: argparse.Namespace) -> int:
     Raises:
         SepoError: the recipe, the data, the models or the request is wrong.
     """
-    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
 
     quiet_on_one_device()
     load_host("eval")

@@ -45,7 +45,7 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _pipeline(options: argparse.Namespace) -> int:
-    from sepo.hosts.llamafactory.launcher import load_host, require_host
+    from sepo.hosts.llamafactory.recipe import load_host, require_host
 
     require_host("pipeline")
     from sepo.hosts.llamafactory.pipeline import read_pipeline, run_pipeline
@@ -57,7 +57,7 @@ def _pipeline(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
 
     quiet_on_one_device()
     load_host("bench")
@@ -75,7 +75,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
+    from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
 
     quiet_on_one_device()
     load_host("plan", "llamafactory.hparams")
@@ -107,7 +107,7 @@ def _webui(options: argparse.Namespace) -> int:
 
 def _enable(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.enable import enable
-    from sepo.hosts.llamafactory.launcher import require_host
+    from sepo.hosts.llamafactory.recipe import require_host
 
     require_host("enable")
     print(f"enabled: {enable()}\n`llamafactory-cli train` and `webui` know our stages now; `sepo disable` undoes it.")

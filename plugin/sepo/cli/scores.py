@@ -144,7 +144,7 @@ def _export(options: argparse.Namespace) -> int:
 
     output = checked_output(Path(options.output))
     if options.store.endswith((".yaml", ".yml", ".json")):
-        from sepo.hosts.llamafactory.launcher import load_host, quiet_on_one_device
+        from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
 
         quiet_on_one_device()
         load_host("scores export RECIPE")

@@ -6,11 +6,11 @@ import json
 
 import torch
 
-from sepo.cli.score_tables import print_summary
 from sepo.console import print_table, size
 from sepo.score_store import ScoreStore, disk_size, read_names
 from sepo.score_store.distribution import kept_in_rows
 from sepo.score_store.summary import SHARE, is_chosen, pieces, summarize
+from sepo.score_store.tables import print_summary
 
 
 def show(store: ScoreStore, *, rows: int) -> None:

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -37,6 +37,7 @@ from tqdm import tqdm
 from sepo import __version__
 from sepo.credit.data import LabelledPair
 from sepo.credit.evaluate import Scores, evaluate
+from sepo.credit.host import CreditHost, NamedSpec, OpenHost
 from sepo.credit.reading import ChatTemplateReader, Reader, lost_errors, mark, text_mask
 from sepo.credit.scorers import (
     Answer,
@@ -55,9 +56,6 @@ from sepo.recipe.settings import ModelSpec
 from sepo.selection.scores import oracle_scores
 from sepo.text.chat_encoding import ReadResponse
 from sepo.text.token_texts import TokenTexts
-
-if TYPE_CHECKING:
-    from sepo.hosts.llamafactory.credit import CreditHost, NamedSpec
 
 SCHEMA = "sepo.credit/1"
 
@@ -110,36 +108,40 @@ class ScoredPairs:
     scores: Mapping[str, Scores]
 
 
-def score_pairs(pairs: Sequence[LabelledPair], request: CreditRequest, *, progress: bool = False) -> ScoredPairs:
+def score_pairs(
+    pairs: Sequence[LabelledPair], request: CreditRequest, *, open_host: OpenHost, progress: bool = False
+) -> ScoredPairs:
     """Ask scorers for their numbers.
 
     Args:
         pairs: from ``sepo.credit.data``.
         request: what is measured.
+        open_host: opens the host whose templates and models are used.
         progress: whether to show a bar for every model on standard error.
 
     Raises:
         SepoError: a model or a scorer is missing or does not fit, or an answer's spans cannot be placed.
     """
-    from sepo.hosts.llamafactory.credit import CreditHost
-
     scorers = find_scorers(request.scorers, request.models)
     named = _named(request.models)
     if not named:
         raise SepoError("no model is named, and tokens are those of one: name --model (its tokenizer alone is read).")
-    host = CreditHost(named[0], template=request.template, cutoff_len=request.cutoff_len, dtype=request.dtype)
+    host = open_host(named[0], template=request.template, cutoff_len=request.cutoff_len, dtype=request.dtype)
     host.check(named)
     reader = _reader(host, scorers, request)
     reads = [reader.read(pair) for pair in pairs]
     return ScoredPairs(reads, _scores(host, reader, pairs, reads, scorers, request, progress))
 
 
-def measure(pairs: Sequence[LabelledPair], request: CreditRequest, *, progress: bool = False) -> dict[str, Any]:
+def measure(
+    pairs: Sequence[LabelledPair], request: CreditRequest, *, open_host: OpenHost, progress: bool = False
+) -> dict[str, Any]:
     """Measure scorers on pairs.
 
     Args:
         pairs: as ``score_pairs``.
         request: as ``score_pairs``.
+        open_host: as ``score_pairs``.
         progress: as ``score_pairs``.
 
     Returns:
@@ -149,7 +151,7 @@ def measure(pairs: Sequence[LabelledPair], request: CreditRequest, *, progress: 
         SepoError: as ``score_pairs``; or no answer can be measured.
     """
     started = time.monotonic()
-    scored = score_pairs(pairs, request, progress=progress)
+    scored = score_pairs(pairs, request, open_host=open_host, progress=progress)
     reads, scores = scored.reads, scored.scores
     if request.text_only:
         masks = [text_mask(read) for read in reads]

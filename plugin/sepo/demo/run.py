@@ -43,7 +43,7 @@ def run_demo(output: Path) -> dict[str, Any]:
     Raises:
         SepoError: something that the demonstration needs is not installed, or a step failed.
     """
-    from sepo.hosts.llamafactory.launcher import load_host
+    from sepo.hosts.llamafactory.recipe import load_host
 
     with _environment(_ENVIRONMENT):  # some of it is read when the host is imported
         load_host("demo")
@@ -142,6 +142,7 @@ def _found_by_the_oracle(policy: Path) -> dict[str, dict[str, float]]:
     from sepo.credit.data import read_pairs
     from sepo.credit.run import CreditRequest, measure
     from sepo.credit.scorers import CreditModels
+    from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
     from sepo.runs.oracle_of_run import read_run
 
     run = read_run(policy)
@@ -156,7 +157,7 @@ def _found_by_the_oracle(policy: Path) -> dict[str, dict[str, float]]:
     )
     with warnings.catch_warnings():  # the oracle is an adapter over the merged base
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        found = measure(read_pairs("demo"), request)["scorers"]
+        found = measure(read_pairs("demo"), request, open_host=LlamaFactoryCredit)["scorers"]
     return {
         name: {"auroc": of["auroc"]["mean"], "low": of["auroc"]["low"], "high": of["auroc"]["high"]}
         for name, of in found.items()

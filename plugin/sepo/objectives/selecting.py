@@ -43,7 +43,7 @@ def select(
         rejected_scores: [B, Tl] stored scores.
         chosen_steps: [B, Tw] integers, the number of each token's step; where ``method.needs_steps``.
         rejected_steps: [B, Tl].
-        chosen_counts: [B] integers, each response's budget (``sepo.selection.threshold``); where ``method.needs_counts``.
+        chosen_counts: [B] integers, each response's budget (``selection.threshold``); where ``method.needs_counts``.
         rejected_counts: [B].
         policy_chosen_logps: [B, Tw] per-token log-probabilities in nats, for live scores; detached.
         policy_rejected_logps: [B, Tl].

@@ -28,10 +28,12 @@ from sepo.recipe.treg_keys import CONTRASTIVE, reward_notes, token_reward_source
 from sepo.selection.budgets import SCOPES
 from sepo.selection.select import RULES
 from sepo.selection.units import UNITS
-from sepo.training.splitting import STEP_IN_BACKWARD
 
 TOKEN_SCORERS = ("oracle", "policy_ref", CONTRASTIVE, "confidence", "file", "random", "none")
 """What ``token_scorer`` takes, beside registered scorers."""
+
+STEP_IN_BACKWARD = ("lomo", "adalomo")
+"""Optimizers that change the weights during a backward pass, and so allow one per step."""
 
 Arguments = dict[str, Any] | list[str]
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sepo.errors import SepoError
 from sepo.objectives import Method
-from sepo.training.reward_columns import RewardOrigin
+
+RewardOrigin = Literal["prompts", "oracle"]
+"""Where T-REG's token rewards come from. ``prompts``: rewards. ``oracle``: an oracle's log-ratios s, whose rewards are
+sigmoid(s) - 0.5."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
+from sepo.recipe.settings import RewardOrigin
 from sepo.training.float_columns import FloatCollator, batch_floats
 from sepo.training.selection_columns import SCORE_COLUMNS, STORE_ADVICE
 
@@ -18,8 +19,6 @@ TOKEN_REWARDS = "token_rewards"
 REWARD_COLUMNS = ("chosen_token_rewards", "rejected_token_rewards")
 """Row columns: the reward, in [-0.5, 0.5], of each response token that can be scored."""
 
-RewardOrigin = Literal["prompts", "oracle"]
-"""What rows carry. ``prompts``: rewards. ``oracle``: an oracle's log-ratios s, whose rewards are sigmoid(s) - 0.5."""
 
 _COLUMNS = {"prompts": REWARD_COLUMNS, "oracle": SCORE_COLUMNS}
 _BOUND = 0.5

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
+from sepo.recipe.resolve import STEP_IN_BACKWARD
 from sepo.training.parts import Parts
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
 else:
     _Base = object
-
-STEP_IN_BACKWARD = ("lomo", "adalomo")
-"""Optimizers that change the weights during a backward pass, and so allow one per step."""
 
 
 class SplitsBatches(_Base):

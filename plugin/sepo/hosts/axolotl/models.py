@@ -54,7 +54,7 @@ class RunArguments:
 
 @dataclass(frozen=True)
 class HostArguments:
-    """The three of them, as ``sepo.hosts.shared`` takes them."""
+    """The three of them, as ``sepo.scoring`` takes them."""
 
     model_args: ModelArguments
     data_args: DataArguments

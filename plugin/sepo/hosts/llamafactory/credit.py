@@ -14,6 +14,7 @@ from llamafactory.model import load_tokenizer
 
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.credit.data import LabelledPair
+from sepo.credit.host import NamedSpec
 from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastivePair
 from sepo.forward.sequences import ScoringModel
@@ -31,11 +32,8 @@ from sepo.training.tokenized_pairs import response_start
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-NamedSpec = tuple[str, ModelSpec]
-"""A model and the setting that names it, for errors."""
 
-
-class CreditHost:
+class LlamaFactoryCredit:
     """Tokenizer, template and models of one measurement, as a training run with these settings would have them.
 
     Args:

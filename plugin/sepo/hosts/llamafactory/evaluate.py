@@ -31,7 +31,7 @@ from sepo.evaluation.run import EvaluationSettings, HeldOut, PolicyResult, evalu
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
 from sepo.hosts.llamafactory.bench.machine import versions
 from sepo.hosts.llamafactory.evaluate_recipe import EvaluationRecipe, evaluation_recipe
-from sepo.hosts.llamafactory.registration import get_train_args, settings_of
+from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
 from sepo.hosts.llamafactory.workflow import PreparedData, prepared_data
 from sepo.recipe.settings import ModelSpec, OracleSpec
 from sepo.scoring.model_files import check_tokenizers, max_positions, spec_folders

@@ -11,7 +11,7 @@ from typing import Any
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.recipe import check_keys
 from sepo.hosts.llamafactory.pipeline import SECTIONS, override_values, read_pipeline
-from sepo.hosts.llamafactory.registration import host_keys
+from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.recipe.keys import as_flag, as_number
 from sepo.recipe.reference_keys import base_of_reference_adapters, reference_spec
 from sepo.recipe.settings import ModelSpec
@@ -34,7 +34,7 @@ class EvaluationRecipe:
     """An evaluation as a recipe asks for it.
 
     Args:
-        host: what ``registration.get_train_args`` gets, ``output_dir`` aside.
+        host: what ``recipe.get_train_args`` gets, ``output_dir`` aside.
         policy: the evaluated model.
         start: the policy as it was before training, or None where the recipe does not tell.
         reference: what the KL is taken from, or None.

@@ -12,9 +12,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.launcher import refuse_without_scoring
 from sepo.hosts.llamafactory.pipeline import read_pipeline
-from sepo.hosts.llamafactory.registration import get_train_args, settings_of
+from sepo.hosts.llamafactory.recipe import get_train_args, refuse_without_scoring, settings_of
 from sepo.hosts.llamafactory.workflow import prepared_data
 from sepo.score_store.export import write_rows
 from sepo.text.conversations import CONVERSATION

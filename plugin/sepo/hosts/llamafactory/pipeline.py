@@ -206,7 +206,7 @@ def _data_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _check(steps: Sequence[Step]) -> None:
     """Refuse what any step would refuse, before the first one runs."""
     from sepo.hosts.llamafactory.checks import check_datasets
-    from sepo.hosts.llamafactory.registration import host_keys
+    from sepo.hosts.llamafactory.recipe import host_keys
 
     known = host_keys()
     for step in steps:

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sepo.cli.score_tables import print_summary
-from sepo.hosts.llamafactory.launcher import refuse_without_scoring
-from sepo.hosts.llamafactory.registration import settings_of
+from sepo.hosts.llamafactory.recipe import refuse_without_scoring, settings_of
 from sepo.hosts.llamafactory.workflow import prepared_data
 from sepo.score_store import ScoreStore
 from sepo.score_store.summary import summarize
+from sepo.score_store.tables import print_summary
 
 _WHAT = {
     "token_scores": "token scores",

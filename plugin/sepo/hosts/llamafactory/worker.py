@@ -9,7 +9,7 @@ if __name__ == "__main__":
         sys.path.pop(0)
     from sepo.errors import SepoError
     from sepo.hosts.errors import tell
-    from sepo.hosts.llamafactory.launcher import load_host
+    from sepo.hosts.llamafactory.recipe import load_host
 
     try:
         load_host("train")

@@ -24,7 +24,7 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.file_scores import carried_scores
-from sepo.hosts.llamafactory.registration import recipe_of
+from sepo.hosts.llamafactory.recipe import recipe_of
 from sepo.hosts.llamafactory.responses import PolicyResponses
 from sepo.hosts.llamafactory.trainer import PreferenceTrainer
 from sepo.recipe.settings import RunSettings

@@ -23,7 +23,7 @@ def main(task_file: Path, result_file: Path) -> None:
     from sepo.hosts.llamafactory.bench.contenders import plan_contenders
     from sepo.hosts.llamafactory.bench.memory import STEPS_MEASURED, resident_peak
     from sepo.hosts.llamafactory.bench.session import open_session
-    from sepo.hosts.llamafactory.registration import host_keys
+    from sepo.hosts.llamafactory.recipe import host_keys
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     contenders = plan_contenders(task["recipe"], host_keys=host_keys(), names=[name])

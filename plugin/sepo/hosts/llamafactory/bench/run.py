@@ -27,7 +27,7 @@ from sepo.hosts.llamafactory.bench.rows import selects_at_random
 from sepo.hosts.llamafactory.bench.session import Session, open_session
 from sepo.hosts.llamafactory.checks import check_datasets, check_policy
 from sepo.hosts.llamafactory.pipeline import read_pipeline
-from sepo.hosts.llamafactory.registration import host_keys
+from sepo.hosts.llamafactory.recipe import host_keys
 
 DEFAULT_ROUNDS = 5
 

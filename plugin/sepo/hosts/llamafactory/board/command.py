@@ -15,7 +15,7 @@ import yaml
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.enable import enabled
-from sepo.hosts.llamafactory.registration import check_recipe
+from sepo.hosts.llamafactory.recipe import check_recipe
 from sepo.recipe.keys import OUR_KEYS
 from sepo.recipe.stages import available_stages, objective_of_key
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.registration import host_keys
+from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.memory.shapes import Adapters, Trained
 from sepo.recipe.keys import as_flag, as_number, names_of
 from sepo.recipe.reference_keys import reference_spec
