@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recipes import sepo_recipe
 from sepo.credit import run
 from sepo.credit.run import SCHEMA, CreditRequest
-from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
 from sepo.credit.scorers import CreditModels
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
 from sepo.recipe.settings import ModelSpec, OracleSpec
 
 RECIPE = {"dataset": "marked", "template": "chatml", "use_cpu": True}
