@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ from sepo.installation import (
 from sepo.plugins import GROUPS, registered
 
 
-def doctor() -> int:
+def run_doctor(options: argparse.Namespace) -> int:
     """Print the report.
 
     Returns:

@@ -1,0 +1,34 @@
+"""`sepo pipeline`."""
+
+from __future__ import annotations
+
+import argparse
+
+from sepo.cli.arguments import add_recipe
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sepo pipeline`."""
+    add_recipe(
+        parser, "a recipe with shared keys and the sections base, oracle and policy", override="policy.sepo_gamma=2"
+    )
+
+
+def run_pipeline(options: argparse.Namespace) -> int:
+    """Train base and oracle, score, and train the policy.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SepoError: the recipe is wrong.
+    """
+    from sepo.hosts.llamafactory.recipe import load_host, require_host
+
+    require_host("pipeline")
+    from sepo.hosts.llamafactory import pipeline
+
+    recipe = pipeline.read_pipeline(options.recipe, options.overrides)
+    load_host("pipeline")
+    pipeline.run_pipeline(recipe)
+    return 0

@@ -1,0 +1,48 @@
+"""`sepo plan`."""
+
+from __future__ import annotations
+
+import argparse
+
+from sepo.cli.arguments import add_json_output, add_recipe
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments and options of `sepo plan`."""
+    parser.description = (
+        "An account of memory from the models' configurations alone: weights, adapters, gradients, optimizer, "
+        "activations, head, reference and scoring models, phase by phase; whether it fits, and what would make it fit."
+    )
+    add_recipe(parser, "a recipe of one of our stages", override="quantization_bit=4")
+    parser.add_argument("--gpu", metavar="SIZE", help="memory of a device, such as 24GiB; default: this machine's")
+    parser.add_argument("--processes", type=int, help="how many processes train (NPROC_PER_NODE x NNODES, or 1)")
+    parser.add_argument(
+        "--tokens", type=int, help="of the longest device batch, each prompt once; default: what cutoff_len allows"
+    )
+    add_json_output(parser, "the account")
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Print the account.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SepoError: the recipe or an option is wrong.
+    """
+    from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
+
+    quiet_on_one_device()
+    load_host("plan", "llamafactory.hparams")
+    from sepo.hosts.llamafactory.plan.run import plan
+
+    plan(
+        options.recipe,
+        options.overrides,
+        gpu=options.gpu,
+        processes=options.processes,
+        tokens=options.tokens,
+        output=options.output,
+    )
+    return 0
