@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
-from sepo.recipe.keys import SepoArguments
-from sepo.recipe.resolve import HYPERPARAMETER_KEYS
+from sepo.recipe.keys import HOST_KEYS, KEYS, PIPELINE_KEYS, Key, hyperparameter_keys
 from sepo.recipe.stages import STAGES
 
 HERE = Path(__file__).parent
 
-# Keys of the host that mean the same in our stages, and what our stages read in them.
-HOST_KEYS = {
-    "pref_beta": ("the objective's own", "β of every objective that has one (table below)."),
-    "simpo_gamma": ("1.0", "SimPO's margin, for `simpo` and `simpo_reg`."),
-    "dpo_label_smoothing": ("0; `robust_dpo` 0.1", "Label smoothing of `dpo` and `robust_dpo`."),
-    "pref_ftx": ("0", "Weight of the mean negative log-likelihood over all chosen tokens, beside any objective."),
-    "pref_loss": ("", "Only a leftover `sigmoid` is accepted: here `objective` decides."),
-    "ref_model, ref_model_adapters, ref_model_quantization_bit": (
-        "the policy at its start",
-        "A reference model of its own, where the objective has one.",
-    ),
-}
-PIPELINE_KEYS = {
-    "base, oracle, policy": ("", "Sections with keys of that step alone; `base: false` trains no base."),
-    "oracle_sample_ratio": ("1.0", "Share of the pairs for base and oracle, drawn with `seed`, in (0, 1]."),
-    "base_dataset, base_dataset_dir": ("the chosen answers", "An SFT data set for the base."),
-}
+# What a row of a key cannot hold: keys that only a recipe's host reads, and sections.
+LEFTOVERS = [["`pref_loss`", "", "Only a leftover `sigmoid` is accepted: here `objective` decides."]]
+SECTIONS = [["`base`, `oracle`, `policy`", "", "Sections with keys of that step alone; `base: false` trains no base."]]
 
 _HEAD = """# Keys
 
@@ -59,28 +43,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def named(keys: str) -> str:
-    """``a, b`` as code."""
-    return ", ".join(f"`{key.strip()}`" for key in keys.split(","))
+def key_rows(keys: Iterable[Key]) -> list[list[str]]:
+    """Rows of keys as a table has them."""
+    return [[f"`{key.name}`", key.default_text, key.help] for key in keys]
 
 
-def our_rows() -> list[list[str]]:
-    """`stage` and every key of ours."""
-    rows = [["`stage`", "", f"{named(', '.join(STAGES))}, or your own ([extend](extend.md)).".replace(", or", " or")]]
-    for key in fields(SepoArguments):
-        default = key.metadata["default"]
-        if not default and key.default not in (None, MISSING):
-            default = str(key.default).lower()
-        rows.append([f"`{key.name}`", default, key.metadata["help"]])
-    return rows
+def stage_row() -> list[str]:
+    """`stage`, which names what the other keys belong to."""
+    return ["`stage`", "", f"{', '.join(f'`{name}`' for name in STAGES)} or your own ([extend](extend.md))."]
 
 
 def key_of(objective: str, setting: str) -> str:
     """The recipe key that sets an objective's hyperparameter."""
-    for key, name, owners in HYPERPARAMETER_KEYS:
-        if name == setting and (owners is None or objective in owners):
-            return key
-    return {"weighting": "treg_weighting", "alpha": "treg_alpha"}.get(setting, f"select_{setting}")
+    keys = {name: key for key, name in hyperparameter_keys(objective).items()}
+    return {"weighting": "treg_weighting", "alpha": "treg_alpha", **keys}.get(setting, f"select_{setting}")
 
 
 def objective_rows() -> list[list[str]]:
@@ -100,16 +76,14 @@ def objective_rows() -> list[list[str]]:
 
 def keys_page() -> str:
     """keys.md."""
-    host = [[named(keys), *what] for keys, what in HOST_KEYS.items()]
-    pipeline = [[named(keys), *what] for keys, what in PIPELINE_KEYS.items()]
     columns = ("key", "default", "meaning")
     return (
         _HEAD
-        + table(columns, our_rows())
+        + table(columns, [stage_row(), *key_rows(KEYS.values())])
         + "\n## Keys of the host that our stages read\n\nTheir meaning is the host's.\n\n"
-        + table(columns, host)
+        + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
         + "\n## Keys of `sepo pipeline`\n\n"
-        + table(columns, pipeline)
+        + table(columns, [*SECTIONS, *key_rows(PIPELINE_KEYS.values())])
         + "\n## Objectives\n\nAny of them in any of our stages. What they are: [objectives](methods/objectives.md).\n\n"
         + table(("objective", "default of stage", "own token scorer", "keys and their defaults"), objective_rows())
     )

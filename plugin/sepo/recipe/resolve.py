@@ -9,7 +9,16 @@ from sepo.errors import SepoError, nearest
 from sepo.objectives import SCORERS, Method, available_objectives, resolve_method
 from sepo.objectives.presets import find_objective
 from sepo.plugins import names
-from sepo.recipe.keys import OUR_KEYS, SepoArguments, as_number, names_of, typed
+from sepo.recipe.keys import (
+    HOST_KEYS,
+    KEYS,
+    OUR_KEYS,
+    SepoArguments,
+    hyperparameter_keys,
+    keys_of,
+    names_of,
+    typed,
+)
 from sepo.recipe.reference_keys import (
     base_of_reference_adapters,
     precomputed_reference,
@@ -25,9 +34,6 @@ from sepo.recipe.stages import (
     with_stage_defaults,
 )
 from sepo.recipe.treg_keys import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
-from sepo.selection.budgets import SCOPES
-from sepo.selection.select import RULES
-from sepo.selection.units import UNITS
 
 TOKEN_SCORERS = ("oracle", "policy_ref", CONTRASTIVE, "confidence", "file", "random", "none")
 """What ``token_scorer`` takes, beside registered scorers."""
@@ -38,34 +44,6 @@ STEP_IN_BACKWARD = ("lomo", "adalomo")
 Arguments = dict[str, Any] | list[str]
 
 
-HYPERPARAMETER_KEYS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
-    ("pref_beta", "beta", None),
-    ("simpo_gamma", "gamma", ("simpo", "simpo_reg")),
-    ("sepo_gamma", "gamma", ("sepo",)),
-    ("dpo_label_smoothing", "label_smoothing", ("dpo", "robust_dpo")),
-    ("dpop_lambda", "dpop_lambda", ("dpop",)),
-    ("tdpo_alpha", "alpha", ("tdpo2",)),
-    ("rrhf_sft_weight", "sft_weight", ("rrhf",)),
-    ("ipo_average", "average", ("ipo",)),
-)
-"""Recipe keys that set a hyperparameter: (key, hyperparameter, objectives that have it under this key; None: all)."""
-
-_SELECTION_CHOICES = {"rule": RULES, "unit": UNITS, "scope": SCOPES}
-_SELECTION_KEYS = (
-    "select_ratio",
-    "chosen_select_ratio",
-    "rejected_select_ratio",
-    "select_span_tokens",
-    *(f"select_{name}" for name in _SELECTION_CHOICES),
-)
-ORACLE_KEYS = (
-    "oracle_model",
-    "oracle_model_adapters",
-    "oracle_base_model",
-    "oracle_base_model_adapters",
-    "oracle_model_quantization_bit",
-)
-_REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
 _REFUSED = {
     "pref_bco_weight": "the BCO term belongs to the host's DPO; remove pref_bco_weight or use stage: dpo",
     "ld_alpha": "LD-DPO's weight belongs to the host's DPO; remove ld_alpha or use stage: dpo",
@@ -126,12 +104,8 @@ def _ratios(arguments: SepoArguments) -> dict[str, float]:
                 "chosen_select_ratio and rejected_select_ratio."
             )
         value = arguments.select_ratio if ratio is None else ratio
-        if value is None:
-            continue
-        if not 0.0 < value <= 1.0:
-            name = "select_ratio" if ratio is None else f"{side}_select_ratio"
-            raise SepoError(f"{name} is {value}; a share in (0, 1] is expected (0.3 selects 30 % of the tokens).")
-        ratios[f"{side}_ratio"] = value
+        if value is not None:
+            ratios[f"{side}_ratio"] = value
     return ratios
 
 
@@ -190,7 +164,7 @@ def resolve(
     _check_quantization(given)
     method, notes = resolved_method(stage, arguments, given, own_keys=own_keys)
     prompts = method.needs_token_rewards or method.scorer == CONTRASTIVE
-    for name in _REFERENCE_KEYS:
+    for name in keys_of("reference"):
         if not method.needs_reference and _given(given.get(name)):
             raise SepoError(
                 f"{name} is set, but objective {method.name} trains without a reference model; remove {name}"
@@ -207,7 +181,7 @@ def resolve(
     rewards = token_reward_source(arguments, given, method)
     needs_oracle = method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
     if not needs_oracle:
-        for name in ORACLE_KEYS:
+        for name in keys_of("oracle"):
             if name in given:
                 raise SepoError(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
@@ -227,7 +201,7 @@ def resolve(
         ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,
     )
     # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
-    loss = "sigmoid" if method.needs_reference and reference is None else "simpo"
+    loss = "sigmoid" if settings.runs_reference else "simpo"
     dropped = (*OUR_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in dropped}
@@ -318,15 +292,17 @@ def resolved_method(
     own = resolve_method(objective)
     hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
     notes = []
-    for key, name, objectives in HYPERPARAMETER_KEYS:
-        if key not in given or given[key] is None:
+    sets = hyperparameter_keys(objective)
+    for key, row in {**HOST_KEYS, **KEYS}.items():
+        if row.sets is None or given.get(key) is None:
             continue
-        if (objectives is None or objective in objectives) and name in own.hyperparameters:
-            value = getattr(arguments, key) if key in OUR_KEYS else as_number(key, given[key], float)
+        name = sets.get(key)
+        if name is not None and name in own.hyperparameters:
+            value = row.read(given[key])
             hyperparameters[name] = value
-            if key not in OUR_KEYS and value != own.hyperparameters[name]:
+            if key in HOST_KEYS and value != own.hyperparameters[name]:
                 notes.append(f"{key} is {value:g}; objective {objective}'s own is {own.hyperparameters[name]}.")
-        elif key in OUR_KEYS:
+        elif key in KEYS:
             raise SepoError(f"{key} is set, but objective {objective} has no such term; remove {key}.")
         else:
             notes.append(f"{key} is set, but objective {objective} does not use it.")
@@ -342,19 +318,16 @@ def resolved_method(
 
 def _selection(arguments: SepoArguments, scorer: str) -> dict[str, Any]:
     if scorer == "none":
-        for name in _SELECTION_KEYS:
+        for name in keys_of("selection"):
             if getattr(arguments, name) is not None:
                 raise SepoError(
                     f"{name} is set, but token_scorer is none, so every token counts; remove {name}, or set "
                     "token_scorer: oracle or policy_ref."
                 )
-    chosen: dict[str, Any] = _ratios(arguments)
-    for name, options in _SELECTION_CHOICES.items():
-        value = getattr(arguments, f"select_{name}")
-        if value not in (None, *options):
-            raise SepoError(f"select_{name} is {value!r}; one of {', '.join(options)} is expected.")
-        if value is not None:
-            chosen[name] = value
-    if arguments.select_span_tokens is not None:
-        chosen["span_tokens"] = arguments.select_span_tokens
-    return chosen
+    others = {
+        "rule": arguments.select_rule,
+        "unit": arguments.select_unit,
+        "scope": arguments.select_scope,
+        "span_tokens": arguments.select_span_tokens,
+    }
+    return {**_ratios(arguments), **{name: value for name, value in others.items() if value is not None}}

@@ -142,6 +142,11 @@ class RunSettings:
     ref_model: ModelSpec | None = None
 
     @property
+    def runs_reference(self) -> bool:
+        """Whether a reference runs beside the policy in training: the method has one, and no stored log-probabilities."""
+        return self.method.needs_reference and self.precomputed_reference is None
+
+    @property
     def prompts_for_rewards(self) -> bool:
         """Whether token rewards come from contrastive prompts, which quote the conversation."""
         return self.token_rewards is not None and self.token_rewards.origin == "prompts"

@@ -11,15 +11,12 @@ from sepo.objectives.declarations import SELECTION
 from sepo.objectives.presets import BUILT_IN, find_objective, find_scorer
 from sepo.objectives.settings import Flag, Number, Setting, Value, Whole
 from sepo.plugins import Registered, find, load, names
-from sepo.recipe.keys import OUR_KEYS, as_flag, as_number
+from sepo.recipe.keys import HOST_KEYS, OUR_KEYS, as_flag, as_number
 
 STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
 """Our stages and the objective that each has unless the recipe names another."""
 
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
-
-HOST_HYPERPARAMETERS = ("pref_beta", "simpo_gamma", "dpo_label_smoothing")
-"""The host's keys that set a hyperparameter of an objective."""
 
 _TAKEN = (*STAGES, *HOST_STAGES)
 _RATIOS = ("chosen_select_ratio", "rejected_select_ratio")
@@ -72,7 +69,8 @@ def find_stage(name: str) -> Stage:
                 f"{item} names the {what} {part!r}, expected one of {', '.join(available)}: install the package that "
                 f"registers it, or have this one name another.{nearest(str(part), available)}"
             )
-    known = (*OUR_KEYS, *HOST_HYPERPARAMETERS, *objective_keys(stage.objective))
+    host = (name for name, row in HOST_KEYS.items() if row.sets is not None)
+    known = (*OUR_KEYS, *host, *objective_keys(stage.objective))
     for key in stage.keys:
         if key not in known or key in ("objective", "token_scorer"):
             raise SepoError(

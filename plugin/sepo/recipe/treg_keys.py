@@ -11,9 +11,6 @@ from sepo.recipe.keys import SepoArguments
 from sepo.recipe.reference_keys import reference_spec
 from sepo.recipe.settings import ModelSpec, TokenRewardSource
 
-WEIGHTINGS = ("sequence", "static")
-ORIGINS = ("prompts", "oracle")
-
 CONTRASTIVE = "contrastive"
 """The token scorer that selects by the rewards of contrastive prompts."""
 
@@ -29,14 +26,8 @@ def treg_hyperparameters(arguments: SepoArguments, own: Method, *, stage: str) -
         arguments: our keys.
         own: the objective with its defaults.
         stage: the recipe's stage.
-
-    Raises:
-        SepoError: a value out of its range.
     """
     alpha, weighting = arguments.treg_alpha, arguments.treg_weighting
-    if alpha is not None and not 0 <= alpha < float("inf"):
-        raise SepoError(f"treg_alpha is {alpha:g}; a number of at least 0 is expected (0 is no regularizer).")
-    _one_of("treg_weighting", weighting, WEIGHTINGS)
     has_own = "weighting" in own.hyperparameters
     if alpha is None and stage == "treg" and not has_own:
         alpha = float(resolve_method("dpo_reg").hyperparameters["alpha"])
@@ -70,7 +61,6 @@ def token_reward_source(arguments: SepoArguments, given: Mapping[str, Any], meth
     if len(unread) > 1:
         return None
     origin = arguments.treg_rewards or "prompts"
-    _one_of("treg_rewards", origin, ORIGINS)
     if origin == "oracle":
         if arguments.treg_eval_model is not None:
             raise SepoError(
@@ -101,8 +91,3 @@ def _prompted(arguments: SepoArguments, given: Mapping[str, Any]) -> TokenReward
         return TokenRewardSource("prompts", ModelSpec(arguments.treg_eval_model), "treg_eval_model")
     key, model = reference_spec(given)
     return TokenRewardSource(origin="prompts", model=model, key=key)
-
-
-def _one_of(key: str, value: str | None, options: tuple[str, ...]) -> None:
-    if value not in (None, *options):
-        raise SepoError(f"{key} is {value!r}; one of {', '.join(options)} is expected.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.axolotl.conversations import check_types
-from sepo.recipe.keys import SepoArguments
+from sepo.recipe.keys import HOST_KEYS, KEYS
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
 from sepo.recipe.stages import available_stages, is_ours, objective_of_key
@@ -20,17 +20,6 @@ from sepo.text.conversations import QUOTED
 logger = logging.getLogger(__name__)
 
 TRAINER = "sepo.hosts.axolotl.trainer.PreferenceTrainer"
-
-_HOST_KEYS = (
-    ("pref_beta", "Scale of the rewards, where the objective has one; Axolotl's `rl_beta` sets it, too."),
-    ("simpo_gamma", "Margin of `simpo` and `simpo_reg`; Axolotl's key of this name sets it, too."),
-    ("dpo_label_smoothing", "Of `dpo` and `robust_dpo`; Axolotl's key of this name sets it, too."),
-    ("pref_ftx", "Weight of the mean negative log-likelihood over all chosen tokens, added to the loss."),
-    ("ref_model", "The reference, a full model, where it is not the policy as it starts."),
-    ("ref_model_adapters", "LoRA adapters of the reference, over `ref_model`."),
-    ("ref_model_quantization_bit", "4 or 8: load the reference with bitsandbytes."),
-)
-"""Keys that LLaMA-Factory has of its own and Axolotl lacks, or has under another name."""
 
 _SAME = {
     "pref_beta": ("rl_beta", "dpo_beta", "trl.beta"),
@@ -63,9 +52,9 @@ _REFUSED = {
 def block_keys() -> Iterator[tuple[str, str]]:
     """The keys of the block ``sepo`` with their help."""
     yield "stage", "`sepo`, `selective_dpo`, `treg`, `minor_dpo`, or a registered one; `rl` may name it instead."
-    for item in fields(SepoArguments):
-        yield item.name, item.metadata["help"]
-    yield from _HOST_KEYS
+    for row in (*KEYS.values(), *HOST_KEYS.values()):
+        same = "".join(f" Axolotl's `{name}` sets it too." for name in _SAME.get(row.name, ())[:1])
+        yield row.name, row.help + same
 
 
 BLOCK_KEYS = tuple(name for name, _ in block_keys())
@@ -109,7 +98,7 @@ def settings_from(given: Mapping[str, Any]) -> RunSettings:
     Raises:
         SepoError: see ``sepo.recipe.resolve.resolve``.
     """
-    _, settings = resolve(dict(given), host_keys=(*(name for name, _ in _HOST_KEYS), *_MODEL_KEYS, "stage"))
+    _, settings = resolve(dict(given), host_keys=(*HOST_KEYS, *_MODEL_KEYS, "stage"))
     return settings
 
 

@@ -31,7 +31,7 @@ def use_our_reference(settings: RunSettings) -> None:
     def setup_reference_model(cfg: Any, tokenizer: Any, processor: Any = None) -> Any:
         if not cfg.sepo:  # a later config of this process
             return host(cfg, tokenizer, processor)
-        if not settings.method.needs_reference or settings.precomputed_reference is not None:
+        if not settings.runs_reference:
             return None
         spec = settings.ref_model
         if spec is not None:

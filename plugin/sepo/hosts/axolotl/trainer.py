@@ -85,8 +85,7 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
         know_numbered_cpus()
 
     def _check_reference(self) -> None:
-        needed = self.settings.method.needs_reference and self.settings.precomputed_reference is None
-        if needed and self.ref_model is None and not hasattr(self.model, "disable_adapter"):
+        if self.settings.runs_reference and self.ref_model is None and not hasattr(self.model, "disable_adapter"):
             raise SepoError(
                 f"objective {self.settings.method.name} compares the policy with a reference, and Axolotl gave none."
             )
@@ -114,7 +113,7 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
             model,
             inputs,
             method=self.settings.method,
-            reference=None if self.settings.precomputed_reference else lambda: self._reference(model),
+            reference=(lambda: self._reference(model)) if self.settings.runs_reference else None,
             chosen_nll_weight=self.chosen_nll_weight,
             chunk_tokens=self.settings.head_chunk_tokens,
             share_prompts=self.shares_prompts(),

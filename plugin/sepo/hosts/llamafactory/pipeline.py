@@ -17,12 +17,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, nearest
-from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.keys import OUR_KEYS, PIPELINE_KEYS
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import objective_keys, with_stage_defaults
 
 SECTIONS = ("base", "oracle", "policy")
-_PIPELINE_KEYS = ("oracle_sample_ratio", "base_dataset", "base_dataset_dir")
 # Evaluation keys on top are the policy's: base and oracle train on a sample that leaves the evaluation rows out.
 _EVALUATION = (
     "eval_dataset", "val_size", "do_eval", "eval_strategy", "eval_steps", "eval_on_start", "eval_delay",
@@ -96,13 +95,12 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
     Raises:
         SepoError: ``output_dir`` is missing, or a section or value is not of the expected form.
     """
-    shared = {name: value for name, value in recipe.items() if name not in (*SECTIONS, *_PIPELINE_KEYS)}
+    shared = {name: value for name, value in recipe.items() if name not in (*SECTIONS, *PIPELINE_KEYS)}
     sections = {name: _section(recipe, name) for name in SECTIONS}
     if not shared.get("output_dir"):
         raise SepoError("output_dir is missing; each step writes its own folder below it.")
-    ratio = recipe.get("oracle_sample_ratio", 1.0)
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0.0 < ratio <= 1.0:
-        raise SepoError(f"oracle_sample_ratio is {ratio!r}; a share of the pairs in (0, 1] is expected.")
+    key = PIPELINE_KEYS["oracle_sample_ratio"]
+    ratio = key.read(recipe.get(key.name, key.default))
     output = str(shared.pop("output_dir"))
     policy = {**shared, "stage": "sepo", "do_train": True, **(sections["policy"] or {})}
     policy["output_dir"] = f"{output}/policy"
@@ -111,9 +109,7 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
     base = _base_recipe(recipe, training, sections["base"], output)
     oracle = _oracle_recipe(base, training, sections["oracle"] or {}, output)
     policy = {**_oracle_keys(base, oracle), **policy}
-    steps = [
-        Step("sample", {**_data_keys(policy), "oracle_sample_ratio": float(ratio), "output_dir": f"{output}/sample"})
-    ]
+    steps = [Step("sample", {**_data_keys(policy), key.name: ratio, "output_dir": f"{output}/sample"})]
     if base is not None:
         steps.append(Step("base", base))
     return [*steps, Step("oracle", oracle), Step("policy", policy)]

@@ -51,7 +51,7 @@ class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
             model,
             batch,
             method=self.settings.method,
-            reference=None if self.settings.precomputed_reference else lambda: self._reference(model),
+            reference=(lambda: self._reference(model)) if self.settings.runs_reference else None,
             chosen_nll_weight=self.ftx_gamma,
             chunk_tokens=self.settings.head_chunk_tokens,
             share_prompts=self.shares_prompts(),

@@ -223,7 +223,7 @@ def _reference(
 ) -> tuple[Any, StartingPolicy | None]:
     """The reference as a second model or as the policy's own starting weights; neither: the policy without adapter,
     or log-probabilities that every row carries."""
-    if not settings.method.needs_reference or settings.precomputed_reference is not None:
+    if not settings.runs_reference:
         return None, None
     live = settings.method.scorer == "policy_ref"
     if finetuning_args.ref_model is None and not training_args.do_train:

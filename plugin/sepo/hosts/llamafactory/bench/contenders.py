@@ -70,7 +70,7 @@ class Contender:
         """Whether a reference runs in the step."""
         if self.settings is None:
             return self.host_recipe["pref_loss"] not in ("simpo", "orpo")
-        return self.settings.method.needs_reference and self.settings.precomputed_reference is None
+        return self.settings.runs_reference
 
 
 def plan_contenders(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sepo.objectives import Method
-from sepo.recipe.keys import OUR_KEYS, typed
-from sepo.recipe.resolve import HYPERPARAMETER_KEYS, ORACLE_KEYS, resolved_method
+from sepo.recipe.keys import OUR_KEYS, hyperparameter_keys, keys_of, typed
+from sepo.recipe.resolve import resolved_method
 from sepo.recipe.stages import STAGES, is_ours, objective_keys, objective_of_key, with_stage_defaults
 
 
@@ -32,15 +32,11 @@ def stage_keys(stage: str) -> dict[str, Any]:
     method, _ = resolved_method(stage, arguments, given, own_keys=own_keys)
     keys: dict[str, Any] = {}
     if method.scorer == "oracle":
-        keys |= dict.fromkeys(ORACLE_KEYS)
+        keys |= dict.fromkeys(keys_of("oracle"))
     if method.needs_reference:
         keys["ref_model"] = None
     settings = method.hyperparameters
-    keys |= {
-        key: settings[name]
-        for key, name, objectives in HYPERPARAMETER_KEYS
-        if name in settings and (objectives is None or objective in objectives)
-    }
+    keys |= {key: settings[name] for key, name in hyperparameter_keys(objective).items() if name in settings}
     keys |= {key: settings[name] for key, name in own_keys.items()}
     return {**keys, **_selection(method), **_token_rewards(method), "pref_ftx": 0.0}
 

@@ -145,7 +145,7 @@ def model_config(name: str, *, key: str, trust_remote_code: bool = False) -> Any
 
 
 def _reference(recipe: Mapping[str, Any], settings: RunSettings, kind: str) -> ModelSpec | None:
-    if not settings.method.needs_reference or settings.precomputed_reference is not None:
+    if not settings.runs_reference:
         return None
     key, spec = reference_spec(recipe)
     if key != "ref_model" and recipe.get("ref_model_adapters"):
