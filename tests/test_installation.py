@@ -27,6 +27,12 @@ RECORDED = [
     "peft<0.19,>=0.18.1; extra == 'llamafactory'",
     "rich>=13; extra == 'demo'",
 ]
+OF_HOST = [
+    "torchaudio>=2.4",
+    "bitsandbytes==0.50.2; sys_platform != 'somewhere'",
+    "galore==1.0; extra == 'galore'",
+    "av>=10",
+]
 
 
 class Recorded:
@@ -44,19 +50,17 @@ class Recorded:
 def recorded(monkeypatch):
     """Installs the package from somewhere: a direct URL, None for an index, ``absent`` for not at all."""
 
-    def install(direct_url, requires=RECORDED):
-        def found(value):
+    def install(direct_url):
+        def found(values):
             def read(name):
-                if name != "sepo":
+                if name not in values or (name == "sepo" and direct_url == "absent"):
                     raise metadata.PackageNotFoundError(name)
-                if direct_url == "absent":
-                    raise metadata.PackageNotFoundError(name)
-                return value
+                return values[name]
 
             return read
 
-        monkeypatch.setattr(installation.metadata, "distribution", found(Recorded(direct_url)))
-        monkeypatch.setattr(installation.metadata, "requires", found(requires))
+        monkeypatch.setattr(installation.metadata, "distribution", found({"sepo": Recorded(direct_url)}))
+        monkeypatch.setattr(installation.metadata, "requires", found({"sepo": RECORDED, "llamafactory": OF_HOST}))
 
     return install
 
@@ -148,15 +152,35 @@ PEFT = Package("peft", "0.19.0", requirement("peft<0.19,>=0.18.1"))
         (
             [Package("bitsandbytes", "0.50.2", None, "OSError: no such file")],
             {"bitsandbytes": "0.50.2"},
-            f"bitsandbytes 0.50.2 does not load (OSError: no such file); run: pip install '{ROOT}[llamafactory]'",
+            "bitsandbytes 0.50.2 does not load (OSError: no such file); "
+            "run: pip install --force-reinstall --no-deps bitsandbytes==0.50.2",
+        ),
+        (
+            [Package("peft", "0.18.1", requirement("peft<0.19,>=0.18.1"), "OSError: undefined symbol"), TORCHAUDIO],
+            {"torch": "2.11.0", "torchaudio": "2.11.1"},
+            "torchaudio 2.11.1 is outside ==2.11.0 and does not load (OSError: undefined symbol); "
+            "run: pip install torch==2.11.0 torchaudio==2.11.0",
+        ),
+        (
+            [Package("av", "10.0", None, "OSError: no such file")],
+            {"av": "10.0"},
+            f"av 10.0 does not load (OSError: no such file); run: pip install '{ROOT}[llamafactory]'",
         ),
     ],
-    ids=["another patch release", "the right version", "ranges", "of no extra"],
+    ids=["another patch release", "the right version", "ranges", "a pin of the host", "one with it", "of nobody"],
 )  # fmt: skip
 def test_one_command_repairs_all_that_is_wrong(recorded, monkeypatch, wrong, installed, expected):
     recorded({"url": ROOT.as_uri(), "dir_info": {}})
     monkeypatch.setattr(installation.metadata, "version", installed.get)
     assert what_is_wrong(LLAMAFACTORY, wrong) == expected
+
+
+def test_without_records_the_extra_is_the_repair(recorded, monkeypatch):
+    """Run from the path: the host's own range of torchaudio would bring the same one again."""
+    recorded("absent")
+    monkeypatch.setattr(installation.metadata, "version", {"torchaudio": "2.11.1"}.get)
+    line = what_is_wrong(LLAMAFACTORY, [Package("torchaudio", "2.11.1", None, "OSError: undefined symbol")])
+    assert line.endswith(f"; run: pip install '{ROOT}[llamafactory]'")
 
 
 def test_loading_goes_on_after_an_error_and_after_a_crash(tmp_path, monkeypatch):
@@ -173,6 +197,7 @@ def test_loading_goes_on_after_an_error_and_after_a_crash(tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert load_failures(list(modules)) == {
         "broken_one": "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/library.so'",
+        "broken_with_it": "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/library.so'",
         "killed_one": "the interpreter is killed by SIGABRT",
         "ended_one": "the interpreter ends with status 7",
     }
@@ -209,8 +234,10 @@ def test_doctor_compares_nothing_where_nothing_is_recorded(recorded, monkeypatch
     from sepo.cli.doctor import _packages, _section
 
     recorded("absent")
-    assert _section("packages", _packages(LLAMAFACTORY, [Package("torch", "2.0")]))
-    assert "versions are not compared: sepo is on the path and not installed" in capsys.readouterr().out
+    assert _section("packages", _packages(LLAMAFACTORY, [Package("torch", "2.0", loaded=True)]))
+    said = capsys.readouterr().out
+    assert "torch 2.0, loads\n" in said
+    assert "versions are not compared: sepo is on the path and not installed" in said
 
 
 def test_two_hosts_in_one_environment_are_wrong(capsys):

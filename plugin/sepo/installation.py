@@ -197,12 +197,14 @@ class Package:
         version: the installed one; None where it is not installed.
         expected: what the host's extra requires, or None where it requires nothing of this package.
         failure: why it does not load; None where it does, or was not loaded.
+        loaded: whether it was loaded.
     """
 
     name: str
     version: str | None
     expected: Requirement | None = None
     failure: str | None = None
+    loaded: bool = False
 
     @property
     def fits(self) -> bool:
@@ -222,7 +224,7 @@ class Package:
         named = f"{self.name} {self.version}"
         outside = "" if self.fits or self.expected is None else f"is outside {self.expected.specifier}"
         if self.failure is None:
-            return f"{named} {outside}".strip()
+            return f"{named} {outside}" if outside else f"{named}, loads" if self.loaded else named
         return f"{named} {outside + ' and ' if outside else ''}does not load ({self.failure})"
 
 
@@ -239,7 +241,10 @@ def packages(host: Host) -> list[Package]:
     there = [name for name in LOADED if is_installed(name)]
     failures = load_failures(there)
     names = dict.fromkeys([host.name, *expected, *there])
-    return [Package(name, _version(name), expected.get(name), failures.get(name)) for name in names]
+    return [
+        Package(name, _version(name), expected.get(name), failures.get(name), name in there and name not in failures)
+        for name in names
+    ]
 
 
 def _version(name: str) -> str | None:
@@ -256,7 +261,7 @@ def load_failures(names: Sequence[str]) -> dict[str, str]:
         names: modules, each after those that it builds on.
 
     Returns:
-        The first line of the reason, by module. One that fails for the same reason as a module before it is left out.
+        The first line of the reason, by module, for those that fail.
     """
     failures: dict[str, str] = {}
     left = list(names)
@@ -269,7 +274,7 @@ def load_failures(names: Sequence[str]) -> dict[str, str]:
         if len(results) < len(left) and not (results and results[-1][1]):
             results.append([left[len(results)], _death(done.returncode)])
         for name, reason in results:
-            if reason is not None and reason not in failures.values():
+            if reason is not None:
                 failures[name] = reason
         left = left[len(results) :]
     return failures
@@ -288,14 +293,28 @@ def what_is_wrong(host: Host, wrong: Sequence[Package]) -> str:
         host: whose extra they belong to.
         wrong: some that are not sound.
     """
-    return f"{'; '.join(map(str, wrong))}; run: {_repair(host, wrong)}"
+    causes = _causes(wrong)
+    return f"{'; '.join(map(str, causes))}; run: {_repair(host, causes)}"
+
+
+def _causes(wrong: Sequence[Package]) -> list[Package]:
+    """Leave out packages that fail for the reason of one that they build on, and for no other."""
+    places = {name: place for place, name in enumerate(LOADED)}
+    kept: dict[str, Package] = {}
+    for package in sorted(wrong, key=lambda item: places.get(item.name, len(places))):
+        if package.failure is None or not package.fits or package.failure not in {p.failure for p in kept.values()}:
+            kept[package.name] = package
+    return list(kept.values())
 
 
 def _repair(host: Host, wrong: Sequence[Package]) -> str:
-    """The command; packages that are pinned to one version each are coupled, and come together."""
+    """The command; packages that the extra pins to one version each are coupled, and come together.
+
+    What the extra does not name is taken from the host's own pins. Where neither has a package, the extra is installed.
+    """
     recorded = requirements(host.name)
     pins = {name: item for name, item in recorded.items() if _is_pin(item)}
-    known = {**_merged(item for item in _recorded(host.name) if item.marker is None), **recorded}
+    known = {**_host_pins(host), **recorded} if recorded else {}
     wanted: dict[str, Requirement] = {}
     for package in wrong:
         if package.name not in known:
@@ -303,6 +322,11 @@ def _repair(host: Host, wrong: Sequence[Package]) -> str:
         wanted |= pins if package.name in pins else {package.name: known[package.name]}
     again = all(item.specifier.contains(_version(name) or "0", prereleases=True) for name, item in wanted.items())
     return pip_install(wanted.values(), again=again)
+
+
+def _host_pins(host: Host) -> dict[str, Requirement]:
+    here = (item for item in _recorded(host.name) if item.marker is None or item.marker.evaluate({"extra": ""}))
+    return {name: item for name, item in _merged(here).items() if _is_pin(item)}
 
 
 def _is_pin(requirement: Requirement) -> bool:
