@@ -212,7 +212,7 @@ def test_a_folder_without_code_is_no_host(tmp_path):
 
 def test_a_command_names_the_host_that_it_needs(monkeypatch):
     there = {AXOLOTL.name}
-    monkeypatch.setattr("sepo.hosts.llamafactory.launcher.is_installed", lambda name: name in there)
+    monkeypatch.setattr("sepo.hosts.llamafactory.recipe.is_installed", lambda name: name in there)
     with pytest.raises(SepoError, match=r"has Axolotl, and `sepo train` needs LLaMA-Factory.*axolotl train config"):
         require_host("train")
     there.clear()

@@ -51,7 +51,7 @@ def run_report(options: argparse.Namespace) -> int:
     """
     from sepo.console import print_lines
     from sepo.report.drawing import MOST_SUBJECTS
-    from sepo.report.files import check_output, write_whole
+    from sepo.report.files import check_output, write_report
     from sepo.report.page import PAGE_MARK, charts, page, with_unique_names
     from sepo.report.reading import read_subject
 
@@ -66,7 +66,7 @@ def run_report(options: argparse.Namespace) -> int:
     drawn = charts(subjects)
     pictures = [] if folder is None else _write_figures(drawn, folder, force=options.force)
     made = page(subjects, drawn)
-    write_whole(output, made.text.encode())
+    write_report(output, made.text.encode())
     print_lines(
         [
             *(f"missing in {subject.name}: {text}" for subject in subjects for text in subject.missing),
@@ -140,9 +140,9 @@ def _figures_folder(folder: Path) -> Path:
 
 def _write_figures(drawn: Sequence[Chart], folder: Path, *, force: bool) -> list[Path]:
     from sepo.report.drawing import PNG_MARK, png
-    from sepo.report.files import check_output, write_whole
+    from sepo.report.files import check_output, write_report
 
     files = [check_output(folder / f"{chart.key}.png", mark=PNG_MARK, force=force) for chart in drawn]
     for chart, file in zip(drawn, files, strict=True):
-        write_whole(file, png(chart))
+        write_report(file, png(chart))
     return files

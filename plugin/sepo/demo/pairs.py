@@ -13,9 +13,7 @@ value is wrong in some rows and right in others, so a list of bad words tells li
 from __future__ import annotations
 
 import json
-import os
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -26,6 +24,7 @@ from sepo.demo.facts import OUT_OF_PLACE, Fact, Table, load_tables, near_number
 from sepo.demo.passages import generate_passages
 from sepo.demo.wording import PairRow, Piece, cased, cut, fill, make_row
 from sepo.errors import SepoError
+from sepo.files import write_whole
 
 __all__ = [
     "DEMO_ROWS",
@@ -223,7 +222,7 @@ def write_dataset(directory: Path, *, seed: int = DEMO_SEED) -> Path:
     _refuse_other_datasets(directory / "dataset_info.json")
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        _write_atomically(directory / name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(directory / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return directory
 
 
@@ -249,15 +248,3 @@ def _refuse_other_datasets(path: Path) -> None:
             f"{path} already lists other data sets ({', '.join(others[:3])}); the demo would overwrite them. "
             "Name a directory of its own."
         )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

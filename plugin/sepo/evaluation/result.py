@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from sepo.evaluation.judges import JUDGES, Answer, own_question, write_answers, 
 from sepo.evaluation.preference import preference_change
 from sepo.evaluation.prompts import PromptSet
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
+from sepo.files import write_whole
 from sepo.recipe.settings import ModelSpec
 
 HELDOUT = "heldout"
@@ -179,14 +179,16 @@ def write_results(
     written = []
     if prompts:
         lines = [line for role, policy in policies.items() for line in _generations(role, policy, prompts)]
-        written.append(_replaced(folder / GENERATIONS, "".join(lines)))
+        write_whole(folder / GENERATIONS, "".join(lines))
+        written.append(folder / GENERATIONS)
         now = time.time()
         for each in prompts:
             for policy in policies.values():
                 _write_judged(folder / JUDGED, each, policy, now)
         written.append(folder / JUDGED)
     text = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    return [_replaced(folder / RESULT, text), *written]
+    write_whole(folder / RESULT, text)
+    return [folder / RESULT, *written]
 
 
 def _generations(role: str, policy: EvaluatedPolicy, prompts: Sequence[PromptSet]) -> list[str]:
@@ -226,10 +228,3 @@ def _write_judged(folder: Path, prompts: PromptSet, policy: EvaluatedPolicy, now
         write_answers(judge, own, answers, model=policy.name, folder=place, time=now)
         if judge.key is not None:  # AlpacaEval reads the questions from the answers
             write_questions(own, folder=place)
-
-
-def _replaced(file: Path, text: str) -> Path:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
-    return file

@@ -143,7 +143,7 @@ class RunSettings:
 
     @property
     def runs_reference(self) -> bool:
-        """Whether a reference runs beside the policy in training: the method has one, and no stored log-probabilities."""
+        """Whether a reference runs beside the policy in training: the method has one that is not stored."""
         return self.method.needs_reference and self.precomputed_reference is None
 
     @property

@@ -9,8 +9,8 @@ import numpy as np
 
 from sepo.report.subject import Subject
 from sepo.report.visible import number
+from sepo.selection import SIDES
 
-SIDES = ("chosen", "rejected")
 _TABLE_ROWS = 100
 _POINTS = 600
 """Most points of a line; a longer one is thinned evenly."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 
+from sepo import files
 from sepo.errors import SepoError
 
 _HEAD_BYTES = 4096
@@ -37,21 +35,14 @@ def check_output(path: Path, *, mark: str, force: bool) -> Path:
     return path
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_report(path: Path, data: bytes) -> None:
     """Write a file that appears when it is whole.
 
     Raises:
         SepoError: the disk refuses.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        files.write_whole(path, data)
     except OSError as error:
         raise SepoError(f"{path} cannot be written: {error.strerror or error}; name another place with -o.") from error
 

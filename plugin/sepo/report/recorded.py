@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sepo.report.selecting import SIDES
 from sepo.report.spreads import Pieces, spreads
 from sepo.report.subject import Pair, Side, Spread
 from sepo.runs.token_samples_reader import RECORD_FILE, RecordedAnswer, RecordedPair, read_record
+from sepo.selection import SIDES
 
 
 def recorded_pairs(folder: Path, missing: list[str]) -> list[Pair]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sepo.report.charts import SIDES, Chart, Line, by_side, look
+from sepo.report.charts import Chart, Line, by_side, look
 from sepo.report.subject import SHARES, Subject
+from sepo.selection import SIDES
 
 _TAIL = 0.001
 """What part of a side's tokens may lie outside of the chart, at each end."""

@@ -11,9 +11,8 @@ import torch
 
 from sepo.errors import SepoError
 from sepo.objectives import SCORERS, Method, Selector, TokenScorer, resolve_method, select
+from sepo.selection import SIDES
 from sepo.selection.threshold import dataset_threshold
-
-SIDES = ("chosen", "rejected")
 
 ScorePieces = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 """Gives one side's scores as (flat float32 scores, tokens of each response), in the data set's order."""

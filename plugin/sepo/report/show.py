@@ -14,6 +14,7 @@ import numpy as np
 from sepo.console import print_table, terminal
 from sepo.report.subject import Pair, Side, Subject
 from sepo.report.visible import one_line, visible
+from sepo.selection import SIDES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,10 +27,8 @@ _PALE = (244, 244, 244)
 _FAINT = 0.05
 """Scores below this share of the largest ones have no colour."""
 
-_SIDES = ("chosen", "rejected")
 
-
-def show(subject: Subject, *, sides: Sequence[str] = _SIDES, scores: bool = False) -> None:
+def show(subject: Subject, *, sides: Sequence[str] = SIDES, scores: bool = False) -> None:
     """Print a subject's pairs.
 
     Everything from data is written so that it can be seen: no control character or escape sequence of a text reaches

@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from sepo.errors import SepoError
 from sepo.objectives import Method
-from sepo.report.selecting import SIDES, ScorePieces, dataset_counts, select_pair
+from sepo.report.selecting import ScorePieces, dataset_counts, select_pair
 from sepo.report.spreads import spreads
 from sepo.report.subject import NO_TEXT, Pair, Side, Spread
 from sepo.score_store import AnswerText, RowText, ScoreStore
 from sepo.score_store.summary import pieces
+from sepo.selection import SIDES
 from sepo.text.steps import step_ids
 
 HOW_TO_GET_TEXTS = "`sepo score RECIPE.yaml` with the recipe that scored it adds them and computes nothing again"

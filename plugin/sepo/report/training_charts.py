@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sepo.report.charts import SIDES, Chart, Line, by_side, look, thinned
+from sepo.report.charts import Chart, Line, by_side, look, thinned
 from sepo.report.subject import Subject
+from sepo.selection import SIDES
 
 _KEY_CHARACTERS = 60
 _MOST_OTHERS = 24

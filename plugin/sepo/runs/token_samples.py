@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +18,11 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from sepo.files import write_whole
 from sepo.objectives import Method
 from sepo.objectives.selecting import live_scores
-from sepo.runs.token_samples_reader import RECORD_FILE, SIDES, record_lines
+from sepo.runs.token_samples_reader import RECORD_FILE, record_lines
+from sepo.selection import SIDES
 from sepo.text.token_texts import TokenTexts
 from sepo.training.selection_columns import IGNORE_INDEX
 from sepo.training.step import StepTokens
@@ -165,9 +166,7 @@ def _keep(folder: Path, step: int) -> None:
     if not file.is_file():
         return
     kept = "".join(f"{line}\n" for line, pair in record_lines(folder) if pair is not None and pair.step <= step)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(kept, encoding="utf-8")
-    os.replace(temporary, file)
+    write_whole(file, kept)
 
 
 def _plain(score: float) -> float | None:

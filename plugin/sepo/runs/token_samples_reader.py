@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sepo.selection import SIDES
+
 RECORD_FILE = "_sepo_tokens.jsonl"
 """In the run's ``output_dir``, under a name that no trainer pushes to a hub, since it holds texts of the data. One JSON
 object a line: ``step``, ``row`` (null where not known), ``prompt``, and for ``chosen`` and ``rejected`` the answer's
 ``tokens`` (texts), their ``scores`` (null where a token has none) and ``selected``, the indices of those that were
 optimized."""
-
-SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)

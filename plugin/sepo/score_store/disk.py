@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sepo.errors import SepoError
+from sepo.files import replaced
 
 MANIFEST_LOCK = "manifest.lock"
 _USER = "user-"
@@ -75,16 +76,10 @@ def replaced_durably(path: Path, *, wanted: int = 0) -> Iterator[Path]:
     Raises:
         SepoError: the disk refuses; names the path, the bytes wanted and the bytes free.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        try:
+        with replaced(path) as temporary:
             yield temporary
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        _sync_folder(path.parent)
     except OSError as error:
         raise _refused(path, wanted=wanted, error=error) from error
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sepo.errors import SepoError
+from sepo.files import replaced
 from sepo.score_store import ScoreStore
 
 Rows = Sequence[Mapping[str, Any]]
@@ -49,16 +48,10 @@ def write_rows(batches: Iterable[Rows], output: Path, *, schema: pa.Schema) -> i
     Raises:
         SepoError: the disk refuses.
     """
-    temporary = output.with_name(f".{output.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     writer = _write_parquet if output.suffix == _PARQUET else _write_lines
     try:
-        try:
+        with replaced(output) as temporary:
             count = writer(batches, temporary, schema)
-            os.replace(temporary, output)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise SepoError(
             f"cannot write {output}: {error.strerror or error}; free space or name another file."

@@ -20,11 +20,11 @@ from sepo.scoring.model_files import check_tokenizers, max_positions
 from sepo.scoring.models import load_scoring_model
 from sepo.scoring.row_texts import PolicyTokens
 from sepo.scoring.stored_columns import StoredScores, as_resolved, host_identity, rows_digest, spec_identity
+from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, add_conversations, check_conversations
 from sepo.text.revision_prompts import DIRECTIONS, Direction, answer_marker, quoted_conversation, revision_prompt
 from sepo.training.reward_columns import REWARD_COLUMNS
 from sepo.training.selection_columns import IGNORE_INDEX
-from sepo.training.tokenized_pairs import SIDES
 
 
 class PromptEncoder:

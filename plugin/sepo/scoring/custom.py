@@ -16,10 +16,11 @@ from sepo.recipe.settings import RunSettings
 from sepo.scoring.custom_results import scores_of_rows
 from sepo.scoring.row_texts import PolicyTokens
 from sepo.scoring.stored_columns import StoredScores, host_identity
+from sepo.selection import SIDES
 from sepo.selection.scorer_inputs import BatchScorer
 from sepo.text.token_texts import TokenTexts
 from sepo.training.selection_columns import SCORE_COLUMNS
-from sepo.training.tokenized_pairs import SIDES, response_start
+from sepo.training.tokenized_pairs import response_start
 
 
 class RegisteredScores(StoredScores):

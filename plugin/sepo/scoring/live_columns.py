@@ -16,12 +16,13 @@ from sepo.errors import SepoError
 from sepo.objectives import Method, RowTokens, TokenScorer
 from sepo.recipe.treg_keys import CONTRASTIVE
 from sepo.scoring.custom_results import scores_of_row
+from sepo.selection import SIDES
 from sepo.selection.scores import random_scores
 from sepo.selection.threshold import Threshold, dataset_threshold
 from sepo.text.token_texts import TokenTexts
 from sepo.training.reward_columns import REWARD_COLUMNS
 from sepo.training.selection_columns import COUNT_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
-from sepo.training.tokenized_pairs import SIDES, each_dataset, response_start
+from sepo.training.tokenized_pairs import each_dataset, response_start
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from sepo.scoring.live_columns import Rows, mapped
 from sepo.scoring.model_files import check_tokenizers, differing_token, max_positions, own_tokenizer, spec_folders
 from sepo.scoring.oracle import OracleScores, oracle_identity
 from sepo.scoring.row_texts import answer_text, prompt_of
+from sepo.selection import SIDES
 from sepo.text.chat_encoding import ChatReader, ReadResponse
 from sepo.text.conversations import CONVERSATION, add_conversations, check_conversations
 from sepo.text.projection import TokenSpans, project_scores, shared_boundaries
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.tokenized_pairs import SIDES
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from typing import Any
 from datasets import Dataset
 
 from sepo.score_store import AnswerText, RowText, ScoreStore
+from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION
 from sepo.text.revision_prompts import quoted_conversation
 from sepo.text.token_texts import TokenTexts
 from sepo.training.selection_columns import IGNORE_INDEX
-from sepo.training.tokenized_pairs import SIDES
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from sepo.score_store.fingerprint import model_fingerprint
 from sepo.scoring.model_files import spec_folders
 from sepo.scoring.models import give_memory_back
 from sepo.scoring.row_texts import RowTexts, leave_texts
-from sepo.training.tokenized_pairs import SIDES, list_arrays, response_start
+from sepo.selection import SIDES
+from sepo.training.tokenized_pairs import list_arrays, response_start
 
 logger = logging.getLogger(__name__)
 

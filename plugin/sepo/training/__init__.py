@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from sepo.training.trainer import PreferenceTrainer
 
 _MODULES = {
-    "collator": ("SELECTION", "STEPS", "SelectionCollator", "StepCollator"),
-    "floats": ("REF_LOGPS", "ReferenceCollator"),
-    "rewards": ("TOKEN_REWARDS", "RewardCollator"),
-    "rows": ("PairCollator", "add_steps", "encode_pairs"),
-    "scoring": ("reward_rows", "score_rows"),
+    "selection_columns": ("SELECTION", "STEPS", "SelectionCollator", "StepCollator"),
+    "float_columns": ("REF_LOGPS", "ReferenceCollator"),
+    "reward_columns": ("TOKEN_REWARDS", "RewardCollator"),
+    "encoded_pairs": ("PairCollator", "add_steps", "encode_pairs"),
+    "row_scores": ("reward_rows", "score_rows"),
     "step": ("StepOutput", "preference_step"),
     "trainer": ("PreferenceTrainer",),
 }

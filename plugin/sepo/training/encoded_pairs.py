@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.objectives import Method
+from sepo.selection import SIDES
 from sepo.text.token_texts import TokenTexts
 from sepo.training.reward_columns import RewardCollator
 from sepo.training.selection_columns import (
@@ -23,7 +24,6 @@ from sepo.training.selection_columns import (
 
 Row = Mapping[str, Any]
 
-SIDES = ("chosen", "rejected")
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 """Row columns: token ids of the prompt and of each response with its end of turn."""

@@ -14,8 +14,9 @@ from sepo.forward.evaluation_mode import in_evaluation_mode
 from sepo.forward.head import causal_lm
 from sepo.forward.revision_rewards import ContrastivePair, ContrastiveScorer
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, OracleScorer, ScoredSequence, ScoringModel
+from sepo.selection import SIDES
 from sepo.text.revision_prompts import DIRECTIONS, answer_marker, quoted_conversation, revision_prompt
-from sepo.training.encoded_pairs import SIDES, Row, answer_text, conversation
+from sepo.training.encoded_pairs import Row, answer_text, conversation
 
 
 def score_rows(

@@ -14,8 +14,6 @@ from sepo.training.selection_columns import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
-SIDES = ("chosen", "rejected")
-
 
 def each_dataset(datasets: Mapping[str, Any], change: Callable[[Dataset, str], Dataset]) -> dict[str, Any]:
     """Change every data set of a run.

@@ -27,9 +27,10 @@ from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.scoring.user_scores import score_columns
+from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.tokenized_pairs import SIDES, each_dataset, skip_empty_responses
+from sepo.training.tokenized_pairs import each_dataset, skip_empty_responses
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.scoring.user_scores import checked_scores, checked_spans, not_counted, not_spelled, scores_of_spans
+from sepo.selection import SIDES
 from sepo.text.chat_encoding import moved_spans
 from sepo.text.conversations import CONVERSATION
 from sepo.text.projection import TokenSpans
 from sepo.text.token_texts import TokenTexts
-from sepo.training.tokenized_pairs import SIDES
 
 _BROKEN = "\ufffd"
 

@@ -20,11 +20,11 @@ from sepo.runs.files import method_collator, write_settings
 from sepo.runs.log_writer import RunLog
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
+from sepo.selection import SIDES
 from sepo.training.loading import know_numbered_cpus
 from sepo.training.selection_columns import IGNORE_INDEX
 from sepo.training.splitting import SplitsBatches
 from sepo.training.step import StepTokens, preference_step
-from sepo.training.tokenized_pairs import SIDES
 
 _PAD_TO = 8
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sysconfig
 from pathlib import Path
 
 from sepo.errors import SepoError
+from sepo.files import write_whole
 
 FILE_NAME = "sepo_llamafactory.pth"
 # An interpreter start must survive an uninstalled sepo, so the line asks before it imports.
@@ -34,10 +34,8 @@ def enable() -> Path:
         SepoError: the environment cannot be written to.
     """
     path = pth_file()
-    temporary = path.with_name(f"{FILE_NAME}.{os.getpid()}")
     try:
-        temporary.write_text(LINE, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, LINE)
     except OSError as error:
         raise SepoError(
             f"cannot write {path} ({error.strerror}); `sepo train` works without it, or run `sepo enable` as the user "

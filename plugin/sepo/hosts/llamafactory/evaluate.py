@@ -37,9 +37,10 @@ from sepo.recipe.settings import ModelSpec, OracleSpec
 from sepo.scoring.model_files import check_tokenizers, max_positions, spec_folders
 from sepo.scoring.models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.scoring.stored_columns import row_sequences
+from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, EVALUATED
 from sepo.text.revision_prompts import quoted_conversation
-from sepo.training.tokenized_pairs import SIDES, each_dataset
+from sepo.training.tokenized_pairs import each_dataset
 
 _ROWS = 1000
 

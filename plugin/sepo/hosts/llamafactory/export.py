@@ -16,12 +16,13 @@ from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.recipe import get_train_args, refuse_without_scoring, settings_of
 from sepo.hosts.llamafactory.workflow import prepared_data
 from sepo.score_store.export import write_rows
+from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION
 from sepo.text.token_texts import TokenTexts
 from sepo.training.float_columns import REF_COLUMNS
 from sepo.training.reward_columns import REWARD_COLUMNS
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.tokenized_pairs import SIDES, each_dataset
+from sepo.training.tokenized_pairs import each_dataset
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from sepo.scoring.user_scores import (
     score_columns,
     scores_of_spans,
 )
+from sepo.selection import SIDES
 from sepo.text.spans import Span
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.tokenized_pairs import SIDES
 
 _WHERE = "_sepo_row"
 _CARRIED: dict[str, Any] = {

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, nearest
+from sepo.files import write_whole
 from sepo.recipe.keys import OUR_KEYS, PIPELINE_KEYS
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import objective_keys, with_stage_defaults
@@ -263,9 +264,7 @@ def _finished(step: Step, records: Path) -> bool:
 
 
 def _write_record(step: Step, records: Path) -> None:
-    temporary = records / f"{step.name}.done.json.{os.getpid()}"
-    temporary.write_text(json.dumps(step.recipe, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, records / f"{step.name}.done.json")
+    write_whole(records / f"{step.name}.done.json", json.dumps(step.recipe, indent=1) + "\n")
 
 
 def _run(step: Step, records: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
+from sepo.selection import SIDES
 from sepo.text.projection import TokenSpans
 from sepo.text.token_texts import TokenTexts
 from sepo.training.selection_columns import IGNORE_INDEX
-from sepo.training.tokenized_pairs import SIDES
 
 Example = Mapping[str, Any]
 """A row as the host aligns it: ``_prompt``, ``_response``, ``_system``, ``_tools`` and its media."""

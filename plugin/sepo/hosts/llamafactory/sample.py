@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,6 +16,7 @@ from llamafactory.hparams import DataArguments, ModelArguments
 from transformers import HfArgumentParser
 
 from sepo.errors import SepoError
+from sepo.files import write_whole
 
 PAIRS, ANSWERS = "oracle_pairs", "oracle_answers"
 _TAGS = {"user": "human", "assistant": "gpt", "observation": "observation", "function": "function_call"}
@@ -64,9 +64,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, value: Any) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def _refuse_other_datasets(path: Path) -> None:

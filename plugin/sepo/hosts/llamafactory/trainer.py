@@ -19,7 +19,7 @@ from sepo.training.splitting import SplitsBatches
 from sepo.training.step import StepTokens, preference_step
 
 
-class PreferenceTrainer(SplitsBatches, CustomDPOTrainer):
+class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
     """Optimizers, schedulers, samplers, engines, checkpoints and logging are the host's; the step is ours.
 
     Args:

@@ -26,7 +26,7 @@ from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.file_scores import carried_scores
 from sepo.hosts.llamafactory.recipe import recipe_of
 from sepo.hosts.llamafactory.responses import PolicyResponses
-from sepo.hosts.llamafactory.trainer import PreferenceTrainer
+from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.recipe.settings import RunSettings
 from sepo.runs.files import method_collator, write_settings
 from sepo.runs.log_writer import RunLog, note_preparation
@@ -185,7 +185,7 @@ def build_trainer(
     finetuning_args: Any,
     datasets: dict[str, Any],
     callbacks: Any = None,
-) -> PreferenceTrainer:
+) -> LlamaFactoryTrainer:
     """The trainer of a stage, its collator included.
 
     Args:
@@ -204,7 +204,7 @@ def build_trainer(
         The trainer, which has not prepared anything yet.
     """
     collator = method_collator(pair_collator(model, template=template, tokenizer_module=tokenizer_module), settings)
-    return PreferenceTrainer(
+    return LlamaFactoryTrainer(
         settings=settings,
         starting_policy=starting_policy,
         model=model,
@@ -269,7 +269,7 @@ def load_reference(
     return None, StartingPolicy(model)
 
 
-def _record_tokens(trainer: PreferenceTrainer, settings: RunSettings, *, tokenizer: Any, dataset: Any) -> None:
+def _record_tokens(trainer: LlamaFactoryTrainer, settings: RunSettings, *, tokenizer: Any, dataset: Any) -> None:
     """Have the first process note some of the pairs that it trains on, with their selected tokens."""
     if trainer.is_world_process_zero() and not trainer.shards_rows():
         trainer.record = TokenRecord(method=settings.method, tokenizer=tokenizer, rows=DatasetRows(dataset))

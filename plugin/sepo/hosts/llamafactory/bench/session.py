@@ -21,7 +21,7 @@ from sepo.forward.lora import fuse_lora, unfuse_lora
 from sepo.forward.recompute import recompute_as_before, recompute_less
 from sepo.hosts.llamafactory.bench.contenders import Contender
 from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with_random_columns
-from sepo.hosts.llamafactory.trainer import PreferenceTrainer
+from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
 from sepo.scoring.live_columns import selection_columns
 from sepo.training.reference import StartingPolicy
@@ -66,7 +66,7 @@ class Session:
         """Run a contender's own training step, forward and backward, on a round's batch; the loss, detached."""
         trainer = self.trainers[name]
         # One model for all: each contender runs its LoRA layers and checkpoints as its own training does.
-        ours = isinstance(trainer, PreferenceTrainer)
+        ours = isinstance(trainer, LlamaFactoryTrainer)
         for change in (fuse_lora, recompute_less) if ours else (unfuse_lora, recompute_as_before):
             change(self.model)
         return trainer.training_step(self.model, dict(self.batches[name][batch]))
