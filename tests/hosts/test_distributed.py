@@ -70,6 +70,7 @@ def test_host_command_knows_our_stages_on_every_rank_once_enabled(one_process, t
         [BIN / "llamafactory-cli", "train", write(two, tmp_path / "two.yaml")],
         cwd=tmp_path,
         env=two_processes(PYTHONPATH=str(site)),
+        fresh=True,
     )
     assert close(adapter(tmp_path / "out"), adapter(folder / "out"))
 
