@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from sepo.errors import SepoError
 from sepo.forward import scoring, sharing
 from sepo.forward.scoring import OracleScorer, ScoredSequence, ScoringModel, length_batches
+from tolerance import SCORE
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def scorer(oracle, base, batch_tokens=64, **settings):
 def assert_scores(actual, expected):
     assert [scores.dtype for scores in actual] == [torch.float32] * len(actual)
     for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=SCORE)
 
 
 @pytest.mark.parametrize("chunk_tokens", [None, 1])

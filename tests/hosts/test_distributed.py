@@ -6,6 +6,7 @@ import pytest
 
 from recipes import BIN, adapter, environment, logged, run, sepo_recipe, sepo_train, write
 from sepo.training.recorded import read_record
+from tolerance import LOG_PROB
 
 pytestmark = pytest.mark.host
 
@@ -39,7 +40,7 @@ def test_two_ranks_train_as_one_process_and_share_the_scoring(one_process, tmp_p
     losses = [
         [entry["loss"] for entry in logged(output) if "loss" in entry] for output in (tmp_path / "out", folder / "out")
     ]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] == pytest.approx(losses[1], abs=LOG_PROB)
     assert len(losses[0]) == 4
     ours, whole = (read_record(output)[0] for output in (tmp_path / "out", folder / "out"))
     assert {pair.step for pair in ours} == {1, 2, 3, 4}
