@@ -15,6 +15,7 @@ from sepo.credit.scorers import CreditModels
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
 from sepo.recipe.settings import ModelSpec, OracleSpec
+from tolerance import LOG_PROB, SCORE
 
 RECIPE = {"dataset": "marked", "template": "chatml", "use_cpu": True}
 
@@ -59,7 +60,7 @@ def test_oracle_and_prompts_score_as_before_training(models, marked_pairs, train
     found = score_pairs(marked_pairs, request(models, "oracle", oracle, "contrastive", rewards)).scores
     for ours, stored in (("oracle", oracle), ("contrastive", rewards)):
         for one, other in zip(found[ours][0], found[stored][0], strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+            np.testing.assert_allclose(one, other, atol=SCORE)
             assert np.abs(one).max() > 1e-3
 
 
@@ -85,8 +86,8 @@ def test_each_scorer_is_what_the_models_say_token_by_token(models, marked_pairs,
         for name, expected in (
             ("surprisal", base), ("confidence", base), ("oracle", oracle - base), ("policy_ref", policy - base),
         ):  # fmt: skip
-            np.testing.assert_allclose(found.scores[name][0][index], expected, atol=1e-4)
-        np.testing.assert_allclose(plain.scores["surprisal"][0][index], base, atol=1e-4)
+            np.testing.assert_allclose(found.scores[name][0][index], expected, atol=SCORE)
+        np.testing.assert_allclose(plain.scores["surprisal"][0][index], base, atol=LOG_PROB)
 
 
 def test_a_result_has_the_documented_form(models, marked_pairs):

@@ -16,6 +16,7 @@ from sepo.errors import SepoError
 from sepo.forward import sequences as scoring
 from sepo.forward import sharing
 from sepo.forward.sequences import OracleScorer, ScoredSequence, ScoringModel, length_batches
+from tolerance import SCORE
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def scorer(oracle, base, batch_tokens=64, **settings):
 def assert_scores(actual, expected):
     assert [scores.dtype for scores in actual] == [torch.float32] * len(actual)
     for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=SCORE)
 
 
 @pytest.mark.parametrize("chunk_tokens", [None, 1])

@@ -49,9 +49,9 @@ MODELS = {
 }  # fmt: skip
 
 
-def model_of(name, *, attention="sdpa", dtype=torch.float32):
+def model_of(name, *, attention="sdpa", dtype=torch.float32, **changes):
     config_class, more = MODELS[name]
-    config = getattr(transformers, config_class)(**{**SMALL, **more}, attn_implementation=attention)
+    config = getattr(transformers, config_class)(**{**SMALL, **more, **changes}, attn_implementation=attention)
     torch.manual_seed(3)
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype).train()
 
@@ -283,7 +283,7 @@ def test_a_batch_without_a_mask_has_no_padding():
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
 def test_compiled_models_are_not_compiled_for_every_batch(checkpointed):
     config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
-    model = get_peft_model(model_of("Llama"), config).train()
+    model = get_peft_model(model_of("Llama", num_hidden_layers=2), config).train()
     if checkpointed:
         model.base_model.model.gradient_checkpointing_enable({"use_reentrant": True})
         model.enable_input_require_grads()

@@ -257,7 +257,7 @@ def test_a_recipe_from_the_command_line(world, tmp_path):
     before = digest(world)
     file = write(recipe, tmp_path / "recipe.yaml")
     words = ["bench", file, "--rounds", "2", "--no-memory", "-o", tmp_path / "bench.json", "select_ratio=0.5"]
-    done = run([BIN / "sepo", *words], cwd=tmp_path, env=environment(COLUMNS="200"), fresh=True)
+    done = run([BIN / "sepo", *words], cwd=tmp_path, env=environment(COLUMNS="200"))
     assert digest(world) == before
     assert [path.name for path in output.iterdir()] == ["adapter_model.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "out", "recipe.yaml"]

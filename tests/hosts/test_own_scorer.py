@@ -138,7 +138,7 @@ def test_the_example_is_installed_scored_and_trained(world, tmp_path):
     )
     env = environment(PYTHONPATH=os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
     sepo = [sys.executable, "-m", "sepo"]
-    done = run([*sepo, "score", write(recipe, tmp_path / "recipe.yaml")], cwd=tmp_path, env=env)
+    done = run([*sepo, "score", write(recipe, tmp_path / "recipe.yaml")], cwd=tmp_path, env=env, fresh=True)
     assert "token scores of train: 24 pairs" in done.stdout
     done = run([*sepo, "train", tmp_path / "recipe.yaml"], cwd=tmp_path, env=env)
     assert "nothing to score" in done.stdout + done.stderr

@@ -72,7 +72,8 @@ def account(path, *, on_gpu=True, **changes):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_the_published_ones(name, shapes):
-    run_ = planned_run({"model_name_or_path": name, "stage": "minor_dpo", "bf16": True, "cutoff_len": 64})
+    run_ = planned_run({"model_name_or_path": name, "stage": "minor_dpo", "bf16": True, "cutoff_len": 64,
+                        "per_device_train_batch_size": 1})  # fmt: skip
     assert account_for(run_, on_gpu=True).parameters == pytest.approx(PARAMETERS[name], rel=1e-3)
 
 
@@ -109,7 +110,8 @@ def test_qlora_of_seven_and_thirteen_billion_is_what_four_bits_weigh(shapes):
 
 def test_a_reference_is_in_memory_only_where_it_runs_in_training(shapes):
     def items(**changes):
-        return {p.name: p.items for p in account("selective_dpo_lora.yaml", cutoff_len=256, **changes).phases}
+        changes |= {"cutoff_len": 256, "per_device_train_batch_size": 1}
+        return {p.name: p.items for p in account("selective_dpo_lora.yaml", **changes).phases}
 
     live, before = items(), items(ref_precompute=True)
     assert live["training"]["reference"] == pytest.approx(1.5437e9 * 2, rel=1e-2)
@@ -123,7 +125,7 @@ def test_a_reference_is_in_memory_only_where_it_runs_in_training(shapes):
 
 def test_all_weights_in_pure_bfloat16_are_half_of_mixed_precision(shapes):
     recipe = {"model_name_or_path": "qwen2.5-0.5b", "stage": "minor_dpo", "ref_precompute": True, "cutoff_len": 64,
-              "finetuning_type": "full"}  # fmt: skip
+              "finetuning_type": "full", "per_device_train_batch_size": 1}  # fmt: skip
     mixed, pure = (account_for(planned_run({**recipe, key: True}), on_gpu=True) for key in ("bf16", "pure_bf16"))
     for item in ("trained weights", "gradients"):
         assert mixed.phases[-1].items[item] == 2 * pure.phases[-1].items[item] == pytest.approx(4 * 0.494e9, rel=1e-2)

@@ -23,6 +23,7 @@ from sepo.report.reading import read_subject
 from sepo.score_store import ScoreStore
 from sepo.scoring.projected import ProjectedScorer, oracle_reader
 from sepo.text.conversations import CONVERSATION, READ
+from tolerance import SCORE, of_sum
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")
@@ -146,7 +147,7 @@ def test_scores_equal_a_slow_loop_over_single_rows(attach, others, words):
         for side, answer in zip(SIDES, pair, strict=True):
             response = [label for label in dataset[index][f"{side}_labels"] if label != IGNORE]
             slow = slow_scores(others, f"How many legs has creature {index}?", answer, words, response)
-            assert scored[index][f"{side}_scores"] == pytest.approx(slow, abs=1e-5)
+            assert scored[index][f"{side}_scores"] == pytest.approx(slow, abs=SCORE)
             assert max(map(abs, slow)) > 0.1
 
 
@@ -194,7 +195,8 @@ def test_totals_are_the_oracles_and_truncated_rows_keep_the_scores_of_what_is_le
     own = scorer._scorer.score([ScoredSequence(r.input_ids, r.response_start) for pair in read for r in pair])
     for index in range(len(ANSWERS)):
         for side, total in zip(SIDES, own[2 * index : 2 * index + 2], strict=True):
-            assert sum(scored[index][f"{side}_scores"]) == pytest.approx(float(total.sum()), abs=1e-5)
+            shares = scored[index][f"{side}_scores"]
+            assert sum(shares) == pytest.approx(float(total.sum()), abs=SCORE + of_sum(shares))
     # The policy's rows are cut, the oracle's are not: what the policy truncates is applied on reading.
     short = rows(words, DataArguments(template="chatml", cutoff_len=44))
     cut = {"prompt": 0, "response": 0}
@@ -206,7 +208,7 @@ def test_totals_are_the_oracles_and_truncated_rows_keep_the_scores_of_what_is_le
         for side in SIDES:
             kept = sum(label != IGNORE for label in short[index][f"{side}_labels"])
             whole = scored[index][f"{side}_scores"]
-            assert projected[f"{side}_scores"][index].tolist() == pytest.approx(whole[:kept], abs=1e-5)
+            assert projected[f"{side}_scores"][index].tolist() == pytest.approx(whole[:kept], abs=SCORE)
             lost += len(whole) - kept
     assert lost > 0
 

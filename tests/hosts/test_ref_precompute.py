@@ -15,6 +15,7 @@ from sepo.scoring import reference as reference_scores
 from sepo.scoring.reference import ReferenceScores
 from sepo.scoring.stored_columns import row_sequences
 from test_host_scoring import rows
+from tolerance import LOG_PROB
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_every_answer_token_has_its_log_probability_and_is_computed_once(scorer,
     joined = first.attach(data, name="train")
     for side in ("chosen", "rejected"):
         for ids, logps in zip(joined[f"{side}_input_ids"], joined[f"{side}_ref_logps"], strict=True):
-            assert logps == pytest.approx(by_hand(world / "base", ids, 3), abs=1e-5)
+            assert logps == pytest.approx(by_hand(world / "base", ids, 3), abs=LOG_PROB)
     first.free()
     again = scorer().attach(data, name="train")
     assert again.to_dict() == joined.to_dict()
@@ -149,9 +150,9 @@ def test_full_fine_tuning_goes_the_same_way_without_a_second_model(world, tmp_pa
     assert len(live) == len(stored)
     assert sum("eval_loss" in entry for entry in live) >= 1
     for expected, found in zip(live, stored, strict=True):
-        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert found == pytest.approx(expected, rel=1e-4, abs=LOG_PROB)
         for name in ("loss", "eval_loss"):
-            assert found.get(name) == pytest.approx(expected.get(name), abs=1e-5)
+            assert found.get(name) == pytest.approx(expected.get(name), abs=LOG_PROB)
     settings = json.loads((tmp_path / "stored" / "sepo_settings.json").read_text())
     assert settings["ref_precompute"]["model"] == str(world / "base")
     assert len(settings["reference_scores"]) == 2  # training and evaluation

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from recipes import adapter, host_recipe, logged, same_weights, sepo_recipe, sepo_train
+from tolerance import LOG_PROB
 
 pytestmark = pytest.mark.host
 
@@ -27,7 +28,7 @@ def test_our_dpo_is_the_hosts_dpo(world, tmp_path):
     sepo_train(ours, tmp_path, name="ours.yaml")
     for host, our in zip(training(tmp_path / "host"), training(tmp_path / "ours"), strict=True):
         for name in ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"):
-            assert our[name] == pytest.approx(host[name], rel=1e-4, abs=1e-5), name
+            assert our[name] == pytest.approx(host[name], rel=1e-4, abs=LOG_PROB), name
         assert our["select/chosen_ratio"] == 1.0
     first, second = adapter(tmp_path / "ours"), adapter(tmp_path / "host")
     assert all((first[name] - second[name]).abs().max() < 1e-5 for name in first)
@@ -103,13 +104,13 @@ def test_a_run_that_goes_on_with_an_adapter_has_it_in_its_reference(world, sft_a
     }  # fmt: skip
     sepo_train(named, tmp_path, name="named.yaml")
     for ours, theirs in zip(entries, training(tmp_path / "named"), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=LOG_PROB)
     # And with its reference run before training, on the very model that the recipe starts from.
     stored = {**recipe, "output_dir": str(tmp_path / "stored"), "token_scores_dir": str(tmp_path / "scores")}
     done = sepo_train({**stored, "ref_precompute": True}, tmp_path, name="stored.yaml")
     assert "a frozen copy of the adapter" not in done.stdout
     for ours, theirs in zip(entries, training(tmp_path / "stored"), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=LOG_PROB)
     # Resumed from the middle, the reference is still the adapter that training started from.
     shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
     sepo_train({**recipe, "output_dir": str(tmp_path / "again")}, tmp_path, name="again.yaml")

@@ -67,8 +67,9 @@ class Server:
         self._python.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         self._python.chmod(0o700)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own = {name: env[name] for name in ("PATH", "PYTHONPATH") if name in env}
         self._process = subprocess.Popen(
-            [sys.executable, SERVER, str(theirs.fileno()), address], env={**self.env, "PATH": env["PATH"]}, cwd="/",
+            [sys.executable, SERVER, str(theirs.fileno()), address], env={**self.env, **own}, cwd="/",
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
@@ -103,7 +104,7 @@ def _server(words, env):
     if not (ours or script) or os.environ.get("SEPO_TESTS_FRESH") == "1" or Path("/dev/nvidiactl").exists():
         return None
     if not _servers:
-        _servers.append(Server(env))
+        _servers.append(Server({**env, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}))
     (server,) = _servers
     return server if server.env == at_import(env) else None
 

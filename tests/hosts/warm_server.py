@@ -32,22 +32,20 @@ IMPORTED = (
     "deepspeed", "torch.distributed.fsdp", "torch._dynamo", "matplotlib.pyplot", "safetensors.torch",
     "tqdm.contrib.concurrent", "scipy.io", "sepo.cli",
 )  # fmt: skip
-# Read when a run begins, not when a module is imported; DS_ACCELERATOR is DeepSpeed's, which the server leaves out.
+# Read when a run begins, not when a module is imported, or of a GPU; DS_ACCELERATOR is DeepSpeed's, which the server
+# leaves out.
 READ_LATER = {
-    "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-    "FORCE_TORCHRUN", "NPROC_PER_NODE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "COLUMNS", "PATH", "PWD", "OLDPWD",
-    "PYTEST_CURRENT_TEST", "SEPO_SCORE_ONLY",
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR",
+    "MASTER_PORT", "FORCE_TORCHRUN", "NPROC_PER_NODE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "COLUMNS", "PATH",
+    "PYTHONPATH", "PYTHON_EXEC", "PWD", "OLDPWD", "PYTEST_CURRENT_TEST", "SEPO_SCORE_ONLY", "PYTORCH_CUDA_ALLOC_CONF",
 }  # fmt: skip
-# What launchers tell their ranks, beside that; the allocator's is that of a GPU.
-OF_LAUNCHERS = (
-    "ACCELERATE_", "FSDP_", "GROUP_WORLD_SIZE", "PYTHON_EXEC", "PYTORCH_CUDA_ALLOC_CONF", "ROLE_", "TORCHELASTIC_",
-    "TORCH_NCCL_",
-)  # fmt: skip
+FAMILIES_READ_LATER = ("ACCELERATE_", "FSDP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
 
 
 def at_import(env):
     """The part of an environment that a module may read when it is imported."""
-    return {name: value for name, value in env.items() if name not in READ_LATER and not name.startswith(OF_LAUNCHERS)}
+    later = READ_LATER | {name for name in env if name.startswith(FAMILIES_READ_LATER)}
+    return {name: value for name, value in env.items() if name not in later}
 
 
 def prepare():
@@ -140,8 +138,10 @@ def become(asked, out, err):
         os.dup2(descriptor, standard)
         os.close(descriptor)
     os.chdir(asked["cwd"])
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ.clear()
     os.environ.update(asked["env"])
+    sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in known]
     if asked["python"]:
         sys.executable = os.environ["PYTHON_EXEC"] = asked["python"]  # the second is torch's launcher's
     import numpy

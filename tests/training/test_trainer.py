@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 import subprocess
 import sys
@@ -91,16 +92,28 @@ def test_losses_metrics_and_weights_are_the_steps_own(world, tmp_path, objective
     torch.testing.assert_close(weights(trainer), dict(model.named_parameters()), rtol=1e-9, atol=1e-9)
 
 
+@pytest.fixture(scope="module")
+def whole_batches(world, tmp_path_factory):
+    """Runs of two steps with one batch each, by objective."""
+
+    @functools.cache
+    def run(objective):
+        ref_model = load(world, "base") if objective == "live" else None
+        return trained(world, tmp_path_factory.mktemp("whole"), objective, ref_model=ref_model, max_steps=2)
+
+    return run
+
+
 @pytest.mark.parametrize("objective", ["sepo", "minor_dpo", "dpo_reg", "live"])
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2), (3, 2)])
-def test_accumulated_batches_equal_one_batch(world, tmp_path, objective, batch, accumulation):
+def test_accumulated_batches_equal_one_batch(world, whole_batches, tmp_path, objective, batch, accumulation):
     """3 x 2 holds a device batch of three pairs and one of one: the mean is over pairs, not over batches.
 
     Live selection is against another model: against its own start a policy's scores are ties that rounding breaks.
     """
     split = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 2}
     ref_model = load(world, "base") if objective == "live" else None
-    whole = trained(world, tmp_path, objective, ref_model=ref_model, max_steps=2)
+    whole = whole_batches(objective)
     parts = trained(world, tmp_path, objective, ref_model=ref_model, **split)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-9)
     ours, theirs = ([e for e in t.state.log_history if "loss" in e] for t in (parts, whole))
