@@ -147,7 +147,7 @@ def request_for(name, folder):
             name, SCORERS[name], models, template=run.template, cutoff_len=run.cutoff_len, dtype=run.dtype
         )
     if name == "fluent":
-        from sepo.demo.pairs import generate_fluent_pairs
+        from demo_pairs.pairs import generate_fluent_pairs
 
         rows, heldout = generate_fluent_pairs()
     else:

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from demo_pairs.__main__ import write_pairs
+from demo_pairs.facts import OUT_OF_PLACE, load_tables, near_number
+from demo_pairs.pairs import DEMO_ROWS, FLUENT_ROWS, generate_fluent_pairs, generate_pairs
+from demo_pairs.passages import load_passages
 from sepo.credit.measures import auroc
 from sepo.demo.analysis import PROMPT
-from sepo.demo.facts import OUT_OF_PLACE, load_tables, near_number
-from sepo.demo.pairs import DEMO_ROWS, FLUENT_ROWS, generate_fluent_pairs, generate_pairs, write_dataset
-from sepo.demo.passages import load_passages
+from sepo.demo.dataset import write_dataset
 from sepo.errors import SepoError
 from sepo.forward.sequences import LogProbScorer, ScoredSequence, ScoringModel
 
@@ -116,7 +118,7 @@ def test_no_prompt_and_no_answer_is_in_both_parts(pairs):
 
 @pytest.mark.parametrize("table", load_tables(), ids=lambda table: table.name)
 def test_groups_are_split_whole(table):
-    from sepo.demo.pairs import _split
+    from demo_pairs.pairs import _split
 
     train, heldout = _split(table, random.Random(0))
     assert train
@@ -249,11 +251,12 @@ def test_fluent_errors_are_hardly_more_surprising_than_the_rest(fluent, model, t
     assert statistics.mean(found) < 0.7
 
 
-def test_shipped_files_are_what_the_generator_writes(tmp_path):
-    write_dataset(tmp_path)
+@pytest.mark.parametrize("write", [write_pairs, write_dataset])
+def test_shipped_files_are_what_the_generator_writes(tmp_path, write):
+    write(tmp_path)
     shipped = resources.files("sepo.demo").joinpath("data")
     for name in FILES:
-        assert (tmp_path / name).read_bytes() == shipped.joinpath(name).read_bytes(), f"{name}: write_dataset it anew"
+        assert (tmp_path / name).read_bytes() == shipped.joinpath(name).read_bytes(), f"{name}: python -m demo_pairs"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sepo.demo.pairs import generate_pairs
+from demo_pairs.pairs import generate_pairs
 from sepo.report.subject import SHARES, Pair, Side, Spread, Subject
 
 RATIO = 0.3

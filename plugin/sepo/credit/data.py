@@ -33,7 +33,7 @@ DEMO_PARTS: Mapping[str, str] = {
     "demo:obvious": "demo_heldout",
     "demo:fluent": "fluent_heldout",
 }
-"""The project's own sets: held-out pairs with errors of either kind (see ``sepo.demo.pairs``)."""
+"""The project's own sets: held-out pairs with errors of either kind (see ``sepo.demo.dataset``)."""
 
 _TURNS = (("conversations", "from", "value"), ("messages", "role", "content"))
 _ROLES = {

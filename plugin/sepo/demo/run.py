@@ -13,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sepo.demo.dataset import write_dataset
 from sepo.demo.model import default_model_directory, prepare_model
-from sepo.demo.pairs import write_dataset
 from sepo.errors import SepoError
 from sepo.installation import LLAMAFACTORY, install_command
 

@@ -2,7 +2,7 @@
 
 A fact is a set of named values (``country``, ``capital``, ...). Tables that hold no facts of their own in the JSON are
 filled here by enumerating their cases (sums, weekdays, ...) in a fixed order; drawing from them is left to
-``sepo.demo.pairs``, which owns the random numbers.
+``demo_pairs.pairs``, which owns the random numbers.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Table:
 @cache
 def load_tables() -> tuple[Table, ...]:
     """Return every table, in the order of ``data/facts.json``, with its facts enumerated."""
-    text = resources.files("sepo.demo").joinpath("data", "facts.json").read_text(encoding="utf-8")
+    text = resources.files("demo_pairs").joinpath("data", "facts.json").read_text(encoding="utf-8")
     return tuple(_table(name, raw) for name, raw in json.loads(text).items())
 
 

@@ -3,8 +3,8 @@
 Every row is built from a fact and a wording. The chosen answer states the fact; the rejected one is the same text in
 which one to three spans were exchanged for wrong values: words of another domain (a metal for a city, a color for a
 number), which a small oracle finds after a minute of training. The spans are recorded, so whatever scores tokens can be
-judged against the truth. Facts come from ``sepo.demo.facts``; pairs whose errors are fluent from
-``sepo.demo.passages``.
+judged against the truth. Facts come from ``demo_pairs.facts``; pairs whose errors are fluent from
+``demo_pairs.passages``.
 
 A fact is in the training part or in the held-out part, never in both. Wrong values are right values of other domains: a
 value is wrong in some rows and right in others, so a list of bad words tells little (see ``PairRow``).
@@ -12,19 +12,16 @@ value is wrong in some rows and right in others, so a list of bad words tells li
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from sepo.demo.facts import OUT_OF_PLACE, Fact, Table, load_tables, near_number
-from sepo.demo.passages import generate_passages
-from sepo.demo.wording import PairRow, Piece, cased, cut, fill, make_row
+from demo_pairs.facts import OUT_OF_PLACE, Fact, Table, load_tables, near_number
+from demo_pairs.passages import generate_passages
+from demo_pairs.wording import PairRow, Piece, cased, cut, fill, make_row
 from sepo.errors import SepoError
-from sepo.files import write_whole
 
 __all__ = [
     "DEMO_ROWS",
@@ -33,7 +30,6 @@ __all__ = [
     "DemoPairs",
     "generate_fluent_pairs",
     "generate_pairs",
-    "write_dataset",
 ]
 
 DEMO_SEED = 20240817
@@ -46,7 +42,6 @@ FLUENT_ROWS = 800
 """Rows of the shipped fluent set, training and held-out together; half of them are held out: they are hard to find, and
 scorers differ by little."""
 
-_NAMES = ("demo_pairs", "demo_heldout", "fluent_pairs", "fluent_heldout")
 _HELDOUT_ONE_IN = 5
 
 
@@ -195,56 +190,3 @@ def _plausible(table: Table, fact: Fact, donor: Fact, name: str) -> bool:
         return fact.values[by] not in theirs and wrong[:3] != right[:3]
     also_right = table.also_right.get(fact.group, {}).get(name, [])
     return wrong not in also_right and wrong not in fact.values.values() and wrong[:3] != right[:3]
-
-
-def write_dataset(directory: Path, *, seed: int = DEMO_SEED) -> Path:
-    """Write the four data sets and LLaMA-Factory's ``dataset_info.json`` into ``directory``.
-
-    ``demo_pairs`` and ``demo_heldout`` have obvious errors, ``fluent_pairs`` and ``fluent_heldout`` fluent ones. Each
-    file appears whole or not at all, and the same arguments give the same bytes. In a recipe: ``dataset_dir:`` this
-    directory, ``dataset: demo_pairs``, ``eval_dataset: demo_heldout``.
-
-    Args:
-        directory: made if absent; files of these names in it are replaced.
-        seed: as for :func:`generate_pairs`.
-
-    Returns:
-        ``directory``.
-
-    Raises:
-        SepoError: ``directory`` holds a ``dataset_info.json`` that lists other data sets.
-    """
-    directory = Path(directory)
-    obvious, fluent = generate_pairs(seed=seed), generate_fluent_pairs(seed=seed)
-    parts = (obvious.train, obvious.heldout, fluent.train, fluent.heldout)
-    contents: dict[str, object] = {f"{name}.json": part for name, part in zip(_NAMES, parts, strict=True)}
-    contents["dataset_info.json"] = {name: _dataset_entry(name) for name in _NAMES}
-    _refuse_other_datasets(directory / "dataset_info.json")
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        write_whole(directory / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return directory
-
-
-def _dataset_entry(name: str) -> dict[str, object]:
-    return {
-        "file_name": f"{name}.json",
-        "ranking": True,
-        "formatting": "sharegpt",
-        "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
-    }
-
-
-def _refuse_other_datasets(path: Path) -> None:
-    if not path.exists():
-        return
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        others = sorted(set(listed) - set(_NAMES))
-    except (ValueError, TypeError):
-        others = ["unreadable content"]
-    if others:
-        raise SepoError(
-            f"{path} already lists other data sets ({', '.join(others[:3])}); the demo would overwrite them. "
-            "Name a directory of its own."
-        )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from sepo.demo.wording import PairRow, cut, fill, make_row, slots
+from demo_pairs.wording import PairRow, cut, fill, make_row, slots
 
 __all__ = ["Passage", "generate_passages", "load_passages"]
 
@@ -51,7 +51,7 @@ class Passage:
 @cache
 def load_passages() -> tuple[Passage, ...]:
     """Every sort of passage, in the order of ``data/passages.json``."""
-    text = resources.files("sepo.demo").joinpath("data", "passages.json").read_text(encoding="utf-8")
+    text = resources.files("demo_pairs").joinpath("data", "passages.json").read_text(encoding="utf-8")
     raw = json.loads(text)
     pools = {name: tuple(words.split(", ")) for name, words in raw["pools"].items()}
     return tuple(
