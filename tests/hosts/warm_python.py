@@ -40,7 +40,8 @@ def main(address, words):
         signal.signal(number, passed_on)
     status = int(answers.readline())
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        with contextlib.suppress(OSError):  # SIGKILL's
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)
 
