@@ -49,7 +49,7 @@ def test_two_processes_by_the_real_command(root, tmp_path):
     assert (output / "adapter_model.safetensors").is_file()
     for said in ("stage sepo: {", "scoring train: 24 of 24 rows missing"):  # by the first process, as the host's own
         (line,) = [line for line in done.stdout.splitlines() if said in line]
-        assert "[INFO] [sepo.hosts." in line
+        assert "[INFO] [sepo." in line
     entries = [json.loads(line) for line in (output / "sepo_log.jsonl").read_text().splitlines()]
     assert [entry["event"] for entry in entries].count("begin") == 1
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2]
