@@ -1,8 +1,8 @@
-"""Token-selective preference optimization for the fine-tuning stacks that teams already run.
+"""Token-selective preference optimization for LLaMA-Factory, Axolotl and plain transformers.
 
-Importing this package is cheap and imports no torch: the parts live in ``sepo.objectives`` (losses),
-``sepo.selection`` (which tokens count), ``sepo.forward`` (log-probabilities), ``sepo.training``
-(the step) and ``sepo.hosts`` (LLaMA-Factory).
+Importing this package is cheap and does not import torch. The parts are ``sepo.objectives`` (losses),
+``sepo.selection`` (token selection), ``sepo.forward`` (log-probabilities), ``sepo.training`` (the training step) and
+``sepo.hosts`` (LLaMA-Factory, Axolotl).
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m sepo`."""
+"""Entry point of ``python -m sepo``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The errors that are meant for the user: one line that says what was found, what was expected and what to do."""
+"""Errors for the user: one line with what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class SepoError(ValueError):
-    """A mistake in a recipe, in data or in an installation, told in one line and shown without a traceback."""
+    """A mistake in a recipe, in data or in an installation: a one-line message, shown without a traceback."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Give the block a temporary file to write, which becomes ``path`` when the block ends.
+    """Yield a temporary path to write to, which replaces ``path`` when the block ends.
 
-    The temporary file is in the same directory, with a name that is unique per process and call. A failure removes it
-    and leaves ``path`` as it was.
+    The temporary file is in the same directory, with a name that is unique per process and call. If the block fails,
+    the temporary file is removed and ``path`` is left unchanged.
 
     Args:
         path: the file to create or replace.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: if the file cannot be written or replaced.
     """
     temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -33,14 +33,14 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that appears when all of it is written.
+    """Write a file atomically.
 
     Args:
         path: the file to create or replace.
         content: text is encoded as UTF-8.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: if the file cannot be written or replaced.
     """
     with replaced(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,7 +1,7 @@
-"""What other packages register with us by entry points: objectives, token scorers and stages, by name.
+"""Objectives, token scorers and stages that other packages register as entry points, by name.
 
-Finding names imports nobody's code and no torch; an entry point is loaded when a recipe or a call uses its name, so
-that a broken package troubles only those who ask for it. ``sepo doctor`` loads all of them.
+Listing the names imports neither those packages nor torch. An entry point is loaded when a recipe or a call uses its
+name, so a broken package affects only runs that use it. ``sepo doctor`` loads all of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Registered:
 
     Attributes:
         kind: ``objective``, ``token_scorer`` or ``stage``.
-        name: what a recipe writes.
+        name: the name used in recipes.
         package: the distribution and its version.
         entry: the entry point itself.
         group: the entry-point group that it is in.
@@ -53,7 +53,7 @@ class Registered:
 
 @cache
 def registered(kind: Kind) -> tuple[Registered, ...]:
-    """Everything that is registered under a kind, ordered by name and package; looked for once per process."""
+    """Return all entry points of a kind, ordered by name and package; cached per process."""
     found = [
         Registered(
             kind, entry.name, f"{entry.dist.name} {entry.dist.version}" if entry.dist else "(unnamed)", entry, group
@@ -65,20 +65,20 @@ def registered(kind: Kind) -> tuple[Registered, ...]:
 
 
 def names(kind: Kind, *, built_in: Container[str]) -> tuple[str, ...]:
-    """The registered names of a kind that are not built in, each once."""
+    """Return the registered names of a kind that are not built in, without duplicates."""
     return tuple(dict.fromkeys(item.name for item in registered(kind) if item.name not in built_in))
 
 
 def find(kind: Kind, name: str, *, built_in: Container[str]) -> Registered | None:
-    """Return who registers a name, or None where nobody does.
+    """Return the entry point that registers a name, or None if there is none.
 
     Args:
-        kind: what the name is of.
-        name: as a recipe writes it.
-        built_in: the names that are not to be had.
+        kind: the kind of the name.
+        name: as written in a recipe.
+        built_in: reserved names, which no package may register.
 
     Raises:
-        SepoError: two packages register the name, it is built in too, or it can be no part of a key.
+        SepoError: if two packages register the name, if it is also built in, or if it cannot be part of a key.
     """
     owners = [item for item in registered(kind) if item.name == name]
     if not owners:
@@ -87,43 +87,43 @@ def find(kind: Kind, name: str, *, built_in: Container[str]) -> Registered | Non
     if name in built_in:
         raise SepoError(
             f"{kind} '{name}' is built in, and package {owners[0].package} registers it too ({group}: "
-            f"{owners[0].entry.value}), expected one owner of a name: uninstall that package, or have it rename its "
-            "entry point."
+            f"{owners[0].entry.value}), expected one owner per name: uninstall that package, or rename its entry "
+            "point."
         )
     if len(owners) > 1:
         packages = " and ".join(f"{item.package} ({item.entry.value})" for item in owners)
         raise SepoError(
-            f"{kind} '{name}' is registered by {packages} in {group}, expected one owner of a name: uninstall one of "
-            "them, or have it rename its entry point."
+            f"{kind} '{name}' is registered by {packages} in {group}, expected one owner per name: uninstall one of "
+            "them, or rename its entry point."
         )
     if not name.isidentifier():
         raise SepoError(
-            f"{owners[0]} has a name that can be no part of a recipe's key, expected letters, digits and underscores: "
-            "have the package rename its entry point."
+            f"{owners[0]} has a name that cannot be part of a recipe key, expected letters, digits and underscores: "
+            "rename its entry point."
         )
     return owners[0]
 
 
 def load(item: Registered, expected: type[T]) -> T:
-    """Import what an entry point names.
+    """Import the object that an entry point refers to.
 
     Args:
         item: from ``find``.
-        expected: the class that it must be an instance of.
+        expected: the class that the object must be an instance of.
 
     Raises:
-        SepoError: it cannot be imported (whatever its code raised), or is something else.
+        SepoError: if it cannot be imported (whatever its code raised), or is not an instance of ``expected``.
     """
     try:
         value = item.entry.load()
-    except Exception as error:  # it is another package's code: anything can come out of it
+    except Exception as error:  # importing another package can raise anything
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         raise SepoError(
-            f"{item} cannot be loaded ({type(error).__name__}: {reason}); repair that package, or uninstall it."
+            f"{item} cannot be loaded ({type(error).__name__}: {reason}); fix that package, or uninstall it."
         ) from error
     if not isinstance(value, expected):
         raise SepoError(
             f"{item} is of type {type(value).__name__}, expected {expected.__module__.rpartition('.')[0]}."
-            f"{expected.__name__}: have the entry point name an instance of it."
+            f"{expected.__name__}: point the entry point to an instance of it."
         )
     return value

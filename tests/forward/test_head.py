@@ -255,7 +255,7 @@ def changed(change):
 def test_an_unknown_change_of_the_logits_is_refused(change, nothing_wanted):
     model, (inputs, labels, wanted) = changed(CHANGES[change]), batch()
     for _ in range(2):  # the second call too
-        with pytest.raises(SepoError, match="Changed changes its logits after the head in a way that is not known"):
+        with pytest.raises(SepoError, match="Changed changes its logits after the head in an unsupported way"):
             selected_log_probs(model, inputs, labels=labels, wanted=wanted & (not nothing_wanted))
 
 

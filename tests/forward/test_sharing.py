@@ -216,15 +216,15 @@ def asking():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (leaking, "gives other log-probabilities in a row of pairs than in a batch"),
-        (half_ours, "2 of the 3 layers of LlamaForCausalLM took their attention from us"),
-        (asking, "LlamaAttention asks its attention for s_aux"),
+        (leaking, "returns other log-probabilities for a row of pairs than for a batch"),
+        (half_ours, "2 of the 3 layers of LlamaForCausalLM used sepo's attention"),
+        (asking, "LlamaAttention passes s_aux to its attention"),
     ],
 )
 def test_a_model_that_cannot_is_found_out_and_takes_the_plain_path(make, reason, caplog):
     model = make()
     inputs, wanted = batch_of(PAIRS)
-    sharing._SAID.clear()
+    sharing._WARNED.clear()
     with caplog.at_level(logging.WARNING, logger="sepo"):
         for _ in range(2):
             assert layout_for(model, inputs, batch_layout(inputs, wanted)) is None
@@ -263,12 +263,12 @@ def test_layers_with_state_are_refused():
     [
         (lambda inputs: {**inputs, "pixel_values": torch.zeros(1)}, "the batch carries pixel_values"),
         (lambda inputs: {**inputs, "attention_mask": inputs["attention_mask"].flip(1)}, "not padded on the right"),
-        (lambda inputs: {**inputs, "attention_mask": torch.ones(6, 1, 4, 4)}, "no padding mask"),
+        (lambda inputs: {**inputs, "attention_mask": torch.ones(6, 1, 4, 4)}, "not a padding mask"),
     ],
 )
 def test_batches_that_cannot_be_laid_out_run_as_they_are(change, reason, caplog):
     inputs, wanted = batch_of(PAIRS)
-    sharing._SAID.clear()
+    sharing._WARNED.clear()
     with caplog.at_level(logging.WARNING, logger="sepo"):
         assert batch_layout(change(inputs), wanted) is None
     assert reason in caplog.text

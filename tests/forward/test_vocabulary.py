@@ -186,7 +186,7 @@ def test_log_probabilities_are_the_same_bit_for_bit_without_the_rest(frozen):
 def test_another_vocabulary_is_refused(by_module):
     hidden, weight, bias, targets, _ = inputs()
     reference, _ = a_reference(vocabulary=V + 1)
-    with pytest.raises(SepoError, match=r"gives 38 logits per token and the policy's 37.*name a ref_model with"):
+    with pytest.raises(SepoError, match=r"returns 38 logits per token and the policy's 37.*set a ref_model with"):
         compute(by_module, hidden, weight, bias, targets, chunk_tokens=4, reference=reference)
 
 

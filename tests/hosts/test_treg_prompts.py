@@ -132,7 +132,7 @@ def test_long_quotes_are_cut_and_the_response_never_is(words):
 
 
 def test_two_responses_are_no_pair():
-    with pytest.raises(SepoError, match="end in different responses"):
+    with pytest.raises(SepoError, match="have different responses"):
         ContrastivePair(ScoredSequence([1, 2, 3], 2), ScoredSequence([1, 2, 4], 2))
 
 

@@ -591,9 +591,9 @@ def test_confidence_selects_what_the_policy_expects_least_without_a_reference():
 
 def test_contradictory_parts_are_refused():
     minor = resolve_method("minor_dpo")
-    with pytest.raises(ValueError, match="RejectedClamp on rewards without a reference"):
+    with pytest.raises(ValueError, match="RejectedClamp to rewards without a reference"):
         replace(minor, reward=ResponseReward(over_reference=False, average=True))
-    with pytest.raises(ValueError, match=r"Odds on .* expected a plain mean log-probability"):
+    with pytest.raises(ValueError, match=r"Odds to .* expected a plain mean log-probability"):
         replace(minor, link=Odds(weight=0.1))
     with pytest.raises(ValueError, match="token scorer 'oracle' without a selector"):
         replace(minor, token_scorer=SCORERS["oracle"])
@@ -607,24 +607,24 @@ def test_contradictory_parts_are_refused():
         ("dpoo", {}, "unknown objective 'dpoo'; available: dpo, robust_dpo, .*wpo. Did you mean 'dpo'"),
         ("sepo", {"gama": 1.0}, "'sepo' has no hyperparameter 'gama'; allowed: .*gamma.* Did you mean 'gamma'"),
         ("sepo", {"beta": 1.0}, "'sepo' has no hyperparameter 'beta'; allowed: chosen_ratio, gamma"),
-        ("dpo", {"chosen_ratio": 0.3}, "nothing is selected without a token scorer: set token_scorer"),
-        ("sepo", {"token_scorer": "none", "chosen_ratio": 0.3}, "nothing is selected without a token scorer"),
-        ("dpo_reg", {"treg_alpha": 0.3}, "it has T-REG's regularizer already: set alpha"),
+        ("dpo", {"chosen_ratio": 0.3}, "no tokens are selected without a token scorer: set token_scorer"),
+        ("sepo", {"token_scorer": "none", "chosen_ratio": 0.3}, "no tokens are selected without a token scorer"),
+        ("dpo_reg", {"treg_alpha": 0.3}, "it already has T-REG's regularizer: set alpha"),
         ("sepo", {"unit": "spam"}, "unit of objective 'sepo' is 'spam', expected one of token, span, step"),
         ("sepo", {"scope": "batch"}, "scope of objective 'sepo' is 'batch', expected one of response, pair, dataset"),
         ("sepo", {"unit": "span", "span_tokens": 0}, "span_tokens of .* is 0, expected a whole number of at least 1"),
         ("sepo", {"unit": "span", "span_tokens": 2.5}, "is 2.5, expected a whole number"),
-        ("sepo", {"span_tokens": 4}, "span_tokens of .* is 4 and unit is 'token', expected the unit 'span'"),
+        ("sepo", {"span_tokens": 4}, "span_tokens of .* is 4 and unit is 'token', expected unit 'span'"),
         ("sepo", {"scope": "pair", "chosen_ratio": 0.2}, "one budget for both responses, found the ratios 0.2"),
         ("selective_dpo", {"scope": "dataset"}, "scope 'dataset' with the live token scorer 'policy_ref', expected st"),
         ("dpo", {"token_scorer": "confidence", "scope": "dataset"}, "expected stored scores .oracle, .*random"),
         (
             "selective_dpo",
             {"rule": "quantile", "scope": "pair"},
-            "rule 'quantile' goes with unit 'token' and scope 're",
+            "rule 'quantile' requires unit 'token' and scope 're",
         ),
         ("selective_dpo", {"rule": "quantile", "unit": "step"}, "rule 'quantile' .* found unit 'step'"),
-        ("dpo", {"unit": "span"}, "nothing is selected without a token scorer"),
+        ("dpo", {"unit": "span"}, "no tokens are selected without a token scorer"),
         ("dpo", {"token_scorer": "orcale"}, "'orcale', expected one of oracle, .* Did you mean 'oracle'"),
         ("dpo", {"beta": 0.0}, r"beta of objective 'dpo' is 0.0, expected a number in \(0, inf\); the default is 0.1"),
         ("dpo", {"beta": math.inf}, "beta of objective 'dpo' is inf"),
@@ -659,7 +659,7 @@ def test_tensors_that_do_not_fit_are_refused():
     refused("rejected_mask has dtype torch.int64, expected torch.bool", rejected_mask=batch["rejected_mask"].long())
     refused("policy_chosen_logps has dtype torch.int64", policy_chosen_logps=torch.zeros(3, 7, dtype=torch.int64))
     rejected = {name: tensor[:2] for name, tensor in batch.items() if "rejected" in name}
-    refused(r"\[3, 7\] and policy_rejected_logps \[2, 5\], expected .* one B", **rejected)
+    refused(r"\[3, 7\] and policy_rejected_logps \[2, 5\], expected .* the same B", **rejected)
     flat = {name: tensor[0] for name, tensor in batch.items()}
     refused(r"chosen_mask has shape \[7\], expected \[B, T\]", **flat)
     empty = batch["rejected_mask"].clone()

@@ -201,11 +201,11 @@ text = "dpo"
 @pytest.mark.parametrize(
     ("name", "target", "words"),
     [
-        ("absent", "no_such_module:x", ["absent", "broken 0.1", "ModuleNotFoundError", "no_such_module", "repair"]),
+        ("absent", "no_such_module:x", ["absent", "broken 0.1", "ModuleNotFoundError", "no_such_module", "fix that"]),
         ("misnamed", "broken:objectve", ["misnamed", "broken 0.1", "AttributeError", "objectve"]),
         ("text", "broken:text", ["broken 0.1", "is of type str", "sepo.objectives.Objective"]),
-        ("reserved", "broken:reserved", ["setting 'weighting'", "not free", "rename"]),
-        ("tensor", "broken:tensor", ["setting 'chosen_tau'", "not free"]),
+        ("reserved", "broken:reserved", ["setting 'weighting'", "reserved", "rename"]),
+        ("tensor", "broken:tensor", ["setting 'chosen_tau'", "reserved"]),
         ("selection", "broken:selection", ["declares 'chosen_ratio'", "expected a Number"]),
         ("nothing", "broken:nothing", ["build of objective 'nothing' returned NoneType", "Method"]),
         ("my-loss", "broken:nothing", ["objective 'my-loss'", "letters, digits and underscores"]),
@@ -223,7 +223,7 @@ def test_declarations_are_checked_when_they_are_made():
     def build(*, tau):
         raise AssertionError
 
-    refused(lambda: Objective(build, {"tua": Number(1.0, low=0)}), "does not fit the settings tua", "tau")
+    refused(lambda: Objective(build, {"tua": Number(1.0, low=0)}), "does not take the settings tua", "tau")
     refused(lambda: Objective(build, {"tau": Number(0.0, low=0)}), "default of setting 'tau' is 0.0", "(0, inf)")
     refused(lambda: Objective(build, {"tau": 0.5}), "setting 'tau' is 0.5", "Number, Whole, Flag or Choice")
     refused(lambda: Objective(build, {"a b": Flag(True)}), "setting 'a b'", "a Python name")

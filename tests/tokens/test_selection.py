@@ -164,7 +164,7 @@ def test_a_score_that_is_not_finite_is_named(value):
 
 
 def test_shapes_and_dtypes_are_checked():
-    with pytest.raises(SepoError, match=r"shape \[2, 4\], expected the mask's \[2, 3\]"):
+    with pytest.raises(SepoError, match=r"shape \[2, 4\], expected that of the mask, \[2, 3\]"):
         select_tokens(torch.zeros(2, 4), MASK, ratio=0.5, largest=True)
     with pytest.raises(SepoError, match=r"torch.int64, expected torch.bool"):
         select_tokens(SCORE, MASK.long(), ratio=0.5, largest=True)

@@ -66,16 +66,16 @@ def test_a_system_prompt_goes_into_the_first_turn_where_the_template_refuses_one
 
 def test_what_a_template_refuses_is_one_line():
     never = "{{ raise_exception('roles must alternate\nalways') }}"
-    with pytest.raises(SepoError, match="the oracle refuses the conversation that begins 'How many") as caught:
+    with pytest.raises(SepoError, match="the oracle rejects the conversation that begins with 'How many") as caught:
         reader(never).read(conversation("x"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(SepoError, match="refuses the conversation"):
+    with pytest.raises(SepoError, match="rejects the conversation"):
         reader().read(conversation("x", tools="{not json"))
-    with pytest.raises(SepoError, match="does not write the assistant's answer as it is"):
+    with pytest.raises(SepoError, match="does not write the assistant's response unchanged"):
         reader("{{ messages[0].content }}").read(conversation("x"))
     bare = foreign.byte_level()
     bare.chat_template = None
-    with pytest.raises(SepoError, match="the oracle has a tokenizer of its own and no chat template"):
+    with pytest.raises(SepoError, match="the oracle has another tokenizer than the policy and no chat template"):
         ChatReader(bare, name="the oracle")
 
 
@@ -122,5 +122,5 @@ def test_a_slow_tokenizer_is_placed_by_what_its_tokens_decode_to():
     assert (read.input_ids, read.response_start) == (fast.input_ids, fast.response_start)
     assert read.spans == fast.spans
     lossy = ChatReader(Slow(foreign.tokenizer("wordpiece")), name="the oracle", chat_template=PLAIN)
-    with pytest.raises(SepoError, match=r"do not spell the answer 'It has 8 .* gives no offsets"):
+    with pytest.raises(SepoError, match=r"do not decode to the response 'It has 8 .* returns no offsets"):
         lossy.read(conversation(answer))

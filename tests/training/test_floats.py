@@ -124,7 +124,7 @@ def test_log_probabilities_of_other_data_are_refused(models):
     ("objective", "message"),
     [
         ("dpo", "none was given; pass reference=, or collate its stored log-probabilities with ReferenceCollator"),
-        ("tdpo2", "stored log-probabilities are not enough: it reads the whole distribution"),
+        ("tdpo2", "stored log-probabilities are not enough: it needs the whole distribution"),
     ],
 )
 def test_what_is_missing_is_said(models, objective, message):

@@ -71,7 +71,7 @@ def test_max_tokens_cuts_the_responses_end(words):
         ),
         ({"prompt": "?", "chosen": "", "rejected": "b"}, "'chosen' of row 0 is ''"),
         ({"prompt": "?", "chosen": "a"}, "'rejected' of row 0 is 'None'"),
-        ({"prompt": "?", "chosen": "a", "rejected": [{"content": "b"}] * 2}, "expected one answer"),
+        ({"prompt": "?", "chosen": "a", "rejected": [{"content": "b"}] * 2}, "expected one response"),
     ],
 )
 def test_rows_that_are_no_pairs_are_named(words, row, message):
@@ -82,7 +82,7 @@ def test_rows_that_are_no_pairs_are_named(words, row, message):
 def test_templates_that_cannot_be_followed_are_refused(words):
     changed = copy.deepcopy(words)
     changed.chat_template = "{{ messages | length }}" + words.chat_template
-    with pytest.raises(SepoError, match="writes the prompt of row 0 otherwise"):
+    with pytest.raises(SepoError, match="writes the prompt of row 0 differently"):
         encode_pairs(PAIRS, changed)
     changed.chat_template = None
     with pytest.raises(SepoError, match="has no chat template"):
@@ -124,7 +124,7 @@ def test_scoring_models_that_cannot_score_are_refused(world, words):
         with pytest.raises(SepoError, match="the oracle and its base are the same model"):
             score_rows(rows, oracle=oracle, base=base)
     foreign = [{**row, "chosen_ids": [99999]} for row in rows]
-    with pytest.raises(SepoError, match="token id 99999 and LlamaForCausalLM knows"):
+    with pytest.raises(SepoError, match=r"token id 99999, expected ids below .* LlamaForCausalLM"):
         score_rows(foreign, oracle=oracle, base=load(world, "base"))
 
 
@@ -167,7 +167,7 @@ def test_steps_follow_the_sentences(words):
     assert set(rows[0]["rejected_steps"]) == {0, 1}
     method = resolve_method("simpo", token_scorer="confidence", unit="step")
     assert PairCollator(method)(rows)["steps"].max() == 1
-    with pytest.raises(SepoError, match=r"unit 'step' reads .*add_steps makes them"):
+    with pytest.raises(SepoError, match=r"unit 'step' reads .*add_steps adds them"):
         PairCollator(method)(encode_pairs(PAIRS[:1], words))
 
 

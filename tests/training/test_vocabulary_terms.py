@@ -228,5 +228,5 @@ def test_a_reference_with_another_vocabulary_is_refused(policy):
 
     method = method_of("tdpo1")
     other = LlamaForCausalLM(config(policy.config.vocab_size + 8)).double().eval()
-    with pytest.raises(SepoError, match=r"the reference's head gives \d+ logits per token.*name a ref_model"):
+    with pytest.raises(SepoError, match=r"the reference's head returns \d+ logits per token.*set a ref_model"):
         preference_step(policy, collate(PAIRS, method), method=method, reference=running(other))

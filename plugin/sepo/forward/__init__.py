@@ -1,4 +1,4 @@
-"""Log-probabilities and sums over the vocabulary, computed only where they are needed."""
+"""Log-probabilities and sums over the vocabulary, computed at needed positions only."""
 
 from sepo.forward.chunked import default_chunk_tokens, token_log_probs, token_statistics
 from sepo.forward.head import selected_log_probs

@@ -1,9 +1,9 @@
 """Attention over a row of pairs, in two causal pieces per pair: prompt + chosen, and rejected after prompt.
 
-A dense mask over the row would keep the kernels from skipping what no token attends to. Here the first piece is
-plainly causal and the second one rectangular. Sliding windows are masked by position, so they are exact too. Registered
-with transformers under a name of its own; a call without a layout (evaluation by others, generation) is passed on to
-the implementation that the model had.
+With a dense mask over the row, kernels could not skip positions that no token attends to. Here the first piece is
+plainly causal and the second one rectangular. Sliding windows are masked by position, so they are exact too. The
+attention is registered with transformers under a new name; a call without a layout (other evaluation code, generation)
+is forwarded to the model's original implementation.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sepo.errors import SepoError
 from sepo.forward.layout import LAYOUT, PairLayout
 
 PREFIX = "sepo_"
-"""A model whose attention is registered as ``sdpa`` gets ``sepo_sdpa``."""
+"""Prefix of the registered names: ``sepo_sdpa`` replaces ``sdpa``."""
 
 FLASH = ("flash_attention_2", "flash_attention_3")
 SUPPORTED = ("sdpa", "eager", *FLASH)
-"""Implementations of transformers that have a counterpart here; flash kernels are reached through torch's own."""
+"""Implementations of transformers that have a counterpart here; flash kernels are used through torch's SDPA."""
 
-# What layers hand to their attention beside the arguments named below, and attention does not read.
+# Arguments that layers pass to their attention, and that attention does not read.
 _NOT_READ = frozenset(
     {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
      "position_embeddings", "past_key_values", "return_dict", "num_items_in_batch"}
@@ -36,11 +36,11 @@ _NOT_READ = frozenset(
 
 
 class UnknownAttentionError(SepoError):
-    """A layer asks its attention for something that the pieces here do not do."""
+    """Raised if a layer passes an argument to its attention that is not supported here."""
 
 
 def register(implementation: str) -> str:
-    """Make transformers know the attention over pairs that stands in for ``implementation``.
+    """Register the attention over pairs that replaces ``implementation`` with transformers.
 
     Args:
         implementation: one of ``SUPPORTED``.
@@ -68,7 +68,7 @@ def _attention_for(implementation: str) -> Callable[..., Any]:
         layout.attended += 1
         return attend_pairs(module, query, key, value, layout, piece=piece, **kwargs)
 
-    # Every row has other lengths: a compiled model calls this part as it is, or it would be compiled for each row.
+    # Lengths differ from row to row: this part stays uncompiled in a compiled model, or it would recompile every row.
     attend = torch.compiler.disable(attend)
 
     def attention(
@@ -86,7 +86,7 @@ def _attention_for(implementation: str) -> Callable[..., Any]:
 
 
 def _host_attention(implementation: str, module: nn.Module) -> Callable[..., Any]:
-    """The function that transformers calls for a layer; each model's file has an eager one of its own."""
+    """Return the function that transformers calls for a layer; each model's module defines its own eager one."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
@@ -104,24 +104,24 @@ def attend_pairs(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Attention of each pair of a row over its own tokens.
+    """Compute the attention of each pair in a row over its own tokens.
 
     Args:
         module: the attention layer.
-        query: [1, heads, N, D], rotated already.
+        query: [1, heads, N, D], after the rotary embedding.
         key: [1, key-value heads, N, D].
         value: [1, key-value heads, N, D'].
         layout: the row.
-        piece: attention of one piece, [1, n, heads, D'].
-        sliding_window: a token sees this many tokens, itself the last of them; None for all.
-        **kwargs: what the layer passes to its attention besides.
+        piece: computes the attention of one piece, [1, n, heads, D'].
+        sliding_window: number of tokens that a token attends to, including itself; None for all.
+        **kwargs: other arguments that the layer passes to its attention.
 
     Returns:
         [1, N, heads, D'].
     """
 
     def attend(queries: slice, before: slice | None = None) -> Tensor:
-        """Attention of a run of tokens over an earlier run and itself."""
+        """Compute the attention of a run of tokens over an earlier run and itself."""
         own = queries.stop - queries.start
         earlier = before.stop - before.start if before is not None else 0
         keys, values = (
@@ -143,18 +143,18 @@ def attend_pairs(
 
 
 def _mask(layout: PairLayout, before: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """What ``length`` tokens see of ``before`` earlier tokens and of themselves, bool [length, before + length].
+    """Return the mask of ``length`` tokens over ``before`` earlier tokens and themselves, [length, before + length].
 
-    None where a plain causal mask says it all.
+    The mask is bool, True where a token attends; None if a plain causal mask is sufficient.
     """
     if window is None and not before:
         return None
     total = before + length
-    wanted = (before, length, window, device)
-    if wanted not in layout.masks:
+    key = (before, length, window, device)
+    if key not in layout.masks:
         reach = torch.arange(before, total, device=device)[:, None] - torch.arange(total, device=device)
-        layout.masks[wanted] = reach >= 0 if window is None else (reach >= 0) & (reach < window)
-    return layout.masks[wanted]
+        layout.masks[key] = reach >= 0 if window is None else (reach >= 0) & (reach < window)
+    return layout.masks[key]
 
 
 def _fused_piece(
@@ -171,16 +171,18 @@ def _fused_piece(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Fused attention of one piece; a causal mask where ``mask`` is None."""
-    unknown = [name for name, asked in kwargs.items() if asked is not None and name not in _NOT_READ]
-    if softcap is not None and implementation in FLASH:  # the sdpa of transformers leaves it out, and so do we there
+    """Compute fused attention of one piece; the mask is causal if ``mask`` is None."""
+    unknown = [name for name, value in kwargs.items() if value is not None and name not in _NOT_READ]
+    if softcap is not None and implementation in FLASH:  # transformers' sdpa ignores softcap; so does this one for sdpa
         unknown.append("softcap")
     if unknown:
-        raise UnknownAttentionError(f"{type(module).__name__} asks its attention for {', '.join(unknown)}")
+        raise UnknownAttentionError(
+            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which is not supported"
+        )
     groups, cpu = query.shape[1] // key.shape[1], query.device.type == "cpu"
     if mask is not None and not windowed and query.device.type == "cuda":
-        mask = causal_lower_right(*mask.shape)  # the same mask by a name that flash kernels know
-    if groups > 1 and not cpu:  # elsewhere the kernels that take a mask take no groups
+        mask = causal_lower_right(*mask.shape)  # the same mask, in the form that flash kernels support
+    if groups > 1 and not cpu:  # on other devices, kernels that support a mask do not support groups
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling,
@@ -200,7 +202,7 @@ def _eager_piece(
     windowed: bool,
     **kwargs: Any,
 ) -> Tensor:
-    """The model's own eager attention of one piece."""
+    """Compute the model's eager attention of one piece."""
     if mask is None:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     added = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)

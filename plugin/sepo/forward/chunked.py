@@ -1,8 +1,8 @@
-"""Log-probabilities of chosen tokens from hidden states, in chunks, with a backward pass of its own.
+"""Log-probabilities of target tokens from hidden states, in chunks, with a custom backward pass.
 
 Slow twin: ``torch.log_softmax(head(hidden).float(), -1).gather(-1, targets)``, which keeps tokens x vocabulary
-float32 logits for the backward pass. Here nothing of that size outlives one chunk. What an objective wants to know of
-the whole vocabulary, KL(ref || policy) and the sum of squared probabilities, is read from the same logits.
+float32 logits for the backward pass. Here no tensor of that size outlives one chunk. Sums over the whole vocabulary
+that an objective needs, KL(ref || policy) and the sum of squared probabilities, are computed from the same logits.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sepo.errors import SepoError
 from sepo.forward.vocabulary import ReferenceStates, TokenStatistics, kl_divergence, kl_gradient, log_sum_p2
 
 _CHUNK_LOGITS = 1 << 24
-"""Logits of one chunk when the user sets no chunk: 64 MiB in float32, whatever the vocabulary."""
+"""Default number of logits per chunk: 64 MiB in float32 for any vocabulary."""
 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a model does to its logits after the head: ``softcap * tanh(scale * x / softcap)``.
+    """The transform of a model's logits after the head: ``softcap * tanh(scale * x / softcap)``.
 
     Args:
         scale: factor on the raw logits (Cohere's ``logit_scale``, the inverse of Granite's ``logits_scaling``).
@@ -45,7 +45,7 @@ class LogitTransform:
         return logits
 
     def derivative(self, transformed: Tensor) -> Tensor | float:
-        """Derivative of the transform, as a function of its own output."""
+        """Return the derivative of the transform, as a function of its output."""
         if self.softcap is None:
             return self.scale
         return (1.0 - (transformed / self.softcap).square()) * self.scale
@@ -55,37 +55,39 @@ IDENTITY = LogitTransform()
 
 
 def default_chunk_tokens(vocabulary: int, *, models: int = 1) -> int:
-    """Tokens per chunk such that the float32 logits of a chunk, of all models together, take 64 MiB."""
+    """Return the tokens per chunk for which the float32 logits of a chunk, over all models, take 64 MiB."""
     return max(1, _CHUNK_LOGITS // max(1, vocabulary * models))
 
 
 def _checked(chunk_tokens: int) -> int:
     if chunk_tokens < 1:
-        raise SepoError(f"chunk_tokens is {chunk_tokens}, expected at least 1: leave it out for 64 MiB of logits.")
+        raise SepoError(
+            f"chunk_tokens is {chunk_tokens}, expected at least 1: leave it out for the default of 64 MiB of logits."
+        )
     return chunk_tokens
 
 
 def matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype in which the head would run here: autocast's when it is on, else that of the hidden states."""
+    """Return the dtype in which the head would run here: that of autocast if enabled, else of the hidden states."""
     device = hidden.device.type
-    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast leaves float64 alone
+    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast does not cast float64
         return hidden.dtype
     return torch.get_autocast_dtype(device)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits in float32, or as they are in float64."""
+    """Cast logits to float32, unless they are float64."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class _TokenStatistics(torch.autograd.Function):
-    """log softmax(transform(hidden W^T + b))[target] and, where asked for, sums over the vocabulary; scalars per token.
+    """log softmax(transform(hidden W^T + b))[target] and, if requested, sums over the vocabulary; one scalar per token.
 
-    The gradient of such a scalar with respect to a hidden state is (upstream scalar) x (one vector that the forward
-    pass already knows): d logp / d h = sum_v (1[v = y] - p_v) transform'(z_v) W_v, and d KL / d h the same with p_v -
+    The gradient of such a scalar with respect to a hidden state is (upstream scalar) x (a vector that is available in
+    the forward pass): d logp / d h = sum_v (1[v = y] - p_v) transform'(z_v) W_v, and d KL / d h the same with p_v -
     q_v. With a frozen head the forward pass therefore keeps that vector, [N, H], and the backward pass is one
-    multiplication: no recomputation, no weight gradient. With a trainable head the chunk's logits are computed again in
-    the backward pass.
+    multiplication: no recomputation, no weight gradient. With a trainable head the chunk's logits are recomputed in the
+    backward pass.
     """
 
     @staticmethod
@@ -137,7 +139,7 @@ class _TokenStatistics(torch.autograd.Function):
         return tuple(values for values in (logps, kl, p2) if values is not None)
 
     @staticmethod
-    @once_differentiable  # a second derivative would miss what direction holds
+    @once_differentiable  # a second derivative would treat direction as a constant
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         upstreams = grads[: 1 + ctx.with_kl]  # log-probabilities, KL
         if not ctx.kept_direction:
@@ -148,7 +150,7 @@ class _TokenStatistics(torch.autograd.Function):
 
 
 def _head_gradients(ctx: Any, upstreams: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """Gradients of hidden states, weight and bias where the head trains."""
+    """Compute the gradients of hidden states, weight and bias for a trainable head."""
     hidden, weight, bias, targets = ctx.saved_tensors
     hidden_trains, weight_trains, bias_trains = ctx.needs_input_grad[:3]
     cast_weight = weight.to(ctx.dtype)
@@ -177,7 +179,7 @@ def _head_gradients(ctx: Any, upstreams: Sequence[Tensor]) -> tuple[Tensor | Non
 
 
 def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Sum of [n, K] parts, each row times its weight [n]."""
+    """Return the sum of [n, K] parts, each row multiplied by its weight [n]."""
     weighted = [part * weight.unsqueeze(-1) for part, weight in zip(parts, weights, strict=True)]
     return sum(weighted[1:], weighted[0])
 
@@ -187,7 +189,7 @@ def _chunk_logits(
 ) -> tuple[Tensor, Tensor]:
     """Return the transformed logits [n, V] and their log-sum-exp [n]."""
     bias = bias.to(hidden.dtype) if bias is not None else None
-    # Autocast would cast again; the operands already have the dtype in which the head runs.
+    # The operands already have the dtype in which the head runs; autocast would cast them again.
     with torch.autocast(hidden.device.type, enabled=False):
         logits = transform(at_least_float32(F.linear(hidden, weight, bias)))
     return logits, torch.logsumexp(logits, -1)
@@ -200,7 +202,7 @@ def _gather(logits: Tensor, targets: Tensor) -> Tensor:
 def _logit_gradients(
     logits: Tensor, log_norm: Tensor, targets: Tensor, transform: LogitTransform, log_q: Tensor | None
 ) -> list[Tensor]:
-    """d log p(target) / d raw logits, [n, V], and d KL(q || p) / d raw logits where ``log_q`` is given.
+    """Return d log p(target) / d raw logits, [n, V], and d KL(q || p) / d raw logits if ``log_q`` is given.
 
     Overwrites ``logits`` and ``log_q``.
     """
@@ -224,24 +226,24 @@ def token_statistics(
     reference: ReferenceStates | None = None,
     with_p2: bool = False,
 ) -> TokenStatistics:
-    """Log-probability of each target token and sums over the vocabulary, from one pass over a linear head.
+    """Compute the log-probability of each target token and sums over the vocabulary in one pass over a linear head.
 
     Args:
         hidden: the policy's hidden states before the head, [N, H], any floating dtype.
         weight: head weight, [V, H]; its gradient is computed only if it requires one.
         targets: token ids, [N].
         bias: head bias, [V], or None.
-        chunk_tokens: tokens whose logits exist at a time; None keeps a chunk at 64 MiB of float32 logits (with a
-            reference, at 64 MiB of both models').
-        transform: what the model does to its logits after the head.
-        reference: asks for KL(ref || policy); its hidden states belong to the same N tokens.
-        with_p2: asks for log sum_v p_v^2.
+        chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of float32 logits per chunk (with a
+            reference, 64 MiB for both models together).
+        transform: the model's transform of its logits after the head.
+        reference: if given, KL(ref || policy) is computed; its hidden states belong to the same N tokens.
+        with_p2: whether to compute log sum_v p_v^2.
 
     Returns:
-        The statistics, [N] each. The gradients reach hidden states, weight and bias.
+        The statistics, [N] each, differentiable with respect to hidden states, weight and bias.
 
     Raises:
-        SepoError: a chunk below one token, or a reference with another vocabulary.
+        SepoError: if a chunk has less than one token, or the reference has another vocabulary.
     """
     default = default_chunk_tokens(weight.shape[0], models=1 if reference is None else 2)
     chunk = default if chunk_tokens is None else _checked(chunk_tokens)
@@ -267,21 +269,21 @@ def token_log_probs(
     chunk_tokens: int | None = None,
     transform: LogitTransform = IDENTITY,
 ) -> Tensor:
-    """Log-probability of each target token under a linear language-model head.
+    """Compute the log-probability of each target token under a linear language-model head.
 
     Args:
         hidden: hidden states before the head, [N, H], any floating dtype.
         weight: head weight, [V, H]; its gradient is computed only if it requires one.
         targets: token ids, [N].
         bias: head bias, [V], or None.
-        chunk_tokens: tokens whose logits exist at a time; None keeps a chunk at 64 MiB of float32 logits.
-        transform: what the model does to its logits after the head.
+        chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of float32 logits per chunk.
+        transform: the model's transform of its logits after the head.
 
     Returns:
         Log-probabilities in nats, [N], float32 (float64 for float64 hidden states).
 
     Raises:
-        SepoError: a chunk below one token.
+        SepoError: if a chunk has less than one token.
     """
     return token_statistics(hidden, weight, targets, bias=bias, chunk_tokens=chunk_tokens, transform=transform).logps
 
@@ -296,24 +298,24 @@ def token_statistics_by_module(
     reference: ReferenceStates | None = None,
     with_p2: bool = False,
 ) -> TokenStatistics:
-    """The same for a head that is no plain linear layer (LoRA-wrapped, quantized): its own forward, chunk by chunk.
+    """``token_statistics`` for a head that is not a plain linear layer (LoRA, quantized), by the head's own forward.
 
-    Each chunk is recomputed in the backward pass, so that one chunk's logits exist at a time here too.
+    Each chunk is recomputed in the backward pass, so that only one chunk's logits exist at a time here too.
 
     Args:
         hidden: [N, H].
         head: the head's own forward, [n, H] to [n, V].
         targets: token ids, [N].
         chunk_tokens: tokens per chunk.
-        transform: what the model does to its logits after the head.
-        reference: asks for KL(ref || policy); its hidden states belong to the same N tokens.
-        with_p2: asks for log sum_v p_v^2.
+        transform: the model's transform of its logits after the head.
+        reference: if given, KL(ref || policy) is computed; its hidden states belong to the same N tokens.
+        with_p2: whether to compute log sum_v p_v^2.
 
     Returns:
         The statistics, [N] each.
 
     Raises:
-        SepoError: a chunk below one token, or a reference with another vocabulary.
+        SepoError: if a chunk has less than one token, or the reference has another vocabulary.
     """
     chunk = _checked(chunk_tokens)
 
@@ -348,12 +350,12 @@ def token_log_probs_by_module(
     chunk_tokens: int,
     transform: LogitTransform = IDENTITY,
 ) -> Tensor:
-    """``token_log_probs`` for a head that is no plain linear layer; see ``token_statistics_by_module``.
+    """``token_log_probs`` for a head that is not a plain linear layer; see ``token_statistics_by_module``.
 
     Returns:
         Log-probabilities in nats, [N].
 
     Raises:
-        SepoError: a chunk below one token.
+        SepoError: if a chunk has less than one token.
     """
     return token_statistics_by_module(hidden, head, targets, chunk_tokens=chunk_tokens, transform=transform).logps

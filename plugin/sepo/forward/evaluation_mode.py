@@ -1,4 +1,4 @@
-"""Forward passes without dropout, in a model that trains."""
+"""Forward passes without dropout in a model in training mode."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 
 @contextlib.contextmanager
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a reference forward pass: a policy in training that is its own reference has it on.
+    """Disable dropout for a reference forward pass, for example of a policy in training that is its own reference.
 
-    Layers of bitsandbytes stay as they are. They have no dropout, and on a CPU with AVX512-BF16 a 4-bit layer that runs
-    in evaluation mode repacks its weights for good, for a kernel without a backward pass: every layer below it would
-    then train without a gradient.
+    The mode of bitsandbytes layers is not changed. They have no dropout, and on a CPU with AVX512-BF16 a 4-bit layer
+    that runs in evaluation mode permanently repacks its weights for a kernel without a backward pass: all layers below
+    it would then get no gradient.
 
     Args:
-        model: every module of it that is in training mode is so again afterwards, and no other.
+        model: exactly its modules that are in training mode are returned to training mode afterwards.
     """
     training = [module for module in model.modules() if module.training and not _is_quantized(module)]
     for module in training:

@@ -1,4 +1,4 @@
-"""Another forward for a module inside a model, for the length of a call of the model."""
+"""Temporary replacement of the forward of a module inside a model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 
 
 class _StandIn:
-    """What a module's forward is exchanged for: one function per module, outside compiled graphs, since a compiled
-    model is compiled again where it meets another one."""
+    """The replacement of a module's forward: one function per module, outside compiled graphs, since a compiled model
+    is recompiled if the function changes."""
 
     def __init__(self) -> None:
         self.forward: Callable[..., Any] | None = None
         self.function: Callable[..., Any] = torch.compiler.disable(self._call)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.forward is not None  # set for the length of a call
+        assert self.forward is not None  # set for the duration of a call
         return self.forward(*args, **kwargs)
 
 
@@ -29,11 +29,11 @@ _STAND_INS: weakref.WeakKeyDictionary[nn.Module, _StandIn] = weakref.WeakKeyDict
 
 @contextlib.contextmanager
 def exchanged(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """Give a module another forward; afterwards it has its own again, also one that somebody hooked onto it.
+    """Replace a module's forward, and restore it afterwards, including one that was set on the instance.
 
     Args:
-        module: any module. Its hooks stay.
-        forward: takes and returns what the module's own does.
+        module: any module. Its hooks are kept.
+        forward: a function with the signature of the module's own forward.
     """
     had_own, own = "forward" in module.__dict__, module.__dict__.get("forward")
     stand_in = _STAND_INS.get(module) or _STAND_INS.setdefault(module, _StandIn())

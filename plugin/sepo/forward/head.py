@@ -1,7 +1,7 @@
-"""The policy's own forward pass, with its head exchanged for the chunked log-probability function.
+"""The policy's own forward pass, with its head replaced by the chunked log-probability function.
 
-The *wrapped* model (DDP, DeepSpeed, FSDP) is called, so that its hooks gather and synchronize as they should; calling
-an inner module instead is silently wrong under DDP and fails under FSDP2.
+The *wrapped* model (DDP, DeepSpeed, FSDP) is called, so that its hooks gather weights and synchronize gradients;
+calling an inner module instead is silently wrong under DDP and fails under FSDP2.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sepo.forward.last_layer import last_mlp_only_at
 from sepo.forward.layout import PairLayout, row_inputs
 
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[str, object], ...]] = weakref.WeakKeyDictionary()
-"""Models known to leave the head's output alone, with the settings under which this was seen."""
+"""Models that were verified not to change the head's output, with the settings at that time."""
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -43,7 +43,7 @@ def causal_lm(model: nn.Module) -> nn.Module:
 
 
 def known_transforms(model: nn.Module) -> tuple[LogitTransform, list[tuple[Any, str, float | None]]]:
-    """What this model does to its logits after the head, and its off switches: (owner, attribute, neutral value)."""
+    """Return the model's transform of its logits after the head, and how to disable it: (owner, attribute, neutral)."""
     config = getattr(model, "config", None)
     transform = IDENTITY
     switches: list[tuple[Any, str, float | None]] = []
@@ -64,7 +64,7 @@ def known_transforms(model: nn.Module) -> tuple[LogitTransform, list[tuple[Any, 
 
 @contextlib.contextmanager
 def _switched_off(switches: list[tuple[Any, str, float | None]]) -> Iterator[None]:
-    """For one call, leave out what a model does to its logits after the head."""
+    """Disable a model's transform of its logits after the head for one call."""
     saved = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
     try:
         for owner, name, neutral in switches:
@@ -77,15 +77,15 @@ def _switched_off(switches: list[tuple[Any, str, float | None]]) -> Iterator[Non
 
 @dataclass(frozen=True)
 class Head:
-    """A model's language-model head, as it is while its model calls it.
+    """A model's language-model head, in its state during the model's forward pass.
 
     Args:
         module: the output embedding.
         forward: its own forward, [n, H] to [n, V].
-        plain: whether that forward is ``weight`` and ``bias`` and nothing else.
-        transform: what the model does to its logits after the head.
+        plain: whether that forward only applies ``weight`` and ``bias``.
+        transform: the model's transform of its logits after the head.
         resident: data pointers of the head's parameters outside the forward pass. An engine that shards the weights
-            puts others in their place for the length of the pass.
+            replaces them for the duration of the pass.
     """
 
     module: Any
@@ -96,11 +96,11 @@ class Head:
 
     @property
     def vocabulary(self) -> int:
-        """Logits per token; a guess on the large side where the head does not say."""
+        """Logits per token; an upper estimate if the head does not have ``out_features``."""
         return int(getattr(self.module, "out_features", 1 << 18))
 
     def log_probs(self, states: Tensor, targets: Tensor, *, chunk_tokens: int | None) -> Tensor:
-        """Log-probabilities [N] of ``targets`` [N] after hidden states [N, H]."""
+        """Compute the log-probabilities [N] of ``targets`` [N] from hidden states [N, H]."""
         transform = self.transform
         if self.plain:
             weight, bias = self.module.weight, self.module.bias
@@ -110,12 +110,12 @@ class Head:
 
 
 def _is_plain_linear(head: nn.Module) -> bool:
-    # Subclasses (bitsandbytes' and PEFT's layers) have forwards of their own, and so has a head that accelerate hooked.
+    # Subclasses (layers of bitsandbytes and PEFT) override forward, and so does a head with accelerate's hooks.
     return type(head) is nn.Linear and "forward" not in head.__dict__
 
 
 def storage_pointer(parameter: Tensor) -> int | None:
-    """Where a parameter's values lie; None for FSDP's sharded ones, which lie in no one place."""
+    """Return the data pointer of a parameter; None for FSDP's sharded parameters, which have no single one."""
     return None if hasattr(parameter, "to_local") else parameter.data_ptr()
 
 
@@ -123,7 +123,7 @@ def _head_of(inner: nn.Module, transform: LogitTransform) -> Head:
     get_head: Any = getattr(inner, "get_output_embeddings", None)
     module: Any = get_head() if callable(get_head) else None
     if module is None:
-        raise SepoError(f"{type(inner).__name__} has no language-model head; a causal language model is expected.")
+        raise SepoError(f"{type(inner).__name__} has no language-model head, expected a causal language model.")
     resident = {name: storage_pointer(parameter) for name, parameter in module.named_parameters()}
     return Head(module, module.forward, _is_plain_linear(module), transform, resident)
 
@@ -141,20 +141,20 @@ def run_through_head(
 
     Args:
         model: a causal language model, wrapped or not.
-        inputs: what its forward takes (``input_ids`` [B, T], ``attention_mask``, ...), without labels.
+        inputs: the model's inputs (``input_ids`` [B, T], ``attention_mask``, ...), without labels.
         labels: token ids, [B, T], unshifted: entry t is the token at position t.
-        wanted: bool, [B, T - 1], shifted: entry t wants the values of the token at position t + 1.
-        compute: given the head, the hidden states [N, H] and the token ids [N] of the wanted positions, in row order,
-            returns one or more differentiable [N]. It runs inside the wrapped forward, where engines have gathered the
-            weights; what it returns leaves the model as its logits do.
+        wanted: bool, [B, T - 1], shifted: entry t requests the values of the token at position t + 1.
+        compute: takes the head, the hidden states [N, H] and the token ids [N] of the wanted positions, in row order,
+            and returns one or more differentiable [N]. It runs inside the wrapped forward, while engines have the
+            weights gathered; its results are returned by the model as logits.
         layout: from ``sharing.layout_for``, to run the batch's pairs as one row without padding, each prompt once.
 
     Returns:
-        What ``compute`` returned, each as [B, T - 1], exactly 0 where not wanted.
+        The results of ``compute``, each as [B, T - 1], exactly 0 where not wanted.
 
     Raises:
-        SepoError: the model changes its logits after the head in a way that is not known here, has no head, or runs
-            it on other positions than the batch's.
+        SepoError: if the model changes its logits after the head in an unsupported way, has no head, or runs it on
+            other positions than the batch's.
     """
     inner = causal_lm(model)
     transform, switches = known_transforms(inner)
@@ -174,16 +174,16 @@ def run_through_head(
         if hidden.shape[:2] != shape:
             raise SepoError(
                 f"the head of {type(inner).__name__} got hidden states for {list(hidden.shape[:2])} positions, "
-                f"expected the batch's {list(shape)}: leave out prompt tuning and DataParallel."
+                f"expected the batch's {list(shape)}: disable prompt tuning and DataParallel."
             )
         values = compute(head, hidden[at], targets)
         computed.append(values)
-        leaving = torch.cat([*values, _probe(values[0])] if check else values)
-        return leaving.view(1, -1, 1)
+        outputs = torch.cat([*values, _probe(values[0])] if check else values)
+        return outputs.view(1, -1, 1)
 
-    # Layers share compiled code: one with another MLP would have it compiled twice, for every shape.
-    alike = layout is None or hasattr(model, "_orig_mod")
-    last_mlp = contextlib.nullcontext() if alike else last_mlp_only_at(inner, at, shape)
+    # Layers share compiled code: a layer with another MLP would be compiled separately, for every shape.
+    unchanged = layout is None or hasattr(model, "_orig_mod")
+    last_mlp = contextlib.nullcontext() if unchanged else last_mlp_only_at(inner, at, shape)
     with last_mlp, exchanged(head.module, forward), _switched_off(switches):
         output = model(**inputs, use_cache=False, return_dict=True).logits
     if check:
@@ -191,13 +191,13 @@ def run_through_head(
         _CHECKED[inner] = state
     (exact,) = computed
     arrived = output.reshape(-1)[: len(exact) * targets.numel()].view(len(exact), -1)
-    return tuple(_placed(ours, left, wanted, (rows, columns)) for ours, left in zip(exact, arrived, strict=True))
+    return tuple(_placed(value, output, wanted, (rows, columns)) for value, output in zip(exact, arrived, strict=True))
 
 
 def _placed(exact: Tensor, arrived: Tensor, wanted: Tensor, index: tuple[Tensor, ...]) -> Tensor:
-    """[B, T - 1] with the values at the wanted positions: those computed, with the gradient of those that arrived."""
+    """Return [B, T - 1] with the computed values at the wanted positions and the gradient of the model's outputs."""
     arrived = arrived.to(exact)
-    # FSDP2's mixed precision casts what leaves the model to bfloat16: the gradient must flow through there, the value
+    # FSDP2's mixed precision casts the model's outputs to bfloat16: the gradient must flow through them, but the values
     # need not.
     values = arrived + (exact.detach() - arrived.detach())
     return torch.zeros(wanted.shape, dtype=values.dtype, device=values.device).index_put(index, values)
@@ -212,14 +212,14 @@ def selected_log_probs(
     chunk_tokens: int | None = None,
     layout: PairLayout | None = None,
 ) -> Tensor:
-    """Per-token log-probabilities at the wanted positions; the head runs nowhere else.
+    """Compute per-token log-probabilities at the wanted positions; the head runs at these positions only.
 
     Args:
         model: a causal language model, wrapped or not.
-        inputs: what its forward takes (``input_ids`` [B, T], ``attention_mask``, ...), without labels.
+        inputs: the model's inputs (``input_ids`` [B, T], ``attention_mask``, ...), without labels.
         labels: token ids, [B, T], unshifted: entry t is the token at position t.
-        wanted: bool, [B, T - 1], shifted: entry t wants the log-probability of the token at position t + 1.
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        wanted: bool, [B, T - 1], shifted: entry t requests the log-probability of the token at position t + 1.
+        chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of logits.
         layout: see ``run_through_head``.
 
     Returns:
@@ -237,7 +237,7 @@ def selected_log_probs(
 
 
 def _scalars(model: nn.Module) -> tuple[tuple[str, object], ...]:
-    """The plain settings of a model and its config: whether something follows the head can only depend on these."""
+    """Return the scalar settings of a model and its config, on which a transform after the head can depend."""
     return tuple(
         (name, value)
         for owner in (model, getattr(model, "config", None))
@@ -247,15 +247,15 @@ def _scalars(model: nn.Module) -> tuple[tuple[str, object], ...]:
 
 
 def _probe(like: Tensor) -> Tensor:
-    # Both signs, small and large, for scales, shifts, caps and clamps; the numbers fit float16, with room to scale.
+    # Both signs, small and large, to detect scales, shifts, caps and clamps; within float16, with room for a scale.
     return torch.tensor([-20000.0, -30.0, -1 / 3, 0.0, 1 / 3, 30.0, 20000.0], device=like.device).to(like.dtype)
 
 
 def _check_untouched(model: nn.Module, output: Tensor, computed: list[tuple[Tensor, ...]]) -> None:
-    """What left the model is what the exchanged head returned, so no unknown transform follows it.
+    """Raise if an unknown transform follows the head: the model's output must be what the replaced head returned.
 
-    The head returned a few numbers beside the values for this; they come out as they went in, or rounded to
-    half precision.
+    The head appended a few probe numbers to its values for this; they must be returned unchanged, or rounded to half
+    precision.
     """
     if len(computed) == 1:
         (values,) = computed
@@ -265,7 +265,7 @@ def _check_untouched(model: nn.Module, output: Tensor, computed: list[tuple[Tens
         if any(torch.equal(arrived, expected) for expected in (probe, *(probe.to(d).to(probe) for d in half))):
             return
     raise SepoError(
-        f"{type(model).__name__} changes its logits after the head in a way that is not known here, so exact "
-        "log-probabilities cannot be computed from its hidden states. Known: final_logit_softcapping, logit_scale, "
-        "logits_scaling. Please report the model."
+        f"{type(model).__name__} changes its logits after the head in an unsupported way, so exact log-probabilities "
+        "cannot be computed from its hidden states. Supported: final_logit_softcapping, logit_scale, logits_scaling. "
+        "Please report the model."
     )

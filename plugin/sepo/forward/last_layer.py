@@ -1,4 +1,4 @@
-"""The last layer's MLP on the positions whose hidden states are read: after attention nothing mixes tokens any more."""
+"""The last layer's MLP at the positions whose hidden states are read: after its attention, tokens do not interact."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sepo.forward.exchange import exchanged
 from sepo.forward.recompute import is_computed_again
 
 _WORTH_IT = 0.9
-"""Share of positions above which gathering them costs as much as it saves."""
+"""Share of positions above which gathering them costs as much as is saved."""
 
 
 @contextlib.contextmanager
 def last_mlp_only_at(inner: nn.Module, at: tuple[Tensor, Tensor], shape: torch.Size) -> Iterator[None]:
-    """For one forward pass, run the last layer's MLP at some positions and give zeros elsewhere.
+    """Run the last layer's MLP at the given positions only and return zeros elsewhere, for one forward pass.
 
     Args:
-        inner: the causal language model without wrappers. One whose last layer has no ``mlp`` that maps a tensor to a
-            tensor, or is computed again in the backward pass (after this context), runs as always.
-        at: row and column of each position whose last hidden state is read, some of them more than once (the end of a
-            prompt, before both answers).
+        inner: the causal language model without wrappers. It runs unchanged if its last layer has no ``mlp`` that maps
+            a tensor to a tensor, or is recomputed in the backward pass (after this context).
+        at: row and column of each position whose last hidden state is read, possibly repeated (the end of a prompt
+            precedes both responses).
         shape: [B, T] of the hidden states.
     """
     mlp = _last_mlp(inner) if at[0].numel() <= _WORTH_IT * shape.numel() else None
@@ -55,7 +55,7 @@ def _last_mlp(inner: nn.Module) -> Any:
         return None
     mlp = getattr(layers[-1], "mlp", None)
     plain = isinstance(mlp, nn.Module) and "forward" not in mlp.__dict__ and not hasattr(mlp, "experts")
-    # torch's own wrapper (FSDP's activation checkpointing) says nothing on the layer inside.
+    # With torch's wrapper (FSDP's activation checkpointing), the layer inside has no sign of it.
     wrapped = hasattr(layers[-1], "_checkpoint_wrapped_module")
     again = torch.is_grad_enabled() and (wrapped or is_computed_again(layers[-1]))
     return mlp if plain and not again else None

@@ -1,8 +1,8 @@
-"""One row for many pairs: each pair as prompt | chosen | rejected, without padding, and where its tokens went.
+"""Layout of many pairs in one row: each pair as prompt | chosen | rejected, without padding.
 
-What both responses begin with is computed once: the prompt, and any first tokens that they share. What no wanted
-log-probability depends on is left out: everything after the last wanted token of a response, the token itself included
-(it is predicted, and nothing after it is).
+The common prefix of both responses is computed once: the prompt, and any first tokens that they share. Tokens on which
+no wanted log-probability depends are left out: everything from the last wanted token of a response on (that token is
+predicted, but predicts no wanted token).
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 LAYOUT = "sepo_layout"
-"""Keyword under which a layout travels through a model's forward to its attention, into checkpointed layers too."""
+"""Keyword argument that passes a layout through a model's forward to its attention, also in checkpointed layers."""
 
 
 @dataclass(frozen=True)
 class PairSpan:
-    """Where one pair stands in the row: ``shared`` tokens from ``start``, then those of each response alone.
+    """The location of one pair in the row: ``shared`` tokens from ``start``, then the other tokens of each response.
 
     A token of the chosen response attends to the shared tokens and to the chosen ones before it; one of the rejected
-    response to the shared tokens and to the rejected ones before it. Positions of both go on from the shared tokens'.
+    response to the shared tokens and to the rejected ones before it. Position ids of both continue from the shared
+    tokens.
     """
 
     start: int
@@ -33,24 +34,24 @@ class PairSpan:
 
     @property
     def split(self) -> int:
-        """Where the tokens of the rejected response alone begin."""
+        """Index of the first token that only the rejected response has."""
         return self.start + self.shared + self.chosen
 
     @property
     def end(self) -> int:
-        """One past the pair's last token."""
+        """Index after the pair's last token."""
         return self.split + self.rejected
 
 
 @dataclass
 class PairLayout:
-    """How the rows of a padded batch lie in one row without padding.
+    """The mapping of a padded batch to one row without padding.
 
     Args:
-        spans: the pairs, in the order of the batch.
-        source: int64 [N], for each token of the row its place in the flattened batch [2B * T].
+        spans: the pairs, in batch order.
+        source: int64 [N], for each token of the row its index in the flattened batch [2B * T].
         position_ids: int64 [N].
-        placed: int64 [2B, T], for each token of the batch its place in the row; -1 where it was left out.
+        placed: int64 [2B, T], for each token of the batch its index in the row; -1 if it was left out.
     """
 
     spans: tuple[PairSpan, ...]
@@ -58,23 +59,23 @@ class PairLayout:
     position_ids: Tensor
     placed: Tensor
     masks: dict[object, Tensor] = field(default_factory=dict, repr=False)
-    """Masks of ``sepo.forward.attention``, made by the first layer that needs them."""
+    """Masks of ``sepo.forward.attention``, built by the first layer that needs them."""
     attended: int = 0
-    """How many attention layers saw this layout; a model that hands it to none would let pairs see each other."""
+    """Number of attention layers that used this layout; without it, pairs would attend to each other."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of the row."""
+        """Number of tokens in the row."""
         return self.source.numel()
 
     def to(self, device: torch.device) -> PairLayout:
-        """The same layout with its tensors on a device."""
+        """Return the same layout with its tensors on a device."""
         source, position_ids, placed = (part.to(device) for part in (self.source, self.position_ids, self.placed))
         return PairLayout(self.spans, source, position_ids, placed)
 
 
 def is_right_padded(attention_mask: Tensor) -> bool:
-    """Whether each row of an attention mask [R, T] is ones, at least one, and then zeros."""
+    """Return whether each row of an attention mask [R, T] is at least one 1, followed by zeros."""
     kept = attention_mask != 0
     return bool((kept[:, 0].all() & ~(kept[:, 1:] & ~kept[:, :-1]).any()).item())
 
@@ -90,8 +91,8 @@ def pair_layout(input_ids: Tensor, wanted: Tensor) -> PairLayout:
 
     Args:
         input_ids: token ids on the CPU, [2B, T], the first B rows chosen.
-        wanted: bool on the CPU, [2B, T - 1], shifted: entry t wants the token at position t + 1, so the row must hold
-            what stands up to t. A row that wants nothing keeps its first token.
+        wanted: bool on the CPU, [2B, T - 1], shifted: entry t requests the token at position t + 1, so the row must
+            hold the tokens up to t. A row without wanted tokens keeps its first token.
 
     Returns:
         The layout.
@@ -117,15 +118,15 @@ def pair_layout(input_ids: Tensor, wanted: Tensor) -> PairLayout:
 
 
 def row_inputs(input_ids: Tensor, layout: PairLayout) -> dict[str, Any]:
-    """What a model's forward takes for the row.
+    """Return the inputs of a model's forward for the row.
 
     Args:
-        input_ids: the batch's, [2B, T].
+        input_ids: token ids of the batch, [2B, T].
         layout: with its tensors on the same device.
 
     Returns:
-        ``input_ids`` and ``position_ids`` [1, N], the layout for the attention, and an attention mask of four
-        dimensions: models make no mask of their own beside it, and our attention does not read it.
+        ``input_ids`` and ``position_ids`` [1, N], the layout for the attention, and a four-dimensional attention mask,
+        which keeps models from building one and is not read by the attention over pairs.
     """
     return {
         "input_ids": input_ids.flatten()[layout.source][None],
@@ -136,21 +137,21 @@ def row_inputs(input_ids: Tensor, layout: PairLayout) -> dict[str, Any]:
 
 
 def needed_tokens(wanted: Tensor) -> list[int]:
-    """How many first tokens of each row the wanted positions [R, T - 1] depend on; at least one."""
+    """Return the number of first tokens of each row on which the wanted positions [R, T - 1] depend; at least one."""
     positions = torch.arange(1, wanted.shape[1] + 1)
     lengths: list[int] = torch.where(wanted, positions, 1).amax(1).tolist()
     return lengths
 
 
 def _common_prefix(first: Tensor, second: Tensor) -> int:
-    """Length of what two 1-D tensors begin with in common."""
+    """Return the length of the common prefix of two 1-D tensors."""
     length = min(len(first), len(second))
     different = (first[:length] != second[:length]).nonzero()
     return int(different[0]) if len(different) else length
 
 
 def token_groups(lengths: Sequence[int], budget: int, *, padded: bool = False) -> list[list[int]]:
-    """Group pairs, in their order, into rows of at most ``budget`` tokens; a longer pair stands alone.
+    """Group pairs, in order, into rows of at most ``budget`` tokens; a longer pair has a row of its own.
 
     >>> token_groups([3, 4, 9, 1, 1], budget=8)
     [[0, 1], [2], [3, 4]]
@@ -158,9 +159,9 @@ def token_groups(lengths: Sequence[int], budget: int, *, padded: bool = False) -
     [[0], [1], [2], [3, 4]]
 
     Args:
-        lengths: of each pair.
-        budget: most tokens of a group.
-        padded: a group costs its longest pair for each of its pairs, not their sum.
+        lengths: tokens of each pair.
+        budget: maximum number of tokens of a group.
+        padded: whether every pair of a group counts as long as the longest one.
     """
     groups: list[list[int]] = []
     for index, length in enumerate(lengths):

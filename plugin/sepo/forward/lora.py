@@ -1,12 +1,12 @@
 """LoRA layers in fewer passes: ``x W^T + s (x A^T) B^T`` with the low-rank part added inside the matrix product.
 
 PEFT computes the two products, casts ``x`` for them, scales and adds: five more passes over tensors of the layer's
-width, a good part of a step where the base is frozen. The same sum here, rounded once; layers that do more than this
-(DoRA, dropout, several adapters at once, sharded weights) keep their own forward.
+width, a large part of a step with a frozen base. Here the same sum is computed and rounded once; layers that do more
+than this (DoRA, dropout, several active adapters, sharded weights) keep their own forward.
 
 Source: LoRA (arXiv 2106.09685), section 4.1. Shapes: x [..., in], W [out, in], A = ``down`` [r, in], B = ``up``
-[out, r]; s is PEFT's ``scaling``. Results have the dtype in which the layer's own product runs; a gradient has that of
-what it is of.
+[out, r]; s is PEFT's ``scaling``. Results have the dtype in which the layer's own product runs; a gradient has the
+dtype of its tensor.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from sepo.forward.chunked import matmul_dtype
 
 
 def fuse_lora(model: nn.Module) -> int:
-    """Give PEFT's LoRA layers the forward of this module, until ``unfuse_lora``.
+    """Replace the forward of PEFT's LoRA layers by the one of this module, until ``unfuse_lora``.
 
     Args:
-        model: any model; layers that have a forward of their own (moved by accelerate, say) are left alone.
+        model: any model; layers with a forward set on the instance (for example by accelerate) are not changed.
 
     Returns:
-        How many layers have it now.
+        The number of layers with the fused forward.
     """
     layers = [module for module in model.modules() if _is_lora_linear(module)]
     for layer in layers:
         if "forward" not in layer.__dict__:
-            layer.forward = MethodType(_forward, layer)  # a method, so that a copied layer's is its own
+            layer.forward = MethodType(_forward, layer)  # a method, so that a copy of the layer is bound to the copy
     return sum(_is_fused(layer) for layer in layers)
 
 
 def unfuse_lora(model: nn.Module) -> None:
-    """Give PEFT's LoRA layers their own forward back."""
+    """Restore the original forward of PEFT's LoRA layers."""
     for module in model.modules():
         if _is_fused(module):
             del module.__dict__["forward"]
@@ -50,7 +50,7 @@ def _is_fused(module: nn.Module) -> bool:
 
 
 def _is_lora_linear(module: nn.Module) -> bool:
-    # By name: quantized ones are in modules that import only where their library does.
+    # By name: quantized layers are in modules that can only be imported if their library is installed.
     kind = type(module)
     return kind.__module__.startswith("peft.tuners.lora.") and kind.__name__ in ("Linear", "Linear4bit", "Linear8bitLt")
 
@@ -62,7 +62,7 @@ class _LowRank(NamedTuple):
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """In place of a LoRA layer's own forward."""
+    """The forward that replaces a LoRA layer's own."""
     low_rank = None if args or kwargs else _low_rank(layer, x)
     if low_rank is None:
         output: Tensor = type(layer).forward(layer, x, *args, **kwargs)
@@ -71,7 +71,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _low_rank(layer: Any, x: Tensor) -> _LowRank | None:
-    """The one adapter that a layer adds to its base, or None where it does something else or more."""
+    """Return the single adapter that a layer adds to its base, or None if it does anything else."""
     if layer.disable_adapters or layer.merged or torch.compiler.is_compiling():
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -83,14 +83,14 @@ def _low_rank(layer: Any, x: Tensor) -> _LowRank | None:
         return None
     if dropout.training and getattr(dropout, "p", 0.0):
         return None
-    # Without autocast PEFT computes in the adapter's own precision.
+    # Without autocast PEFT computes in the precision of the adapter.
     if not torch.is_autocast_enabled(x.device.type) and down.weight.dtype != x.dtype:
         return None
     return _LowRank(down.weight, up.weight, float(layer.scaling[name]))
 
 
 def _is_simple(linear: Any) -> bool:
-    """Whether a module is ``weight`` and ``bias`` and nothing else, and they are here."""
+    """Return whether a module only applies ``weight`` and ``bias``, which are not sharded."""
     return (
         type(linear) is nn.Linear
         and "forward" not in linear.__dict__
@@ -104,16 +104,16 @@ def _is_frozen_linear(base: Any) -> bool:
 
 
 class _Link:
-    """Gradient of an adapted layer's output, from the second half of its backward pass to the first."""
+    """Carrier of the gradient of an adapted layer's output, from ``_Linear`` or ``_Added`` to ``_Reduced``."""
 
     grad: Tensor | None = None
 
 
 def _adapted_by(low_rank: _LowRank, base: Any, x: Tensor) -> Tensor:
-    """``base(x) + s (x A^T) B^T``, the base's own product last.
+    """Compute ``base(x) + s (x A^T) B^T``, with the base's own product last.
 
-    What the backward pass needs is kept before that product: where a layer is computed again for its backward pass
-    and this product is its last, non-reentrant checkpointing stops in front of it.
+    Tensors for the backward pass are saved before that product: if a layer is recomputed for its backward pass and this
+    product is its last, non-reentrant checkpointing stops before it.
     """
     link, frozen = _Link(), _is_frozen_linear(base)
     reduced: Tensor = _Reduced.apply(x, *low_rank, frozen, link)
@@ -125,7 +125,7 @@ def _adapted_by(low_rank: _LowRank, base: Any, x: Tensor) -> Tensor:
 
 
 class _Reduced(torch.autograd.Function):
-    """``x A^T``. Its backward pass comes after that of the layer's output, and makes the gradients of A and B."""
+    """``x A^T``. Its backward pass runs after that of the layer's output, and computes the gradients of A and B."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, scaling: float, x_done: bool, link: _Link) -> Tensor:
@@ -162,7 +162,7 @@ class _Linear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             output = F.linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
             output.addmm_(reduced, up.to(rows.dtype).T, alpha=scaling)
-        # Parameters, which stay where they are: kept here, and not through `save_for_backward`.
+        # Parameters, which exist anyway: kept as attributes, not by `save_for_backward`.
         ctx.parameters, ctx.scaling, ctx.link = (weight, down, up), scaling, link
         ctx.of_x = (x.shape, x.dtype)
         return output.view(*x.shape[:-1], -1)
@@ -184,7 +184,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Added(torch.autograd.Function):
-    """``base + s reduced B^T`` where the base layer is more than a frozen matrix (quantized, trained)."""
+    """``base + s reduced B^T`` for a base layer that is more than a frozen matrix (quantized, trained)."""
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, reduced: Tensor, up: Tensor, scaling: float, link: _Link) -> Tensor:

@@ -1,9 +1,9 @@
-"""Gradient checkpointing that computes less again: not what the backward pass does not read, nor the last layer.
+"""Gradient checkpointing with less recomputation: only what the backward pass reads, and not the last layer.
 
-Reentrant checkpointing, the host's default, runs a layer again to its end. The other kind that torch has stops as soon
-as it has what the backward pass reads, and with the LoRA forward of this package that is in front of the last matrix
-product of a layer: a fifth of the layer and more. The last layer is needed as soon as the backward pass starts, so that
-forgetting it saves no memory. Values and gradients are the same.
+Reentrant checkpointing, the host's default, recomputes a layer to its end. Torch's non-reentrant checkpointing stops as
+soon as it has the tensors that the backward pass reads; with the LoRA forward of this package that is before the last
+matrix product of a layer, which saves a fifth of the layer or more. The last layer is needed as soon as the backward
+pass starts, so that discarding its activations saves no memory. Values and gradients are the same.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ _FUNCTION = "_gradient_checkpointing_func"
 
 
 def recompute_less(model: nn.Module) -> int:
-    """Exchange the checkpointing of a model's layers, until ``recompute_as_before``.
+    """Replace the checkpointing of a model's layers, until ``recompute_as_before``.
 
     Args:
-        model: any model. Left alone: layers that are not checkpointed, or by another function than torch's reentrant
-            one (unsloth's, say), and layers whose weights ZeRO-3 gathers (their shapes change between the passes).
+        model: any model. Not changed are layers that are not checkpointed, or by another function than torch's
+            reentrant one (for example unsloth's), and layers whose weights ZeRO-3 gathers (their shapes change between
+            the passes).
 
     Returns:
-        How many layers are checkpointed by this module now.
+        The number of layers that are checkpointed by this module.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -39,7 +40,7 @@ def recompute_less(model: nn.Module) -> int:
 
 
 def recompute_as_before(model: nn.Module) -> None:
-    """Give the layers of a model their own checkpointing back."""
+    """Restore the original checkpointing of a model's layers."""
     for module in model.modules():
         function = getattr(module, _FUNCTION, None)
         if isinstance(function, _Lean):
@@ -47,7 +48,7 @@ def recompute_as_before(model: nn.Module) -> None:
 
 
 def is_computed_again(layer: nn.Module) -> bool:
-    """Whether a layer's forward runs again in the backward pass."""
+    """Return whether a layer's forward is recomputed in the backward pass."""
     if not (layer.training and getattr(layer, "gradient_checkpointing", False)):
         return False
     function = getattr(layer, _FUNCTION, None)
@@ -55,7 +56,7 @@ def is_computed_again(layer: nn.Module) -> bool:
 
 
 class _Lean:
-    """In place of a layer's checkpointing function."""
+    """The replacement of a layer's checkpointing function."""
 
     def __init__(self, own: Callable[..., Any], *, keeps: bool) -> None:
         self.own = own

@@ -1,4 +1,4 @@
-"""Token scores of whole rows under frozen models: batched under a token budget, the head on response tokens only."""
+"""Token scores of whole rows under frozen models, batched by a token budget, with the head on response tokens only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sepo.forward.sharing import batch_layout, layout_for, refusal_of
 from sepo.selection.scores import oracle_scores
 
 DEFAULT_BATCH_TOKENS = 8192
-"""Padded tokens per scoring batch when the user sets none."""
+"""Default number of padded tokens per scoring batch."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ScoredSequence:
             predecessor has no log-probability).
 
     Raises:
-        SepoError: a start outside the row.
+        SepoError: if the start is outside the row.
     """
 
     input_ids: Sequence[int]
@@ -51,11 +51,11 @@ class ScoredSequence:
 
 @dataclass(frozen=True)
 class ScoringModel:
-    """A frozen model and the state it must be in while it scores.
+    """A frozen model and the state in which it scores.
 
     Args:
         model: a causal language model in eval mode.
-        active: returns a context manager under which the model is the one meant (an adapter on or off).
+        active: returns a context manager that puts the model in that state (an adapter enabled or disabled).
     """
 
     model: nn.Module
@@ -63,7 +63,7 @@ class ScoringModel:
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield indices of similar length whose padded batch keeps to ``budget`` tokens; a longer sequence goes alone."""
+    """Yield indices of similar length whose padded batch has at most ``budget`` tokens; longer sequences go alone."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batch: list[int] = []
     for index in order:
@@ -88,14 +88,14 @@ def score_batches(
 
     Args:
         lengths: of the units, in tokens.
-        budget: tokens per batch, each unit counted as its longest.
-        score: gives one row of numbers for each of a batch's items.
-        units: items that stay together, as many in each; a batch has the first ones of its units before the second
-            ones. None: each item by itself.
+        budget: tokens per batch, with each unit counted as long as the longest of its batch.
+        score: returns one row of numbers for each item of a batch.
+        units: groups of items that stay together, all of the same size; a batch has the first items of its units before
+            the second ones. None for each item by itself.
         on_batch: called with the number of items after each batch (a progress bar).
 
     Returns:
-        Each item's row, in the order of the items, float32.
+        The row of each item, in item order, float32.
     """
     rows: list[Tensor] = [torch.empty(0)] * (len(lengths) if units is None else sum(map(len, units)))
     for items in item_batches(lengths, budget, units=units):
@@ -116,13 +116,13 @@ def item_batches(
 
 
 def pair_units(ids: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Lengths and units of ``score_batches`` for pairs whose common beginnings are computed once.
+    """Return the lengths and units for ``score_batches`` of pairs whose common prefixes are computed once.
 
     Args:
-        ids: token ids of the rows, the second half the first half's partners.
+        ids: token ids of the rows; row i of the second half is paired with row i of the first half.
 
     Returns:
-        The tokens of each pair, and the pairs as indices of the rows.
+        The tokens of each pair, and the pairs as row indices.
     """
     count = len(ids) // 2
     units = [(index, index + count) for index in range(count)]
@@ -130,21 +130,21 @@ def pair_units(ids: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int,
 
 
 def _pair_tokens(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens of a pair whose common beginning is computed once."""
+    """Return the number of tokens of a pair whose common prefix is computed once."""
     same = itertools.takewhile(lambda tokens: tokens[0] == tokens[1], zip(first, second, strict=False))
     return len(first) + len(second) - sum(1 for _ in same)
 
 
 def padded_batch(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """A right-padded batch of sequences.
+    """Collate sequences into a right-padded batch.
 
     Args:
         sequences: the rows.
-        device: where the tensors lie.
+        device: device of the tensors.
 
     Returns:
-        What a model's forward takes, the labels [R, T], unshifted, and the wanted positions, bool [R, T - 1], shifted:
-        those of the response tokens.
+        The inputs of a model's forward, the labels [R, T], unshifted, and the wanted positions, bool [R, T - 1],
+        shifted: those of the response tokens.
     """
     width = max(len(sequence.input_ids) for sequence in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -163,17 +163,17 @@ def padded_batch(sequences: Sequence[ScoredSequence], device: torch.device) -> t
 def response_log_probs(
     model: nn.Module, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None, pairs: bool = False
 ) -> list[Tensor]:
-    """Log-probabilities of the response tokens of one batch, the head on these tokens only.
+    """Compute the log-probabilities of the response tokens of one batch; the head runs on these tokens only.
 
     Args:
         model: a causal language model in eval mode.
         sequences: the batch.
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
-        pairs: whether the second half are the first half's partners; what a pair begins with is then computed once,
-            and no padding is, where the model allows it.
+        chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of logits.
+        pairs: whether sequence i of the second half is paired with sequence i of the first half; if the model supports
+            it, the common prefix of a pair is then computed once, and padding not at all.
 
     Returns:
-        For each sequence its log-probabilities in nats, on the CPU, [response_tokens].
+        The log-probabilities of each sequence in nats, on the CPU, [response_tokens].
     """
     inputs, labels, wanted = padded_batch(sequences, next(model.parameters()).device)
     layout = layout_for(model, inputs, batch_layout(inputs, wanted)) if pairs else None
@@ -186,18 +186,18 @@ def response_log_probs(
 def scoring_log_probs(
     scoring: ScoringModel, sequences: Sequence[ScoredSequence], *, chunk_tokens: int | None = None, pairs: bool = False
 ) -> list[Tensor]:
-    """``response_log_probs`` of a scoring model, in the state in which it scores."""
+    """Return ``response_log_probs`` of a scoring model, in the state in which it scores."""
     with scoring.active():
         return response_log_probs(scoring.model, sequences, chunk_tokens=chunk_tokens, pairs=pairs)
 
 
 class SequenceScorer(ABC):
-    """A number for every response token of sequences, in batches under a token budget.
+    """Base class of scorers with one number for every response token, in batches under a token budget.
 
     Args:
-        models: what ``log_probs`` is asked of.
-        batch_tokens: tokens per batch, prompt and response counted.
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        models: the scoring models whose log-probabilities are combined.
+        batch_tokens: tokens per batch, including the prompts.
+        chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of logits.
     """
 
     def __init__(self, *models: ScoringModel, batch_tokens: int, chunk_tokens: int | None = None) -> None:
@@ -214,12 +214,12 @@ class SequenceScorer(ABC):
 
         Args:
             sequences: any number, in any order.
-            pairs: whether the second half of them are the first half's partners, which share their prompts: these are
-                computed once where the models allow it.
+            pairs: whether sequence i of the second half is paired with sequence i of the first half, with the same
+                prompt, which is computed once if the models support it.
             on_batch: called with the number of sequences after each batch (a progress bar).
 
         Returns:
-            For each, in the order given, its numbers in nats: float32 on the CPU, [response_tokens].
+            The numbers of each, in input order, in nats: float32 on the CPU, [response_tokens].
         """
         pairs = pairs and all(refusal_of(causal_lm(model.model)) is None for model in self.models)
 
@@ -237,11 +237,11 @@ class SequenceScorer(ABC):
 
     @abstractmethod
     def combined(self, *logps: list[Tensor]) -> list[Tensor]:
-        """The numbers of a batch from the log-probabilities, in nats, under each model: [response_tokens] each."""
+        """Combine the log-probabilities, in nats, of a batch under each model to its scores, [response_tokens] each."""
 
 
 class OracleScorer(SequenceScorer):
-    """log pi_oracle - log pi_oracle_base of every response token (SePO, Eq. 24).
+    """Scorer of log pi_oracle - log pi_oracle_base for every response token (SePO, Eq. 24).
 
     Args:
         oracle: the model trained with preference optimization.
@@ -256,12 +256,12 @@ class OracleScorer(SequenceScorer):
         super().__init__(oracle, base, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
 
     def combined(self, *logps: list[Tensor]) -> list[Tensor]:
-        """The differences."""
-        return [oracle_scores(ours, theirs) for ours, theirs in zip(*logps, strict=True)]
+        """Return the differences of the log-probabilities."""
+        return [oracle_scores(oracle, base) for oracle, base in zip(*logps, strict=True)]
 
 
 class LogProbScorer(SequenceScorer):
-    """log pi of every response token under one model: a reference that is run once, before training.
+    """Scorer of log pi for every response token under one model: a reference that is run once, before training.
 
     Args:
         model: the model.
@@ -273,5 +273,5 @@ class LogProbScorer(SequenceScorer):
         super().__init__(model, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
 
     def combined(self, *logps: list[Tensor]) -> list[Tensor]:
-        """The log-probabilities themselves."""
+        """Return the log-probabilities."""
         return logps[0]

@@ -1,4 +1,4 @@
-"""Whether a model can run a pair's prompt once for both responses, and what to say where it cannot."""
+"""Support of a model for running a pair's prompt once for both responses, and the log line if it cannot."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ logger = logging.getLogger(__name__)
 _BATCH = {"input_ids", "attention_mask"}
 _LAYERS = {"full_attention", "sliding_attention", "attention"}
 _PROBE_TOKENS = 8
-"""Tokens of each part of the pair on which both ways are compared."""
+"""Tokens per part of the pair on which the shared and the plain path are compared."""
 
 _REFUSALS: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
-"""Models that were looked at: why pairs take the plain path, or None where they share their prompts."""
+"""Models that were checked: why pairs take the plain path, or None if they share their prompts."""
 
 
 def batch_layout(inputs: Mapping[str, Any], wanted: Tensor) -> PairLayout | None:
-    """How the pairs of a batch lie in one row, or None where the batch has to be run as it is.
+    """Return the layout of a batch's pairs in one row, or None if the batch must run padded.
 
     Args:
-        inputs: what the model's forward takes, ``input_ids`` [2B, T] with the first B rows chosen.
+        inputs: the model's inputs, ``input_ids`` [2B, T] with the first B rows chosen.
         wanted: bool, [2B, T - 1], shifted.
     """
     extra = set(inputs) - _BATCH
     mask = inputs.get("attention_mask")
     if extra:
-        say_once(f"the batch carries {', '.join(sorted(extra))} beside its tokens")
+        warn_once(f"the batch carries {', '.join(sorted(extra))} besides its tokens")
     elif mask is not None and mask.dim() != 2:
-        say_once("the attention mask is no padding mask")
+        warn_once("the attention mask is not a padding mask")
     else:
-        # One copy from the device; the layout is made of lengths, which the device cannot know.
+        # One device-to-host copy: the layout is built from lengths on the CPU.
         ones = torch.ones_like(inputs["input_ids"])
         ids, kept, needed = torch.stack(
             [inputs["input_ids"], ones if mask is None else mask.to(ones), nn.functional.pad(wanted.to(ones), (0, 1))]
         ).cpu()
         if is_right_padded(kept):
             return pair_layout(ids, needed[:, :-1].bool()).to(ones.device)
-        say_once("the batch is not padded on the right")
+        warn_once("the batch is not padded on the right")
     return None
 
 
 def layout_for(model: nn.Module, inputs: Mapping[str, Any], layout: PairLayout | None) -> PairLayout | None:
-    """The layout with which a model runs a batch, or None where it runs the batch as it is.
+    """Return the layout with which a model runs a batch, or None if it runs the padded batch.
 
-    A model is looked at once: what its class and config say, and then both ways on a few tokens of the batch.
+    A model is checked once: its class and config, and then both paths on a few tokens of the batch.
 
     Args:
         model: a causal language model, wrapped or not.
@@ -69,33 +69,33 @@ def layout_for(model: nn.Module, inputs: Mapping[str, Any], layout: PairLayout |
     if inner not in _REFUSALS:
         refusal = refusal_of(inner)
         if refusal is None:
-            own = _use_our_attention(inner)
+            own = _use_pair_attention(inner)
             refusal = _difference(model, inner, inputs["input_ids"], layout)
             if refusal is not None:
                 inner.config._attn_implementation = own
         _REFUSALS[inner] = refusal
         if refusal is not None:
-            say_once(refusal)
+            warn_once(refusal)
         else:
             logger.info(
-                "%s: each pair's prompt is run once and padding not at all (first batch: %s tokens in place of %s).",
+                "%s: each pair's prompt is computed once and padding not at all (first batch: %s tokens, padded %s).",
                 type(inner).__name__, f"{layout.tokens:,}", f"{inputs['input_ids'].numel():,}",
             )  # fmt: skip
     return layout if _REFUSALS[inner] is None else None
 
 
-_SAID: set[str] = set()
+_WARNED: set[str] = set()
 
 
-def say_once(reason: str) -> None:
-    """Log why a run takes the plain path."""
-    if reason not in _SAID:
-        _SAID.add(reason)
+def warn_once(reason: str) -> None:
+    """Log why a run takes the plain path, once per reason."""
+    if reason not in _WARNED:
+        _WARNED.add(reason)
         logger.warning("prompts are computed twice, once per response, and padding is too: %s.", reason)
 
 
 def refusal_of(model: nn.Module) -> str | None:
-    """Why a causal language model cannot run pairs with a shared prompt, as far as its class and config tell; or None.
+    """Return why a causal language model cannot run pairs with a shared prompt, by its class and config; or None.
 
     Args:
         model: the model without wrappers.
@@ -109,20 +109,20 @@ def refusal_of(model: nn.Module) -> str | None:
             model, "_supports_attention_backend", False
         ),
         f"{name} has layers of the types {', '.join(sorted(layers - _LAYERS))}": bool(layers - _LAYERS),
-        f"{name} is no text-only decoder": hasattr(config, "vision_config")
+        f"{name} is not a text-only decoder": hasattr(config, "vision_config")
         or hasattr(config, "audio_config")
         or getattr(config, "is_encoder_decoder", False),
         f"the router losses of {name} read the padding mask": getattr(config, "output_router_logits", False),
-        f"{name} computes its attention in float32 by itself": getattr(config, "reorder_and_upcast_attn", False),
+        f"{name} upcasts its attention to float32": getattr(config, "reorder_and_upcast_attn", False),
         f"{name} attends in chunks": getattr(config, "attention_chunk_size", None) is not None,
         f"the attention '{implementation}' is not one of {', '.join(SUPPORTED)}": implementation not in SUPPORTED,
     }
     return next((reason for reason, holds in refusals.items() if holds), None)
 
 
-def _use_our_attention(model: Any) -> str:
-    """Exchange the name of the model's attention for ours and return it; checkpointed layers ask for the name again in
-    the backward pass."""
+def _use_pair_attention(model: Any) -> str:
+    """Set the attention over pairs in the model's config and return the name of the previous one. It stays set, since
+    checkpointed layers read the name again in the backward pass."""
     implementation: str = model.config._attn_implementation
     if not implementation.startswith(PREFIX):
         model.config._attn_implementation = register(implementation)
@@ -130,7 +130,7 @@ def _use_our_attention(model: Any) -> str:
 
 
 def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: PairLayout) -> str | None:
-    """Run a few tokens of the first pair both ways; what is wrong if they differ, or None."""
+    """Run a few tokens of the first pair by both paths; return why they differ, or None."""
     ids, wanted = _probe(input_ids, layout)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     row = pair_layout(ids.cpu(), wanted.cpu()).to(ids.device)
@@ -149,25 +149,25 @@ def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: P
         except UnknownAttentionError as error:
             return str(error)
     if row.attended != layers:
-        return f"{row.attended} of the {layers} layers of {type(inner).__name__} took their attention from us"
+        return f"{row.attended} of the {layers} layers of {type(inner).__name__} used sepo's attention"
     half = bool(dtypes & {torch.bfloat16, torch.float16})
     difference = (plain - shared)[wanted].abs().mean().item()
     if not difference <= (0.1 if half else 1e-3):
         return (
-            f"{type(inner).__name__} gives other log-probabilities in a row of pairs than in a batch (mean difference "
-            f"{difference:.2g} nats)"
+            f"{type(inner).__name__} returns other log-probabilities for a row of pairs than for a batch (mean "
+            f"difference {difference:.2g} nats)"
         )
     return None
 
 
 def _probe(input_ids: Tensor, layout: PairLayout) -> tuple[Tensor, Tensor]:
-    """A small pair [2, T] from the tokens of a batch, the same tokens and then different ones, and what it wants."""
+    """Return a small pair [2, T] from the tokens of a batch, with a common prefix, and its wanted positions."""
     tokens = input_ids.flatten()[layout.source]
     both = tokens[:_PROBE_TOKENS]
     rest = tokens.flip(0)[: 2 * _PROBE_TOKENS]
     half = len(rest) // 2
     if half == 0:
-        raise SepoError("a batch of one token cannot be trained on, expected a prompt and two responses.")
+        raise SepoError("the batch has one token, expected a prompt and two responses: remove the row.")
     ids = torch.stack([torch.cat([both, part]) for part in (rest[:half], rest[half : 2 * half])])
     wanted = torch.ones(2, ids.shape[1] - 1, dtype=torch.bool, device=ids.device)
     wanted[:, : len(both) - 1] = False

@@ -1,4 +1,4 @@
-"""Log-probabilities together with sums over the vocabulary, at wanted positions of a model's own forward pass."""
+"""Log-probabilities and sums over the vocabulary, at wanted positions of a model's own forward pass."""
 
 from __future__ import annotations
 
@@ -34,23 +34,24 @@ def selected_statistics(
     with_p2: bool = False,
     layout: PairLayout | None = None,
 ) -> TokenStatistics:
-    """``selected_log_probs`` together with sums over the vocabulary, from the same pass over the head.
+    """Compute ``selected_log_probs`` and sums over the vocabulary in the same pass over the head.
 
     Args:
         model: a causal language model, wrapped or not.
-        inputs: what its forward takes (``input_ids`` [B, T], ``attention_mask``, ...), without labels.
+        inputs: the model's inputs (``input_ids`` [B, T], ``attention_mask``, ...), without labels.
         labels: token ids, [B, T], unshifted.
         wanted: bool, [B, T - 1], shifted.
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits, the reference's among them.
-        reference: from ``reference_log_probs`` with the same ``wanted``; asks for KL(ref || policy).
-        with_p2: asks for the log of the sum of squared probabilities.
+        chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of logits, including the
+            reference's.
+        reference: from ``reference_log_probs`` with the same ``wanted``; if given, KL(ref || policy) is computed.
+        with_p2: whether to compute the log of the sum of squared probabilities.
         layout: see ``run_through_head``.
 
     Returns:
         The statistics, [B, T - 1] each, exactly 0 where not wanted.
 
     Raises:
-        SepoError: see ``run_through_head``; or a reference with another vocabulary.
+        SepoError: see ``run_through_head``; also if the reference has another vocabulary.
     """
     detached: list[Tensor] = []
 
@@ -99,25 +100,25 @@ def reference_log_probs(
     chunk_tokens: int | None = None,
     layout: PairLayout | None = None,
 ) -> tuple[Tensor, ReferenceStates]:
-    """A reference's log-probabilities, and what its distributions over the vocabulary can be made from later.
+    """Compute a reference's log-probabilities, and keep the states from which its distributions can be computed later.
 
-    Later the model may no longer be in the state in which it is the reference (its adapter is on again, its weights are
-    the policy's again, an engine has taken the gathered weights back). So its head is kept as it is during the pass:
-    the same tensors where they stay; copies, for the length of the step, where an engine shards the head.
+    Later the model may no longer be in its state as the reference (its adapter is enabled again, its weights are the
+    policy's again, an engine has released the gathered weights). Its head is therefore kept as it is during the pass:
+    the same tensors if they stay in place; copies, for the duration of the step, if an engine shards the head.
 
     Args:
-        model: the reference, in the state in which it is one.
+        model: the reference, in its state as the reference.
         inputs: as in ``selected_log_probs``.
         labels: token ids, [B, T], unshifted.
         wanted: bool, [B, T - 1], shifted.
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
+        chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of logits.
         layout: see ``run_through_head``.
 
     Returns:
-        per_token_logps [B, T - 1] as ``selected_log_probs`` gives them, and the states at the wanted positions.
+        per_token_logps [B, T - 1] as from ``selected_log_probs``, and the states at the wanted positions.
 
     Raises:
-        SepoError: see ``run_through_head``; or a head that is no plain linear layer under an engine that shards it.
+        SepoError: see ``run_through_head``; also if an engine shards a head that is not a plain linear layer.
     """
     kept: list[ReferenceStates] = []
 
@@ -130,27 +131,27 @@ def reference_log_probs(
 
 
 def _kept_head(head: Head, states: Tensor) -> Callable[[Tensor], Tensor]:
-    """The head's logits as they are now, whatever becomes of the model that it belongs to."""
+    """Return a function for the head's logits in its current state, independent of later changes of the model."""
     if head.plain:
         return _kept_linear(head, matmul_dtype(states))
     return _kept_module(head, states.device.type)
 
 
 def _stays(head: Head, name: str, parameter: Tensor) -> bool:
-    """Whether a parameter lies where it lay outside the forward pass, so that no engine takes it back afterwards."""
+    """Return whether a parameter has the same storage as outside the forward pass, so that no engine releases it."""
     return head.resident[name] is not None and head.resident[name] == storage_pointer(parameter)
 
 
 def _kept_linear(head: Head, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     kept = {
-        # Detached, it is the tensor that the parameter holds now: StartingPolicy exchanges it, and changes none.
+        # Detached, it is the parameter's current tensor, which StartingPolicy replaces but does not change.
         name: parameter.detach().to(dtype, copy=not _stays(head, name, parameter))
         for name, parameter in head.module.named_parameters()
     }
     transform = head.transform
 
     def logits(states: Tensor) -> Tensor:
-        # As in the policy's own pass: the operands already have the dtype in which the head ran.
+        # As in the policy's pass, the operands already have the dtype in which the head ran.
         with torch.autocast(states.device.type, enabled=False):
             return transform(at_least_float32(F.linear(states.to(dtype), kept["weight"], kept.get("bias"))))
 
@@ -158,29 +159,29 @@ def _kept_linear(head: Head, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def _kept_module(head: Head, device: str) -> Callable[[Tensor], Tensor]:
-    """A copy of the module's structure over the same tensors: its adapters stay on or off as they are now."""
+    """Copy the module's structure over the same tensors, which keeps its adapters enabled or disabled as they are."""
     same: dict[int, Any] = {id(buffer): buffer for buffer in head.module.buffers()}
     for name, parameter in head.module.named_parameters():
         if hasattr(parameter, "ds_id") or not _stays(head, name, parameter):
             raise SepoError(
-                f"the reference's head is a {type(head.module).__name__} and this engine shards its weights, so they "
-                "cannot be kept for a KL over the vocabulary: leave lm_head out of lora_target and additional_target, "
-                "or train without ZeRO-3 and FSDP."
+                f"the reference's head is a {type(head.module).__name__} whose weights are sharded, so they cannot be "
+                "kept for a KL over the vocabulary: leave lm_head out of lora_target and additional_target, or train "
+                "without ZeRO-3 and FSDP."
             )
-        # Quantized parameters are frozen, and know more than their values.
+        # Quantized parameters are frozen, and have state besides their values.
         same[id(parameter)] = (
             nn.Parameter(parameter.detach(), requires_grad=False) if type(parameter) is nn.Parameter else parameter
         )
     forward = copy.deepcopy(head.forward, same)
-    copied = same.get(id(head.module))  # none where its forward is no method of it
+    copied = same.get(id(head.module))  # None if its forward is not one of its methods
     if copied is not None:
         copied.eval()  # a reference has no dropout
-        copied.__dict__.pop("forward", None)  # the one exchanged for this pass
+        copied.__dict__.pop("forward", None)  # the replacement during this pass
     transform = head.transform
     autocast = torch.autocast(device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
 
     def logits(states: Tensor) -> Tensor:
-        with autocast:  # the backward pass, which may ask again, runs outside the pass's own
+        with autocast:  # the backward pass, which may call this again, runs outside the forward pass's context
             return transform(at_least_float32(forward(states)))
 
     return logits

@@ -1,1 +1,1 @@
-"""How much memory a run needs, from the shapes of its tensors: no weights are loaded and no GPU is asked."""
+"""Memory estimates of a run from the shapes of its tensors, without loading weights and without a GPU."""

@@ -1,4 +1,4 @@
-"""Bytes of tensors that are alive while code runs, and their peak; works on tensors without data."""
+"""Live bytes of tensors while code runs, and their peak; works on tensors without data."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts every storage that is made under it until nothing holds it any more, views once.
+    """Dispatch mode that counts every storage created under it until it is freed; views count once.
 
     Attributes:
-        now: bytes that are alive.
-        peak: the most that was.
+        now: live bytes.
+        peak: maximum of ``now``.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class LiveBytes(TorchDispatchMode):
         self._seen = WeakIdKeyDictionary()
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
-        """Do not count tensors that were there before, nor views of them."""
+        """Exclude tensors that existed before, and views of them."""
         for tensor in tensors:
             self._seen[tensor.untyped_storage()] = None
 
@@ -52,5 +52,5 @@ class LiveBytes(TorchDispatchMode):
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers of a module."""
+    """Return the parameters and buffers of a module."""
     return [*module.parameters(), *module.buffers()]

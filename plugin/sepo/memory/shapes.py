@@ -1,4 +1,4 @@
-"""A model as shapes: built from its configuration with tensors that have no data."""
+"""Models as shapes: built from a configuration, with tensors that have no data."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 NF4_BLOCK = 64
-"""Weights that share one scale under bitsandbytes' 4-bit quantization (its default)."""
+"""Weights per scale in bitsandbytes' 4-bit quantization (its default)."""
 DOUBLE_BLOCK = 256
-"""Scales that share one scale of their own under double quantization (its default)."""
+"""Scales per second-level scale in double quantization (its default)."""
 
 NF4_BYTES = 0.5 + 4 / NF4_BLOCK
-"""Bytes per weight in 4 bits: a float32 scale for each block."""
+"""Bytes per weight in 4 bits, with a float32 scale per block."""
 NF4_DOUBLE_BYTES = 0.5 + (1 + 4 / DOUBLE_BLOCK) / NF4_BLOCK
-"""With double quantization: an 8-bit scale for each block, a float32 scale for each block of scales."""
+"""Bytes per weight with double quantization: an 8-bit scale per block, a float32 scale per block of scales."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Adapters:
     """LoRA adapters of a policy.
 
     Args:
-        rank: of the adapters.
-        targets: names of the layers that have one, or ``all`` for every linear layer but the head.
-        also: names of modules that are trained whole beside them.
+        rank: rank of the adapters.
+        targets: names of the adapted layers, or ``all`` for every linear layer except the head.
+        also: names of modules that are fully trained in addition.
     """
 
     rank: int
@@ -40,12 +40,12 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Trained:
-    """Which weights of a model train.
+    """The trainable weights of a model.
 
     Args:
         adapters: LoRA adapters that train in place of the model's own weights, or None.
         everything: whether all weights train (without ``adapters``).
-        in_float32: whether weights that train are float32, as under mixed precision, or of the model's own dtype.
+        in_float32: whether trainable weights are float32, as under mixed precision, or have the model's dtype.
     """
 
     adapters: Adapters | None = None
@@ -58,14 +58,15 @@ NOTHING_TRAINS = Trained()
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Weights of a model, in bytes.
+    """Bytes of a model's weights.
 
     Args:
-        parameters: how many, adapters left out.
-        frozen: bytes of weights that do not train.
-        trained: bytes of weights that train, adapters included.
-        trainable: how many weights train.
-        largest_product: bytes of the largest quantized matrix when it is unpacked for a product; 0 without.
+        parameters: number of weights, without adapters.
+        frozen: bytes of frozen weights.
+        trained: bytes of trainable weights, including adapters.
+        trainable: number of trainable weights.
+        largest_product: bytes of the largest quantized matrix after dequantization for a product; 0 without
+            quantization.
         largest_layer: bytes of the largest layer's weights, which an engine that shards them gathers at a time.
     """
 
@@ -78,13 +79,13 @@ class WeightBytes:
 
     @property
     def total(self) -> float:
-        """All weights."""
+        """Bytes of all weights."""
         return self.frozen + self.trained
 
 
 @contextlib.contextmanager
 def without_data() -> Iterator[None]:
-    """Under this context tensors have shapes, dtypes and a device, and no data."""
+    """Create tensors with shapes, dtypes and a device but no data in this context."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -92,7 +93,7 @@ def without_data() -> Iterator[None]:
 
 
 def on_cpu_without_data(model: Any) -> Any:
-    """A shaped model with tensors that code takes for those of a CPU; call it under ``without_data``."""
+    """Replace the tensors of a shaped model by fake CPU tensors; call it under ``without_data``."""
     parameters: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
@@ -108,11 +109,11 @@ def on_cpu_without_data(model: Any) -> Any:
 
 
 def shaped_model(config: Any, dtype: torch.dtype) -> Any:
-    """A model of a configuration's shapes, its tensors on no device.
+    """Build a model from a configuration on the meta device.
 
     Args:
-        config: a transformers configuration; left as it is.
-        dtype: of its weights.
+        config: a transformers configuration, which is not changed.
+        dtype: dtype of the weights.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -128,7 +129,7 @@ def shaped_model(config: Any, dtype: torch.dtype) -> Any:
 
 
 def linear_layers(model: Any) -> dict[str, nn.Module]:
-    """The layers that quantization packs and ``lora_target: all`` adapts: every linear one but the head."""
+    """Return the layers that quantization packs and ``lora_target: all`` adapts: all linear ones except the head."""
     head = model.get_output_embeddings()
     return {
         name: module
@@ -138,12 +139,12 @@ def linear_layers(model: Any) -> dict[str, nn.Module]:
 
 
 def model_with(config: Any, dtype: torch.dtype, trained: Trained) -> Any:
-    """A model of a configuration's shapes, with adapters where it has some; the weights that train require gradients.
+    """Build a model from a configuration on the meta device, with its adapters; trainable weights require gradients.
 
     Args:
-        config: a transformers configuration; left as it is.
-        dtype: of its own weights.
-        trained: which weights train.
+        config: a transformers configuration, which is not changed.
+        dtype: dtype of the model's own weights.
+        trained: the trainable weights.
     """
     model = shaped_model(config, dtype)
     if trained.adapters is not None:
@@ -162,12 +163,12 @@ def _with_adapters(model: Any, adapters: Adapters) -> Any:
         task_type="CAUSAL_LM", r=adapters.rank, target_modules=targets, modules_to_save=list(adapters.also) or None
     )
     with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")  # of adapters beside tied weights: nothing is trained here
+        warnings.simplefilter("ignore")  # PEFT warns of adapters on tied weights: no weights are trained here
         return get_peft_model(model, config)
 
 
 def _trained_in(dtype: torch.dtype, model: Any) -> Any:
-    """The model with weights that train exchanged for ones of a dtype, tied ones for one."""
+    """Replace the trainable weights by ones of a dtype; tied weights stay tied."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
@@ -179,16 +180,16 @@ def _trained_in(dtype: torch.dtype, model: Any) -> Any:
 
 
 def weight_bytes(model: Any, *, quantization_bit: int | None = None, double_quantization: bool = True) -> WeightBytes:
-    """Count the weights of a shaped model, tied ones once.
+    """Count the weights of a shaped model; tied weights count once.
 
     Args:
         model: from ``model_with``.
-        quantization_bit: 4 (bitsandbytes' NF4), 8 (its LLM.int8()) or another number for the linear layers but the
-            head; None: as they are.
-        double_quantization: of the 4-bit scales.
+        quantization_bit: 4 (bitsandbytes' NF4), 8 (its LLM.int8()) or another number of bits for the linear layers
+            except the head; None for no quantization.
+        double_quantization: whether the 4-bit scales are quantized.
 
     Returns:
-        Bytes; the quantized weights packed, as bitsandbytes keeps them.
+        Bytes, with quantized weights packed as in bitsandbytes.
     """
     bits = quantization_bit or 16
     known = {4: NF4_DOUBLE_BYTES if double_quantization else NF4_BYTES, 8: 1.0}
@@ -196,7 +197,7 @@ def weight_bytes(model: Any, *, quantization_bit: int | None = None, double_quan
     packed = set()
     if quantization_bit is not None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        # An adapted layer keeps its own linear layer as `base_layer`; the adapter's matrices are no part of it.
+        # An adapted layer has its own linear layer as `base_layer`; the adapter's matrices are not quantized.
         packed = {
             id(module.weight)
             for name, module in linear_layers(base).items()

@@ -1,4 +1,4 @@
-"""What a training step or a scoring batch holds beside the weights: the real code on tensors without data."""
+"""Memory of a training step or a scoring batch besides the weights, measured by running it on tensors without data."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import NOTHING_TRAINS, Trained, model_with, on_cpu_without_data, without_data
 
 _DEPTHS = (4, 6)
-"""Layers of the models that are run; kinds of layers take turns of two in most models that have several."""
+"""Depths of the models that are run; in most models with several kinds of layers the pattern has period two."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The tokens that go through a model at once.
+    """The tokens of one forward pass.
 
     Args:
         pairs: (prompt, chosen, rejected) tokens of each pair.
-        selected: how many tokens need a log-probability.
+        selected: number of tokens that need a log-probability.
     """
 
     pairs: tuple[tuple[int, int, int], ...]
@@ -38,21 +38,21 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the row, each prompt once."""
+        """Number of tokens in the row, counting each prompt once."""
         return sum(map(sum, self.pairs))
 
 
 @dataclass(frozen=True)
 class Pass:
-    """How a model is run.
+    """The settings of a pass through a model.
 
     Args:
-        dtype: of its frozen weights.
+        dtype: dtype of the frozen weights.
         autocast: the dtype of autocast, or None.
-        trained: which weights train.
-        backward: whether a backward pass follows; else a pass without gradients.
-        checkpointing: gradient checkpointing.
-        head_chunk_tokens: tokens whose logits exist at a time; None for the default.
+        trained: the trainable weights.
+        backward: whether a backward pass follows; otherwise the pass has no gradients.
+        checkpointing: whether gradient checkpointing is enabled.
+        head_chunk_tokens: number of tokens whose logits exist at a time; None for the default.
     """
 
     dtype: torch.dtype
@@ -64,14 +64,14 @@ class Pass:
 
 
 def step_bytes(config: Any, row: Row, how: Pass) -> int:
-    """Peak bytes of activations and of everything else that a pass makes, weights and gradients left out.
+    """Return the peak bytes of activations and all other tensors of a pass, without weights and gradients.
 
-    Two depths are run, and the rest of the layers counted as their difference: each costs what the last ones do.
+    Two depths are run and the result is extrapolated: each further layer costs as much as the last ones.
 
     Args:
         config: the model's transformers configuration.
         row: the tokens.
-        how: the way it is run.
+        how: the settings of the pass.
 
     Returns:
         Bytes of one process.
@@ -101,7 +101,7 @@ def _step_bytes(config: str, kind: Any, row: Row, how: Pass) -> int:
             inner.config._attn_implementation = register("sdpa")
             try:
                 return _measured(model, inner, _row_inputs(row), row, how)
-            except UnknownAttentionError:  # training falls back here too
+            except UnknownAttentionError:  # the same fallback as in training
                 inner.config._attn_implementation = own
         return _measured(model, inner, _padded_inputs(row), row, how)
 
@@ -151,20 +151,20 @@ def _row_inputs(row: Row) -> dict[str, Any]:
 
 
 def _padded_inputs(row: Row) -> dict[str, Any]:
-    """The batch as the plain path has it: two rows for each pair."""
+    """Return the inputs of the plain path: two rows per pair."""
     longest = max(prompt + max(chosen, rejected) for prompt, chosen, rejected in row.pairs)
     ids = torch.zeros(2 * len(row.pairs), longest, dtype=torch.long)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def largest_row(pairs: int, *, cutoff: int, batch_tokens: int | None, share: float) -> Row:
-    """The row that costs most: every pair fills the cutoff on both sides, with next to no prompt.
+    """Return the most expensive row: every pair fills the cutoff on both sides, with a prompt of one token.
 
     Args:
-        pairs: of a device batch.
-        cutoff: most tokens of prompt and one answer.
-        batch_tokens: most tokens that go through the model at once, or None.
-        share: of the answers' tokens that need a log-probability.
+        pairs: number of pairs in a device batch.
+        cutoff: maximum number of tokens of a prompt with one response.
+        batch_tokens: maximum number of tokens in one forward pass, or None.
+        share: share of the response tokens that need a log-probability.
     """
     pair = (1, cutoff - 1, cutoff - 1)
     if batch_tokens is not None:
@@ -173,6 +173,6 @@ def largest_row(pairs: int, *, cutoff: int, batch_tokens: int | None, share: flo
 
 
 def scoring_row(budget: int, *, cutoff: int) -> Row:
-    """A scoring batch under a budget of tokens: at least one pair."""
+    """Return a scoring batch under a token budget, with at least one pair."""
     pairs = max(1, budget // (2 * cutoff))
     return Row(((1, cutoff - 1, cutoff - 1),) * pairs, pairs * 2 * (cutoff - 1))

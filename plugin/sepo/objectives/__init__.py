@@ -1,10 +1,10 @@
 """Preference objectives as pure functions: per-token log-probabilities in, per-pair losses out.
 
-``compute_preference_loss`` does it in one call; ``resolve_method``, ``select`` and ``preference_loss`` are its three
-steps, for a trainer that selects before it runs the model. A ``Method`` is a composition of the parts below; the names
-of ``available_objectives()`` are presets. Other packages register ``Objective``, ``TokenScorer`` and ``Stage`` under
-names of their own by the entry points ``sepo.objectives``, ``sepo.selectors`` and ``sepo.stages``;
-scorers whose scores a store keeps are ``StoredScorer`` by ``sepo.scorers``.
+``compute_preference_loss`` computes the loss in one call; ``resolve_method``, ``select`` and ``preference_loss`` are
+its three steps, for a trainer that selects tokens before it runs the model. A ``Method`` is a composition of the parts
+below; the names of ``available_objectives()`` are presets. Other packages register an ``Objective``, ``TokenScorer`` or
+``Stage`` under a new name in the entry-point groups ``sepo.objectives``, ``sepo.selectors`` and ``sepo.stages``, and a
+``StoredScorer``, whose scores are kept in a score store, in ``sepo.scorers``.
 """
 
 from sepo.objectives.compute import compute_preference_loss, preference_loss

@@ -1,4 +1,4 @@
-"""From per-token log-probabilities to per-pair losses: select, then compose the method's parts."""
+"""Per-pair losses from per-token log-probabilities: select tokens, then apply the method's parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sepo.selection.select import check_mask, require_counted_tokens
 def _regularized(
     method: Method, losses: Tensor, *, slope: Tensor, chosen: Side, rejected: Side
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add the regularizers' terms to the losses [B]; also their metrics and their share of the loss."""
+    """Return the losses [B] with the regularizers' terms added, and the metrics of these with their loss share."""
     preference = losses.detach().abs()
     regularization = torch.zeros_like(preference)
     metrics: dict[str, Tensor] = {}
@@ -30,7 +30,7 @@ def _regularized(
         losses = losses + term.loss
         regularization = regularization + term.loss.detach().abs()
         metrics |= term.metrics
-    # Both can be 0 (RRHF over certain tokens); a share of nothing is 0.
+    # Both can be 0 (RRHF over tokens of probability 1); the share is then 0.
     both = preference + regularization
     metrics["regularizer_share"] = regularization / both.where(both > 0, 1.0)
     return losses, metrics
@@ -54,11 +54,12 @@ def preference_loss(
     chosen_log_sum_p2: Tensor | None = None,
     rejected_log_sum_p2: Tensor | None = None,
 ) -> PreferenceOutput:
-    """Compute the loss of every pair over selections that are already known.
+    """Compute the loss of every pair over given selections.
 
-    What stands at an unselected position of any tensor (zeros, NaN, whatever a partial forward left) changes neither
-    value nor gradient. The one exception is a regularizer over the whole chosen response (``method.needs_response``),
-    which needs ``chosen_mask`` and the policy's log-probabilities on it. What the method does not need is ignored.
+    Values at unselected positions of any tensor (zeros, NaN, the output of a partial forward pass) change neither the
+    loss nor its gradient. The one exception is a regularizer over the whole chosen response
+    (``method.needs_response``), which needs ``chosen_mask`` and the policy's log-probabilities on it. Inputs that the
+    method does not need are ignored.
 
     Args:
         method: from ``resolve_method``.
@@ -66,13 +67,13 @@ def preference_loss(
         policy_rejected_logps: [B, Tl].
         chosen_selection: [B, Tw] bool, from ``select``; at least one True per row.
         rejected_selection: [B, Tl] bool.
-        chosen_mask: [B, Tw] bool, all counted tokens; read where ``method.needs_response``.
+        chosen_mask: [B, Tw] bool, all counted tokens; read if ``method.needs_response``.
         rejected_mask: [B, Tl] bool; likewise.
-        ref_chosen_logps: [B, Tw] in nats; needed where ``method.needs_reference`` and the reward is over the reference.
+        ref_chosen_logps: [B, Tw] in nats; needed if ``method.needs_reference`` and the reward is over the reference.
         ref_rejected_logps: [B, Tl].
         chosen_token_rewards: [B, Tw] in [-0.5, 0.5] (T-REG), detached here.
         rejected_token_rewards: [B, Tl].
-        chosen_kl: [B, Tw] KL(ref || policy) in nats (TDPO); carries gradient where the method lets it.
+        chosen_kl: [B, Tw] KL(ref || policy) in nats (TDPO); carries the gradient unless the method detaches it.
         rejected_kl: [B, Tl].
         chosen_log_sum_p2: [B, Tw] log of the sum of squared policy probabilities (WPO), detached here.
         rejected_log_sum_p2: [B, Tl].
@@ -81,12 +82,12 @@ def preference_loss(
         A PreferenceOutput, in float32 or wider.
 
     Raises:
-        SepoError: something needed is missing, shapes or dtypes do not fit, a response has no selected token.
+        SepoError: if a needed input is missing, shapes or dtypes do not match, or a response has no selected token.
     """
     if policy_chosen_logps.dim() != 2 or policy_chosen_logps.shape[0] != policy_rejected_logps.shape[0]:
         raise SepoError(
             f"policy_chosen_logps has shape {list(policy_chosen_logps.shape)} and policy_rejected_logps "
-            f"{list(policy_rejected_logps.shape)}, expected [B, Tw] and [B, Tl] with one B: pass one row per pair."
+            f"{list(policy_rejected_logps.shape)}, expected [B, Tw] and [B, Tl] with the same B: pass one row per pair."
         )
     chosen = _side(
         method,
@@ -163,18 +164,18 @@ def compute_preference_loss(
 ) -> PreferenceOutput:
     """Compute the loss of every pair: ``resolve_method``, ``select`` and ``preference_loss`` in one call.
 
-    What an objective does not need is ignored; what it needs and does not get is an error.
+    Inputs that the objective does not need are ignored; a missing input that it needs is an error.
 
     Args:
         objective: a name from ``available_objectives()``.
         policy_chosen_logps: [B, Tw] per-token log-probabilities of the policy in nats, shifted so that entry t belongs
             to response token t; any floating dtype; carries the gradient.
         policy_rejected_logps: [B, Tl].
-        chosen_mask: [B, Tw] bool, True where a response token counts; elsewhere anything may stand, NaN too.
+        chosen_mask: [B, Tw] bool, True where a response token counts; values elsewhere may be anything, even NaN.
         rejected_mask: [B, Tl] bool.
         ref_chosen_logps: [B, Tw] reference log-probabilities in nats.
         ref_rejected_logps: [B, Tl].
-        chosen_scores: [B, Tw] stored token scores, for selections that were scored beforehand (SePO).
+        chosen_scores: [B, Tw] stored token scores, for token scorers that run before training (SePO).
         rejected_scores: [B, Tl].
         chosen_steps: [B, Tw] integers, the number of each token's line or sentence, for unit="step".
         rejected_steps: [B, Tl].
@@ -182,14 +183,14 @@ def compute_preference_loss(
         rejected_counts: [B].
         chosen_token_rewards: [B, Tw] token rewards in [-0.5, 0.5] (T-REG).
         rejected_token_rewards: [B, Tl].
-        chosen_kl: [B, Tw] KL(ref || policy) in nats (TDPO); carries gradient.
+        chosen_kl: [B, Tw] KL(ref || policy) in nats (TDPO); carries the gradient.
         rejected_kl: [B, Tl].
         chosen_log_sum_p2: [B, Tw] log of the sum of squared policy probabilities (WPO).
         rejected_log_sum_p2: [B, Tl].
         **hyperparameters: see ``resolve_method``.
 
     Returns:
-        A PreferenceOutput: ``losses`` [B] and what belongs to them, in float32 or wider.
+        A PreferenceOutput: ``losses`` [B] with rewards, selections and metrics, in float32 or wider.
 
     Raises:
         SepoError: see ``resolve_method``, ``select`` and ``preference_loss``.
@@ -261,7 +262,7 @@ def _side(
     kl: Tensor | None,
     log_sum_p2: Tensor | None,
 ) -> Side:
-    """Check one side's tensors, keep those that the method needs, and clear what is not selected."""
+    """Check one side's tensors, keep those that the method needs, and set unselected positions to 0."""
     name = f"policy_{side}_logps"
     policy = _given(method, name, policy, like=selection)
     check_mask(selection, name=f"{side}_selection")

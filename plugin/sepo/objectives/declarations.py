@@ -1,4 +1,4 @@
-"""What a package declares under a name: an objective, or a stage that is an objective with other defaults."""
+"""Declarations for entry points: objectives, and stages, which are objectives with other defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sepo.selection.units import UNITS
 
 
 def share(default: float) -> Number:
-    """A share in (0, 1]."""
+    """Return the setting of a share in (0, 1]."""
     return Number(default, low=0.0, high=1.0, high_included=True)
 
 
@@ -28,25 +28,27 @@ SELECTION: dict[str, Setting] = {
     "scope": Choice("response", SCOPES),
     "span_tokens": Whole(DEFAULT_SPAN_TOKENS, low=1),
 }
-"""The settings of every selection. An objective that declares one of them gives it another default."""
+"""Settings of every selection. An objective may declare one of them to change its default."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective: its settings with defaults and ranges, its own token scorer, and how its parts are made.
+    """A preference objective: its settings with defaults and ranges, its default token scorer, and how it is built.
 
-    What an entry point of the group ``sepo.objectives`` names. The entry point's name is the objective's; a recipe sets
-    a setting by the key ``<objective>_<setting>``, but ``beta`` by ``pref_beta`` and those of ``SELECTION`` by
-    ``select_*``, as for every objective. ``token_scorer``, ``treg_alpha`` and ``pref_ftx`` come for nothing.
+    The object of an entry point in the group ``sepo.objectives``. The entry point's name is the objective's name. In a
+    recipe, the key of a setting is ``<objective>_<setting>``, except for ``beta`` (``pref_beta``) and the settings in
+    ``SELECTION`` (``select_*``), as for every objective. ``token_scorer``, ``treg_alpha`` and ``pref_ftx`` are
+    included.
 
     Attributes:
-        build: called with all settings by name but those of ``SELECTION``; returns the Method, without selection (its
-            name, scorer and selector are filled in).
-        settings: by name: ``Number``, ``Whole``, ``Flag`` or ``Choice``.
-        scorer: name of the token scorer unless the recipe says otherwise.
+        build: called with all settings by name except those in ``SELECTION``; returns the Method without a selection
+            (its name, scorer and selector are filled in).
+        settings: ``Number``, ``Whole``, ``Flag`` or ``Choice``, by name.
+        scorer: name of the default token scorer, which a recipe can change.
 
     Raises:
-        SepoError: a default out of its own range, a name that is none, or settings that ``build`` does not take.
+        SepoError: if a default is out of its range, a name is not a Python name, or ``build`` does not take the
+            settings.
     """
 
     build: Callable[..., Method]
@@ -71,22 +73,22 @@ class Objective:
             inspect.signature(self.build).bind(**dict.fromkeys(own))
         except TypeError as error:
             raise SepoError(
-                f"build does not fit the settings {', '.join(own) or '(none)'} ({error}), expected one parameter for "
-                "each: name the parameters as the settings."
+                f"build does not take the settings {', '.join(own) or '(none)'} ({error}), expected one parameter for "
+                "each: name the parameters like the settings."
             ) from None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A name for ``stage:`` in a recipe: an objective with defaults of the stage's own.
+    """A value for ``stage:`` in a recipe: an objective with other defaults.
 
-    What an entry point of the group ``sepo.stages`` names. A recipe's own keys win; one that names another objective or
-    token scorer than the stage's gets none of ``keys``.
+    The object of an entry point in the group ``sepo.stages``. Keys in the recipe take precedence; if the recipe sets
+    another objective or token scorer than the stage's, none of ``keys`` apply.
 
     Attributes:
-        objective: built in or registered.
-        token_scorer: built in or registered; None for the objective's own.
-        keys: recipe keys that set or select something in the objective, with their values.
+        objective: name of a built-in or registered objective.
+        token_scorer: name of a built-in or registered token scorer; None for the objective's default.
+        keys: values of recipe keys that configure the objective or its selection.
     """
 
     objective: str

@@ -1,4 +1,4 @@
-"""What every step of a loss asks of the tensors that it is given: that they are there, and that they fit."""
+"""Checks of input tensors that all steps of a loss share: presence, shape and dtype."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sepo.objectives.method import Method
 
 
 def given(method: Method, name: str, tensor: Tensor | None, *, like: Tensor) -> Tensor:
-    """Return a needed floating tensor of the shape of ``like``, or say what is wrong with it."""
+    """Return a needed tensor; raise if it is missing, not floating-point or not of the shape of ``like``."""
     tensor = present(method, name, tensor)
     same_shape(name, tensor, "its response's mask", like)
     if not tensor.is_floating_point():
@@ -18,14 +18,14 @@ def given(method: Method, name: str, tensor: Tensor | None, *, like: Tensor) -> 
 
 
 def present(method: Method, name: str, tensor: Tensor | None, *, shape: str = "[B, T]") -> Tensor:
-    """Return a needed tensor, or say that it is missing."""
+    """Return a needed tensor; raise if it is missing."""
     if tensor is None:
         raise SepoError(f"{name} is missing, objective '{method.name}' needs it: pass {name}={shape}.")
     return tensor
 
 
 def same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuse a tensor whose shape is not the other's."""
+    """Raise if two tensors differ in shape."""
     if tensor.shape != other.shape:
         raise SepoError(
             f"{name} has shape {list(tensor.shape)}, expected {list(other.shape)}, that of {other_name}: pass one "

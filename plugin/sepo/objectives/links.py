@@ -1,6 +1,6 @@
-"""How a pair's two rewards become a loss.
+"""Link functions from a pair's two rewards to a loss.
 
-A link sees the two rewards of a pair, may bend each (``term``), and maps the difference h of the two to a loss.
+A link may transform each of the two rewards (``term``), and maps their difference h to a loss.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 LARGEST_MEAN_LOGP = -1e-6
-"""ORPO's odds p / (1 - p) are infinite at p = 1; a mean log-probability above this (nats) counts as this."""
+"""Upper clamp of ORPO's mean log-probability in nats: the odds p / (1 - p) are infinite at p = 1."""
 
 
 class Link(ABC):
     """A loss as a function of the difference h = term(chosen) - term(rejected)."""
 
     needs_probabilities: ClassVar[bool] = False
-    """True where a reward must be the logarithm of a probability."""
+    """True if a reward must be the logarithm of a probability."""
 
     def term(self, reward: Tensor) -> Tensor:
-        """[B] what stands for a response's reward in the difference."""
+        """Return the response's term in the difference, [B]; its reward unless overridden."""
         return reward
 
     @abstractmethod
     def loss(self, h: Tensor) -> Tensor:
-        """[B] loss of the difference ``h`` [B]."""
+        """Return the loss [B] of the difference ``h`` [B]."""
 
     @abstractmethod
     def slope(self, h: Tensor) -> Tensor:
-        """[B] absolute derivative of ``loss`` at ``h``, detached: how strongly a pair pulls (T-REG's weight)."""
+        """Return the absolute derivative of ``loss`` at ``h``, [B], detached: the weight of the pair (T-REG)."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,18 @@ class Logistic(Link):
 
     @property
     def _weights(self) -> tuple[float, float]:
-        """Weights of -log sigmoid(h - m) and -log sigmoid(-(h - m))."""
+        """The weights of -log sigmoid(h - m) and -log sigmoid(-(h - m))."""
         e = self.label_smoothing
         return ((1 - e) / (1 - 2 * e), -e / (1 - 2 * e)) if self.robust else (1 - e, e)
 
     def loss(self, h: Tensor) -> Tensor:
-        """See the class."""
+        """Return the loss [B]; the formula is in the class docstring."""
         right, wrong = self._weights
         loss = -right * logsigmoid(h - self.margin)
         return loss - wrong * logsigmoid(self.margin - h) if wrong else loss
 
     def slope(self, h: Tensor) -> Tensor:
-        """|right sigmoid(-(h - m)) - wrong sigmoid(h - m)|; plain sigmoid(-(h - m)) without smoothing (T-REG Eq. 2)."""
+        """Return |right sigmoid(-(h - m)) - wrong sigmoid(h - m)|; sigmoid(-(h - m)) if e is 0 (T-REG Eq. 2)."""
         right, wrong = self._weights
         h = h.detach() - self.margin
         return (right * torch.sigmoid(-h) - wrong * torch.sigmoid(h)).abs()
@@ -73,11 +73,11 @@ class Hinge(Link):
     """relu(1 - h). Source: SLiC (Zhao et al. 2023, arXiv 2305.10425) on DPO's rewards."""
 
     def loss(self, h: Tensor) -> Tensor:
-        """See the class."""
+        """Return the loss [B]; the formula is in the class docstring."""
         return (1 - h).relu()
 
     def slope(self, h: Tensor) -> Tensor:
-        """1 inside the margin, else 0."""
+        """Return 1 inside the margin, else 0."""
         return (h.detach() < 1).to(h.dtype)
 
 
@@ -88,11 +88,11 @@ class Square(Link):
     target: float
 
     def loss(self, h: Tensor) -> Tensor:
-        """See the class."""
+        """Return the loss [B]; the formula is in the class docstring."""
         return (h - self.target).square()
 
     def slope(self, h: Tensor) -> Tensor:
-        """2 |h - target|."""
+        """Return 2 |h - target|."""
         return 2 * (h.detach() - self.target).abs()
 
 
@@ -101,11 +101,11 @@ class Rank(Link):
     """relu(-h). Source: RRHF (Yuan et al. 2023, arXiv 2304.05302), its ranking loss."""
 
     def loss(self, h: Tensor) -> Tensor:
-        """See the class."""
+        """Return the loss [B]; the formula is in the class docstring."""
         return (-h).relu()
 
     def slope(self, h: Tensor) -> Tensor:
-        """1 where the pair is ranked wrongly, else 0."""
+        """Return 1 if the pair is ranked wrongly, else 0."""
         return (h.detach() < 0).to(h.dtype)
 
 
@@ -113,24 +113,24 @@ class Rank(Link):
 class Odds(Link):
     """-weight log sigmoid(log-odds ratio of p = exp(reward)). Source: ORPO (Hong et al. 2024, arXiv 2403.07691) Eq. 7.
 
-    Deviation: above ``LARGEST_MEAN_LOGP`` a reward counts as that value and its odds carry no gradient, so a response
-    of certain tokens (log-probability 0) gives a finite loss.
+    Deviation: rewards are clamped to ``LARGEST_MEAN_LOGP``, and clamped ones carry no gradient, so the loss of a
+    response whose tokens all have log-probability 0 is finite.
     """
 
     needs_probabilities: ClassVar[bool] = True
     weight: float
 
     def term(self, reward: Tensor) -> Tensor:
-        """[B] log odds: log p - log(1 - p)."""
+        """Return the log odds log p - log(1 - p), [B]."""
         reward = reward.clamp(max=LARGEST_MEAN_LOGP)
         # expm1 keeps 1 - p exact for p near 1. For p near 0 the logarithm rounds to 0, which is below one unit in
-        # the last place of ``reward``, so the customary second branch (log1p) would change nothing.
+        # the last place of ``reward``, so the usual second branch (log1p) would change nothing.
         return reward - torch.log(-torch.expm1(reward))
 
     def loss(self, h: Tensor) -> Tensor:
-        """See the class."""
+        """Return the loss [B]; the formula is in the class docstring."""
         return -self.weight * logsigmoid(h)
 
     def slope(self, h: Tensor) -> Tensor:
-        """Weight times sigmoid(-h)."""
+        """Return weight times sigmoid(-h)."""
         return self.weight * torch.sigmoid(-h.detach())

@@ -1,4 +1,4 @@
-"""The resolved method: one frozen composition of parts, and from it everything that the loss needs."""
+"""The resolved method: a frozen composition of parts, which determines the inputs that the loss needs."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from sepo.selection.units import UNITS
 
 @dataclass(frozen=True)
 class TokenScorer:
-    """Where token scores come from; also what an entry point of the group ``sepo.selectors`` names.
+    """The source of token scores; also the object of an entry point in the group ``sepo.selectors``.
 
-    A package's own scorer has one of the two functions, a named one of its module (a method can be pickled)::
+    A registered scorer has one of the two functions, defined at module level (methods are picklable)::
 
         rare = TokenScorer("rare", from_logps=surprise, rejected_largest=True)
 
     Attributes:
         name: ``oracle``, ``contrastive``, ``file``, ``random``, ``policy_ref``, ``confidence``, ``none``, or a
-            registered one (there the entry point's name counts).
-        stored: True where the scores exist before the forward pass, so that tokens can be selected first; always with
-            ``from_row``.
-        rejected_largest: which end of a rejected response's scores is wanted: the lowest for rewards (SePO section
-            3.2), the highest where the scorer itself flips the sign for rejected (Selective-DPO Eq. 6) or scores both
-            sides alike (``confidence``). Of a chosen response it is always the highest.
-        compares_with_reference: True where ``from_logps`` reads the reference's log-probabilities too.
-        from_logps: live scores, from the log-probabilities of the step: [B, T] for the batch that it is given.
-        from_row: stored scores, from the tokens and their texts: one number per response token.
-        from_batch: stored scores that a score store keeps; what an entry point of ``sepo.scorers`` names.
+            registered name (replaced by the entry point's name).
+        stored: True if the scores exist before the forward pass, so that tokens can be selected first; always True
+            with ``from_row``.
+        rejected_largest: which scores of a rejected response are selected. False: the lowest, for rewards (SePO section
+            3.2). True: the highest, if the scorer itself flips the sign for rejected (Selective-DPO Eq. 6) or scores
+            both sides alike (``confidence``). In chosen responses the highest are always selected.
+        compares_with_reference: True if ``from_logps`` also reads the reference's log-probabilities.
+        from_logps: live scores from the log-probabilities of the step, [B, T] for the given batch.
+        from_row: stored scores from the tokens and their texts, one number per response token.
+        from_batch: stored scores that are kept in a score store; the object of an entry point in ``sepo.scorers``.
 
     Raises:
-        SepoError: parts that contradict each other.
+        SepoError: if parts contradict each other.
     """
 
     name: str
@@ -103,18 +103,18 @@ SCORERS: Mapping[str, TokenScorer] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Selector:
-    """How many tokens are kept, of what, and by which count rule.
+    """The number of tokens to select, their unit and scope, and the count rule.
 
     Attributes:
         chosen_ratio: share of the chosen responses' tokens, in (0, 1].
-        rejected_ratio: share of the rejected responses' tokens; equal where a pair shares one budget.
+        rejected_ratio: share of the rejected responses' tokens; equal to ``chosen_ratio`` with scope ``pair``.
         rule: count rule, see ``sepo.selection.select``.
-        unit: what is kept or left as a whole: ``token``, ``span`` or ``step`` (see ``sepo.selection.units``).
-        scope: what a share is a share of: ``response``, ``pair`` or ``dataset`` (see ``sepo.selection.budgets``).
-        span_tokens: the shortest span.
+        unit: what is selected as a whole: ``token``, ``span`` or ``step`` (see ``sepo.selection.units``).
+        scope: what the ratio refers to: ``response``, ``pair`` or ``dataset`` (see ``sepo.selection.budgets``).
+        span_tokens: minimum length of a span.
 
     Raises:
-        SepoError: parts that contradict each other.
+        SepoError: if parts contradict each other.
     """
 
     chosen_ratio: float
@@ -131,7 +131,7 @@ class Selector:
                 raise SepoError(f"select {name} is {value!r}, expected one of {', '.join(options)}.")
         if self.rule != "floor" and not self.plain:
             raise SepoError(
-                f"rule '{self.rule}' goes with unit 'token' and scope 'response', found unit '{self.unit}' and scope "
+                f"rule '{self.rule}' requires unit 'token' and scope 'response', found unit '{self.unit}' and scope "
                 f"'{self.scope}': spans, steps, pairs and data sets are counted by rule 'floor'; leave the rule out."
             )
         if self.scope == "pair" and self.chosen_ratio != self.rejected_ratio:
@@ -142,7 +142,7 @@ class Selector:
 
     @property
     def plain(self) -> bool:
-        """Whether single tokens of single responses are selected, each by its own share."""
+        """Whether single tokens are selected, with one budget per response."""
         return self.unit == "token" and self.scope == "response"
 
 
@@ -150,8 +150,8 @@ class Selector:
 class Method:
     """A preference objective: token scorer, selector, response reward, penalty, link, regularizers, pair weight.
 
-    ``resolve_method`` makes one from a name; ``dataclasses.replace`` on the parts makes any other composition, for
-    example MinorDPO over the tokens that an oracle selects::
+    ``resolve_method`` builds one from a name; ``dataclasses.replace`` on its parts gives any other composition, for
+    example MinorDPO over tokens that an oracle selects::
 
         replace(resolve_method("minor_dpo"), token_scorer=SCORERS["oracle"], selector=Selector(0.3, 0.3))
 
@@ -160,10 +160,11 @@ class Method:
 
     Attributes:
         name: the objective it was resolved from.
-        settings: the hyperparameters it was resolved from, as (name, value) pairs. A record: the parts decide.
+        settings: the hyperparameters it was resolved from, as (name, value) pairs. For the record only: the loss
+            depends on the parts.
 
     Raises:
-        SepoError: parts that contradict each other.
+        SepoError: if parts contradict each other.
     """
 
     name: str
@@ -187,23 +188,23 @@ class Method:
             stored = ", ".join(scorer.name for scorer in SCORERS.values() if scorer.stored)
             raise SepoError(
                 f"method '{self.name}' has scope 'dataset' with the live token scorer '{self.scorer}', expected stored "
-                f"scores ({stored}): live scores exist one batch at a time. Use scope response or pair."
+                f"scores ({stored}): live scores exist for one batch at a time. Use scope response or pair."
             )
         if self.penalty.compares_with_reference and not self.reward.over_reference:
             raise SepoError(
-                f"method '{self.name}' puts {type(self.penalty).__name__} on rewards without a reference, "
-                "expected log-ratios to a reference: use a reward with over_reference=True (as dpo has)."
+                f"method '{self.name}' applies {type(self.penalty).__name__} to rewards without a reference, "
+                "expected log-ratios to a reference: use a reward with over_reference=True (as in dpo)."
             )
         r = self.reward
         if self.link.needs_probabilities and (r.over_reference or not r.average or r.scale != 1.0):
             raise SepoError(
-                f"method '{self.name}' puts {type(self.link).__name__} on {r}, expected a plain mean "
+                f"method '{self.name}' applies {type(self.link).__name__} to {r}, expected a plain mean "
                 "log-probability: use ResponseReward(over_reference=False, average=True)."
             )
 
     @property
     def hyperparameters(self) -> Mapping[str, Value]:
-        """The settings that this method was resolved from, defaults included."""
+        """The settings that this method was resolved from, including defaults."""
         return MappingProxyType(dict(self.settings))
 
     @property
@@ -218,7 +219,7 @@ class Method:
 
     @property
     def needs_scores(self) -> bool:
-        """Whether token scores must be there before the forward pass (a score store)."""
+        """Whether token scores must exist before the forward pass (a score store)."""
         return self.token_scorer.stored
 
     @property
@@ -253,13 +254,13 @@ class Method:
 
     @property
     def needs_response(self) -> bool:
-        """Whether some part reads tokens that were not selected, so that ``preference_loss`` wants the masks."""
+        """Whether some part reads tokens that were not selected, so that ``preference_loss`` needs the masks."""
         return any(regularizer.needs_response for regularizer in self.regularizers)
 
     @property
     def needs_all_tokens(self) -> bool:
         """Whether the policy's log-probabilities of all response tokens are needed.
 
-        False where the selection is known before the forward pass and nothing reads the other tokens (``sepo``).
+        False if the selection is available before the forward pass and no part reads the other tokens (``sepo``).
         """
         return not self.needs_scores or self.needs_response

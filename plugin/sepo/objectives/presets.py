@@ -1,4 +1,4 @@
-"""The named objectives: each one a choice of parts, no formula of its own."""
+"""The named objectives: each is a choice of parts and adds no formula."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def _minor_dpo(*, beta: float) -> Method:
 
 
 def _sepo(*, gamma: float) -> Method:
-    # SePO Eq. 26 divides by |y| k %, we divide by the number selected (a mean, also when |y| k % is not whole).
-    # It prints no gamma; 1 is its authors' code's.
+    # SePO Eq. 26 divides by |y| k %; here the divisor is the number of selected tokens (a mean, also when |y| k % is
+    # not whole). The paper gives no gamma; 1 is the value in its authors' code.
     return Method("sepo", _mean_logp(gamma), Logistic())
 
 
@@ -110,9 +110,9 @@ def _non_negative(default: float) -> Number:
 _BETA = {"beta": _positive(0.1)}
 _SMOOTHED = Number(
     0.0, low=0.0, high=0.5, low_included=True
-)  # at 0.5 the labels say nothing (and robust_dpo divides by 0)
+)  # at 0.5 the labels carry no information (and robust_dpo divides by 0)
 _SIMPO = {"beta": _positive(2.0), "gamma": _non_negative(1.0)}
-# 0.25: the middle of T-REG's searched 0.1, 0.25, 0.5 (section 4.1)
+# 0.25: the middle of the values that T-REG searched, 0.1, 0.25 and 0.5 (section 4.1)
 _TREG: dict[str, Setting] = {
     "alpha": _non_negative(0.25),
     "weighting": Choice("sequence", ("sequence", "static")),
@@ -149,7 +149,7 @@ _PRESETS: dict[str, Objective] = {
     "wpo": Objective(_wpo, _BETA),
 }
 
-# What any objective takes besides its own hyperparameters. Left out they are not recorded in ``hyperparameters``.
+# Hyperparameters that every objective takes besides its own. They are in ``hyperparameters`` only if they were given.
 _COMPOSITION: dict[str, Setting] = {
     "treg_alpha": _non_negative(0.0),
     "treg_weighting": _TREG["weighting"],
@@ -157,29 +157,29 @@ _COMPOSITION: dict[str, Setting] = {
 }
 
 
-# Names of settings that mean something in every objective, or would be tensors of ``compute_preference_loss``.
+# Setting names that are reserved in every objective, and prefixes of tensor arguments of ``compute_preference_loss``.
 _RESERVED = ("objective", "token_scorer", "weighting", *_COMPOSITION)
 _TENSORS = ("policy_", "ref_", "chosen_", "rejected_")
 
 BUILT_IN: tuple[str, ...] = tuple(_PRESETS)
-"""The objectives of this package."""
+"""Names of the built-in objectives."""
 
 
 def available_objectives() -> tuple[str, ...]:
-    """Return the names that ``resolve_method`` and ``compute_preference_loss`` take: ours, then registered ones."""
+    """Return the objectives that ``resolve_method`` and ``compute_preference_loss`` take: built-in, then registered."""
     return (*BUILT_IN, *names("objective", built_in=BUILT_IN))
 
 
 def available_scorers() -> tuple[str, ...]:
-    """Return the names that ``token_scorer`` takes: ours, then registered ones."""
+    """Return the names that ``token_scorer`` takes: built-in, then registered."""
     return (*SCORERS, *names("token_scorer", built_in=SCORERS))
 
 
 def find_objective(name: str) -> Objective:
-    """Return the objective of a name, built in or registered by another package.
+    """Return the objective with the given name, built in or registered by another package.
 
     Raises:
-        SepoError: an unknown name (with the nearest one and the list), or a registered one that cannot be used.
+        SepoError: if the name is unknown (the message has the nearest and all names) or its entry point is unusable.
     """
     item = find("objective", name, built_in=_PRESETS)
     if item is None:
@@ -194,22 +194,22 @@ def find_objective(name: str) -> Objective:
         shared = SELECTION.get(setting)
         if setting in _RESERVED or (shared is None and setting.startswith(_TENSORS)):
             raise SepoError(
-                f"{item} has a setting '{setting}', which is not free (reserved: {', '.join(_RESERVED)} and names that "
-                f"start with {', '.join(_TENSORS)}); rename it."
+                f"{item} has a setting '{setting}', which is a reserved name (reserved: {', '.join(_RESERVED)} and "
+                f"names that start with {', '.join(_TENSORS)}); rename it."
             )
         if shared is not None and type(declared) is not type(shared):
             raise SepoError(
-                f"{item} declares '{setting}' as {declared!r}, expected a {type(shared).__name__}: it is the "
-                "selection's, and an objective can only give it another default."
+                f"{item} declares '{setting}' as {declared!r}, expected a {type(shared).__name__}: it is a setting of "
+                "the selection, of which an objective can change the default only."
             )
     return objective
 
 
 def find_scorer(name: str) -> TokenScorer:
-    """Return the token scorer of a name, built in or registered by another package.
+    """Return the token scorer with the given name, built in or registered by another package.
 
     Raises:
-        SepoError: an unknown name (with the nearest one and the list), or a registered one that cannot be used.
+        SepoError: if the name is unknown (the message has the nearest and all names) or its entry point is unusable.
     """
     item = find("token_scorer", name, built_in=SCORERS)
     if item is None:
@@ -224,18 +224,17 @@ def find_scorer(name: str) -> TokenScorer:
         return TokenScorer(name, from_batch=stored, rejected_largest=stored.rejected_largest)
     scorer = load(item, TokenScorer)
     if scorer.from_logps is None and scorer.from_row is None:
-        raise SepoError(f"{item} has no function, expected from_logps (live) or from_row (stored): give it one.")
+        raise SepoError(f"{item} has no function, expected from_logps (live) or from_row (stored): set one of them.")
     return replace(scorer, name=name)
 
 
 def resolve_method(objective: str, **hyperparameters: object) -> Method:
-    """Turn an objective's name and hyperparameters into the one frozen object that everything else reads.
+    """Resolve an objective's name and hyperparameters to a frozen ``Method``.
 
-    Besides its own hyperparameters (their defaults are design.md's and the papers') every objective takes parts of
-    others:
+    Besides its own hyperparameters (with the defaults of the papers) every objective takes these:
 
     - ``token_scorer`` (a name from ``available_scorers()``): selects tokens by these scores, with ``chosen_ratio`` and
-      ``rejected_ratio`` (default 0.3, or the objective's own), ``rule``, ``unit`` (``token``, ``span`` with
+      ``rejected_ratio`` (default 0.3, or the objective's default), ``rule``, ``unit`` (``token``, ``span`` with
       ``span_tokens``, ``step``) and ``scope`` (``response``, ``pair``, ``dataset``);
     - ``treg_alpha`` > 0 and ``treg_weighting``: adds T-REG's regularizer (``dpo_reg`` and ``simpo_reg`` have their own
       ``alpha`` and ``weighting`` for it);
@@ -243,14 +242,14 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
 
     Args:
         objective: a name from ``available_objectives()``.
-        **hyperparameters: numbers, flags and words of that objective.
+        **hyperparameters: numbers, bools and strings of that objective.
 
     Returns:
-        The method; compare, hash, copy and pickle it freely.
+        The method, which can be compared, hashed, copied and pickled.
 
     Raises:
-        SepoError: an unknown objective or hyperparameter (with the nearest name and the list), a value out of its
-            range, or parts that contradict each other.
+        SepoError: if an objective or hyperparameter is unknown (the message has the nearest and all names), a value is
+            out of range, or parts contradict each other.
     """
     preset = find_objective(objective)
     extra = dict(hyperparameters)
@@ -262,19 +261,19 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
     if scorer is NO_SCORER:
         for name in SELECTION:
             own.pop(name, None)
-            hints[name] = "nothing is selected without a token scorer: set token_scorer, or leave this out."
+            hints[name] = "no tokens are selected without a token scorer: set token_scorer, or leave this out."
     else:
         shared |= {name: setting for name, setting in SELECTION.items() if name not in own}
-    if "weighting" in own:  # T-REG under its own paper's letters
+    if "weighting" in own:  # T-REG under the names of its paper
         for name, letter in (("treg_alpha", "alpha"), ("treg_weighting", "weighting")):
             del shared[name]
-            hints[name] = f"it has T-REG's regularizer already: set {letter}."
+            hints[name] = f"it already has T-REG's regularizer: set {letter}."
 
     values = resolve_settings(objective, own | shared, extra, hints=hints)
     if "span_tokens" in extra and values["unit"] != "span":
         raise SepoError(
             f"span_tokens of objective '{objective}' is {values['span_tokens']} and unit is '{values['unit']}', "
-            "expected the unit 'span' beside it: set unit to span (select_unit in a recipe), or leave span_tokens out."
+            "expected unit 'span': set unit to span (select_unit in a recipe), or leave span_tokens out."
         )
     method = preset.build(**{name: values[name] for name in own if name not in SELECTION})
     if not isinstance(method, Method):

@@ -1,4 +1,4 @@
-"""What is added to a pair's loss: T-REG's token rewards, and the likelihood of the chosen response."""
+"""Regularizers, terms added to a pair's loss: T-REG's token rewards, and the likelihood of the chosen response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sepo.objectives.sides import Side, present
 
 @dataclass(frozen=True)
 class Term:
-    """A regularizer's contribution to the loss [B], and what it reports about itself ([B], detached)."""
+    """A regularizer's contribution to the loss [B], and its metrics ([B], detached)."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -28,23 +28,23 @@ class Regularizer(ABC):
 
     @property
     def needs_response(self) -> bool:
-        """True where the term reads tokens that were not selected."""
+        """Whether the term reads tokens that were not selected."""
         return False
 
     @abstractmethod
     def term(self, *, reward: ResponseReward, slope: Tensor, chosen: Side, rejected: Side) -> Term:
-        """Return the term; ``slope`` [B] (detached) is how strongly each pair's preference loss pulls."""
+        """Return the term; ``slope`` [B] (detached) is the absolute derivative of each pair's preference loss."""
 
 
 @dataclass(frozen=True)
 class TokenRewardRegularizer(Regularizer):
     """T-REG: alpha w (L_reg(y_w) + L_reg(y_l)), L_reg = -scale (sum or mean) r_hat log pi_theta.
 
-    Source: T-REG (arXiv 2412.02685) Eq. 1 and 2. L_reg scales and reduces tokens as the reward does: beta times the
-    sum for DPO. The weight w is detached: with ``sequence`` weighting the slope of the pair's own preference loss,
-    sigmoid(-beta D) for DPO (Eq. 2) and, as footnote 6 asks, the matching coefficient for every other method (for
-    SimPO our reading: sigmoid(-(beta (m_w - m_l) - gamma))); with ``static`` weighting 1 (the paper's ablation).
-    Under token selection the sums run over the selected tokens.
+    Source: T-REG (arXiv 2412.02685) Eq. 1 and 2. L_reg scales and reduces tokens like the reward: beta times the sum
+    for DPO. The weight w is detached: with ``sequence`` weighting the slope of the pair's preference loss,
+    sigmoid(-beta D) for DPO (Eq. 2) and, following footnote 6, the matching coefficient for every other method (for
+    SimPO, which the paper does not spell out: sigmoid(-(beta (m_w - m_l) - gamma))); with ``static`` weighting 1 (the
+    paper's ablation). Under token selection the sums run over the selected tokens.
     """
 
     needs_token_rewards: ClassVar[bool] = True
@@ -52,7 +52,7 @@ class TokenRewardRegularizer(Regularizer):
     weighting: Literal["sequence", "static"] = "sequence"
 
     def term(self, *, reward: ResponseReward, slope: Tensor, chosen: Side, rejected: Side) -> Term:
-        """See the class; metrics ``treg_weight`` (w) and ``treg_loss`` (what is added)."""
+        """Return the term, with the metrics ``treg_weight`` (w) and ``treg_loss`` (the added loss)."""
         weight = torch.ones_like(slope) if self.weighting == "static" else slope
         loss = -self.alpha * weight * (reward.credit(chosen) + reward.credit(rejected))
         return Term(loss=loss, metrics={"treg_weight": weight, "treg_loss": loss.detach()})
@@ -62,8 +62,8 @@ class TokenRewardRegularizer(Regularizer):
 class ChosenNll(Regularizer):
     """Weight times the mean negative log-likelihood of the chosen response.
 
-    ``over="selected"`` is the likelihood term of RRHF (there a sum) and of ORPO (Eq. 6): the m_w that the link sees;
-    ``over="response"`` takes all chosen tokens whatever was selected (LLaMA-Factory's ``pref_ftx``).
+    ``over="selected"`` is the likelihood term of RRHF (there a sum) and of ORPO (Eq. 6), over the m_w that the link
+    reads; ``over="response"`` covers all chosen tokens, selected or not (LLaMA-Factory's ``pref_ftx``).
     """
 
     weight: float
@@ -71,11 +71,11 @@ class ChosenNll(Regularizer):
 
     @property
     def needs_response(self) -> bool:
-        """True for ``over="response"``."""
+        """Whether ``over`` is ``response``."""
         return self.over == "response"
 
     def term(self, *, reward: ResponseReward, slope: Tensor, chosen: Side, rejected: Side) -> Term:
-        """See the class; metric ``nll_selected`` or ``nll_response`` is the unweighted likelihood term."""
+        """Return the term; the metric ``nll_selected`` or ``nll_response`` is its unweighted value."""
         if self.over == "selected":
             nll = -chosen.total(chosen.policy, average=True)
         else:

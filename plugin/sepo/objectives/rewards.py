@@ -1,4 +1,4 @@
-"""What a response is worth: the sum or mean over its selected tokens of a log-probability or log-ratio."""
+"""The reward of a response: the sum or mean of log-probabilities or log-ratios over its selected tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ResponseReward:
     Attributes:
         over_reference: True for the log-ratio to the reference (DPO), False for the log-probability (SimPO, SePO).
         average: True for the mean over the selected tokens, False for their sum.
-        scale: the paper's beta or gamma; 1 where the link carries it (IPO, ORPO) or there is none (RRHF).
+        scale: the paper's beta or gamma; 1 if it is part of the link (IPO, ORPO) or there is none (RRHF).
     """
 
     over_reference: bool
@@ -24,7 +24,7 @@ class ResponseReward:
     scale: float = 1.0
 
     def unscaled(self, side: Side) -> Tensor:
-        """[B] reward without ``scale``, in nats (per token when ``average``); penalties act on this."""
+        """Return the reward [B] without ``scale``, in nats (per token if ``average``), to which penalties apply."""
         values = side.policy
         if self.over_reference:
             # Token by token: the difference of two long sums would lose float32 digits.
@@ -32,9 +32,9 @@ class ResponseReward:
         return side.total(values, average=self.average)
 
     def credit(self, side: Side) -> Tensor:
-        """[B] scaled policy log-probability, every token weighted by its token reward.
+        """Return the scaled policy log-probability [B], with every token weighted by its token reward.
 
-        T-REG Eq. 1 up to its sign. The reference is left out as it is there: it is constant.
+        T-REG Eq. 1 up to the sign. As there, the reference is left out, since it is constant.
         """
         rewards = present(side.token_rewards, "chosen_token_rewards and rejected_token_rewards")
         return self.scale * side.total(rewards.detach() * side.policy, average=self.average)

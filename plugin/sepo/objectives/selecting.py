@@ -1,4 +1,4 @@
-"""Which tokens a method optimizes: its scores, its ratios, its units and its scope, over one batch of pairs."""
+"""Token selection of a method over a batch of pairs, by its scores, ratios, unit and scope."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def select(
     ref_chosen_logps: Tensor | None = None,
     ref_rejected_logps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decide which tokens of each response the loss will see.
+    """Select the tokens of each response that enter the loss.
 
     With stored scores (``method.needs_scores``) this needs no model and can run before the forward pass; with a live
-    scorer it needs the step's log-probabilities; without a scorer it returns the masks. What the method does not need
-    is ignored.
+    scorer it needs the step's log-probabilities; without a scorer it returns the masks. Inputs that the method does not
+    need are ignored.
 
     Args:
         method: from ``resolve_method``.
@@ -41,9 +41,10 @@ def select(
         rejected_mask: [B, Tl] bool.
         chosen_scores: [B, Tw] stored scores.
         rejected_scores: [B, Tl] stored scores.
-        chosen_steps: [B, Tw] integers, the number of each token's step; where ``method.needs_steps``.
+        chosen_steps: [B, Tw] integers, the number of each token's step; needed if ``method.needs_steps``.
         rejected_steps: [B, Tl].
-        chosen_counts: [B] integers, each response's budget (``selection.threshold``); where ``method.needs_counts``.
+        chosen_counts: [B] integers, each response's budget (``selection.threshold``); needed if
+            ``method.needs_counts``.
         rejected_counts: [B].
         policy_chosen_logps: [B, Tw] per-token log-probabilities in nats, for live scores; detached.
         policy_rejected_logps: [B, Tl].
@@ -54,8 +55,8 @@ def select(
         (chosen_selection, rejected_selection), bool of the masks' shapes, at least one token per response.
 
     Raises:
-        SepoError: something needed is missing, shapes do not fit, a response has no counted token, a score on a counted
-            token is not finite.
+        SepoError: if a needed input is missing, shapes do not match, a response has no counted token, or the score of a
+            counted token is not finite.
     """
     for side, mask in (("chosen", chosen_mask), ("rejected", rejected_mask)):
         check_mask(mask, name=f"{side}_mask")
@@ -103,7 +104,7 @@ def _responses(
     steps: Tensor | None,
     counts: Tensor | None,
 ) -> Responses:
-    """One side with its scores, and with what else its selector needs."""
+    """Collect one side's scores and the other inputs of its selector."""
     assert method.selector is not None
     chosen = side == "chosen"
     if method.needs_scores:
@@ -122,20 +123,20 @@ def _responses(
 
 
 def live_scores(method: Method, side: str, *, mask: Tensor, policy: Tensor | None, reference: Tensor | None) -> Tensor:
-    """What a live scorer gives the tokens of one side of a batch.
+    """Compute the live token scores of one side of a batch.
 
     Args:
-        method: one whose token scorer is live.
+        method: a method with a live token scorer.
         side: ``chosen`` or ``rejected``.
         mask: [B, T] bool, True where a response token counts.
         policy: [B, T] per-token log-probabilities of the policy in nats; detached here.
-        reference: [B, T] those of the reference, where the scorer compares with it.
+        reference: [B, T] those of the reference, if the scorer compares with it.
 
     Returns:
-        [B, T] scores, of no meaning outside the mask.
+        [B, T] scores, undefined outside the mask.
 
     Raises:
-        SepoError: something needed is missing, shapes do not fit, or a registered scorer returned no tensor.
+        SepoError: if a needed input is missing, shapes do not match, or a registered scorer did not return a tensor.
     """
     scorer = method.token_scorer
     assert scorer.from_logps is not None

@@ -1,4 +1,4 @@
-"""Hyperparameters: their defaults and ranges, checked once, where a method is resolved."""
+"""Hyperparameters with defaults and ranges, checked once, when a method is resolved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Value = float | bool | str
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number with a default and the interval it must lie in; open ends unless said otherwise."""
+    """A finite number with a default and an interval that it must lie in; the ends are open by default."""
 
     default: float
     low: float
@@ -22,14 +22,14 @@ class Number:
     high_included: bool = False
 
     def check(self, value: object) -> float:
-        """Return ``value`` as a float; ValueError with the expectation where it is no number or out of range."""
+        """Return ``value`` as a float; raise ValueError(expectation) if it is not a number or out of range."""
         if isinstance(value, int | float) and not isinstance(value, bool) and self._holds(value):
             return float(value)
         left, right = "[" if self.low_included else "(", "]" if self.high_included else ")"
         raise ValueError(f"a number in {left}{self.low:g}, {self.high:g}{right}")
 
     def _holds(self, value: float) -> bool:
-        # NaN fails every comparison, infinity the open end.
+        # NaN fails every comparison, infinity fails that with the open end.
         above = self.low <= value if self.low_included else self.low < value
         below = value <= self.high if self.high_included else value < self.high
         return above and below
@@ -37,13 +37,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number with a default and the least that it may be."""
+    """A whole number with a default and a minimum."""
 
     default: int
     low: int
 
     def check(self, value: object) -> int:
-        """Return ``value``; ValueError with the expectation where it is no whole number or too small."""
+        """Return ``value``; raise ValueError(expectation) if it is not a whole number or too small."""
         if not isinstance(value, int) or isinstance(value, bool) or value < self.low:
             raise ValueError(f"a whole number of at least {self.low}")
         return value
@@ -56,7 +56,7 @@ class Flag:
     default: bool
 
     def check(self, value: object) -> bool:
-        """Return ``value``; ValueError with the expectation where it is no bool."""
+        """Return ``value``; raise ValueError(expectation) if it is not a bool."""
         if not isinstance(value, bool):
             raise ValueError("true or false")
         return value
@@ -64,13 +64,13 @@ class Flag:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few words."""
+    """One of a fixed set of strings."""
 
     default: str
     options: tuple[str, ...]
 
     def check(self, value: object) -> str:
-        """Return ``value``; ValueError with the options where it is none of them."""
+        """Return ``value``; raise ValueError(expectation) if it is not one of the options."""
         if not isinstance(value, str) or value not in self.options:
             raise ValueError(f"one of {', '.join(self.options)}")
         return value
@@ -82,16 +82,16 @@ Setting = Number | Whole | Flag | Choice
 def resolve_settings(
     objective: str, allowed: Mapping[str, Setting], given: Mapping[str, object], *, hints: Mapping[str, str]
 ) -> dict[str, Value]:
-    """Return every allowed setting, the given value checked or the default.
+    """Return the value of every allowed setting: the given one, checked, or the default.
 
     Args:
-        objective: for the errors.
-        allowed: the settings that the objective knows.
-        given: what the caller wrote.
-        hints: what to say about a name that is known elsewhere but not allowed here.
+        objective: name for error messages.
+        allowed: the settings that the objective takes.
+        given: the caller's values.
+        hints: advice for names that exist elsewhere but are not allowed here.
 
     Raises:
-        SepoError: a name that is not allowed, or a value out of range.
+        SepoError: if a name is not allowed or a value is out of range.
     """
     for name in given:
         if name not in allowed:

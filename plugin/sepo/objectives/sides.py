@@ -1,4 +1,4 @@
-"""One side of a batch of pairs (all chosen or all rejected responses), made safe to do arithmetic on."""
+"""One side of a batch of pairs (all chosen or all rejected responses), with unselected positions set to 0."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sepo.errors import SepoError
 
 @dataclass(frozen=True)
 class Side:
-    """The per-token tensors [B, T] of one side, exactly 0 wherever ``selection`` is False, in float32 or wider.
+    """The per-token tensors [B, T] of one side, exactly 0 where ``selection`` is False, in float32 or wider.
 
-    The zeros are put there by ``torch.where`` before any arithmetic. A sum over T is then a sum over the selection,
-    and NaN or infinity at an unselected position reaches neither the loss nor, as NaN * 0, the gradient.
+    ``torch.where`` sets the zeros before any arithmetic. A sum over T is then a sum over the selection, and NaN or
+    infinity at an unselected position reaches neither the loss nor, as NaN * 0, the gradient.
 
     Attributes:
         policy: log pi_theta in nats; carries the gradient.
         selection: bool, the tokens that are optimized.
         reference: log pi_ref in nats.
         token_rewards: T-REG's rewards in [-0.5, 0.5].
-        kl: KL(ref || policy) in nats; carries gradient.
+        kl: KL(ref || policy) in nats; carries the gradient.
         log_sum_p2: log of the sum over the vocabulary of the squared policy probabilities.
         response_policy: log pi_theta over the whole response, 0 in the padding; carries the gradient.
         response_mask: bool, every counted token of the response.
@@ -40,17 +40,17 @@ class Side:
 
     @cached_property
     def n_selected(self) -> Tensor:
-        """[B] number of selected tokens, at least 1 (checked where a selection enters)."""
+        """Number of selected tokens, [B], at least 1 (checked when a selection is passed in)."""
         return self.selection.sum(dim=-1)
 
     def total(self, values: Tensor, *, average: bool) -> Tensor:
-        """Reduce [B, T] values that are 0 off the selection to their sum or mean over the selected tokens, [B]."""
+        """Reduce values [B, T] that are 0 outside the selection to their sum or mean over it, [B]."""
         summed = values.sum(dim=-1)
         return summed / self.n_selected if average else summed
 
 
 def present(tensor: Tensor | None, name: str) -> Tensor:
-    """Return ``tensor``, or refuse a missing one: ``name`` is how the public functions call it."""
+    """Return ``tensor``; raise if it is missing. ``name`` is its argument name in the public functions."""
     if tensor is None:
         raise SepoError(f"{name} is missing: this objective needs it, pass {name}=... for both responses of the pair.")
     return tensor

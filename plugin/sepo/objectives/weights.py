@@ -1,4 +1,4 @@
-"""How much a pair counts: WPO's importance weight."""
+"""Weights of pairs: WPO's importance weight."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ class PairWeight(ABC):
     """A factor on each pair's preference loss."""
 
     needs_log_sum_p2: ClassVar[bool] = False
-    """True where ``log_sum_p2`` of both sides is read."""
+    """True if ``log_sum_p2`` of both sides is needed."""
 
     @abstractmethod
     def weight(self, *, chosen: Side, rejected: Side) -> Tensor:
-        """[B] weight, at least 0, detached."""
+        """Return the weights [B], at least 0, detached."""
 
 
 @dataclass(frozen=True)
 class PolicyLikelihood(PairWeight):
     """w = min(1, exp(a_w + a_l)), detached; a = mean over the selected tokens of log pi - log sum_v pi(v)^2.
 
-    Source: WPO (Zhou et al. 2024, arXiv 2406.11827), sampled alignment, as its authors' code clamps and averages it:
-    a pair counts less the less likely the current policy is to have written it.
+    Source: WPO (Zhou et al. 2024, arXiv 2406.11827), sampled alignment, clamped and averaged as in its authors' code:
+    the less likely the responses are under the current policy, the lower the weight of the pair.
     """
 
     needs_log_sum_p2: ClassVar[bool] = True
 
     def weight(self, *, chosen: Side, rejected: Side) -> Tensor:
-        """[B] weight in (0, 1], detached."""
+        """Return the weights [B] in (0, 1], detached."""
         name = "chosen_log_sum_p2 and rejected_log_sum_p2"
         total = self._alignment(chosen, name) + self._alignment(rejected, name)
-        return total.clamp(max=0.0).exp()  # the minimum before the exponential, which could overflow
+        return total.clamp(max=0.0).exp()  # clamped before the exponential, which could overflow
 
     @staticmethod
     def _alignment(side: Side, name: str) -> Tensor:

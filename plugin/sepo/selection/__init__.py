@@ -1,4 +1,4 @@
-"""Which tokens count: scores, ratios, units, budgets, and the threshold of a data set."""
+"""Token selection: scores, ratios, units, budgets, and thresholds over a data set."""
 
 SIDES = ("chosen", "rejected")
-"""The two responses of a pair, in the order in which every batch has them."""
+"""The two responses of a pair, in the order of every batch."""

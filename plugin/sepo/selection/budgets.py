@@ -1,4 +1,4 @@
-"""What a budget of tokens is shared by: one response, the two responses of a pair, or the whole data set."""
+"""Selection under a token budget per response, per pair, or over the whole data set."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Scope = Literal["response", "pair", "dataset"]
 SCOPES: tuple[str, ...] = get_args(Scope)
 
 DEFAULT_SPAN_TOKENS = 3
-"""Length of the shortest span when the user sets none."""
+"""Default of the minimum span length, in tokens."""
 
 
 @dataclass(frozen=True)
 class Responses:
-    """One side of a batch, ready to be selected from.
+    """The inputs of a selection over one side of a batch.
 
     Attributes:
-        scores: [B, T] any floating dtype; read where ``mask`` is True only.
+        scores: [B, T] any floating dtype; only read where ``mask`` is True.
         mask: [B, T] bool, True where a response token counts.
         ratio: the share of counted tokens to keep, in (0, 1].
-        largest: True where the highest scores are wanted, False where the lowest are.
-        what: how an error calls a row.
+        largest: True to select the highest scores, False to select the lowest.
+        what: name of a row in error messages.
         steps: [B, T] integers, the number of each token's step; for the unit ``step``.
-        counts: [B] integers, each response's budget in place of ``ratio`` (scope ``dataset``, from
+        counts: [B] integers, each response's budget, which replaces ``ratio`` (scope ``dataset``, from
             ``sepo.selection.threshold``).
     """
 
@@ -45,23 +45,23 @@ class Responses:
 
 
 def select_units(responses: Responses, *, unit: str = "token", span_tokens: int = DEFAULT_SPAN_TOKENS) -> Tensor:
-    """Select units of every response by its own budget, n = max(1, floor(ratio * n_tokens + 1e-9)) or its count.
+    """Select units of every response under its budget, n = max(1, floor(ratio * n_tokens + 1e-9)) or its count.
 
     ``token`` keeps exactly n tokens, ``span`` exactly max(n, min(span_tokens, n_tokens)) in runs of at least
     ``span_tokens`` (or the whole response), ``step`` whole steps until at least n; see ``sepo.selection.units``. Tokens
-    that do not count are as good as absent: a run goes on over them.
+    that do not count are treated as absent: a run continues across them.
 
     Args:
         responses: the batch.
         unit: ``token``, ``span`` or ``step``.
-        span_tokens: the shortest span.
+        span_tokens: minimum length of a span.
 
     Returns:
-        [B, T] bool, a subset of the mask with at least one token in every row. Computed on the CPU, row by row: neither
-        padding nor batch can change it.
+        [B, T] bool, a subset of the mask with at least one token in every row. Computed on the CPU, row by row, so it
+        depends neither on padding nor on the rest of the batch.
 
     Raises:
-        SepoError: see ``sepo.selection.select.select_tokens``; steps are missing or not of the mask's shape.
+        SepoError: see ``sepo.selection.select.select_tokens``; also if steps are missing or not of the mask's shape.
     """
     rows = _rows(responses, needs_steps=unit == "step")
     budgets = _budgets(responses, rows)
@@ -72,23 +72,23 @@ def select_units(responses: Responses, *, unit: str = "token", span_tokens: int 
 def select_pairs(
     chosen: Responses, rejected: Responses, *, unit: str = "token", span_tokens: int = DEFAULT_SPAN_TOKENS
 ) -> tuple[Tensor, Tensor]:
-    """Select units of a pair's two responses by one budget, n = max(1, floor(ratio * (n_chosen + n_rejected) + 1e-9)).
+    """Select units of a pair's two responses under one budget, max(1, floor(ratio * (n_chosen + n_rejected) + 1e-9)).
 
-    The tokens (spans, steps) of both compete by their oriented score: as it is where the highest are wanted, negated
-    where the lowest are. The best unit of each response is always kept, so ``token`` keeps exactly max(2, n).
+    The tokens (spans, steps) of both compete by their oriented score, which is negated on a side whose lowest scores
+    are selected. The best unit of each response is always kept, so ``token`` keeps exactly max(2, budget).
 
     Args:
         chosen: [B, Tw]; its ratio is the pair's.
         rejected: [B, Tl].
         unit: ``token``, ``span`` or ``step``.
-        span_tokens: the shortest span.
+        span_tokens: minimum length of a span.
 
     Returns:
-        The selections of both sides, [B, Tw] and [B, Tl] bool. Among equals chosen goes before rejected, earlier
-        before later.
+        The selections of both sides, [B, Tw] and [B, Tl] bool. Ties are broken in favour of chosen over rejected and
+        of earlier over later tokens.
 
     Raises:
-        SepoError: as ``select_units``; different numbers of rows.
+        SepoError: as ``select_units``; also if the numbers of rows differ.
     """
     check_ratio(chosen.ratio)
     won, lost = (_rows(side, needs_steps=unit == "step") for side in (chosen, rejected))
@@ -105,7 +105,7 @@ def select_pairs(
 
 @dataclass(frozen=True)
 class _Row:
-    """The counted tokens of one response: where they are, their oriented scores and the steps that they belong to."""
+    """The counted tokens of one response: their positions, oriented scores and step numbers."""
 
     positions: Tensor
     scores: list[float]

@@ -1,4 +1,4 @@
-"""What a token scorer is given: a batch of log-probabilities while training, or responses before it."""
+"""Inputs of token scorers: log-probabilities of a batch during training, or responses before training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sepo.errors import SepoError
 
 @dataclass(frozen=True)
 class LiveTokens:
-    """One side of a batch (all chosen or all rejected responses) at a step of training.
+    """One side of a batch (all chosen or all rejected responses) at a training step.
 
     Attributes:
         policy_logps: [B, T] per-token log-probabilities of the policy in nats, detached, float32 or wider, 0 where
             ``mask`` is False.
-        ref_logps: [B, T] those of the reference, or None for a scorer that does not compare with it.
+        ref_logps: [B, T] those of the reference, or None if the scorer does not compare with it.
         mask: [B, T] bool, True where a response token counts; scores elsewhere are not read.
         chosen: True for chosen responses, False for rejected ones.
     """
@@ -34,8 +34,8 @@ class RowTokens:
 
     Attributes:
         prompt_ids: the tokens before the response.
-        response_ids: the response's tokens, its end of turn included.
-        texts: what each response token says; a part of a character is U+FFFD.
+        response_ids: the response's tokens, including its end of turn.
+        texts: the text of each response token; a part of a character is U+FFFD.
         chosen: True for a chosen response, False for a rejected one.
     """
 
@@ -46,26 +46,27 @@ class RowTokens:
 
 
 BatchScorer = Callable[[Sequence[RowTokens]], Sequence[Sequence[float]]]
-"""Scores some responses: for each, in the order given, a number per response token (lists, arrays or CPU tensors)."""
+"""Function that scores a batch of responses: for each, in order, one number per response token (list, array or CPU
+tensor)."""
 
 
 @dataclass(frozen=True)
 class StoredScorer:
     """A scorer that runs once, before training, over batches of responses; its scores are kept in a score store.
 
-    What an entry point of the group ``sepo.scorers`` names. The store is found again by the package's name and version,
-    ``settings``, the tokenizer, the template, the cutoff and the rows: whatever else the scores depend on (a model, a
-    word list) belongs into ``settings``, by content or version.
+    The object of an entry point in the group ``sepo.scorers``. The store is identified by the package's name and
+    version, ``settings``, the tokenizer, the template, the cutoff and the rows: anything else that the scores depend on
+    (a model, a word list) must be in ``settings``, by content or version.
 
     Attributes:
-        load: called with the device, once per process and only where something is missing in the store; returns the
-            function that scores a batch. A response's scores must not depend on the batch that it comes in.
+        load: called with the device, once per process and only if the store lacks scores; returns the function that
+            scores a batch. A response's scores must not depend on the rest of its batch.
         settings: plain JSON values.
-        rejected_largest: False where the scores are rewards, so that the lowest tokens of a rejected response are
-            wanted; True where a high score says that a token matters, on both sides.
+        rejected_largest: False if the scores are rewards, so that the lowest-scoring tokens of a rejected response are
+            selected; True if a high score marks an important token on both sides.
 
     Raises:
-        SepoError: ``load`` cannot be called.
+        SepoError: if ``load`` is not callable.
     """
 
     load: Callable[[device], BatchScorer]

@@ -1,4 +1,4 @@
-"""Which tokens of a response enter the loss: the top (or bottom) share of its scores."""
+"""Selection of the tokens of a response that enter the loss: the top (or bottom) share by score."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def select_tokens(
 
     Rule ``floor`` (SePO, arXiv 2408.13518, Eq. 25, whose k % of a length need not be whole) keeps exactly
     n = max(1, floor(ratio * n_tokens + 1e-9)) tokens; among equal scores the earlier token wins. The 1e-9 makes
-    0.3 of 10 tokens three and not two. Rule ``quantile`` (what the Selective-DPO authors' code does for
-    its Eq. 8) keeps every score that reaches the linearly interpolated (1 - ratio) quantile of the counted scores,
-    so equal scores stay together and more than n tokens may be kept; with ``largest=False`` it keeps the scores that
-    do not exceed the ``ratio`` quantile.
+    0.3 of 10 tokens three and not two. Rule ``quantile`` (the Selective-DPO authors' implementation of Eq. 8) keeps
+    every score that reaches the linearly interpolated (1 - ratio) quantile of the counted scores, so equal scores stay
+    together and more than n tokens may be kept; with ``largest=False`` it keeps the scores that do not exceed the
+    ``ratio`` quantile.
 
-    Neither the padding's width nor what stands there (NaN and infinities too) changes the result, and a response is
-    treated alike in any batch. No gradient flows.
+    Neither the width of the padding nor its values (including NaN and infinities) change the result, and the selection
+    of a response does not depend on its batch. No gradient flows.
 
     Args:
-        scores: [B, T] any floating dtype; read where ``mask`` is True only. Half precision is compared in float32.
+        scores: [B, T] any floating dtype; only read where ``mask`` is True. Half precision is compared in float32.
         mask: [B, T] bool, True where a response token counts.
         ratio: the share of counted tokens to keep, in (0, 1]; 1.0 keeps every counted token.
         largest: True keeps the highest scores, False the lowest.
         rule: ``floor`` or ``quantile``.
-        what: how an error calls a row, for example ``"rejected response"``.
+        what: name of a row in error messages, for example ``"rejected response"``.
 
     Returns:
         [B, T] bool, a subset of ``mask`` with at least one token in every row.
 
     Raises:
-        SepoError: ratio or rule out of range, shapes or dtypes that do not fit, a row with no counted token (names
-            the row), a score that is not finite on a counted token (names row and position).
+        SepoError: if the ratio or rule is invalid, shapes or dtypes do not match, a row has no counted token (with the
+            row in the message), or the score of a counted token is not finite (with row and position).
 
     Example:
         >>> scores = torch.tensor([[0.1, 0.9, 0.5, 0.9]])
@@ -66,15 +66,15 @@ def select_tokens(
 
 
 def check_scores(scores: Tensor, mask: Tensor, *, what: str = "response") -> tuple[Tensor, Tensor]:
-    """Refuse scores and masks that no selection can be made of.
+    """Check the scores and the mask of a selection.
 
     Args:
         scores: [B, T] any floating dtype.
         mask: [B, T] bool, True where a response token counts.
-        what: how an error calls a row.
+        what: name of a row in error messages.
 
     Returns:
-        The scores, detached, in float32 or wider and without negative zeros; and the counted tokens per row, [B].
+        The scores, detached, in float32 or wider and without negative zeros, and the counted tokens per row, [B].
 
     Raises:
         SepoError: see ``select_tokens``.
@@ -82,7 +82,7 @@ def check_scores(scores: Tensor, mask: Tensor, *, what: str = "response") -> tup
     check_mask(mask, name=f"mask of the {what}s")
     if scores.shape != mask.shape:
         raise SepoError(
-            f"scores of the {what}s have shape {list(scores.shape)}, expected the mask's {list(mask.shape)}: "
+            f"scores of the {what}s have shape {list(scores.shape)}, expected that of the mask, {list(mask.shape)}: "
             "pass one score for every token position."
         )
     if not scores.is_floating_point():
@@ -93,7 +93,7 @@ def check_scores(scores: Tensor, mask: Tensor, *, what: str = "response") -> tup
     scores = scores.detach()
     counts = mask.sum(dim=-1)
     unusable = mask & ~torch.isfinite(scores)
-    if bool((counts == 0).any() | unusable.any()):  # one look at the device for both
+    if bool((counts == 0).any() | unusable.any()):  # one device synchronization for both
         require_counted_tokens(mask, what=what)
         row, position = (int(index) for index in unusable.nonzero()[0])
         raise SepoError(
@@ -106,12 +106,12 @@ def check_scores(scores: Tensor, mask: Tensor, *, what: str = "response") -> tup
 
 
 def floor_count(n_tokens: int, ratio: float) -> int:
-    """Return how many of ``n_tokens`` rule ``floor`` keeps: max(1, floor(ratio * n_tokens + 1e-9))."""
+    """Return the number of tokens that rule ``floor`` keeps: max(1, floor(ratio * n_tokens + 1e-9))."""
     return max(1, math.floor(ratio * n_tokens + 1e-9))
 
 
 def check_ratio(ratio: float, *, name: str = "ratio") -> None:
-    """Refuse a selection ratio outside (0, 1] with a SepoError that names the setting ``name``."""
+    """Raise a SepoError that names the setting ``name`` if a selection ratio is outside (0, 1]."""
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
         raise SepoError(
             f"{name} is {ratio!r}, expected a number in (0, 1]: write 0.3 for 30 % of the tokens, 1.0 for all of them."
@@ -119,7 +119,7 @@ def check_ratio(ratio: float, *, name: str = "ratio") -> None:
 
 
 def check_mask(mask: Tensor, *, name: str) -> None:
-    """Refuse a mask that is not bool [B, T] with a SepoError that calls it ``name``."""
+    """Raise a SepoError with ``name`` in the message if a mask is not bool [B, T]."""
     if mask.dtype != torch.bool:
         raise SepoError(
             f"{name} has dtype {mask.dtype}, expected torch.bool: pass a comparison such as labels != -100."
@@ -129,13 +129,13 @@ def check_mask(mask: Tensor, *, name: str) -> None:
 
 
 def require_counted_tokens(mask: Tensor, *, what: str = "response") -> None:
-    """Refuse rows of ``mask`` [B, T] without a single True with a SepoError that names the first such row."""
+    """Raise a SepoError that names the first row of ``mask`` [B, T] without a single True, if there is one."""
     empty = ~mask.any(dim=-1)
     if bool(empty.any()):
         row = int(empty.nonzero()[0, 0])
         raise SepoError(
             f"the {what} in row {row} has 0 counted tokens, expected at least 1: drop this pair, or raise the cutoff "
-            "that truncated its response away."
+            "that truncated its response."
         )
 
 
@@ -149,7 +149,7 @@ def _floor(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, larges
 
 
 def _quantile(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, largest: bool) -> Tensor:
-    # Written out because torch.quantile refuses bf16, more than 2**24 elements and rows of different lengths.
+    # Not torch.quantile, which does not support bf16, more than 2**24 elements or rows of different lengths.
     # In float64 the comparison below is exact for float32 scores that equal their own quantile.
     wide = scores.double()
     ascending = wide.masked_fill(~mask, math.inf).sort(dim=-1).values

@@ -1,4 +1,4 @@
-"""The scope ``dataset``: one threshold over the stored scores of a whole data set, and each response's share of it."""
+"""The scope ``dataset``: one threshold over the stored scores of a whole data set, and each response's budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sepo.errors import SepoError
 from sepo.selection.select import check_ratio, floor_count
 
 Batches = Callable[[], Iterable[Tensor]]
-"""Gives the scores of a data set, piece by piece, in any pieces: flat float tensors. Called once per pass."""
+"""Function that yields the scores of a data set as flat float tensors of any length. Called once per pass."""
 
 _HALF = 1 << 16
 
@@ -26,7 +26,7 @@ class Threshold:
         value: the threshold, a score that occurs (float32).
         kept_ties: how many of the tokens that score exactly ``value`` are kept.
         ties: how many there are.
-        largest: True where the highest scores are wanted, False where the lowest are.
+        largest: True to select the highest scores, False to select the lowest.
     """
 
     value: float
@@ -35,17 +35,17 @@ class Threshold:
     largest: bool
 
     def counts(self, rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        """Yield how many tokens of each response are kept: its best ones are then those that reach the value.
+        """Yield the number of tokens to keep of each response; its best ones are then those that reach the value.
 
-        Ties at the value are spread evenly: through row r, floor(kept_ties * (ties so far) / ties) of them are kept. So
-        the counts add up exactly, no stretch of the data is favoured, and the result depends on the data set's order
-        but on no batch. A response that none would be left of keeps one.
+        Ties at the value are spread evenly: up to row r, floor(kept_ties * (ties so far) / ties) of them are kept. The
+        counts therefore add up exactly, no part of the data is favoured, and the result depends on the order of the
+        data set but not on batches. A response with no token at the threshold keeps one.
 
         Args:
-            rows: in the data set's order, pieces of it as (flat scores, tokens per response).
+            rows: chunks of the data set in its order, as (flat scores, tokens per response).
 
         Yields:
-            [responses of the piece] int64, at least 1 each.
+            [responses of the chunk] int64, at least 1 each.
         """
         seen = 0
         for scores, lengths in rows:
@@ -60,12 +60,12 @@ class Threshold:
 
 
 def dataset_threshold(batches: Batches, *, ratio: float, largest: bool) -> Threshold:
-    """Find the threshold that the share ``ratio`` of all tokens reaches.
+    """Compute the threshold that the share ``ratio`` of all tokens reaches.
 
-    Exactly n = max(1, floor(ratio * n_tokens + 1e-9)) tokens are kept over the data set, before the rule that no
-    response is left without one adds to them. The value is found in two passes of counting (by the upper, then by the
-    lower half of a float32's bits), so it is exact, needs no memory for the tokens, and depends neither on their order
-    nor on the pieces. Ours; no paper selects over a whole data set.
+    Exactly n = max(1, floor(ratio * n_tokens + 1e-9)) tokens are kept over the data set, before the rule that every
+    response keeps at least one adds to them. The value is found in two counting passes (over the upper, then over the
+    lower half of the float32 bits), so it is exact, needs no memory for the tokens, and depends neither on their order
+    nor on the chunks. There is no source: no paper selects over a whole data set.
 
     Args:
         batches: the scores; compared in float32.
@@ -76,13 +76,13 @@ def dataset_threshold(batches: Batches, *, ratio: float, largest: bool) -> Thres
         The threshold.
 
     Raises:
-        SepoError: no token, a score that is not finite, or a ratio out of range.
+        SepoError: if there is no token, a score is not finite, or the ratio is out of range.
     """
     check_ratio(ratio)
     upper = _counts(batches, largest, lambda keys: keys >> 16)
     total = int(upper.sum())
     if total == 0:
-        raise SepoError("the data set has no scored token, expected at least one: check that its responses hold text.")
+        raise SepoError("the data set has no scored token, expected at least one: check that responses are not empty.")
     wanted = floor_count(total, ratio)
     high, above = _reached(upper, wanted)
     lower = _counts(batches, largest, lambda keys: (keys & (_HALF - 1))[keys >> 16 == high])
@@ -108,7 +108,7 @@ def _counts(batches: Batches, largest: bool, bin_of: Callable[[Tensor], Tensor])
 
 
 def _keys(scores: Tensor) -> Tensor:
-    """Numbers in [0, 2**32) that order like the float32 scores; negative zero equals zero."""
+    """Map float32 scores to integers in [0, 2**32) with the same order; negative zero equals zero."""
     bits = (scores + 0.0).contiguous().view(torch.int32).long()
     return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits) + (1 << 31)
 
@@ -119,7 +119,7 @@ def _score_of(key: int) -> float:
 
 
 def _reached(counts: Tensor, wanted: int) -> tuple[int, int]:
-    """The bin, from the highest down, in which the ``wanted``-th token lies, and how many lie above that bin."""
+    """Return the bin of the ``wanted``-th token, counted from the highest bin down, and the number of tokens above."""
     from_top = counts.flip(0).cumsum(0)
     index = int(torch.searchsorted(from_top, wanted))
     bin_index = len(counts) - 1 - index
@@ -127,7 +127,7 @@ def _reached(counts: Tensor, wanted: int) -> tuple[int, int]:
 
 
 def _row_sums(flags: Tensor, lengths: Tensor) -> Tensor:
-    """How many flags are set in each row of ``lengths`` flags."""
+    """Count the set flags in each row of ``lengths`` flags."""
     totals = torch.cat([torch.zeros(1, dtype=torch.int64), flags.long().cumsum(0)])
     ends = lengths.long().cumsum(0)
     return totals[ends] - totals[ends - lengths.long()]

@@ -1,7 +1,7 @@
-"""Whole units of a response for a budget of tokens: single tokens, contiguous spans, or steps (lines, sentences).
+"""Selection of whole units under a token budget: single tokens, contiguous spans, or steps (lines, sentences).
 
-Pure functions of lists, for one *group* at a time: the responses that share a budget, one response alone or the two of
-a pair. Scores are oriented, the highest are wanted; every response of a group gets at least one unit.
+Pure functions of lists, for one *group* at a time: the responses that share a budget, either one response or the two of
+a pair. Scores are oriented so that the highest are selected; every response of a group gets at least one unit.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ Unit = Literal["token", "span", "step"]
 UNITS: tuple[str, ...] = get_args(Unit)
 
 Scores = Sequence[Sequence[float]]
-"""The scores of a group, one sequence per response, none of them empty; all finite."""
+"""The scores of a group: one non-empty sequence per response, all finite."""
 
 
 def pick_tokens(scores: Scores, budget: int) -> list[bool]:
-    """Take the best tokens of the group.
+    """Select the best tokens of the group.
 
     Args:
         scores: one sequence per response.
-        budget: tokens to take.
+        budget: number of tokens to select.
 
     Returns:
-        For every token, the responses one after the other, whether it is taken: exactly
-        max(``budget``, number of responses) of them, at most all. The best token of each response is always in it.
-        Among equal scores the earlier token wins, and the earlier response.
+        One bool per token, over the concatenated responses: exactly max(``budget``, number of responses) are True, at
+        most all. The best token of each response is always selected. Among equal scores the earlier token wins, and
+        the earlier response.
 
     Example:
         >>> pick_tokens([[0.1, 0.9], [0.2, 0.3]], 2)
@@ -50,21 +50,21 @@ def pick_tokens(scores: Scores, budget: int) -> list[bool]:
 
 
 def pick_spans(scores: Scores, budget: int, *, minimum: int) -> list[bool]:
-    """Take contiguous runs of at least ``minimum`` tokens, grown around the best tokens.
+    """Select contiguous runs of at least ``minimum`` tokens, grown around the best tokens.
 
-    A run starts at a token and grows, towards the better neighbour, until it has ``minimum`` tokens (the whole response
-    where that is shorter); a run that it meets becomes part of it. The best token of each response starts the first
-    runs; then every token, best first, starts one while a whole run fits into what is left of the budget. What is left
-    after that goes to the best neighbours of the runs, one token at a time. So the count is exact.
+    A run starts at a token and grows towards the better neighbour until it has ``minimum`` tokens (or is the whole
+    response, if that is shorter); it merges with any run that it meets. The best token of each response starts the
+    first runs; then every token, best first, starts one as long as a whole run fits into the remaining budget. The
+    rest of the budget goes to the best neighbours of the runs, one token at a time, so the count is exact.
 
     Args:
         scores: one sequence per response.
-        budget: tokens to take.
-        minimum: the shortest run, at least 1; 1 is a choice of tokens.
+        budget: number of tokens to select.
+        minimum: minimum length of a run, at least 1; 1 selects single tokens.
 
     Returns:
-        For every token whether it is taken: exactly max(``budget``, the sum over the responses of
-        min(``minimum``, length)), at most all. Among equals the earlier token wins.
+        One bool per token: exactly max(``budget``, the sum over the responses of min(``minimum``, length)) are True, at
+        most all. Among equals the earlier token wins.
 
     Example:
         >>> pick_spans([[0.0, 0.1, 0.9, 0.2, 0.0, 0.0]], 3, minimum=3)
@@ -85,24 +85,25 @@ def pick_spans(scores: Scores, budget: int, *, minimum: int) -> list[bool]:
 
 
 def pick_steps(scores: Scores, steps: Sequence[Sequence[int]], budget: int) -> list[bool]:
-    """Take whole steps, those of the highest mean score first, until the budget is reached.
+    """Select whole steps in order of decreasing mean score until the budget is reached.
 
-    A step is a maximal run of tokens with one number. The best step of each response comes first; then the best of the
-    rest, while fewer than ``budget`` tokens are taken. The last one may go over the budget, by less than its length.
+    A step is a maximal run of tokens with the same number. The best step of each response comes first, then the best of
+    the rest, as long as fewer than ``budget`` tokens are selected. The last one may exceed the budget, by less than its
+    length.
 
     Args:
         scores: one sequence per response.
         steps: the number of each token's step, shaped like ``scores``.
-        budget: tokens to reach.
+        budget: number of tokens to reach.
 
     Returns:
-        For every token whether it is taken. Among equal means the earlier step wins.
+        One bool per token. Among equal means the earlier step wins.
 
     Example:
         >>> pick_steps([[0.0, 0.2, 0.9, 0.1, 0.0]], [[0, 0, 1, 1, 2]], 2)
         [False, False, True, True, False]
     """
-    found: list[tuple[float, int, int]] = []  # (-mean, first token, tokens): sorted, the best comes first
+    found: list[tuple[float, int, int]] = []  # (-mean, first token, tokens): the best sorts first
     best: list[tuple[float, int, int]] = []
     offset = 0
     for response, numbers in zip(scores, steps, strict=True):
@@ -127,11 +128,11 @@ def pick_steps(scores: Scores, steps: Sequence[Sequence[int]], budget: int) -> l
 
 
 class _Runs:
-    """The runs taken so far, over the tokens of a group laid end to end; no run crosses from one response to another.
+    """The runs selected so far, over the concatenated tokens of a group; no run crosses a response boundary.
 
     Args:
         scores: one sequence per response.
-        minimum: the shortest run.
+        minimum: minimum length of a run.
     """
 
     def __init__(self, scores: Scores, minimum: int) -> None:
@@ -147,7 +148,7 @@ class _Runs:
         ]
 
     def grown(self, index: int) -> list[int]:
-        """The tokens that must be taken so that ``index`` is in a run that is long enough."""
+        """Return the tokens to select so that ``index`` is in a run of the minimum length."""
         low, high = self._bounds[index]
         left, right, new = index, index + 1, [index]
         while right - left < min(self.minimum, high - low):
@@ -164,13 +165,13 @@ class _Runs:
         return new
 
     def take(self, indices: Sequence[int]) -> None:
-        """Take tokens that are not taken yet."""
+        """Select tokens that are not selected yet."""
         for index in indices:
             self.taken[index] = True
         self.count += len(indices)
 
     def widen(self, budget: int) -> None:
-        """Add the best neighbour of any run, until ``budget`` tokens are taken."""
+        """Add the best neighbour of any run until ``budget`` tokens are selected."""
         edge: list[tuple[float, int]] = []
 
         def reach(index: int) -> None:
@@ -185,7 +186,7 @@ class _Runs:
                     reach(index)
         while self.count < budget and edge:
             _, index = heapq.heappop(edge)
-            if not self.taken[index]:  # a token between two runs is the neighbour of both
+            if not self.taken[index]:  # a token between two runs is in the heap twice
                 self.take([index])
                 reach(index)
 
@@ -195,7 +196,7 @@ def _best_first(scores: Sequence[float]) -> list[int]:
 
 
 def _best_of_each(scores: Scores) -> list[int]:
-    """The index of each response's best token in the responses laid end to end."""
+    """Return the index of each response's best token in the concatenated responses."""
     best, offset = [], 0
     for response in scores:
         best.append(offset + response.index(max(response)))  # the first of equals

@@ -1,1 +1,1 @@
-"""What tokens say: their texts, chat encoding, prompts, and projection between tokenizers."""
+"""Texts of tokens, chat encoding, prompts, and projection of scores between tokenizers."""

@@ -1,4 +1,4 @@
-"""Conversations as another model reads them: in its own tokenizer and chat template, each response token placed."""
+"""Conversations encoded for another model, in its tokenizer and chat template, with the span of each response token."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from sepo.errors import SepoError
 from sepo.text.projection import TokenSpans
 from sepo.text.token_texts import TokenTexts, clipped
 
-_ANSWER = "@@ the answer @@"
-"""Stands for the answer while the template is rendered."""
+_PLACEHOLDER = "@@ the answer @@"
+"""Replaces the response while the template is rendered."""
 
 _EDGE = "\t"
-"""Around it: a template that trims its turns takes these away, and none writes them."""
+"""Surrounds the placeholder: templates that trim turns remove it, and no template writes it."""
 
 _DATE = datetime.datetime(2024, 7, 26)
-"""What templates that write today's date are told (it is Llama 3's own default): scores do not depend on the day."""
+"""Date passed to templates that write today's date (Llama 3's default), so that scores do not depend on the day."""
 
 _ROLES = {"observation": "tool", "function": "assistant"}
 
 
 @dataclass(frozen=True)
 class ReadResponse:
-    """One conversation with its answer, as token ids.
+    """One conversation with its response, as token ids.
 
     Args:
-        input_ids: what came before the answer, the answer, and what ends the turn.
-        response_start: index of the first token of the answer.
-        spans: the places of the tokens from there on in the answer's text.
-        prompt_cut: whether the conversation lost its beginning.
-        response_cut: whether the answer lost its end.
+        input_ids: the prompt, the response, and the end of its turn.
+        response_start: index of the first response token.
+        spans: character spans of the tokens from ``response_start`` on in the response text.
+        prompt_cut: whether the beginning of the conversation was truncated.
+        response_cut: whether the end of the response was truncated.
     """
 
     input_ids: list[int]
@@ -46,23 +46,23 @@ class ReadResponse:
 
 
 class ChatReader:
-    """Encodes conversations in a tokenizer's chat template.
+    """Encoder of conversations in a tokenizer's chat template.
 
-    The answer begins where the template writes its text: words that a template puts before every answer (an empty
-    thought) belong to the prompt. What does not fit loses tokens after the first one of the conversation; the answer
-    loses its end only where it alone is too long.
+    The response begins where the template writes its text: text that a template adds before every response (an empty
+    thinking block) belongs to the prompt. Conversations that are too long lose tokens after the first one; the end of
+    the response is only truncated if the response alone is too long.
 
     Args:
-        tokenizer: one of transformers'.
-        name: what errors call the model.
-        chat_template: in place of the tokenizer's own, or None.
-        max_tokens: most tokens of a conversation with its answer, at least 2, or None for no limit.
+        tokenizer: a transformers tokenizer.
+        name: name of the model in error messages.
+        chat_template: replaces the tokenizer's chat template; None to use that.
+        max_tokens: maximum number of tokens of a conversation with its response, at least 2, or None for no limit.
 
     Attributes:
-        texts: of the tokenizer's tokens.
+        texts: texts of the tokenizer's tokens.
 
     Raises:
-        SepoError: there is no chat template.
+        SepoError: if there is no chat template.
     """
 
     def __init__(
@@ -72,35 +72,35 @@ class ChatReader:
         self.chat_template = chat_template
         if not chat_template and not getattr(tokenizer, "chat_template", None):
             raise SepoError(
-                f"{name} has a tokenizer of its own and no chat template, in which it would read the conversations: "
-                "set tokenizer.chat_template to the one that it was trained with and save the tokenizer beside its "
-                "weights (save_pretrained), or take a model with the policy's tokenizer."
+                f"{name} has another tokenizer than the policy and no chat template, which is needed to encode the "
+                "conversations: set tokenizer.chat_template to the one that it was trained with and save the tokenizer "
+                "with its weights (save_pretrained), or use a model with the policy's tokenizer."
             )
         self.texts = TokenTexts(tokenizer)
 
     @property
     def template(self) -> Any:
-        """The chat template in use (a text, or texts by name)."""
+        """The chat template in use (a string, or strings by name)."""
         return self.chat_template or self.tokenizer.chat_template
 
     def read(self, conversation: Mapping[str, Any]) -> list[ReadResponse]:
-        """Encode a conversation with each of its answers.
+        """Encode a conversation with each of its responses.
 
         Args:
-            conversation: ``messages`` (the turns up to the answer: ``role``, ``content``), ``answers`` (texts), and
-                ``system`` and ``tools``, empty where there are none.
+            conversation: ``messages`` (the turns before the response: ``role``, ``content``), ``answers`` (the response
+                texts), and ``system`` and ``tools``, empty if there are none.
 
         Raises:
-            SepoError: the template refuses the conversation, or the tokenizer's tokens do not spell an answer.
+            SepoError: if the template rejects the conversation, or a response cannot be recovered from its tokens.
         """
         before, after = self._around(conversation)
         trims = [not edge for edge in (before.endswith(_EDGE), after.startswith(_EDGE))]
         before, after = before.removesuffix(_EDGE), after.removeprefix(_EDGE)
-        return [self._read(before, answer, after, trims) for answer in conversation["answers"]]
+        return [self._read(before, response, after, trims) for response in conversation["answers"]]
 
-    def _read(self, before: str, answer: str, after: str, trims: Sequence[bool]) -> ReadResponse:
-        text = answer.lstrip() if trims[0] else answer
-        skipped = len(answer) - len(text)
+    def _read(self, before: str, whole: str, after: str, trims: Sequence[bool]) -> ReadResponse:
+        text = whole.lstrip() if trims[0] else whole
+        skipped = len(whole) - len(text)
         text = text.rstrip() if trims[1] else text
         ids, start, offsets = self._encoded(before, text, after)
         response = ids[start:]
@@ -110,14 +110,14 @@ class ChatReader:
             spans = self.texts.with_end_of_turn(response, moved)
         if spans is None:
             raise SepoError(
-                f"the tokens of {self.name} do not spell the answer {answer[:60]!r} and its tokenizer "
-                f"({type(self.tokenizer).__name__}) gives no offsets, so its scores cannot be placed in the text: take "
-                "a model with a fast tokenizer."
+                f"the tokens of {self.name} do not decode to the response {whole[:60]!r} and its tokenizer "
+                f"({type(self.tokenizer).__name__}) returns no offsets, so its scores cannot be aligned with the text: "
+                "use a model with a fast tokenizer."
             )
-        return self._fitted(ids, start, moved_spans(spans, skipped, len(text), len(answer)))
+        return self._fitted(ids, start, moved_spans(spans, skipped, len(text), len(whole)))
 
     def _encoded(self, before: str, text: str, after: str) -> tuple[list[int], int, list[tuple[int, int]] | None]:
-        """Token ids, the first of the answer's, and the characters of each where the tokenizer tells them."""
+        """Return token ids, the index of the first response token, and character offsets if the tokenizer has them."""
         if not getattr(self.tokenizer, "is_fast", False):
             prompt, rest = (
                 list(self.tokenizer.encode(part, add_special_tokens=False)) for part in (before, text + after)
@@ -133,7 +133,7 @@ class ChatReader:
         if limit is None or len(ids) <= limit:
             return ReadResponse(ids, start, spans)
         if response < limit:
-            # The first token stays: models that expect a beginning of text are lost without it.
+            # The first token is kept: models that expect a beginning-of-text token fail without it.
             return ReadResponse([ids[0], *ids[len(ids) - limit + 1 :]], limit - response, spans, prompt_cut=True)
         kept = limit - 1
         ends = spans.end_of_turn if spans.end_of_turn is not None and spans.end_of_turn < kept else None
@@ -141,24 +141,24 @@ class ChatReader:
         return ReadResponse([ids[0], *ids[start : start + kept]], 1, cut, prompt_cut=start > 1, response_cut=True)
 
     def _around(self, conversation: Mapping[str, Any]) -> tuple[str, str]:
-        """What the template writes before and after the answer."""
+        """Return the text that the template writes before and after the response."""
         turns = [{**turn, "role": _ROLES.get(turn["role"], turn["role"])} for turn in conversation["messages"]]
-        turns.append({"role": "assistant", "content": f"{_EDGE}{_ANSWER}{_EDGE}"})
+        turns.append({"role": "assistant", "content": f"{_EDGE}{_PLACEHOLDER}{_EDGE}"})
         try:
             tools = json.loads(conversation["tools"]) if conversation["tools"] else None
             whole = self._rendered(turns, conversation["system"], tools)
-        except Exception as error:  # templates raise what they like
+        except Exception as error:  # templates can raise anything
             reason = str(error).strip().splitlines()[:1]
             raise SepoError(
-                f"the chat template of {self.name} refuses the conversation that begins "
-                f"{turns[0]['content'][:60]!r}: {' '.join(reason) or type(error).__name__}. Leave the row out, or give "
-                "its tokenizer a template that takes such turns."
+                f"the chat template of {self.name} rejects the conversation that begins with "
+                f"{turns[0]['content'][:60]!r}: {' '.join(reason) or type(error).__name__}. Remove the row, or set a "
+                "template that accepts such turns in its tokenizer."
             ) from error
-        before, found, after = whole.rpartition(_ANSWER)
+        before, found, after = whole.rpartition(_PLACEHOLDER)
         if not found:
             raise SepoError(
-                f"the chat template of {self.name} does not write the assistant's answer as it is, so what the model "
-                "would read is not known: give its tokenizer another chat_template."
+                f"the chat template of {self.name} does not write the assistant's response unchanged, so its position "
+                "in the prompt is unknown: set another chat_template in its tokenizer."
             )
         return before, after
 
@@ -167,8 +167,8 @@ class ChatReader:
             return self._applied(turns, tools)
         try:
             return self._applied([{"role": "system", "content": system}, *turns], tools)
-        except TemplateError:  # what `raise_exception` raises, as Gemma's template does for a system turn
-            # The first turn then begins with it; what is wrong beside it is refused there.
+        except TemplateError:  # raised by `raise_exception`, as in Gemma's template for a system turn
+            # The system prompt is put before the first turn; any other error is raised again there.
             first = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
             return self._applied([first, *turns[1:]], tools)
 
@@ -186,13 +186,13 @@ class ChatReader:
 
 
 def moved_spans(spans: TokenSpans, skipped: int, length: int, whole: int) -> TokenSpans:
-    """The spans in a trimmed text as spans in the text itself; what follows the trimmed one stands at the end.
+    """Map spans in a trimmed text to spans in the whole text; tokens after the trimmed text are placed at the end.
 
     Args:
-        spans: in the trimmed text.
-        skipped: characters that it lost at its beginning.
-        length: its own.
-        whole: those of the text itself.
+        spans: spans in the trimmed text.
+        skipped: number of characters trimmed at the beginning.
+        length: number of characters of the trimmed text.
+        whole: number of characters of the whole text.
     """
     if not skipped and length == whole:
         return spans

@@ -1,4 +1,4 @@
-"""Rows that carry the conversation that they were made of: prompts quote it, and models with other tokens read it."""
+"""The conversation column of tokenized rows, for T-REG's prompts and for models with another tokenizer."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from datasets import Dataset
 from sepo.errors import SepoError
 
 CONVERSATION = "sepo_conversation"
-"""Column: JSON with ``messages`` (the prompt's turns), ``answers`` (chosen, rejected), ``system`` and ``tools``."""
+"""Column: JSON with ``messages`` (the prompt's turns), ``answers`` (the chosen and the rejected response), ``system``
+and ``tools``."""
 
+# What needs the conversation, and what to do instead, as they stand in error messages.
 QUOTED = ("T-REG's prompts quote", "use treg_rewards: oracle, or text data")
-READ = ("an oracle with another tokenizer reads", "take an oracle with the policy's tokenizer, or text data")
-EXPORTED = ("exports hold", "export another data set")
+READ = ("an oracle with another tokenizer reads", "use an oracle with the policy's tokenizer, or text data")
+EXPORTED = ("exports contain", "export another data set")
 EVALUATED = ("evaluations read", "evaluate text data")
 
 
 def check_conversations(dataset: Dataset, *, name: str, reader: str) -> None:
-    """Refuse rows without their conversation.
+    """Raise if rows lack their conversation.
 
     Args:
         dataset: tokenized pairs.
-        name: what the log calls the data set.
-        reader: who needs it, and for what.
+        name: name of the data set in messages.
+        reader: what needs the conversation, and for what.
 
     Raises:
-        SepoError: there is no such column.
+        SepoError: if there is no such column.
     """
     if CONVERSATION not in dataset.column_names:
         raise SepoError(
             f"the rows of {name} carry no conversation {reader}: another stage tokenized them. Remove tokenized_path, "
-            "or make it anew with this recipe."
+            "or tokenize again with this recipe."
         )
 
 
 def add_conversations(digest: Any, dataset: Dataset) -> None:
-    """Add every row's conversation to a digest of ``hashlib``."""
+    """Update a ``hashlib`` digest with every row's conversation."""
     texts = dataset.select_columns([CONVERSATION])
     for start in range(0, len(texts), 1000):
         for text in texts[start : start + 1000][CONVERSATION]:
@@ -45,5 +47,5 @@ def add_conversations(digest: Any, dataset: Dataset) -> None:
 
 
 def without_conversations(dataset: Dataset) -> Dataset:
-    """The data set without its conversations, where it has them."""
+    """Return the data set without its conversation column, if it has one."""
     return dataset.remove_columns([CONVERSATION]) if CONVERSATION in dataset.column_names else dataset

@@ -1,11 +1,11 @@
-"""Scores of one tokenizer's tokens as scores of another's, over the characters that both stand for.
+"""Projection of token scores from one tokenizer to another, through the characters that the tokens cover.
 
-The common ground is the text of a response. A token lies on the characters that it says; tokens that make up one
-character together (bytes of an emoji) divide it evenly, in their order. A token's score is shared among the other
-tokenizer's tokens that overlap it, in proportion to the overlap, and each response's total is preserved: a score is a
-difference of log-probabilities, and those of a text's tokens add up to the text's.
+Both tokenizations are aligned through the text of the response. A token covers the characters of its text; tokens that
+make up one character together (bytes of an emoji) divide it evenly, in their order. A token's score is divided among
+the other tokenizer's tokens that overlap it, in proportion to the overlap, and each response's total is preserved: a
+score is a difference of log-probabilities, and those of a text's tokens add up to that of the text.
 
-No source: SePO (arXiv 2408.13518) names one tokenizer for oracle and policy as its first limitation.
+No source: SePO (arXiv 2408.13518) lists the shared tokenizer of oracle and policy as its first limitation.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Offsets = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class TokenSpans:
-    """Where the tokens of a response lie in its text.
+    """Character spans of a response's tokens in its text.
 
     Args:
-        offsets: the characters (start, end) of each token, in the order of the tokens; end = start for a token without
-            characters of the text (a template's, a mark of a leading space), which stands at that place.
-        end_of_turn: index of the token that ends the response; whatever follows it belongs to the template. None where
-            there is none.
+        offsets: the characters (start, end) of each token, in token order; end = start for a token at that place that
+            covers no character of the text (of a template, a leading-space marker).
+        end_of_turn: index of the token that ends the response; tokens after it belong to the template. None if there is
+            none.
 
     Raises:
-        SepoError: an offset that ends before it starts, or an end of turn outside the tokens or before a character.
+        SepoError: if an offset ends before it starts, or the end of turn is outside the tokens or before a character.
     """
 
     offsets: tuple[tuple[int, int], ...]
@@ -57,26 +57,26 @@ class TokenSpans:
 
 
 def project_scores(scores: Sequence[float], source: TokenSpans, target: TokenSpans) -> list[float]:
-    """Share the scores of one tokenizer's tokens among another's, in proportion to the characters that they share.
+    """Project the scores of one tokenizer's tokens onto another's, in proportion to the characters that they share.
 
-    A token whose characters no target token has, and a token without characters, gives its score to the target token
-    at its place, the nearest if there is none. The end of turn's score goes to the end of turn and what follows it to
-    what follows, and is dropped where the target has no end of turn. Characters that no source token has leave a
-    target token at 0.
+    The score of a source token without characters, or whose characters no target token covers, goes to the target token
+    at its place, or else to the nearest. The score of the end of turn goes to the end of turn, and those of the tokens
+    after it to the tokens after that; they are dropped if the target has no end of turn. A target token whose
+    characters no source token covers keeps 0.
 
-    The map is linear, keeps scores non-negative, and is exactly the identity where both sides have the same spans.
-    Slow twin: ``tests/foreign.py``, cell by cell of every character.
+    The map is linear, keeps non-negative scores non-negative, and is exactly the identity if both sides have the same
+    spans. Slow twin: ``tests/foreign.py``, cell by cell of every character.
 
     Args:
         scores: one per source token.
-        source: their places in the text.
-        target: the other tokenizer's.
+        source: the spans of the source tokens.
+        target: the spans of the target tokens.
 
     Returns:
         One score per target token, float64.
 
     Raises:
-        SepoError: a number of scores that is not the number of source tokens, or no target token at all.
+        SepoError: if the number of scores is not the number of source tokens, or there is no target token.
 
     Example:
         >>> source = TokenSpans(((0, 4), (4, 6), (6, 6)), end_of_turn=2)
@@ -87,12 +87,12 @@ def project_scores(scores: Sequence[float], source: TokenSpans, target: TokenSpa
     if len(scores) != len(source.offsets):
         raise SepoError(
             f"{len(scores)} scores for {len(source.offsets)} tokens, expected one per token: they belong to another "
-            "tokenization of the text."
+            "tokenization of the text. Score the row again."
         )
     if source == target:
         return [float(score) for score in scores]
     if not target.offsets:
-        raise SepoError("the response has no token to project scores onto, expected at least one: leave the row out.")
+        raise SepoError("the response has no token to project scores onto, expected at least one: remove the row.")
     result = [0.0] * len(target.offsets)
     _share_text(scores, source, target, result)
     if source.end_of_turn is not None and target.end_of_turn is not None:
@@ -103,10 +103,10 @@ def project_scores(scores: Sequence[float], source: TokenSpans, target: TokenSpa
 
 
 def shared_boundaries(source: TokenSpans, target: TokenSpans) -> tuple[int, int]:
-    """Count the places inside a text at which a target token ends, and those at which a source token ends too.
+    """Count the places inside a text at which a target token ends, and those at which a source token also ends.
 
     Returns:
-        (how many coincide, how many there are).
+        (number of shared boundaries, number of target boundaries).
     """
     ends = {end for _, end in token_intervals(source.offsets) if end}
     inside = {end for _, end in token_intervals(target.offsets) if end}
@@ -115,9 +115,9 @@ def shared_boundaries(source: TokenSpans, target: TokenSpans) -> tuple[int, int]
 
 
 def token_intervals(offsets: Offsets) -> list[tuple[float, float]]:
-    """The offsets with shared characters divided: intervals that follow one another without overlap.
+    """Divide shared characters among their tokens: consecutive intervals without overlap.
 
-    A character that k tokens cover is k intervals of the same width, in the order of the tokens.
+    A character that k tokens cover becomes k intervals of the same width, in token order.
 
     >>> token_intervals([(0, 2), (1, 2), (2, 2), (2, 3)])
     [(0.0, 1.5), (1.5, 2.0), (2.0, 2.0), (2.0, 3.0)]
@@ -138,7 +138,7 @@ def token_intervals(offsets: Offsets) -> list[tuple[float, float]]:
         for place in range(start, end):
             before[place] += 1
         right = end if before[end - 1] == covering[end - 1] else end - 1 + before[end - 1] / covering[end - 1]
-        # Tokens out of order (none that we know of): what an earlier one has is not given twice.
+        # Tokens out of order (no known tokenizer has them): characters of an earlier token are not counted twice.
         left = max(left, reached)
         reached = right = float(max(left, right))
         intervals.append((left, right))
@@ -146,7 +146,7 @@ def token_intervals(offsets: Offsets) -> list[tuple[float, float]]:
 
 
 def _share_text(scores: Sequence[float], source: TokenSpans, target: TokenSpans, result: list[float]) -> None:
-    """Add the scores of the tokens before the end of turn to those of the target's."""
+    """Add the scores of the source tokens before the end of turn to ``result``."""
     given = token_intervals(source.offsets[: source.text_tokens])
     taken = token_intervals(target.offsets[: target.text_tokens])
     wide = [index for index, (start, end) in enumerate(taken) if end > start]
@@ -154,7 +154,7 @@ def _share_text(scores: Sequence[float], source: TokenSpans, target: TokenSpans,
     used: dict[float, int] = {}
     place = 0
     for score, (start, end), own in zip(scores, given, source.offsets, strict=False):
-        if start == end and start in bare:  # one to one, as far as the target has such tokens
+        if start == end and start in bare:  # one to one, as long as the target has such tokens
             rank = used.get(start, 0)
             used[start] = rank + 1
             result[bare[start][min(rank, len(bare[start]) - 1)]] += score
@@ -182,19 +182,19 @@ def _by_place(tokens: Iterable[tuple[float, int]]) -> dict[float, list[int]]:
 
 
 def _nearest(own: tuple[int, int], taken: Sequence[tuple[float, float]], wide: Sequence[int], place: int) -> int:
-    """The target token nearest to a source token that overlaps none.
+    """Return the target token nearest to a source token that overlaps none.
 
-    Of two as near it is the later for a token without characters (a mark belongs to what it opens), and the earlier for
-    one with characters that the target lacks (a combining mark belongs to its letter).
+    At equal distance it is the later one for a token without characters (a marker belongs to what it opens), and the
+    earlier one for a token with characters that the target lacks (a combining mark belongs to its letter).
 
     Args:
         own: the source token's characters; bytes of one character stay together.
         taken: the target's intervals before its end of turn.
-        wide: indices of those with characters.
-        place: of these, the first that ends after the source token starts.
+        wide: indices of the intervals with characters.
+        place: index in ``wide`` of the first interval that ends after the source token starts.
     """
     start, end = own
-    if not wide:  # no text token at all: the one without characters at or before this place, or the end of turn
+    if not wide:  # no token with characters: the last one at or before this place, or the end of turn
         return max(0, bisect_right([left for left, _ in taken], start) - 1)
     if place == len(wide):
         return wide[-1]

@@ -1,8 +1,8 @@
-"""The text of T-REG's contrastive prompts: one asks for a better answer, one for a worse one.
+"""The text of T-REG's contrastive prompts: one requests a better response, the other a worse one.
 
-Source: T-REG (Zhou et al. 2024, arXiv 2412.02685), Figure 2 and its caption. The figure is garbled in the copies that
-we have; what is missing there (``<provide a ...``) is restored from its sense, all other words are the paper's, its
-"an user" included.
+Source: T-REG (Zhou et al. 2024, arXiv 2412.02685), Figure 2 and its caption. The figure is garbled in the available
+copies of the paper; the missing words (``<provide a ...``) are inferred, all others are the paper's, including its "an
+user".
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant", "observation": "Tool resu
 
 
 def revision_prompt(question: str, answer: str, direction: Direction) -> str:
-    """Return what the user's turn says: rewrite this answer to be better, or worse.
+    """Return the content of the user turn, an instruction to rewrite the response to be better, or worse.
 
     Args:
-        question: what was asked, see ``quoted_conversation``.
-        answer: the answer to rewrite.
+        question: the quoted conversation, see ``quoted_conversation``.
+        answer: the response to rewrite.
         direction: ``better`` or ``worse``.
     """
     return f"""Instruction: Below is a conversation between an user and an AI Assistant.
@@ -51,10 +51,10 @@ First, choose one or multiple aspects to generate a {direction} answer, such as 
 
 
 def answer_marker(direction: Direction) -> str:
-    """Return the line, with its newline, that opens the rewritten answer.
+    """Return the line, with its newline, that opens the rewritten response.
 
-    The assistant's turn begins with it and the tokens that are scored follow, as if the assistant had chosen its
-    aspects and were writing now.
+    The assistant turn begins with it and the scored tokens follow, as if the assistant had already chosen the aspects
+    to rewrite.
     """
     return f"[The start of a rewritten {direction} answer]\n"
 
@@ -62,14 +62,14 @@ def answer_marker(direction: Direction) -> str:
 def quoted_conversation(
     messages: Sequence[Mapping[str, str]], *, system: str | None = None, tools: str | None = None
 ) -> str:
-    """Return a conversation up to the answer as the text under ``[User Question]``.
+    """Return the turns before the response as the text under ``[User Question]``.
 
-    One user message without a system prompt is quoted as it is (the paper's case). Anything more is a list of labelled
-    turns, which is our reading: the paper has no such rows. The system prompt is quoted rather than given to the
-    scoring model as its own, since it is the answer that must heed it.
+    A single user message without a system prompt is quoted unchanged (the paper's case). Anything else becomes a list
+    of labelled turns, for which there is no source: the paper has no such rows. The system prompt is quoted and not
+    passed to the scoring model as its system prompt, since it applies to the response.
 
     Args:
-        messages: ``role`` and ``content`` of every turn, the last one the user's (or a tool's).
+        messages: ``role`` and ``content`` of every turn, the last one of the user (or a tool).
         system: the row's system prompt.
         tools: the row's tools, as the host's JSON text.
     """

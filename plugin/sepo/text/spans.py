@@ -1,4 +1,4 @@
-"""Character spans on tokens: their weights as scores, or which tokens they mark."""
+"""Character spans mapped to tokens, as weights or as a mask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """Characters ``start`` up to, not including, ``end`` of a response's text, and how much they matter."""
+    """Characters ``start`` to ``end`` (exclusive) of a response's text, and their weight."""
 
     start: int
     end: int
@@ -15,10 +15,10 @@ class Span(NamedTuple):
 
 
 def span_weights(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[float]:
-    """Give every token the weight of the span that it overlaps.
+    """Return for every token the weight of the span that it overlaps.
 
-    A token that overlaps several spans gets the largest of their weights: a word marked inside a marked sentence keeps
-    its own weight, and a token on the seam of two spans counts once. A token in no span gets 0.
+    A token that overlaps several spans gets the largest of their weights, so a word marked inside a marked sentence
+    keeps its larger weight and a token across two adjacent spans counts once. A token in no span gets 0.
 
     Args:
         offsets: the characters (start, end) of each token, in order of their starts; end = start for a token without
@@ -42,18 +42,18 @@ def span_weights(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> l
             start, end = offsets[index]
             if start >= span.end:
                 break
-            known = weights[index]
+            weight = weights[index]
             if end > span.start and end > start:
-                weights[index] = span.weight if known is None else max(known, span.weight)
+                weights[index] = span.weight if weight is None else max(weight, span.weight)
     return [0.0 if weight is None else weight for weight in weights]
 
 
 def marked_tokens(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[bool]:
-    """Say of every token whether it overlaps a marked span, by a character at least.
+    """Return for every token whether it overlaps a marked span by at least one character.
 
     Args:
-        offsets: as ``span_weights``; a token without text of the response is never marked.
-        spans: the characters (start, end) of each, in any order, overlapping or not.
+        offsets: as in ``span_weights``; a token without text of the response is never marked.
+        spans: the characters (start, end) of each span, in any order, overlapping or not.
 
     Returns:
         One bool per token.

@@ -1,4 +1,4 @@
-"""Where a response's steps end: its lines and sentences, from the texts of its tokens."""
+"""Segmentation of a response into steps (lines and sentences), from the texts of its tokens."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ _SENTENCE = re.compile(r"[.!?…][.!?…\"'”’)\]*_]*\Z|[。！？][”’」
 _IDEOGRAPHIC = re.compile(r"[。！？][”’」』）]*\Z")
 _ENUMERATOR = re.compile(r"\W*(\d+|[A-Za-z])\.\Z")
 _TAIL = 16
-"""Characters before a boundary that are looked at: an ending with its closing quotes and brackets."""
+"""Number of characters searched before a boundary: a sentence end with its closing quotes and brackets."""
 
 
 def step_ids(pieces: Sequence[str]) -> list[int]:
     """Number the steps of a response.
 
     A step ends after a token that ends a line, or a sentence: ``.``, ``!`` or ``?`` (with closing quotes or brackets),
-    followed by whitespace or the end, or one of ``。！？``. A full stop inside a token or before a letter or digit
-    (``3.14``) ends nothing, nor does one after an enumerator (``1.``). Whitespace after an ending belongs to the step
-    that ended, and so does a token without text (an end-of-turn token). Boundaries lie between tokens: a token in which
-    one sentence ends and the next begins belongs to the first.
+    followed by whitespace or the end, or one of ``。！？``. A full stop inside a token, before a letter or digit
+    (``3.14``) or after an enumerator (``1.``) does not end a step. Whitespace after the end belongs to the step that
+    ended, and so does a token without text (an end-of-turn token). Boundaries are between tokens: a token in which one
+    sentence ends and the next begins belongs to the first.
 
     Args:
         pieces: the text of each token, leading spaces included, special tokens empty; a token that is a part of a
             character may be anything.
 
     Returns:
-        One number per token, from 0, never falling and without gaps.
+        One number per token, from 0, non-decreasing and without gaps.
 
     Example:
         >>> step_ids(["It", " is", " 3", ".", "5", " m", ".", " Yes", "!", "", "\\n"])
@@ -44,7 +44,7 @@ def step_ids(pieces: Sequence[str]) -> list[int]:
 
 
 def _ended(text: str, following: str) -> bool:
-    """Whether the step's text so far is a whole one, given what comes next."""
+    """Return whether the step is complete after ``text``, given the following piece."""
     bare = text.rstrip()
     if not bare:
         return False

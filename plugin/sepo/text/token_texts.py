@@ -1,4 +1,4 @@
-"""What a response's tokens say: the text of each, the characters that it covers, and the step that it belongs to."""
+"""Texts of a response's tokens: the text of each, the characters that it covers, and its step."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from sepo.text.projection import TokenSpans
 from sepo.text.steps import step_ids
 
 _BROKEN = "\ufffd"
-"""What a tokenizer decodes a part of a character to."""
+"""The replacement character, to which a tokenizer decodes a part of a character."""
 
 _NONE: frozenset[int] = frozenset()
 
 _LONGEST_CHARACTER = 8
-"""Tokens that one character is looked for in."""
+"""Maximum number of tokens that are tried as one character."""
 
 
 class TokenTexts:
     """Texts of tokens, by id, each decoded once.
 
-    A token is decoded behind a word that is then taken away, for some tokenizers drop the space of a first token.
+    A token is decoded after a word that is then removed, since some tokenizers drop the space of a first token.
 
     Args:
-        tokenizer: one of transformers', any kind that can decode.
+        tokenizer: any transformers tokenizer that can decode.
 
     Raises:
-        SepoError: the tokenizer encodes a letter to nothing.
+        SepoError: if the tokenizer encodes a letter to no token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         anchor = tokenizer.encode("a", add_special_tokens=False)
         if not anchor:
-            raise SepoError("the tokenizer encodes 'a' to no token; steps and spans need one that decodes text.")
+            raise SepoError(
+                "the tokenizer encodes 'a' to no token, expected at least one: steps and spans need a text tokenizer."
+            )
         self._tokenizer, self._anchor = tokenizer, list(anchor)
         self._before = len(self._decode([]))
         self._special = frozenset(tokenizer.all_special_ids)
@@ -42,21 +44,21 @@ class TokenTexts:
         self._parts: set[int] = set()  # ids of tokens that are, or end in, a part of a character
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token; a part of a character is U+FFFD."""
-        missing = set(ids).difference(self._texts)  # no key view, which would be copied whole
+        """Return the text of each token; a part of a character is U+FFFD."""
+        missing = set(ids).difference(self._texts)  # not a key view, which would be copied as a whole
         self._texts |= {token: self._after([token]) for token in missing}
         self._parts |= {token for token in missing if _BROKEN in self._texts[token]}
         return list(map(self._texts.__getitem__, ids))
 
     def spelling(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token so that together they spell the text.
+        """Return the text of each token such that they join to the text.
 
-        Of the tokens that make up one character the first has it and the others are empty.
+        Of the tokens that make up one character the first has the character and the others are empty.
         """
         return self._spelling(ids, self.pieces(ids))
 
     def spelling_and_steps(self, ids: Sequence[int]) -> tuple[list[str], list[tuple[int, str]]]:
-        """:meth:`spelling`, and where :meth:`steps` reads another text than it gives, what it reads: (token, text)."""
+        """Return :meth:`spelling`, and (index, text) of each token for which :meth:`steps` uses another text."""
         pieces = self.pieces(ids)
         spelled = self._spelling(ids, pieces)
         odd = self._special if self._parts.isdisjoint(ids) else self._special | self._parts
@@ -76,35 +78,36 @@ class TokenTexts:
         return spelled
 
     def plain(self, ids: Sequence[int]) -> str:
-        """A prompt as a person reads it: without special tokens, where at least a new line begins."""
-        said = ""
+        """Return a prompt as readable text: special tokens are removed, with a line break in their place."""
+        plain = ""
         for special, run in groupby(ids, self._special.__contains__):
             if not special:
                 text = "".join(self.spelling(list(run)))
-                said += text if not said or said.endswith("\n") or text.startswith("\n") else f"\n{text}"
-        return said.strip()
+                plain += text if not plain or plain.endswith("\n") or text.startswith("\n") else f"\n{text}"
+        return plain.strip()
 
     def steps(self, ids: Sequence[int]) -> list[int]:
-        """The number of each token's line or sentence; special tokens belong to the step before them."""
+        """Return the number of each token's line or sentence; special tokens belong to the step before them."""
         return step_ids(self._step_pieces(ids))
 
     def offsets(self, ids: Sequence[int], text: str) -> list[tuple[int, int]] | None:
-        """Which characters of a response's text each of its tokens covers.
+        """Return the characters of a response's text that each of its tokens covers.
 
-        The tokens that make up one character cover it all. Tokens outside the text (a template's, an end of turn) cover
-        nothing: their end is their start. A literal U+FFFD in the text is covered by the last of its tokens only.
+        Each token of those that make up one character covers the whole character. Tokens outside the text (of a
+        template, an end of turn) cover nothing: their end is their start. A literal U+FFFD in the text is covered by
+        the last of its tokens only.
 
-        The decoded tokens are looked for the text first. Where they spell it otherwise (lower case, spaces lost), the
-        tokenizer's own offsets count, if it encodes the text to some of these tokens.
+        The text is first searched in the decoded tokens. If these differ from it (lower case, lost spaces), the
+        tokenizer's offsets are used, provided that its encoding of the text is contained in these tokens.
 
         Args:
-            ids: the response's tokens, all of them.
-            text: the response as the data set has it.
+            ids: all tokens of the response.
+            text: the response text in the data set.
 
         Returns:
-            (start, end) per token, or None where the tokens do not contain the text in either way.
+            (start, end) per token, or None if the tokens contain the text in neither way.
         """
-        # Special tokens say nothing of the text, unless the text itself has their names in it.
+        # Special tokens have no text, unless the text itself contains their names.
         for silent in (self._special, _NONE):
             covered, decoded = self._laid_out(ids, silent)
             begin = 0 if decoded.startswith(text) else decoded.rfind(text)
@@ -113,12 +116,12 @@ class TokenTexts:
         return self._encoded_offsets(ids, text)
 
     def spans(self, ids: Sequence[int], text: str) -> TokenSpans | None:
-        """The places of a response's tokens in its text, and which of them ends the turn; None as ``offsets``."""
+        """Return the spans of a response's tokens in its text and the token that ends the turn; None as ``offsets``."""
         offsets = self.offsets(ids, text)
         return None if offsets is None else self.with_end_of_turn(ids, offsets)
 
     def with_end_of_turn(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> TokenSpans:
-        """Find the token that ends the turn: after the text, the first special token, or else the first."""
+        """Find the token that ends the turn: the first special token after the text, or else the first token there."""
         last = max((index for index, (start, end) in enumerate(offsets) if end > start), default=-1)
         tail = range(last + 1, len(ids))
         special = [index for index in tail if ids[index] in self._special]
@@ -128,7 +131,7 @@ class TokenTexts:
         return ["" if token in self._special else piece for token, piece in zip(ids, self.pieces(ids), strict=True)]
 
     def _encoded_offsets(self, ids: Sequence[int], text: str) -> list[tuple[int, int]] | None:
-        """Offsets by the tokenizer, where it has them and its tokens of the text follow one another in ``ids``."""
+        """Return the tokenizer's offsets, if it has them and its encoding of the text is a run in ``ids``; or None."""
         if not text or not getattr(self._tokenizer, "is_fast", False):
             return None
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -141,11 +144,11 @@ class TokenTexts:
         return None
 
     def spelled(self, ids: Sequence[int]) -> str:
-        """The text of tokens that follow others; a part of a character is U+FFFD."""
+        """Return the text of tokens that follow others; a part of a character is U+FFFD."""
         return self._laid_out(ids)[1]
 
     def _laid_out(self, ids: Sequence[int], silent: frozenset[int] = _NONE) -> tuple[list[tuple[int, int]], str]:
-        """The characters of each token in the text of all, and that text; ``silent`` tokens have none."""
+        """Return the characters of each token in the joined text, and that text; ``silent`` tokens have none."""
         pieces, covered, parts, length = self.pieces(ids), [], [], 0
         index = 0
         while index < len(ids):
@@ -160,7 +163,7 @@ class TokenTexts:
         return covered, "".join(parts)
 
     def _whole_character(self, ids: Sequence[int], start: int) -> tuple[int, str]:
-        """The first index after the tokens from ``start`` that decode to whole characters, and these."""
+        """Return the end of the shortest run from ``start`` that decodes to whole characters, and these."""
         for stop in range(start + 2, min(len(ids), start + _LONGEST_CHARACTER) + 1):
             piece = self._after(ids[start:stop])
             if _BROKEN not in piece:
@@ -176,6 +179,6 @@ class TokenTexts:
 
 
 def clipped(offsets: Iterable[tuple[int, int]], *, begin: int, length: int) -> list[tuple[int, int]]:
-    """Offsets in a text as offsets in the part of it that has ``length`` characters from ``begin``."""
+    """Map offsets in a text to offsets in its part of ``length`` characters from ``begin``."""
     moved = ((start - begin, end - begin) for start, end in offsets)
     return [(min(max(start, 0), length), min(max(end, 0), length)) for start, end in moved]

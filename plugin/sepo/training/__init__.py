@@ -1,7 +1,7 @@
-"""The training step (model and batch in, loss and metrics out), the collators, and a trainer for bare transformers.
+"""The training step (model and batch in, loss and metrics out), the collators, and a trainer for plain transformers.
 
-No host is imported here. What a name needs is imported with it: reading a run's files takes neither torch nor
-transformers.
+No host is imported here. Names are imported lazily with their dependencies: reading a run's files needs neither torch
+nor transformers.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Rows of token ids for a bare trainer: tokenized with a chat template, checked against a method, padded."""
+"""Rows of token ids for ``PreferenceTrainer``: tokenized with a chat template, checked against a method, padded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-"""Row columns: token ids of the prompt and of each response with its end of turn."""
+"""Row columns: token ids of the prompt and of each response, including its end of turn."""
 
 REWARD_COLUMNS = ("chosen_token_rewards", "rejected_token_rewards")
 """Row columns: T-REG's reward of each response token, in [-0.5, 0.5]."""
@@ -38,22 +38,23 @@ def encode_pairs(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None 
     """Tokenize preference pairs with the tokenizer's chat template.
 
     Args:
-        rows: each with ``prompt`` (one question) or ``messages`` (the conversation up to the answer), ``chosen`` and
+        rows: each with ``prompt`` (one user message) or ``messages`` (the turns before the response), ``chosen`` and
             ``rejected``: texts, or messages as ``{"role": "assistant", "content": ...}``, alone or in a list of one.
-        tokenizer: one of transformers', with a chat template.
-        max_tokens: prompt and response together; longer responses lose their end. None keeps all.
+        tokenizer: a transformers tokenizer with a chat template.
+        max_tokens: maximum number of tokens of a prompt with one response; longer responses are truncated at the end.
+            None for no limit.
 
     Returns:
-        The rows, their own columns kept, with ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``.
+        The rows with all their columns, and ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``.
 
     Raises:
-        SepoError: no chat template, a row without these columns, an empty response, a template that writes the prompt
-            otherwise once an answer follows, or a prompt that leaves no room for a response.
+        SepoError: if there is no chat template, a row lacks these columns, a response is empty, the template writes the
+            prompt differently if a response follows, or a prompt leaves no room for a response.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise SepoError(
-            f"{type(tokenizer).__name__} has no chat template, which puts the turns together: set "
-            f"tokenizer.chat_template, or make the columns {', '.join(ID_COLUMNS)} yourself."
+            f"{type(tokenizer).__name__} has no chat template, which is needed to encode conversations: set "
+            f"tokenizer.chat_template, or provide the columns {', '.join(ID_COLUMNS)}."
         )
     return [_encoded(row, index, tokenizer, max_tokens) for index, row in enumerate(rows)]
 
@@ -66,25 +67,25 @@ def _encoded(row: Row, index: int, tokenizer: Any, max_tokens: int | None) -> di
     if room is not None and room < 1:
         raise SepoError(
             f"the prompt of row {index} has {len(encoded['prompt_ids'])} tokens and max_tokens is {max_tokens}, so no "
-            "response fits: leave the row out or raise max_tokens."
+            "response fits: remove the row or raise max_tokens."
         )
     for side in SIDES:
-        turn = {"role": "assistant", "content": answer_text(row, side, index)}
+        turn = {"role": "assistant", "content": response_text(row, side, index)}
         whole = tokenizer.apply_chat_template([*turns, turn], tokenize=False)
         if not whole.startswith(prompt):
             raise SepoError(
-                f"the chat template writes the prompt of row {index} otherwise once an answer follows, so where the "
-                f"{side} response begins is not known: make the columns {', '.join(ID_COLUMNS)} yourself."
+                f"the chat template writes the prompt of row {index} differently if a response follows, so the start "
+                f"of the {side} response is unknown: provide the columns {', '.join(ID_COLUMNS)}."
             )
         encoded[f"{side}_ids"] = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)[:room]
     return encoded
 
 
 def conversation(row: Row, index: int) -> list[dict[str, str]]:
-    """The messages up to the answer of a row with ``prompt`` or ``messages``.
+    """Return the messages before the response, from a row's ``prompt`` or ``messages``.
 
     Raises:
-        SepoError: it has neither, or no message.
+        SepoError: if the row has neither, or no message.
     """
     turns = row.get("messages", row.get("prompt"))
     if isinstance(turns, str):
@@ -92,36 +93,36 @@ def conversation(row: Row, index: int) -> list[dict[str, str]]:
     if not turns:
         raise SepoError(
             f"row {index} has the columns {', '.join(row)}, expected prompt (a text) or messages (a list of "
-            "{'role': ..., 'content': ...}) beside chosen and rejected."
+            "{'role': ..., 'content': ...}), chosen and rejected."
         )
     return [dict(turn) for turn in turns]
 
 
-def answer_text(row: Row, side: str, index: int) -> str:
-    """The text of a row's ``chosen`` or ``rejected`` answer.
+def response_text(row: Row, side: str, index: int) -> str:
+    """Return the text of a row's ``chosen`` or ``rejected`` response.
 
     Raises:
-        SepoError: there is none, or it is more than one message.
+        SepoError: if there is none, or it is more than one message.
     """
-    answer = row.get(side)
-    if isinstance(answer, Sequence) and not isinstance(answer, str) and len(answer) == 1:
-        answer = answer[0]
-    if isinstance(answer, Mapping):
-        answer = answer.get("content")
-    if not isinstance(answer, str) or not answer:
+    response = row.get(side)
+    if isinstance(response, Sequence) and not isinstance(response, str) and len(response) == 1:
+        response = response[0]
+    if isinstance(response, Mapping):
+        response = response.get("content")
+    if not isinstance(response, str) or not response:
         raise SepoError(
-            f"'{side}' of row {index} is {str(row.get(side))[:80]!r}, expected one answer: a text, or one message "
-            "{'role': 'assistant', 'content': ...}. Put the turns before it into messages."
+            f"'{side}' of row {index} is {str(row.get(side))[:80]!r}, expected one response: a text, or one message "
+            "{'role': 'assistant', 'content': ...}. Move the turns before it to messages."
         )
-    return answer
+    return response
 
 
 def add_steps(rows: Iterable[Row], tokenizer: Any) -> list[dict[str, Any]]:
-    """Number the lines and sentences of each response, which the selection unit ``step`` needs.
+    """Add the step numbers (lines and sentences) of each response, which the selection unit ``step`` needs.
 
     Args:
-        rows: with the columns of ``encode_pairs``.
-        tokenizer: the one that made their ids.
+        rows: rows with the columns of ``encode_pairs``.
+        tokenizer: the tokenizer of their ids.
 
     Returns:
         The rows with ``chosen_steps`` and ``rejected_steps``.
@@ -131,46 +132,46 @@ def add_steps(rows: Iterable[Row], tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def check_row(row: Row, method: Method) -> None:
-    """See that a row has what a method needs of it.
+    """Raise if a row lacks a column that a method needs.
 
     Args:
         row: a row of ``PairCollator``.
         method: the resolved method.
 
     Raises:
-        SepoError: a missing or empty column, or one whose length is not its response's.
+        SepoError: if a column is missing or empty, or its length is not that of its response.
     """
-    _need(row, ID_COLUMNS, "a pair is", "encode_pairs makes them")
+    _need(row, ID_COLUMNS, "a pair needs", "encode_pairs adds them")
     for name in ID_COLUMNS:
         if not len(row[name]):
-            raise SepoError(f"'{name}' of a row is empty, expected at least one token id: leave such rows out.")
+            raise SepoError(f"'{name}' of a row is empty, expected at least one token id: remove such rows.")
     columns: list[str] = []
     if method.needs_scores:
-        advice = "score_rows makes them from an oracle and its base"
+        advice = "score_rows adds them from an oracle and its base"
         _need(row, SCORE_COLUMNS, f"{method.name} with the scorer '{method.scorer}' selects by", advice)
         columns += SCORE_COLUMNS
     if method.needs_token_rewards and not set(SCORE_COLUMNS) <= set(row):
-        advice = f"reward_rows makes them; an oracle's {' and '.join(SCORE_COLUMNS)} (score_rows) do as well"
+        advice = f"reward_rows adds them; an oracle's {' and '.join(SCORE_COLUMNS)} (score_rows) can replace them"
         _need(row, REWARD_COLUMNS, f"{method.name} regularizes with", advice)
     if method.needs_token_rewards:
         columns += REWARD_COLUMNS if has_rewards(row) else SCORE_COLUMNS
     if method.needs_steps:
-        _need(row, STEP_COLUMNS, f"{method.name} with the unit 'step' reads", "add_steps makes them")
+        _need(row, STEP_COLUMNS, f"{method.name} with the unit 'step' reads", "add_steps adds them")
         columns += STEP_COLUMNS
     if method.needs_counts:
-        advice = "sepo.selection.threshold gives each response's share of a data set"
+        advice = "sepo.selection.threshold computes each response's budget"
         _need(row, COUNT_COLUMNS, f"{method.name} with the scope 'dataset' reads", advice)
     for name in columns:
         tokens = row[f"{name.partition('_')[0]}_ids"]
         if len(row[name]) != len(tokens):
             raise SepoError(
-                f"'{name}' has {len(row[name])} numbers for a response of {len(tokens)} tokens: it belongs to other "
-                "token ids. Make it again from these rows."
+                f"'{name}' has {len(row[name])} numbers for a response of {len(tokens)} tokens, expected one per "
+                "token: it belongs to other token ids. Compute it again from these rows."
             )
 
 
 def has_rewards(row: Row) -> bool:
-    """Whether a row carries T-REG's token rewards themselves, not an oracle's scores only."""
+    """Return whether a row has T-REG's token rewards, and not only an oracle's scores."""
     return set(REWARD_COLUMNS) <= set(row)
 
 
@@ -184,7 +185,7 @@ def _need(row: Row, columns: Sequence[str], what: str, advice: str) -> None:
 
 
 class PairCollator:
-    """Pad pairs and put beside them what the method selects or regularizes by: a batch for ``preference_step``.
+    """Collator of pairs for ``preference_step``: pads them and adds the inputs of selection and regularization.
 
     >>> from sepo.objectives import resolve_method
     >>> row = {"prompt_ids": [5], "chosen_ids": [6, 7], "rejected_ids": [8]}
@@ -205,7 +206,7 @@ class PairCollator:
 
         Returns:
             ``input_ids``, ``attention_mask`` and ``labels``, int64 [2B, T], chosen responses first, padded on the
-            right to a multiple of 8; and ``selection``, ``steps`` or ``token_rewards`` where the method needs them.
+            right to a multiple of 8; and ``selection``, ``steps`` or ``token_rewards`` if the method needs them.
 
         Raises:
             SepoError: see ``check_row``.
@@ -218,8 +219,8 @@ class PairCollator:
         elif self.method.needs_steps:
             collate = StepCollator(collate)
         if self.method.needs_token_rewards:
-            prompted = all(has_rewards(row) for row in rows)
-            collate = RewardCollator(collate, origin="prompts" if prompted else "oracle")
+            rewarded = all(has_rewards(row) for row in rows)
+            collate = RewardCollator(collate, origin="prompts" if rewarded else "oracle")
         batch: dict[str, Any] = collate(rows)
         return batch
 

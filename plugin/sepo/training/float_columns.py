@@ -1,9 +1,9 @@
-"""Puts numbers of the rows, one per response token, beside the host's padded batch: token rewards, reference
+"""Collators that add one number per response token to the host's padded batch: token rewards, reference
 log-probabilities.
 
-They travel as the bit pattern of float32 in int32: an engine may cast every floating-point input of a batch to its own
-dtype (DeepSpeed does), and a number in bfloat16 has two or three digits. So the step sees the very numbers of the store
-under every engine.
+The float32 numbers are passed as their bit patterns in int32, since an engine may cast every floating-point input of a
+batch to its own dtype (DeepSpeed does), and bfloat16 has two or three digits. The step thus gets the exact numbers of
+the store under every engine.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ REF_COLUMNS = ("chosen_ref_logps", "rejected_ref_logps")
 
 
 class FloatCollator:
-    """Call a pairwise collator, then put each number of its rows where its token's label stands.
+    """Collator that adds the rows' numbers to the batch of a pairwise collator, at the positions of their labels.
 
     Args:
-        inner: the host's collator, or one of ours around it; its ``labels`` are [2B, T], the first B rows chosen, -100
-            where no response token is.
-        key: the batch's key for the numbers.
-        columns: the rows' columns of the chosen and of the rejected responses' numbers.
-        what: how an error calls them.
+        inner: the host's collator, or one of this package around it; its ``labels`` are [2B, T], the first B rows
+            chosen, -100 except at response tokens.
+        key: batch key of the numbers.
+        columns: row columns with the numbers of the chosen and of the rejected responses.
+        what: name of the numbers in error messages.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FloatCollator:
         """Collate rows.
 
         Raises:
-            SepoError: a row's number of values is not its number of scorable response tokens, or ``checked`` refuses.
+            SepoError: if a row's number of values is not its number of scorable response tokens, or ``checked`` raises.
         """
         batch = self.inner(features)
         rows = [feature[column] for column in self.columns for feature in features]
@@ -59,11 +59,11 @@ class FloatCollator:
         return batch
 
     def checked(self, values: Tensor, scorable: Tensor) -> Tensor:
-        """What the batch carries of the rows' numbers: here, the numbers themselves.
+        """Return the numbers to add to the batch: here, those of the rows, unchanged.
 
         Args:
-            values: [2B, T] float32, 0 where no response token is.
-            scorable: [2B, T] bool, where one is.
+            values: [2B, T] float32, 0 except at response tokens.
+            scorable: [2B, T] bool, True at response tokens.
 
         Returns:
             [2B, T] float32.
@@ -72,7 +72,7 @@ class FloatCollator:
 
 
 class ReferenceCollator(FloatCollator):
-    """Call a pairwise collator, then put each token's stored reference log-probability where its label stands.
+    """Collator that adds stored reference log-probabilities to the batch, at the positions of their labels.
 
     >>> def pad(rows):  # a host's collator: chosen rows first, then rejected ones, padded on the right
     ...     labels = [r["chosen_labels"] for r in rows] + [r["rejected_labels"] for r in rows]
@@ -85,7 +85,7 @@ class ReferenceCollator(FloatCollator):
             [ 0.0000, -1.0000,  0.0000]])
 
     Args:
-        inner: as ``FloatCollator`` takes it.
+        inner: as in ``FloatCollator``.
     """
 
     def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]) -> None:
@@ -93,15 +93,15 @@ class ReferenceCollator(FloatCollator):
 
 
 def batch_floats(batch: Mapping[str, Any], key: str, *, missing: str) -> Tensor:
-    """The numbers that a batch carries under ``key``, [2B, T] float32, 0 where no response token is.
+    """Return the numbers of a batch under ``key``, [2B, T] float32, 0 except at response tokens.
 
     Args:
         batch: from a ``FloatCollator``.
-        key: the batch's key for the numbers.
-        missing: the error where there are none.
+        key: batch key of the numbers.
+        missing: error message if there are none.
 
     Raises:
-        SepoError: the batch carries none.
+        SepoError: if the batch has no such key.
     """
     if key not in batch:
         raise SepoError(missing)

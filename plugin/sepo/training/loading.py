@@ -1,4 +1,4 @@
-"""Checkpoints of several CPU processes can be read again."""
+"""Loading of checkpoints from runs with several CPU processes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 
 @functools.cache
-def know_numbered_cpus() -> None:
-    """Let ``torch.load`` map to ``cpu:0``, ``cpu:1``, ...
+def register_numbered_cpus() -> None:
+    """Register ``cpu:0``, ``cpu:1``, ... as map locations for ``torch.load``.
 
-    Of several processes on a CPU each trainer has such a device, and maps the optimizer's states to it when it
-    resumes. Torch itself knows ``cpu`` only.
+    With several processes on a CPU each trainer has such a device, and maps the optimizer states to it when it resumes.
+    Torch itself supports ``cpu`` only.
     """
     torch.serialization.register_package(90, _no_tag, _as_it_is)
 
 
 def _no_tag(storage: object) -> None:
-    """Storages are saved as torch saves them."""
+    """Return None: storages are saved as usual."""
 
 
 def _as_it_is(storage: Any, location: str) -> Any:

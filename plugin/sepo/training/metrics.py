@@ -1,4 +1,4 @@
-"""What a step reports: totals and counts, so that the parts of a batch add up to the batch."""
+"""Metrics of a step as totals and counts, so that those of a batch's parts add up to those of the batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sepo.objectives import PreferenceOutput
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean as its total and what it is divided by; both scalars, without gradient."""
+    """A mean as its total and count; both scalars, without gradient."""
 
     total: Tensor
     count: Tensor
@@ -24,17 +24,17 @@ class Metric:
 
 
 def mean(values: Tensor) -> Metric:
-    """The mean over pairs, [B]."""
+    """Return the mean over pairs of values [B]."""
     return Metric(values.detach().float().sum(), torch.tensor(float(len(values)), device=values.device))
 
 
 def ratio(total: Tensor, count: Tensor) -> Metric:
-    """One sum over another."""
+    """Return the ratio of two sums."""
     return Metric(total.detach().float(), count.detach().float())
 
 
 def plain_numbers(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """The values as floats, with one synchronization of the device."""
+    """Return the values as floats, with one device synchronization."""
     if not metrics:
         return {}
     totals = torch.stack([metric.total for metric in metrics.values()])
@@ -43,7 +43,7 @@ def plain_numbers(metrics: Mapping[str, Metric]) -> dict[str, float]:
 
 
 def reward_metrics(output: PreferenceOutput) -> dict[str, Metric]:
-    """``rewards/*``, and what the objective reports."""
+    """Return the metrics ``rewards/*`` and ``objective/*``."""
     chosen, rejected = output.chosen_rewards, output.rejected_rewards
     return {
         "rewards/chosen": mean(chosen),
@@ -55,7 +55,7 @@ def reward_metrics(output: PreferenceOutput) -> dict[str, Metric]:
 
 
 def token_metrics(logps: Tensor, *, mask: Tensor, selection: Tensor, pairs: int) -> dict[str, Metric]:
-    """``logps/*`` and ``select/*`` (``select/tokens`` per pair) from [2B, T] tensors, the first B rows chosen."""
+    """Return ``logps/*`` and ``select/*`` (``select/tokens`` per pair) of [2B, T] tensors, the first B rows chosen."""
     selected = selection.sum(-1)
     return {
         "logps/chosen": mean(logps[:pairs].sum(-1)),
@@ -67,7 +67,7 @@ def token_metrics(logps: Tensor, *, mask: Tensor, selection: Tensor, pairs: int)
 
 
 def mean_by_side(name: str, values: Tensor, *, wanted: Tensor, pairs: int) -> dict[str, Metric]:
-    """Means over the wanted tokens of each side; ``values`` [2B, T] are 0 elsewhere."""
+    """Return the means over the wanted tokens of each side; ``values`` [2B, T] are 0 elsewhere."""
     return {
         name.format("chosen"): ratio(values[:pairs].sum(), wanted[:pairs].sum()),
         name.format("rejected"): ratio(values[pairs:].sum(), wanted[pairs:].sum()),
@@ -75,5 +75,5 @@ def mean_by_side(name: str, values: Tensor, *, wanted: Tensor, pairs: int) -> di
 
 
 def added(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of two mappings with the same names, added."""
+    """Add the entries of two mappings with the same names."""
     return {name: value + second[name] for name, value in first.items()}

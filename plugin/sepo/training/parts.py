@@ -1,4 +1,4 @@
-"""A device batch in parts of at most so many tokens, each with a backward pass of its own: memory for one part."""
+"""Splitting a device batch into parts under a token budget, each with its own backward pass, to save memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PartLoss = tuple[Tensor, dict[str, Metric]]
 
 
 def alone(parts: int) -> int:
-    """One process agrees with itself."""
+    """Return the number of parts unchanged: the agreement of a single process."""
     return parts
 
 
@@ -26,12 +26,12 @@ class Parts:
     """How a device batch is split.
 
     Args:
-        batch_tokens: most tokens of a part; a pair with more is a part of its own.
-        backward: runs the forward pass that it is given and the backward pass of its result, without synchronizing
-            gradients with other processes, and returns the result detached. None keeps all parts for one backward
-            pass by the caller, which saves no memory.
-        agree: given this process's number of parts, returns the largest of all processes. Engines that gather weights
-            in each forward pass wait for every process.
+        batch_tokens: maximum number of tokens of a part; a pair with more is a part of its own.
+        backward: runs the given forward pass and the backward pass of its result, without synchronizing gradients with
+            other processes, and returns the result detached. None keeps all parts for one backward pass by the caller,
+            which saves no memory.
+        agree: takes this process's number of parts and returns the maximum over all processes. Engines that gather
+            weights in each forward pass wait for every process.
     """
 
     batch_tokens: int
@@ -48,11 +48,12 @@ class Parts:
 
         Args:
             batch: tensors of [2B, ...], the first B rows chosen.
-            layout: how its pairs lie in a row without padding, or None where they are padded.
-            compute: the loss of a part.
+            layout: layout of its pairs in a row without padding, or None if they are padded.
+            compute: computes the loss of a part.
 
         Returns:
-            As ``compute`` of the whole batch would: its backward pass is the last part's, the others have had theirs.
+            The result of ``compute`` for the whole batch. Its backward pass is that of the last part; those of the
+            other parts have already run.
         """
         pairs = len(batch["labels"]) // 2
         if layout is not None:
@@ -63,7 +64,7 @@ class Parts:
             groups = token_groups([2 * length for length in lengths], self.batch_tokens, padded=True)
         count = self.agree(len(groups))
         groups = _at_least(groups, count)
-        idle = count - len(groups)  # parts that only other processes have: run along, weighing nothing
+        idle = count - len(groups)  # parts that only other processes have: run here with weight 0
         done: list[Tensor] = []
         metrics: dict[str, Metric] = {}
         for number, group in enumerate([groups[0]] * idle + groups):
@@ -85,7 +86,7 @@ class Parts:
 
 
 def _at_least(groups: Sequence[list[int]], count: int) -> list[list[int]]:
-    """The groups, the largest halved until there are ``count`` of them or each is one pair."""
+    """Halve the largest group until there are ``count`` of them or each is one pair."""
     split = [list(group) for group in groups]
     while len(split) < count and max(map(len, split)) > 1:
         largest = max(range(len(split)), key=lambda index: len(split[index]))
@@ -95,11 +96,11 @@ def _at_least(groups: Sequence[list[int]], count: int) -> list[list[int]]:
 
 
 def part_of(batch: Mapping[str, Any], pairs: Sequence[int]) -> dict[str, Any]:
-    """The rows of some pairs of a padded batch, without the columns that are padding in all of them.
+    """Return the rows of some pairs of a padded batch, without columns that are padding in all of them.
 
     Args:
         batch: tensors of [2B, T].
-        pairs: which of the B.
+        pairs: indices of the pairs, in [0, B).
     """
     total = len(batch["labels"]) // 2
     rows = [*pairs, *(total + pair for pair in pairs)]

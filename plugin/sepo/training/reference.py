@@ -1,4 +1,4 @@
-"""The reference of a run that loads no second model: the policy as it was when training started."""
+"""The reference of a run without a second model: the policy at the start of training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import nn
 
 
 class StartingPolicy:
-    """The policy's trainable weights as they are now, put back for the length of a reference forward pass.
+    """A copy of the policy's trainable weights, swapped in for the duration of a reference forward pass.
 
-    A LoRA run that goes on with an SFT adapter has this reference: the base with that adapter, frozen. Switching the
-    adapter off would make the raw base the reference instead.
+    For a LoRA run that continues training an SFT adapter, the reference is the base with that adapter, frozen.
+    Disabling the adapter would make the raw base the reference instead.
 
     Args:
-        model: the policy, before it is trained or a checkpoint is loaded. Costs one copy of its trainable weights.
+        model: the policy, before it is trained or a checkpoint is loaded. Needs memory for one copy of its trainable
+            weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -25,7 +26,7 @@ class StartingPolicy:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Exchange the trainable weights for the starting ones, and back; for passes without gradients."""
+        """Swap in the starting weights and restore the current ones afterwards; for passes without gradients."""
         trained = [parameter.data for parameter, _ in self._start]
         try:
             for parameter, start in self._start:

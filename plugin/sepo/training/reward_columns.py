@@ -1,4 +1,4 @@
-"""Puts T-REG's token rewards beside the host's padded batch."""
+"""Collator that adds T-REG's token rewards to the host's padded batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sepo.training.float_columns import FloatCollator, batch_floats
 from sepo.training.selection_columns import SCORE_COLUMNS, STORE_ADVICE
 
 TOKEN_REWARDS = "token_rewards"
-"""Batch key: int32, [2B, T], the bits of the float32 reward of the token at that position; 0 where there is none."""
+"""Batch key: int32, [2B, T], the bits of the float32 reward of the token at that position; 0 if there is none."""
 
 REWARD_COLUMNS = ("chosen_token_rewards", "rejected_token_rewards")
 """Row columns: the reward, in [-0.5, 0.5], of each response token that can be scored."""
@@ -25,7 +25,7 @@ _BOUND = 0.5
 
 
 class RewardCollator(FloatCollator):
-    """Call a pairwise collator, then put each token's reward where its label stands.
+    """Collator that adds token rewards to the batch of a pairwise collator, at the positions of their labels.
 
     >>> def pad(rows):  # a host's collator: chosen rows first, then rejected ones, padded on the right
     ...     labels = [r["chosen_labels"] for r in rows] + [r["rejected_labels"] for r in rows]
@@ -39,8 +39,8 @@ class RewardCollator(FloatCollator):
 
     Args:
         inner: the host's collator, or a ``SelectionCollator`` around it; its ``labels`` are [2B, T], the first B rows
-            chosen, -100 where no response token is.
-        origin: what the rows carry.
+            chosen, -100 except at response tokens.
+        origin: the source of the rewards: columns of rewards (``prompts``) or of an oracle's scores (``oracle``).
     """
 
     def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]], *, origin: RewardOrigin) -> None:
@@ -48,10 +48,10 @@ class RewardCollator(FloatCollator):
         self.origin = origin
 
     def checked(self, values: Tensor, scorable: Tensor) -> Tensor:
-        """The rewards, [2B, T] float32, of what the rows carry.
+        """Compute the rewards, [2B, T] float32, from the rows' numbers.
 
         Raises:
-            SepoError: a reward lies outside [-0.5, 0.5].
+            SepoError: if a reward is outside [-0.5, 0.5].
         """
         rewards = torch.where(scorable, torch.sigmoid(values) - 0.5, 0.0) if self.origin == "oracle" else values
         outside = ~(rewards.abs() <= _BOUND)
@@ -59,16 +59,16 @@ class RewardCollator(FloatCollator):
             side = "chosen" if bool(outside[: len(outside) // 2].any()) else "rejected"
             raise SepoError(
                 f"a token reward of a {side} response is {rewards[outside][0].item():g}, expected a number in "
-                f"[-0.5, 0.5]: the store is damaged or holds other scores. {STORE_ADVICE}"
+                f"[-0.5, 0.5]: the store is damaged or contains other scores. {STORE_ADVICE}"
             )
         return rewards
 
 
 def token_rewards(batch: Mapping[str, Any]) -> Tensor:
-    """The rewards of a batch, [2B, T] float32, 0 where no response token is.
+    """Return the rewards of a batch, [2B, T] float32, 0 except at response tokens.
 
     Raises:
-        SepoError: the batch carries none.
+        SepoError: if the batch has none.
     """
     missing = (
         f"the batch has no '{TOKEN_REWARDS}', which T-REG's regularizer needs: collate with RewardCollator, and keep "

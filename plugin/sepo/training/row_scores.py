@@ -1,4 +1,4 @@
-"""Token scores and token rewards as columns of rows, for a bare trainer: kept in memory, no store."""
+"""Token scores and token rewards as row columns for ``PreferenceTrainer``, kept in memory without a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sepo.forward.revision_rewards import ContrastivePair, ContrastiveScorer
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, OracleScorer, ScoredSequence, ScoringModel
 from sepo.selection import SIDES
 from sepo.text.revision_prompts import DIRECTIONS, answer_marker, quoted_conversation, revision_prompt
-from sepo.training.encoded_pairs import Row, answer_text, conversation
+from sepo.training.encoded_pairs import Row, conversation, response_text
 
 
 def score_rows(
@@ -30,9 +30,9 @@ def score_rows(
     """Score every response token with an oracle: log pi_oracle - log pi_base (SePO, Eq. 24).
 
     Args:
-        rows: with ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``.
-        oracle: the model that preference optimization trained, with the policy's tokenizer.
-        base: the model that it was trained from; None for a PEFT oracle without its adapter.
+        rows: rows with ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``.
+        oracle: the model trained by preference optimization, with the policy's tokenizer.
+        base: the model that it was trained from; None for a PEFT oracle, whose base is the model without the adapter.
         batch_tokens: padded tokens per batch.
         on_batch: called with the number of responses after each batch (two per row; a progress bar).
 
@@ -40,12 +40,13 @@ def score_rows(
         The rows with ``chosen_scores`` and ``rejected_scores``: nats, one number per response token.
 
     Raises:
-        SepoError: the oracle is its own base or equals it, or token ids that a model does not know.
+        SepoError: if the oracle and its base are the same or have equal weights, or a token id is not in a model's
+            vocabulary.
     """
     if base is oracle or (base is None and not hasattr(oracle, "disable_adapter")):
         raise SepoError(
-            "the oracle and its base are the same model, so every token would score zero: pass as base the model that "
-            "the oracle was trained from (or a PEFT oracle and no base)."
+            "the oracle and its base are the same model, so every score would be zero: pass as base the model that the "
+            "oracle was trained from (or a PEFT oracle and no base)."
         )
     sequences = [
         ScoredSequence([*row["prompt_ids"], *row[f"{side}_ids"]], len(row["prompt_ids"]))
@@ -70,15 +71,15 @@ def reward_rows(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Give every response token T-REG's reward by contrastive prompting (Eq. 3 and Figure 2).
+    """Compute T-REG's reward of every response token by contrastive prompting (Eq. 3 and Figure 2).
 
-    The model is asked, in its chat template, to rewrite the answer to be better and to be worse; the answer's own
-    tokens follow, and sigmoid(log pi(better) - log pi(worse)) - 0.5 is a token's reward.
+    The model is prompted, in its chat template, to rewrite the response to be better and to be worse; the response's
+    own tokens follow, and the reward of a token is sigmoid(log pi(better) - log pi(worse)) - 0.5.
 
     Args:
-        rows: ``encode_pairs``' rows, with their texts.
-        model: who is prompted: the reference, which is the policy before it is trained.
-        tokenizer: the one that made the rows' ids.
+        rows: rows of ``encode_pairs``, with their texts.
+        model: the scoring model: the reference, which is the policy before training.
+        tokenizer: the tokenizer of the rows' ids.
         batch_tokens: padded tokens per batch.
         on_batch: called with the number of responses after each batch (two per row; a progress bar).
 
@@ -86,8 +87,8 @@ def reward_rows(
         The rows with ``chosen_token_rewards`` and ``rejected_token_rewards``, in [-0.5, 0.5].
 
     Raises:
-        SepoError: a row without its texts, one that does not fit the model's positions together with a prompt, or
-            token ids that the model does not know.
+        SepoError: if a row lacks its texts or exceeds the model's positions together with a prompt, or a token id is
+            not in the model's vocabulary.
     """
     pairs = [_contrastive_pair(row, index, side, tokenizer) for side in SIDES for index, row in enumerate(rows)]
     positions = getattr(getattr(causal_lm(model), "config", None), "max_position_embeddings", None)
@@ -95,8 +96,8 @@ def reward_rows(
         length = max(len(pair.better.input_ids), len(pair.worse.input_ids))
         if positions and length > positions:
             raise SepoError(
-                f"row {number % len(rows)} has {length} tokens with T-REG's prompt, which quotes question and answer, "
-                f"and the model has {positions} positions: leave the row out, or prompt a model with more."
+                f"row {number % len(rows)} has {length} tokens with T-REG's prompt, which quotes prompt and response, "
+                f"expected at most the model's {positions} positions: remove the row, or use a model with more."
             )
     _check_ids(model, [pair.better for pair in pairs])
     scorer = ContrastiveScorer(_as_it_is(model), batch_tokens=batch_tokens)
@@ -110,21 +111,21 @@ def _as_it_is(model: nn.Module) -> ScoringModel:
 
 
 def _contrastive_pair(row: Row, index: int, side: str, tokenizer: Any) -> ContrastivePair:
-    question, answer = quoted_conversation(conversation(row, index)), answer_text(row, side, index)
-    return contrastive_pair(question, answer, row[f"{side}_ids"], tokenizer=tokenizer)
+    question, response = quoted_conversation(conversation(row, index)), response_text(row, side, index)
+    return contrastive_pair(question, response, row[f"{side}_ids"], tokenizer=tokenizer)
 
 
 def contrastive_pair(
     question: str, answer: str, response_ids: Sequence[int], *, tokenizer: Any, chat_template: str | None = None
 ) -> ContrastivePair:
-    """Put T-REG's two prompts, in a tokenizer's chat template, before one response.
+    """Encode one response after each of T-REG's two prompts, in a tokenizer's chat template.
 
     Args:
         question: the quoted conversation.
-        answer: the response's text.
-        response_ids: its tokens, the end of turn included.
-        tokenizer: one of transformers'.
-        chat_template: in place of the tokenizer's own, or None.
+        answer: the text of the response.
+        response_ids: its tokens, including the end of turn.
+        tokenizer: a transformers tokenizer.
+        chat_template: replaces the tokenizer's chat template; None to use that.
     """
     sequences = []
     for direction in DIRECTIONS:
@@ -138,25 +139,25 @@ def contrastive_pair(
 
 
 def _check_ids(model: nn.Module, sequences: Sequence[ScoredSequence]) -> None:
-    known = cast(Any, causal_lm(model)).get_input_embeddings().num_embeddings
+    vocabulary = cast(Any, causal_lm(model)).get_input_embeddings().num_embeddings
     largest = max((max(sequence.input_ids) for sequence in sequences), default=0)
-    if largest >= known:
+    if largest >= vocabulary:
         raise SepoError(
-            f"the rows have the token id {largest} and {type(causal_lm(model)).__name__} knows {known} tokens: scoring "
-            "models must share the policy's tokenizer."
+            f"the rows have the token id {largest}, expected ids below {vocabulary}, the vocabulary size of "
+            f"{type(causal_lm(model)).__name__}: use scoring models with the policy's tokenizer."
         )
 
 
 def _joined(rows: Sequence[Row], numbers: Sequence[Tensor], column: str) -> list[dict[str, Any]]:
-    """The rows with a column per side.
+    """Return the rows with one more column per side.
 
     Raises:
-        SepoError: every number is zero.
+        SepoError: if every number is zero.
     """
     if rows and not torch.cat(list(numbers)).any():
         raise SepoError(
-            f"all {column.replace('_', ' ')} are zero: both sides of the comparison give every token the same "
-            "probability. Check that the models are trained ones, and not the same."
+            f"all {column.replace('_', ' ')} are zero: both sides of the comparison assign every token the same "
+            "probability. Check that the models are trained and differ."
         )
     half = len(rows)
     return [

@@ -1,7 +1,7 @@
-"""Puts the selection made from stored scores beside the host's own padded batch.
+"""Collators that add the selection by stored scores, or step numbers, to the host's padded batch.
 
-The selection travels instead of the scores: an engine may cast every floating-point input of a batch to its own dtype
-(DeepSpeed does), and scores rounded to bfloat16 select other tokens.
+The batch carries the selection instead of the scores: an engine may cast every floating-point input of a batch to its
+own dtype (DeepSpeed does), and scores rounded to bfloat16 would select other tokens.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ STEPS = "steps"
 IGNORE_INDEX = -100
 
 SCORE_COLUMNS = ("chosen_scores", "rejected_scores")
-"""Row columns: a number for each response token that can be scored."""
+"""Row columns: the score of each response token that can be scored."""
 
 COUNT_COLUMNS = ("chosen_counts", "rejected_counts")
-"""Row columns: how many tokens of the response a data set's threshold keeps."""
+"""Row columns: the number of tokens of the response that the data set's threshold keeps."""
 
 STEP_COLUMNS = ("chosen_steps", "rejected_steps")
 """Row columns: the number of each response token's step."""
 
 
 def scorable_tokens(labels: Tensor) -> Tensor:
-    """Where a response token stands that can be scored, bool of the labels' shape [2B, T]."""
+    """Return the positions of response tokens that can be scored, bool of the labels' shape [2B, T]."""
     scorable = labels != IGNORE_INDEX
     scorable[:, 0] = False  # a token without a predecessor has no log-probability
     return scorable
 
 
 def at_tokens(rows: Sequence[Any], scorable: Tensor, *, dtype: torch.dtype, what: str, advice: str) -> Tensor:
-    """Put rows of one number per response token where their tokens stand.
+    """Scatter rows of one number per response token to the positions of their tokens.
 
     Args:
-        rows: 2B sequences of numbers, the chosen responses' first.
+        rows: 2B sequences of numbers, those of the chosen responses first.
         scorable: [2B, T], from ``scorable_tokens``.
-        dtype: of the result.
-        what: how an error calls the numbers.
-        advice: what an error says to do.
+        dtype: dtype of the result.
+        what: name of the numbers in error messages.
+        advice: what to do, for error messages.
 
     Returns:
-        [2B, T], 0 where no response token stands.
+        [2B, T], 0 except at response tokens.
 
     Raises:
-        SepoError: a row's length is not its number of scorable response tokens.
+        SepoError: if a row's length is not its number of scorable response tokens.
     """
     placed = torch.zeros(scorable.shape, dtype=dtype)
     for index, row in enumerate(rows):
@@ -72,35 +72,35 @@ STORE_ADVICE = "Delete the store named in the log, or point token_scores_dir els
 
 
 def step_numbers(features: Sequence[Mapping[str, Any]], scorable: Tensor) -> Tensor:
-    """Put the rows' step numbers where their tokens stand, int64 [2B, T], 0 elsewhere.
+    """Scatter the rows' step numbers to the positions of their tokens, int64 [2B, T], 0 elsewhere.
 
     Raises:
-        SepoError: a row's number of steps is not its number of scorable response tokens.
+        SepoError: if a row's number of steps is not its number of scorable response tokens.
     """
     rows = [feature[column] for column in STEP_COLUMNS for feature in features]
-    advice = "Number the steps again (sepo.text.token_texts)."
+    advice = "Compute the step numbers again (sepo.text.token_texts)."
     return at_tokens(rows, scorable, dtype=torch.int64, what="step numbers", advice=advice)
 
 
 class StepCollator:
-    """Call the host's pairwise collator, then put the rows' step numbers beside its batch: for live scorers.
+    """Collator that adds the rows' step numbers to the batch of the host's pairwise collator, for live scorers.
 
     Args:
-        inner: the host's collator, as ``SelectionCollator`` takes it.
+        inner: the host's collator, as in ``SelectionCollator``.
     """
 
     def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]) -> None:
         self.inner = inner
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows; see ``step_numbers`` for what is refused."""
+        """Collate rows; for errors see ``step_numbers``."""
         batch = self.inner(features)
         batch[STEPS] = step_numbers(features, scorable_tokens(batch["labels"]))
         return batch
 
 
 class SelectionCollator:
-    """Call the host's pairwise collator, then select each row's tokens by its stored scores.
+    """Collator that adds the selection by stored scores to the batch of the host's pairwise collator.
 
     >>> from sepo.objectives import resolve_method
     >>> def pad(rows):  # a host's collator: chosen rows first, then rejected ones, padded on the right
@@ -114,9 +114,9 @@ class SelectionCollator:
             [False,  True, False]])
 
     Args:
-        inner: the host's collator; its ``labels`` are [2B, T], the first B rows chosen, -100 where no response
-            token is.
-        method: the resolved method, one that selects by stored scores.
+        inner: the host's collator; its ``labels`` are [2B, T], the first B rows chosen, -100 except at response
+            tokens.
+        method: a resolved method that selects by stored scores.
     """
 
     def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]], *, method: Method) -> None:
@@ -127,7 +127,7 @@ class SelectionCollator:
         """Collate rows.
 
         Raises:
-            SepoError: a row's number of scores is not its number of scorable response tokens.
+            SepoError: if a row's number of scores is not its number of scorable response tokens.
         """
         batch = self.inner(features)
         scorable = scorable_tokens(batch["labels"])

@@ -1,4 +1,4 @@
-"""Backward passes of a batch's parts, in the engines that a ``transformers.Trainer`` trains with."""
+"""Backward passes of a batch's parts under the engines of a ``transformers.Trainer``."""
 
 from __future__ import annotations
 
@@ -23,49 +23,49 @@ class SplitsBatches(_Base):
     """Mixin for a ``transformers.Trainer`` that computes its loss with ``preference_step``."""
 
     batch_tokens: int | None = None
-    """Most tokens that go through the model at once; None for the device batch."""
+    """Maximum number of tokens in one forward pass; None for the whole device batch."""
 
     def check_batch_tokens(self) -> None:
-        """Refuse ``batch_tokens`` where one step cannot have several backward passes.
+        """Raise if ``batch_tokens`` is set and a step cannot have several backward passes.
 
         Raises:
-            SepoError: the optimizer changes weights during the backward pass.
+            SepoError: if the optimizer changes weights during the backward pass.
         """
         optimizer = str(getattr(self.args.optim, "value", self.args.optim))
         if self.batch_tokens is not None and optimizer in STEP_IN_BACKWARD:
             raise SepoError(
                 f"batch_tokens is {self.batch_tokens} and optim is {optimizer}, which changes the weights during each "
-                "backward pass, but a split batch has several: leave out batch_tokens."
+                "backward pass, but a split batch has several: remove batch_tokens, or use another optimizer."
             )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """As ``transformers`` has it; what the parts' backward passes must know of it is kept for their time."""
+        """Run the trainer's own step, and keep its loss scaling for the backward passes of the parts."""
         self._scaled_by_items = num_items_in_batch is not None and self.model_accepts_loss_kwargs
         return super().training_step(model, inputs, num_items_in_batch)
 
     def shards_rows(self) -> bool:
-        """Whether a row is shared out over processes, so that none has a whole answer."""
+        """Return whether rows are sharded over processes, so that none has a whole response."""
         config = getattr(self.accelerator, "parallelism_config", None)
         return any(getattr(config, name, False) for name in ("cp_enabled", "sp_enabled"))
 
     def shares_prompts(self) -> bool:
-        """Whether pairs may go through the model as one row; where not, the log says why."""
-        from sepo.forward.sharing import say_once
+        """Return whether pairs may go through the model as one row; if not, log the reason."""
+        from sepo.forward.sharing import warn_once
 
         if self.shards_rows():
-            say_once("rows are sharded over processes (context or sequence parallelism)")
+            warn_once("rows are sharded over processes (context or sequence parallelism)")
             return False
         if getattr(self.args, "neftune_noise_alpha", None):
-            say_once("neftune_noise_alpha is set, whose noise depends on the length of a row")
+            warn_once("neftune_noise_alpha is set, whose noise depends on the length of a row")
             return False
         return True
 
     def parts(self, model: Any, *, scale: float | Tensor = 1.0) -> Parts | None:
-        """How to split a device batch, or None.
+        """Return how to split a device batch, or None if it is not split.
 
         Args:
-            model: as the engine wrapped it.
-            scale: what ``compute_loss`` multiplies the mean over the device batch with.
+            model: the model as wrapped by the engine.
+            scale: factor of ``compute_loss`` on the mean over the device batch.
         """
         if self.batch_tokens is None:
             return None
@@ -80,7 +80,7 @@ class SplitsBatches(_Base):
         return Parts(self.batch_tokens, backward=backward, agree=self._largest)
 
     def _backward(self, loss: Tensor) -> None:
-        """The end of the trainer's own ``training_step``."""
+        """Scale the loss and run its backward pass, as at the end of the trainer's own ``training_step``."""
         from accelerate.utils import DistributedType
 
         if not self._scaled_by_items:
@@ -90,9 +90,9 @@ class SplitsBatches(_Base):
 
     @contextlib.contextmanager
     def _unsynchronized(self, model: Any) -> Iterator[None]:
-        """Let gradients add up on this process, as in a gradient accumulation step that is not the last one."""
+        """Accumulate gradients on this process, as in a gradient accumulation step that is not the last one."""
         state = self.accelerator.gradient_state
-        if not state.sync_gradients:  # it is none, and the trainer has said so already
+        if not state.sync_gradients:  # not the last accumulation step: the trainer has disabled it already
             yield
             return
         state._set_sync_gradients(False)

@@ -1,4 +1,4 @@
-"""One preference step: select, run the policy where it is needed, compute loss and metrics."""
+"""One preference step: select tokens, run the policy at the needed positions, compute loss and metrics."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from sepo.training.selection_columns import IGNORE_INDEX, SELECTION, STEPS
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step gives its trainer.
+    """The output of a step.
 
     Args:
         loss: scalar, differentiable: the mean over the pairs of the device batch.
-        metrics: plain floats, the host's names (``rewards/*``, ``logps/*``) and ours.
+        metrics: floats, by the host's names (``rewards/*``, ``logps/*``) and those of this package.
     """
 
     loss: Tensor
@@ -40,13 +40,13 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class StepTokens:
-    """What a step selected, of a batch or of a part of one, for those who watch it.
+    """The selected tokens of a step, for a whole batch or a part of it, passed to ``watch``.
 
     Args:
-        batch: the part's own, see ``preference_step``.
+        batch: the batch or the part, see ``preference_step``.
         selection: bool [2B, T - 1], shifted: entry t is the token at t + 1.
         policy_logps: [2B, T - 1], detached; 0 where none was computed.
-        ref_logps: the same of the reference, or None.
+        ref_logps: the same for the reference, or None.
     """
 
     batch: Mapping[str, Any]
@@ -56,7 +56,7 @@ class StepTokens:
 
 
 Reference = Callable[[], AbstractContextManager[nn.Module]]
-"""Gives the model to run for reference log-probabilities, in the state in which it is the reference."""
+"""Function that returns a context manager with the reference model, in its state as the reference."""
 
 
 def preference_step(
@@ -74,31 +74,31 @@ def preference_step(
     """Compute the loss of one device batch of pairs.
 
     Args:
-        model: the policy, as the trainer wrapped it.
-        batch: ``input_ids``, ``attention_mask``, ``labels`` [2B, T] (the first B rows chosen; labels -100 where no
-            response token is), ``selection`` [2B, T] where the method selects by stored scores, ``steps`` [2B, T]
-            where it selects steps by live ones, ``token_rewards`` [2B, T] where it has T-REG's regularizer (see
-            ``RewardCollator``), ``ref_logps`` [2B, T] where the reference was run beforehand (see
-            ``ReferenceCollator``), and what else the forward takes.
+        model: the policy, as wrapped by the trainer.
+        batch: ``input_ids``, ``attention_mask``, ``labels`` [2B, T] (the first B rows chosen; labels -100 except at
+            response tokens), ``selection`` [2B, T] if the method selects by stored scores, ``steps`` [2B, T] if it
+            selects steps by live ones, ``token_rewards`` [2B, T] if it has T-REG's regularizer (see
+            ``RewardCollator``), ``ref_logps`` [2B, T] if the reference was run beforehand (see ``ReferenceCollator``),
+            and other inputs of the forward pass.
         method: the resolved method.
-        reference: where ``method.needs_reference``; entered once per step, without gradients. None where the batch's
-            ``ref_logps`` take its place, which a method that needs a KL over the vocabulary does not allow.
+        reference: needed if ``method.needs_reference``; entered once per step, without gradients. None if the batch has
+            ``ref_logps`` instead, which is not possible for a method that needs a KL over the vocabulary.
         chosen_nll_weight: weight of the mean negative log-likelihood over all chosen tokens (the host's ``pref_ftx``).
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
-        share_prompts: False runs the batch as it is padded, also where a pair's prompt could be run once.
-        parts: splits the batch; None runs it as one.
-        watch: called with what was selected, for each part; parts that weigh nothing come first, and again later.
+        chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of logits.
+        share_prompts: False to run the padded batch even if prompts could be shared.
+        parts: splits the batch; None to run it as one.
+        watch: called with the selected tokens of each part; parts with weight 0 come first, and are repeated later.
 
     Returns:
-        The loss and its metrics. ``logps/*`` are sums over the tokens that were computed, ``select/*_ratio`` the
-        selected share of response tokens, ``select/tokens`` the selected tokens of the device batch, ``kl/*`` the mean
-        of log pi_policy - log pi_ref over the tokens that were computed, ``kl/*_full`` over the same tokens the mean
-        KL(ref || policy) over the vocabulary where the method needs it, ``treg/*`` the mean token reward over the
-        tokens that are regularized, ``objective/*`` what the objective reports.
+        The loss and its metrics. ``logps/*`` are sums over the computed tokens, ``select/*_ratio`` the selected share
+        of response tokens, ``select/tokens`` the selected tokens of the device batch, ``kl/*`` the mean of
+        log pi_policy - log pi_ref over the computed tokens, ``kl/*_full`` over the same tokens the mean
+        KL(ref || policy) over the vocabulary if the method needs it, ``treg/*`` the mean token reward over the
+        regularized tokens, ``objective/*`` the metrics of the objective.
 
     Raises:
-        SepoError: a response without a counted token; a missing selection, reference or token rewards; a reference
-            with another vocabulary where the method needs a KL over it.
+        SepoError: if a response has no counted token, the selection, reference or token rewards are missing, or the
+            reference has another vocabulary and the method needs a KL over it.
     """
 
     def compute(part: Mapping[str, Any]) -> PartLoss:
@@ -122,8 +122,8 @@ def preference_step(
 
 @dataclass(frozen=True)
 class _Positions:
-    """Where response tokens stand, which of them are needed, and which are selected as far as that is known before the
-    forward pass; bool [2B, T - 1], shifted."""
+    """Masks of the response tokens, of those whose log-probabilities are needed, and of those that are selected as far
+    as that is determined before the forward pass; bool [2B, T - 1], shifted."""
 
     mask: Tensor
     wanted: Tensor
@@ -140,8 +140,8 @@ def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: f
 
 
 def _model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    ours = ("labels", SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
-    return {name: value for name, value in batch.items() if name not in ours}
+    not_inputs = ("labels", SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
+    return {name: value for name, value in batch.items() if name not in not_inputs}
 
 
 def _layout(model: nn.Module, batch: Mapping[str, Any], tokens: _Positions) -> PairLayout | None:
@@ -161,13 +161,13 @@ def _loss(
     chunk_tokens: int | None,
     watch: Callable[[StepTokens], None] | None,
 ) -> PartLoss:
-    """The mean loss over the pairs of a batch that goes through the model at once."""
+    """Compute the mean loss over the pairs of a batch that goes through the model at once."""
     inputs, labels = _model_inputs(batch), batch["labels"]
     pairs = labels.shape[0] // 2
     mask, wanted = positions.mask, positions.wanted
     tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens, "layout": layout}
     ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
-    # One pass over the head; what is not asked for is not computed.
+    # One pass over the head for all requested statistics.
     policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
     logps = policy.logps
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
@@ -221,13 +221,13 @@ def _reference_pass(
     inputs: Mapping[str, Any],
     tokens: dict[str, Any],
 ) -> tuple[Tensor | None, ReferenceStates | None]:
-    """The reference's log-probabilities [2B, T] and, where a KL over the vocabulary is needed, what it is made from."""
+    """Return the reference's log-probabilities [2B, T] and, if a KL over the vocabulary is needed, its states."""
     if not method.needs_reference:
         return None, None
     if reference is None:
         return _stored_reference(method, batch, tokens["wanted"]), None
     with torch.no_grad(), reference() as model, in_evaluation_mode(model):
-        # Both models run the pairs in the same way, so that equal weights give equal numbers.
+        # Both models use the same layout, so that equal weights give equal numbers.
         tokens["layout"] = layout_for(model, inputs, tokens["layout"])
         if method.needs_kl:
             return reference_log_probs(model, inputs, **tokens)
@@ -235,10 +235,10 @@ def _reference_pass(
 
 
 def _stored_reference(method: Method, batch: Mapping[str, Any], wanted: Tensor) -> Tensor:
-    """The log-probabilities [2B, T] of a reference that was run beforehand, as a forward pass would give them."""
+    """Return the stored log-probabilities [2B, T] of a reference, in the form of a forward pass's."""
     missing = f"{method.name} compares the policy with a reference, and none was given; pass reference="
     if method.needs_kl:
-        raise SepoError(f"{missing} (stored log-probabilities are not enough: it reads the whole distribution).")
+        raise SepoError(f"{missing} (stored log-probabilities are not enough: it needs the whole distribution).")
     values = batch_floats(
         batch, REF_LOGPS, missing=f"{missing}, or collate its stored log-probabilities with ReferenceCollator."
     )
@@ -246,8 +246,8 @@ def _stored_reference(method: Method, batch: Mapping[str, Any], wanted: Tensor) 
 
 
 def _by_side(pairs: int, **tensors: Tensor | None) -> dict[str, Any]:
-    """Split [2B, T] tensors into the objectives' arguments: ``mask`` gives ``chosen_mask`` and ``rejected_mask``,
-    ``policy_logps`` gives ``policy_chosen_logps`` and ``policy_rejected_logps``."""
+    """Split [2B, T] tensors into arguments of the objectives: ``mask`` into ``chosen_mask`` and ``rejected_mask``,
+    ``policy_logps`` into ``policy_chosen_logps`` and ``policy_rejected_logps``."""
     arguments = {}
     for name, tensor in tensors.items():
         owner = next((prefix for prefix in ("policy_", "ref_") if name.startswith(prefix)), "")
@@ -257,5 +257,5 @@ def _by_side(pairs: int, **tensors: Tensor | None) -> dict[str, Any]:
 
 
 def _mean_nll(logps: Tensor, mask: Tensor) -> Tensor:
-    """Mean negative log-likelihood per response, [B]."""
+    """Return the mean negative log-likelihood per response, [B]."""
     return -torch.where(mask, logps, 0.0).sum(-1) / mask.sum(-1)

@@ -1,4 +1,4 @@
-"""The host's tokenized pairs: which data sets a run has, where responses start, which rows can be trained on."""
+"""The host's tokenized pairs: the data sets of a run, the start of responses, and rows that can be trained on."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 def each_dataset(datasets: Mapping[str, Any], change: Callable[[Dataset, str], Dataset]) -> dict[str, Any]:
-    """Change every data set of a run.
+    """Apply a function to every data set of a run.
 
     Args:
-        datasets: by the host's roles (``train_dataset``, ``eval_dataset``); an evaluation may be a dict of them.
-        change: takes a data set and the name that the log gives it.
+        datasets: by the host's roles (``train_dataset``, ``eval_dataset``); the evaluation data may be a dict of data
+            sets.
+        change: takes a data set and its name in the log.
 
     Returns:
-        The changed ones, in the same shape.
+        The results, in the same structure.
     """
     result: dict[str, Any] = {}
     for role, dataset in datasets.items():
@@ -36,12 +37,12 @@ def each_dataset(datasets: Mapping[str, Any], change: Callable[[Dataset, str], D
 
 
 def joined_column(datasets: Mapping[str, Any], others: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """Give every data set of a run a column of another run's, row by row, where it lacks it.
+    """Add a column of another run's data sets to those of a run, row by row, if they lack it.
 
     Args:
         datasets: by the host's roles.
-        others: the same rows, with the column.
-        column: its name.
+        others: data sets of the same rows, with the column.
+        column: name of the column.
     """
     found: dict[str, Dataset] = {}
 
@@ -57,32 +58,32 @@ def joined_column(datasets: Mapping[str, Any], others: Mapping[str, Any], column
 
 
 def list_arrays(column: Any) -> list[np.ndarray]:
-    """The rows of an Arrow list column."""
+    """Return the rows of an Arrow list column."""
     lists = column.combine_chunks()
     flat = lists.flatten().to_numpy(zero_copy_only=False)
     return np.split(flat, np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))[:-1])
 
 
 def response_start(labels: Sequence[int] | np.ndarray) -> int:
-    """Index of the first response token that can be scored: one with a predecessor."""
+    """Return the index of the first response token that can be scored, that is, has a predecessor."""
     if isinstance(labels, np.ndarray):
         return max(1, int(np.argmax(labels != IGNORE_INDEX)))
     return max(1, next(index for index, label in enumerate(labels) if label != IGNORE_INDEX))
 
 
 def skip_empty_responses(dataset: Dataset, *, name: str, tokenizer: Any) -> Dataset:
-    """Drop rows with a response of no tokens (an empty answer, or a prompt that took the whole cutoff), and say which.
+    """Drop rows with a response of no tokens (empty, or truncated because the prompt fills the cutoff), and log them.
 
     Args:
         dataset: tokenized pairs, in the host's columns.
-        name: what to call the data set in the log.
-        tokenizer: decodes the prompts of the rows that are named.
+        name: name of the data set in the log.
+        tokenizer: decodes the prompts of the rows for the log.
 
     Returns:
-        The data set without these rows; itself if there are none.
+        The data set without these rows, or the same object if there are none.
 
     Raises:
-        SepoError: no row is left.
+        SepoError: if no row is left.
     """
     empty = []
     for start in range(0, len(dataset), 1000):

@@ -1,4 +1,4 @@
-"""A ``transformers.Trainer`` whose step is ours, for those who train without LLaMA-Factory or Axolotl."""
+"""A ``transformers.Trainer`` for preference optimization without LLaMA-Factory or Axolotl."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sepo.errors import SepoError
 from sepo.forward.lora import fuse_lora
 from sepo.objectives import Method
 from sepo.training.encoded_pairs import PairCollator, check_row
-from sepo.training.loading import know_numbered_cpus
+from sepo.training.loading import register_numbered_cpus
 from sepo.training.reference import StartingPolicy
 from sepo.training.splitting import SplitsBatches
 from sepo.training.step import StepOutput, preference_step
@@ -29,30 +29,31 @@ _WITHOUT_EFFECT = {"model_init": "pass model", "compute_loss_func": "the method 
 
 
 class PreferenceTrainer(SplitsBatches, Trainer):
-    """Train a policy on preference pairs with any method.
+    """Trainer of a policy on preference pairs with any method.
 
-    The loss of an optimizer step is the mean over its pairs, however these are split into device batches. Metrics (see
-    ``preference_step``) are means over the pairs since the last logging step; in evaluations they have the prefix that
-    ``eval_loss`` has, are returned by ``evaluate`` and can be ``metric_for_best_model``.
+    The loss of an optimizer step is the mean over its pairs, independent of their split into device batches. Metrics
+    (see ``preference_step``) are means over the pairs since the last logging step; in evaluations they have the same
+    prefix as ``eval_loss``, are returned by ``evaluate`` and can be used as ``metric_for_best_model``.
 
     Args:
         model: the policy: full weights or PEFT, on one device or under DDP.
         method: the resolved method, from ``sepo.objectives.resolve_method``.
-        args: transformers' arguments; ``remove_unused_columns`` is switched off in a copy of them.
-        ref_model: the reference where the method has one. None: the policy as it is now; costs one copy of its
-            trainable weights, which for PEFT are the adapter's.
-        train_dataset: rows with ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` (``encode_pairs``) and what the
-            method needs beside them (``score_rows``, ``reward_rows``, ``add_steps``): a list or a data set.
-        eval_dataset: the same for evaluations; or a dict of them.
-        data_collator: another than ``PairCollator``.
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
-        batch_tokens: most tokens that go through the model at once: a larger device batch is split into parts of whole
-            pairs, each with a backward pass of its own. The loss stays the mean over the pairs. None for no limit.
-        **kwargs: what ``transformers.Trainer`` takes besides.
+        args: training arguments; ``remove_unused_columns`` is disabled in a copy of them.
+        ref_model: the reference, for methods with one. None for the initial policy, which needs memory for one copy of
+            its trainable weights (for PEFT, of the adapter).
+        train_dataset: a list or data set of rows with ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``
+            (``encode_pairs``) and the other columns that the method needs (``score_rows``, ``reward_rows``,
+            ``add_steps``).
+        eval_dataset: the same for evaluations, or a dict of them.
+        data_collator: replaces ``PairCollator``.
+        chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of logits.
+        batch_tokens: maximum number of tokens in one forward pass: a larger device batch is split into parts of whole
+            pairs, each with its own backward pass. The loss stays the mean over the pairs. None for no limit.
+        **kwargs: other arguments of ``transformers.Trainer``.
 
     Raises:
-        SepoError: rows without what the method needs, a reference that is the policy itself, a method with a reference
-            under ZeRO-3 or FSDP, DataParallel, arguments that would have no effect.
+        SepoError: if rows lack columns that the method needs, the reference is the policy itself, a method with a
+            reference runs under ZeRO-3 or FSDP, DataParallel would be used, or an argument would have no effect.
     """
 
     def __init__(
@@ -71,18 +72,18 @@ class PreferenceTrainer(SplitsBatches, Trainer):
     ) -> None:
         for name, advice in _WITHOUT_EFFECT.items():
             if kwargs.get(name) is not None:
-                raise SepoError(f"PreferenceTrainer got {name}, which it cannot use: {advice}.")
+                raise SepoError(f"{name} is set, which PreferenceTrainer does not support: {advice}.")
         if args.label_smoothing_factor:
             raise SepoError(
-                f"label_smoothing_factor is {args.label_smoothing_factor}, which smooths token labels, expected 0: "
-                "resolve_method('dpo', label_smoothing=...) smooths preferences."
+                f"label_smoothing_factor is {args.label_smoothing_factor}, which smooths token labels, expected 0: to "
+                "smooth preferences, use resolve_method('dpo', label_smoothing=...)."
             )
         if data_collator is None:
             for dataset in (train_dataset, eval_dataset):
                 _check_datasets(dataset, method)
             data_collator = PairCollator(method)
         args = copy.copy(args)
-        args.remove_unused_columns = False  # the method's columns are no arguments of the model's forward
+        args.remove_unused_columns = False  # the method's columns are not arguments of the model's forward
         self.method, self.chunk_tokens, self.batch_tokens = method, chunk_tokens, batch_tokens
         self._training, self._evaluation = _Means(), _Means()
         super().__init__(
@@ -95,13 +96,13 @@ class PreferenceTrainer(SplitsBatches, Trainer):
         )
         if self.args.n_gpu > 1:
             raise SepoError(
-                f"{self.args.n_gpu} GPUs in one process would train with DataParallel, which cannot exchange the head: "
-                "start with `torchrun --nproc_per_node N` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
+                f"{self.args.n_gpu} GPUs in one process would use DataParallel, expected one GPU per process: start "
+                "with `torchrun --nproc_per_node N` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
             )
         self.check_batch_tokens()
         fuse_lora(self.model)
-        know_numbered_cpus()
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's pairs, not by its device batches
+        register_numbered_cpus()
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the pairs of the step, not by its batches
         self._set_reference(ref_model)
 
     def _set_reference(self, ref_model: nn.Module | None) -> None:
@@ -114,20 +115,21 @@ class PreferenceTrainer(SplitsBatches, Trainer):
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             engine = "FSDP" if self.is_fsdp_enabled else "ZeRO-3"
             raise SepoError(
-                f"{self.method.name} compares the policy with a reference, and PreferenceTrainer has none under "
-                f"{engine}, which shards it: train with a stage of LLaMA-Factory, under DDP, or take a method without "
-                "a reference (sepo, simpo, simpo_reg)."
+                f"{self.method.name} compares the policy with a reference, which PreferenceTrainer does not support "
+                f"under {engine}: train with a LLaMA-Factory stage, under DDP, or with a method without a reference "
+                "(sepo, simpo, simpo_reg)."
             )
         if ref_model is self.model:
             raise SepoError(
-                "ref_model is the policy itself, so every reward would be zero: leave it out for a copy of the policy "
-                "as it starts, or pass another model."
+                "ref_model is the policy itself, so every reward would be zero: leave it out to use a copy of the "
+                "initial policy, or pass another model."
             )
         if ref_model is None:
             if self.method.token_scorer.compares_with_reference:
                 logger.warning(
                     "the reference is the starting policy: at step 1 every alignment score is zero, so the rule floor "
-                    "takes each answer's first tokens, until the policy has moved. A stronger ref_model selects better."
+                    "selects the first tokens of each response until the policy has changed. A stronger ref_model "
+                    "selects better."
                 )
             self.starting_policy = StartingPolicy(self.model)
             return
@@ -137,7 +139,7 @@ class PreferenceTrainer(SplitsBatches, Trainer):
 
     @contextlib.contextmanager
     def _reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The reference, in the precision of the policy's own pass."""
+        """Yield the reference, in the precision of the policy's own pass."""
         if self.starting_policy is not None:
             with self.starting_policy.active():
                 yield model
@@ -159,7 +161,7 @@ class PreferenceTrainer(SplitsBatches, Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Take an optimizer step's device batches, and count its pairs on all ranks."""
+        """Return the device batches of an optimizer step and the number of their pairs on all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         pairs = torch.tensor(sum(_pairs(batch) for batch in batches), device=device)
         return batches, self.accelerator.reduce(pairs, "sum")
@@ -171,11 +173,11 @@ class PreferenceTrainer(SplitsBatches, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Loss of one device batch: its share of the mean over ``num_items_in_batch`` pairs; its own mean without."""
+        """Compute a device batch's loss: its share of the mean over ``num_items_in_batch`` pairs, or its own mean."""
         pairs = _pairs(inputs)
         scale: float | Tensor = 1.0
         if num_items_in_batch is not None:
-            # DDP takes the mean over the ranks, the pairs are those of all.
+            # DDP averages over the ranks, while the pairs are those of all ranks.
             scale = pairs * self.accelerator.num_processes / num_items_in_batch
         output = self._step(model, inputs, scale=scale)
         self._training.add(output.metrics, pairs)
@@ -185,7 +187,7 @@ class PreferenceTrainer(SplitsBatches, Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None, None]:
-        """Evaluate one batch; no step computes logits, so there are no predictions."""
+        """Evaluate one batch; no logits are computed, so there are no predictions."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self._step(model, inputs)
@@ -194,7 +196,7 @@ class PreferenceTrainer(SplitsBatches, Trainer):
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate; the loss, too, is the mean over pairs, a smaller last batch included."""
+        """Evaluate; the loss is the mean over pairs too, also with a smaller last batch."""
         self._evaluation = _Means()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means = self._evaluation.reduced(self.accelerator)
@@ -202,7 +204,7 @@ class PreferenceTrainer(SplitsBatches, Trainer):
         return output
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log what transformers logs, and at training's logging steps our metrics."""
+        """Log the trainer's entries, with the metrics of ``preference_step`` at the logging steps of training."""
         if "loss" in logs:
             logs |= self._training.reduced(self.accelerator)
         if "loss" in logs or "train_runtime" in logs:
@@ -223,7 +225,7 @@ class _Means:
         self._pairs += pairs
 
     def reduced(self, accelerator: Any) -> dict[str, float]:
-        """The means over the pairs of all ranks; every rank has the same names."""
+        """Return the means over the pairs of all ranks; every rank has the same names."""
         if not self._pairs:
             return {}
         totals = torch.tensor([*self._sums.values(), self._pairs], dtype=torch.float32, device=accelerator.device)
@@ -236,7 +238,7 @@ def _pairs(batch: Mapping[str, Any]) -> int:
 
 
 def _check_datasets(dataset: Any, method: Method) -> None:
-    """Look at the first row of each data set that has rows to look at; the collator looks at all."""
+    """Check the first row of each data set that has a length; the collator checks all rows."""
     if isinstance(dataset, dict):
         for part in dataset.values():
             _check_datasets(part, method)

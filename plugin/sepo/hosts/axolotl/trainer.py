@@ -21,7 +21,7 @@ from sepo.runs.log_writer import RunLog
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
 from sepo.selection import SIDES
-from sepo.training.loading import know_numbered_cpus
+from sepo.training.loading import register_numbered_cpus
 from sepo.training.selection_columns import IGNORE_INDEX
 from sepo.training.splitting import SplitsBatches
 from sepo.training.step import StepTokens, preference_step
@@ -82,7 +82,7 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
         self.check_batch_tokens()
         fuse_lora(self.model)
         recompute_less(self.model)
-        know_numbered_cpus()
+        register_numbered_cpus()
 
     def _check_reference(self) -> None:
         if self.settings.runs_reference and self.ref_model is None and not hasattr(self.model, "disable_adapter"):

@@ -13,7 +13,7 @@ from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
 from sepo.recipe.settings import RunSettings
 from sepo.runs.token_samples import TokenRecord
-from sepo.training.loading import know_numbered_cpus
+from sepo.training.loading import register_numbered_cpus
 from sepo.training.reference import StartingPolicy
 from sepo.training.splitting import SplitsBatches
 from sepo.training.step import StepTokens, preference_step
@@ -41,7 +41,7 @@ class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
         self.check_batch_tokens()
         fuse_lora(self.model)
         recompute_less(self.model)
-        know_numbered_cpus()
+        register_numbered_cpus()
 
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: str = "train"
