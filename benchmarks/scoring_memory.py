@@ -109,8 +109,8 @@ def scorer_of(kind, folder, watch):
 
     settings = SimpleNamespace(token_scores_dir=str(folder / "scores"), score_batch_tokens=8192, head_chunk_tokens=None)
     one_process = SimpleNamespace(world_size=1, process_index=0, device="cpu", output_dir=str(folder))
-    say = PolicyTokens(tokenizer())
-    return Scores(settings, identity={"scorer": kind}, say=say, training_args=one_process)
+    row_texts = PolicyTokens(tokenizer())
+    return Scores(settings, identity={"scorer": kind}, row_texts=row_texts, training_args=one_process)
 
 
 def measure(options, folder):

@@ -1,4 +1,4 @@
-"""Writes pages of docs/ from the code: `make docs`. A test fails where a page is not what this writes."""
+"""Generate pages of docs/ from the code: `make docs`. A test fails if a page is out of date."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from sepo.recipe.stages import STAGES
 
 HERE = Path(__file__).parent
 
-# What a row of a key cannot hold: keys that only a recipe's host reads, and sections.
-LEFTOVERS = [["`pref_loss`", "", "Only a leftover `sigmoid` is accepted: here `objective` decides."]]
-SECTIONS = [["`base`, `oracle`, `policy`", "", "Sections with keys of that step alone; `base: false` trains no base."]]
+# Rows without an entry in recipe/keys.py: keys that only the host reads, and sections.
+LEFTOVERS = [["`pref_loss`", "", "Only `sigmoid` is accepted: `objective` sets the loss."]]
+SECTIONS = [["`base`, `oracle`, `policy`", "", "Sections with keys for one step only; `base: false` trains no base."]]
 
 _HEAD = """# Keys
 
-Beside everything that LLaMA-Factory knows. An unknown key is an error that names the nearest known one. Set a key to
-nothing (`key: null`) and it counts as absent. This page is written from the code (`make docs`).
+Keys in addition to those of LLaMA-Factory. An unknown key is an error that gives the nearest known key. A key that is
+set to null (`key: null`) counts as absent. This page is generated from the code (`make docs`).
 
 """
 
 
 _EVAL_HEAD = f"""# eval.json
 
-What `sepo eval` writes, field by field; `*` is any name. Schema {SCHEMA_VERSION}: it changes when a key goes or means
-something else; new keys do not change it. An *estimate* is `{{"value": ..., "low": ..., "high": ...}}`: a number and
-its 95 % interval, whose ends are null where one row alone was there. No number is NaN. This page is written from the
-code (`make docs`).
+Fields of the file that `sepo eval` writes; `*` is any name. Schema {SCHEMA_VERSION}: the number changes when a key is
+removed or changes its meaning, not when a key is added. An *estimate* is `{{"value": ..., "low": ..., "high": ...}}`: a
+number and its 95 % interval, whose ends are null if there was only one row. No number is NaN. This page is generated
+from the code (`make docs`).
 
 """
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for row in rows:
         cells = [cell.replace("|", "\\|") for cell in row]
@@ -44,23 +44,24 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def key_rows(keys: Iterable[Key]) -> list[list[str]]:
-    """Rows of keys as a table has them."""
+    """Return the table rows of keys."""
     return [[f"`{key.name}`", key.default_text, key.help] for key in keys]
 
 
 def stage_row() -> list[str]:
-    """`stage`, which names what the other keys belong to."""
-    return ["`stage`", "", f"{', '.join(f'`{name}`' for name in STAGES)} or your own ([extend](extend.md))."]
+    """Return the table row of `stage`, which is no entry of recipe/keys.py."""
+    stages = ", ".join(f"`{name}`" for name in STAGES)
+    return ["`stage`", "", f"The stage: {stages}, or a registered one ([extend](extend.md))."]
 
 
 def key_of(objective: str, setting: str) -> str:
-    """The recipe key that sets an objective's hyperparameter."""
+    """Return the recipe key that sets a hyperparameter of an objective."""
     keys = {name: key for key, name in hyperparameter_keys(objective).items()}
     return {"weighting": "treg_weighting", "alpha": "treg_alpha", **keys}.get(setting, f"select_{setting}")
 
 
 def objective_rows() -> list[list[str]]:
-    """Every objective with the stage that has it by default, its token scorer and its hyperparameters."""
+    """Return every objective with the stage that uses it by default, its token scorer and its hyperparameters."""
     stages = {objective: stage for stage, objective in STAGES.items()}
     rows = []
     for name in BUILT_IN:
@@ -75,22 +76,22 @@ def objective_rows() -> list[list[str]]:
 
 
 def keys_page() -> str:
-    """keys.md."""
+    """Return the text of keys.md."""
     columns = ("key", "default", "meaning")
     return (
         _HEAD
         + table(columns, [stage_row(), *key_rows(KEYS.values())])
-        + "\n## Keys of the host that our stages read\n\nTheir meaning is the host's.\n\n"
+        + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
         + "\n## Keys of `sepo pipeline`\n\n"
         + table(columns, [*SECTIONS, *key_rows(PIPELINE_KEYS.values())])
-        + "\n## Objectives\n\nAny of them in any of our stages. What they are: [objectives](methods/objectives.md).\n\n"
-        + table(("objective", "default of stage", "own token scorer", "keys and their defaults"), objective_rows())
+        + "\n## Objectives\n\nEach can be used in any sepo stage. Definitions: [objectives](methods/objectives.md).\n\n"
+        + table(("objective", "default of stage", "default token scorer", "keys and their defaults"), objective_rows())
     )
 
 
 def eval_page() -> str:
-    """eval_json.md."""
+    """Return the text of eval_json.md."""
     rows = [[f"`{path}`", meaning] for path, meaning in FIELDS.items()]
     return _EVAL_HEAD + table(("field", "meaning"), rows)
 

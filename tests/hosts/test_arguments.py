@@ -98,7 +98,7 @@ def test_command_line_form():
         ({"sepo_gamma": float("nan")}, ["gamma"]),
         ({"score_batch_tokens": 0}, ["score_batch_tokens is 0", "at least 1"]),
         ({"batch_tokens": 0}, ["batch_tokens is 0", "at least 1"]),
-        ({"batch_tokens": 9, "optim": "lomo"}, ["batch_tokens is 9", "optim", "leave out batch_tokens"]),
+        ({"batch_tokens": 9, "optim": "lomo"}, ["batch_tokens is 9", "optim", "remove batch_tokens"]),
         ({"batch_tokens": 9, "galore_layerwise": True}, ["batch_tokens is 9", "galore_layerwise"]),
         ({"head_chunk_tokens": 1.5}, ["head_chunk_tokens is 1.5", "a whole number"]),
         ({"oracle_model_quantization_bit": 3}, ["4 or 8"]),
@@ -167,7 +167,7 @@ def test_command_line_form():
         *(
             (
                 {"token_scorer": scorer, "treg_alpha": 0.1, "treg_rewards": "oracle"},
-                [f"treg_rewards: oracle and token_scorer: {scorer} would both fill", "treg_rewards: prompts"],
+                [f"treg_rewards: oracle and token_scorer: {scorer} would both write", "treg_rewards: prompts"],
             )
             for scorer in ("contrastive", "file", "random")
         ),
@@ -393,7 +393,7 @@ def test_whose_log_probabilities_are_computed_before_training(keys, spec, key):
         f"the reference is {','.join((spec.model, *spec.adapters))} ({key}); its log-probabilities are computed before "
         "training."
     )
-    assert any("zero but for rounding" in note for note in settings.notes) == (key == "model_name_or_path")
+    assert any("zero up to rounding" in note for note in settings.notes) == (key == "model_name_or_path")
     assert settings.as_dict()["ref_precompute"]["model"] == spec.model
     assert host["pref_loss"] == "simpo"  # the host then loads no reference
     assert "ref_precompute" not in host
@@ -495,9 +495,9 @@ def test_contrastive_rewards_select_without_a_regularizer():
     assert resolved(token_scorer="contrastive", **NO_ORACLE)[1].token_rewards.key == "model_name_or_path"
 
 
-def test_a_leftover_that_changes_the_objectives_own_value_is_said():
+def test_a_leftover_that_changes_the_objectives_default_is_noted():
     notes = resolved(stage="selective_dpo", pref_beta=0.1, **NO_ORACLE)[1].notes
-    assert notes == ("pref_beta is 0.1; objective selective_dpo's own is 0.01.",)
+    assert notes == ("pref_beta is 0.1; the default of objective selective_dpo is 0.01.",)
     assert resolved(stage="selective_dpo", pref_beta=0.01, **NO_ORACLE)[1].notes == ()
 
 

@@ -310,7 +310,8 @@ def test_the_previewed_command_works_when_pasted(visitor, board, world, label, i
     _, settings_of_saved = check_recipe(yaml.safe_load(Path(common.save_cmd(visitor.arguments())).read_text()))
     assert settings_of_words == settings_of_saved
     assert settings_of_words.stage == constants.TRAINING_STAGES[label]
-    assert not [note for note in settings_of_words.notes if "own is" in note]  # the defaults are the stage's
+    notes = settings_of_words.notes
+    assert not [note for note in notes if "default of objective" in note]  # the defaults are the stage's
 
 
 def test_a_registered_stage_is_previewed(host, built, world, tmp_path):

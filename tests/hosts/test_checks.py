@@ -116,7 +116,7 @@ def test_oracle_with_the_weights_of_its_base(world, tmp_path):
 
 def test_names_on_another_hub_are_left_to_the_host(monkeypatch):
     given = {"model_name_or_path": "no-such/model"}
-    with pytest.raises(SepoError, match="'no-such/model' is neither a folder here"):
+    with pytest.raises(SepoError, match="'no-such/model' is neither a local directory"):
         check_policy(given)
     monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
     check_policy(given)

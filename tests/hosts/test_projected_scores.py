@@ -217,7 +217,9 @@ def test_a_long_conversation_loses_its_beginning_and_is_counted(attach, caplog):
     turns = [{"role": "user", "content": "How many legs? " * 30}]
     with caplog.at_level(logging.INFO):
         scorer, dataset, scored = attach(DataArguments(template="chatml", cutoff_len=30), turns=turns)
-    found = re.search(r"of 6 conversations with an answer, 6 lost their beginning and (\d) the end of", caplog.text)
+    found = re.search(
+        r"of 6 conversations with a response, 6 were truncated at the beginning and (\d) at the end", caplog.text
+    )
     assert 0 < int(found[1]) < 6
     for text in dataset[CONVERSATION]:
         for read in scorer.reader.read(json.loads(text)):

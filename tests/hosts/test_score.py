@@ -148,7 +148,7 @@ def test_a_full_disk_is_one_line_and_the_store_resumes(scored, tmp_path, small_d
     (place / ".ballast").write_bytes(bytes(4096))
     small = {**recipe, "token_scores_dir": str(place)}
     done = sepo("score", small, tmp_path, expect=2)
-    assert "No space left on device; free space or set token_scores_dir elsewhere" in error_line(done)
+    assert "No space left on device; free space or set another token_scores_dir" in error_line(done)
     assert enlarge(4096)
     sepo("score", small, tmp_path)
     assert stores(place) == stores(folder / "scores")

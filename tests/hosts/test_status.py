@@ -61,7 +61,7 @@ def test_a_killed_run_says_how_it_goes_on(tmp_path, capsys):
     assert main(["status", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "stopped before its last step" in said
-    assert "the same command goes on" in said
+    assert "the same command resumes from this checkpoint" in said
     assert " left" not in said
 
 
@@ -70,7 +70,7 @@ def test_a_run_that_scores_is_preparing(tmp_path, capsys):
     known = run_status(tmp_path)
     assert (known["state"], known["stage"], known["step"]) == ("preparing", "sepo", 0)
     assert main(["status", str(tmp_path)]) == 0
-    assert "training has not begun" in capsys.readouterr().out
+    assert "training has not started" in capsys.readouterr().out
 
 
 def test_a_line_that_broke_off_does_not_swallow_the_next(tmp_path):
@@ -97,7 +97,7 @@ def test_a_run_on_another_machine_is_not_guessed(tmp_path):
     assert run_status(folder_with(tmp_path, begin(machine="elsewhere")))["state"] == "unknown"
 
 
-@pytest.mark.parametrize(("made", "said"), [(False, "does not exist"), (True, "no run of our stages")])
+@pytest.mark.parametrize(("made", "said"), [(False, "does not exist"), (True, "no run of a sepo stage")])
 def test_folders_without_a_run_are_refused(made, said, tmp_path, capsys):
     folder = tmp_path / "run"
     if made:

@@ -167,7 +167,7 @@ def test_a_killed_run_says_so(run):
     assert [entry["step"] for entry in subject.log] == [1, 2]
     said = " ".join(subject.missing)
     assert "1 lines of sepo_log.jsonl cannot be read" in said
-    assert "had not come to its end (step 2 of 4)" in said
+    assert "had not finished (step 2 of 4)" in said
 
 
 def test_values_that_are_not_finite_are_counted(run):
@@ -176,7 +176,7 @@ def test_values_that_are_not_finite_are_counted(run):
             file.write(json.dumps({"event": "log", "step": step, "time": 1.0, "loss": float("nan"), "x": 1}) + "\n")
     subject = sound(read_subject(run))
     assert subject.log[-1] == {"step": 6, "x": 1}
-    assert "no finite numbers are left out: loss 2 times" in " ".join(subject.missing)
+    assert "not finite numbers are omitted: loss 2 times" in " ".join(subject.missing)
 
 
 def test_texts_of_other_tokens_are_not_shown(store):

@@ -261,7 +261,7 @@ def test_what_is_neither_run_nor_store_is_refused(store, tmp_path, monkeypatch):
     with pytest.raises(SepoError, match=f"In it are: {re.escape(str(store.path))}"):
         read_subject(store.path.parent)
     for nothing in (tmp_path / "nowhere", "ffff", "\0"):
-        with pytest.raises(SepoError, match="neither the folder of a score store nor the beginning of a key"):
+        with pytest.raises(SepoError, match="neither the directory of a score store nor the prefix of a key"):
             read_subject(nothing)
 
 

@@ -168,10 +168,13 @@ def test_a_store_that_was_removed_after_it_was_opened_is_made_again(root, said):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["show", "zzz"], "'zzz' is neither the folder of a score store nor the beginning of a key"),
+        (["show", "zzz"], "'zzz' is neither the directory of a score store nor the prefix of a key"),
         (["show", ""], "neither"),
-        (["export", "0", "-o", "x.csv"], "the ending is '.csv'; .jsonl, .json (both JSON lines) or .parquet"),
-        (["export", "0", "-o", "nowhere/x.jsonl"], "there is no folder"),
+        (
+            ["export", "0", "-o", "x.csv"],
+            "the extension is '.csv', expected .jsonl, .json (both JSON lines) or .parquet",
+        ),
+        (["export", "0", "-o", "nowhere/x.jsonl"], "nowhere does not exist; create it"),
         (["export", "no.yaml", "-o", "x.jsonl"], "no.yaml"),
     ],
 )
@@ -187,7 +190,9 @@ def test_a_prefix_must_be_of_one_store(tmp_path):
     number = 1
     while not (alike := open_store(tmp_path, identity={"n": number}).path.name).startswith(first[0]):
         number += 1
-    with pytest.raises(SepoError, match=rf"'{first[0]}' begins the keys of 2 stores in .*; give more of it"):
+    with pytest.raises(
+        SepoError, match=rf"'{first[0]}' is the prefix of 2 keys in .*; give more characters of the key"
+    ):
         find_store(first[0], root=tmp_path)
     for name in (first, alike):
         assert find_store(name[:12].upper(), root=tmp_path).name == name

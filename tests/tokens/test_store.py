@@ -104,9 +104,9 @@ def _with(column: str, row: int, value) -> Callable[[int, int], dict]:
         (np.array([math.inf]), "token 0 has the score inf"),
         ([0.0, 1.0, 1e300], "token 2 has the score inf"),
         ([None], "token 0 has the score None"),
-        (["1"], "no one-dimensional sequence of float32"),
-        (3.0, "no one-dimensional sequence of float32"),
-        (np.ones((2, 2)), "no one-dimensional sequence of float32"),
+        (["1"], "not a one-dimensional sequence of float32"),
+        (3.0, "not a one-dimensional sequence of float32"),
+        (np.ones((2, 2)), "not a one-dimensional sequence of float32"),
     ],
 )
 def test_a_score_that_is_none_is_refused_by_row(tmp_path, value, said):

@@ -111,7 +111,7 @@ def test_files_of_another_place_do_not_pass(tmp_path):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"no Arrow", "no readable Arrow stream"),
+        (b"no Arrow", "not a readable Arrow stream"),
         (None, r"holds 5 rows of \['other'\], expected 5 of \['chosen_scores', 'rejected_scores'\]"),
     ],
 )
@@ -154,7 +154,7 @@ def _manifest_with(store: ScoreStore, **changed) -> None:
         (lambda store: (store.path / "manifest.json").write_bytes(b"[1]"), "no readable manifest"),
         (lambda store: (store.path / "manifest.json").write_bytes(b"\xff{}"), "no readable manifest"),
         (lambda store: _manifest_with(store, rows="many"), "no readable manifest"),
-        (lambda store: _manifest_with(store, schema_version=9), "schema version 9 found, this sepo reads 1"),
+        (lambda store: _manifest_with(store, schema_version=9), "schema version 9 found, expected 1"),
         (lambda store: _manifest_with(store, shard_rows=6), "does not match its own checksum"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_manifest_that_disagrees_is_refused(tmp_path, spoil, said):
     with pytest.raises(SepoError, match=said) as refusal:
         open_store(tmp_path)
     assert str(tmp_path) in str(refusal.value)
-    assert "set token_scores_dir elsewhere" in str(refusal.value)
+    assert "set another token_scores_dir" in str(refusal.value)
 
 
 def test_other_rows_columns_or_identity_under_the_same_key_are_refused(tmp_path):
@@ -197,8 +197,8 @@ def test_a_full_disk_is_told_and_the_store_resumes(tmp_path, monkeypatch, undist
             store.fill(scores)
     said = str(refusal.value)
     assert f"cannot write {store.path}" in said
-    assert "No space left on device; free space or set token_scores_dir elsewhere; what is done is kept" in said
-    assert " bytes wanted, " in said
+    assert "No space left on device; free space or set another token_scores_dir; finished shards are kept" in said
+    assert " bytes needed, " in said
     assert " bytes free" in said
     assert not [name for name in tree(store) if name.endswith(".tmp")]
     done = SHARDS - len(open_store(tmp_path).missing())
@@ -215,7 +215,7 @@ def test_a_failing_sync_or_an_unwritable_folder_is_told(tmp_path, monkeypatch, u
     store = open_store(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        with pytest.raises(SepoError, match="Input/output error; make it writable or set token_scores_dir"):
+        with pytest.raises(SepoError, match="Input/output error; make it writable or set another token_scores_dir"):
             store.fill(scores)
     store.fill(scores)
     assert tree(store) == undisturbed
@@ -228,7 +228,7 @@ def test_a_really_full_file_system(small_disk):
     mounted, enlarge = small_disk
     place = mounted(64)
     store = open_store(place)
-    with pytest.raises(SepoError, match=r"\d+ bytes wanted, \d+ bytes free\): No space left on device"):
+    with pytest.raises(SepoError, match=r"\d+ bytes needed, \d+ bytes free\): No space left on device"):
         store.fill(lambda start, stop: {name: [np.ones(400)] * (stop - start) for name in COLUMNS})
     kept = SHARDS - len(open_store(place).missing())
     assert 0 < kept < SHARDS

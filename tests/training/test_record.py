@@ -182,7 +182,7 @@ def test_what_hinders_it_is_one_warning_and_the_step_is_the_same(models, tmp_pat
         losses = [step(models, record, collate(ROWS), SEPO, number).loss.item() for number in (1, 2)]
     assert losses == [preference_step(models[0], collate(ROWS), method=SEPO).loss.item()] * 2
     (line,) = [message for message in caplog.messages if "no sample of selected tokens" in message]
-    assert "the run goes on" in line
+    assert "the run continues" in line
 
 
 def test_steps_of_units_do_not_hinder_it(models, tmp_path):

@@ -1,1 +1,1 @@
-"""One package per host framework; nothing outside imports a host, and an adapter holds no arithmetic."""
+"""Adapters, one package per host framework; no other package imports a host, and adapters hold no arithmetic."""

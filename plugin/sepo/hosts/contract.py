@@ -1,7 +1,8 @@
-"""What a host must have that it does not offer to others: each name with the parameters that are relied on.
+"""Contract of a host: the non-public names, with their parameters, that an adapter relies on.
 
-``../PATCHES.md`` says of each why and how it is used, and which test notices when its behaviour changes; its first
-column has the names of ``Entry``. Every host has a contract of its own beside its adapter; here is what belongs to all.
+``../PATCHES.md`` documents for each name why and how it is used, and which test detects a change of its behaviour; its
+first column holds the names of ``Entry``. Each host has its own contract next to its adapter; this module has the
+shared types, the check and the names that all hosts rely on.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ class Finding:
     """One line of `sepo doctor`.
 
     Args:
-        good: whether it is as it should be.
-        text: what was found, and what to do where it is not.
+        good: whether the check passed.
+        text: what was found, and what to do if the check failed.
     """
 
     good: bool
@@ -31,10 +32,10 @@ class Entry:
     """A name that is rebound, subclassed, called or read.
 
     Args:
-        module: where it is.
-        path: the attribute in the module, with dots for one of a class.
-        parameters: what a function or a class must take, in any order.
-        on_instances: whether only instances have the attribute: it is looked for in the source of the class.
+        module: the module that defines it.
+        path: the attribute in the module, dotted for an attribute of a class.
+        parameters: parameters that the function or class must accept, in any order.
+        on_instances: whether only instances have the attribute; it is then looked up in the source of the class.
     """
 
     module: str
@@ -47,13 +48,13 @@ class Entry:
 
 
 def gap(entry: Entry) -> str | None:
-    """Look an entry up.
+    """Look up an entry of a contract in the installed packages.
 
     Args:
-        entry: of a contract; its module is imported.
+        entry: the entry; its module is imported.
 
     Returns:
-        What is missing, or None.
+        A description of what is missing, or None.
     """
     owner, _, name = entry.path.rpartition(".")
     try:
@@ -82,10 +83,10 @@ def check(entries: Sequence[Entry], *, expected: str) -> list[Finding]:
 
     Args:
         entries: the contract.
-        expected: the host and the versions of it that have them, for the message.
+        expected: the host and the supported versions, for the message.
 
     Returns:
-        One finding for each name that is not as it is relied on, or one for all of them.
+        One failed finding per name that is missing or has other parameters, or a single passed finding.
     """
     absent = [found for found in map(gap, entries) if found is not None]
     if absent:
@@ -143,4 +144,4 @@ SHARED = (
     Entry("torch.utils._pytree", "tree_leaves"),
     Entry("torch.utils.weak", "WeakIdKeyDictionary"),
 )
-"""What is relied on in transformers, accelerate, datasets, peft and torch, whichever host is there."""
+"""Names of transformers, accelerate, datasets, peft and torch that are relied on with every host."""

@@ -1,4 +1,4 @@
-"""How an error of the user's is told in a process of a host's."""
+"""Reporting of user errors from a process of the host."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from sepo.errors import SepoError
 
 
-def tell(error: SepoError) -> None:
-    """Print an error of the user's as one line, with the rank that met it."""
+def print_error(error: SepoError) -> None:
+    """Print a user error to stderr as one line, prefixed with the rank of the process if it is not 0."""
     rank = os.environ.get("RANK")
     where = f"[rank {rank}] " if rank not in (None, "0") else ""
     print(f"{where}sepo: error: {error}", file=sys.stderr, flush=True)

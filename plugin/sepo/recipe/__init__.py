@@ -1,1 +1,1 @@
-"""A recipe's keys, resolved into one RunSettings before a model is loaded."""
+"""Resolution of a recipe's keys into one RunSettings before a model is loaded."""

@@ -1,7 +1,7 @@
-"""The keys of a recipe that this package reads: one row each, from which everything else about them is made.
+"""Recipe keys that this package reads: one row per key, the single source of all that is derived from them.
 
 A row has the name, type, default, range and help of a key, the hyperparameter that it sets and the part of a run that
-it belongs to. Parsing, refusals, ``docs/keys.md``, LLaMA Board and Axolotl's block read these rows.
+it belongs to. Parsing, validation, ``docs/keys.md``, LLaMA Board and Axolotl's block are derived from these rows.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sepo.selection.units import UNITS
 
 @dataclass(frozen=True)
 class Expected:
-    """What the value of a key must be, beside its type.
+    """Requirement on the value of a key, in addition to its type.
 
     Args:
-        words: the expectation, for the error.
-        holds: whether a value of the key's type meets it.
+        words: the requirement in words, for the error.
+        holds: function that returns whether a value of the key's type meets it.
     """
 
     words: str
@@ -33,7 +33,7 @@ class Expected:
 
 
 def one_of(*options: Any, join: str = ", ") -> Expected:
-    """Expect one of a few values."""
+    """Return the requirement that a value is one of ``options``."""
     words = join.join(map(str, options))
     return Expected(words if join != ", " else f"one of {words}", lambda value: value in options)
 
@@ -45,11 +45,11 @@ BITS = one_of(4, 8, join=" or ")
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """What a key sets in an objective.
+    """Hyperparameter of an objective that a key sets.
 
     Args:
-        name: of the hyperparameter.
-        objectives: those that have it under this key; None: all that have it.
+        name: name of the hyperparameter.
+        objectives: objectives that have it under this key; None for all that have it.
     """
 
     name: str
@@ -57,22 +57,22 @@ class Hyperparameter:
 
 
 Part = Literal["selection", "oracle", "reference"]
-"""A part of a run; keys that belong to one are refused in a run without it."""
+"""Part of a run; its keys are refused in a run without it."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """One row.
+    """Row of one recipe key.
 
     Args:
-        name: as in a recipe.
+        name: name in a recipe.
         kind: type of its values.
-        help: its meaning, a sentence or more.
-        default: the value of an absent key.
-        shown: the default in words, if the value does not tell it, or the hyperparameter whose defaults it has.
-        expected: the range, or None.
-        sets: the hyperparameter that it sets, or None.
-        part: the part of a run that it belongs to, or None.
+        help: description, one sentence or more.
+        default: value if the key is absent.
+        shown: the default in words if it is not the value of ``default``, or the hyperparameter whose defaults apply.
+        expected: requirement on the value, or None.
+        sets: hyperparameter that it sets, or None.
+        part: part of a run that it belongs to, or None.
     """
 
     name: str
@@ -86,17 +86,17 @@ class Key:
 
     @property
     def default_text(self) -> str:
-        """The default as documentation shows it: in words, by objective if objectives have it, or the value."""
+        """Default for the documentation: in words, by objective for a hyperparameter, or the value."""
         shown = self.shown or self.sets
         if shown:
             return shown if isinstance(shown, str) else _defaults_of(shown)
         return "" if self.default is None else _as_text(self.default)
 
     def read(self, value: Any) -> Any:
-        """Return a value as YAML or a command line may give it, with its type.
+        """Convert a value from YAML or a command line to the key's type.
 
         Raises:
-            SepoError: it is not of the key's type, or outside its range.
+            SepoError: If it is not of the key's type, or outside its range.
         """
         if self.kind is bool:
             return as_flag(self.name, value)
@@ -105,12 +105,12 @@ class Key:
         else:
             value = ",".join(value) if isinstance(value, list) else str(value)
         if self.expected is not None and not self.expected.holds(value):
-            raise SepoError(f"{self.name} is {value!r}; {self.expected.words} is expected.")
+            raise SepoError(f"{self.name} is {value!r}, expected {self.expected.words}.")
         return value
 
 
 def _defaults_of(sets: Hyperparameter) -> str:
-    """Defaults of a hyperparameter: the most common one, then objectives with another."""
+    """Return the defaults of a hyperparameter: the most common one, then the objectives with another."""
     defaults: dict[Any, list[str]] = {}
     for name in sets.objectives or BUILT_IN:
         settings = find_objective(name).settings
@@ -134,105 +134,110 @@ def _key(
     sets: Hyperparameter | None = None,
     part: Part | None = None,
 ) -> Any:
-    """A row whose name and type are those of its field."""
+    """Return a dataclass field for a row; the row takes name and type from the field."""
     row = {"help": meaning, "shown": shown, "expected": expected, "sets": sets, "part": part}
     return field(default=default, metadata=row)
 
 
 @dataclass(frozen=True)
 class SepoArguments:
-    """The keys that this package adds to a recipe."""
+    """Keys that this package adds to a recipe."""
 
     objective: str | None = _key(
-        "The objective: reward, penalty and link, in any of our stages. Those of the table below, or your own.",
-        shown="the stage's own",
+        "The objective (reward, penalty and link), in any sepo stage: one of the table below, or a registered one.",
+        shown="the stage's",
     )
     token_scorer: str | None = _key(
-        "What selects tokens, for any objective: `oracle`; `policy_ref` (live, Selective-DPO); `contrastive` (T-REG's "
-        "token rewards); `confidence` (live, what the policy expects least; no reference); `file` (your own); `random` "
-        "(the ablation, by `seed`); `none`; or your own.",
-        shown="the objective's own",
+        "The scorer that selects tokens, for any objective: `oracle`; `policy_ref` (live, Selective-DPO); "
+        "`contrastive` (T-REG's token rewards); `confidence` (live, the tokens that the policy finds least likely; no "
+        "reference); `file` (columns of the data set); `random` (ablation, by `seed`); `none`; or a registered one.",
+        shown="the objective's",
     )
     sepo_gamma: float | None = _key(
         "Scale of SePO's rewards (γ in Eq. 26; the authors' code has 1).", sets=Hyperparameter("gamma", ("sepo",))
     )
     dpop_lambda: float | None = _key(
-        "`dpop`: weight of the penalty on a falling chosen answer.", sets=Hyperparameter("dpop_lambda", ("dpop",))
+        "`dpop`: weight of the penalty on a decreasing likelihood of the chosen response.",
+        sets=Hyperparameter("dpop_lambda", ("dpop",)),
     )
     tdpo_alpha: float | None = _key(
-        "`tdpo2`: weight of its KL terms, α in its paper.", sets=Hyperparameter("alpha", ("tdpo2",))
+        "`tdpo2`: weight of the KL terms, α in the paper.", sets=Hyperparameter("alpha", ("tdpo2",))
     )
     rrhf_sft_weight: float | None = _key(
-        "`rrhf`: weight of its likelihood term.", sets=Hyperparameter("sft_weight", ("rrhf",))
+        "`rrhf`: weight of the likelihood term.", sets=Hyperparameter("sft_weight", ("rrhf",))
     )
     ipo_average: bool | None = _key(
-        "`ipo`: over mean (true) or summed log-ratios.", sets=Hyperparameter("average", ("ipo",))
+        "`ipo`: use mean (true) or summed (false) log-ratios.", sets=Hyperparameter("average", ("ipo",))
     )
     select_ratio: float | None = _key(
-        "Share of tokens selected in both answers, in (0, 1].",
+        "Share of tokens selected in both responses, in (0, 1].",
         shown=Hyperparameter("chosen_ratio"),
         expected=SHARE,
         part="selection",
     )
     select_rule: str | None = _key(
-        "`floor`: max(1, ⌊ratio x length⌋) tokens; `quantile`: all from that quantile on, ties included (the "
-        "Selective-DPO authors' rule).",
+        "`floor`: max(1, ⌊ratio x length⌋) tokens; `quantile`: all tokens at or beyond that quantile, including ties "
+        "(the Selective-DPO authors' rule).",
         shown="`floor`",
         expected=one_of(*RULES),
         part="selection",
     )
     select_unit: str | None = _key(
-        "What is selected as a whole. `span`: runs of at least `select_span_tokens`, grown around the best tokens; "
-        "`step`: lines and sentences by their mean score, until the share is reached.",
+        "The unit of selection. `token`: single tokens; `span`: runs of at least `select_span_tokens`, grown around "
+        "the best tokens; `step`: lines and sentences by their mean score, until the share is reached.",
         shown="`token`",
         expected=one_of(*UNITS),
         part="selection",
     )
     select_span_tokens: int | None = _key(
-        "Length of the shortest span of `select_unit: span`.", shown="3", expected=AT_LEAST_1, part="selection"
+        "Minimum length of a span with `select_unit: span`.", shown="3", expected=AT_LEAST_1, part="selection"
     )
     select_scope: str | None = _key(
-        "What the share is a share of: each `response`'s tokens; the `pair`'s (its best tokens, at least one of each "
-        "answer); the `dataset`'s (one threshold over the training set, at least one token per answer; not for live "
-        "scorers).",
+        "The tokens that the share refers to: those of each `response`; of the `pair` (its best tokens, at least one "
+        "of each response); of the `dataset` (one threshold over the training set, at least one token per response; "
+        "not for live scorers).",
         shown="`response`",
         expected=one_of(*SCOPES),
         part="selection",
     )
     chosen_select_ratio: float | None = _key(
-        "Share of tokens selected in chosen answers (highest scores).",
+        "Share of tokens selected in chosen responses (highest scores).",
         shown="`select_ratio`",
         expected=SHARE,
         part="selection",
     )
     rejected_select_ratio: float | None = _key(
-        "Share of tokens selected in rejected answers (lowest scores).",
+        "Share of tokens selected in rejected responses (lowest scores).",
         shown="`select_ratio`",
         expected=SHARE,
         part="selection",
     )
-    oracle_model: str | None = _key("Full model trained with DPO, folder or hub name; any tokenizer.", part="oracle")
+    oracle_model: str | None = _key(
+        "The oracle: a full model trained with DPO, as local directory or hub name; with any tokenizer.", part="oracle"
+    )
     oracle_model_adapters: str | None = _key(
-        "LoRA adapters of the oracle, over `oracle_model` or else over `oracle_base_model`; a list or with commas, "
-        "applied in order.",
+        "LoRA adapters of the oracle, applied to `oracle_model`, or to `oracle_base_model` if that is not set; a list "
+        "or separated by commas, applied in order.",
         part="oracle",
     )
     oracle_base_model: str | None = _key(
-        "What the oracle was trained from, with the oracle's tokenizer.", shown="`oracle_model`", part="oracle"
+        "The model that the oracle was trained from, with the oracle's tokenizer.",
+        shown="`oracle_model`",
+        part="oracle",
     )
     oracle_base_model_adapters: str | None = _key(
-        "Adapters of the oracle's base (its SFT adapter, say).", part="oracle"
+        "Adapters of the oracle's base (e.g. its SFT adapter).", part="oracle"
     )
     oracle_model_quantization_bit: int | None = _key(
         "4 or 8: load the scoring models with bitsandbytes.", expected=BITS, part="oracle"
     )
     treg_alpha: float | None = _key(
-        "Weight of T-REG's regularizer, in any objective; 0 is none.",
-        shown="0.25 in stage `treg` and for `dpo_reg`, `simpo_reg`; else 0",
-        expected=Expected("a number of at least 0 (0 is no regularizer)", lambda value: 0 <= value < math.inf),
+        "Weight of T-REG's regularizer, in any objective; 0 disables it.",
+        shown="0.25 in stage `treg` and for `dpo_reg`, `simpo_reg`; otherwise 0",
+        expected=Expected("a number of at least 0 (0 disables the regularizer)", lambda value: 0 <= value < math.inf),
     )
     treg_weighting: str | None = _key(
-        "`sequence`: the regularizer pulls as hard as the pair's preference does (Eq. 2); `static`: with weight 1.",
+        "Weight of each pair's regularizer. `sequence`: the slope of the pair's preference loss (Eq. 2); `static`: 1.",
         shown="`sequence`",
         expected=one_of("sequence", "static"),
     )
@@ -242,27 +247,28 @@ class SepoArguments:
         expected=one_of("prompts", "oracle"),
     )
     treg_eval_model: str | None = _key(
-        "Full model that is prompted for token rewards, with the policy's tokenizer.",
+        "Full model that scores tokens after the contrastive prompts, with the policy's tokenizer.",
         shown="the reference at its start",
     )
     ref_precompute: bool = _key(
-        "Compute the reference's log-probabilities before training and load no second model.", default=False
+        "Compute the reference's log-probabilities before training, and load no second model during training.",
+        default=False,
     )
     token_scores_dir: str | None = _key(
-        "Where score stores are kept; `SEPO_TOKEN_SCORES_DIR` sets it too.",
+        "Directory of the score stores; also set by `SEPO_TOKEN_SCORES_DIR`.",
         shown="`sepo/token_scores` in the Hugging Face cache",
     )
     score_batch_tokens: int = _key(
         "Padded tokens per scoring batch.", default=DEFAULT_BATCH_TOKENS, expected=AT_LEAST_1
     )
     batch_tokens: int | None = _key(
-        "Most tokens that go through the policy at once: a larger device batch is split into parts of whole pairs, "
-        "each with its own backward pass; the loss stays the mean over its pairs.",
+        "Maximum number of tokens in one forward pass of the policy: a larger device batch is split into parts of "
+        "whole pairs, each with its own backward pass; the loss remains the mean over the pairs of the batch.",
         shown="no limit",
         expected=AT_LEAST_1,
     )
     head_chunk_tokens: int | None = _key(
-        "Tokens whose logits exist at a time.", shown="64 MiB of logits", expected=AT_LEAST_1
+        "Number of tokens whose logits are in memory at a time.", shown="64 MiB of logits", expected=AT_LEAST_1
     )
 
 
@@ -274,7 +280,7 @@ def _rows() -> Iterable[Key]:
 
 
 KEYS = {row.name: row for row in _rows()}
-"""The rows of the keys that this package adds, by name."""
+"""Rows of the keys that this package adds, by name."""
 
 OUR_KEYS = tuple(KEYS)
 
@@ -285,7 +291,7 @@ HOST_KEYS = {
             "pref_beta",
             float,
             "β of every objective that has one (table below).",
-            shown="the objective's own",
+            shown="the objective's",
             sets=Hyperparameter("beta"),
         ),
         Key(
@@ -303,11 +309,11 @@ HOST_KEYS = {
         Key(
             "pref_ftx",
             float,
-            "Weight of the mean negative log-likelihood over all chosen tokens, beside any objective.",
+            "Weight of the mean negative log-likelihood over all chosen tokens, added to any objective.",
             shown="0",
         ),
         Key("ref_model", str, "The reference, a full model.", shown="the policy at its start", part="reference"),
-        Key("ref_model_adapters", str, "LoRA adapters of the reference, over `ref_model`.", part="reference"),
+        Key("ref_model_adapters", str, "LoRA adapters of the reference, applied to `ref_model`.", part="reference"),
         Key(
             "ref_model_quantization_bit",
             int,
@@ -317,7 +323,7 @@ HOST_KEYS = {
         ),
     )
 }
-"""Keys of LLaMA-Factory that the stages read with the host's meaning; Axolotl's block has them too."""
+"""Keys of LLaMA-Factory that the stages read with the host's meaning; Axolotl's block has them as well."""
 
 PIPELINE_KEYS = {
     row.name: row
@@ -325,27 +331,28 @@ PIPELINE_KEYS = {
         Key(
             "oracle_sample_ratio",
             float,
-            "Share of the pairs for base and oracle, drawn with `seed`, in (0, 1].",
+            "Share of the pairs that base and oracle are trained on, sampled with `seed`, in (0, 1].",
             default=1.0,
             expected=SHARE,
         ),
-        Key("base_dataset", str, "An SFT data set for the base.", shown="the chosen responses"),
-        Key("base_dataset_dir", str, "Its `dataset_dir`.", shown="`dataset_dir`"),
+        Key("base_dataset", str, "SFT data set for the base.", shown="the chosen responses"),
+        Key("base_dataset_dir", str, "`dataset_dir` of `base_dataset`.", shown="`dataset_dir`"),
     )
 }
-"""Keys of `sepo pipeline`, beside its sections ``base``, ``oracle`` and ``policy``."""
+"""Keys of `sepo pipeline`, in addition to its sections ``base``, ``oracle`` and ``policy``."""
 
 
 def keys_of(part: Part) -> tuple[str, ...]:
-    """The keys that belong to a part of a run."""
+    """Return the keys that belong to a part of a run."""
     return tuple(name for name, row in {**KEYS, **HOST_KEYS}.items() if row.part == part)
 
 
 def hyperparameter_keys(objective: str) -> dict[str, str]:
-    """The keys that set a hyperparameter of an objective by a row.
+    """Return the keys whose row sets a hyperparameter of an objective.
 
     Returns:
-        Hyperparameter by key. Keys of the selection and of T-REG set several or depend on the stage, and are not here.
+        Hyperparameter by key. Keys of the selection and of T-REG set several hyperparameters or depend on the stage,
+        and are not included.
     """
     rows = {**HOST_KEYS, **KEYS}
     return {
@@ -356,34 +363,34 @@ def hyperparameter_keys(objective: str) -> dict[str, str]:
 
 
 def as_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
-    """Read a number as YAML or a command line may give it.
+    """Convert a value from YAML or a command line to a number.
 
     Raises:
-        SepoError: it is none, or not a whole one where one is needed.
+        SepoError: If it is not a number, or not a whole number for ``int``.
     """
     what = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
-        raise SepoError(f"{name} is {value!r}; {what} is expected.")
+        raise SepoError(f"{name} is {value!r}, expected {what}.")
     try:
         return kind(value)
     except (TypeError, ValueError):
-        raise SepoError(f"{name} is {value!r}; {what} is expected.") from None
+        raise SepoError(f"{name} is {value!r}, expected {what}.") from None
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """Read true or false as YAML or a command line may give it.
+    """Convert a value from YAML or a command line to a bool.
 
     Raises:
-        SepoError: it is neither.
+        SepoError: If it is neither true nor false.
     """
     words = {"true": True, "false": False}
     if str(value).lower() not in words:
-        raise SepoError(f"{name} is {value!r}; true or false is expected.")
+        raise SepoError(f"{name} is {value!r}, expected true or false.")
     return words[str(value).lower()]
 
 
 def names_of(value: Any) -> tuple[str, ...]:
-    """Read names as YAML or a command line may give them: a list, or one text with commas.
+    """Split names from YAML or a command line: a list, or one string separated by commas.
 
     >>> names_of("a, b"), names_of(["a", "b "]), names_of(None)
     (('a', 'b'), ('a', 'b'), ())
@@ -393,9 +400,9 @@ def names_of(value: Any) -> tuple[str, ...]:
 
 
 def typed(given: Mapping[str, Any]) -> SepoArguments:
-    """Read the keys of this package; a key that is set to nothing counts as absent.
+    """Convert the values of this package's keys to their types; a key that is set to null counts as absent.
 
     Raises:
-        SepoError: a value that is not of its key's type, or outside its range.
+        SepoError: If a value is not of its key's type, or outside its range.
     """
     return SepoArguments(**{name: KEYS[name].read(value) for name, value in given.items() if value is not None})

@@ -1,4 +1,4 @@
-"""The reference in a recipe: which model it is, and whether its log-probabilities are computed before training."""
+"""The reference in a recipe: its model, and whether its log-probabilities are computed before training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sepo.recipe.keys import SepoArguments, as_number, names_of
 from sepo.recipe.settings import ModelSpec, PrecomputedReference
 
 OWN_START = "model_name_or_path"
-"""The key that names the reference where no ``ref_model`` does: the policy as it is before it is trained."""
+"""Key of the reference if ``ref_model`` is not set: the policy before training."""
 
 
 def reference_spec(given: Mapping[str, Any]) -> tuple[str, ModelSpec]:
-    """The reference by name: ``ref_model``, or else the model that the policy starts from, its adapters included.
+    """Return the reference: ``ref_model``, or the model that the policy starts from, adapters included.
 
     Args:
         given: the recipe's keys and values.
@@ -24,7 +24,7 @@ def reference_spec(given: Mapping[str, Any]) -> tuple[str, ModelSpec]:
         The key that names the model, and the model.
 
     Raises:
-        SepoError: a quantization that is no number.
+        SepoError: If the quantization is not a number.
     """
     key, adapters, bits = OWN_START, "adapter_name_or_path", "quantization_bit"
     if given.get("ref_model"):
@@ -35,16 +35,16 @@ def reference_spec(given: Mapping[str, Any]) -> tuple[str, ModelSpec]:
 
 
 def base_of_reference_adapters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that ``ref_model_adapters`` leave out where they stand alone: the policy's model, as it is loaded there.
+    """Return the keys that ``ref_model_adapters`` without ``ref_model`` implies: the policy's model and quantization.
 
-    The host ignores such adapters, and the reference would silently be another one.
+    The host ignores such adapters, so that the reference would silently be another model.
 
     Args:
         given: the recipe's keys and values.
 
     Returns:
-        ``ref_model`` and, where the policy is quantized, ``ref_model_quantization_bit``; nothing where no adapters
-        stand alone.
+        ``ref_model`` and, if the policy is quantized, ``ref_model_quantization_bit``; empty if ``ref_model_adapters``
+        is absent or ``ref_model`` is set.
     """
     if not given.get("ref_model_adapters") or given.get("ref_model"):
         return {}
@@ -55,18 +55,18 @@ def base_of_reference_adapters(given: Mapping[str, Any]) -> dict[str, Any]:
 def precomputed_reference(
     arguments: SepoArguments, given: Mapping[str, Any], method: Method
 ) -> PrecomputedReference | None:
-    """Whose log-probabilities ``ref_precompute`` stores before training.
+    """Return the reference whose log-probabilities ``ref_precompute`` stores before training.
 
     Args:
-        arguments: our keys.
+        arguments: the keys of this package.
         given: the recipe's keys and values.
         method: the resolved method.
 
     Returns:
-        The reference, or None where ``ref_precompute`` is off.
+        The reference, or None if ``ref_precompute`` is off.
 
     Raises:
-        SepoError: the method has no reference, or needs more of it than its log-probabilities.
+        SepoError: If the method has no reference, or needs more than the log-probabilities of the responses.
     """
     if not arguments.ref_precompute:
         return None
@@ -77,15 +77,15 @@ def precomputed_reference(
     if method.needs_kl:
         raise SepoError(
             f"ref_precompute is set, but objective {method.name} compares whole distributions with the reference, and "
-            "only the log-probabilities of the answers' own tokens are stored; remove ref_precompute, or take another "
-            "objective (dpo, say)."
+            "only the log-probabilities of the responses' tokens are stored; remove ref_precompute, or use another "
+            "objective (e.g. dpo)."
         )
     key, model = reference_spec(given)
     return PrecomputedReference(model, key)
 
 
 def reference_notes(reference: PrecomputedReference | None, method: Method) -> tuple[str, ...]:
-    """What to say once in the log about a reference that is run before training."""
+    """Return the log lines about a reference that is run before training."""
     if reference is None:
         return ()
     name = ",".join((reference.model.model, *reference.model.adapters))
@@ -94,6 +94,6 @@ def reference_notes(reference: PrecomputedReference | None, method: Method) -> t
         return (note,)
     return (
         note,
-        "the reference is the starting policy: at step 1 the alignment scores are zero but for rounding, so which "
-        "tokens are selected means nothing until the policy has moved.",
+        "the reference is the starting policy: at step 1 the alignment scores are zero up to rounding, so the selected "
+        "tokens are not meaningful until the policy has moved.",
     )

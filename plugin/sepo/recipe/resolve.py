@@ -1,4 +1,4 @@
-"""Our keys in a LLaMA-Factory recipe: taken out, checked and resolved before the host parses the rest."""
+"""Resolution of this package's keys in a LLaMA-Factory recipe, before the host parses the remaining keys."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from sepo.recipe.stages import (
 from sepo.recipe.treg_keys import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
 
 TOKEN_SCORERS = ("oracle", "policy_ref", CONTRASTIVE, "confidence", "file", "random", "none")
-"""What ``token_scorer`` takes, beside registered scorers."""
+"""Built-in values of ``token_scorer``; registered scorers are valid as well."""
 
 STEP_IN_BACKWARD = ("lomo", "adalomo")
-"""Optimizers that change the weights during a backward pass, and so allow one per step."""
+"""Optimizers that update the weights during the backward pass, and therefore allow one backward pass per step."""
 
 Arguments = dict[str, Any] | list[str]
 
@@ -47,25 +47,25 @@ Arguments = dict[str, Any] | list[str]
 _REFUSED = {
     "pref_bco_weight": "the BCO term belongs to the host's DPO; remove pref_bco_weight or use stage: dpo",
     "ld_alpha": "LD-DPO's weight belongs to the host's DPO; remove ld_alpha or use stage: dpo",
-    "use_unsloth": "Unsloth replaces the forward pass in which our stages exchange the head; remove use_unsloth",
-    "use_kt": "KTransformers replaces the forward pass in which our stages exchange the head; remove use_kt",
-    "streaming": "scores are joined to the data by row, and a stream has none; remove streaming",
+    "use_unsloth": "Unsloth replaces the forward pass in which sepo's stages replace the head; remove use_unsloth",
+    "use_kt": "KTransformers replaces the forward pass in which sepo's stages replace the head; remove use_kt",
+    "streaming": "scores are joined to the data by row number, and a stream has no row numbers; remove streaming",
 }
 
 
 def stage_of(args: Arguments) -> str | None:
-    """The stage that a recipe (mapping) or a command line (list of words) names, or None."""
+    """Return the stage that a recipe (mapping) or a command line (list of words) names, or None."""
     stage = given_keys(args).get("stage")
     return None if stage is None else str(stage)
 
 
 def given_keys(args: Arguments) -> dict[str, Any]:
-    """The keys and values that a recipe or a command line sets."""
+    """Return the keys and values that a recipe or a command line sets."""
     return dict(args) if isinstance(args, dict) else dict(_options(args))
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
-    """``--key value`` and ``--key=value`` of a command line, values as text."""
+    """Return the options ``--key value`` and ``--key=value`` of a command line, values as strings."""
     options: dict[str, str] = {}
     for position, word in enumerate(words):
         if not word.startswith("--"):
@@ -79,7 +79,7 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 
 def _without(words: Sequence[str], names: Iterable[str]) -> list[str]:
-    """The command line without the options named, their values included."""
+    """Return the command line without the named options and their values."""
     dropped, kept, skip = set(names), [], False
     for position, word in enumerate(words):
         if skip:
@@ -100,7 +100,7 @@ def _ratios(arguments: SepoArguments) -> dict[str, float]:
     for side, ratio in separate.items():
         if ratio is not None and arguments.select_ratio is not None:
             raise SepoError(
-                f"select_ratio and {side}_select_ratio are both set; write select_ratio for both sides, or "
+                f"select_ratio and {side}_select_ratio are both set; set select_ratio for both sides, or "
                 "chosen_select_ratio and rejected_select_ratio."
             )
         value = arguments.select_ratio if ratio is None else ratio
@@ -119,13 +119,13 @@ def _oracle(arguments: SepoArguments) -> OracleSpec:
         )
     if arguments.oracle_base_model is None and (arguments.oracle_model is None or not adapters):
         raise SepoError(
-            "oracle_base_model is missing: name the model that the oracle was trained from; a token's score is "
+            "oracle_base_model is missing: set it to the model that the oracle was trained from; a token's score is "
             "log pi_oracle - log pi_base."
         )
     bits = arguments.oracle_model_quantization_bit
     base_model = arguments.oracle_base_model or arguments.oracle_model
     oracle_model = arguments.oracle_model or arguments.oracle_base_model
-    assert base_model is not None  # held by the two refusals above
+    assert base_model is not None  # ensured by the two checks above
     assert oracle_model is not None
     return OracleSpec(
         oracle=ModelSpec(oracle_model, adapters, bits),
@@ -134,25 +134,25 @@ def _oracle(arguments: SepoArguments) -> OracleSpec:
 
 
 def _given(value: Any) -> bool:
-    """Whether a host's key was set to something other than its off value."""
+    """Return whether a key of the host is set to a value other than its off value."""
     return value not in (None, False, 0, 0.0, "", "false", "False", "0", "0.0")
 
 
 def resolve(
     args: Arguments, *, host_keys: Iterable[str], allow_extra_keys: bool = False
 ) -> tuple[Arguments, RunSettings]:
-    """Split a recipe of one of our stages into what the host parses and what we resolve.
+    """Split a recipe of a sepo stage into the arguments that the host parses and the settings resolved here.
 
     Args:
         args: the recipe as a mapping, or the words of a command line (``--stage sepo ...``).
-        host_keys: every key that the host knows.
-        allow_extra_keys: leave unknown keys to the host (its ALLOW_EXTRA_ARGS).
+        host_keys: all keys of the host.
+        allow_extra_keys: pass unknown keys on to the host (its ALLOW_EXTRA_ARGS).
 
     Returns:
-        The host's arguments, with ``stage: dpo`` in place of ours, and the frozen settings.
+        The host's arguments, with ``stage: dpo`` in place of the sepo stage, and the frozen settings.
 
     Raises:
-        SepoError: an unknown key, a value outside its range, or keys that contradict each other.
+        SepoError: If a key is unknown, a value is outside its range, or keys contradict each other.
     """
     given = with_stage_defaults(given_keys(args))
     stage = str(given["stage"])
@@ -168,7 +168,7 @@ def resolve(
         if not method.needs_reference and _given(given.get(name)):
             raise SepoError(
                 f"{name} is set, but objective {method.name} trains without a reference model; remove {name}"
-                + (" (treg_eval_model names who gives token rewards)." if prompts else ".")
+                + (" (treg_eval_model names the model that gives token rewards)." if prompts else ".")
             )
     base = base_of_reference_adapters(given)
     if base:
@@ -185,7 +185,7 @@ def resolve(
             if name in given:
                 raise SepoError(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
-                    "token_scorer: oracle (it selects tokens) or treg_rewards: oracle (it gives T-REG's token rewards)."
+                    "token_scorer: oracle (to select tokens) or treg_rewards: oracle (for T-REG's token rewards)."
                 )
     settings = RunSettings(
         stage=stage,
@@ -200,7 +200,7 @@ def resolve(
         precomputed_reference=reference,
         ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,
     )
-    # `simpo` makes the host treat the run as one without a reference (no second model, PiSSA allowed).
+    # With `simpo` the host treats the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if settings.runs_reference else "simpo"
     dropped = (*OUR_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing")
     if isinstance(args, dict):
@@ -213,14 +213,14 @@ def resolve(
 
 
 def _check_batch_tokens(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
-    """A split batch has several backward passes, and some optimizers change the weights during each."""
+    """Raise if a batch may be split, hence run several backward passes, and the optimizer updates weights in each."""
     in_backward = [name for name in ("galore_layerwise", "apollo_layerwise") if _given(given.get(name))]
     if given.get("optim") in STEP_IN_BACKWARD:
         in_backward.append("optim")
     if arguments.batch_tokens is not None and in_backward:
         raise SepoError(
-            f"batch_tokens is {arguments.batch_tokens} and {in_backward[0]} is {given[in_backward[0]]}, which changes "
-            "the weights during each backward pass, but a split batch has several: leave out batch_tokens."
+            f"batch_tokens is {arguments.batch_tokens} and {in_backward[0]} is {given[in_backward[0]]}, which updates "
+            "the weights during each backward pass, but a split batch has several: remove batch_tokens."
         )
 
 
@@ -231,15 +231,15 @@ def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_
             if owner not in (None, given["objective"]):
                 raise SepoError(
                     f"{name} is set, but it belongs to objective {owner} and the objective is {given['objective']}; "
-                    f"write objective: {owner}, or remove {name}."
+                    f"set objective: {owner}, or remove {name}."
                 )
             raise SepoError(f"unknown key '{name}'.{nearest(name, known)}")
     loss = given.get("pref_loss")
     if loss not in (None, "sigmoid"):
-        named = f"write objective: {loss}" if loss in available_objectives() else "use stage: dpo"
+        named = f"set objective: {loss}" if loss in available_objectives() else "use stage: dpo"
         raise SepoError(
-            f"pref_loss is {loss!r}, but in stage {stage} the objective decides; remove pref_loss (sigmoid is "
-            f"accepted) and {named}."
+            f"pref_loss is {loss!r}, but in stage {stage} the key objective sets the loss; remove pref_loss (only "
+            f"sigmoid is accepted) and {named}."
         )
     for name, reason in _REFUSED.items():
         if _given(given.get(name)):
@@ -247,18 +247,18 @@ def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_
 
 
 def _check_quantization(given: Mapping[str, Any]) -> None:
-    """What the host would refuse after it has loaded the model."""
+    """Raise for combinations that the host refuses only after it has loaded the model."""
     bits = given.get("quantization_bit")
     if bits is None:
         return
     if _given(given.get("use_dora")):
         raise SepoError(
-            f"use_dora is set and quantization_bit is {bits}, which the host does not train together; remove one."
+            f"use_dora is set and quantization_bit is {bits}, but the host does not support both; remove one of them."
         )
     kind = given.get("finetuning_type", "lora")
     if kind not in ("lora", "oft"):
         raise SepoError(
-            f"finetuning_type is {kind} and quantization_bit is {bits}, but quantized weights cannot train; write "
+            f"finetuning_type is {kind} and quantization_bit is {bits}, but quantized weights cannot be trained; set "
             "finetuning_type: lora, or remove quantization_bit."
         )
 
@@ -266,29 +266,25 @@ def _check_quantization(given: Mapping[str, Any]) -> None:
 def resolved_method(
     stage: str, arguments: SepoArguments, given: Mapping[str, Any], *, own_keys: Mapping[str, str]
 ) -> tuple[Method, tuple[str, ...]]:
-    """The resolved method, and what to say about keys that it has no use for.
+    """Return the resolved method, and log lines about keys without effect.
 
     Args:
         stage: the recipe's stage.
-        arguments: our keys.
-        given: all keys and values, the stage's defaults among them (``with_stage_defaults``).
+        arguments: the keys of this package.
+        given: all keys and values, including the stage's defaults (``with_stage_defaults``).
         own_keys: the keys of a registered objective (``objective_keys``).
 
     Raises:
-        SepoError: an unknown objective or scorer, or a value out of its range.
+        SepoError: If the objective or scorer is unknown, or a value is outside its range.
     """
     objective, known = str(arguments.objective), available_objectives()
     if objective not in known:
-        raise SepoError(
-            f"objective is {objective!r}; one of {', '.join(known)} is expected.{nearest(objective, known)}"
-        )
+        raise SepoError(f"objective is {objective!r}, expected one of {', '.join(known)}.{nearest(objective, known)}")
     declared = find_objective(objective)
     scorer = arguments.token_scorer or declared.scorer
     scorers = (*TOKEN_SCORERS, *names("token_scorer", built_in=SCORERS))
     if scorer not in scorers:
-        raise SepoError(
-            f"token_scorer is {scorer!r}; one of {', '.join(scorers)} is expected.{nearest(scorer, scorers)}"
-        )
+        raise SepoError(f"token_scorer is {scorer!r}, expected one of {', '.join(scorers)}.{nearest(scorer, scorers)}")
     own = resolve_method(objective)
     hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
     notes = []
@@ -301,7 +297,9 @@ def resolved_method(
             value = row.read(given[key])
             hyperparameters[name] = value
             if key in HOST_KEYS and value != own.hyperparameters[name]:
-                notes.append(f"{key} is {value:g}; objective {objective}'s own is {own.hyperparameters[name]}.")
+                notes.append(
+                    f"{key} is {value:g}; the default of objective {objective} is {own.hyperparameters[name]}."
+                )
         elif key in KEYS:
             raise SepoError(f"{key} is set, but objective {objective} has no such term; remove {key}.")
         else:
@@ -312,7 +310,7 @@ def resolved_method(
     hyperparameters |= _selection(arguments, scorer)
     hyperparameters |= treg_hyperparameters(arguments, own, stage=stage)
     parts = registered_parts(stage=stage, objective=objective, token_scorer=scorer)
-    notes += [f"another package's: {item}." for item in parts]
+    notes += [f"registered by another package: {item}." for item in parts]
     return resolve_method(objective, **hyperparameters), tuple(notes)
 
 
@@ -321,7 +319,7 @@ def _selection(arguments: SepoArguments, scorer: str) -> dict[str, Any]:
         for name in keys_of("selection"):
             if getattr(arguments, name) is not None:
                 raise SepoError(
-                    f"{name} is set, but token_scorer is none, so every token counts; remove {name}, or set "
+                    f"{name} is set, but token_scorer is none, so every token is selected; remove {name}, or set "
                     "token_scorer: oracle or policy_ref."
                 )
     others = {

@@ -1,4 +1,4 @@
-"""Everything that a run of one of our stages was asked for, in one frozen object made before any model loads."""
+"""Settings of a run of a sepo stage: one frozen object, resolved before any model is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sepo.errors import SepoError
 from sepo.objectives import Method
 
 RewardOrigin = Literal["prompts", "oracle"]
-"""Where T-REG's token rewards come from. ``prompts``: rewards. ``oracle``: an oracle's log-ratios s, whose rewards are
+"""Source of T-REG's token rewards. ``prompts``: rewards. ``oracle``: an oracle's log-ratios s, whose rewards are
 sigmoid(s) - 0.5."""
 
 
@@ -19,8 +19,8 @@ class ModelSpec:
     """A frozen scoring model by name.
 
     Args:
-        model: folder or hub name of a full model.
-        adapters: LoRA adapters over it, applied in this order.
+        model: local directory or hub name of a full model.
+        adapters: its LoRA adapters, applied in this order.
         quantization_bit: 4, 8 or None.
     """
 
@@ -29,25 +29,25 @@ class ModelSpec:
     quantization_bit: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, for a run's folder."""
+        """Return plain JSON values, for the run's ``output_dir``."""
         return {"model": self.model, "adapters": list(self.adapters), "quantization_bit": self.quantization_bit}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """Read what ``as_dict`` wrote."""
+        """Construct from the values of ``as_dict``."""
         return cls(str(values["model"]), tuple(map(str, values["adapters"])), values["quantization_bit"])
 
 
 @dataclass(frozen=True)
 class OracleSpec:
-    """The two models whose log-probabilities' difference scores a token.
+    """Oracle and base; the difference of their log-probabilities is the score of a token.
 
     Args:
         oracle: the model trained with preference optimization.
         base: the model that it was trained from.
 
     Raises:
-        SepoError: both are the same model, so that every score would be zero.
+        SepoError: If both are the same model, so that every score would be zero.
     """
 
     oracle: ModelSpec
@@ -62,12 +62,12 @@ class OracleSpec:
 
     @property
     def shared_adapters(self) -> tuple[str, ...]:
-        """The adapters that both models start with: merged once when one set of weights serves both."""
+        """Adapters that both models start with: merged once if both share one set of weights."""
         shared = []
-        for ours, theirs in zip(self.oracle.adapters, self.base.adapters, strict=False):
-            if ours != theirs:
+        for of_oracle, of_base in zip(self.oracle.adapters, self.base.adapters, strict=False):
+            if of_oracle != of_base:
                 break
-            shared.append(ours)
+            shared.append(of_oracle)
         return tuple(shared)
 
     @property
@@ -84,12 +84,12 @@ class OracleSpec:
 
 @dataclass(frozen=True)
 class TokenRewardSource:
-    """Where T-REG's token rewards come from.
+    """Source of T-REG's token rewards.
 
     Args:
         origin: ``prompts`` (the paper's contrastive prompts) or ``oracle`` (sigmoid of the oracle's log-ratio - 0.5).
-        model: who is prompted; None where the oracle gives the rewards.
-        key: the recipe's key that names this model.
+        model: the scoring model for prompts; None if the oracle gives the rewards.
+        key: the recipe key that names this model.
     """
 
     origin: RewardOrigin
@@ -99,11 +99,11 @@ class TokenRewardSource:
 
 @dataclass(frozen=True)
 class PrecomputedReference:
-    """The reference of a run that stores its log-probabilities before training and loads no second model.
+    """Reference whose log-probabilities are stored before training, so that training loads no second model.
 
     Args:
         model: the reference.
-        key: the recipe's key that names it.
+        key: the recipe key that names it.
     """
 
     model: ModelSpec
@@ -112,21 +112,21 @@ class PrecomputedReference:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a stage needs beside the host's own arguments.
+    """Settings of a stage in addition to the host's arguments.
 
     Args:
-        stage: the name in the recipe.
+        stage: name in the recipe.
         method: the resolved objective with its selection.
-        oracle: the scoring models, or None where nothing is scored beforehand.
+        oracle: the oracle and its base, or None if no oracle is used.
         token_scores_dir: root of the score stores, or None for the default.
         score_batch_tokens: padded tokens per scoring batch.
-        head_chunk_tokens: tokens whose logits exist at a time, or None for 64 MiB of logits.
-        batch_tokens: most tokens that go through the policy at once, or None for the device batch.
-        notes: what to say once in the log (keys of the recipe that this stage does not use).
-        token_rewards: where T-REG's token rewards come from, or None where no regularizer is on.
-        precomputed_reference: whose log-probabilities are stored before training, or None where a reference that is
-            needed runs in training.
-        ref_model: the reference by name, where the recipe names one and it runs in training.
+        head_chunk_tokens: number of tokens whose logits are in memory at a time, or None for 64 MiB of logits.
+        batch_tokens: maximum number of tokens in one forward pass of the policy, or None for the device batch.
+        notes: lines to log once (e.g. about keys that this stage does not use).
+        token_rewards: source of T-REG's token rewards, or None if nothing reads them.
+        precomputed_reference: the reference whose log-probabilities are stored before training, or None if the
+            reference, if needed, runs during training.
+        ref_model: the reference, if the recipe names one and it runs during training.
     """
 
     stage: str
@@ -143,7 +143,7 @@ class RunSettings:
 
     @property
     def runs_reference(self) -> bool:
-        """Whether a reference runs beside the policy in training: the method has one that is not stored."""
+        """Whether a reference runs during training: the method needs one, and it is not precomputed."""
         return self.method.needs_reference and self.precomputed_reference is None
 
     @property
@@ -153,7 +153,7 @@ class RunSettings:
 
     @property
     def scores_before_training(self) -> bool:
-        """Whether numbers per token are computed before training, which a score store keeps."""
+        """Whether per-token values are computed before training and kept in a score store."""
         return (
             self.oracle is not None
             or self.prompts_for_rewards
@@ -163,11 +163,11 @@ class RunSettings:
 
     @property
     def _rejected_end(self) -> str:
-        """Which scores of a rejected answer are selected; of a chosen one it is always the highest."""
+        """End of the scores that is selected in rejected responses; in chosen ones it is always the highest."""
         return "highest" if self.method.token_scorer.rejected_largest else "lowest"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values, for a run's folder."""
+        """Return the settings as plain JSON values, for the run's ``output_dir``."""
         return {
             "stage": self.stage,
             "objective": self.method.name,

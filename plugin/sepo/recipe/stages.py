@@ -1,4 +1,4 @@
-"""Which stages are ours, those that other packages register included, and the keys that come with them."""
+"""Stages of this package and of packages that register one, and the keys that they add."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sepo.plugins import Registered, find, load, names
 from sepo.recipe.keys import HOST_KEYS, OUR_KEYS, as_flag, as_number
 
 STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
-"""Our stages and the objective that each has unless the recipe names another."""
+"""Built-in stages, with the objective of each if the recipe names no other."""
 
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 
@@ -23,24 +23,24 @@ _RATIOS = ("chosen_select_ratio", "rejected_select_ratio")
 
 
 def available_stages() -> tuple[str, ...]:
-    """Our stages, then registered ones."""
+    """Return the built-in stages, then the registered ones."""
     return (*STAGES, *names("stage", built_in=_TAKEN))
 
 
 def is_ours(stage: str | None) -> bool:
-    """Whether a stage is one of ours or registered by another package.
+    """Return whether a stage is built into this package or registered by another, as opposed to a stage of the host.
 
     Raises:
-        SepoError: packages contend for the name.
+        SepoError: If several packages register the name.
     """
     return stage is not None and (find("stage", stage, built_in=_TAKEN) is not None or stage in STAGES)
 
 
 def check_stage(stage: str | None) -> None:
-    """Refuse a stage that neither the host nor we have.
+    """Raise if a stage is neither the host's, nor built in or registered.
 
     Raises:
-        SepoError: with the nearest known name.
+        SepoError: If the stage is unknown; the message gives the nearest known name.
     """
     known = (*HOST_STAGES, *available_stages())
     if stage is not None and stage not in known:
@@ -48,16 +48,16 @@ def check_stage(stage: str | None) -> None:
 
 
 def find_stage(name: str) -> Stage:
-    """The declaration of one of our stages.
+    """Return the declaration of a built-in or registered stage.
 
     Raises:
-        SepoError: no such stage, or a registered one that cannot be used.
+        SepoError: If there is no such stage, or a registered one cannot be used.
     """
     item = find("stage", name, built_in=_TAKEN)
     if item is None:
         if name not in STAGES:
             known = available_stages()
-            raise SepoError(f"stage is {name!r}; one of {', '.join(known)} is expected.{nearest(name, known)}")
+            raise SepoError(f"stage is {name!r}, expected one of {', '.join(known)}.{nearest(name, known)}")
         return Stage(STAGES[name])
     stage = load(item, Stage)
     for what, part, available in (
@@ -67,27 +67,27 @@ def find_stage(name: str) -> Stage:
         if part not in available:
             raise SepoError(
                 f"{item} names the {what} {part!r}, expected one of {', '.join(available)}: install the package that "
-                f"registers it, or have this one name another.{nearest(str(part), available)}"
+                f"registers it, or change the stage's declaration.{nearest(str(part), available)}"
             )
     host = (name for name, row in HOST_KEYS.items() if row.sets is not None)
     known = (*OUR_KEYS, *host, *objective_keys(stage.objective))
     for key in stage.keys:
         if key not in known or key in ("objective", "token_scorer"):
             raise SepoError(
-                f"{item} sets the key '{key}', expected keys that set or select something in its objective "
-                f"'{stage.objective}': have that package leave it out.{nearest(key, known)}"
+                f"{item} sets the key '{key}', expected keys that apply to its objective '{stage.objective}': remove "
+                f"it from the stage's declaration.{nearest(key, known)}"
             )
     return stage
 
 
 def with_stage_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's keys and values with what its stage adds: objective, token scorer and keys of its own.
+    """Return a recipe's keys and values with the defaults of its stage: objective, token scorer and keys.
 
-    The recipe's keys win. Another objective than the stage's, and the stage adds nothing; another token scorer, and it
-    adds no keys.
+    Keys of the recipe take precedence. If the recipe names another objective than the stage's, the stage adds nothing;
+    if it names another token scorer, the stage adds no keys.
 
     Raises:
-        SepoError: see ``find_stage``.
+        SepoError: See ``find_stage``.
     """
     stage = find_stage(str(given["stage"]))
     set_here = {name: value for name, value in given.items() if value is not None}
@@ -103,24 +103,24 @@ def with_stage_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _each_side(keys: Mapping[str, object]) -> dict[str, object]:
-    """The keys with one ratio written as two, so that a recipe can change one side."""
+    """Split ``select_ratio`` into the keys of both sides, so that a recipe can override one side."""
     both = dict.fromkeys(_RATIOS, keys["select_ratio"]) if "select_ratio" in keys else {}
     return {**both, **{name: value for name, value in keys.items() if name != "select_ratio"}}
 
 
 def objective_keys(objective: str, *, taken: tuple[str, ...] = OUR_KEYS) -> dict[str, str]:
-    """The recipe keys of a registered objective's own settings.
+    """Return the recipe keys of the settings of a registered objective.
 
     Args:
-        objective: any name; built-in ones have their keys elsewhere.
-        taken: keys that mean something else.
+        objective: name of any objective; the result is empty for built-in ones, whose keys are in ``recipe/keys.py``.
+        taken: keys with another meaning.
 
     Returns:
-        Setting by key, ``<objective>_<setting>``. ``beta`` is ``pref_beta`` and the selection's are ``select_*``, as
-        for every objective.
+        Setting by key, ``<objective>_<setting>``. ``beta`` has the key ``pref_beta`` and the settings of the selection
+        have ``select_*``, as for every objective.
 
     Raises:
-        SepoError: the objective cannot be used, or one of its keys is taken.
+        SepoError: If the objective cannot be used, or one of its keys is taken.
     """
     item = find("objective", objective, built_in=BUILT_IN)
     if item is None:
@@ -130,17 +130,17 @@ def objective_keys(objective: str, *, taken: tuple[str, ...] = OUR_KEYS) -> dict
     for key, name in keys.items():
         if key in taken:
             raise SepoError(
-                f"{item} has a setting '{name}', whose key '{key}' already means something else in a recipe: have that "
-                "package rename the setting or the objective."
+                f"{item} has a setting '{name}', whose key '{key}' already has another meaning in a recipe: rename the "
+                "setting or the objective in that package."
             )
     return keys
 
 
 def read_setting(key: str, setting: Setting, value: Any) -> Value:
-    """A setting's value as YAML or a command line may give it.
+    """Convert a value from YAML or a command line to the type of a setting.
 
     Raises:
-        SepoError: it is not of the setting's type, or out of its range.
+        SepoError: If it is not of the setting's type, or outside its range.
     """
     if isinstance(setting, Number | Whole):
         value = as_number(key, value, float if isinstance(setting, Number) else int)
@@ -151,17 +151,17 @@ def read_setting(key: str, setting: Setting, value: Any) -> Value:
     try:
         return setting.check(value)
     except ValueError as expectation:
-        raise SepoError(f"{key} is {value!r}; {expectation} is expected, the default is {setting.default!r}.") from None
+        raise SepoError(f"{key} is {value!r}, expected {expectation} (default: {setting.default!r}).") from None
 
 
 def objective_of_key(key: str) -> str | None:
-    """The registered objective that a key belongs to by its name, if any."""
+    """Return the registered objective that a key belongs to by its prefix, or None."""
     owners = [name for name in names("objective", built_in=BUILT_IN) if key.startswith(f"{name}_")]
     return max(owners, key=len) if owners else None
 
 
 def registered_parts(*, stage: str, objective: str, token_scorer: str) -> Iterator[Registered]:
-    """Those of a run's parts that other packages register."""
+    """Yield the parts of a run that other packages register."""
     for item in (
         find("stage", stage, built_in=_TAKEN),
         find("objective", objective, built_in=BUILT_IN),
@@ -172,10 +172,10 @@ def registered_parts(*, stage: str, objective: str, token_scorer: str) -> Iterat
 
 
 def check_registered(item: Registered, *, host_keys: tuple[str, ...]) -> None:
-    """Load what a package registers and resolve it with its defaults, as a recipe would.
+    """Load a registered stage, objective or token scorer and resolve it with its defaults, as a recipe would.
 
     Raises:
-        SepoError: it cannot be used under its name.
+        SepoError: If it cannot be used under its name.
     """
     if item.kind == "token_scorer":
         resolve_method("simpo", token_scorer=find_scorer(item.name).name)

@@ -1,4 +1,4 @@
-"""T-REG's keys in a recipe: the regularizer's hyperparameters, and who gives its token rewards."""
+"""T-REG's keys in a recipe: hyperparameters of the regularizer, and the source of its token rewards."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sepo.recipe.reference_keys import reference_spec
 from sepo.recipe.settings import ModelSpec, TokenRewardSource
 
 CONTRASTIVE = "contrastive"
-"""The token scorer that selects by the rewards of contrastive prompts."""
+"""Token scorer that selects by the token rewards of contrastive prompts."""
 
 
 def treg_hyperparameters(arguments: SepoArguments, own: Method, *, stage: str) -> dict[str, Any]:
-    """The regularizer's hyperparameters under the names that the objective gives them.
+    """Return the regularizer's hyperparameters under their names in the objective.
 
-    ``dpo_reg`` and ``simpo_reg`` have an ``alpha`` and a ``weighting`` of their own; every other objective takes
-    ``treg_alpha`` and ``treg_weighting``. Stage ``treg`` turns the regularizer on for those too, with the alpha of
-    ``dpo_reg``: a plain objective under that name would be a surprise.
+    ``dpo_reg`` and ``simpo_reg`` define ``alpha`` and ``weighting`` themselves; every other objective takes
+    ``treg_alpha`` and ``treg_weighting``. Stage ``treg`` enables the regularizer for those as well, with the alpha of
+    ``dpo_reg``: training without it under the stage's name would be unexpected.
 
     Args:
-        arguments: our keys.
+        arguments: the keys of this package.
         own: the objective with its defaults.
         stage: the recipe's stage.
     """
@@ -36,18 +36,18 @@ def treg_hyperparameters(arguments: SepoArguments, own: Method, *, stage: str) -
 
 
 def token_reward_source(arguments: SepoArguments, given: Mapping[str, Any], method: Method) -> TokenRewardSource | None:
-    """Who gives the token rewards: the oracle, ``treg_eval_model``, the reference, or the starting policy.
+    """Return the source of token rewards: the oracle, ``treg_eval_model``, the reference, or the starting policy.
 
     Args:
-        arguments: our keys.
-        given: the recipe's keys and values; the host's name the reference and the policy.
+        arguments: the keys of this package.
+        given: the recipe's keys and values; keys of the host name the reference and the policy.
         method: the resolved method.
 
     Returns:
-        The source, or None where token rewards neither regularize nor select.
+        The source, or None if token rewards neither regularize nor select.
 
     Raises:
-        SepoError: keys of T-REG that nothing reads, or keys that contradict each other.
+        SepoError: If keys of T-REG have no effect, or contradict each other.
     """
     unread = [] if method.needs_token_rewards else ["treg_weighting"]
     if not method.needs_token_rewards and method.scorer != CONTRASTIVE:
@@ -65,19 +65,19 @@ def token_reward_source(arguments: SepoArguments, given: Mapping[str, Any], meth
         if arguments.treg_eval_model is not None:
             raise SepoError(
                 "treg_eval_model is set, but treg_rewards: oracle takes the token rewards from the oracle; remove one "
-                "of the two."
+                "of them."
             )
         if method.needs_scores and method.scorer != "oracle":
             raise SepoError(
-                f"treg_rewards: oracle and token_scorer: {method.scorer} would both fill the rows' scores; take "
+                f"treg_rewards: oracle and token_scorer: {method.scorer} would both write the score columns; set "
                 "token_scorer: oracle, policy_ref, confidence or none, or treg_rewards: prompts."
             )
         return TokenRewardSource(origin="oracle")
-    return _prompted(arguments, given)
+    return _from_prompts(arguments, given)
 
 
 def reward_notes(stage: str, source: TokenRewardSource | None) -> tuple[str, ...]:
-    """What to say once in the log about where token rewards come from."""
+    """Return the log lines about the source of token rewards."""
     if source is None:
         return ("treg_alpha is 0: the objective is trained without T-REG's regularizer.",) if stage == "treg" else ()
     if source.model is None:
@@ -86,7 +86,7 @@ def reward_notes(stage: str, source: TokenRewardSource | None) -> tuple[str, ...
     return (f"T-REG's token rewards come from contrastive prompts to {name} ({source.key}).",)
 
 
-def _prompted(arguments: SepoArguments, given: Mapping[str, Any]) -> TokenRewardSource:
+def _from_prompts(arguments: SepoArguments, given: Mapping[str, Any]) -> TokenRewardSource:
     if arguments.treg_eval_model is not None:
         return TokenRewardSource("prompts", ModelSpec(arguments.treg_eval_model), "treg_eval_model")
     key, model = reference_spec(given)

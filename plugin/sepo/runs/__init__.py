@@ -1,1 +1,1 @@
-"""Everything that a run leaves behind, and how it is read again."""
+"""Files that a run writes, and their readers."""

@@ -1,4 +1,4 @@
-"""What a run of any host has around its trainer: the collator of its method, and the files that say what it was."""
+"""Parts of a run that all hosts share: the collator of its method, and the files that record its settings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sepo.training.selection_columns import SelectionCollator, StepCollator
 
 
 def method_collator(collator: Any, settings: RunSettings) -> Any:
-    """Put around a collator of pairs what the method's batches carry beside the tokens.
+    """Wrap a collator of pairs so that its batches include the columns that the method reads.
 
     Args:
-        collator: gives ``input_ids``, ``attention_mask`` and ``labels`` [2B, T], the first B rows chosen.
+        collator: returns ``input_ids``, ``attention_mask`` and ``labels``, each [2B, T], the first B rows chosen.
         settings: the run's settings.
     """
     if settings.method.needs_scores:
@@ -37,13 +37,13 @@ def method_collator(collator: Any, settings: RunSettings) -> Any:
 def write_settings(
     folder: Path, settings: RunSettings, stores: Mapping[str, Mapping[str, str]], *, recipe: Mapping[str, Any]
 ) -> None:
-    """Leave beside the weights what the run was asked for, with what it is made, and where its scores are.
+    """Write the settings, recipe, package versions and score stores of a run next to its weights.
 
     Args:
         folder: the run's ``output_dir``.
         settings: the run's settings.
-        stores: folders of the score stores, by what they hold, then by data set.
-        recipe: its keys and values.
+        stores: directories of the score stores, by scorer, then by data set.
+        recipe: the recipe's keys and values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}

@@ -1,4 +1,4 @@
-"""What a run's folder says beside its tokens: recipe, versions, log. Whatever is wrong in it is a sentence."""
+"""Reader of a run's recipe, versions and log. Missing or damaged files are reported as sentences, not raised."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from sepo.runs.token_samples_reader import RECORD_FILE
 
 STATE_FILE, HOST_LOG_FILE = "trainer_state.json", "trainer_log.jsonl"
 RUN_FILES = (SETTINGS_FILE, LOG_FILE, RECORD_FILE, STATE_FILE, HOST_LOG_FILE)
-"""Any of them makes a folder a run's."""
+"""A directory with any of these files is the ``output_dir`` of a run."""
 
 _NO_METRICS = ("event", "time", "step", "process", "total_steps", "current_steps", "percentage")
 _HOST_NAMES = {"lr": "learning_rate", "accuracy": "rewards/accuracies"}
-"""How the host's own log calls what the trainer names."""
+"""Names of the trainer's metrics by their names in the host's log."""
 
 
 def read_object(file: Path, missing: list[str], *, consequence: str) -> dict[str, Any]:
-    """Read a JSON object; empty, and a sentence, where there is none.
+    """Read a JSON object; return an empty one, and append a sentence to ``missing``, if there is none.
 
     Args:
         file: the file.
-        missing: takes the sentence.
-        consequence: what follows, for the sentence's end.
+        missing: list to which the sentence is appended.
+        consequence: end of the sentence, the consequence for the reader.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        missing.append(f"There is no {file.name}: {consequence}.")
+        missing.append(f"{file.name} does not exist: {consequence}.")
         return {}
     except (OSError, ValueError, RecursionError) as error:
         missing.append(f"{file.name} cannot be read ({_first_line(error)}): {consequence}.")
         return {}
     if not isinstance(found, dict):
-        missing.append(f"{file.name} holds no JSON object but {type(found).__name__}: {consequence}.")
+        missing.append(f"{file.name} holds {type(found).__name__}, expected a JSON object: {consequence}.")
         return {}
     return found
 
 
 def read_recipe(folder: Path, missing: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The recipe and the versions of a run."""
-    consequence = "recipe and package versions are not known (runs of older versions did not record them)"
+    """Return the recipe and the package versions of a run."""
+    consequence = "recipe and package versions are unknown (older versions of sepo did not record them)"
     record = read_object(folder / RECIPE_FILE, missing, consequence=consequence)
     recipe, versions = record.get("recipe"), record.get("versions")
     if record and not (isinstance(recipe, dict) and isinstance(versions, dict)):
@@ -58,9 +58,10 @@ def read_recipe(folder: Path, missing: list[str]) -> tuple[dict[str, Any], dict[
 
 
 def read_numbers(folder: Path, missing: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The logged numbers of a run, and what its own log says of it (stage, objective, token scorer).
+    """Return the logged metrics of a run, and its stage, objective and token scorer according to the log.
 
-    They come from the run's own log, or the trainer's state (that of the last checkpoint too), or the host's log.
+    The first source with entries is used: the run's log, the trainer's state (or that of the last checkpoint), the
+    host's log.
     """
     about: dict[str, Any] = {}
     entries: list[Any] = []
@@ -76,14 +77,16 @@ def read_numbers(folder: Path, missing: list[str]) -> tuple[list[dict[str, Any]]
         if not run.ended and (run.begun or run.prepared):
             of = f" of {run.begun['total_steps']}" if run.begun and "total_steps" in run.begun else ""
             missing.append(
-                f"Training had not come to its end (step {run.step}{of}) when this was read: it goes on, or it was "
-                "stopped; `sepo status` knows."
+                f"Training had not finished (step {run.step}{of}) when this was read: it is still running, or it was "
+                "stopped; see `sepo status`."
             )
     if not entries:
         entries = _trainers_history(folder, missing) or _hosts_log(folder, missing)
     numbers = list(_numbers(entries, missing))
     if not numbers:
-        missing.append("No training metrics were found: the run ended before its first logging step, or lost its log.")
+        missing.append(
+            "No training metrics were found: the run ended before its first logging step, or its log was removed."
+        )
     return numbers, about
 
 
@@ -129,7 +132,7 @@ def _parsed(line: str) -> Any:
 
 
 def _numbers(entries: Iterable[Any], missing: list[str]) -> Iterable[dict[str, Any]]:
-    """Entries with a step and finite numbers only."""
+    """Yield the entries that have a step, with finite numbers only."""
     left_out: dict[str, int] = {}
     for entry in entries:
         step = entry.get("step") if isinstance(entry, Mapping) else None
@@ -139,17 +142,17 @@ def _numbers(entries: Iterable[Any], missing: list[str]) -> Iterable[dict[str, A
         values = {str(name): value for name, value in entry.items() if name not in _NO_METRICS}
         good = {name: value for name, value in values.items() if is_number(value)}
         for name in values.keys() - good.keys():
-            if isinstance(values[name], int | float):  # texts are no damage: the host logs times as words
+            if isinstance(values[name], int | float):  # strings are no damage: the host logs times as strings
                 left_out[name] = left_out.get(name, 0) + 1
         if good:
             yield {"step": int(step), **good}
     if left_out:
         named = ", ".join(f"{name} {count} times" for name, count in sorted(left_out.items())[:8])
-        missing.append(f"Logged values that are no finite numbers are left out: {named}.")
+        missing.append(f"Logged values that are not finite numbers are omitted: {named}.")
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value from a file is a finite number that a float can hold."""
+    """Return whether a value from a file is a finite number that a float can represent."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

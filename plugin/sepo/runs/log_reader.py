@@ -1,4 +1,4 @@
-"""What a run's own log says, read whole or broken off. Needs neither torch nor transformers.
+"""Reader of a run's log, complete or truncated. Imports neither torch nor transformers.
 
 The file is written by ``sepo.runs.log_writer``.
 """
@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS_FILE = "sepo_settings.json"
-"""In the run's ``output_dir``: what it was asked for, and where its scores are."""
+"""File in the run's ``output_dir``: its settings, and the paths of its score stores."""
 LOG_FILE = "sepo_log.jsonl"
-"""In the run's ``output_dir``; one JSON object a line."""
+"""File in the run's ``output_dir``: one JSON object per line."""
 
 
 @dataclass
 class LoggedRun:
-    """What a log says.
+    """Content of a run's log.
 
     Attributes:
-        entries: logged numbers, with ``step`` and ``time``, in their order; those that a resumed run did again are
-            its later ones.
-        begun: the last line with which the run began or went on, or None.
-        prepared: the last line with which it began to score or load, or None.
-        ended: whether training ended after it.
-        unread: lines that could not be read (the last one of a killed run, say).
+        entries: logged metrics, with ``step`` and ``time``, in order; for steps that a resumed run repeated, those of
+            the later pass.
+        begun: the last entry written when the run started or resumed, or None.
+        prepared: the last entry written when it started scoring or loading models, or None.
+        ended: whether training ended afterwards.
+        unread: number of lines that could not be read (e.g. the last one of a killed run).
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -37,13 +37,13 @@ class LoggedRun:
 
     @property
     def step(self) -> int:
-        """The last step that is known to be done."""
+        """Last step that is logged as done."""
         steps = [int(entry["step"]) for entry in self.entries]
         return max([*steps, int(self.begun["step"]) if self.begun else 0])
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Since the run last began or went on; None before the first logged step."""
+        """Seconds per step since the run last started or resumed; None before the first logged step."""
         if self.begun is None:
             return None
         since = [entry for entry in self.entries if entry["time"] >= self.begun["time"]]
@@ -55,7 +55,7 @@ class LoggedRun:
 
 
 def read_log(folder: Path) -> LoggedRun:
-    """Read a run's log, whole or broken off.
+    """Read a run's log, complete or truncated.
 
     Args:
         folder: the run's ``output_dir``.
@@ -91,4 +91,4 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e18  # so that it is a whole number of a usual size, too
+    return isinstance(value, int | float) and abs(value) < 1e18  # so that int() of it has a usual size as well

@@ -1,7 +1,7 @@
-"""A run's own log: every logged number of training and evaluation, a line each, as it happens.
+"""Writer of a run's log: all metrics of training and evaluation, one line per logging step, as they are logged.
 
-The trainer's own state is written with checkpoints only, and the host's log has a few of the numbers. This file is what
-`sepo status` reads while a run goes on. A run that resumes goes on in the same file.
+The trainer's state is written with checkpoints only, and the host's log has only some of the metrics. `sepo status`
+reads this file during a run. A run that resumes appends to the same file.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from sepo.runs.log_reader import LOG_FILE
 
 
 class RunLog(TrainerCallback):
-    """Appends to the log, in the first process only."""
+    """Trainer callback that appends to the log, in the first process only."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note where the run begins, or goes on."""
+        """Log the step at which the run starts or resumes."""
         self._write(args, state, event="begin", step=state.global_step, total_steps=state.max_steps, **_process())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Note the numbers."""
+        """Log the metrics."""
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         if state.max_steps > 0 and numbers:
             self._write(args, state, event="log", step=state.global_step, **numbers)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note that the last step is done."""
+        """Log that training has ended."""
         self._write(args, state, event="end", step=state.global_step)
 
     def _write(self, args: Any, state: Any, **values: Any) -> None:
@@ -42,11 +42,11 @@ class RunLog(TrainerCallback):
 
 
 def note_preparation(folder: Path, **values: Any) -> None:
-    """Note that a run scores its rows or loads its models, before a trainer exists.
+    """Log that a run scores its rows or loads its models, before a trainer exists.
 
     Args:
         folder: the run's ``output_dir``.
-        **values: what the run is, as plain JSON values.
+        **values: stage, objective and token scorer of the run, as plain JSON values.
     """
     _append(folder, {"event": "prepare", "step": 0, **_process(), **values})
 

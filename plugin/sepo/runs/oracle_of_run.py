@@ -1,4 +1,4 @@
-"""What a run of ours leaves behind that a measurement of its oracle needs: models, template, cutoff, precision."""
+"""Reader of a run's files for measurements of its oracle: models, template, cutoff, precision."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A run's oracle and how it read the rows.
+    """Oracle of a run, and how it read the rows.
 
     Args:
-        oracle: with its base.
-        ratio: share of the tokens that the run selected in rejected answers, or None where it selected none.
-        template: the host's name, or None where the oracle read in its own chat template or nothing says.
-        cutoff_len: or None where nothing says.
-        dtype: ``fp32``, ``bf16`` or ``fp16``, or None for what the host chose.
+        oracle: the oracle and its base.
+        ratio: share of the tokens that the run selected in rejected responses, or None if it had no selection.
+        template: the host's name of the template, or None if the oracle read in its own chat template or it is not
+            recorded.
+        cutoff_len: the cutoff, or None if it is not recorded.
+        dtype: ``fp32``, ``bf16`` or ``fp16``, or None for the host's choice.
     """
 
     oracle: OracleSpec
@@ -35,7 +36,7 @@ class ScoredRun:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run of ours, or a pipeline's with one in it."""
+    """Return whether a directory is the ``output_dir`` of a run of a sepo stage, or of a pipeline that contains one."""
     return _settings_file(folder) is not None
 
 
@@ -45,17 +46,17 @@ def _settings_file(folder: Path) -> Path | None:
 
 
 def read_run(folder: Path) -> ScoredRun:
-    """Read a run's folder.
+    """Read the oracle of a run from its directory.
 
     Args:
-        folder: a run's ``output_dir``, or a pipeline's.
+        folder: ``output_dir`` of a run or of a pipeline.
 
     Raises:
-        SepoError: it is no run of ours, cannot be read, or had no oracle.
+        SepoError: If it is not a run of a sepo stage, cannot be read, or had no oracle.
     """
     file = _settings_file(folder)
     if file is None:
-        raise SepoError(f"{folder} has no {SETTINGS_FILE}: a folder that a run of one of our stages wrote is expected.")
+        raise SepoError(f"{folder} has no {SETTINGS_FILE}, expected the output_dir of a run of a sepo stage.")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         specs = settings["oracle"]
@@ -65,10 +66,13 @@ def read_run(folder: Path) -> ScoredRun:
         stores = list(settings["token_scores"].values())
         ratio = None if settings["select"] is None else float(settings["select"]["rejected_ratio"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SepoError(f"{file} cannot be read ({type(error).__name__}: {error}); was it changed by hand?") from error
+        raise SepoError(
+            f"{file} cannot be read ({type(error).__name__}: {error}); restore it, or name the models with "
+            "--oracle-model or --model."
+        ) from error
     if oracle is None:
         raise SepoError(
-            f"the run in {folder} had no oracle (its token_scorer is {settings.get('token_scorer')}); name a data set "
+            f"the run in {folder} had no oracle (its token_scorer is {settings.get('token_scorer')}); give a data set "
             "in its place, and the models with --oracle-model or --model."
         )
     identity = _identity(stores)
@@ -83,7 +87,7 @@ def read_run(folder: Path) -> ScoredRun:
 
 
 def _identity(stores: list[str]) -> dict[str, Any]:
-    """What the first store that is still there was made with; nothing where none is."""
+    """Return the identity of the first store that still exists; empty if none does."""
     for store in stores:
         try:
             return dict(ScoreStore.at(Path(store)).manifest.identity)

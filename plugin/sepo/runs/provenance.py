@@ -1,4 +1,4 @@
-"""What a run was made with: its recipe, without secrets, and the versions of the packages that ran it."""
+"""Provenance of a run: its recipe, without secrets, and the versions of the packages that ran it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from sepo import __version__
 
 RECIPE_FILE = "_sepo_recipe.json"
-"""In the run's ``output_dir``, with the keys ``recipe`` and ``versions``. A trainer pushes no file whose name begins
-with an underscore to a hub: a recipe names paths and data, and what is secret in it is known by its looks only."""
+"""File in the run's ``output_dir``, with the keys ``recipe`` and ``versions``. Trainers push no file whose name starts
+with an underscore to a hub: a recipe names paths and data, and secrets are detected by name and pattern only."""
 
 HIDDEN = "(not recorded)"
-"""In place of a secret."""
+"""Replacement of a secret."""
 
 _PACKAGES = (
     "llamafactory", "axolotl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers",
@@ -38,10 +38,10 @@ _DIGESTS = re.compile(r"(?i)revision|commit|sha|hash")
 
 
 def redacted(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's keys and values as plain JSON, secrets hidden.
+    """Return a recipe's keys and values as plain JSON, with secrets replaced.
 
-    Hidden is what a key that ends in ``token``, ``key``, ``secret`` or the like holds, and any text that looks like a
-    token of a known issuer, an address with a password or a long hexadecimal number (revisions are not hidden).
+    Replaced are values of keys that end in ``token``, ``key``, ``secret`` or the like, and values that look like a
+    token of a known issuer, a URL with a password or a long hexadecimal number (except revisions).
 
     >>> redacted({"stage": "sepo", "hf_hub_token": "x", "model_revision": "3" * 40})["hf_hub_token"]
     '(not recorded)'
@@ -61,7 +61,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of Python, of this package and of those that it trains with, as far as they are installed."""
+    """Return the versions of Python, this package and the installed packages that it trains with."""
     versions = {"python": platform.python_version(), "sepo": __version__}
     for name in _PACKAGES:
         try:
@@ -72,11 +72,11 @@ def package_versions() -> dict[str, str]:
 
 
 def write_provenance(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Leave the recipe and the versions in a run's folder.
+    """Write the recipe and the package versions to a run's directory.
 
     Args:
         folder: the run's ``output_dir``.
-        recipe: its keys and values as resolved; secrets are hidden here.
+        recipe: the resolved keys and values; secrets are replaced here.
     """
     record = {"recipe": redacted(recipe), "versions": package_versions()}
     (folder / RECIPE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="ascii")

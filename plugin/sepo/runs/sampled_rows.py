@@ -1,4 +1,4 @@
-"""The host's training rows for the record of what a run selected: found again by their tokens."""
+"""Lookup of training rows by their tokens, for the record of the tokens that a run selected."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _ROWS = 1000
 
 
 class DatasetRows:
-    """A batch carries no row numbers, and none are put into it: a run records few pairs, and the rows are looked
-    through once, when the first one is (10,000 rows in a tenth of a second). Of rows with the same tokens the first
-    counts.
+    """Index of the training rows by their token ids.
+
+    Batches hold no row numbers, and none are added: a run records few pairs, and the index is built once, at the first
+    lookup (10,000 rows in 0.1 s). Of rows with the same tokens the first is returned.
 
     Args:
-        dataset: the training rows, with the columns that they are selected or regularized by.
+        dataset: the training rows, with the columns that the selection or the regularizer reads.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -34,7 +35,7 @@ class DatasetRows:
         self._numbers: dict[int, int] | None = None
 
     def find(self, chosen: Sequence[int], rejected: Sequence[int]) -> int | None:
-        """The number of the row with these token ids (prompts included), or None."""
+        """Return the number of the row with these token ids (prompts included), or None."""
         if self._numbers is None:
             self._numbers = {}
             for start in range(0, len(self._ids), _ROWS):
@@ -44,7 +45,7 @@ class DatasetRows:
         return self._numbers.get(_key(chosen, rejected))
 
     def scores(self, row: int) -> tuple[Sequence[float], Sequence[float]] | None:
-        """Its stored scores, or token rewards, by side; None where the rows carry none."""
+        """Return the stored scores or token rewards of a row by side; None if the rows have neither."""
         if self._columns is None:
             return None
         values = self._scores[row]

@@ -1,4 +1,4 @@
-"""`sepo status`: how far a run is, from what it has written so far."""
+"""`sepo status`: progress of a run, from the files that it has written so far."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _SELECTED = {"select/chosen_ratio": "chosen", "select/rejected_ratio": "rejected
 
 
 def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
-    """Print how far a run is.
+    """Print the progress of a run.
 
     Args:
         folder: the run's ``output_dir``.
         as_json: print JSON.
 
     Returns:
-        What is known, as plain JSON values.
+        The progress, as plain JSON values.
 
     Raises:
-        SepoError: the folder is not there or holds no run of ours.
+        SepoError: If the directory does not exist or holds no run of a sepo stage.
     """
     known = run_status(folder)
     if as_json:
@@ -40,19 +40,19 @@ def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
 
 
 def run_status(folder: Path) -> dict[str, Any]:
-    """What a run's folder tells.
+    """Return the progress of a run, from the files in its directory.
 
     Raises:
-        SepoError: the folder is not there or holds no run of ours.
+        SepoError: If the directory does not exist or holds no run of a sepo stage.
     """
     if not folder.is_dir():
-        raise SepoError(f"'{folder}' does not exist (from {os.getcwd()}); the output_dir of a run is expected.")
+        raise SepoError(f"'{folder}' does not exist (from {os.getcwd()}), expected the output_dir of a run.")
     settings = _settings(folder)
     run = read_log(folder)
     if settings is None and run.begun is None and run.prepared is None:
         raise SepoError(
-            f"'{folder}' has no {SETTINGS_FILE} and no {LOG_FILE}: no run of our stages has begun there. The "
-            "output_dir of a run is expected."
+            f"'{folder}' has no {SETTINGS_FILE} and no {LOG_FILE}: no run of a sepo stage has started there; give the "
+            "output_dir of a run."
         )
     total = None if run.begun is None else int(run.begun["total_steps"])
     pace = run.seconds_per_step
@@ -78,7 +78,7 @@ def run_status(folder: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no name for what is not a number."""
+    """Replace values that JSON cannot represent (NaN, infinities) by strings."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)
@@ -96,8 +96,8 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 
 def _state(run: LoggedRun) -> str:
-    """``preparing`` (it scores, or loads models), ``running``, ``ended``, ``stopped`` (killed, or by an error), or
-    ``unknown``: on another machine."""
+    """Return ``preparing`` (scoring, or loading models), ``running``, ``ended``, ``stopped`` (killed, or by an error)
+    or ``unknown`` (on another machine)."""
     lines = [line for line in (run.prepared, run.begun) if line is not None]
     if not lines:
         return "stopped"
@@ -116,14 +116,14 @@ def _is_alive(line: dict[str, Any]) -> bool:
 
     try:
         process = psutil.Process(line["process"])
-        # A number is used again after a while: the process must have begun before the run did.
+        # Process ids are reused: the process must have started before the run did.
         return process.create_time() <= line["time"] and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
 
 
 def _last(run: LoggedRun) -> dict[str, Any]:
-    """The latest value of every logged number."""
+    """Return the latest value of every metric."""
     last: dict[str, Any] = {}
     for entry in run.entries:
         last |= {name: value for name, value in entry.items() if name not in ("event", "step", "time")}
@@ -138,18 +138,18 @@ def _checkpoint(folder: Path) -> str | None:
 
 def _lines(known: dict[str, Any]) -> list[str]:
     state = {
-        "unknown": "on another machine; whether it is running is not known here",
+        "unknown": "on another machine; whether it is running cannot be determined here",
         "stopped": "stopped before its last step",
     }.get(known["state"], known["state"])
     lines = [f"{known['folder']}: stage {known['stage']}, objective {known['objective']}, {state}"]
     if known["state"] == "preparing":
-        lines.append("it scores its rows or loads its models; training has not begun")
+        lines.append("scoring rows or loading models; training has not started")
     if known["total_steps"]:
         done = f"step {known['step']:,} of {known['total_steps']:,} ({known['step'] / known['total_steps']:.0%})"
         pace = known["seconds_per_step"]
         left = known["seconds_left"]
         if pace is not None:
-            done += f", {pace:.2f} s a step"
+            done += f", {pace:.2f} s per step"
         if left and known["state"] != "stopped":
             done += f", {timedelta(seconds=round(left))} left"
         lines.append(done)
@@ -161,11 +161,11 @@ def _lines(known: dict[str, Any]) -> list[str]:
     if known["checkpoint"]:
         lines.append(f"checkpoint: {known['checkpoint']}")
     for name, store in known["stores"].items():
-        lines.append(f"{name}: {store['folder']}" + ("" if store["there"] else " (is gone)"))
+        lines.append(f"{name}: {store['folder']}" + ("" if store["there"] else " (no longer exists)"))
     if known["state"] == "stopped":
         lines.append(
-            "the same command goes on from this checkpoint (unless it says overwrite_output_dir)"
+            "the same command resumes from this checkpoint (unless it sets overwrite_output_dir)"
             if known["checkpoint"]
-            else "it left no checkpoint, so the same command begins anew"
+            else "no checkpoint was saved, so the same command starts from the beginning"
         )
     return lines

@@ -1,8 +1,8 @@
-"""A sample of what a run trained on: some pairs with what each of their tokens scored and which of them were selected.
+"""Sample of the pairs that a run trained on, with the scores of their tokens and the selected tokens.
 
-Live scorers leave nothing else behind, for their scores are of one step; and what a stored score selected is seen here
-as the step used it. A few pairs at the first steps and then at steps spread over the run, a line of JSON each, written
-by the first process. Nothing depends on the file: what hinders it is a warning.
+It is the only record of live scorers, whose scores belong to one step, and it shows the selection from stored scores as
+the step used it. The first process writes a few pairs at the first steps and then at steps spread over the run, one
+line of JSON per pair. No run depends on the file: errors are logged as warnings.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from sepo.training.step import StepTokens
 logger = logging.getLogger(__name__)
 
 PAIRS = 64
-"""Most pairs of a run."""
+"""Maximum number of recorded pairs per run."""
 
 _STEPS = 16
 
 
 class RecordedRows(Protocol):
-    """The training rows, for what a batch does not carry."""
+    """Training rows, for values that batches do not hold."""
 
     def find(self, chosen: Sequence[int], rejected: Sequence[int]) -> int | None:
-        """The number of the row with these token ids (prompts included), or None."""
+        """Return the number of the row with these token ids (prompts included), or None."""
 
     def scores(self, row: int) -> tuple[Sequence[float], Sequence[float]] | None:
-        """Its stored scores by side, or None where its rows carry none."""
+        """Return the stored scores of a row by side, or None if the rows have none."""
 
 
 class TokenRecord(TrainerCallback):
-    """Writes the sample. Made in the first process only.
+    """Trainer callback that writes the sample. Constructed in the first process only.
 
     Args:
-        method: the run's.
-        tokenizer: the policy's.
+        method: the run's method.
+        tokenizer: the policy's tokenizer.
         rows: the training rows, or None.
     """
 
@@ -58,10 +58,10 @@ class TokenRecord(TrainerCallback):
         self.method, self.tokenizer, self.rows = method, tokenizer, rows
         self._texts: TokenTexts | None = None
         self._file: Path | None = None
-        self._left: dict[int, int] = {}  # pairs to take, by step
+        self._left: dict[int, int] = {}  # pairs that remain to be recorded, by step
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Choose the steps; of a run that goes on, keep what the steps recorded that it does not do again."""
+        """Choose the steps to record; if the run resumes, keep the pairs of the steps that it does not repeat."""
         steps = recorded_steps(state.max_steps)
         self._left = {step: PAIRS // len(steps) for step in steps if step > state.global_step}
         self._file = Path(args.output_dir) / RECORD_FILE
@@ -71,10 +71,10 @@ class TokenRecord(TrainerCallback):
             self._give_up(error)
 
     def watch(self, step: int) -> Callable[[StepTokens], None] | None:
-        """What is to look at a device batch (see ``preference_step``), or None where nothing is recorded of it.
+        """Return the observer of a device batch (see ``preference_step``), or None if none of its pairs is recorded.
 
         Args:
-            step: the number of the optimizer step that the batch is a part of, from 1.
+            step: number of the optimizer step that the batch belongs to, from 1.
         """
         if not self._left.get(step):
             return None
@@ -82,12 +82,12 @@ class TokenRecord(TrainerCallback):
 
         def look(tokens: StepTokens) -> None:
             nonlocal seen
-            if seen:  # of a batch in parts, the first one is enough
+            if seen:  # the first part of a split batch is enough
                 return
             seen = True
             try:
                 self._record(tokens, step)
-            except Exception as error:  # any tokenizer's, any disk's: a run does not end because it cannot be watched
+            except Exception as error:  # of any tokenizer or file system: a run must not fail for its record
                 self._give_up(error)
 
         return look
@@ -103,7 +103,7 @@ class TokenRecord(TrainerCallback):
         self._left[step] -= count
 
     def _pair(self, tokens: StepTokens, index: int, pairs: int, live: Tensor | None) -> dict[str, Any]:
-        """One pair as a line has it."""
+        """Return one pair as the object of a line."""
         if self._texts is None:
             self._texts = TokenTexts(self.tokenizer)
         batch, places = tokens.batch, (index, pairs + index)
@@ -130,7 +130,7 @@ class TokenRecord(TrainerCallback):
         return line
 
     def _live_scores(self, tokens: StepTokens) -> Tensor | None:
-        """[2B, T - 1], where the method's scorer is live."""
+        """Return the scores [2B, T - 1] of a live scorer, or None for other scorers."""
         if not self.method.token_scorer.live:
             return None
         mask = tokens.batch["labels"][:, 1:] != IGNORE_INDEX
@@ -147,11 +147,11 @@ class TokenRecord(TrainerCallback):
 
     def _give_up(self, error: Exception) -> None:
         self._left = {}
-        logger.warning("no sample of selected tokens is recorded in %s (%s); the run goes on.", self._file, error)
+        logger.warning("no sample of selected tokens is recorded in %s (%s); the run continues.", self._file, error)
 
 
 def recorded_steps(last: int) -> list[int]:
-    """The steps of a run of ``last`` steps at which pairs are recorded.
+    """Return the steps at which pairs are recorded in a run of ``last`` steps.
 
     >>> recorded_steps(3), recorded_steps(1000)[:4], recorded_steps(1000)[-1]
     ([1, 2, 3], [1, 2, 72, 144], 1000)
@@ -161,7 +161,7 @@ def recorded_steps(last: int) -> list[int]:
 
 
 def _keep(folder: Path, step: int) -> None:
-    """Leave only the sound lines of steps up to ``step`` in a run's record."""
+    """Keep only the readable lines of steps up to ``step`` in a run's record."""
     file = folder / RECORD_FILE
     if not file.is_file():
         return
@@ -170,5 +170,5 @@ def _keep(folder: Path, step: int) -> None:
 
 
 def _plain(score: float) -> float | None:
-    """A float32 in nine digits, which are all that it has."""
+    """Round to nine significant digits, which identify a float32; None if not finite."""
     return float(f"{score:.9g}") if math.isfinite(score) else None

@@ -1,4 +1,4 @@
-"""What a run recorded of the pairs that it trained on. Needs neither torch nor transformers.
+"""Reader of the sample of pairs that a run recorded. Imports neither torch nor transformers.
 
 The file is written by ``sepo.runs.token_samples``.
 """
@@ -14,20 +14,20 @@ from typing import Any
 from sepo.selection import SIDES
 
 RECORD_FILE = "_sepo_tokens.jsonl"
-"""In the run's ``output_dir``, under a name that no trainer pushes to a hub, since it holds texts of the data. One JSON
-object a line: ``step``, ``row`` (null where not known), ``prompt``, and for ``chosen`` and ``rejected`` the answer's
-``tokens`` (texts), their ``scores`` (null where a token has none) and ``selected``, the indices of those that were
-optimized."""
+"""File in the run's ``output_dir``, under a name that no trainer pushes to a hub, since it holds texts of the data. One
+JSON object per line: ``step``, ``row`` (null if unknown), ``prompt``, and for ``chosen`` and ``rejected`` the
+``tokens`` of the response (texts), their ``scores`` (null for a token without score) and ``selected``, the indices of
+the tokens that were optimized."""
 
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """One answer of a recorded pair.
+    """One response of a recorded pair.
 
     Args:
         tokens: the text of each token.
-        scores: what it was selected by; NaN where it has none.
-        selected: whether it was.
+        scores: the score of each token; NaN for a token without score.
+        selected: whether each token was selected.
     """
 
     tokens: tuple[str, ...]
@@ -40,11 +40,11 @@ class RecordedPair:
     """One line of the record.
 
     Args:
-        step: at which it was optimized, from 1.
-        row: its number in the training set, or None.
-        prompt: as plain text.
-        chosen: the better answer.
-        rejected: the other one.
+        step: step at which the pair was optimized, from 1.
+        row: row number in the training set, or None.
+        prompt: the prompt as plain text.
+        chosen: the chosen response.
+        rejected: the rejected response.
     """
 
     step: int
@@ -55,16 +55,16 @@ class RecordedPair:
 
 
 def read_record(folder: Path) -> tuple[list[RecordedPair], int]:
-    """Read a run's record, whole or broken off.
+    """Read a run's record, complete or truncated.
 
     Args:
         folder: the run's ``output_dir``.
 
     Returns:
-        The pairs in their order, and the number of lines that could not be read; nothing where there is no record.
+        The pairs in order, and the number of lines that could not be read; no pairs if there is no record.
 
     Raises:
-        OSError: the file is there and cannot be read.
+        OSError: If the file exists and cannot be read.
     """
     lines = record_lines(folder)
     pairs = [pair for _, pair in lines if pair is not None]
@@ -72,10 +72,10 @@ def read_record(folder: Path) -> tuple[list[RecordedPair], int]:
 
 
 def record_lines(folder: Path) -> list[tuple[str, RecordedPair | None]]:
-    """The lines of a run's record, each with the pair that it holds, or None.
+    """Return the lines of a run's record, each with its pair, or None if the line cannot be read.
 
     Raises:
-        OSError: the file is there and cannot be read.
+        OSError: If the file exists and cannot be read.
     """
     file = folder / RECORD_FILE
     if not file.is_file():

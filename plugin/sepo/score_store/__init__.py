@@ -1,23 +1,23 @@
 """A durable, content-addressed, resumable store of per-token scores for one dataset.
 
-One store is one folder, ``<root>/<key>/``. The key is a digest of everything the scores depend on, so a changed
-oracle, template or row can never meet old scores, and a changed learning rate always finds them again.
+Each store is one directory, ``<root>/<key>/``. The key is a digest of all that the scores depend on: a changed oracle,
+template or row never reads old scores, and a changed learning rate always finds them again.
 
 ===================  ====================================================================================
 ``manifest.json``    the identity, the number of rows, the shard size, the columns; written first
 ``shard-00000.arrow``  the rows ``[0, shard_rows)`` as an Arrow IPC stream, one ``list<float32>`` per column
-``shard-00000.json``  the sha256 and the rows of that shard; written after it, so it vouches for a whole file
+``shard-00000.json``  the sha256 and the rows of that shard; written after it, so that it confirms a complete file
 ``complete.json``    the digest over all shard checksums; written last
-``texts.parquet``    for people: every row's prompt and the text of the tokens that its scores are of
-``texts.json``       the sha256 and the rows of that file; a store without the two is as good as one with them
+``texts.parquet``    for display: the prompt of every row and the texts of the scored tokens; optional
+``texts.json``       the sha256 and the rows of that file; optional
 ===================  ====================================================================================
 
-Every file appears under its name only when it is whole and on the disk. A process that dies loses the shard it was
-computing; several processes, of one run or of many, share the work through one lock per shard, kept outside the
-folder in ``<root>/.locks/<key>/``. What people call a store's models and data is noted in
-``<root>/.names/<key>.json``, outside too, since the same content has other names elsewhere. The finished folder holds
-no time, host, path or process id: it is the same bytes however often it was interrupted and whoever wrote it, as long
-as ``compute`` itself is deterministic (and, for the texts, pyarrow of one version, which notes it in the file).
+A file appears under its name only when it is complete and synced to disk. A process that dies loses the shard that it
+was computing; several processes, of one run or of many, share the work through one lock per shard, outside the store in
+``<root>/.locks/<key>/``. The names of a store's models and data in recipes are recorded in
+``<root>/.names/<key>.json``, also outside, since the same content has different names in different recipes. A finished
+store holds no time, host, path or process id: its bytes do not depend on interruptions or on the writer, provided that
+``compute`` is deterministic (and, for the texts, that the pyarrow version is the same, which is recorded in the file).
 """
 
 from sepo.score_store.catalog import disk_size, find_store, read_names, remove_store, stored, write_names

@@ -1,4 +1,4 @@
-"""All stores of a root: finding one by a piece of its key, what people call its parts, and removing it."""
+"""Stores of a root directory: list, find by key prefix, names of models and data, remove."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _LISTED = 5
 
 
 def stored(root: Path) -> list[Path]:
-    """Return the folders of all stores in a root, ordered by key; none where there is no such root."""
+    """Return the directories of all stores in a root, ordered by key; empty if the root does not exist."""
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if _KEY.fullmatch(path.name) and path.is_dir())
 
 
 def find_store(name: str, *, root: Path) -> Path:
-    """Return the folder of the one store that a user means.
+    """Return the directory of the store that a path or key prefix identifies.
 
     Args:
-        name: a path, or the beginning of a key.
-        root: where keys are looked for.
+        name: path of a store, or prefix of a key.
+        root: directory in which keys are looked up.
 
     Raises:
-        SepoError: no store, or several; names them.
+        SepoError: If no store or several stores match; the message lists them.
     """
     if Path(name, "manifest.json").is_file():
         return Path(name).absolute()
@@ -44,18 +44,20 @@ def find_store(name: str, *, root: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise SepoError(f"'{name}' begins the keys of {len(found)} stores in {root} ({_keys(found)}); give more of it.")
+        raise SepoError(
+            f"'{name}' is the prefix of {len(found)} keys in {root} ({_keys(found)}); give more characters of the key."
+        )
     among = f"its stores: {_keys(there)}" if there else "it has none"
     raise SepoError(
-        f"'{name}' is neither the folder of a score store nor the beginning of a key in {root} ({among}); `sepo scores "
-        "ls` lists them, --dir names another root."
+        f"'{name}' is neither the directory of a score store nor the prefix of a key in {root} ({among}); `sepo scores "
+        "ls` lists them, --dir sets another root."
     )
 
 
 def write_names(root: Path, key: str, names: Mapping[str, str]) -> None:
-    """Note what people call the models and the data of a store, outside its folder, which holds content only.
+    """Record the names of a store's models and data, outside its directory, which holds content only.
 
-    The last run that used a store wins. A note that cannot be written is left out: nothing depends on it.
+    The names of the last run that used a store are kept. Failure to write is ignored: nothing depends on the file.
     """
     path = root / _NAMES / f"{key}.json"
     data = canonical_json(dict(names), name="names") + b"\n"
@@ -66,7 +68,7 @@ def write_names(root: Path, key: str, names: Mapping[str, str]) -> None:
 
 
 def read_names(root: Path, key: str) -> dict[str, str]:
-    """Return what was noted with :func:`write_names`; empty where nothing readable is there."""
+    """Return the names recorded by :func:`write_names`; empty if there is no readable file."""
     try:
         found = json.loads(read_if_there(root / _NAMES / f"{key}.json") or b"{}")
     except (SepoError, ValueError, RecursionError):
@@ -75,26 +77,26 @@ def read_names(root: Path, key: str) -> dict[str, str]:
 
 
 def disk_size(path: Path) -> int:
-    """Bytes of a store's files."""
+    """Return the total size of a store's files in bytes."""
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
 
 
 def remove_store(path: Path) -> None:
-    """Remove a store. It disappears at once; a reader that has mapped its files keeps them.
+    """Remove a store atomically; readers that have mapped its files keep access to them.
 
     Args:
         path: ``<root>/<key>``.
 
     Raises:
-        SepoError: another process is filling it, or the disk refuses.
+        SepoError: If another process is filling it, or the file system refuses.
     """
     root, key = path.parent, path.name
     locks = root / ".locks" / key
     with locked(locks / MANIFEST_LOCK, wait=False) as held:
         if not held or not users_gone(locks):
             raise SepoError(
-                f"another process is filling the score store {path}; wait for it to end, or end it, then remove the "
-                "store."
+                f"another process is filling the score store {path}; wait for it to finish, or stop it, then remove "
+                "the store."
             )
         gone = root / f".removed-{key}-{secrets.token_hex(4)}"
         try:
@@ -103,7 +105,7 @@ def remove_store(path: Path) -> None:
             (root / _NAMES / f"{key}.json").unlink(missing_ok=True)
         except OSError as error:
             raise SepoError(
-                f"cannot remove {error.filename or path}: {error.strerror}; remove it as the owner of its files."
+                f"cannot remove {error.filename or path}: {error.strerror}; run the command as the owner of the files."
             ) from error
 
 

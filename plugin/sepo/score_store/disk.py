@@ -1,4 +1,4 @@
-"""Whole files or none: durable replacement, leftovers of dead writers, locks, checksums."""
+"""Durable atomic file replacement, cleanup after dead writers, locks, checksums."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def file_digest(path: Path | str) -> str:
     """Return the sha256 of a file in hexadecimal, read as a stream (memory does not grow with the file).
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: If the file cannot be read.
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_if_there(path: Path) -> bytes | None:
-    """Return a file's bytes, or None where there is no such file.
+    """Return a file's bytes, or None if there is no such file.
 
     Raises:
-        SepoError: the file is there and cannot be read.
+        SepoError: If the file exists and cannot be read.
     """
     try:
         return path.read_bytes()
@@ -43,15 +43,15 @@ def read_if_there(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise SepoError(
-            f"cannot read {path}: {error.strerror}; restore access, or set token_scores_dir elsewhere"
+            f"cannot read {path}: {error.strerror}; restore access, or set another token_scores_dir"
         ) from error
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents; one that is there is fine.
+    """Create a directory and its parents; idempotent.
 
     Raises:
-        SepoError: the disk refuses.
+        SepoError: If the file system refuses.
     """
     if path.is_dir():
         return
@@ -59,61 +59,61 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _refused(path, wanted=0, error=error) from error
+        raise _write_error(path, size=0, error=error) from error
 
 
 @contextmanager
-def replaced_durably(path: Path, *, wanted: int = 0) -> Iterator[Path]:
-    """Give the block a temporary file to write and sync; then ``path`` is all of it, on the disk, or what it was.
+def replaced_durably(path: Path, *, size: int = 0) -> Iterator[Path]:
+    """Yield a temporary file for the block to write and sync, then replace ``path`` by it atomically and durably.
 
-    The temporary file lies in the same folder (its name is unique per process and call) and is renamed, and the folder
-    is synced. A failure removes it.
+    The temporary file is in the same directory (its name is unique per process and call) and is renamed, and the
+    directory is synced. On failure it is removed and ``path`` is unchanged.
 
     Args:
-        path: the file to be made or replaced.
-        wanted: its size, for what is said where the disk refuses.
+        path: the file to create or replace.
+        size: number of bytes to be written, for the error message.
 
     Raises:
-        SepoError: the disk refuses; names the path, the bytes wanted and the bytes free.
+        SepoError: If the file system refuses; the message gives the path, the bytes needed and the bytes free.
     """
     try:
         with replaced(path) as temporary:
             yield temporary
         _sync_folder(path.parent)
     except OSError as error:
-        raise _refused(path, wanted=wanted, error=error) from error
+        raise _write_error(path, size=size, error=error) from error
 
 
 def replace_durably(*, path: Path, data: bytes | memoryview) -> None:
-    """Write ``data`` so that ``path`` is either what it was or all of ``data``, on the disk, at any moment.
+    """Replace the content of ``path`` by ``data``, durably and atomically: it always is the old or the new content.
 
     Raises:
-        SepoError: the disk refuses; names the path, the bytes wanted and the bytes free.
+        SepoError: If the file system refuses; the message gives the path, the bytes needed and the bytes free.
     """
-    with replaced_durably(path, wanted=len(data)) as temporary:
+    with replaced_durably(path, size=len(data)) as temporary:
         _write_synced(temporary, memoryview(data).cast("B"))
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that dead writers of ``path`` left. Only for the holder of that file's lock."""
+    """Remove temporary files left by dead writers of ``path``. The caller must hold that file's lock."""
     prefix = f".{path.name}."
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if entry.name.startswith(prefix) and entry.name.endswith(".tmp"):
-                # A leftover that cannot go costs space and nothing else: no reader looks at it.
+                # A file that cannot be removed only costs space: no reader opens it.
                 with suppress(OSError):
                     os.unlink(entry.path)
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the file lock at ``path`` for the block; yields False where it is held elsewhere and ``wait`` is False.
+    """Hold the file lock at ``path`` for the block; yield False if another process holds it and ``wait`` is False.
 
-    The kernel frees the lock when its holder dies, however it dies. The file itself stays: removing it would let two
-    processes lock two files of one name.
+    The kernel releases the lock when its holder dies for any reason. The file itself is kept: removing it would let two
+    processes lock two files of the same name.
 
     Raises:
-        SepoError: the lock file cannot be made or locked.
+        SepoError: If the lock file cannot be created or locked.
     """
     make_folder(path.parent)
     lock = FileLock(path)
@@ -123,7 +123,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     except Timeout:
         held = False
     except OSError as error:
-        raise _refused(path, wanted=0, error=error) from error
+        raise _write_error(path, size=0, error=error) from error
     try:
         yield held
     finally:
@@ -133,16 +133,16 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Be seen as a writer of a store for the block, also between two shards: :func:`users_gone` asks for it.
+    """Mark the process as a writer of a store for the block, including between shards; see :func:`users_gone`.
 
-    Each writer locks a file of its own, and makes it under the manifest's lock, so that nobody begins while a store is
-    being removed. Files that dead writers left are removed.
+    Each writer creates and locks its own file while it holds the manifest's lock, so that no writer can start while a
+    store is being removed. Files of dead writers are removed.
 
     Args:
-        folder: the folder of the store's locks.
+        folder: directory of the store's locks.
 
     Raises:
-        SepoError: the lock file cannot be made or locked.
+        SepoError: If the lock file cannot be created or locked.
     """
     with ExitStack() as stack:
         with locked(folder / MANIFEST_LOCK, wait=True):
@@ -154,11 +154,11 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 def users_gone(folder: Path) -> bool:
-    """Whether no living process fills the store of these locks. Only for the holder of the manifest's lock."""
+    """Return whether no live process is filling the store of these locks. The caller must hold the manifest's lock."""
     gone = True
     for path in folder.glob(f"{_USER}*.lock"):
         with locked(path, wait=False) as dead:
-            if dead:  # its name is nobody's any more
+            if dead:  # no process uses its name any more
                 with suppress(OSError):
                     path.unlink()
             gone = gone and dead
@@ -180,14 +180,14 @@ def _sync_folder(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network and FUSE file systems cannot sync a folder and say so; their rename is as durable as it gets.
+        # Some network and FUSE file systems report that they cannot sync a directory; rename is all they offer.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
     finally:
         os.close(descriptor)
 
 
-def _refused(path: Path, *, wanted: int, error: OSError) -> SepoError:
+def _write_error(path: Path, *, size: int, error: OSError) -> SepoError:
     try:
         existing = next(folder for folder in (path, *path.parents) if folder.is_dir())
         free = f"{shutil.disk_usage(existing).free} bytes free"
@@ -195,6 +195,6 @@ def _refused(path: Path, *, wanted: int, error: OSError) -> SepoError:
         free = "free space unknown"
     remedy = "free space" if error.errno in _NO_SPACE else "make it writable"
     return SepoError(
-        f"cannot write {path} ({wanted} bytes wanted, {free}): {error.strerror or error}; {remedy} or set "
-        "token_scores_dir elsewhere; what is done is kept and the run resumes"
+        f"cannot write {path} ({size} bytes needed, {free}): {error.strerror or error}; {remedy} or set another "
+        "token_scores_dir; finished shards are kept, and the next run resumes from them"
     )

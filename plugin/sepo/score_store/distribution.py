@@ -1,4 +1,4 @@
-"""How the scores of one side of a data set are distributed, piece by piece: nothing of the data set's size is held."""
+"""Distribution of the scores of one side of a data set, computed in pieces with memory independent of its size."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch import Tensor
 from sepo.selection.threshold import dataset_threshold
 
 Pieces = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives the scores of a data set as (flat scores, tokens per response), in any pieces. Called once per pass."""
+"""Function that yields the scores of a data set as (flat scores, tokens per response) in pieces of any size. It is
+called once per pass."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """The scores of one side.
+    """Distribution of the scores of one side.
 
     Attributes:
-        responses: how many.
-        tokens: how many.
-        mean: of all tokens.
+        responses: number of responses.
+        tokens: number of tokens.
+        mean: mean over all tokens.
         std: population standard deviation.
         low: the 5 % quantile, a score that occurs.
         median: the 50 % quantile.
@@ -43,24 +44,24 @@ class Distribution:
 
     @property
     def carried(self) -> float | None:
-        """Share of the summed scores that the selected tokens carry; above 1 where the others' sum has the other sign.
+        """Share of the sum of scores that the selected tokens carry; above 1 if the others' sum has the opposite sign.
 
-        None where the two sums have different signs, so that there is no share.
+        None if the two sums have different signs, so that a share is undefined.
         """
         share = self.kept / self.total if self.total else math.nan
         return share if share > 0 and math.isfinite(share) else None
 
 
 def distribution(pieces: Pieces, *, ratio: float, largest: bool) -> Distribution:
-    """Describe the scores of one side.
+    """Compute the distribution of the scores of one side.
 
     Args:
         pieces: the scores.
-        ratio: the share of each response's tokens whose sum is ``kept``; max(1, floor(ratio * n)) of n tokens.
+        ratio: the share of each response's tokens whose sum is ``kept``: max(1, floor(ratio * n)) of n tokens.
         largest: True keeps the highest scores (chosen), False the lowest (rejected).
 
     Raises:
-        SepoError: no token at all, or a score that is not finite.
+        SepoError: If there is no token, or a score is not finite.
     """
     responses = tokens = 0
     total = squares = kept = 0.0
@@ -84,11 +85,11 @@ def distribution(pieces: Pieces, *, ratio: float, largest: bool) -> Distribution
 
 
 def kept_in_rows(scores: Tensor, lengths: Tensor, *, ratio: float, largest: bool) -> Tensor:
-    """Which tokens the count rule ``floor`` keeps of each response, all responses at once.
+    """Return which tokens of each response the rule ``floor`` keeps, vectorized over responses.
 
     Args:
-        scores: the responses' scores, one after another, [N].
-        lengths: tokens of each response.
+        scores: the concatenated scores of the responses, [N].
+        lengths: number of tokens of each response.
         ratio: the share to keep, in (0, 1].
         largest: True keeps the highest, False the lowest; ties go to the earlier token.
 
@@ -101,10 +102,10 @@ def kept_in_rows(scores: Tensor, lengths: Tensor, *, ratio: float, largest: bool
     """
     rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     by_score = torch.sort(scores, descending=largest, stable=True).indices
-    order = by_score[torch.sort(rows[by_score], stable=True).indices]  # by row, then by score, then by place
+    order = by_score[torch.sort(rows[by_score], stable=True).indices]  # by row, then by score, then by position
     starts = lengths.cumsum(0) - lengths
     counts = (lengths.double() * ratio + 1e-9).floor().long().clamp(min=1)
-    rank = torch.arange(len(scores)) - starts[rows]  # of the token that `order` has there
+    rank = torch.arange(len(scores)) - starts[rows]  # rank of the token at that position of `order`
     kept = torch.zeros(len(scores), dtype=torch.bool)
     kept[order] = rank < counts[rows]
     return kept

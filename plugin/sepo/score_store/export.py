@@ -1,4 +1,4 @@
-"""Plain files: rows as JSON lines or Parquet, written whole or not at all."""
+"""Export of rows as JSON lines or Parquet, written atomically."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ _LINES, _PARQUET = (".jsonl", ".json"), ".parquet"
 
 
 def checked_output(path: Path) -> Path:
-    """Return the path of an output file.
+    """Return the expanded path of an output file.
 
     Raises:
-        SepoError: its ending says nothing that we write, or its folder is not there.
+        SepoError: If its extension is not supported, or its directory does not exist.
     """
     path = path.expanduser()
     if path.suffix not in (*_LINES, _PARQUET):
-        raise SepoError(f"-o {path}: the ending is {path.suffix!r}; .jsonl, .json (both JSON lines) or .parquet.")
+        raise SepoError(
+            f"-o {path}: the extension is {path.suffix!r}, expected .jsonl, .json (both JSON lines) or .parquet."
+        )
     if not path.absolute().parent.is_dir():
-        raise SepoError(f"-o {path}: there is no folder {path.absolute().parent}.")
+        raise SepoError(f"-o {path}: the directory {path.absolute().parent} does not exist; create it.")
     return path
 
 
 def write_rows(batches: Iterable[Rows], output: Path, *, schema: pa.Schema) -> int:
-    """Write rows, some at a time; the file appears when it is whole.
+    """Write rows batch by batch; the file appears when it is complete.
 
     Args:
         batches: the rows in order, each with the schema's columns.
-        output: from ``checked_output``.
-        schema: of the rows; what Parquet needs.
+        output: path from ``checked_output``.
+        schema: schema of the rows, which Parquet needs.
 
     Returns:
-        How many rows were written.
+        The number of rows written.
 
     Raises:
-        SepoError: the disk refuses.
+        SepoError: If the file system refuses.
     """
     writer = _write_parquet if output.suffix == _PARQUET else _write_lines
     try:
@@ -54,7 +56,7 @@ def write_rows(batches: Iterable[Rows], output: Path, *, schema: pa.Schema) -> i
             count = writer(batches, temporary, schema)
     except OSError as error:
         raise SepoError(
-            f"cannot write {output}: {error.strerror or error}; free space or name another file."
+            f"cannot write {output}: {error.strerror or error}; free space or write to another file."
         ) from error
     return count
 
@@ -80,17 +82,17 @@ def _write_parquet(batches: Iterable[Rows], path: Path, schema: pa.Schema) -> in
 
 
 def export_scores(store: ScoreStore, output: Path) -> int:
-    """Write a store's rows: their number in the data set, and the scores of both sides.
+    """Write the rows of a store: row number in the data set, and scores of both sides.
 
     Args:
-        store: a complete one.
-        output: from ``checked_output``.
+        store: a complete store.
+        output: path from ``checked_output``.
 
     Returns:
-        How many rows were written.
+        The number of rows written.
 
     Raises:
-        SepoError: a shard is missing or damaged, or the disk refuses.
+        SepoError: If a shard is missing or damaged, or the file system refuses.
     """
     table = store.table()
     columns = store.manifest.columns

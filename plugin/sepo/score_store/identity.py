@@ -1,4 +1,4 @@
-"""What makes two stores the same: canonical JSON, the key derived from it, and the manifest that carries it."""
+"""Identity of a store: canonical JSON, the key derived from it, and the manifest that holds it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ KEY_CHARACTERS = 32
 
 
 def default_store_root() -> Path:
-    """Return the folder that holds all stores unless a recipe names another.
+    """Return the default root directory of score stores, without creating it.
 
     ``$SEPO_TOKEN_SCORES_DIR``, else ``$HF_HOME/sepo/token_scores``, else
-    ``~/.cache/huggingface/sepo/token_scores``. An empty variable counts as unset. Nothing is created.
+    ``~/.cache/huggingface/sepo/token_scores``. An empty variable counts as unset.
     """
     if chosen := os.environ.get("SEPO_TOKEN_SCORES_DIR"):
         return Path(chosen).expanduser()
@@ -32,12 +32,12 @@ def default_store_root() -> Path:
 
 
 def canonical_json(value: JSON, *, name: str = "identity") -> bytes:
-    """Return the one ASCII rendering of a JSON value: sorted keys, no whitespace, tuples as lists.
+    """Return the canonical ASCII rendering of a JSON value: sorted keys, no whitespace, tuples as lists.
 
-    ``1`` and ``1.0`` stay different, as they are in Python's own JSON.
+    ``1`` and ``1.0`` have different renderings, as in Python's ``json``.
 
     Raises:
-        SepoError: something in it is no JSON (NaN and infinities included); names the place, found from ``name``.
+        SepoError: If a part of it is not JSON (including NaN and infinities); the message gives its path from ``name``.
     """
     return json.dumps(
         _plain(value, name), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
@@ -48,7 +48,7 @@ def content_key(identity: Mapping[str, JSON]) -> str:
     """Return a store's key: the first 32 hexadecimal digits of the sha256 of the identity's canonical JSON.
 
     Raises:
-        SepoError: the identity holds something that is not JSON.
+        SepoError: If a part of the identity is not JSON.
     """
     return hashlib.sha256(canonical_json(identity)).hexdigest()[:KEY_CHARACTERS]
 
@@ -62,7 +62,7 @@ def _plain(value: object, where: str) -> JSON:
         return value
     if isinstance(value, Mapping):
         for key in value:
-            # json.dumps would turn 1 into "1" without a word, and two identities into one key.
+            # json.dumps would silently turn 1 into "1", and two identities into one key.
             if not isinstance(key, str):
                 raise SepoError(f"{where} has the key {key!r} of type {type(key).__name__}: JSON keys are strings")
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
@@ -76,11 +76,11 @@ def _plain(value: object, where: str) -> JSON:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a store holds. Ranges are checked here, once.
+    """Description of a store's content; validated on construction.
 
     Attributes:
-        identity: everything that the scores depend on.
-        rows: rows of the dataset, at least 1.
+        identity: all that the scores depend on.
+        rows: number of rows of the dataset, at least 1.
         columns: names of the score columns, in the order of the files.
         shard_rows: rows per shard, at least 1; the last shard may be shorter.
     """
@@ -100,14 +100,14 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """The store's key, from the identity alone."""
+        """Key of the store, derived from the identity alone."""
         return content_key(self.identity)
 
     def to_bytes(self) -> bytes:
-        """Return the file: canonical JSON that ends in a newline and carries its own sha256.
+        """Return the file's bytes: canonical JSON that ends in a newline and contains its own sha256.
 
-        The key covers the identity only; the checksum covers the shard size and the rest, where a flipped digit
-        would otherwise read as another valid layout.
+        The key covers the identity only; the checksum also covers the shard size and the rest, in which a flipped digit
+        would otherwise be read as another valid layout.
         """
         body: dict[str, JSON] = {
             "columns": self.columns,
@@ -120,20 +120,20 @@ class Manifest:
         return canonical_json({**body, "sha256": digest}, name="manifest") + b"\n"
 
 
-def read_manifest(data: bytes, *, path: Path, wanted: Manifest | None) -> Manifest:
-    """Return the manifest in ``data``, which must describe the same scores as ``wanted``; its shard size wins.
+def read_manifest(data: bytes, *, path: Path, expected: Manifest | None) -> Manifest:
+    """Return the manifest in ``data``, which must describe the same scores as ``expected``; its shard size is kept.
 
-    Where nothing particular is wanted, it must still belong to the folder that it lies in.
+    If ``expected`` is None, the manifest must still belong to the directory that contains it.
 
     Raises:
-        SepoError: damaged, of another schema version, or of another identity, row count or columns; names ``path``,
-            what was found and what to do.
+        SepoError: If it is damaged, or of another schema version, identity, row count or columns; the message gives
+            ``path``, what was found and what to do.
     """
-    advice = f"delete {path.parent} to score again, or set token_scores_dir elsewhere"
+    advice = f"delete {path.parent} to score again, or set another token_scores_dir"
     try:
         body = json.loads(data)
         version = body["schema_version"]
-        # Looked at before the rest, which another version may have under other names.
+        # Checked before the rest, which may have other names in another version.
         found = _from_body(body) if version == SCHEMA_VERSION else None
         whole = found is None or found.to_bytes() == data
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -141,16 +141,16 @@ def read_manifest(data: bytes, *, path: Path, wanted: Manifest | None) -> Manife
     if not whole:
         raise SepoError(f"{path}: damaged, its content does not match its own checksum; {advice}")
     if found is None:
-        raise SepoError(f"{path}: schema version {version!r} found, this sepo reads {SCHEMA_VERSION}; {advice}")
-    expected = path.parent.name if wanted is None else wanted.key
-    if found.key != expected:
-        raise SepoError(f"{path}: holds the identity of key {found.key}, expected {expected}; {advice}")
-    if wanted is None:
+        raise SepoError(f"{path}: schema version {version!r} found, expected {SCHEMA_VERSION}; {advice}")
+    key = path.parent.name if expected is None else expected.key
+    if found.key != key:
+        raise SepoError(f"{path}: holds the identity of key {found.key}, expected {key}; {advice}")
+    if expected is None:
         return found
     for name in ("rows", "columns"):
-        if getattr(found, name) != getattr(wanted, name):
+        if getattr(found, name) != getattr(expected, name):
             raise SepoError(
-                f"{path}: {name} {getattr(found, name)!r} found, {getattr(wanted, name)!r} expected under the same "
+                f"{path}: {name} {getattr(found, name)!r} found, {getattr(expected, name)!r} expected under the same "
                 f"identity; {advice}"
             )
     return found

@@ -1,4 +1,4 @@
-"""One shard: its rows, its bytes, and the check of what a scorer returned for it."""
+"""Shards: their rows, their encoding, and validation of the scores that a scorer returned."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 from sepo.errors import SepoError
 
 Scores: TypeAlias = Mapping[str, Sequence[Any]]
-"""Per column, one row per dataset row: a sequence of floats or a one-dimensional numpy array, one value per token."""
+"""Rows by column, one per dataset row: a sequence of floats or a one-dimensional numpy array, one value per token."""
 
 _MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class ShardRange:
-    """The rows ``[start, stop)`` of the dataset, kept in shard number ``index``."""
+    """Rows ``[start, stop)`` of the dataset, stored in shard number ``index``."""
 
     index: int
     start: int
@@ -29,12 +29,12 @@ class ShardRange:
 
     @property
     def rows(self) -> int:
-        """Rows in the shard."""
+        """Number of rows in the shard."""
         return self.stop - self.start
 
     @property
     def name(self) -> str:
-        """File name without its ending."""
+        """File name without its extension."""
         return f"shard-{self.index:05d}"
 
 
@@ -50,26 +50,26 @@ def shard_schema(columns: Sequence[str]) -> pa.Schema:
 
 
 def encode_shard(scores: Scores, *, shard: ShardRange, columns: Sequence[str]) -> pa.Buffer:
-    """Return the file of a shard: one record batch in an Arrow IPC stream, the flavour ``datasets`` maps into memory.
+    """Return the file of a shard: one record batch in an Arrow IPC stream, the format that ``datasets`` memory-maps.
 
     Equal scores give equal bytes. A row may be empty (a response without tokens).
 
     Args:
-        scores: what ``compute(shard.start, shard.stop)`` returned.
-        shard: the rows asked for.
+        scores: result of ``compute(shard.start, shard.stop)``.
+        shard: the requested rows.
         columns: the store's columns.
 
     Raises:
-        SepoError: a column is missing or unknown, a row count is off, or a value is no finite float32; names the
-            column and the row, counted in the dataset.
+        SepoError: If a column is missing or unknown, the number of rows differs, or a value is not a finite float32;
+            the message gives the column and the row number in the dataset.
     """
-    asked = f"compute({shard.start}, {shard.stop})"
+    call = f"compute({shard.start}, {shard.stop})"
     if not isinstance(scores, Mapping) or set(scores) != set(columns):
         found = sorted(map(str, scores)) if isinstance(scores, Mapping) else type(scores).__name__
-        raise SepoError(f"{asked} returned {found}, expected the columns {sorted(columns)}; return exactly these")
-    arrays = [_encode_column(scores[name], name=name, shard=shard, asked=asked) for name in columns]
+        raise SepoError(f"{call} returned {found}, expected the columns {sorted(columns)}; return exactly these")
+    arrays = [_encode_column(scores[name], name=name, shard=shard, call=call) for name in columns]
     sink = pa.BufferOutputStream()
-    # Spelled out, because the defaults can be changed by the environment and the bytes are what the store promises.
+    # Explicit, because the environment can change the defaults and the store guarantees its bytes.
     options = pa.ipc.IpcWriteOptions(metadata_version=pa.MetadataVersion.V5, compression=None)
     schema = shard_schema(columns)
     with pa.ipc.new_stream(sink, schema, options=options) as writer:
@@ -78,27 +78,27 @@ def encode_shard(scores: Scores, *, shard: ShardRange, columns: Sequence[str]) -
 
 
 def map_shard(path: Path) -> pa.Table:
-    """Return a shard's rows without reading them: its buffers lie in the mapped file."""
-    # The buffers keep the mapping alive; closing here gives the descriptor back, of which a big store needs thousands.
+    """Return a shard's rows without reading them: its buffers are in the memory-mapped file."""
+    # The buffers keep the mapping alive; closing releases the file descriptor, of which a large store needs thousands.
     with pa.memory_map(str(path), "r") as source, pa.ipc.open_stream(source) as reader:
         return reader.read_all()
 
 
-def _encode_column(rows: Sequence[Any], *, name: str, shard: ShardRange, asked: str) -> pa.Array:
+def _encode_column(rows: Sequence[Any], *, name: str, shard: ShardRange, call: str) -> pa.Array:
     if len(rows) != shard.rows:
         raise SepoError(
-            f"{asked} returned {len(rows)} rows in column '{name}', expected {shard.rows} "
+            f"{call} returned {len(rows)} rows in column '{name}', expected {shard.rows} "
             f"(rows {shard.start} to {shard.stop - 1} of the dataset); return one list of scores per row, in order"
         )
-    arrays = [_encode_row(row, place=f"{asked}, column '{name}', row {shard.start + i}") for i, row in enumerate(rows)]
+    arrays = [_encode_row(row, place=f"{call}, column '{name}', row {shard.start + i}") for i, row in enumerate(rows)]
     ends = list(accumulate(map(len, arrays), initial=0))
     if ends[-1] > _MOST_TOKENS:
         raise SepoError(
-            f"{asked}: {ends[-1]} tokens in column '{name}', a shard holds {_MOST_TOKENS}; use fewer shard_rows"
+            f"{call}: {ends[-1]} tokens in column '{name}', a shard holds at most {_MOST_TOKENS}; use fewer shard_rows"
         )
     values = pa.concat_arrays(arrays)
     if values.null_count or not pc.all(pc.is_finite(values)).as_py():
-        _name_the_bad_value(arrays, name=name, shard=shard, asked=asked)
+        _raise_for_bad_value(arrays, name=name, shard=shard, call=call)
     return pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), values)
 
 
@@ -107,16 +107,16 @@ def _encode_row(row: Any, *, place: str) -> pa.Array:
         return pa.array(row, type=pa.float32())
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise SepoError(
-            f"{place}: no one-dimensional sequence of float32 scores ({error}); return one per token"
+            f"{place}: not a one-dimensional sequence of float32 scores ({error}); return one score per token"
         ) from error
 
 
-def _name_the_bad_value(arrays: Sequence[pa.Array], *, name: str, shard: ShardRange, asked: str) -> None:
+def _raise_for_bad_value(arrays: Sequence[pa.Array], *, name: str, shard: ShardRange, call: str) -> None:
     for i, array in enumerate(arrays):
         good = pc.fill_null(pc.is_finite(array), False)
         token = pc.index(good, False).as_py()
         if token >= 0:
             raise SepoError(
-                f"{asked}, column '{name}', row {shard.start + i}: token {token} has the score {array[token].as_py()}, "
+                f"{call}, column '{name}', row {shard.start + i}: token {token} has the score {array[token].as_py()}, "
                 "expected a finite float32; check the scoring models (precision, damaged weights) on that row"
             )

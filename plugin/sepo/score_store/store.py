@@ -1,4 +1,4 @@
-"""The store itself: open, fill, verify, read."""
+"""Score stores: open, fill, verify, read."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _NAMED_AT_MOST = 20
 
 @dataclass(frozen=True, kw_only=True)
 class _Check:
-    """One look at a shard's two files. ``problem`` is None where they are sound."""
+    """Result of checking a shard's two files. ``problem`` is None if they are sound."""
 
     problem: str | None
-    digest: str | None = None  # of the shard's file as it is
-    recorded: str | None = None  # as its sidecar says
+    digest: str | None = None  # of the shard's file on disk
+    recorded: str | None = None  # digest in its sidecar
     absent: bool = False  # not written yet, as opposed to damaged
 
 
 class ScoreStore:
-    """Per-token scores of one dataset in ``<root>/<key>/``. Made by :meth:`open`.
+    """Per-token scores of one dataset in ``<root>/<key>/``. Constructed by :meth:`open` or :meth:`at`.
 
-    One instance belongs to one thread; any number of processes may use the same folder. Shards that were found sound
-    are not read again by the same instance, except by :meth:`verify`.
+    An instance must be used by one thread only; any number of processes may use the same directory. Shards that were
+    found sound are not read again by the same instance, except by :meth:`verify`.
 
     Example:
         >>> import tempfile
@@ -72,48 +72,49 @@ class ScoreStore:
     def open(
         cls, *, root: Path, identity: Mapping[str, JSON], rows: int, columns: Sequence[str], shard_rows: int = 512
     ) -> ScoreStore:
-        """Open the store of an identity, creating it where there is none.
+        """Open the store of an identity, creating it if it does not exist.
 
         Args:
-            root: the folder of all stores, see :func:`default_store_root`.
-            identity: everything that the scores depend on; JSON, without paths or times.
-            rows: rows of the dataset.
+            root: root directory of all stores, see :func:`default_store_root`.
+            identity: all that the scores depend on; JSON, without paths or times.
+            rows: number of rows of the dataset.
             columns: names of the score columns, each a ``list<float32>`` with one value per token.
-            shard_rows: rows per shard, the most that a killed process loses. An existing store keeps its own.
+            shard_rows: rows per shard, the most that a killed process loses. An existing store keeps its shard size.
 
         Raises:
-            SepoError: an argument is out of range, the disk refuses, or the manifest that is there is damaged or of
-                other scores; says which and what to do.
+            SepoError: If an argument is out of range, the file system refuses, or the existing manifest is damaged or
+                describes other scores; the message gives which and what to do.
         """
-        wanted = Manifest(identity=identity, rows=rows, columns=tuple(columns), shard_rows=shard_rows)
+        manifest = Manifest(identity=identity, rows=rows, columns=tuple(columns), shard_rows=shard_rows)
         root = Path(root)
-        data = _ensured_manifest(root, wanted)
-        return cls(root=root, manifest=read_manifest(data, path=root / wanted.key / "manifest.json", wanted=wanted))
+        data = _ensured_manifest(root, manifest)
+        path = root / manifest.key / "manifest.json"
+        return cls(root=root, manifest=read_manifest(data, path=path, expected=manifest))
 
     @classmethod
     def at(cls, path: Path) -> ScoreStore:
-        """Open the store in a folder that a run named, without knowing what its scores depend on.
+        """Open an existing store by its directory, without its identity.
 
         Args:
             path: ``<root>/<key>``.
 
         Raises:
-            SepoError: there is no store, or its manifest is damaged.
+            SepoError: If there is no store, or its manifest is damaged.
         """
         path = Path(path)
         data = read_if_there(path / "manifest.json")
         if data is None:
-            raise SepoError(f"{path} holds no score store (no manifest.json); name the folder of one.")
-        return cls(root=path.parent, manifest=read_manifest(data, path=path / "manifest.json", wanted=None))
+            raise SepoError(f"{path} holds no score store (no manifest.json); give the directory of a score store.")
+        return cls(root=path.parent, manifest=read_manifest(data, path=path / "manifest.json", expected=None))
 
     @property
     def key(self) -> str:
-        """32 hexadecimal digits, from the identity alone."""
+        """Key of the store: 32 hexadecimal digits, derived from the identity alone."""
         return self._key
 
     @property
     def path(self) -> Path:
-        """The store's folder."""
+        """Directory of the store."""
         return self._path
 
     @property
@@ -123,31 +124,31 @@ class ScoreStore:
 
     @property
     def manifest(self) -> Manifest:
-        """What the store holds: identity, rows, columns, shard size."""
+        """Manifest of the store: identity, rows, columns, shard size."""
         return self._manifest
 
     @property
     def texts(self) -> StoredTexts:
-        """What the rows say, which a run may have left beside their scores; nothing here depends on it."""
+        """Texts of the rows, which a run may have written next to the scores; scores do not depend on them."""
         return StoredTexts(self._path, rows=self._manifest.rows, locks=self._locks)
 
     @property
     def rows_written(self) -> int:
-        """Rows of the shards that have their sidecar; a look at names, no file is read (:meth:`missing` reads)."""
+        """Number of rows of the shards that have a sidecar; by file names only (:meth:`missing` reads the files)."""
         return sum(shard.rows for shard in self._shards if self._sidecar(shard).is_file())
 
     @property
     def finished(self) -> bool:
-        """Whether the store was once complete, by the names of its files; :attr:`complete` and :meth:`verify` read."""
+        """Whether the store was completed, by file names only (:attr:`complete` and :meth:`verify` read the files)."""
         return (self._path / "complete.json").is_file() and self.rows_written == self._manifest.rows
 
     @property
     def complete(self) -> bool:
-        """Whether every shard is present and ``complete.json`` vouches for exactly these."""
+        """Whether every shard is present and ``complete.json`` has the digest of exactly these shards."""
         return not self.missing() and read_if_there(self._path / "complete.json") == self._complete_bytes(self._sound)
 
     def missing(self) -> list[ShardRange]:
-        """Return the shards that have still to be computed: not written, or damaged (logged as a warning, once)."""
+        """Return the shards that remain to be computed: not written, or damaged (logged as a warning, once)."""
         return [shard for shard in self._shards if not self._present(shard)]
 
     def fill(
@@ -158,24 +159,24 @@ class ScoreStore:
         on_shard: Callable[[ShardRange, int], None] | None = None,
         poll_seconds: float = 1.0,
     ) -> None:
-        """Compute what is missing and return when the store is complete, whoever wrote which shard.
+        """Compute missing shards, and return when the store is complete, including shards of other processes.
 
-        Shards that another process is computing are passed over and looked at again later; the lock of a process that
-        died is free, and its shard is then computed here. Shards that are done are never computed again.
+        Shards that another process is computing are skipped and checked again later; the lock of a process that died is
+        free, so its shard is computed here. Finished shards are never computed again.
 
         Args:
             compute: ``compute(start, stop)`` returns, per column, one sequence of finite float32 scores (or
-                one-dimensional numpy array) for each row in ``[start, stop)``. What it raises goes through, with the
+                one-dimensional numpy array) for each row in ``[start, stop)``. Its exceptions propagate, with the
                 shard's lock released.
-            offset: the shard to begin with, modulo their number; ranks begin at different ones so that they seldom
-                meet, e.g. ``rank * len(store.shards) // world_size``.
-            on_shard: called as ``on_shard(shard, done_rows)`` for each shard that became present during this call,
-                here or elsewhere; ``done_rows`` counts all rows present, those from before the call included.
-            poll_seconds: pause between looks while only other processes have work left.
+            offset: index of the first shard, modulo the number of shards; ranks start at different shards so that they
+                seldom contend, e.g. ``rank * len(store.shards) // world_size``.
+            on_shard: called as ``on_shard(shard, done_rows)`` for each shard that becomes present during this call,
+                computed by any process; ``done_rows`` counts all rows present, including those from before the call.
+            poll_seconds: interval between checks while only other processes have work left.
 
         Raises:
-            SepoError: ``compute`` returned something unfit (names the row), or the disk refuses (names the path and
-                the bytes). What is done is kept, and a later call goes on from there.
+            SepoError: If ``compute`` returned invalid scores (the message gives the row), or the file system refuses
+                (the message gives the path and the bytes). Finished shards are kept, and a later call resumes.
         """
         if not poll_seconds > 0:
             raise SepoError(f"poll_seconds is {poll_seconds!r}, expected more than 0")
@@ -211,14 +212,14 @@ class ScoreStore:
         self._finish()
 
     def verify(self) -> list[str]:
-        """Read every file again and return what is wrong, one line each; an empty list where all is sound.
+        """Read every file again and return the problems, one line each; an empty list if there are none.
 
-        A store that is not complete yet lists what is not written. Nothing is changed on the disk; a shard found
-        damaged counts as missing from here on, so that :meth:`fill` computes it again.
+        For an incomplete store they include the shards that are not written. Nothing is changed on disk; a damaged
+        shard counts as missing afterwards, so that :meth:`fill` computes it again.
         """
         problems = []
         if read_if_there(self._path / "manifest.json") != self._manifest.to_bytes():
-            problems.append("manifest.json: changed since the store was opened, or gone")
+            problems.append("manifest.json: changed or removed since the store was opened")
         checks = {shard.index: self._check(shard) for shard in self._shards}
         self._sound = {i: check.digest for i, check in checks.items() if check.problem is None and check.digest}
         for shard in self._shards:
@@ -236,31 +237,31 @@ class ScoreStore:
         return problems
 
     def files(self) -> list[Path]:
-        """Return the shards' Arrow files in dataset order, each fit for ``datasets.Dataset.from_file``.
+        """Return the shards' Arrow files in dataset order, for ``datasets.Dataset.from_file``.
 
-        ``datasets`` writes the caches of ``map`` and ``filter`` beside the first file of a dataset; give those calls
+        ``datasets`` writes the caches of ``map`` and ``filter`` next to the first file of a dataset; pass those calls
         a ``cache_file_name`` elsewhere, or put the scores second in ``concatenate_datasets(..., axis=1)``.
 
         Raises:
-            SepoError: a shard is missing; names it.
+            SepoError: If a shard is missing; the message gives its name.
         """
         if missing := self.missing():
             raise SepoError(
                 f"{self._path}: {len(missing)} of {len(self._shards)} shards are missing ({_names(missing)}); "
-                "run fill() to the end first"
+                "run fill() first"
             )
         return [self._arrow(shard) for shard in self._shards]
 
     def table(self) -> pa.Table:
-        """Return all rows in dataset order, one chunk per shard, mapped from the files (no copy in memory).
+        """Return all rows in dataset order, one chunk per shard, memory-mapped (no copy in memory).
 
         Raises:
-            SepoError: a shard is missing; names it.
+            SepoError: If a shard is missing; the message gives its name.
         """
         return pa.concat_tables([map_shard(path) for path in self.files()])
 
     def sound_shards(self) -> list[tuple[ShardRange, pa.Table]]:
-        """Return the shards that are there and sound with their rows, mapped; of the others nothing is said."""
+        """Return the shards that are present and sound, with their memory-mapped rows; others are skipped silently."""
         sound = (s for s in self._shards if self._check(s).problem is None and self._misfit(s) is None)
         return [(shard, map_shard(self._arrow(shard))) for shard in sound]
 
@@ -271,7 +272,7 @@ class ScoreStore:
         return self._path / f"{shard.name}.json"
 
     def _sidecar_bytes(self, shard: ShardRange, digest: str) -> bytes:
-        # With the key and the index, files that moved here from another store or another place do not pass.
+        # The key and the index reject files that were moved here from another store or another shard.
         body: dict[str, JSON] = {"index": shard.index, "rows": shard.rows, "sha256": digest, "store": self._key}
         return canonical_json(body, name=shard.name) + b"\n"
 
@@ -310,7 +311,7 @@ class ScoreStore:
         return False
 
     def _settle(self, shard: ShardRange, compute: Callable[[int, int], Scores]) -> bool:
-        """Make sure a shard is present; False where another process is at it."""
+        """Ensure that a shard is present; return False if another process is computing it."""
         if self._present(shard):
             return True
         with locked(self._locks / f"{shard.name}.lock", wait=False) as held:
@@ -318,7 +319,7 @@ class ScoreStore:
                 return False
             remove_leftovers(self._arrow(shard))
             remove_leftovers(self._sidecar(shard))
-            # The last holder may have finished it between the look above and the lock.
+            # The last holder may have finished it between the check above and the lock.
             if not self._present(shard):
                 scores = compute(shard.start, shard.stop)
                 self._write(shard, encode_shard(scores, shard=shard, columns=self._manifest.columns))
@@ -341,12 +342,12 @@ class ScoreStore:
                 replace_durably(path=path, data=data)
 
     def _misfit(self, shard: ShardRange) -> str | None:
-        """What a file that passes its checksum still gets wrong: not Arrow, other columns, another number of rows."""
+        """Return the problem of a file that passes its checksum (not Arrow, other columns or row count), or None."""
         try:
             table = map_shard(self._arrow(shard))
             table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
-            return f"no readable Arrow stream: {error}"
+            return f"not a readable Arrow stream: {error}"
         columns = self._manifest.columns
         if table.schema != shard_schema(columns) or table.num_rows != shard.rows:
             return f"holds {table.num_rows} rows of {table.schema.names}, expected {shard.rows} of {list(columns)}"
@@ -356,7 +357,7 @@ class ScoreStore:
         data = read_if_there(self._path / "complete.json")
         if data is None:
             return ["complete.json: not written yet; run fill()"]
-        # A damaged file is already reported under its own name; either side of a pair may be the sound one.
+        # A damaged file is reported under its own name; either the file or its sidecar may be the sound one.
         as_recorded = self._complete_bytes({i: check.recorded for i, check in checks.items()})
         as_found = self._complete_bytes({i: check.digest for i, check in checks.items()})
         if data in (as_recorded, as_found):
@@ -364,16 +365,16 @@ class ScoreStore:
         return ["complete.json: does not match the shards' checksums; run fill() to write it again"]
 
 
-def _ensured_manifest(root: Path, wanted: Manifest) -> bytes:
-    """The manifest that is there, or ``wanted``, written now."""
-    path = root / wanted.key / "manifest.json"
+def _ensured_manifest(root: Path, manifest: Manifest) -> bytes:
+    """Return the bytes of the existing manifest, or write ``manifest`` and return its bytes."""
+    path = root / manifest.key / "manifest.json"
     data = read_if_there(path)
     if data is None:
-        # Two shard sizes may race for a new store. Under the lock the first one wins, for both.
-        with locked(root / ".locks" / wanted.key / MANIFEST_LOCK, wait=True):
+        # Two processes may create a store with different shard sizes. Under the lock the first one sets it for both.
+        with locked(root / ".locks" / manifest.key / MANIFEST_LOCK, wait=True):
             data = read_if_there(path)
             if data is None:
-                data = wanted.to_bytes()
+                data = manifest.to_bytes()
                 make_folder(path.parent)
                 remove_leftovers(path)
                 replace_durably(path=path, data=data)

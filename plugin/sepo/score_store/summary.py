@@ -1,4 +1,4 @@
-"""What a store's numbers look like, read from its mapped files piece by piece."""
+"""Summary statistics of a store, read from its memory-mapped files in pieces."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sepo.score_store import ScoreStore
 from sepo.score_store.distribution import Distribution, distribution
 
 SHARE = 0.3
-"""Of each response's tokens, for the sum that they carry: SePO's selection (section 4.1)."""
+"""Share of each response's tokens whose part of the total score is reported: SePO's selection (section 4.1)."""
 
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """One store.
+    """Summary of one store.
 
     Attributes:
-        path: its folder.
-        rows: pairs.
-        sides: by column.
+        path: directory of the store.
+        rows: number of pairs.
+        sides: distribution by column.
     """
 
     path: Path
@@ -34,18 +34,18 @@ class StoreSummary:
 
     @property
     def tokens(self) -> int:
-        """Numbers in all columns."""
+        """Number of scored tokens in all columns."""
         return sum(side.tokens for side in self.sides.values())
 
 
 def summarize(store: ScoreStore) -> StoreSummary:
-    """Describe a complete store.
+    """Compute the summary of a complete store.
 
     Args:
-        store: one whose shards are all there.
+        store: a store with all shards present.
 
     Raises:
-        SepoError: a shard is missing or damaged.
+        SepoError: If a shard is missing or damaged.
     """
     table = store.table()
 
@@ -56,7 +56,7 @@ def summarize(store: ScoreStore) -> StoreSummary:
 
 
 def is_chosen(column: str) -> bool:
-    """Whether a column is of chosen responses, whose highest scores are selected; of rejected ones the lowest are."""
+    """Return whether a column belongs to chosen responses (highest scores selected) or rejected ones (lowest)."""
     return column.startswith("chosen")
 
 

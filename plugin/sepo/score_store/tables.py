@@ -1,4 +1,4 @@
-"""Tables on the terminal."""
+"""Terminal tables of score stores."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sepo.score_store.summary import SHARE, StoreSummary, is_chosen
 
 
 def print_summary(summary: StoreSummary, *, title: str) -> None:
-    """Print how a store's numbers are distributed, a line per side.
+    """Print the distribution of a store's scores, one line per side.
 
     Args:
-        summary: of the store.
-        title: the line above the table.
+        summary: summary of the store.
+        title: line above the table.
     """
     columns = ("side", "tokens", "mean", "std", "5 %", "50 %", "95 %", f"selected {SHARE:.0%}", "carry")
     print_table(

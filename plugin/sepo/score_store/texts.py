@@ -1,7 +1,7 @@
-"""What a store's rows say: prompts, and the text of every token that has a score, for people who look at them.
+"""Texts of a store's rows, for display: prompts, and the text of every scored token.
 
-Scoring does not read it, no key covers it and no run needs it: a store is complete without. It is content only, like
-the scores: the same rows in the same tokens give the same file.
+Scoring does not read them, no key covers them and no run needs them: a store is complete without them. Like the scores
+they depend on content only: the same rows in the same tokens give the same file.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from sepo.score_store.identity import JSON, canonical_json
 TEXTS_FILE = "texts.parquet"
 _SIDECAR = "texts.json"
 _GROUP = 512
-"""Rows that are held at a time, in writing and in reading."""
+"""Number of rows in memory at a time, when writing and reading."""
 
 _AGAIN = "the next run with this store, or `sepo score`, writes it again"
 
 
 @dataclass(frozen=True)
 class AnswerText:
-    """One answer in the tokens that its scores are of.
+    """A response in the tokens that are scored.
 
     Attributes:
-        tokens: the text of each; together they spell the answer and what ends its turn. Of the tokens that make up one
-            character the first has it and the others are empty. One more than there are scores where the first token
-            of a row cannot be scored.
-        step_texts: (token, text) where the division into steps reads another text than the token's: nothing for a
-            special token, U+FFFD for a part of a character.
+        tokens: the text of each token; concatenated they give the response and its end of turn. If several tokens make
+            up one character, the first has it and the others are empty. One entry more than scores if the first token
+            of the row cannot be scored.
+        step_texts: (token, text) for tokens whose text differs in the division into steps: empty for a special token,
+            U+FFFD for a part of a character.
     """
 
     tokens: Sequence[str]
@@ -54,12 +54,12 @@ class AnswerText:
 
 @dataclass(frozen=True)
 class RowText:
-    """One row.
+    """Texts of one row.
 
     Attributes:
-        prompt: what the answers answer, as plain text.
-        chosen: the better answer.
-        rejected: the other one.
+        prompt: the conversation before the responses, as plain text.
+        chosen: the chosen response.
+        rejected: the rejected response.
     """
 
     prompt: str
@@ -68,12 +68,12 @@ class RowText:
 
 
 class StoredTexts:
-    """The texts of one store.
+    """Texts of one store.
 
     Args:
-        folder: the store's.
-        rows: how many it has.
-        locks: the folder of its locks.
+        folder: directory of the store.
+        rows: number of rows of the store.
+        locks: directory of its locks.
     """
 
     def __init__(self, folder: Path, *, rows: int, locks: Path) -> None:
@@ -81,33 +81,33 @@ class StoredTexts:
 
     @property
     def present(self) -> bool:
-        """Whether there is something, sound or not."""
+        """Whether one of the files exists, sound or not."""
         return self._file.exists() or self._sidecar.exists()
 
     def problem(self) -> str | None:
-        """Read the file and say what is wrong with it; None where it is sound."""
+        """Read the file and return its problem, or None if it is sound."""
         try:
             record = read_if_there(self._sidecar)
             digest = file_digest(self._file)
         except FileNotFoundError:
-            return f"not there; {_AGAIN}"
+            return f"missing; {_AGAIN}"
         except (SepoError, OSError) as error:
             return f"cannot be read ({error})"
         if record == self._record(digest):
             return None
-        return f"damaged, or not written to its end (its sha256 is {digest}); {_AGAIN}"
+        return f"damaged or incomplete (its sha256 is {digest}); {_AGAIN}"
 
     def leave(self, batches: Callable[[], Iterable[Sequence[RowText]]]) -> bool:
-        """Write the texts, where they are not there and no other process is at it.
+        """Write the texts if they are missing or damaged and no other process is writing them.
 
         Args:
-            batches: called where there is something to do: all rows in order, some at a time.
+            batches: function that yields all rows in order, in batches; called only if the texts are to be written.
 
         Returns:
-            Whether they were written now.
+            Whether this call wrote them.
 
         Raises:
-            SepoError: the disk refuses, or the rows are not as many as the store's.
+            SepoError: If the file system refuses, or the number of rows differs from the store's.
         """
         if self.problem() is None:
             return False
@@ -119,24 +119,26 @@ class StoredTexts:
             with replaced_durably(self._file) as temporary:
                 written = _write(temporary, batches())
                 if written != self._rows:
-                    raise SepoError(f"{written} rows of texts for a store of {self._rows}; they belong to other data.")
+                    raise SepoError(
+                        f"{written} rows of texts for a store of {self._rows} rows; they belong to another data set."
+                    )
                 digest = file_digest(temporary)
             replace_durably(path=self._sidecar, data=self._record(digest))
         return True
 
     def read(self, rows: Iterable[int]) -> Iterator[tuple[int, RowText]]:
-        """Yield (row, its texts) for some rows, in their order; see :meth:`problem` for whether they can be relied on.
+        """Yield (row, texts) for some rows, in ascending order, without checking the digest (see :meth:`problem`).
 
         Raises:
-            SepoError: the file cannot be read.
+            SepoError: If the file cannot be read.
         """
-        wanted = sorted(set(rows))
+        numbers = sorted(set(rows))
         try:
             with pq.ParquetFile(self._file, memory_map=True) as file:
                 first = 0
                 for group in range(file.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
-                    here = [row for row in wanted if first <= row < first + count]
+                    here = [row for row in numbers if first <= row < first + count]
                     if here:
                         table = file.read_row_group(group).take([row - first for row in here])
                         for row, values in zip(here, table.to_pylist(), strict=True):
@@ -174,20 +176,20 @@ def _write(path: Path, batches: Iterable[Sequence[RowText]]) -> int:
 def _columns(rows: Sequence[RowText]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {"prompt": [row.prompt for row in rows]}
     for side in ("chosen", "rejected"):
-        answers: list[AnswerText] = [getattr(row, side) for row in rows]
-        columns[f"{side}_tokens"] = [answer.tokens for answer in answers]
+        responses: list[AnswerText] = [getattr(row, side) for row in rows]
+        columns[f"{side}_tokens"] = [response.tokens for response in responses]
         columns[f"{side}_step_texts"] = [
-            [{"token": token, "text": text} for token, text in answer.step_texts] for answer in answers
+            [{"token": token, "text": text} for token, text in response.step_texts] for response in responses
         ]
     return columns
 
 
 def _row_text(values: dict[str, Any]) -> RowText:
-    answers = [
+    responses = [
         AnswerText(
             tuple(values[f"{side}_tokens"]),
             tuple((piece["token"], piece["text"]) for piece in values[f"{side}_step_texts"]),
         )
         for side in ("chosen", "rejected")
     ]
-    return RowText(values["prompt"], answers[0], answers[1])
+    return RowText(values["prompt"], responses[0], responses[1])

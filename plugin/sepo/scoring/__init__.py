@@ -1,1 +1,1 @@
-"""Where token scores come from, and a data set's stored scores as columns of its rows."""
+"""Sources of token scores, and the stored scores of a data set as columns of its rows."""

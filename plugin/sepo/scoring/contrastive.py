@@ -1,4 +1,4 @@
-"""T-REG's token rewards in the host's terms: prompts through its chat template, rewards in stores of their own."""
+"""T-REG's token rewards: contrastive prompts rendered with the host's chat template, rewards kept in score stores."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from sepo.training.selection_columns import IGNORE_INDEX
 
 
 class PromptEncoder:
-    """Contrastive prompts as token ids: the user's turn asks, the assistant's turn begins with the marker line.
+    """Encoder of contrastive prompts: the user's turn holds the instruction, the assistant's starts with the marker.
 
-    The response that follows is the row's own token ids, its end of turn included, so that rewards and the policy's
-    tokens are one to one. A template that opens every answer with words of its own (an empty thought, say) has them
-    in the row's response, and so after the marker.
+    The response that follows consists of the row's own token ids, end of turn included, so that rewards and the
+    policy's tokens correspond one to one. If the chat template opens every response with fixed text (e.g. an empty
+    thought), that text is part of the row's response and therefore follows the marker.
 
-    The quoted question is cut from its left to ``cutoff_len`` tokens, and the quoted answer is what the row kept of it,
-    so that a prompt with its response stays below three cutoffs. Where this is still more than the model has positions,
-    the question is cut further, then the quoted answer from its right; the response never is.
+    The quoted question is truncated from the left to ``cutoff_len`` tokens, and the quoted response is what the row
+    kept of it, so that a prompt with its response stays below three cutoffs. If this still exceeds the model's
+    positions, the question is truncated further, then the quoted response from the right; the scored response never is.
 
     Args:
-        template: the host's.
-        tokenizer: the policy's.
-        cutoff_len: the host's.
-        max_positions: the scoring model's, or None where it has no limit.
+        template: the host's chat template.
+        tokenizer: the policy's tokenizer.
+        cutoff_len: the host's ``cutoff_len``.
+        max_positions: the positions of the scoring model, or None if it has no limit.
     """
 
     def __init__(self, template: Any, tokenizer: Any, *, cutoff_len: int, max_positions: int | None) -> None:
@@ -50,7 +50,7 @@ class PromptEncoder:
         self.cutoff_len, self.max_positions = cutoff_len, max_positions
 
     def prefix(self, question: str, answer: str, direction: Direction) -> list[int]:
-        """Everything before the first response token."""
+        """Return the token ids before the first response token."""
         marker = answer_marker(direction)
         messages = [
             {"role": "user", "content": revision_prompt(question, answer, direction)},
@@ -61,25 +61,25 @@ class PromptEncoder:
 
     @property
     def overhead(self) -> int:
-        """Tokens of the longer prompt around an empty question and an empty answer."""
+        """Number of tokens of the longer of the two prompts with an empty question and an empty response."""
         return max(len(self.prefix("", "", direction)) for direction in DIRECTIONS)
 
     def pair(self, question: str, answer: str, ids: Sequence[int], labels: Sequence[int]) -> ContrastivePair:
-        """Put both prompts before one response.
+        """Prepend both prompts to one response.
 
         Args:
             question: the quoted conversation.
-            answer: the response's text, whole.
-            ids: the row's prompt and response.
+            answer: the untruncated text of the response.
+            ids: token ids of the row's prompt and response.
             labels: the row's labels, -100 on the prompt.
 
         Raises:
-            SepoError: the response does not fit the model's positions even after an empty prompt.
+            SepoError: If the response does not fit the model's positions even after an empty prompt.
         """
         first = _first_label(labels)
         response = list(ids[first:])
         answer_ids = self._ids(answer)
-        if len(answer_ids) > len(response):  # truncated, or a template that rewrites it: quote what the row kept
+        if len(answer_ids) > len(response):  # truncated, or rewritten by the template: quote what the row kept
             answer = self.tokenizer.decode(response, skip_special_tokens=True).strip()
             answer_ids = self._ids(answer)
         question_ids = self._ids(question)
@@ -99,7 +99,7 @@ class PromptEncoder:
                 answer = self._text(answer_ids)
             else:
                 raise SepoError(_too_long(len(response), self.overhead, self.max_positions))
-        skipped = 1 if first == 0 else 0  # the first token of a row has no log-probability under the policy
+        skipped = 1 if first == 0 else 0  # the policy has no log-probability for the first token of a row
         return ContrastivePair(
             *(ScoredSequence([*prefix, *response], len(prefix) + skipped) for prefix in (better, worse))
         )
@@ -117,18 +117,19 @@ def _first_label(labels: Sequence[int]) -> int:
 
 def _too_long(response: int, overhead: int, positions: int | None) -> str:
     return (
-        f"a response of {response} tokens does not fit after T-REG's prompt ({overhead} tokens without any question): "
-        f"the scoring model has {positions} positions. Lower cutoff_len, or name a treg_eval_model with more."
+        f"a response of {response} tokens does not fit after T-REG's prompt ({overhead} tokens with an empty "
+        f"question): the scoring model has {positions} positions. Lower cutoff_len, or set a treg_eval_model with more "
+        "positions."
     )
 
 
 class ContrastiveDatasetScorer(StoredScores):
-    """Token rewards of a run's data sets as columns ``chosen_token_rewards`` and ``rejected_token_rewards``.
+    """Token rewards of a run's data sets, as columns ``chosen_token_rewards`` and ``rejected_token_rewards``.
 
     Args:
-        settings: the run's settings; its token rewards come from prompts.
-        tokenizer: the policy's.
-        template: the host's template of the recipe.
+        settings: the run's settings, with token rewards from prompts.
+        tokenizer: the policy's tokenizer.
+        template: the chat template that the recipe selects.
         model_args: the host's model arguments.
         data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
@@ -164,14 +165,15 @@ class ContrastiveDatasetScorer(StoredScores):
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
         super().__init__(
-            settings, identity=identity, say=PolicyTokens(tokenizer, quoted=True), training_args=training_args
+            settings, identity=identity, row_texts=PolicyTokens(tokenizer, quoted=True), training_args=training_args
         )
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
-        """Compute the rewards of a data set, or find their store; the conversations are dropped afterwards.
+        """Compute the rewards of a data set, or find their store, and drop the conversations.
 
         Raises:
-            SepoError: the rows carry no conversation, a response fits no prompt, or the store cannot be written.
+            SepoError: If the rows have no conversation, a response does not fit after its prompt, or the store cannot
+                be written.
         """
         check_conversations(dataset, name=name, reader="for T-REG's prompts to quote")
         return super().attach(dataset, name=name).remove_columns([CONVERSATION])
@@ -186,7 +188,7 @@ class ContrastiveDatasetScorer(StoredScores):
         super()._fill(store, dataset, name=name)
 
     def _refuse_too_long(self, dataset: Dataset) -> None:
-        """Look at every response before the model is loaded: none may stop the pass in its middle."""
+        """Check the length of every response before the model is loaded, so that no row interrupts the scoring pass."""
         positions = self.encoder.max_positions
         if positions is None:
             return
@@ -228,6 +230,6 @@ class ContrastiveDatasetScorer(StoredScores):
 
     def _refuse_zeros(self) -> None:
         raise SepoError(
-            f"{self.key}: '{self.spec.model}' gives every token the same probability whether it is asked for a better "
-            "or a worse answer (all token rewards are zero). Check that its weights are those of a language model."
+            f"{self.key}: '{self.spec.model}' gives every token the same probability after the prompt for a better and "
+            "for a worse response (all token rewards are zero). Check that its weights are those of a language model."
         )

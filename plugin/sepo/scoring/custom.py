@@ -1,4 +1,4 @@
-"""Scores of another package's stored scorer (``sepo.scorers``), in stores like the oracle's."""
+"""Scores of a stored scorer that another package registers (``sepo.scorers``), kept in score stores."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from sepo.training.tokenized_pairs import response_start
 
 
 class RegisteredScores(StoredScores):
-    """A registered scorer's numbers as columns ``chosen_scores`` and ``rejected_scores``.
+    """Scores of a registered scorer, as columns ``chosen_scores`` and ``rejected_scores``.
 
     Args:
         settings: the run's settings; its token scorer has ``from_batch``.
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
         model_args: the host's model arguments.
         data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
 
     Raises:
-        SepoError: the scorer's settings are no plain JSON values.
+        SepoError: If the scorer's settings are not plain JSON values.
     """
 
     columns = SCORE_COLUMNS
@@ -53,7 +53,7 @@ class RegisteredScores(StoredScores):
             "settings": dict(self.stored.settings),
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
-        super().__init__(settings, identity=identity, say=PolicyTokens(tokenizer), training_args=training_args)
+        super().__init__(settings, identity=identity, row_texts=PolicyTokens(tokenizer), training_args=training_args)
         self.texts = TokenTexts(tokenizer)
 
     def _score(
@@ -82,6 +82,6 @@ class RegisteredScores(StoredScores):
 
     def _refuse_zeros(self) -> None:
         raise SepoError(
-            f"token scorer '{self.name}' gives every token the score zero, so that nothing is selected by it; check "
-            "what its package loads."
+            f"token scorer '{self.name}' gives every token the score zero, so it cannot select tokens; check what its "
+            "package loads."
         )

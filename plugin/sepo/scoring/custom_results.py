@@ -1,4 +1,4 @@
-"""Scores of token scorers that read responses and their texts, ours or another package's: asked for, and checked."""
+"""Calls to token scorers that read responses and their texts (built-in or registered), with checked results."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sepo.selection.scorer_inputs import BatchScorer
 
 
 def scores_of_row(scorer: TokenScorer, row: RowTokens) -> np.ndarray:
-    """The numbers of one response by a scorer with ``from_row``.
+    """Score one response with a scorer that has ``from_row``.
 
     Returns:
         float32, [response_tokens].
 
     Raises:
-        SepoError: they are not one finite number per token.
+        SepoError: If the scorer does not return one finite number per token.
     """
     assert scorer.from_row is not None
     return _checked(scorer.name, scorer.from_row(row), row).numpy()
@@ -35,20 +35,20 @@ def scores_of_rows(
     batch_tokens: int,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[np.ndarray]:
-    """The numbers of responses by a stored scorer's function, in batches of similar length.
+    """Score responses with the function of a stored scorer, in batches of similar length.
 
     Args:
-        name: of the scorer.
-        scorer: what its ``load`` returned.
+        name: name of the scorer.
+        scorer: the function that the scorer's ``load`` returned.
         rows: the responses.
-        batch_tokens: tokens per batch, each response with its prompt counted as the longest.
-        on_batch: called with the number of responses after each batch (a progress bar).
+        batch_tokens: tokens per batch, padding included: each response with its prompt counts as the longest.
+        on_batch: called with the number of responses after each batch (for a progress bar).
 
     Returns:
-        For each response, in the order given, float32, [response_tokens].
+        For each response, in the given order: float32, [response_tokens].
 
     Raises:
-        SepoError: another number of responses comes back, or they are not one finite number per token.
+        SepoError: If the scorer returns another number of responses, or not one finite number per token.
     """
 
     def score(batch: list[int]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Columns that a selection needs beside the tokens: random scores, step numbers, shares of a data set's budget."""
+"""Columns that a selection needs in addition to the tokens: random scores, step numbers, per-row token budgets."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ Rows = Mapping[str, list[Any]]
 
 
 def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer: Any, seed: int) -> dict[str, Any]:
-    """Join what the method's selection reads, beside scores that are already there.
+    """Add the columns that the method's selection reads, apart from stored scores.
 
     Args:
-        datasets: the host's tokenized data sets by role; the evaluation's may be a dict of them.
+        datasets: the host's tokenized data sets by role; the evaluation role may hold a dict of data sets.
         method: the resolved method.
-        tokenizer: the policy's.
-        seed: the run's, for random scores.
+        tokenizer: the policy's tokenizer.
+        seed: the run's seed, for random scores.
 
     Returns:
         The data sets with ``*_scores`` (``random``, ``contrastive``, and scorers with ``from_row``), ``*_steps`` (unit
-        ``step``) and ``*_counts`` (scope ``dataset``: by the training set's threshold, where there is a training set).
-        The same objects where nothing is needed.
+        ``step``) and ``*_counts`` (scope ``dataset``: by the threshold of the training set, if there is one). The same
+        objects if nothing is needed.
 
     Raises:
-        SepoError: the scores of ``token_scorer: file`` are missing, or a registered scorer's do not fit the row.
+        SepoError: If the scores of ``token_scorer: file`` are missing, or a registered scorer's do not fit the row.
     """
     scorer = method.token_scorer
     texts = TokenTexts(tokenizer) if method.needs_steps or scorer.from_row else None
 
     def prepared(dataset: Dataset, name: str) -> Dataset:
-        if method.scorer == CONTRASTIVE:  # the same numbers by another name, not copied
+        if method.scorer == CONTRASTIVE:  # the same values under another name, not copied
             rewards = dict(zip(REWARD_COLUMNS, SCORE_COLUMNS, strict=True))
             scores = dataset.select_columns(list(rewards)).rename_columns(rewards)
             dataset = concatenate_datasets([dataset, scores], axis=1)
@@ -62,8 +62,8 @@ def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer:
             dataset = mapped(dataset, lambda rows: _row_scores(rows, scorer, texts), f"{scorer.name} scores")
         if method.scorer == "file" and not set(SCORE_COLUMNS) <= set(dataset.column_names):
             raise SepoError(
-                f"{name} was tokenized without its scores (found {', '.join(dataset.column_names)}), and token_scorer: "
-                "file needs them; tokenize it again with this recipe (another tokenized_path)."
+                f"{name} was tokenized without its scores (found {', '.join(dataset.column_names)}), which "
+                "token_scorer: file needs; tokenize it again with this recipe (another tokenized_path)."
             )
         if texts is None or not method.needs_steps:
             return dataset
@@ -74,7 +74,7 @@ def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer:
 
 
 def mapped(dataset: Dataset, function: Callable[[Rows], dict[str, list[Any]]], name: str) -> Dataset:
-    """Add columns. Never read from the cache of ``datasets``, which would not see that our code changed."""
+    """Add columns with ``Dataset.map``, without its cache, which cannot detect changes of this package's code."""
     fingerprint = hashlib.sha256(f"{dataset._fingerprint} sepo {name}".encode()).hexdigest()[:16]
     return dataset.map(
         function,
@@ -150,7 +150,7 @@ def _thresholds(dataset: Dataset, method: Method, *, name: str) -> tuple[Thresho
 
 
 def _pieces(dataset: Dataset, column: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The scores of a data set as (flat float32 scores, tokens per row), some rows at a time."""
+    """Yield the scores of a data set as (flat float32 scores, tokens per row), ``_ROWS`` rows at a time."""
     arrow = dataset.select_columns([column]).with_format("arrow")
     for start in range(0, len(dataset), _ROWS):
         lists = arrow[start : start + _ROWS].column(0).combine_chunks()

@@ -1,4 +1,4 @@
-"""Scoring models by name: their folders, their tokenizers, how much they can read."""
+"""Scoring models by name: their directories, tokenizers and maximum number of positions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sepo.recipe.settings import ModelSpec
 
 
 def local_folder(name: str, *, key: str, marker: str) -> Path:
-    """Find the folder of a model or adapter, in the file system or in the hub's cache.
+    """Return the directory of a model or adapter, in the file system or in the hub's cache.
 
     Args:
-        name: folder or hub name.
+        name: local directory or hub name.
         key: the recipe's key, for the message.
-        marker: the file that such a folder holds (``config.json``, ``adapter_config.json``).
+        marker: the file that identifies such a directory (``config.json``, ``adapter_config.json``).
 
     Returns:
-        The folder.
+        The directory.
 
     Raises:
-        SepoError: there is no such folder, or it is of the other kind.
+        SepoError: If there is no such directory, or it holds an adapter in place of a model or vice versa.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -40,23 +40,24 @@ def local_folder(name: str, *, key: str, marker: str) -> Path:
     try:
         patterns = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds: offline, no such repository, no access
+    except Exception as error:  # the hub's client raises many types: offline, no such repository, no access
         reason = str(error).strip().splitlines()[0]
         raise SepoError(
-            f"{key}: '{name}' is neither a folder here (from {os.getcwd()}) nor a model that the hub gave ({reason})"
+            f"{key}: '{name}' is neither a local directory (from {os.getcwd()}) nor a model that the hub provides "
+            f"({reason})"
         ) from error
 
 
 def adapters_key(key: str) -> str:
-    """The recipe's key of the adapters over the model that another key names."""
+    """Return the recipe key of the adapters that are applied to the model of another key."""
     return "adapter_name_or_path" if key == "model_name_or_path" else f"{key}_adapters"
 
 
 def spec_folders(spec: ModelSpec, *, key: str) -> tuple[Path, tuple[Path, ...]]:
-    """The folders of a scoring model and of its adapters.
+    """Return the directories of a scoring model and of its adapters.
 
     Raises:
-        SepoError: one of them is missing.
+        SepoError: If one of them is missing.
     """
     model = local_folder(spec.model, key=key, marker="config.json")
     adapters = tuple(local_folder(name, key=adapters_key(key), marker="adapter_config.json") for name in spec.adapters)
@@ -64,7 +65,7 @@ def spec_folders(spec: ModelSpec, *, key: str) -> tuple[Path, tuple[Path, ...]]:
 
 
 def own_tokenizer(spec: ModelSpec, *, key: str, model_args: Any) -> Any:
-    """The tokenizer that a scoring model came with.
+    """Load the tokenizer that is saved with a scoring model.
 
     Args:
         spec: the scoring model.
@@ -72,7 +73,7 @@ def own_tokenizer(spec: ModelSpec, *, key: str, model_args: Any) -> Any:
         model_args: the host's model arguments, for access to the hub.
 
     Raises:
-        SepoError: its folder is missing.
+        SepoError: If its directory is missing.
     """
     from transformers import AutoTokenizer
 
@@ -82,41 +83,42 @@ def own_tokenizer(spec: ModelSpec, *, key: str, model_args: Any) -> Any:
 
 
 def differing_token(tokenizer: Any, other: Any) -> str | None:
-    """The first token of a tokenizer, its padding aside, that is another id of the other one or unknown to it."""
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    differing = [token for token, index in ours.items() if theirs.get(token) != index and token != tokenizer.pad_token]
-    return min(differing, key=lambda item: ours[item], default=None)
+    """Return the first token, padding aside, that has another id or none in ``other``; None if all match."""
+    own, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differing = [token for token, index in own.items() if theirs.get(token) != index and token != tokenizer.pad_token]
+    return min(differing, key=lambda item: own[item], default=None)
 
 
 def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, model_args: Any, owner: str = "the policy") -> None:
-    """Refuse a scoring model whose token ids mean something else than the policy's.
+    """Raise if the vocabulary of a scoring model differs from the policy's.
 
     Args:
         policy: the policy's tokenizer.
         spec: the scoring model.
         key: the recipe's key, for the message.
         model_args: the host's model arguments, for access to the hub.
-        owner: whose tokenizer ``policy`` is, for the message.
+        owner: the owner of the tokenizer ``policy``, for the message.
 
     Raises:
-        SepoError: with an example of a token that differs.
+        SepoError: If the token ids differ; the message gives a token that differs.
     """
     tokenizer = own_tokenizer(spec, key=key, model_args=model_args)
     token = differing_token(policy, tokenizer)
     if token is not None:
-        ours, theirs = policy.get_vocab(), tokenizer.get_vocab()
+        expected, found = policy.get_vocab(), tokenizer.get_vocab()
         raise SepoError(
-            f"{key}: '{spec.model}' has another tokenizer than {owner}: {len(theirs):,} tokens, not {len(ours):,}, "
-            f"and {token!r} is {theirs.get(token, 'unknown')} there and {ours[token]} here. Scores are per token, so a "
-            f"scoring model must share {owner}'s tokenizer, added tokens included; take one of {owner}'s family."
+            f"{key}: '{spec.model}' has another tokenizer than {owner}: {len(found):,} tokens, expected "
+            f"{len(expected):,}, and {token!r} has the id {found.get(token, 'unknown')}, expected {expected[token]}. "
+            f"Scores are per token, so a scoring model must share {owner}'s tokenizer, added tokens included; use one "
+            f"of {owner}'s model family."
         )
 
 
 def max_positions(spec: ModelSpec, *, key: str, model_args: Any) -> int | None:
-    """How many tokens a scoring model can read, or None where it has no limit.
+    """Return the maximum number of positions of a scoring model, or None if it has no limit.
 
     Raises:
-        SepoError: its folder is missing.
+        SepoError: If its directory is missing.
     """
     from transformers import AutoConfig
 

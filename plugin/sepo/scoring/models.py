@@ -1,4 +1,4 @@
-"""Frozen scoring models, loaded by the host outside the engine, as few sets of weights as possible."""
+"""Loading of frozen scoring models by the host, outside the training engine, with as few copies as possible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sepo.recipe.settings import ModelSpec, OracleSpec
 
 @contextlib.contextmanager
 def plain_loading() -> Iterator[None]:
-    """Load models outside the engine: ZeRO-3 and RAM-efficient FSDP would leave their weights empty."""
+    """Disable the training engine's model loading: ZeRO-3 and RAM-efficient FSDP would leave the weights empty."""
     from transformers.integrations import deepspeed
 
     config_ref = deepspeed._hf_deepspeed_config_weak_ref
@@ -32,15 +32,14 @@ def plain_loading() -> Iterator[None]:
 
 @functools.singledispatch
 def load_frozen(model_args: Any, spec: ModelSpec, adapters: Sequence[str]) -> Any:
-    """Load a model with adapters for inference, as a host loads it; each host registers its own for the type of its
-    model arguments.
+    """Load a model with adapters for inference as the host does; hosts register by the type of their model arguments.
 
     Args:
-        model_args: the host's; dtype, attention and hub access are taken from them.
-        spec: the model; its own adapters are not looked at.
-        adapters: applied in this order.
+        model_args: the host's model arguments, which give dtype, attention implementation and hub access.
+        spec: the model; ``spec.adapters`` is ignored.
+        adapters: adapters, applied in this order.
     """
-    raise TypeError(f"no host has registered how it loads models for {type(model_args).__name__}")
+    raise TypeError(f"no host has registered a model loader for {type(model_args).__name__}")
 
 
 def load_scoring_model(spec: ModelSpec, *, model_args: Any, device: torch.device) -> ScoringModel:
@@ -48,8 +47,8 @@ def load_scoring_model(spec: ModelSpec, *, model_args: Any, device: torch.device
 
     Args:
         spec: the model.
-        model_args: the host's model arguments; dtype, attention and hub access are taken from them.
-        device: where it runs.
+        model_args: the host's model arguments, which give dtype, attention implementation and hub access.
+        device: device on which it runs.
     """
     with plain_loading():
         model = load_frozen(model_args, spec, spec.adapters)
@@ -59,12 +58,12 @@ def load_scoring_model(spec: ModelSpec, *, model_args: Any, device: torch.device
 def load_scoring_models(
     oracle: OracleSpec, *, model_args: Any, device: torch.device
 ) -> tuple[ScoringModel, ScoringModel]:
-    """Load the oracle and its base, as one set of weights where they differ by an adapter.
+    """Load the oracle and its base, as one set of weights if they differ by an adapter.
 
     Args:
         oracle: the two specifications.
-        model_args: the host's model arguments; dtype, attention and hub access are taken from them.
-        device: where they run.
+        model_args: the host's model arguments, which give dtype, attention implementation and hub access.
+        device: device on which they run.
 
     Returns:
         The oracle and the base, frozen, in eval mode.
@@ -108,7 +107,7 @@ def _placed(model: Any, device: torch.device) -> Any:
 
 
 def give_memory_back() -> None:
-    """Return what a dropped model held, before the next one is loaded."""
+    """Release the memory of a dropped model before the next one is loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

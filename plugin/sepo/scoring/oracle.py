@@ -1,4 +1,4 @@
-"""The oracle's scores: what they depend on, and how they are computed."""
+"""Token scores from an oracle and its base: the identity of a store, and the computation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sepo.training.selection_columns import SCORE_COLUMNS
 
 
 def scoring_identity(oracle: OracleSpec, *, tokenizer: Any, model_args: Any, data_args: Any) -> dict[str, Any]:
-    """Everything but the rows that the scores depend on: a store is found again by this and the rows' digest.
+    """Return all that the scores depend on except the rows; together with the rows' digest it identifies a store.
 
     Raises:
-        SepoError: a model is missing, has another tokenizer, or the oracle is its base.
+        SepoError: If a model is missing or has another tokenizer, or the oracle equals its base.
     """
     for key, spec in (("oracle_model", oracle.oracle), ("oracle_base_model", oracle.base)):
         check_tokenizers(tokenizer, spec, key=key, model_args=model_args)
@@ -35,10 +35,10 @@ def scoring_identity(oracle: OracleSpec, *, tokenizer: Any, model_args: Any, dat
 
 
 def oracle_identity(oracle: OracleSpec) -> dict[str, Any]:
-    """What the oracle and its base are, by content.
+    """Return the identity of the oracle and its base by content.
 
     Raises:
-        SepoError: a model is missing, or the oracle is its base.
+        SepoError: If a model is missing, or the oracle equals its base.
     """
     identity = {
         "oracle": spec_identity(oracle.oracle, key="oracle_model"),
@@ -47,19 +47,19 @@ def oracle_identity(oracle: OracleSpec) -> dict[str, Any]:
     if identity["oracle"] == identity["base"]:
         raise SepoError(
             f"the oracle '{oracle.oracle.model}' and its base '{oracle.base.model}' hold the same weights, so every "
-            "token would score zero. The oracle must be what DPO made of the base: check that the paths are not "
-            "swapped and that the oracle's training was saved."
+            "token would score zero. The oracle must be a model that DPO trained from the base: check that the "
+            "oracle's weights were saved after training and that both keys name the intended paths."
         )
     return identity
 
 
 class OracleScores(StoredScores):
-    """Scores of an oracle and its base, as columns ``chosen_scores`` and ``rejected_scores``.
+    """Scores from an oracle and its base, as columns ``chosen_scores`` and ``rejected_scores``.
 
     Args:
         settings: the run's settings, with an oracle.
-        identity: everything but the rows that the scores depend on.
-        say: gives the rows' texts in the oracle's tokens.
+        identity: all that the scores depend on except the rows.
+        row_texts: returns the texts of rows in the oracle's tokens.
         model_args: the host's model arguments.
         training_args: the host's training arguments (device, ranks).
     """
@@ -68,10 +68,16 @@ class OracleScores(StoredScores):
     what = "token scores"
 
     def __init__(
-        self, settings: RunSettings, *, identity: dict[str, Any], say: RowTexts, model_args: Any, training_args: Any
+        self,
+        settings: RunSettings,
+        *,
+        identity: dict[str, Any],
+        row_texts: RowTexts,
+        model_args: Any,
+        training_args: Any,
     ) -> None:
         assert settings.oracle is not None
-        super().__init__(settings, identity=identity, say=say, training_args=training_args)
+        super().__init__(settings, identity=identity, row_texts=row_texts, training_args=training_args)
         self.oracle, self.model_args = settings.oracle, model_args
 
     def _score(
@@ -84,7 +90,7 @@ class OracleScores(StoredScores):
 
     @abstractmethod
     def _sequences(self, rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
-        """The rows as the oracle reads them: all chosen ones, then all rejected ones."""
+        """Return the rows as the oracle reads them: all chosen ones, then all rejected ones."""
 
     def _loaded(self) -> OracleScorer:
         if self._scorer is None:
@@ -107,11 +113,11 @@ class OracleScores(StoredScores):
 
 
 class DatasetScorer(OracleScores):
-    """Scores of an oracle with the policy's tokenizer: it reads the policy's own tokens.
+    """Scores from an oracle with the policy's tokenizer, which reads the policy's tokens.
 
     Args:
         settings: the run's settings, with an oracle.
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
         model_args: the host's model arguments.
         data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
@@ -122,8 +128,13 @@ class DatasetScorer(OracleScores):
     ) -> None:
         assert settings.oracle is not None
         identity = scoring_identity(settings.oracle, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
-        say = PolicyTokens(tokenizer)
-        super().__init__(settings, identity=identity, say=say, model_args=model_args, training_args=training_args)
+        super().__init__(
+            settings,
+            identity=identity,
+            row_texts=PolicyTokens(tokenizer),
+            model_args=model_args,
+            training_args=training_args,
+        )
 
     def _sequences(self, rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
         return row_sequences(rows)

@@ -1,4 +1,4 @@
-"""What a run computes before training: which scorers it needs, and their columns joined to its rows."""
+"""Scoring before training: the scorers that a run needs, and their columns joined to its rows."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def scorers_of(
     data_args: Any,
     training_args: Any,
 ) -> dict[str, StoredScores]:
-    """What is computed before training.
+    """Return the scorers that a run needs before training.
 
     Args:
         settings: the run's settings.
-        tokenizer: the policy's.
-        template: the host's, for T-REG's prompts.
+        tokenizer: the policy's tokenizer.
+        template: the host's chat template, for T-REG's prompts.
         reader: from ``oracle_reader``: of an oracle with another tokenizer than the policy's, or None.
-        place: with a reader: places the policy's tokens in an answer's text.
+        place: needed with a reader: locates the policy's tokens in a response's text.
         model_args: the host's model arguments.
         data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
 
     Returns:
-        Scorers by the name under which a run's settings file has their stores.
+        Scorers by the name under which the run's settings file lists their stores.
     """
     scorers: dict[str, StoredScores] = {}
     models: dict[str, Any] = {"tokenizer": tokenizer, "model_args": model_args, "training_args": training_args}
@@ -59,15 +59,15 @@ def scorers_of(
 
 
 def with_scores(datasets: Any, scorers: dict[str, StoredScores]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """Compute or find every scorer's columns, one scorer's models in memory at a time.
+    """Compute or find the columns of every scorer, with the models of one scorer in memory at a time.
 
     Args:
-        datasets: by role (``train_dataset``, ``eval_dataset``), as the host has them.
+        datasets: the host's data sets by role (``train_dataset``, ``eval_dataset``).
         scorers: from ``scorers_of``.
 
     Returns:
-        The data sets with the columns, without conversations; the folders of the stores, by what they hold, then by
-        data set.
+        The data sets with the columns and without conversations; the directories of the stores by scorer, then by data
+        set.
     """
     for scorer in scorers.values():
         datasets = each_dataset(datasets, lambda rows, name, scorer=scorer: scorer.attach(rows, name=name))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Scores of an oracle with a tokenizer of its own: it reads the conversations, its scores move by characters."""
+"""Scores from an oracle with another tokenizer: it reads conversations, and its scores are projected by characters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sepo.score_store import RowText
 from sepo.scoring.live_columns import Rows, mapped
 from sepo.scoring.model_files import check_tokenizers, differing_token, max_positions, own_tokenizer, spec_folders
 from sepo.scoring.oracle import OracleScores, oracle_identity
-from sepo.scoring.row_texts import answer_text, prompt_of
+from sepo.scoring.row_texts import prompt_of, response_text
 from sepo.selection import SIDES
 from sepo.text.chat_encoding import ChatReader, ReadResponse
 from sepo.text.conversations import CONVERSATION, add_conversations, check_conversations
@@ -29,25 +29,25 @@ from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 logger = logging.getLogger(__name__)
 
 _SAMPLE = 100
-"""Rows over which coinciding boundaries are counted."""
+"""Number of rows over which shared token boundaries are counted."""
 
 PlaceResponse = Callable[[Mapping[str, Any], list[int], str], TokenSpans | None]
-"""A conversation, the policy's tokens that truncation left of one of its answers, and that answer's side (``chosen`` or
-``rejected``): the places of the whole answer's tokens in its text, or None where they do not spell it. Hosts encode
-answers in their own ways."""
+"""Function of a conversation, the policy's tokens of one of its responses after truncation, and the side (``chosen`` or
+``rejected``). Returns the character spans of the whole response's tokens in its text, or None if the tokens do not
+spell the text. Hosts encode responses differently."""
 
 
 def oracle_reader(settings: RunSettings, *, tokenizer: Any, model_args: Any, data_args: Any) -> ChatReader | None:
-    """How an oracle with another tokenizer than the policy's reads conversations; None where they share one.
+    """Return the conversation reader of an oracle with another tokenizer than the policy's; None if they share one.
 
     Args:
         settings: the run's settings.
-        tokenizer: the policy's, as the host's template left it.
+        tokenizer: the policy's tokenizer, with the changes of the host's template.
         model_args: the host's model arguments.
-        data_args: the host's data arguments; its ``cutoff_len`` counts in the oracle's tokens here.
+        data_args: the host's data arguments; its ``cutoff_len`` counts the oracle's tokens here.
 
     Raises:
-        SepoError: a model is missing, oracle and base have different tokenizers, or there is no chat template.
+        SepoError: If a model is missing, oracle and base have different tokenizers, or there is no chat template.
     """
     if settings.oracle is None:
         return None
@@ -69,10 +69,10 @@ def oracle_reader(settings: RunSettings, *, tokenizer: Any, model_args: Any, dat
 
 
 def adapter_template(oracle: ModelSpec) -> str | None:
-    """The chat template that was saved with an oracle's last adapter that has one: with it the oracle was trained.
+    """Return the chat template saved with the oracle's last adapter that has one: the oracle was trained with it.
 
     Raises:
-        SepoError: the oracle's folder or an adapter's is missing.
+        SepoError: If the directory of the oracle or of an adapter is missing.
     """
     _, adapters = spec_folders(oracle, key="oracle_model")
     for folder in reversed(adapters):
@@ -92,17 +92,17 @@ def _saved_template(path: Path) -> str | None:
 
 
 class ProjectedScorer(OracleScores):
-    """Scores of an oracle with another tokenizer than the policy's.
+    """Scores from an oracle with another tokenizer than the policy's.
 
-    The oracle reads each row's conversation in its own chat template. The store keeps a number per token of the
-    oracle, and knows nothing of the policy: another policy, template or truncation on its side finds it again. On
-    reading, the scores are projected onto the policy's tokens, then cut as the policy's response was.
+    The oracle reads each row's conversation in its own chat template. The store holds one score per token of the oracle
+    and does not depend on the policy: a run with another policy, template or truncation finds it again. When the store
+    is read, the scores are projected onto the policy's tokens, then truncated like the policy's response.
 
     Args:
         settings: the run's settings, with an oracle.
-        reader: the oracle's, from ``oracle_reader``.
-        tokenizer: the policy's.
-        place: places the policy's tokens in an answer's text.
+        reader: the oracle's reader, from ``oracle_reader``.
+        tokenizer: the policy's tokenizer.
+        place: locates the policy's tokens in a response's text.
         model_args: the host's model arguments.
         training_args: the host's training arguments (device, ranks).
     """
@@ -125,30 +125,34 @@ class ProjectedScorer(OracleScores):
             "compute_dtype": str(model_args.compute_dtype).removeprefix("torch."),
         }
         super().__init__(
-            settings, identity=identity, say=self._oracle_texts, model_args=model_args, training_args=training_args
+            settings,
+            identity=identity,
+            row_texts=self._oracle_texts,
+            model_args=model_args,
+            training_args=training_args,
         )
         self.reader, self.tokenizer = reader, tokenizer
         self._place = place
-        self._said = False
+        self._overlap_logged = False
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
-        """Compute the scores of a data set, or find their store, and join them, projected, to its rows.
+        """Compute the scores of a data set, or find their store, and join the projected scores to its rows.
 
         Raises:
-            SepoError: the rows carry no conversation, a response cannot be placed in its text, or the store cannot be
-                written.
+            SepoError: If the rows have no conversation, a response cannot be located in its text, or the store cannot
+                be written.
         """
         check_conversations(dataset, name=name, reader="for the oracle, whose tokenizer is another, to read")
-        if not self._said:
-            self._say(dataset)
-            self._said = True
+        if not self._overlap_logged:
+            self._log_overlap(dataset)
+            self._overlap_logged = True
         scored = super().attach(dataset, name=name)
         cut = {"prompt": 0, "response": 0}
         projected = mapped(scored, lambda rows: self._projected(rows, cut), f"projected {self.stores[name]}")
         if any(cut.values()):
             logger.warning(
-                "%s: of %d conversations with an answer, %d lost their beginning and %d the end of their answer, whose "
-                "tokens have no score (0): the oracle reads %d tokens (cutoff_len, its positions).",
+                "%s: of %d conversations with a response, %d were truncated at the beginning and %d at the end of the "
+                "response, whose tokens get the score 0: the oracle reads %d tokens (cutoff_len, its positions).",
                 name, 2 * len(dataset), cut["prompt"], cut["response"], self.reader.max_tokens,
             )  # fmt: skip
         return projected
@@ -159,24 +163,26 @@ class ProjectedScorer(OracleScores):
         return digest.hexdigest()
 
     def _oracle_texts(self, rows: Rows) -> list[RowText]:
-        """What the rows say in the oracle's tokens, cut as the oracle read them."""
-        said = []
+        """Return the texts of the rows in the oracle's tokens, truncated as the oracle read them."""
+        texts = []
         for text in rows[CONVERSATION]:
             conversation = json.loads(text)
             ids = [read.input_ids[read.response_start :] for read in self.reader.read(conversation)]
-            said.append(RowText(prompt_of(conversation), *(answer_text(self.reader.texts, answer) for answer in ids)))
-        return said
+            texts.append(
+                RowText(prompt_of(conversation), *(response_text(self.reader.texts, response) for response in ids))
+            )
+        return texts
 
     def _sequences(self, rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
         read = [self.reader.read(json.loads(text)) for text in rows[CONVERSATION]]
         return [
-            ScoredSequence(answers[side].input_ids, answers[side].response_start)
+            ScoredSequence(responses[side].input_ids, responses[side].response_start)
             for side in range(len(SIDES))
-            for answers in read
+            for responses in read
         ]
 
     def _projected(self, rows: Rows, cut: dict[str, int]) -> dict[str, list[np.ndarray]]:
-        """The scores of some rows on the policy's tokens."""
+        """Project the scores of some rows onto the policy's tokens."""
         columns: dict[str, list[np.ndarray]] = {column: [] for column in SCORE_COLUMNS}
         for index, text in enumerate(rows[CONVERSATION]):
             conversation = json.loads(text)
@@ -184,7 +190,7 @@ class ProjectedScorer(OracleScores):
                 labels = rows[f"{side}_labels"][index]
                 kept, target = self._placed(conversation, labels, side)
                 scores = project_scores(rows[column][index], read.spans, target)[: len(kept)]
-                # A response at the very start of a row: its first token has no log-probability under the policy.
+                # If the response starts the row, the policy has no log-probability for its first token.
                 first = 0 if labels[0] == IGNORE_INDEX else 1
                 columns[column].append(np.asarray(scores[first:], dtype=np.float32))
                 cut["prompt"] += read.prompt_cut
@@ -192,19 +198,19 @@ class ProjectedScorer(OracleScores):
         return columns
 
     def _placed(self, conversation: Mapping[str, Any], labels: list[int], side: str) -> tuple[list[int], TokenSpans]:
-        """The policy's tokens of a response, and the places of the whole response's."""
+        """Return the policy's tokens of a response, and the character spans of the whole response's tokens."""
         kept = [label for label in labels if label != IGNORE_INDEX]
         spans = self._place(conversation, kept, side)
         if spans is None:
             raise SepoError(
                 f"the policy's tokens of the {side} response {conversation['answers'][SIDES.index(side)][:60]!r} do "
-                "not spell its text (a template or tokenizer that rewrites it), so an oracle's scores cannot be "
-                "projected onto them: take an oracle with the policy's tokenizer, or leave the row out."
+                "not spell its text (the template or tokenizer rewrites it), so an oracle's scores cannot be "
+                "projected onto them: use an oracle with the policy's tokenizer, or remove the row."
             )
         return kept, spans
 
-    def _say(self, dataset: Dataset) -> None:
-        """Say once that scores are projected, and how well the two tokenizers agree on a sample."""
+    def _log_overlap(self, dataset: Dataset) -> None:
+        """Log that scores are projected, and the share of token boundaries that the tokenizers share on a sample."""
         rows = dataset[: min(_SAMPLE, len(dataset))]
         same = boundaries = 0
         for index, text in enumerate(rows[CONVERSATION]):
@@ -214,17 +220,17 @@ class ProjectedScorer(OracleScores):
                 _, target = self._placed(conversation, rows[f"{side}_labels"][index], side)
                 shared, inside = shared_boundaries(read.spans, target)
                 same, boundaries = same + shared, boundaries + inside
-        ours, theirs = len(self.tokenizer.get_vocab()), len(self.reader.tokenizer.get_vocab())
+        policy, oracle = len(self.tokenizer.get_vocab()), len(self.reader.tokenizer.get_vocab())
         logger.info(
             "the oracle's tokenizer is not the policy's (%s tokens, not %s): it reads the conversations in its own "
             "chat template, and its scores are projected onto the policy's tokens by characters. %.0f %% of the "
-            "policy's token boundaries are the oracle's too (%d pairs).",
-            f"{theirs:,}", f"{ours:,}", 100 * same / max(1, boundaries), len(rows[CONVERSATION]),
+            "policy's token boundaries are also boundaries of the oracle's tokens (%d pairs).",
+            f"{oracle:,}", f"{policy:,}", 100 * same / max(1, boundaries), len(rows[CONVERSATION]),
         )  # fmt: skip
 
 
 def _reader_identity(reader: ChatReader) -> dict[str, Any]:
-    """What the oracle's tokens of a text depend on."""
+    """Return all that the oracle's tokenization of a conversation depends on."""
     backend = getattr(reader.tokenizer, "backend_tokenizer", None)
     words = sorted(reader.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     rules = json.dumps(words) if backend is None else backend.to_str()

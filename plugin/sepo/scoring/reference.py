@@ -1,4 +1,4 @@
-"""The reference's log-probabilities, computed before training: what they depend on, and how they are computed."""
+"""Log-probabilities of the reference, computed before training: the identity of their store, and the computation."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _MEDIA = ("images", "videos", "audios")
 
 
 class ReferenceScores(StoredScores):
-    """The reference's log-probabilities of a run's rows as columns ``chosen_ref_logps`` and ``rejected_ref_logps``.
+    """Log-probabilities of the reference on a run's rows, as columns ``chosen_ref_logps`` and ``rejected_ref_logps``.
 
     Args:
         settings: the run's settings, with ``precomputed_reference``.
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
         model_args: the host's model arguments.
         data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
 
     Raises:
-        SepoError: the reference is missing or has another tokenizer.
+        SepoError: If the reference is missing or has another tokenizer.
     """
 
     columns = REF_COLUMNS
@@ -60,19 +60,20 @@ class ReferenceScores(StoredScores):
             "mixed_precision": _mixed_precision(training_args),
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
-        super().__init__(settings, identity=identity, say=PolicyTokens(tokenizer), training_args=training_args)
+        super().__init__(settings, identity=identity, row_texts=PolicyTokens(tokenizer), training_args=training_args)
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
         """Compute the log-probabilities of a data set, or find their store, and join them to its rows.
 
         Raises:
-            SepoError: rows with media; the reference gives no numbers; the store cannot be written.
+            SepoError: If rows have media, the reference returns a value that is not finite, or the store cannot be
+                written.
         """
         for column in _MEDIA:
             if column in dataset.column_names and any(dataset[column]):
                 raise SepoError(
                     f"the rows of {name} have {column}, and ref_precompute runs the reference on text only; remove "
-                    "ref_precompute (the reference then runs in training)."
+                    "ref_precompute (the reference then runs during training)."
                 )
         return super().attach(dataset, name=name)
 
@@ -86,8 +87,8 @@ class ReferenceScores(StoredScores):
             if not np.isfinite(row).all():
                 raise SepoError(
                     f"{self.key}: '{self.spec.model}' gives a token of row {start + index % count} the log-probability "
-                    f"{row[~np.isfinite(row)][0]}, expected a finite number: its weights are damaged, or overflow in "
-                    f"{self.model_args.compute_dtype}; try bf16: true."
+                    f"{row[~np.isfinite(row)][0]}, expected a finite number: its weights are damaged, or it overflows "
+                    f"in {self.model_args.compute_dtype}; try bf16: true."
                 )
         return dict(zip(REF_COLUMNS, (logps[:count], logps[count:]), strict=True))
 
@@ -110,7 +111,7 @@ class ReferenceScores(StoredScores):
 
 
 def _mixed_precision(training_args: Any) -> tuple[str, str] | None:
-    """How the trainer runs a model in a narrower dtype than its weights', and in which; None where it does not."""
+    """Return how the trainer runs a model in a narrower dtype than its weights, and the dtype; None if it does not."""
     dtype = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else None
     if dtype is None:
         return None
@@ -118,8 +119,8 @@ def _mixed_precision(training_args: Any) -> tuple[str, str] | None:
 
 
 def _as_in_training(scoring: ScoringModel, training_args: Any) -> ScoringModel:
-    """The reference in the precision in which it would run beside the policy: under autocast, or, as DeepSpeed has it,
-    with its weights cast."""
+    """Return the reference in the precision that it would have in training: under autocast or, with DeepSpeed, with its
+    weights cast."""
     precision = _mixed_precision(training_args)
     if precision is None:
         return scoring
@@ -133,7 +134,7 @@ def _as_in_training(scoring: ScoringModel, training_args: Any) -> ScoringModel:
 
 
 def _loading_identity(model_args: Any, *, quantized: bool) -> dict[str, Any]:
-    """How the host loads the reference, in so far as its log-probabilities depend on it."""
+    """Return the loading options of the host that the reference's log-probabilities depend on."""
     rope = model_args.rope_scaling
     loading = {"revision": model_args.model_revision, "rope_scaling": None if rope is None else str(rope)}
     if quantized:

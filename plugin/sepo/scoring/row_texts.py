@@ -1,4 +1,4 @@
-"""What rows say, in the tokens that their scores are of: what a score store keeps beside its numbers."""
+"""Texts of rows in the tokens that are scored, which a score store keeps next to the scores."""
 
 from __future__ import annotations
 
@@ -23,37 +23,39 @@ _COLUMNS = (CONVERSATION, *(f"{side}_{name}" for side in SIDES for name in ("inp
 
 Rows = Mapping[str, list[Any]]
 RowTexts = Callable[[Rows], Sequence[RowText]]
-"""Some rows of a data set, as the store's scores read them."""
+"""Function that returns the texts of some rows of a data set, in the tokens that are scored."""
 
 
-def leave_texts(store: ScoreStore, dataset: Dataset, say: RowTexts) -> None:
-    """Leave a data set's texts in its store, where they are not there yet. Nothing depends on them: what hinders it is
-    a warning.
+def write_texts(store: ScoreStore, dataset: Dataset, row_texts: RowTexts) -> None:
+    """Write the texts of a data set into its store, unless they are there. No run depends on them, so any failure is
+    logged as a warning.
 
     Args:
-        store: a complete one.
+        store: a complete store.
         dataset: its rows.
-        say: gives the texts of some rows.
+        row_texts: returns the texts of some rows.
     """
 
     def batches() -> Iterator[Sequence[RowText]]:
         read = dataset.select_columns([name for name in _COLUMNS if name in dataset.column_names])
         for start in range(0, len(read), _ROWS):
-            yield say(read[start : start + _ROWS])
+            yield row_texts(read[start : start + _ROWS])
 
     try:
         if store.texts.leave(batches):
-            logger.info("left the rows' texts beside their scores in %s, for `sepo show`.", store.path)
-    except Exception as error:  # any tokenizer's, any disk's: a run does not end because it cannot be looked at
-        logger.warning("the texts of %s are not stored (%s); the scores are, and the run goes on.", store.path, error)
+            logger.info("wrote the texts of the rows next to their scores in %s, for `sepo show`.", store.path)
+    except Exception as error:  # of any tokenizer or file system: a run must not fail for a file that is only displayed
+        logger.warning(
+            "the texts of %s are not stored (%s); the scores are stored, and the run continues.", store.path, error
+        )
 
 
 class PolicyTokens:
-    """Texts of rows in the policy's own tokens.
+    """Texts of rows in the policy's tokens.
 
     Args:
-        tokenizer: the policy's.
-        quoted: whether prompts are the rows' conversations; otherwise they are decoded from the row's tokens.
+        tokenizer: the policy's tokenizer.
+        quoted: whether prompts are taken from the rows' conversations; otherwise they are decoded from the token ids.
     """
 
     def __init__(self, tokenizer: Any, *, quoted: bool = False) -> None:
@@ -61,12 +63,12 @@ class PolicyTokens:
         self._texts: TokenTexts | None = None
 
     def __call__(self, rows: Rows) -> list[RowText]:
-        """The texts of some rows."""
+        """Return the texts of some rows."""
         if self._texts is None:
             self._texts = TokenTexts(self.tokenizer)
         texts = self._texts
-        answers = [
-            [answer_text(texts, labels[labels.count(IGNORE_INDEX) :]) for labels in rows[name]]
+        responses = [
+            [response_text(texts, labels[labels.count(IGNORE_INDEX) :]) for labels in rows[name]]
             for name in (f"{side}_labels" for side in SIDES)
         ]
         if self.quoted:
@@ -74,15 +76,15 @@ class PolicyTokens:
         else:
             both = zip(rows["chosen_input_ids"], rows["chosen_labels"], strict=True)
             prompts = [texts.plain(ids[: labels.count(IGNORE_INDEX)]) for ids, labels in both]
-        return [RowText(*row) for row in zip(prompts, *answers, strict=True)]
+        return [RowText(*row) for row in zip(prompts, *responses, strict=True)]
 
 
-def answer_text(texts: TokenTexts, ids: Sequence[int]) -> AnswerText:
-    """An answer's tokens, its end of turn included."""
+def response_text(texts: TokenTexts, ids: Sequence[int]) -> AnswerText:
+    """Return the texts of a response's tokens, end of turn included."""
     return AnswerText(*texts.spelling_and_steps(ids))
 
 
 def prompt_of(conversation: Mapping[str, Any]) -> str:
-    """The turns before the answers of a row's conversation."""
+    """Return the turns of a row's conversation before the responses, as plain text."""
     turns, system, tools = (conversation[name] for name in ("messages", "system", "tools"))
     return quoted_conversation(turns, system=system, tools=tools)

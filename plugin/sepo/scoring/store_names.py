@@ -1,4 +1,4 @@
-"""What a recipe calls the models and the data of a score store, for people who list stores."""
+"""Names of the models and the data of a score store in a recipe, for `sepo scores ls`."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 from sepo.recipe.settings import ModelSpec, RunSettings
 
 
-def _called(spec: ModelSpec) -> str:
+def _model_name(spec: ModelSpec) -> str:
     bits = f" ({spec.quantization_bit} bit)" if spec.quantization_bit else ""
     return " + ".join((spec.model, *spec.adapters)) + bits
 
 
 def store_names(settings: RunSettings, what: str, *, data_args: Any) -> dict[str, str]:
-    """The names of a store's parts in this run's recipe.
+    """Return the names of a store's parts in the recipe of this run.
 
     Args:
         settings: the run's settings.
-        what: ``token_scores``, ``token_reward_scores``, ``reference_scores`` or ``registered_scores``, as a run's
-            settings file has it.
+        what: ``token_scores``, ``token_reward_scores``, ``reference_scores`` or ``registered_scores``, the key in the
+            run's settings file.
         data_args: the host's data arguments.
 
     Returns:
-        ``scorer``, ``models`` and ``dataset``; the run adds which ``part`` of the data (train, eval) it is.
+        ``scorer``, ``models`` and ``dataset``; the run adds the ``part`` of the data (train, eval).
     """
     models = ""
     if what == "reference_scores" and settings.precomputed_reference is not None:
-        models = _called(settings.precomputed_reference.model)
+        models = _model_name(settings.precomputed_reference.model)
     elif what == "token_reward_scores" and settings.token_rewards is not None:
-        models = "" if settings.token_rewards.model is None else _called(settings.token_rewards.model)
+        models = "" if settings.token_rewards.model is None else _model_name(settings.token_rewards.model)
     elif what == "token_scores" and settings.oracle is not None:
-        models = f"{_called(settings.oracle.oracle)} over {_called(settings.oracle.base)}"
+        models = f"{_model_name(settings.oracle.oracle)} over {_model_name(settings.oracle.base)}"
     scorers = {
         "token_scores": "oracle",
         "reference_scores": "reference",

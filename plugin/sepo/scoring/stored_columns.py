@@ -1,4 +1,4 @@
-"""Stored scores of a run's data sets: find the store by content, fill what is missing, join the columns to the rows."""
+"""Stored scores of a run's data sets: find the store by content, compute missing rows, join the columns to the rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sepo.score_store import ScoreStore, ShardRange, content_key, default_store_
 from sepo.score_store.fingerprint import model_fingerprint
 from sepo.scoring.model_files import spec_folders
 from sepo.scoring.models import give_memory_back
-from sepo.scoring.row_texts import RowTexts, leave_texts
+from sepo.scoring.row_texts import RowTexts, write_texts
 from sepo.selection import SIDES
 from sepo.training.tokenized_pairs import list_arrays, response_start
 
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 def rows_digest(dataset: Dataset) -> str:
-    """Digest of every row's token ids and of where its responses start."""
+    """Return a digest of every row's token ids and the positions at which its responses start."""
     digest = hashlib.sha256()
     columns = [f"{side}_{name}" for side in SIDES for name in ("input_ids", "labels")]
     arrow = dataset.select_columns(columns).with_format("arrow")
-    for start in range(0, len(dataset), 1000):  # blocks of the mapped file, no row as Python numbers
+    for start in range(0, len(dataset), 1000):  # blocks of the mapped file, without conversion to Python integers
         rows = arrow[start : start + 1000]
         for side in SIDES:
             for ids, labels in zip(
@@ -47,10 +47,10 @@ def rows_digest(dataset: Dataset) -> str:
 
 
 def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
-    """What a scoring model is, by content.
+    """Return the identity of a scoring model by content.
 
     Raises:
-        SepoError: one of its folders is missing.
+        SepoError: If one of its directories is missing.
     """
     model, adapters = spec_folders(spec, key=key)
     return {
@@ -61,13 +61,13 @@ def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
 
 
 def as_resolved(spec: ModelSpec, *, key: str, model_args: Any) -> ModelSpec:
-    """The model, where it is the policy's own, under what the host made of its name: the folder to which another hub
-    than Hugging Face's was loaded."""
+    """Return the specification; if it is the policy's model, with the path to which the host resolved its name (models
+    of other hubs than Hugging Face's are downloaded to a local directory)."""
     return replace(spec, model=str(model_args.model_name_or_path)) if key == OWN_START else spec
 
 
 def row_sequences(rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
-    """The prompts with their responses of some rows: all chosen ones, then all rejected ones."""
+    """Return the prompts with their responses of some rows: all chosen ones, then all rejected ones."""
     return [
         ScoredSequence(ids, response_start(labels))
         for side in SIDES
@@ -76,7 +76,7 @@ def row_sequences(rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
 
 
 def host_identity(*, tokenizer: Any, model_args: Any, data_args: Any) -> dict[str, Any]:
-    """What scores depend on beside the scoring models and the rows: tokenizer, template, cutoff, precision."""
+    """Return what scores depend on apart from scoring models and rows: tokenizer, template, cutoff, precision."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])))
     return {
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
@@ -87,7 +87,7 @@ def host_identity(*, tokenizer: Any, model_args: Any, data_args: Any) -> dict[st
 
 
 def _shard_rows(rows: int) -> int:
-    """Rows per shard, what a killed run may lose: few enough on a slow machine, and not too many files."""
+    """Return the rows per shard, the most that a killed run loses: few on a slow machine, without too many files."""
     return min(512, max(32, rows // 64))
 
 
@@ -96,35 +96,37 @@ def _not_scored(what: str, name: str, where: Path) -> str:
 
 
 class StoredScores(ABC):
-    """Columns of per-token numbers for the data sets of one run, computed at most once.
+    """Columns of per-token values for the data sets of one run, computed at most once.
 
-    Models are loaded at the first shard that is missing, and never otherwise.
+    Models are loaded when the first missing shard is computed, and only then.
 
     Args:
         settings: the run's settings.
-        identity: everything but the rows that the numbers depend on; with the rows' digest it finds the store.
-        say: gives the rows' texts in the tokens that the numbers are of.
+        identity: all that the values depend on except the rows; together with the rows' digest it identifies the store.
+        row_texts: returns the texts of rows in the tokens that the values belong to.
         training_args: the host's training arguments (device, ranks).
     """
 
     columns: ClassVar[tuple[str, ...]]
     what: ClassVar[str]
 
-    def __init__(self, settings: RunSettings, *, identity: dict[str, Any], say: RowTexts, training_args: Any) -> None:
+    def __init__(
+        self, settings: RunSettings, *, identity: dict[str, Any], row_texts: RowTexts, training_args: Any
+    ) -> None:
         self.settings, self.identity, self.training_args = settings, identity, training_args
-        self.say = say
+        self.row_texts = row_texts
         self.stores: dict[str, str] = {}
-        self.names: dict[str, str] = {}  # what the recipe calls the models and the data, for `sepo scores ls`
+        self.names: dict[str, str] = {}  # names of the models and the data in the recipe, for `sepo scores ls`
         self.find_only = False
-        self.report: Callable[[Any, str], None] = lambda bar, output_dir: None  # a host's own progress display
+        self.report: Callable[[Any, str], None] = lambda bar, output_dir: None  # the host's progress display
         self._scorer: Any = None
 
     def attach(self, dataset: Dataset, *, name: str) -> Dataset:
         """Compute the columns of a data set, or find their store, and join them to its rows.
 
         Raises:
-            SepoError: the numbers say that the scoring models are wrong, or the store cannot be written; with
-                ``find_only`` the numbers are not there.
+            SepoError: If the values show that the scoring models are wrong (all zero), the store cannot be written, or
+                ``find_only`` is set and the values are not stored.
         """
         root = (
             Path(self.settings.token_scores_dir).expanduser()
@@ -155,8 +157,8 @@ class StoredScores(ABC):
         if all(not np.any(row) for column in self.columns for row in head[column]):
             self._refuse_zeros()
         if self.training_args.process_index == 0 and not self.find_only:
-            leave_texts(store, dataset, self.say)
-        leftover = [column for column in self.columns if column in dataset.column_names]  # of a tokenized_path
+            write_texts(store, dataset, self.row_texts)
+        leftover = [column for column in self.columns if column in dataset.column_names]  # from a tokenized_path
         return concatenate_datasets([dataset.remove_columns(leftover), scores], axis=1)
 
     def _fill(self, store: ScoreStore, dataset: Dataset, *, name: str) -> None:
@@ -168,7 +170,7 @@ class StoredScores(ABC):
         ) as bar:
 
             def settled(shard: ShardRange, done_rows: int) -> None:
-                bar.n = done_rows  # shards of other processes count too
+                bar.n = done_rows  # includes shards of other processes
                 bar.refresh()
                 self.report(bar, self.training_args.output_dir)
 
@@ -179,21 +181,21 @@ class StoredScores(ABC):
             )
 
     def _digest(self, dataset: Dataset) -> str:
-        """What of the rows the numbers depend on."""
+        """Return a digest of the parts of the rows that the values depend on."""
         return rows_digest(dataset)
 
     @abstractmethod
     def _score(
         self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]
     ) -> dict[str, list[np.ndarray]]:
-        """The columns of the rows [start, stop), loading the models on the first call."""
+        """Return the columns of the rows [start, stop); the first call loads the models."""
 
     @abstractmethod
     def _refuse_zeros(self) -> None:
-        """Raise: everything is exactly zero."""
+        """Raise a ``SepoError`` because all values are exactly zero."""
 
     def free(self) -> None:
-        """Drop the scoring models and give their memory back, before the policy is loaded."""
+        """Drop the scoring models and release their memory before the policy is loaded."""
         if self._scorer is None:
             return
         self._scorer = None

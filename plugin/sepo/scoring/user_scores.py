@@ -1,4 +1,4 @@
-"""`token_scorer: file`: the user's scores or spans of a row, checked, and as one number per token."""
+"""`token_scorer: file`: validation of the user's scores or spans of a row, and conversion to one score per token."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _HOW = (
 
 
 def score_columns(dataset: Dataset, *, name: str) -> list[str]:
-    """The two columns in which a data set has its scores or spans.
+    """Return the two columns of a data set that hold its scores or spans.
 
     Raises:
-        SepoError: it has neither form, or both.
+        SepoError: If it has neither form, or both.
     """
     found = [columns for columns in (SCORE_COLUMNS, SPAN_COLUMNS) if set(columns) <= set(dataset.column_names)]
     if len(found) == 2:
         raise SepoError(
             f"dataset '{name}' has both {', '.join(SCORE_COLUMNS)} and {', '.join(SPAN_COLUMNS)}; token_scorer: file "
-            "takes one form, remove the other's columns."
+            "reads one form; remove the columns of the other."
         )
     if not found:
         raise SepoError(
@@ -41,15 +41,15 @@ def score_columns(dataset: Dataset, *, name: str) -> list[str]:
 
 
 def checked_scores(row: Mapping[str, Any], side: str, *, where: str) -> list[float]:
-    """One side's scores of a row.
+    """Return the validated scores of one side of a row.
 
     Args:
-        row: with ``chosen_scores`` and ``rejected_scores``.
+        row: a row with ``chosen_scores`` and ``rejected_scores``.
         side: ``chosen`` or ``rejected``.
-        where: how an error calls the row.
+        where: name of the row in errors.
 
     Raises:
-        SepoError: no list, or a value that is no finite number.
+        SepoError: If they are not a list, or a value is not a finite number.
     """
     scores = row[f"{side}_scores"]
     if not isinstance(scores, list):
@@ -58,16 +58,16 @@ def checked_scores(row: Mapping[str, Any], side: str, *, where: str) -> list[flo
 
 
 def checked_spans(row: Mapping[str, Any], side: str, *, where: str, characters: int) -> list[Span]:
-    """One side's spans of a row.
+    """Return the validated spans of one side of a row.
 
     Args:
-        row: with ``chosen_spans`` and ``rejected_spans``.
+        row: a row with ``chosen_spans`` and ``rejected_spans``.
         side: ``chosen`` or ``rejected``.
-        where: how an error calls the row.
-        characters: how many the response has.
+        where: name of the row in errors.
+        characters: length of the response in characters.
 
     Raises:
-        SepoError: no list of spans, a weight that is not finite, or a span outside its response.
+        SepoError: If they are not a list of spans, a weight is not finite, or a span lies outside its response.
     """
     spans = row[f"{side}_spans"]
     if not isinstance(spans, list):
@@ -76,12 +76,14 @@ def checked_spans(row: Mapping[str, Any], side: str, *, where: str, characters: 
 
 
 def scores_of_spans(placed: TokenSpans, spans: Sequence[Span], side: str) -> list[float]:
-    """Spans as scores of a response's tokens: a span's weight says how much its characters matter, on both sides, so
-    it is a score as it is in a chosen response and negated in a rejected one, where low scores are selected.
+    """Convert spans to scores of a response's tokens.
+
+    The weight of a span is the importance of its characters on both sides. It is the score in a chosen response, and is
+    negated in a rejected one, where low scores are selected.
 
     Args:
-        placed: the tokens' places in the response.
-        spans: of the response.
+        placed: character spans of the tokens in the response.
+        spans: the spans of the response.
         side: ``chosen`` or ``rejected``.
     """
     sign = 1.0 if side == "chosen" else -1.0
@@ -89,7 +91,7 @@ def scores_of_spans(placed: TokenSpans, spans: Sequence[Span], side: str) -> lis
 
 
 def not_counted(where: str, side: str, *, found: int, expected: int) -> SepoError:
-    """What is said of scores that are not one per token."""
+    """Return the error for scores that are not one per token."""
     return SepoError(
         f"{where}: {side}_scores has {found} numbers, expected {expected}, one for each token of the response in the "
         "policy's tokenizer and template, its end of turn included."
@@ -97,10 +99,10 @@ def not_counted(where: str, side: str, *, found: int, expected: int) -> SepoErro
 
 
 def not_spelled(where: str, side: str) -> SepoError:
-    """What is said of spans whose response the tokens do not spell."""
+    """Return the error for spans of a response whose tokens do not spell its text."""
     return SepoError(
-        f"{where}: the tokens of the {side} response do not spell its text (a template or tokenizer that rewrites it), "
-        f"so its spans cannot be placed; give per-token {side}_scores instead."
+        f"{where}: the tokens of the {side} response do not spell its text (the template or tokenizer rewrites it), so "
+        f"its spans cannot be mapped to tokens; give per-token {side}_scores instead."
     )
 
 
@@ -117,7 +119,7 @@ def _span(span: Any, what: str, characters: int) -> Span:
     whole = all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end))
     if not whole or not 0 <= start < end <= characters:
         raise SepoError(
-            f"{what} goes from {start!r} to {end!r}, expected 0 <= start < end <= {characters}, the characters of the "
-            "response; correct the data set."
+            f"{what} has start {start!r} and end {end!r}, expected 0 <= start < end <= {characters}, the length of the "
+            "response in characters; correct the data set."
         )
     return Span(start, end, _finite(span["weight"], f"{what}.weight"))

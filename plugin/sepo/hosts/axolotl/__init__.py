@@ -1,14 +1,14 @@
 """The plugin for Axolotl: ``plugins: [sepo.hosts.axolotl.SePOPlugin]``.
 
-Axolotl 0.19 logs a plugin that raises ``ImportError`` and goes on without it, which would train plain DPO. So what
-cannot be imported here is another error.
+Axolotl 0.19 logs a plugin that raises ``ImportError`` and continues without it, which would train plain DPO. A failed
+import is therefore raised as another error.
 """
 
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.errors import tell_without_traceback
+from sepo.hosts.axolotl.errors import print_errors_without_traceback
 from sepo.installation import AXOLOTL, install_command
 
-tell_without_traceback()
+print_errors_without_traceback()
 try:
     from sepo.hosts.axolotl.plugin import SePOPlugin
 except ImportError as error:

@@ -1,4 +1,4 @@
-"""Errors of the user's in Axolotl: one line where the host would print a traceback."""
+"""User errors in Axolotl: one line in place of the host's traceback."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 from types import TracebackType
 
 from sepo.errors import SepoError
-from sepo.hosts.errors import tell
+from sepo.hosts.errors import print_error
 
 _BEFORE = "_sepo_before"
 
 
-def tell_without_traceback() -> None:
-    """Have the process print a ``SepoError`` that nothing catches as its line; other errors are printed as ever.
+def print_errors_without_traceback() -> None:
+    """Install an exception hook that prints an uncaught ``SepoError`` as one line; other errors keep their traceback.
 
-    Twice is as good as once.
+    Idempotent.
     """
     before = sys.excepthook
     if hasattr(before, _BEFORE):
@@ -22,7 +22,7 @@ def tell_without_traceback() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, SepoError):
-            tell(error)
+            print_error(error)
         else:
             before(kind, error, trace)
 

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.errors import tell
+from sepo.hosts.errors import print_error
 from sepo.hosts.llamafactory.recipe import SCORE_ONLY, get_train_args, load_host, settings_of
 from sepo.recipe.resolve import stage_of
 from sepo.recipe.stages import is_ours
@@ -52,7 +52,7 @@ def register(tuner: ModuleType) -> None:
         except SepoError as error:
             if os.environ.get(RAY_WORKER):  # Ray carries the exception to the driver
                 raise
-            tell(error)
+            print_error(error)
             raise SystemExit(2) from None
 
     tuner.get_train_args = get_train_args  # type: ignore[attr-defined]

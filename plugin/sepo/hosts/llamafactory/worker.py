@@ -8,13 +8,13 @@ if __name__ == "__main__":
     if sys.path and os.path.abspath(sys.path[0]) == os.path.dirname(os.path.abspath(__file__)):
         sys.path.pop(0)
     from sepo.errors import SepoError
-    from sepo.hosts.errors import tell
+    from sepo.hosts.errors import print_error
     from sepo.hosts.llamafactory.recipe import load_host
 
     try:
         load_host("train")
     except SepoError as error:
-        tell(error)
+        print_error(error)
         sys.exit(2)
     from llamafactory.train import tuner
 
