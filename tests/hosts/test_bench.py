@@ -179,7 +179,7 @@ def test_wrong_requests_are_refused_in_one_line():
     refused(lambda: planned({"stage": "sepo", "deepspeed": "z3.json"}), "deepspeed", "one process", "deepspeed=null")
     refused(lambda: drawn_batches([5] * 3, pairs=4, rounds=1, seed=0), "3 pairs", "a batch is 4")
     refused(lambda: check_keys({"stage": "sepo", "lerning_rate": 1}, host_keys=HOST_KEYS), "'learning_rate'")
-    refused(lambda: check_keys({"stage": "dpo", "select_ratio": 1}, host_keys=HOST_KEYS), "key of our stages")
+    refused(lambda: check_keys({"stage": "dpo", "select_ratio": 1}, host_keys=HOST_KEYS), "key of sepo's stages")
     check_keys({"stage": "dpo", "select_ratio": None}, host_keys=HOST_KEYS)  # taken away by an override
 
 
@@ -210,7 +210,7 @@ def test_batches_have_short_and_long_rows_as_the_data_has():
 def test_losses_that_differ_are_told():
     assert loss_notes({"host_dpo": 0.69, "dpo": 0.6901, "sepo": 5.0}) == []
     (note,) = loss_notes({"host_dpo": 0.69, "dpo": 0.75})
-    assert note.startswith("CHECK: the loss of dpo")
+    assert note.startswith("CHECK: on the same batch, the loss of dpo")
     assert loss_notes({"host_dpo": 0.69, "dpo": float("nan")})
 
 
@@ -278,7 +278,7 @@ def test_a_recipe_from_the_command_line(world, tmp_path):
     assert result["recipe"]["output_dir"] == str(output)
     assert {"torch", "transformers", "llamafactory", "peft", "sepo"} <= set(result["versions"])
     assert {"processor", "cores", "threads", "flags", "gpu"} <= set(result["machine"])
-    assert "selection by random scores: as many tokens as with an oracle's" in " ".join(done.stdout.split())
+    assert "tokens are selected by random scores, as many as with an oracle" in " ".join(done.stdout.split())
     assert "optimizer steps are left out" in " ".join(done.stdout.split())
     assert "bench:" in done.stderr  # the progress bar
 

@@ -571,7 +571,7 @@ def test_a_board_that_we_do_not_know_stays_as_it_is(host, capsys, module, name, 
     assert not all(finding.good for finding in board_findings())
     rebound = runner.gen_cmd, common._clean_cmd, interface.create_train_tab
     patch.register(interface)
-    assert "sepo: this LLaMA Board does not list our stages: " in capsys.readouterr().err
+    assert "sepo: this LLaMA Board does not list sepo's stages: " in capsys.readouterr().err
     assert (runner.gen_cmd, common._clean_cmd, interface.create_train_tab) == rebound
     assert "SePO" not in constants.TRAINING_STAGES
 
@@ -598,4 +598,4 @@ def test_a_missing_gradio_is_one_line(host, capsys):
     host.setenv("PATH", os.environ["PATH"])
     assert cli.main(["webui"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "LLaMA Board needs gradio, which is not installed here; run: pip install" in line
+    assert "LLaMA Board requires gradio, which is not installed; run: pip install" in line

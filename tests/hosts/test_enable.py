@@ -48,7 +48,7 @@ def test_an_uninstalled_package_does_no_harm(elsewhere):
 def test_an_environment_that_cannot_be_written_is_said(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(enable, "pth_file", lambda: tmp_path / "file" / enable.FILE_NAME)
-    with pytest.raises(SepoError, match=r"cannot write .*; `sepo train` works without it"):
+    with pytest.raises(SepoError, match=r"cannot write .*`sepo train`, which works without it"):
         enable.enable()
 
 

@@ -60,7 +60,7 @@ def test_a_training_recipe_with_what_it_trained(world, tmp_path):
         assert dropped not in found.host
     alone = read(recipe, tmp_path)
     assert (alone.policy, alone.start, alone.reference) == (base, None, None)
-    assert f"as the recipe starts; of what it trained: adapter_name_or_path={tmp_path / 'run'}" in alone.notes[0]
+    assert f"as the recipe starts; for the trained adapter: adapter_name_or_path={tmp_path / 'run'}" in alone.notes[0]
 
 
 def test_a_policy_that_went_on_with_an_adapter_started_from_it(world, tmp_path):
@@ -75,7 +75,7 @@ def test_a_policy_that_went_on_with_an_adapter_started_from_it(world, tmp_path):
 
 def test_a_new_adapter_lies_over_the_one_that_it_was_made_on(world, tmp_path):
     recipe = training(world, tmp_path, adapter_name_or_path="sft", create_new_adapter=True)
-    with pytest.raises(SepoError, match="on top of sft: write adapter_name_or_path=sft,run"):
+    with pytest.raises(SepoError, match="on top of sft; set adapter_name_or_path=sft,run"):
         read(recipe, tmp_path, "adapter_name_or_path=run")
     found = read(recipe, tmp_path, "adapter_name_or_path=sft,run")
     assert (found.policy.adapters, found.start.adapters) == (("sft", "run"), ("sft",))
@@ -113,17 +113,17 @@ def test_which_rows_are_held_out(tmp_path):
     ("keys", "said"),
     [
         ({"cutof_len": 3}, "unknown key 'cutof_len'. Did you mean 'cutoff_len'"),
-        ({"select_ratio": 0.3}, "unknown key 'select_ratio'. It is a key of our stages"),
+        ({"select_ratio": 0.3}, "unknown key 'select_ratio'. It is a key of sepo's stages"),
         ({"stage": "sep"}, "unknown stage 'sep'. Did you mean 'sepo'"),
         ({"eval_dataset": None}, "eval_dataset is missing; name a ranking data set of data"),
         ({"model_name_or_path": None}, "model_name_or_path is missing"),
-        ({"top_p": 0.9}, "top_p is set, but answers are decoded greedily or sampled"),
+        ({"top_p": 0.9}, "top_p is set, but sepo eval decodes greedily or samples"),
         ({"max_new_tokens": "many"}, "max_new_tokens is 'many'; a whole number"),
         ({"adapter_name_or_path": "a,b", "quantization_bit": 4}, "2 adapters and quantization_bit is 4"),
         ({"adapter_name_or_path": "a", "resize_vocab": True}, "resize_vocab is set, so the adapter has tokens"),
         ({"mixture_of_depths": "load"}, "mixture_of_depths is set"),
         ({"ref_model": "models/base"}, r"the reference is the evaluated model itself \(models/base\)"),
-        ({"policy": {"select_ratio": 0.3}}, r"is a pipeline's recipe \(section 'policy'\).*pipeline/policy.yaml"),
+        ({"policy": {"select_ratio": 0.3}}, r"is a pipeline recipe \(section 'policy'\).*pipeline/policy.yaml"),
     ],
 )
 def test_wrong_recipes_are_told_so(tmp_path, keys, said):
@@ -166,7 +166,9 @@ def test_the_folder_of_a_full_model_too(world, tmp_path):
 )
 def test_a_folder_without_its_recipe_says_how_to_evaluate_it(tmp_path, marker, key):
     run = run_folder(tmp_path, marker)
-    with pytest.raises(SepoError, match=rf"a folder without its recipe .*: sepo eval recipe.yaml {key}=\S+run$"):
+    with pytest.raises(
+        SepoError, match=rf"a directory without a stored recipe .*: sepo eval recipe.yaml {key}=\S+run$"
+    ):
         evaluation_recipe(run)
 
 
@@ -187,7 +189,7 @@ def test_a_damaged_recipe_of_a_run_is_told(tmp_path, text):
         (Request(name="a/b"), "--name is 'a/b'"),
         (
             Request(before=True),
-            "--before asks for the policy as it was before training, which the recipe does not tell",
+            "--before needs the policy before training, but the recipe has neither an adapter to disable nor a ref_mod",
         ),
         (Request(max_new_tokens=0), "max_new_tokens is 0"),
     ],
@@ -199,7 +201,7 @@ def test_wrong_requests_are_told_before_anything_is_loaded(tmp_path, request_, s
 
 def test_two_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SepoError, match="WORLD_SIZE is above 1, but an evaluation is one process on one device"):
+    with pytest.raises(SepoError, match="WORLD_SIZE is above 1, but an evaluation runs in one process on one device"):
         evaluate(write(evaluation(), tmp_path / "recipe.yaml"), request=Request())
 
 

@@ -87,7 +87,7 @@ def test_overrides_reach_sections(tmp_path):
     recipe = read_pipeline(path, ["policy.sepo_gamma=2", "seed=5"])
     assert recipe["policy"]["sepo_gamma"] == 2
     assert recipe["seed"] == 5
-    with pytest.raises(SepoError, match="'seed' is no override"):
+    with pytest.raises(SepoError, match="'seed' is not an override"):
         read_pipeline(path, ["seed"])
     with pytest.raises(SepoError, match="does not exist"):
         read_pipeline(tmp_path / "none.yaml")

@@ -118,7 +118,7 @@ def test_an_export_is_a_data_set_with_the_same_scores(scored, world, tmp_path, p
             "train",
             "token scores of train are not all in none; run `sepo score` with this",
         ),
-        ({}, "test", "--part test: this recipe has train, eval; name one of these"),
+        ({}, "test", "--part is test, but this recipe has train, eval; use one of these"),
         ({"stage": "minor_dpo", "oracle_model": None, "oracle_base_model": None}, "train", "scores nothing"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_with_an_adapter_has_it_in_its_reference(world, sft_a
     keys = {"objective": "dpo", "adapter_name_or_path": str(sft_adapter), "save_steps": 2}
     recipe = stage_recipe(world, tmp_path / "out", "minor_dpo", **keys)
     done = sepo_train(recipe, tmp_path)
-    assert "the reference is the policy as it is now" in done.stdout
+    assert "the reference is the starting policy, with a frozen copy of its adapter" in done.stdout
     entries = training(tmp_path / "out")
     assert entries[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert entries[0]["kl/chosen"] == 0
