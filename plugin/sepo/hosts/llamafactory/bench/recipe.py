@@ -44,7 +44,9 @@ def measured_recipe(recipe: Mapping[str, Any], *, output_dir: str) -> dict[str, 
         )
     for name, reason in _ENGINES.items():
         if recipe.get(name) not in _OFF:
-            raise SepoError(f"{name} is set, but {reason} and bench measures one process; add {name}=null after the recipe.")
+            raise SepoError(
+                f"{name} is set, but {reason} and bench measures one process; add {name}=null after the recipe."
+            )
     kept = {
         name: value
         for name, value in recipe.items()
