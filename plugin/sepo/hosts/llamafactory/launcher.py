@@ -24,7 +24,7 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
         The exit status.
 
     Raises:
-        SepoError: the recipe is wrong.
+        SepoError: the recipe is invalid.
     """
     command = "score" if score_only else "train"
     require_host(command)

@@ -105,8 +105,8 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
     output = str(shared.pop("output_dir"))
     policy = {**shared, "stage": "sepo", "do_train": True, **(sections["policy"] or {})}
     policy["output_dir"] = f"{output}/policy"
-    ours = (*OUR_KEYS, *objective_keys(str(with_stage_defaults(policy)["objective"])))
-    training = {name: value for name, value in shared.items() if name not in (*ours, *_EVALUATION)}
+    sepo_keys = (*OUR_KEYS, *objective_keys(str(with_stage_defaults(policy)["objective"])))
+    training = {name: value for name, value in shared.items() if name not in (*sepo_keys, *_EVALUATION)}
     base = _base_recipe(recipe, training, sections["base"], output)
     oracle = _oracle_recipe(base, training, sections["oracle"] or {}, output)
     policy = {**_oracle_keys(base, oracle), **policy}

@@ -76,15 +76,15 @@ def check_keys(recipe: Mapping[str, Any], *, host_keys: tuple[str, ...]) -> None
     Raises:
         SepoError: with the nearest known name.
     """
-    ours: tuple[str, ...] = ()
+    sepo_keys: tuple[str, ...] = ()
     if is_ours(str(recipe.get("stage"))):
         objective = str(with_stage_defaults(recipe)["objective"])
-        ours = (*OUR_KEYS, *objective_keys(objective, taken=(*host_keys, *OUR_KEYS)))
+        sepo_keys = (*OUR_KEYS, *objective_keys(objective, taken=(*host_keys, *OUR_KEYS)))
     for name, value in recipe.items():
-        if value is not None and name not in (*host_keys, *ours):
+        if value is not None and name not in (*host_keys, *sepo_keys):
             hint = (
                 f" It is a key of sepo's stages; add {name}=null after the recipe."
                 if name in OUR_KEYS
-                else nearest(name, (*host_keys, *ours))
+                else nearest(name, (*host_keys, *sepo_keys))
             )
             raise SepoError(f"unknown key '{name}'.{hint}")
