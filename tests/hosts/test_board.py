@@ -427,8 +427,8 @@ def test_a_run_is_started_by_a_command_that_has_its_stage(visitor, board, label,
     *_, last = visitor.runner.run_train(visitor.values)
     assert any("Finished." in str(value) for value in last.values())
     (process,) = started
-    command = [sys.executable, "-P", "-m", "sepo"] if label == "T-REG" and not is_enabled else ["llamafactory-cli"]
-    assert process.words[:-1] == [*command, "train"]
+    program = [sys.executable, "-P", "-m", "sepo"] if label == "T-REG" and not is_enabled else ["llamafactory-cli"]
+    assert process.words[:-1] == [*program, "train"]
     assert process.options["env"]["LLAMABOARD_ENABLED"] == "1"
     recipe = yaml.safe_load((tmp_path / process.words[-1]).read_text())
     _, found = check_recipe(recipe)

@@ -62,8 +62,8 @@ def check_recipe(args: Arguments, *, download: bool = True) -> tuple[Arguments, 
         sepo_keys = [name for name in given_keys(args) if name in OUR_KEYS]
         if sepo_keys and not _enabled("ALLOW_EXTRA_ARGS"):
             raise SepoError(
-                f"{sepo_keys[0]} is set, but stage {stage or 'sft'} is LLaMA-Factory's, which does not support it; use one "
-                f"of sepo's stages ({', '.join(STAGES)}), or remove {sepo_keys[0]}."
+                f"{sepo_keys[0]} is set, but stage {stage or 'sft'} is LLaMA-Factory's, which does not support it; use "
+                f"one of sepo's stages ({', '.join(STAGES)}), or remove {sepo_keys[0]}."
             )
         return args, None
     from sepo.hosts.llamafactory.checks import check_datasets, check_models
