@@ -1,6 +1,6 @@
 """A real headless Chromium for tests of pages: Debian's ``chromium`` and ``chromium-driver``, driven by selenium.
 
-``make browser``, run as root, installs both. Without them a test fails and says so.
+``make browser``, run as root, installs both. Without them a test fails with a message.
 """
 
 import json
@@ -29,11 +29,11 @@ OPTIONS = (
     "--force-prefers-reduced-motion",
 )
 ACCESS = frozenset({"file", "data", "blob", "about"})
-"""Schemes of what a page can load without a network."""
+"""URL schemes that a page can load without a network."""
 
 
 def require_browser() -> None:
-    """Fail the test that calls this where no browser is installed."""
+    """Fail the calling test if no browser is installed."""
     missing = [path for path in (CHROMIUM, DRIVER) if shutil.which(path) is None]
     try:
         import selenium.webdriver  # noqa: F401
@@ -44,10 +44,10 @@ def require_browser() -> None:
 
 
 class Browser:
-    """A Chromium and what it said.
+    """A Chromium with its console messages and requests.
 
     Args:
-        driver: selenium's; everything that this class does not have is there.
+        driver: selenium's driver, for everything that this class does not have.
     """
 
     def __init__(self, driver: Any) -> None:
@@ -56,44 +56,44 @@ class Browser:
         self._requests: list[str] = []
 
     def open(self, page: str | Path) -> None:
-        """Open a file or an address and wait until it is loaded; what was logged before is forgotten."""
+        """Open a file or an address and wait until it is loaded; earlier log entries are dropped."""
         self._collect()
         self._console.clear()
         self._requests.clear()
         self.driver.get(page.absolute().as_uri() if isinstance(page, Path) else page)
 
     def resize(self, width: int, height: int, *, scale: float = 1.0) -> None:
-        """Lay out for a screen of so many CSS pixels; below 600 of them it is a phone's, with touch."""
+        """Lay out for a screen of this size in CSS pixels; a width below 600 emulates a phone with touch."""
         phone = width < 600
         screen = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": phone}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": phone})
 
     def prefer(self, scheme: str) -> None:
-        """Let the system prefer ``light`` or ``dark``."""
+        """Set the preferred color scheme of the system to ``light`` or ``dark``."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Run JavaScript; ``return`` gives its value."""
+        """Run JavaScript and return the value of its ``return`` statement."""
         return self.driver.execute_script(script, *arguments)
 
     def find(self, selector: str) -> Any:
-        """The first element of a CSS selector; an error where there is none."""
+        """Return the first element of a CSS selector; raise if there is none."""
         return self.driver.find_element("css selector", selector)
 
     def find_all(self, selector: str) -> list[Any]:
-        """Every element of a CSS selector."""
+        """Return all elements of a CSS selector."""
         return self.driver.find_elements("css selector", selector)
 
     def press(self, *keys: str) -> None:
-        """Send keys to what has the focus."""
+        """Send keys to the element with the focus."""
         from selenium.webdriver import ActionChains
 
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def screenshot(self, file: Path, *, whole: bool = True) -> None:
-        """Write a PNG of the page as it is laid out now, below the fold too."""
+        """Write a PNG of the page in its current layout, including the part below the fold."""
         import base64
 
         shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": whole})
@@ -111,28 +111,28 @@ class Browser:
                     self._requests.append(parameters.get("request", parameters)["url"])
 
     def console(self) -> list[str]:
-        """Errors and warnings that the console holds since the page was opened, refusals of the page's CSP too."""
+        """Return the console's errors and warnings since the page was opened, CSP violations included."""
         self._collect()
         return list(self._console)
 
     def requests(self) -> list[str]:
-        """Every address that was asked for since the page was opened, the page's own first."""
+        """Return all URLs requested since the page was opened, the page's own first."""
         self._collect()
         return list(self._requests)
 
     def network_requests(self) -> list[str]:
-        """Those of ``requests`` that would leave this machine's files."""
+        """Return the ``requests`` that need more than local files."""
         return [url for url in self.requests() if url.split(":", 1)[0] not in ACCESS]
 
 
 @contextmanager
 def open_browser(profile: Path, *, width: int = 1280, height: int = 900) -> Iterator[Browser]:
-    """Start a Chromium with a profile of its own and end it afterwards.
+    """Start a Chromium with its own profile and quit it afterwards.
 
     Args:
-        profile: an empty folder, or one that is not there yet, for the browser's profile.
-        width: of the window, in CSS pixels.
-        height: of the window, in CSS pixels.
+        profile: an empty or missing directory for the browser's profile.
+        width: width of the window in CSS pixels.
+        height: height of the window in CSS pixels.
     """
     require_browser()
     from selenium import webdriver
@@ -143,7 +143,7 @@ def open_browser(profile: Path, *, width: int = 1280, height: int = 900) -> Iter
     for option in (*OPTIONS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # The driver's path is given, so that selenium does not look for one to download.
+    # With an explicit driver path, selenium does not try to download one.
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     try:
         driver.set_page_load_timeout(60)

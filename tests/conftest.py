@@ -1,4 +1,4 @@
-"""What all tests share: a quiet, offline process and tiny models that are made once per session."""
+"""Shared by all tests: a quiet, offline process, and tiny models that are created once per session."""
 
 import importlib.util
 import logging
@@ -14,7 +14,7 @@ os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "INFO")
 import hypothesis
 import pytest
 
-# How long an example takes says how busy the machine is.
+# The duration of an example depends on the load of the machine.
 hypothesis.settings.register_profile("sepo", deadline=None)
 hypothesis.settings.load_profile("sepo")
 
@@ -25,7 +25,7 @@ sys.path[:0] = [
     str(Path(__file__).parent / "forward"),
 ]
 
-# The two frameworks cannot share an environment, and in Axolotl's only its own tests are collected.
+# The two hosts cannot share an environment; in Axolotl's only its own tests are collected.
 _HERE = Path(__file__).parent
 _OTHER_HOST = importlib.util.find_spec("llamafactory") is None and importlib.util.find_spec("axolotl") is not None
 if _OTHER_HOST:
@@ -36,28 +36,28 @@ else:
 
 def pytest_configure(config):
     if _OTHER_HOST:
-        config.addinivalue_line("filterwarnings", "ignore")  # of its packages, which it pins
+        config.addinivalue_line("filterwarnings", "ignore")  # from its pinned packages
 
 
-# Ten seconds of a processor and more, the longest first: two processes that take files from a queue end together.
+# Files of ten CPU seconds and more, the longest first, so that two workers with a shared queue finish together.
 LONG = (
     "test_engines.py", "test_distributed.py", "test_plan.py", "test_board_browser.py", "test_trainer.py",
     "test_train.py", "test_score.py", "test_page_in_browser.py", "test_adapters.py", "test_sharing.py",
-    "test_broken_packages.py", "test_pipeline.py",
-    "test_enable.py", "test_bench.py", "test_own_scorer.py", "test_head_memory.py",
+    "test_broken_packages.py", "test_pipeline.py", "test_enable.py", "test_bench.py", "test_own_scorer.py",
+    "test_head_memory.py",
     "test_demo_model.py", "test_stages.py", "test_store_processes.py", "test_step_bytes.py", "test_readme.py",
     "test_projection.py", "test_stability.py", "test_demo_pairs.py", "test_head.py", "test_examples.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first; the others, and the tests of each file, in their order."""
+    """Run long files first; keep the order of the others and of the tests within a file."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A folder with tiny models `base`, `oracle` (its perturbed copy), `policy` and the data set `data`."""
+    """Return a directory with tiny models `base`, `oracle` (its perturbed copy), `policy` and the data set `data`."""
     import tiny
 
     root = tmp_path_factory.mktemp("world")
@@ -70,7 +70,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_logger():
-    """Commands that are called here, and not in a process of their own, set `sepo`'s logger up as a program's."""
+    """Restore sepo's logger, which commands called in this process configure like a program."""
     logger = logging.getLogger("sepo")
     before = logger.level, logger.propagate, logger.disabled, list(logger.handlers)
     yield
@@ -80,7 +80,7 @@ def _own_logger():
 
 @pytest.fixture
 def browser(tmp_path):
-    """A headless Chromium with an empty profile; see ``browser.Browser``."""
+    """Return a headless Chromium with an empty profile; see ``browser.Browser``."""
     from browser import open_browser
 
     with open_browser(tmp_path / "chromium") as opened:
@@ -89,7 +89,7 @@ def browser(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a file system of so many KiB: a function that returns its folder, and one that makes it larger."""
+    """Return a function that mounts a file system of a size in KiB, and one that enlarges it."""
     from small_disk import SmallDisk
 
     disk = SmallDisk(tmp_path / "small")

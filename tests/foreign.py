@@ -16,7 +16,7 @@ TEXT = [
 ] * 3
 SPECIAL = ["<unk>", "<s>", "</s>"]
 CELLS = 840
-"""Parts of a character: up to eight tokens divide it evenly."""
+"""Number of cells per character: up to eight tokens divide it evenly."""
 
 
 def wrapped(raw):
@@ -29,7 +29,7 @@ def wrapped(raw):
 
 
 def byte_level():
-    """As GPT-2's, Llama 3's and Qwen's: bytes as letters."""
+    """Train a byte-level BPE tokenizer like those of GPT-2, Llama 3 and Qwen."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -43,7 +43,7 @@ def byte_level():
 
 
 def metaspace_bpe():
-    """As Llama 2's: a mark for every space and one more in front, bytes for what it does not know."""
+    """Train a BPE tokenizer like Llama 2's: a mark for every space and one in front, bytes for unknown characters."""
     raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     raw.decoder = decoders.Sequence(
@@ -56,7 +56,7 @@ def metaspace_bpe():
 
 
 def unigram():
-    """As SentencePiece's other kind, with its normalization (NFKC) and an unknown token."""
+    """Train a Unigram tokenizer like SentencePiece's, with its normalization (NFKC) and an unknown token."""
     raw = Tokenizer(models.Unigram())
     raw.normalizer = normalizers.NFKC()
     raw.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -67,7 +67,7 @@ def unigram():
 
 
 def wordpiece():
-    """As BERT's: lower case, accents taken off, spaces lost."""
+    """Train a WordPiece tokenizer like BERT's: lower case, accents and spaces removed."""
     raw = Tokenizer(models.WordPiece(unk_token="<unk>"))
     raw.normalizer = normalizers.BertNormalizer(lowercase=True)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -78,7 +78,7 @@ def wordpiece():
 
 
 def characters():
-    """A token per character; characters that it has never seen are one unknown token each."""
+    """Train a tokenizer with one token per character; each unknown character is one unknown token."""
     letters = sorted({letter for text in TEXT for letter in text})
     raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *letters])}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -95,7 +95,7 @@ def tokenizer(name):
 
 
 def divided(offsets, length):
-    """The cells of every character that each token has, [tokens, length * CELLS] bool."""
+    """Return the cells of the text that each token covers, [tokens, length * CELLS] bool."""
     owned = np.zeros((len(offsets), length * CELLS), dtype=bool)
     for place in range(length):
         covering = [index for index, (start, end) in enumerate(offsets) if start <= place < end]
@@ -106,16 +106,16 @@ def divided(offsets, length):
 
 
 def naive_projection(scores, source, target, *, length):
-    """Every cell of a source token's characters that some target token has carries an equal share of the score.
+    """Distribute each score equally over the cells of its source token that target tokens cover.
 
     Args:
-        scores: per source token.
+        scores: scores of the source tokens.
         source: (offsets, index of the end of turn or None).
-        target: the same of the target.
-        length: of the text.
+        target: the same for the target.
+        length: number of characters of the text.
 
     Returns:
-        float64 [target tokens].
+        Scores of the target tokens, float64 [target tokens].
     """
     (given, given_end), (taken, taken_end) = source, target
     result = np.zeros(len(taken))

@@ -1,4 +1,4 @@
-"""Packages that register something with us, installed by hand: a module and its metadata in a folder on the path."""
+"""Installation by hand of packages with sepo's entry points: a module and its metadata in a directory on the path."""
 
 import importlib
 import sys
@@ -14,7 +14,7 @@ SCORER_EXAMPLE = EXAMPLE.with_name("own_scorer")
 
 
 def write_package(folder, name, groups, code=None):
-    """Write what an installer would: ``groups`` is {"objectives": {"my_loss": "module:attribute"}, ...}."""
+    """Write the files of an installed package; ``groups`` is {"objectives": {"my_loss": "module:attribute"}, ...}."""
     info = folder / f"{name.replace('-', '_')}-0.1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
@@ -28,14 +28,14 @@ def write_package(folder, name, groups, code=None):
 
 
 def write_example(folder, example=EXAMPLE):
-    """A package of yaml_examples/, from its own pyproject.toml and module."""
+    """Write a package of yaml_examples/, from its own pyproject.toml and module."""
     project = tomllib.loads((example / "pyproject.toml").read_text())["project"]
     groups = {group.removeprefix("sepo."): entries for group, entries in project["entry-points"].items()}
     return write_package(folder, project["name"], groups, (example / f"{example.name}.py").read_text())
 
 
 def example_wheel(folder, example=EXAMPLE):
-    """The example as the wheel that its build backend would make, which pip installs without one (or a network)."""
+    """Build the wheel of an example by hand, which pip installs without a build backend (or a network)."""
     site = write_example(folder / "site", example)
     (info,) = site.glob("*.dist-info")
     (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -51,7 +51,7 @@ def example_wheel(folder, example=EXAMPLE):
 
 @contextmanager
 def on_path(folder):
-    """The packages of a folder are installed while the context lasts."""
+    """Make the packages of a directory importable inside the context."""
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()

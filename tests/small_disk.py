@@ -1,4 +1,4 @@
-"""A file system that is soon full, for whoever can mount one: root, or a user who may have namespaces."""
+"""A small file system for tests of full disks; mounting it needs root or user namespaces."""
 
 import subprocess
 from pathlib import Path
@@ -11,10 +11,10 @@ def succeeds(*command: str) -> bool:
 
 
 class SmallDisk:
-    """A tmpfs in a folder.
+    """A tmpfs in a directory.
 
     Args:
-        place: where it is mounted; made here.
+        place: mount point, which is created.
     """
 
     def __init__(self, place: Path) -> None:
@@ -24,10 +24,10 @@ class SmallDisk:
         self._inside: list[str] = []
 
     def mount(self, size: int) -> Path:
-        """Mount it with so many KiB and return the path of its root."""
+        """Mount the file system with a size in KiB and return the path of its root."""
         if self._mount(f"size={size}k"):
             return Path(self._place)
-        # A process in namespaces of its own, where any user may mount; files there have a path from outside, too.
+        # In its own namespaces a process of any user may mount; the files are reachable from outside under /proc.
         self._holder = subprocess.Popen(
             ["unshare", "--map-root-user", "--mount", "sh", "-c", "echo ready; exec sleep infinity"],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -37,14 +37,14 @@ class SmallDisk:
         self._inside = ["nsenter", "--target", holder, "--user", "--mount", "--preserve-credentials"]
         if ready and self._mount(f"size={size}k"):
             return Path(f"/proc/{holder}/root{self._place}")
-        pytest.fail("no file system can be mounted to be filled: run as root, or where users may have namespaces")
+        pytest.fail("no file system can be mounted: run as root, or enable user namespaces")
 
     def enlarge(self, size: int) -> bool:
-        """Give it so many KiB; False where that fails."""
+        """Resize the file system to a size in KiB; return whether that succeeded."""
         return self._mount(f"remount,size={size}k")
 
     def close(self) -> None:
-        """Unmount it."""
+        """Unmount the file system."""
         if self._holder is None:
             succeeds("umount", self._place)
         else:

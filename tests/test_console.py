@@ -11,7 +11,7 @@ def test_sizes_are_readable():
 
 @pytest.mark.parametrize("footer", [None, ["together", "[i]2[/i]"]])
 def test_cells_are_printed_as_they_are(capsys, footer):
-    """What looks like markup comes from a model, a path or a recipe."""
+    """Text that looks like markup comes from a model, a path or a recipe."""
     long = "w" * 300
     print_table("[bold]title[/]", ["[a]", "b"], [["[red]x[/red]", "1"], [long, "2"]], footer=footer)
     print_lines(["[link=x]y", long])

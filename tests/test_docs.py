@@ -1,4 +1,4 @@
-"""The documentation's promises that can be checked from here."""
+"""Checks of the documentation against the code."""
 
 import ast
 import re
@@ -13,13 +13,13 @@ SOURCE = ROOT / "plugin" / "sepo"
 
 
 def anchors(page):
-    """Anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, in GitHub's format."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", [*DOCS, ROOT / "README.md"], ids=lambda page: page.stem)
-def test_every_link_of_ours_leads_somewhere(page):
+def test_every_relative_link_has_a_target(page):
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
@@ -34,7 +34,7 @@ def test_pages_are_written_from_the_code(page):
     assert (ROOT / "docs" / page).read_text() == pages[page](), "run: make docs"
 
 
-def test_every_key_of_ours_is_in_the_table():
+def test_every_sepo_key_is_in_the_table():
     from sepo.objectives.presets import BUILT_IN
     from sepo.recipe.keys import HOST_KEYS, OUR_KEYS, PIPELINE_KEYS
     from sepo.recipe.resolve import TOKEN_SCORERS
@@ -63,8 +63,8 @@ def test_every_objective_and_scorer_is_explained():
         assert re.search(rf"^\|[^|]*`{name}`[^|]*\|", text, re.MULTILINE), name
 
 
-def spoken():
-    """Every text of the code, one that is put together by values as its pieces."""
+def literals():
+    """Yield all string literals of the code; f-strings give their literal pieces."""
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -72,8 +72,8 @@ def spoken():
 
 
 def test_troubleshooting_is_built_from_the_real_messages():
-    """Words in code in the first column are what the code says; `...` stands for a value."""
-    texts = list(spoken())
+    """Code spans in the first column are literals of the code; `...` stands for a value."""
+    texts = list(literals())
     rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     pieces = [piece for row in rows for code in re.findall(r"`([^`]+)`", row) for piece in re.split(r"\.\.\.", code)]
     pieces = [piece.strip(" '") for piece in pieces]

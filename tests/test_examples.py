@@ -1,4 +1,4 @@
-"""Every recipe in yaml_examples/ is resolved as a run resolves it; those of our stages are trained, scaled down."""
+"""Every recipe in yaml_examples/ is resolved as in a run; those of sepo's stages are trained, scaled down."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     command = "pipeline" if set(SECTIONS) & set(recipe) else "train"
     assert f"#   sepo {command} {path.relative_to(ROOT)}" in path.read_text()
     steps = [step.recipe for step in plan_steps(recipe) if step.name != "sample"] if command == "pipeline" else [recipe]
-    # A recipe for a package's own loss is one of ours where that package is installed.
+    # The stage of a recipe for a package's own loss exists if that package is installed.
     packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
         for step in steps:
@@ -44,7 +44,7 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
 
 
 def paper_rows():
-    """The table of papers: the recipes that each row names, and the keys that it changes."""
+    """Yield the rows of the table of papers: title, recipes, and changed keys."""
     text = RECIPES.partition("## From a paper to a recipe")[2]
     for line in text.splitlines():
         if line.startswith("| ") and not line.startswith("| paper"):
@@ -87,7 +87,7 @@ def test_the_demo_recipe_is_a_pipeline():
 
 
 def standing_in(recipe, world, folder):
-    """A recipe as it is, with tiny models and data in place of what it names, for two steps."""
+    """Return a recipe with tiny models and data in place of its own, for two steps."""
     kept = {key: value for key, value in recipe.items() if not key.startswith("oracle_") or key.endswith("_bit")}
     if any(key.startswith("oracle_") for key in recipe):
         kept |= {"oracle_model": str(world / "oracle"), "oracle_base_model": str(world / "base")}
@@ -103,8 +103,8 @@ def standing_in(recipe, world, folder):
 
 
 @pytest.mark.host
-def test_every_recipe_of_our_stages_runs_on_a_stand_in(world, tmp_path):
-    """One process runs them all. Recipes over files, packages and chains of steps have tests of their own."""
+def test_every_recipe_of_a_sepo_stage_runs_on_a_stand_in(world, tmp_path):
+    """One process runs all of them. Recipes with files, packages and chains of steps have their own tests."""
     from recipes import adapter, environment, logged, run
     from sepo.recipe.stages import is_ours
     from test_engines import WORKER

@@ -1,4 +1,4 @@
-"""What is known of an environment: requirements of extras, pip commands, packages that do not load."""
+"""Inspection of an environment: requirements of extras, pip commands, packages that do not load."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ OF_HOST = [
 
 
 class Recorded:
-    """A distribution as an installer records it."""
+    """Metadata of a distribution, as an installer records it."""
 
     def __init__(self, direct_url):
         self.direct_url = direct_url
@@ -48,7 +48,7 @@ class Recorded:
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Installs the package from somewhere: a direct URL, None for an index, ``absent`` for not at all."""
+    """Return a function that records a source: a direct URL, None for an index, ``absent`` for no installation."""
 
     def install(direct_url):
         def found(values):
@@ -106,7 +106,7 @@ def test_the_package_is_installed_from_where_it_came(recorded, direct_url, expec
 
 
 @pytest.mark.parametrize("direct_url", [None, {"url": "file:///gone/sepo-0.1.0-py3-none-any.whl", "archive_info": {}}])
-def test_what_came_from_nowhere_that_is_left_is_named_by_its_requirements(recorded, direct_url):
+def test_a_source_that_is_gone_is_replaced_by_its_requirements(recorded, direct_url):
     recorded(direct_url)
     command = install_command("llamafactory", "demo")
     assert command == (
@@ -167,25 +167,25 @@ PEFT = Package("peft", "0.19.0", requirement("peft<0.19,>=0.18.1"))
             f"av 10.0 does not load (OSError: no such file); run: pip install '{ROOT}[llamafactory]'",
         ),
     ],
-    ids=["another patch release", "the right version", "ranges", "a pin of the host", "one with it", "of nobody"],
+    ids=["another patch release", "the right version", "ranges", "a pin of the host", "one with it", "without a pin"],
 )  # fmt: skip
-def test_one_command_repairs_all_that_is_wrong(recorded, monkeypatch, wrong, installed, expected):
+def test_one_command_repairs_all_broken_packages(recorded, monkeypatch, wrong, installed, expected):
     recorded({"url": ROOT.as_uri(), "dir_info": {}})
     monkeypatch.setattr(installation.metadata, "version", installed.get)
     assert what_is_wrong(LLAMAFACTORY, wrong) == expected
 
 
 def test_without_records_the_extra_is_the_repair(recorded, monkeypatch):
-    """Run from the path: the host's own range of torchaudio would bring the same one again."""
+    """When sepo runs from the path, the host's own range of torchaudio would install the same version again."""
     recorded("absent")
     monkeypatch.setattr(installation.metadata, "version", {"torchaudio": "2.11.1"}.get)
     line = what_is_wrong(LLAMAFACTORY, [Package("torchaudio", "2.11.1", None, "OSError: undefined symbol")])
     assert line.endswith(f"; run: pip install '{ROOT}[llamafactory]'")
 
 
-def test_loading_goes_on_after_an_error_and_after_a_crash(tmp_path, monkeypatch):
+def test_loading_continues_after_an_error_and_after_a_crash(tmp_path, monkeypatch):
     modules = {
-        "sound_one": "print('said while it is imported', end='')",
+        "sound_one": "print('printed during import', end='')",
         "broken_one": "try:\n    open('/no/such/library.so')\nexcept OSError as e:\n    raise RuntimeError from e",
         "broken_with_it": "import broken_one",
         "killed_one": "import os\nos.abort()",
@@ -203,7 +203,7 @@ def test_loading_goes_on_after_an_error_and_after_a_crash(tmp_path, monkeypatch)
     }
 
 
-def test_a_folder_without_code_is_no_host(tmp_path):
+def test_a_directory_without_code_is_not_a_host(tmp_path):
     (tmp_path / "axolotl").mkdir()  # a clone
     code = "from sepo.installation import is_installed; print(is_installed('axolotl'), is_installed('json'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -229,15 +229,15 @@ def test_doctor_without_a_host_names_both(monkeypatch, capsys):
     assert install_command("axolotl") in wrong
 
 
-def test_doctor_compares_nothing_where_nothing_is_recorded(recorded, monkeypatch, capsys):
-    """Run from the path: no distribution has this name."""
+def test_doctor_compares_no_versions_if_none_are_recorded(recorded, monkeypatch, capsys):
+    """When sepo runs from the path, there is no distribution of this name."""
     from sepo.cli.doctor import _packages, _section
 
     recorded("absent")
     assert _section("packages", _packages(LLAMAFACTORY, [Package("torch", "2.0", loaded=True)]))
-    said = capsys.readouterr().out
-    assert "torch 2.0, loads\n" in said
-    assert "versions are not compared: sepo is on the path and not installed" in said
+    printed = capsys.readouterr().out
+    assert "torch 2.0, loads\n" in printed
+    assert "versions are not compared: sepo is on the path and not installed" in printed
 
 
 def test_two_hosts_in_one_environment_are_wrong(capsys):

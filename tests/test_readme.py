@@ -1,4 +1,4 @@
-"""The README's promises that can be checked from here, and the Python examples of the documentation."""
+"""Checks of the README, and the Python examples of the documentation."""
 
 import re
 from pathlib import Path
@@ -12,12 +12,12 @@ EXTEND = (ROOT / "docs" / "extend.md").read_text()
 
 
 def python_block(word):
-    """The one Python example that has this word."""
+    """Return the only Python example that contains this word."""
     (block,) = [block for block in re.findall(r"```python\n(.*?)```", EXTEND, re.DOTALL) if word in block]
     return block
 
 
-def test_python_example_runs_and_says_the_truth():
+def test_the_python_example_runs_and_its_values_are_correct():
     names = {}
     exec(python_block("compute_preference_loss("), names)
     out = names["out"]
@@ -27,7 +27,7 @@ def test_python_example_runs_and_says_the_truth():
 
 @pytest.mark.parametrize("objective", ["sepo", "selective_dpo", "dpo_reg", "minor_dpo"])
 def test_training_example_trains_each_stage_by_its_name(objective, world, tmp_path, monkeypatch):
-    """The example as it is written, but for the method's name and TrainingArguments that fit a test."""
+    """The example is unchanged except for the method's name and TrainingArguments for a test."""
     from transformers import AutoModelForCausalLM, TrainingArguments
 
     lines = [line for line in python_block("PreferenceTrainer(").splitlines() if line]

@@ -1,4 +1,4 @@
-"""The benchmarks of scoring, in small: they run, their ways agree, and mistakes are one line."""
+"""The scoring benchmarks at a small scale: they run, their methods agree, and errors are one line."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def test_scoring_ways_agree(tmp_path):
     assert result["ways"][0]["ratio_to_authors"] == 1
 
 
-def test_memory_is_noted_along_the_way(tmp_path):
+def test_memory_is_recorded_during_scoring(tmp_path):
     output = tmp_path / "result.json"
     run("scoring_memory.py", "--rows", 2000, "--output", output, fresh=True)
     result = json.loads(output.read_text())
@@ -40,13 +40,13 @@ def test_memory_is_noted_along_the_way(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "said"),
+    ("name", "words", "message"),
     [
         ("scoring.py", ["--rows", 0], "--rows is 0; at least 1 is expected"),
         ("scoring_memory.py", ["--rows", 10], "--rows is 10; at least 1000 are expected"),
     ],
 )
-def test_mistakes_are_one_line(name, words, said):
+def test_errors_are_one_line(name, words, message):
     error = run(name, *words, expect=1).stderr
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""benchmarks/stability.py runs, and the result that was recorded with it is one of its own."""
+"""benchmarks/stability.py runs, and its recorded result has the same form."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ assert RECORDED
 
 
 def checked(result):
-    """The form of a result, and that its summary and verdict follow from its runs."""
+    """Check the form of a result, and that its summary and verdict follow from its runs."""
     assert set(result) == {"machine", "setting", "unit", "reference", "verdict", "summary", "runs"}
     assert {"processor", "torch", "sepo", "python"} <= set(result["machine"])
     setting = result["setting"]
@@ -55,7 +55,7 @@ def test_a_small_run_has_the_form_of_the_real_one(tmp_path):
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
-def test_the_recorded_result_is_whole_and_is_what_the_documentation_says(path):
+def test_the_recorded_result_is_complete_and_quoted_in_the_documentation(path):
     result = json.loads(path.read_text())
     checked(result)
     assert path.with_suffix(".png").is_file()

@@ -1,4 +1,4 @@
-"""What `sepo` needs to be imported; who may import whom is held by import-linter (pyproject.toml)."""
+"""Imports of `sepo`; import-linter (pyproject.toml) enforces which package may import which."""
 
 import ast
 import subprocess

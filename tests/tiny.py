@@ -1,4 +1,4 @@
-"""Tiny real models and tokenizers on disk, made in the test: nothing is downloaded."""
+"""Tiny real models and tokenizers on disk, created by the tests without downloads."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ TEXT = [
 
 
 def tokenizer(extra_text=(), vocab_size=400):
-    """A byte-level BPE tokenizer with a ChatML template."""
+    """Train a byte-level BPE tokenizer with a ChatML template."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -41,7 +41,7 @@ def tokenizer(extra_text=(), vocab_size=400):
 def config(vocabulary, **overrides):
     values = {
         "vocab_size": vocabulary,
-        "hidden_size": 64,  # a block of 4-bit weights, which bitsandbytes cannot pack for CPUs where a row is shorter
+        "hidden_size": 64,  # a block of 4-bit weights: for CPUs, bitsandbytes cannot pack shorter rows
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -57,7 +57,7 @@ def config(vocabulary, **overrides):
 
 
 def save_model(folder: Path, *, seed: int, words=None, noise_over: Path | None = None) -> Path:
-    """A two-layer Llama with its tokenizer; ``noise_over`` makes it a perturbed copy of another (an oracle)."""
+    """Save a two-layer Llama with its tokenizer; with ``noise_over``, a perturbed copy of another model (an oracle)."""
     made = words or tokenizer()
     torch.manual_seed(seed)
     if noise_over is None:
@@ -87,7 +87,7 @@ def pairs(count: int) -> list[dict]:
 
 
 def kept_conversations(count: int) -> list[str]:
-    """What of ``pairs`` an oracle with a tokenizer of its own is given, letter for letter: a store is found by it."""
+    """Return the exact texts of ``pairs`` for an oracle with another tokenizer: a store is found by them."""
     kept = (
         '{"messages": [{"role": "user", "content": "Q"}], "answers": ["CHOSEN", "REJECTED"], "system": "", "tools": ""}'
     )
@@ -100,7 +100,7 @@ def kept_conversations(count: int) -> list[str]:
 
 
 def save_pairs(folder: Path, count: int = 24) -> Path:
-    """A ranking data set `tiny_pairs` and a plain one `tiny_plain` with its dataset_info.json."""
+    """Save a ranking data set `tiny_pairs` and a plain one `tiny_plain`, with their dataset_info.json."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = pairs(count)
     plain = [{"conversations": [*row["conversations"], row["chosen"]]} for row in rows]
@@ -120,7 +120,7 @@ def save_pairs(folder: Path, count: int = 24) -> Path:
 
 
 def exact_norm(self: LlamaRMSNorm, states: torch.Tensor) -> torch.Tensor:
-    """The norm's forward in float64 for a float64 model; the model's own is float32 inside, whatever the model is."""
+    """Compute the norm in float64 for a float64 model; the model's own forward always computes in float32."""
     wide = states.to(torch.promote_types(states.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
     return self.weight * normed.to(states.dtype)

@@ -1,7 +1,7 @@
-"""What `sepo enable` runs at interpreter start: registers our stages when the host's modules are imported, not before.
+"""Import hook of `sepo enable`: registers sepo's stages when the host's modules are imported.
 
-Nothing here imports torch or the host; an interpreter that never imports ``llamafactory`` pays for one entry in
-``sys.meta_path``.
+It runs at interpreter start and imports neither torch nor the host; the cost for an interpreter that never imports
+``llamafactory`` is one entry in ``sys.meta_path``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _REGISTRARS = {
     "llamafactory.train.tuner": "sepo.hosts.llamafactory.registration",
     "llamafactory.webui.interface": "sepo.hosts.llamafactory.board.patch",
 }
-"""By the host's module: ours, whose ``register`` is called with it."""
+"""By host module: the module whose ``register`` function is called with it."""
 
 
 class _RegisteringLoader(importlib.abc.Loader):
-    """Executes the module as its own loader does, then registers our stages in it."""
+    """Loader that executes a module with its original loader and then registers sepo's stages in it."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -31,11 +31,11 @@ class _RegisteringLoader(importlib.abc.Loader):
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Leave the module's creation to its own loader."""
+        """Create the module with its original loader."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Execute the module, then register."""
+        """Execute the module, then register the stages."""
         self._loader.exec_module(module)
         importlib.import_module(_REGISTRARS[module.__name__]).register(module)
 
@@ -57,7 +57,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Put the finder in front, once."""
+    """Insert the finder at the front of ``sys.meta_path``. Idempotent."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

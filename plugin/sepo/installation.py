@@ -1,7 +1,7 @@
-"""What is installed around this package: the host, what an extra requires, what does not load, and what repairs it.
+"""Inspection of the environment: installed hosts, requirements of an extra, packages that do not load, and repairs.
 
-Nothing here imports a host or torch: what may not load is loaded in a process of its own, since a broken native
-library can end the interpreter.
+Nothing here imports a host or torch: packages that may fail to load are imported in a subprocess, since a broken native
+library can crash the interpreter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOADED = (
     "numpy", "torch", "torchvision", "torchaudio", "transformers", "accelerate", "peft", "datasets", "trl",
     "bitsandbytes", "deepspeed",
 )  # fmt: skip
-"""Packages that are loaded rather than looked up by version, each after those that it builds on."""
+"""Packages that are imported in addition to the check of their version, each after its dependencies."""
 
 _MARK = "sepo-loaded:"
 _LOADER = f"""
@@ -53,8 +53,8 @@ class Host:
     """A framework that runs the stages of this package.
 
     Args:
-        title: as its documentation spells it.
-        name: of its package, and of the extra that installs it.
+        title: name as its documentation spells it.
+        name: name of its package and of the extra that installs it.
     """
 
     title: str
@@ -67,25 +67,24 @@ HOSTS = (LLAMAFACTORY, AXOLOTL)
 
 
 def installed_hosts() -> tuple[Host, ...]:
-    """Return the hosts of this environment; none of them is imported."""
+    """Return the hosts that are installed in this environment, without importing them."""
     return tuple(host for host in HOSTS if is_installed(host.name))
 
 
 def is_installed(module: str) -> bool:
-    """Return whether a top-level module can be found; a folder without code (a clone's, say) is none."""
+    """Return whether a top-level module can be found; a directory without code, such as that of a clone, is not one."""
     spec = importlib.util.find_spec(module)
     return spec is not None and spec.origin is not None
 
 
 def requirements(extra: str) -> dict[str, Requirement]:
-    """Read what an extra requires, as the installed distribution records it.
+    """Read the requirements of an extra from the metadata of the installed distribution.
 
     Args:
-        extra: its name; extras that it includes are expanded.
+        extra: name of the extra; extras that it includes are expanded.
 
     Returns:
-        One requirement for each package, by its normalized name; empty where the package is not installed, but on the
-        path.
+        One requirement per package, by normalized name; empty if sepo is not installed but only on the path.
     """
     return _merged(_included(extra, _recorded(DISTRIBUTION)))
 
@@ -126,7 +125,7 @@ def _merged(found: Iterable[Requirement]) -> dict[str, Requirement]:
 
 
 def _narrowest(specifier: SpecifierSet) -> str:
-    """Write a set of specifiers without those that another one implies: a pin alone, one lower bound."""
+    """Format a set of specifiers without redundant ones: only the pins if there are any, and one lower bound."""
     from packaging.version import Version
 
     parts = sorted(specifier, key=str)
@@ -138,10 +137,10 @@ def _narrowest(specifier: SpecifierSet) -> str:
 
 
 def install_command(*extras: str) -> str:
-    """Write the pip command that installs extras of this package, from where it was itself installed.
+    """Return the pip command that installs extras of this package, from the source that it was installed from.
 
     Args:
-        *extras: their names.
+        *extras: names of the extras.
     """
     names = ",".join(extras)
     source = _source(names)
@@ -150,13 +149,13 @@ def install_command(*extras: str) -> str:
     found = _merged(requirement for extra in extras for requirement in requirements(extra).values())
     if found:
         return pip_install(found.values())
-    return f"pip install 'PATH_OF_SEPO[{names}]' (the wheel or the clone that this package comes from)"
+    return f"pip install 'PATH_OF_SEPO[{names}]' (the wheel or clone that this package was installed from)"
 
 
 def _source(extras: str) -> str | None:
-    """Write for pip what the package was installed from, with extras; None where that is not known.
+    """Return the pip requirement for the source of this installation, with extras; None if the source is unknown.
 
-    A direct URL is recorded by the installer (PEP 610); a package that is only on the path lies in its clone.
+    The installer records a direct URL (PEP 610); a package that is only on the path lies in its clone.
     """
     try:
         recorded = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
@@ -178,11 +177,11 @@ def _source(extras: str) -> str | None:
 
 
 def pip_install(wanted: Iterable[Requirement], *, again: bool = False) -> str:
-    """Write a pip command.
+    """Return a pip install command.
 
     Args:
-        wanted: what it installs.
-        again: install what is there in that version already, and nothing beside it.
+        wanted: the requirements to install.
+        again: whether to reinstall versions that are already installed, without dependencies.
     """
     options = "--force-reinstall --no-deps " if again else ""
     return f"pip install {options}{' '.join(shlex.quote(str(requirement)) for requirement in wanted)}"
@@ -193,11 +192,11 @@ class Package:
     """A package of this environment.
 
     Args:
-        name: the distribution's, normalized.
-        version: the installed one; None where it is not installed.
-        expected: what the host's extra requires, or None where it requires nothing of this package.
-        failure: why it does not load; None where it does, or was not loaded.
-        loaded: whether it was loaded.
+        name: normalized name of the distribution.
+        version: the installed version; None if it is not installed.
+        expected: requirement of the host's extra, or None if it has none for this package.
+        failure: reason why the package does not load; None if it loads or was not imported.
+        loaded: whether it was imported successfully.
     """
 
     name: str
@@ -208,14 +207,14 @@ class Package:
 
     @property
     def fits(self) -> bool:
-        """Whether the installed version is one that the extra allows."""
+        """Whether the extra allows the installed version."""
         if self.expected is None:
             return True
         return self.version is not None and self.expected.specifier.contains(self.version, prereleases=True)
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """Whether the version fits and the package does not fail to load."""
         return self.fits and self.failure is None
 
     def __str__(self) -> str:
@@ -229,13 +228,13 @@ class Package:
 
 
 def packages(host: Host) -> list[Package]:
-    """Look up what a host's extra requires, and load what may not load.
+    """Check the versions of a host's extra, and import the packages of ``LOADED``.
 
     Args:
-        host: one that is installed.
+        host: an installed host.
 
     Returns:
-        Every package of the extra, each once, and those of ``LOADED`` that are there.
+        Every package of the extra, and those of ``LOADED`` that are installed, each once.
     """
     expected = requirements(host.name)
     there = [name for name in LOADED if is_installed(name)]
@@ -255,18 +254,18 @@ def _version(name: str) -> str | None:
 
 
 def load_failures(names: Sequence[str]) -> dict[str, str]:
-    """Import modules in a process of its own, and in a new one after each that fails.
+    """Import modules in a subprocess, and in a new one after each failure.
 
     Args:
-        names: modules, each after those that it builds on.
+        names: modules, each after its dependencies.
 
     Returns:
-        The first line of the reason, by module, for those that fail.
+        The first line of the error by module, for modules that fail to import.
     """
     failures: dict[str, str] = {}
     left = list(names)
     while left:
-        # -P: the folder that this runs in is no place to import from
+        # -P: do not import from the working directory
         command = [sys.executable, "-P", "-W", "ignore", "-c", _LOADER, *left]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
@@ -287,18 +286,18 @@ def _death(status: int) -> str:
 
 
 def what_is_wrong(host: Host, wrong: Sequence[Package]) -> str:
-    """Write in one line what is wrong with packages, and the command that repairs all of them.
+    """Describe broken packages in one line, with the command that repairs all of them.
 
     Args:
-        host: whose extra they belong to.
-        wrong: some that are not sound.
+        host: host whose extra they belong to.
+        wrong: packages that are not sound.
     """
     causes = _causes(wrong)
     return f"{'; '.join(map(str, causes))}; run: {_repair(host, causes)}"
 
 
 def _causes(wrong: Sequence[Package]) -> list[Package]:
-    """Leave out packages that fail for the reason of one that they build on, and for no other."""
+    """Remove packages that only fail with the same error as one of their dependencies."""
     places = {name: place for place, name in enumerate(LOADED)}
     kept: dict[str, Package] = {}
     for package in sorted(wrong, key=lambda item: places.get(item.name, len(places))):
@@ -308,9 +307,10 @@ def _causes(wrong: Sequence[Package]) -> list[Package]:
 
 
 def _repair(host: Host, wrong: Sequence[Package]) -> str:
-    """The command; packages that the extra pins to one version each are coupled, and come together.
+    """Return the repair command; packages that the extra pins are coupled and are installed together.
 
-    What the extra does not name is taken from the host's own pins. Where neither has a package, the extra is installed.
+    Packages without a requirement in the extra are installed at the host's own pins. If neither has a package, the
+    extra is installed.
     """
     recorded = requirements(host.name)
     pins = {name: item for name, item in recorded.items() if _is_pin(item)}

@@ -1,6 +1,6 @@
-"""Run several recipes one after another in the processes of one engine: a host's start costs half a minute.
+"""Run several recipes one after another in the processes of one engine, since a host takes half a minute to start.
 
-Started by torchrun or accelerate, or as they start it: ``engine_worker.py recipes.json``.
+Started by torchrun or accelerate, or in the same way: ``engine_worker.py recipes.json``.
 """
 
 import importlib
@@ -16,8 +16,8 @@ def main(file):
 
     from sepo.hosts.llamafactory.registration import register
 
-    torch.distributed.destroy_process_group = lambda *args, **kwargs: None  # the host does so after each run
-    # DeepSpeed would compile collectives of its own for processors, for a minute; without them it takes torch's.
+    torch.distributed.destroy_process_group = lambda *args, **kwargs: None  # the host destroys the group after each run
+    # DeepSpeed would compile its own CPU collectives for a minute; without them it uses torch's.
     # By import_module: the package's attribute of this name is torch itself.
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     register(tuner)

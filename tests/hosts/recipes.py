@@ -1,4 +1,4 @@
-"""Recipes over the tiny world, and the commands that run them in processes of their own."""
+"""Recipes for the tiny models, and functions that run them in subprocesses."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import warm
 BIN = Path(sys.executable).parent
 
 
-# What turns the recipe below, which is SePO's, into one of another stage.
+# Keys that turn the SePO recipe below into one of another stage.
 STAGES = {
     "sepo": {},
     "selective_dpo": {"oracle_model": None, "oracle_base_model": None},
@@ -51,10 +51,10 @@ def sepo_recipe(world: Path, output: Path, **overrides) -> dict:
 
 
 def host_recipe(world: Path, output: Path, **overrides) -> dict:
-    """The same recipe as a team had it before: the host's DPO."""
-    ours = ("oracle_model", "oracle_base_model", "token_scores_dir")
+    """Return the same recipe for the host's DPO."""
+    sepo_keys = ("oracle_model", "oracle_base_model", "token_scores_dir")
     recipe = sepo_recipe(world, output, **{"stage": "dpo", **overrides})
-    return {name: value for name, value in recipe.items() if name not in ours}
+    return {name: value for name, value in recipe.items() if name not in sepo_keys}
 
 
 def write(recipe: dict, path: Path) -> Path:
@@ -89,7 +89,7 @@ def sepo_train(recipe: dict, folder: Path, *overrides, name="recipe.yaml", **opt
 
 
 def logged(output: Path) -> list[dict]:
-    """What the trainer logged, without what a clock decides."""
+    """Return the trainer's log without timings."""
     state = json.loads((output / "trainer_state.json").read_text())
     timed = ("runtime", "per_second", "flos")
     return [

@@ -1,4 +1,4 @@
-"""The host's ways to fine-tune work with our stages: quantization, kinds of adapters, whole modules, optimizers.
+"""The host's fine-tuning methods work with sepo's stages: quantization, kinds of adapters, whole modules, optimizers.
 
 An adapter begins as nothing, so that every way has plain LoRA's first loss.
 """
@@ -38,7 +38,7 @@ NOT_EXACT = {"4 bits", "4 bits, one quantization", "8 bits", "bfloat16"}
 
 @pytest.fixture(scope="module")
 def runs(world, tmp_path_factory):
-    """A folder of runs of every way, by stage: one process runs them all."""
+    """Return a directory with the runs of every method, by stage; one process runs all of them."""
     folders = {stage: tmp_path_factory.mktemp(stage) for stage in STAGES}
     recipes = [
         sepo_recipe(world, folder / way.replace(" ", "-"), stage=stage, max_steps=2, max_samples=2,
@@ -60,7 +60,7 @@ def losses_of(folder, way):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_way_begins_at_the_same_loss_and_trains(runs, stage):
+def test_every_way_starts_at_the_same_loss_and_trains(runs, stage):
     folder = runs[stage]
     plain = losses_of(folder, "plain")
     for way in WAYS:
@@ -72,7 +72,7 @@ def test_every_way_begins_at_the_same_loss_and_trains(runs, stage):
         assert abs(found[1] - found[0]) > 1e-7, f"{stage}, {way}"  # the same batch, after an update
 
 
-def test_what_does_not_go_together_is_refused_before_anything_is_loaded(world, tmp_path):
+def test_unsupported_combinations_are_refused_before_anything_is_loaded(world, tmp_path):
     recipe = sepo_recipe(world, tmp_path / "out", quantization_bit=4, quantization_method="bnb", use_dora=True)
     done = sepo_train(recipe, tmp_path, expect=2)
     assert "use_dora is set and quantization_bit is 4" in done.stderr

@@ -1,4 +1,4 @@
-"""Our keys: what is accepted, what is refused, and that each refusal says what to do."""
+"""Sepo's recipe keys: accepted values, refused values, and error messages with the remedy."""
 
 import pytest
 
@@ -55,7 +55,7 @@ def test_one_adapter_over_one_set_of_weights():
 @pytest.mark.parametrize(
     ("keys", "one_set"),
     [
-        ({"oracle_model_adapters": "a"}, False),  # over oracle_model, another model than the base
+        ({"oracle_model_adapters": "a"}, False),  # over oracle_model, which is not the base
         ({"oracle_model_adapters": "a", "oracle_base_model": None}, True),  # the base is oracle_model itself
         ({"oracle_model": None, "oracle_model_adapters": "a", "oracle_base_model_adapters": "b"}, True),
         ({"oracle_model": None, "oracle_model_adapters": "a,b"}, False),
@@ -67,11 +67,11 @@ def test_when_one_set_of_weights_serves_both(keys, one_set):
     assert resolved(**keys)[1].oracle.one_set_of_weights is one_set
 
 
-def test_leftovers_of_a_dpo_recipe_are_accepted_and_said():
+def test_leftover_keys_of_a_dpo_recipe_are_accepted_and_reported():
     host, settings = resolved(pref_loss="sigmoid", pref_beta=0.1, dpo_label_smoothing=0.1)
     assert "beta" not in settings.method.hyperparameters
     assert [note.split()[0] for note in settings.notes] == ["pref_beta", "dpo_label_smoothing"]
-    assert "dpo_label_smoothing" not in host  # the host refuses it beside `simpo`
+    assert "dpo_label_smoothing" not in host  # the host refuses it with `simpo`
 
 
 def test_command_line_form():
@@ -203,7 +203,7 @@ def test_command_line_form():
         ({"objective": "dpo", "ref_precompute": 2}, ["ref_precompute is 2", "true or false"]),
     ],
 )
-def test_refusals_say_what_was_found_and_what_to_do(keys, words):
+def test_errors_give_what_was_found_and_what_to_do(keys, words):
     with pytest.raises(SepoError) as caught:
         resolved(**keys)
     message = str(caught.value)
@@ -363,7 +363,7 @@ def test_treg_alpha_adds_the_regularizer_to_any_objective(objective):
         ({"treg_eval_model": "e", "objective": "simpo_reg"}, ModelSpec("e"), "treg_eval_model"),
     ],
 )
-def test_who_is_prompted_for_token_rewards(keys, spec, key):
+def test_the_scoring_model_of_token_rewards(keys, spec, key):
     _, settings = resolved(**TREG, **keys)
     assert settings.token_rewards == TokenRewardSource("prompts", spec, key)
     assert settings.notes[-1].startswith(f"T-REG's token rewards come from contrastive prompts to {spec.model}")
@@ -386,7 +386,7 @@ REFERENCES = [
 
 
 @pytest.mark.parametrize(("keys", "spec", "key"), REFERENCES)
-def test_whose_log_probabilities_are_computed_before_training(keys, spec, key):
+def test_the_model_of_precomputed_log_probabilities(keys, spec, key):
     host, settings = resolved(stage="selective_dpo", ref_precompute=True, **NO_ORACLE, **keys)
     assert settings.precomputed_reference == PrecomputedReference(spec, key)
     assert settings.notes[0] == (
@@ -400,12 +400,12 @@ def test_whose_log_probabilities_are_computed_before_training(keys, spec, key):
 
 
 @pytest.mark.parametrize("value", [False, "false", None])
-def test_a_reference_runs_in_training_unless_told_otherwise(value):
+def test_a_reference_runs_in_training_unless_it_is_precomputed(value):
     host, settings = resolved(stage="minor_dpo", ref_precompute=value, **NO_ORACLE)
     assert settings.precomputed_reference is None
     assert host["pref_loss"] == "sigmoid"
     assert settings.as_dict()["ref_precompute"] is None
-    resolved(ref_precompute=value)  # nothing to refuse where there is no reference
+    resolved(ref_precompute=value)  # accepted if there is no reference
 
 
 @pytest.mark.parametrize(
@@ -418,20 +418,20 @@ def test_every_other_objective_with_a_reference_takes_it_precomputed(objective):
 
 
 @pytest.mark.parametrize("scorer", ["oracle", "none"])
-def test_the_oracle_gives_token_rewards_where_it_is_told_to(scorer):
+def test_the_oracle_gives_token_rewards_if_treg_rewards_is_oracle(scorer):
     _, settings = resolved(stage="treg", treg_rewards="oracle", token_scorer=scorer)
     assert settings.token_rewards == TokenRewardSource("oracle")
     assert settings.oracle.oracle.model == "o"
     assert settings.method.scorer == scorer
 
 
-def test_an_oracle_that_selects_does_not_give_the_token_rewards_by_itself():
+def test_an_oracle_that_selects_does_not_give_token_rewards_by_default():
     _, settings = resolved(stage="treg", token_scorer="oracle")
     assert settings.token_rewards.origin == "prompts"
     assert settings.oracle is not None
 
 
-def test_stage_treg_without_its_regularizer_says_so():
+def test_stage_treg_without_its_regularizer_has_a_note():
     assert "without T-REG's regularizer" in resolved(**TREG, treg_alpha=0)[1].notes[-1]
 
 
@@ -442,8 +442,8 @@ def test_every_objective_is_reachable_from_every_stage(stage, objective):
     assert resolved(**keys)[1].method.name == objective
 
 
-def test_every_key_does_something():
-    """A key that changes nothing that the run reads would be an option that does nothing."""
+def test_every_key_has_an_effect():
+    """Every key must change something that the run reads; otherwise it would be an option without effect."""
     values = {
         "sepo_gamma": 2.0, "select_ratio": 0.5, "chosen_select_ratio": 0.5, "rejected_select_ratio": 0.5,
         "oracle_model": "x", "oracle_model_adapters": "x", "oracle_base_model": "x", "oracle_base_model_adapters": "x",
@@ -495,14 +495,14 @@ def test_contrastive_rewards_select_without_a_regularizer():
     assert resolved(token_scorer="contrastive", **NO_ORACLE)[1].token_rewards.key == "model_name_or_path"
 
 
-def test_a_leftover_that_changes_the_objectives_default_is_noted():
+def test_a_leftover_key_that_changes_the_objectives_own_value_is_reported():
     notes = resolved(stage="selective_dpo", pref_beta=0.1, **NO_ORACLE)[1].notes
     assert notes == ("pref_beta is 0.1; the default of objective selective_dpo is 0.01.",)
     assert resolved(stage="selective_dpo", pref_beta=0.01, **NO_ORACLE)[1].notes == ()
 
 
 @pytest.mark.parametrize("stage", ["dpo", "sft", None])
-def test_our_keys_in_a_recipe_of_the_hosts_stages_are_refused(stage):
+def test_sepo_keys_in_a_recipe_of_a_host_stage_are_refused(stage):
     from sepo.hosts.llamafactory.recipe import check_recipe
 
     recipe = {"stage": stage, "select_ratio": 0.3, "dataset": "d"}
@@ -511,7 +511,7 @@ def test_our_keys_in_a_recipe_of_the_hosts_stages_are_refused(stage):
 
 
 def test_reference_adapters_alone_are_over_the_policys_model():
-    """The host would ignore them."""
+    """The host would ignore them silently."""
     keys = {"model_name_or_path": "m", "ref_model_adapters": "aligned", **NO_ORACLE}
     host, settings = resolved(stage="selective_dpo", **keys)
     assert (host["ref_model"], host["ref_model_adapters"]) == ("m", "aligned")

@@ -1,4 +1,4 @@
-"""`sepo bench`: who is compared, how rounds are timed, and a real run from the command line."""
+"""`sepo bench`: the contenders, the timing of rounds, and a real run from the command line."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ HOST_KEYS = (
 
 
 class Clock:
-    """A clock that only steps move."""
+    """Clock that is advanced by steps only."""
 
     def __init__(self):
         self.now = 0.0
@@ -38,7 +38,7 @@ class Clock:
 
 
 def fake_run(rounds, costs):
-    """Contenders that take ``costs[name] * (batch + 1)`` seconds; returns the timings and who ran when on what."""
+    """Time contenders that take ``costs[name] * (batch + 1)`` seconds; return the timings and the order of steps."""
     clock, ran, settled = Clock(), [], []
 
     def step(name):
@@ -64,8 +64,8 @@ def fake_run(rounds, costs):
 def test_a_round_runs_every_contender_on_its_batch_and_the_order_rotates():
     timings, ran = fake_run(3, {"a": 1.0, "b": 2.0})
     assert ran == [("a", 2), ("b", 2), ("b", 0), ("a", 0), ("a", 1), ("b", 1), ("b", 2), ("a", 2)]
-    assert timings.seconds == {"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0]}  # the warm-up is not in it
-    assert timings.losses == {"a": 1.0, "b": 2.0}  # of the first round's batch
+    assert timings.seconds == {"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0]}  # without the warm-up
+    assert timings.losses == {"a": 1.0, "b": 2.0}  # on the first round's batch
 
 
 def test_every_contender_begins_a_round_in_turn():
@@ -73,12 +73,12 @@ def test_every_contender_begins_a_round_in_turn():
 
 
 def test_speeds_are_medians_and_ratios_are_within_rounds():
-    # a slow machine in round 3 slows both: the ratio of that round is as good as the others'
+    # a slow machine in round 3 slows down both: the ratio of that round is not affected
     seconds = {"host_dpo": [2.0, 4.0, 40.0], "sepo": [1.0, 2.0, 20.0]}
     found = speeds(seconds, pairs=[2, 2, 2], tokens=[100, 200, 400], baselines=("host_dpo", "host_simpo"))
     assert found["sepo"].pairs_per_second == 1.0
     assert found["sepo"].tokens_per_second == 100.0
-    assert found["sepo"].ratios == {"host_dpo": 2.0}  # who did not run is no baseline
+    assert found["sepo"].ratios == {"host_dpo": 2.0}  # a contender that did not run is not a baseline
     assert found["host_dpo"].ratios == {"host_dpo": 1.0}
 
 
@@ -92,7 +92,7 @@ def planned(recipe, names=None):
     ("recipe", "own"),
     [
         ({"stage": "sepo", "oracle_model": "o", "oracle_base_model": "b"}, "sepo"),
-        ({"stage": "sepo"}, "sepo"),  # nothing is scored, so no oracle is needed
+        ({"stage": "sepo"}, "sepo"),  # no rows are scored, so no oracle is needed
         ({"stage": "sepo", "objective": "dpo"}, "dpo"),
         ({"stage": "minor_dpo", "token_scorer": "oracle"}, "recipe"),
         ({"stage": "treg", "treg_rewards": "oracle"}, "treg"),
@@ -133,10 +133,10 @@ def test_the_recipes_own_settings_stay_and_ratios_are_shared():
         ({"stage": "sepo", "objective": "simpo", "pref_beta": 3}, {"beta": 0.1}, {"beta": 3.0, "gamma": 1.0}),
     ],
 )
-def test_the_hosts_losses_and_ours_get_the_same_settings(recipe, dpo, simpo):
+def test_host_losses_and_sepo_losses_get_the_same_settings(recipe, dpo, simpo):
     contenders = planned(recipe)
-    for ours, host, expected in (("dpo", HOST_DPO, dpo), ("simpo", HOST_SIMPO, simpo)):
-        settings = contenders[ours].settings.method.hyperparameters
+    for own, host, expected in (("dpo", HOST_DPO, dpo), ("simpo", HOST_SIMPO, simpo)):
+        settings = contenders[own].settings.method.hyperparameters
         assert {name: settings[name] for name in expected} == expected
         theirs = contenders[host].host_recipe
         assert theirs["pref_beta"] == settings["beta"]
@@ -168,7 +168,7 @@ def refused(call, *words):
         assert word in str(error.value)
 
 
-def test_wrong_requests_are_refused_in_one_line():
+def test_invalid_options_are_refused_in_one_line():
     from sepo.hosts.llamafactory.bench.rows import drawn_batches
 
     refused(lambda: planned({"stage": "sepo"}, ["spo"]), "--stages", "'spo'", "Did you mean 'sepo'", "host_dpo")
@@ -179,8 +179,8 @@ def test_wrong_requests_are_refused_in_one_line():
     refused(lambda: planned({"stage": "sepo", "deepspeed": "z3.json"}), "deepspeed", "one process", "deepspeed=null")
     refused(lambda: drawn_batches([5] * 3, pairs=4, rounds=1, seed=0), "3 pairs", "a batch is 4")
     refused(lambda: check_keys({"stage": "sepo", "lerning_rate": 1}, host_keys=HOST_KEYS), "'learning_rate'")
-    refused(lambda: check_keys({"stage": "dpo", "select_ratio": 1}, host_keys=HOST_KEYS), "key of our stages")
-    check_keys({"stage": "dpo", "select_ratio": None}, host_keys=HOST_KEYS)  # taken away by an override
+    refused(lambda: check_keys({"stage": "dpo", "select_ratio": 1}, host_keys=HOST_KEYS), "key of sepo's stages")
+    check_keys({"stage": "dpo", "select_ratio": None}, host_keys=HOST_KEYS)  # removed by an override
 
 
 def test_batches_are_drawn_without_repetition_while_rows_last():
@@ -203,14 +203,14 @@ def test_batches_have_short_and_long_rows_as_the_data_has():
         drawn = sorted(row for batch in batches for row in batch)
         assert len(set(drawn)) == 10
         parts = sorted(sorted(lengths).index(lengths[row]) // 20 for row in drawn)
-        assert all(abs(part - place) <= 1 for place, part in enumerate(parts))  # equal lengths may change places
+        assert all(abs(part - place) <= 1 for place, part in enumerate(parts))  # rows of equal length may be swapped
     assert drawn_batches(lengths, pairs=2, rounds=5, seed=1) != drawn_batches(lengths, pairs=2, rounds=5, seed=2)
 
 
-def test_losses_that_differ_are_told():
+def test_losses_that_differ_are_reported():
     assert loss_notes({"host_dpo": 0.69, "dpo": 0.6901, "sepo": 5.0}) == []
     (note,) = loss_notes({"host_dpo": 0.69, "dpo": 0.75})
-    assert note.startswith("CHECK: the loss of dpo")
+    assert note.startswith("CHECK: on the same batch, the loss of dpo")
     assert loss_notes({"host_dpo": 0.69, "dpo": float("nan")})
 
 
@@ -218,7 +218,7 @@ def test_losses_that_differ_are_told():
     ("words", "expected"),
     [
         (["/no/such.yaml"], ["recipe '/no/such.yaml' does not exist"]),
-        (["{recipe}", "--stages", "host_dpo,nobody"], ["unknown 'nobody'"]),
+        (["{recipe}", "--stages", "host_dpo,unknown"], ["unknown 'unknown'"]),
         (["{recipe}", "--rounds", "0", "seed=1"], ["--rounds is 0"]),
         (["{recipe}", "model_name_or_path=/no/model"], ["/no/model"]),
         (["{recipe}", "-o", "/no/folder/out.json"], ["no folder /no/folder"]),
@@ -271,22 +271,22 @@ def test_a_recipe_from_the_command_line(world, tmp_path):
         assert entry["ratio_to_host_simpo"] > 0
     assert found["host_dpo"]["first_batch_loss"] == pytest.approx(found["dpo"]["first_batch_loss"], abs=1e-4)
     assert found["host_simpo"]["first_batch_loss"] == pytest.approx(found["simpo"]["first_batch_loss"], abs=1e-4)
-    assert abs(found["dpo"]["first_batch_loss"] - 0.6931) > 1e-3  # policy and reference differ, so it says something
+    assert abs(found["dpo"]["first_batch_loss"] - 0.6931) > 1e-3  # policy and reference differ: an informative loss
     assert found["sepo"]["settings"]["select"]["chosen_ratio"] == 0.5
     assert found["host_dpo"]["ratio_to_host_dpo"] == 1.0
     assert all(part["pairs"] == 2 and part["tokens"] > 40 for part in result["rounds"])
     assert result["recipe"]["output_dir"] == str(output)
     assert {"torch", "transformers", "llamafactory", "peft", "sepo"} <= set(result["versions"])
     assert {"processor", "cores", "threads", "flags", "gpu"} <= set(result["machine"])
-    assert "selection by random scores: as many tokens as with an oracle's" in " ".join(done.stdout.split())
+    assert "tokens are selected by random scores, as many as with an oracle" in " ".join(done.stdout.split())
     assert "optimizer steps are left out" in " ".join(done.stdout.split())
     assert "bench:" in done.stderr  # the progress bar
 
 
 @pytest.mark.host
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read from /proc")
-def test_memory_is_measured_in_a_process_of_its_own(world, tmp_path):
-    """Full fine-tuning from a host's recipe: the reference is a second model, there before the step."""
+def test_memory_is_measured_in_a_subprocess(world, tmp_path):
+    """Full fine-tuning from a host's recipe: the reference is a second model that is loaded before the step."""
     from sepo.hosts.llamafactory.bench.memory import child_peak
 
     recipe = host_recipe(world, tmp_path / "out", finetuning_type="full", lora_rank=None, lora_target=None)
@@ -299,8 +299,8 @@ def test_memory_is_measured_in_a_process_of_its_own(world, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read from /proc")
-def test_memory_of_a_step_is_what_it_touches():
-    """In a process of its own, as a benchmark does it: what other threads hold would count too."""
+def test_memory_of_a_step_is_the_memory_that_it_touches():
+    """In a subprocess, like the benchmark: memory of other threads would count, too."""
     code = (
         "import torch\n"
         "from sepo.hosts.llamafactory.bench.memory import resident_peak\n"
@@ -311,7 +311,7 @@ def test_memory_of_a_step_is_what_it_touches():
     assert 2**27 <= peak + 2**22 < 1.1 * 2**27
 
 
-def test_a_process_that_dies_is_a_reason_and_no_number(tmp_path):
+def test_a_crashed_process_gives_a_reason_instead_of_a_number(tmp_path):
     from sepo.hosts.llamafactory.bench.memory import child_peak
 
     peak, reason = child_peak({}, folder=tmp_path)
@@ -329,7 +329,7 @@ def test_the_gpu_benchmark_runs_in_small_on_a_cpu(tmp_path):
     assert [entry["name"] for entry in result["contenders"]] == [
         "host_dpo", "host_simpo", "sepo", "dpo", "selective_dpo",
     ]  # fmt: skip
-    assert result["rounds"] == [{"pairs": 2, "tokens": 4 * 64}]  # as long as was asked for, to the token
+    assert result["rounds"] == [{"pairs": 2, "tokens": 4 * 64}]  # exactly the requested length
     assert result["peak_flops_per_second"] is None
     dpo = result["contenders"][0]
     parameters = 2 * (4 * 32 * 32 + 3 * 32 * 64) + 32 * 512
@@ -344,7 +344,7 @@ def test_the_gpu_benchmark_runs_in_small_on_a_cpu(tmp_path):
         ("train_step.py", ["--data-dir", "/no/data"], "--data-dir /no/data has no dataset_info.json"),
     ],
 )
-def test_the_benchmarks_say_what_they_miss(script, words, expected):
+def test_the_benchmarks_name_what_is_missing(script, words, expected):
     env = {**os.environ, "PYTHONPATH": str(ROOT / "plugin"), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(ROOT / "benchmarks" / script), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)

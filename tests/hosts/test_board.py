@@ -1,4 +1,4 @@
-"""LLaMA Board with our stages, without a browser: what it lists, fills in, previews, saves and starts."""
+"""LLaMA Board with sepo's stages, without a browser: listing, filling in, previewing, saving and starting."""
 
 import asyncio
 import copy
@@ -43,7 +43,7 @@ HOSTILE = "it's <img src=x onerror=alert(1)>; $(touch pwned) `touch pwned` \"\\ 
 
 @contextmanager
 def as_it_was():
-    """The host's board may be patched; afterwards it is as it was."""
+    """Restore the host's board after a test that patches it."""
     shared = (constants.TRAINING_STAGES, constants.STAGES_USE_PAIR_DATA, locales.LOCALES["extra_args"])
     before = copy.deepcopy(shared)
     names = (
@@ -77,10 +77,10 @@ def board(host):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The page and its engine, made once: that takes a second."""
+    """Return the page and its engine, created once, since that takes a second."""
 
     async def page():
-        return interface.create_ui()  # without a running loop gradio leaves several behind
+        return interface.create_ui()  # without a running loop gradio leaks several
 
     engines = []
     with as_it_was() as patched:
@@ -93,7 +93,7 @@ def built(tmp_path_factory):
 
 
 class Visitor:
-    """What a visitor does, by the names that the host gives its elements."""
+    """Actions of a visitor, by the host's names of the elements."""
 
     def __init__(self, built, world):
         self.page, self.engine = built
@@ -137,7 +137,7 @@ def name_oracle(visitor, world):
 
 
 def block(markdown):
-    """The one block of code that a Markdown text is: its language and its content."""
+    """Return language and content of a Markdown text that is a single code block."""
     from markdown_it import MarkdownIt
 
     tokens = MarkdownIt().parse(markdown)
@@ -146,7 +146,7 @@ def block(markdown):
 
 
 def pasted(text, folder):
-    """The words that each program gets when a text is pasted into a shell, by the program's name."""
+    """Return the arguments that each program gets when a text is pasted into a shell, by the program's name."""
     show = "import json, os, sys; print(json.dumps([os.environ.get('FORCE_TORCHRUN'), *sys.argv[1:]]))"
     stub = f'show() {{ {sys.executable} -c "{show}" "$@"; }}\n'
     stub += "".join(f'{name}() {{ show {name} "$@"; }}\n' for name in ("sepo", "llamafactory-cli"))
@@ -155,14 +155,14 @@ def pasted(text, folder):
     return words, torchrun
 
 
-# Which stages and data sets there are
+# Stages and data sets
 
 
-def test_our_stages_are_listed_after_dpo(board):
+def test_sepo_stages_are_listed_after_dpo(board):
     stages = constants.TRAINING_STAGES
     assert list(stages) == [*HOST_LABELS[:4], "SePO", "Selective-DPO", "MinorDPO", "T-REG", *HOST_LABELS[4:]]
     assert [stages[label] for label in LABELS.values()] == list(STAGES)
-    patch.register(interface)  # twice is as good as once
+    patch.register(interface)  # idempotent
     assert len(stages) == 10
 
 
@@ -171,19 +171,19 @@ def test_registered_stages_are_listed_by_name_and_never_over_the_hosts(host, tmp
     write_package(folder, "odd-names", {"stages": dict.fromkeys(("DPO", "T-REG", HOSTILE[:20]), "gone:x")})
     with on_path(folder):
         patch.register(interface)
-        ours = {label: stage for label, stage in constants.TRAINING_STAGES.items() if label not in HOST_LABELS}
-        assert ours["focal_mean"] == "focal_mean"
-        assert ours["DPO (registered)"] == "DPO"
-        assert ours["T-REG (registered)"] == "T-REG"
+        added = {label: stage for label, stage in constants.TRAINING_STAGES.items() if label not in HOST_LABELS}
+        assert added["focal_mean"] == "focal_mean"
+        assert added["DPO (registered)"] == "DPO"
+        assert added["T-REG (registered)"] == "T-REG"
         assert constants.TRAINING_STAGES["DPO"] == "dpo"
-        with pytest.warns(UserWarning, match="cannot be loaded"):  # what a visitor sees as a warning
+        with pytest.warns(UserWarning, match="cannot be loaded"):  # shown to the visitor as a warning
             broken = list(patch._fill("DPO (registered)", '{"optim": "x"}', Memory()))
-        assert all(update == {"__type__": "update"} for update in broken)  # it cannot be loaded, and the box stays
+        assert all(update == {"__type__": "update"} for update in broken)  # broken stage: the box is unchanged
         filled, *_ = patch._fill("focal_mean", '{"optim": "x"}', Memory())
     assert json.loads(filled.value)["focal_dpo_mean"] is True
 
 
-def test_our_stages_take_ranking_data_sets(board, world):
+def test_sepo_stages_take_ranking_data_sets(board, world):
     for label in LABELS.values():
         assert [name for name, _ in control.list_datasets(str(world / "data"), label).choices] == ["tiny_pairs"]
     assert [name for name, _ in control.list_datasets(str(world / "data"), "DPO").choices] == ["tiny_pairs"]
@@ -199,7 +199,7 @@ def test_every_language_has_the_help_and_the_board_changes_to_it(visitor):
         assert text in box.info
 
 
-def test_a_language_that_we_do_not_speak_reads_english(host):
+def test_other_languages_get_the_english_help(host):
     host.setitem(locales.LOCALES["extra_args"], "xx", {"label": "X", "info": "Y."})
     patch.register(interface)
     assert locales.LOCALES["extra_args"]["xx"]["info"] == "Y. " + EXTRA_ARGUMENTS["en"]
@@ -245,7 +245,7 @@ def test_a_stage_shows_what_it_has(tmp_path):
     assert (keys["focal_dpo_mean"], keys["focal_dpo_focus"], keys["pref_beta"]) == (True, 2.0, 2.0)
 
 
-def test_what_the_visitor_set_comes_back_with_its_stage():
+def test_values_of_the_visitor_are_restored_with_their_stage():
     start = '{"optim": "adamw_torch"}'
     text, memory = with_keys_of("sepo", start, Memory())
     mine = {**json.loads(text), "oracle_model": "o", "select_ratio": 0.5, "batch_tokens": 64, "max_steps": 2}
@@ -254,7 +254,7 @@ def test_what_the_visitor_set_comes_back_with_its_stage():
     assert not [name for name in treg if name.startswith(("oracle", "select", "sepo"))]
     assert (treg["batch_tokens"], treg["max_steps"], treg["treg_alpha"]) == (64, 2, 0.25)
     text, memory = with_keys_of("dpo", text, memory)
-    assert json.loads(text) == {"optim": "adamw_torch", "max_steps": 2}  # the host knows none of ours
+    assert json.loads(text) == {"optim": "adamw_torch", "max_steps": 2}  # the host has none of sepo's keys
     text, memory = with_keys_of("sepo", text, memory)
     assert json.loads(text) == mine
 
@@ -266,11 +266,11 @@ def test_a_key_of_the_hosts_that_the_visitor_wrote_stays():
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"x"', "1"])
-def test_a_text_that_is_no_object_is_left_alone(text):
+def test_a_text_that_is_not_an_object_is_left_unchanged(text):
     assert with_keys_of("sepo", text, Memory()) == (text, Memory())
 
 
-def test_a_text_of_the_hosts_is_left_as_it_is_written():
+def test_a_text_with_host_keys_only_is_left_unchanged():
     text = '{ "optim":"adamw_torch" }'
     assert with_keys_of("sft", text, Memory()) == (text, Memory())
 
@@ -292,7 +292,7 @@ def test_nothing_is_lost_on_any_way_through_the_stages(changes, ways):
     assert json.loads(text) == mine
 
 
-# The command that is previewed, saved and started
+# Previewed, saved and started commands
 
 
 @pytest.mark.parametrize("label", LABELS.values())
@@ -320,14 +320,14 @@ def test_a_registered_stage_is_previewed(host, built, world, tmp_path):
         patch.register(interface)
         visitor = Visitor(built, world)
         visitor.choose("focal_mean")
-        visitor.add(focal_dpo_mean=False)  # true by default: what the host takes for unset must be said
+        visitor.add(focal_dpo_mean=False)  # true by default: a value that the host treats as unset must be passed
         (_, _, *words), _ = pasted(block(visitor.preview())[1], tmp_path)
         _, found = check_recipe(words)
         _, saved = check_recipe(yaml.safe_load(Path(common.save_cmd(visitor.arguments())).read_text()))
     assert found.method.hyperparameters["mean"] is saved.method.hyperparameters["mean"] is False
 
 
-def test_a_host_stage_is_previewed_and_cleaned_as_ever(visitor, board):
+def test_a_host_stage_is_previewed_and_cleaned_as_before(visitor, board):
     args = {**visitor.arguments(), "pref_beta": 0.1, "fp16": False}
     previewed = runner.gen_cmd(args)
     cleaned = common._clean_cmd(args)
@@ -336,8 +336,8 @@ def test_a_host_stage_is_previewed_and_cleaned_as_ever(visitor, board):
     assert cleaned == common._clean_cmd(args)
 
 
-def test_what_the_board_emits_for_dpo_is_accepted_by_our_stages(visitor):
-    """A team that took the board's DPO file and changed the stage."""
+def test_what_the_board_emits_for_dpo_is_accepted_by_sepo_stages(visitor):
+    """A DPO file of the board in which only the stage was changed."""
     visitor.set(train__training_stage="DPO")
     recipe = yaml.safe_load(Path(common.save_cmd(visitor.arguments())).read_text())
     assert {"pref_beta", "pref_ftx", "pref_loss"} <= set(recipe)
@@ -345,7 +345,7 @@ def test_what_the_board_emits_for_dpo_is_accepted_by_our_stages(visitor):
     assert found.stage == "minor_dpo"
 
 
-def test_a_recipe_that_cannot_run_is_not_previewed_but_explained(visitor, world):
+def test_the_preview_of_a_recipe_that_cannot_run_is_its_error(visitor, world):
     visitor.choose("SePO")
     language, text = block(visitor.preview())
     assert language == "text"
@@ -358,10 +358,10 @@ def test_a_recipe_that_cannot_run_is_not_previewed_but_explained(visitor, world)
     assert "unknown key 'slect_ratio'. Did you mean 'select_ratio'" in " ".join(block(visitor.preview())[1].split())
 
 
-def test_a_preview_asks_no_hub_for_models(visitor, monkeypatch):
+def test_a_preview_sends_no_request_to_the_hub(visitor, monkeypatch):
     import huggingface_hub
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("request to the hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     visitor.choose("SePO")
     visitor.add(oracle_model="team/oracle", oracle_base_model="team/base")
@@ -393,7 +393,7 @@ def test_the_example_of_a_command(board):
     assert doctest.testmod(command).failed == 0
 
 
-def test_our_flags_that_are_off_are_passed_on(board):
+def test_sepo_flags_that_are_off_are_passed_on(board):
     args = {
         "stage": "minor_dpo",
         "objective": "ipo",
@@ -407,7 +407,7 @@ def test_our_flags_that_are_off_are_passed_on(board):
 
 
 class Process:
-    """Stands in for a run: it has ended well."""
+    """Stand-in for a run that ended successfully."""
 
     returncode, pid = 0, 0
 
@@ -419,17 +419,17 @@ class Process:
 
 
 @pytest.mark.parametrize(("label", "is_enabled"), [("T-REG", False), ("T-REG", True), ("DPO", False)])
-def test_a_run_is_started_by_a_command_that_knows_its_stage(visitor, board, label, is_enabled, tmp_path):
+def test_a_run_is_started_by_a_command_that_has_its_stage(visitor, board, label, is_enabled, tmp_path):
     started = []
     board.setattr(command.subprocess, "Popen", lambda words, **kw: started.append(Process(words, **kw)) or started[-1])
     board.setattr(command, "enabled", lambda: is_enabled)
-    board.setattr(runner, "is_accelerator_available", lambda: True)  # else the host warns
+    board.setattr(runner, "is_accelerator_available", lambda: True)  # otherwise the host warns
     visitor.choose(label)
     *_, last = visitor.runner.run_train(visitor.values)
     assert any("Finished." in str(value) for value in last.values())
     (process,) = started
-    ours = [sys.executable, "-P", "-m", "sepo"] if label == "T-REG" and not is_enabled else ["llamafactory-cli"]
-    assert process.words[:-1] == [*ours, "train"]
+    program = [sys.executable, "-P", "-m", "sepo"] if label == "T-REG" and not is_enabled else ["llamafactory-cli"]
+    assert process.words[:-1] == [*program, "train"]
     assert process.options["env"]["LLAMABOARD_ENABLED"] == "1"
     recipe = yaml.safe_load((tmp_path / process.words[-1]).read_text())
     _, found = check_recipe(recipe)
@@ -446,7 +446,7 @@ def test_saved_arguments_are_loaded_again(visitor):
     assert visitor.arguments()["dataset"] == "tiny_pairs,more"
 
 
-# While a run scores
+# During scoring
 
 
 def test_an_abort_ends_a_run_that_scores_at_once(monkeypatch):
@@ -457,7 +457,7 @@ def test_an_abort_ends_a_run_that_scores_at_once(monkeypatch):
         with pytest.raises(SystemExit, match="134"), abortable():
             os.kill(os.getpid(), signal.SIGABRT)
         assert seen == []
-        os.kill(os.getpid(), signal.SIGABRT)  # the host's way again, which waits for the end of a step
+        os.kill(os.getpid(), signal.SIGABRT)  # the host's handler again, which waits for the end of a step
         assert seen == [1]
         monkeypatch.delenv("LLAMABOARD_ENABLED")
         with abortable():
@@ -472,7 +472,7 @@ def test_scoring_moves_the_boards_progress_bar(monkeypatch, tmp_path, caplog):
     with open(os.devnull, "w") as nowhere, tqdm(total=40, initial=10, file=nowhere) as bar:
         bar.update(20)
         report_scoring(bar, str(tmp_path))
-        assert list(tmp_path.iterdir()) == []  # no board, no file
+        assert list(tmp_path.iterdir()) == []  # without the board, no file is written
         monkeypatch.setenv("LLAMABOARD_ENABLED", "1")
         with caplog.at_level("INFO", logger="sepo"):
             report_scoring(bar, str(tmp_path / "out"))
@@ -482,11 +482,11 @@ def test_scoring_moves_the_boards_progress_bar(monkeypatch, tmp_path, caplog):
     assert "30/40" in caplog.text
 
 
-def test_our_log_goes_where_the_board_reads_it(monkeypatch, tmp_path):
-    ours = logging.getLogger("sepo")
-    for name in ("handlers", "propagate", "level"):  # afterwards as they were
-        monkeypatch.setattr(ours, name, copy.copy(getattr(ours, name)))
-    _log_beside_host()  # before a run begins
+def test_sepo_log_lines_reach_the_board(monkeypatch, tmp_path):
+    logger = logging.getLogger("sepo")
+    for name in ("handlers", "propagate", "level"):  # restored after the test
+        monkeypatch.setattr(logger, name, copy.copy(getattr(logger, name)))
+    _log_beside_host()  # before a run starts
     handler = host_logging.LoggerHandler(str(tmp_path))
     host_logging.add_handler(handler)
     try:
@@ -498,7 +498,7 @@ def test_our_log_goes_where_the_board_reads_it(monkeypatch, tmp_path):
     assert "scoring" in (tmp_path / constants.RUNNING_LOG).read_text()
 
 
-# Commands, and what the host must go on to have
+# Commands, and names that the host must keep
 
 
 def test_webui_serves_the_hosts_board(host, capsys):
@@ -528,7 +528,7 @@ def test_help_of_webui_imports_nothing_heavy():
     assert "GRADIO_SERVER_PORT" in done.stdout
 
 
-def test_the_host_has_what_the_board_needs():
+def test_the_host_has_the_names_that_the_board_needs():
     assert patch.board_gaps() == []
     assert [finding.good for finding in board_findings()] == [True]
     ledger = Path(sepo.hosts.__file__).with_name("PATCHES.md").read_text()
@@ -545,11 +545,11 @@ def test_the_host_has_what_the_board_needs():
 
 
 def other_parameters():
-    """Has no parameter of the name that we rely on."""
+    """Function without the parameter that is relied on."""
 
 
 class OtherRunner:
-    """Starts nothing."""
+    """Class that starts no process."""
 
 
 @pytest.mark.parametrize(
@@ -566,19 +566,19 @@ class OtherRunner:
         (patch, "_ELEMENTS", ("training_stage", "gone"), "has no gone"),
     ],
 )
-def test_a_board_that_we_do_not_know_stays_as_it_is(host, capsys, module, name, value, gap):
+def test_an_unsupported_board_is_left_unchanged(host, capsys, module, name, value, gap):
     host.setattr(module, name, value)
     assert any(gap in found for found in patch.board_gaps())
     assert not all(finding.good for finding in board_findings())
     rebound = runner.gen_cmd, common._clean_cmd, interface.create_train_tab
     patch.register(interface)
-    assert "sepo: this LLaMA Board does not list our stages: " in capsys.readouterr().err
+    assert "sepo: this LLaMA Board does not list sepo's stages: " in capsys.readouterr().err
     assert (runner.gen_cmd, common._clean_cmd, interface.create_train_tab) == rebound
     assert "SePO" not in constants.TRAINING_STAGES
 
 
-def test_the_hosts_own_command_lists_our_stages_by_the_import_hook(host):
-    """`sepo enable` installs the hook in every new interpreter, and `sepo disable` removes it."""
+def test_the_hosts_own_command_lists_sepo_stages_by_the_import_hook(host):
+    """`sepo enable` installs the hook in every new interpreter; `sepo disable` removes it."""
     import llamafactory.webui
 
     def imported_again():
@@ -599,4 +599,4 @@ def test_a_missing_gradio_is_one_line(host, capsys):
     host.setenv("PATH", os.environ["PATH"])
     assert cli.main(["webui"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "LLaMA Board needs gradio, which is not installed here; run: pip install" in line
+    assert "LLaMA Board requires gradio, which is not installed; run: pip install" in line

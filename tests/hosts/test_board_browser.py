@@ -1,4 +1,4 @@
-"""LLaMA Board in a real browser: a visitor chooses SePO, fills in the oracle, previews the command and trains."""
+"""LLaMA Board in a real browser: a visitor selects SePO, fills in the oracle, previews the command and trains."""
 
 import json
 import os
@@ -34,7 +34,7 @@ HOSTILE = '<img src=x onerror=document.title="pwned">; $(touch pwned)'
 
 
 def waited(what, patience=20.0):
-    """The first true value of a function that looks at the page, which may be changing meanwhile."""
+    """Poll a function of the page, which may be changing, and return its first true value."""
     from selenium.common.exceptions import StaleElementReferenceException
 
     end = time.monotonic() + patience
@@ -50,7 +50,7 @@ def waited(what, patience=20.0):
 
 
 class BoardPage:
-    """The board's training tab by the labels that a visitor reads."""
+    """The board's training tab, accessed by visible labels."""
 
     def __init__(self, browser: Browser):
         self.browser = browser
@@ -72,14 +72,14 @@ class BoardPage:
         field.send_keys(text, Keys.TAB)
 
     def options(self, label):
-        """Open a list, which gradio does when it gets the focus, and read it."""
+        """Focus a list, which makes gradio open it, and return its options."""
         self.browser.run("document.activeElement.blur()")
         waited(lambda: not self.browser.run(OPTIONS))
         self.field(label).click()
         return waited(lambda: self.browser.run(OPTIONS))
 
     def offers(self, label, options):
-        """Wait until a list holds these options: it is filled anew after a choice elsewhere."""
+        """Wait until a list has these options: it is refilled after another field was changed."""
         shown = []
         with suppress(AssertionError):
             waited(lambda: shown.append(self.options(label)) or shown[-1] == options)
@@ -108,7 +108,7 @@ class BoardPage:
 
 @contextmanager
 def served(folder: Path):
-    """`sepo webui` in a folder of its own, and its address."""
+    """Serve `sepo webui` in a directory, and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -121,7 +121,7 @@ def served(folder: Path):
     )
     address = f"http://127.0.0.1:{port}"
 
-    def answers():
+    def responds():
         if process.poll() is not None:
             raise AssertionError((folder / "board.log").read_text())
         try:
@@ -130,7 +130,7 @@ def served(folder: Path):
             return False
 
     try:
-        waited(answers, PATIENCE)
+        waited(responds, PATIENCE)
         yield address
     finally:
         process.terminate()

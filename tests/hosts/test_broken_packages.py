@@ -1,4 +1,4 @@
-"""A package that does not load beside the others: one line that says so and repairs it, from every command."""
+"""A package that does not load with the others: every command reports it in one line, with the repair."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ REASON = "libtorchaudio.so: undefined symbol: torch_exception_get_what_without_b
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """The environment with the torchaudio of another patch release in front of its own."""
+    """Return the environment with the torchaudio of another patch release before its own on the path."""
     site = tmp_path_factory.mktemp("site")
     (site / "torchaudio").mkdir()
     (site / "torchaudio" / "__init__.py").write_text(
@@ -32,7 +32,7 @@ def broken(tmp_path_factory):
 
 
 def repaired(line):
-    """Whether a line says what is wrong and has the command of the coupled packages."""
+    """Return whether a line has the cause and the command that installs the coupled packages."""
     recorded = requirements("llamafactory")
     return (
         "torchaudio 2.11.1 is outside ==2.11.0 and does not load" in line
@@ -42,7 +42,7 @@ def repaired(line):
 
 
 @pytest.mark.host
-def test_doctor_says_it_in_one_line(broken, tmp_path):
+def test_doctor_reports_it_in_one_line(broken, tmp_path):
     done = run([sys.executable, "-m", "sepo", "doctor"], cwd=tmp_path, env=broken, expect=1, fresh=True)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("  WRONG ")]
     assert repaired(line)
@@ -50,7 +50,7 @@ def test_doctor_says_it_in_one_line(broken, tmp_path):
 
 
 @pytest.mark.host
-def test_a_run_says_it_in_one_line(broken, tmp_path):
+def test_a_run_reports_it_in_one_line(broken, tmp_path):
     recipe = ROOT / "yaml_examples" / "sepo_lora.yaml"
     done = run([sys.executable, "-m", "sepo", "train", recipe], cwd=tmp_path, env=broken, expect=2, fresh=True)
     (line,) = [line for line in done.stderr.splitlines() if "sepo: error:" in line]
@@ -60,7 +60,7 @@ def test_a_run_says_it_in_one_line(broken, tmp_path):
 
 
 @pytest.mark.host
-def test_a_worker_says_it_in_one_line(broken, tmp_path):
+def test_a_worker_reports_it_in_one_line(broken, tmp_path):
     worker = Path(sepo.hosts.llamafactory.__file__).with_name("worker.py")
     done = run([sys.executable, worker], cwd=tmp_path, env={**broken, "RANK": "1"}, expect=2, fresh=True)
     (line,) = [line for line in done.stderr.splitlines() if "sepo: error:" in line]
@@ -68,7 +68,7 @@ def test_a_worker_says_it_in_one_line(broken, tmp_path):
     assert repaired(line)
 
 
-def test_a_host_that_fails_for_another_reason_is_installed_again(monkeypatch):
+def test_a_host_that_fails_for_another_reason_is_reinstalled(monkeypatch):
     from sepo.errors import SepoError
     from sepo.hosts.llamafactory import recipe
     from sepo.installation import Package

@@ -1,4 +1,4 @@
-"""Bad input through `sepo train`: one line, exit status 2, and no model weights read."""
+"""Invalid input for `sepo train`: one line, exit status 2, and no model weights are read."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_refused_before_anything_is_loaded(world, tmp_path, capsys, overrides, w
         assert word in line
 
 
-def test_a_full_model_is_no_adapter(world, tmp_path, capsys):
+def test_a_full_model_is_not_an_adapter(world, tmp_path, capsys):
     recipe = sepo_recipe(world, tmp_path / "out", oracle_model_adapters=str(world / "oracle"))
     assert "it holds a full model" in refused(capsys, recipe, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Columns beside the tokens: random scores, steps, and shares of a data set's budget, whatever the order of rows."""
+"""Columns besides the tokens: random scores, steps, and shares of a data set's budget, for any order of rows."""
 
 import math
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ def words():
 
 @pytest.fixture(scope="module")
 def table(words):
-    """Tokenized pairs in the host's columns."""
+    """Return tokenized pairs in the host's columns."""
     columns = {f"{side}_{name}": [] for side in SIDES for name in ("input_ids", "labels")}
     for row in tiny.pairs(9):
         prompt = words.encode(row["conversations"][0]["value"])
@@ -42,7 +42,7 @@ def pad(rows):
 
 
 def selected(data, method):
-    """Row by prompt and answer: what is selected in it, collated in batches of 4."""
+    """Return the selection of each row, collated in batches of 4, by prompt and response."""
     found = {}
     for start in range(0, len(data), 4):
         rows = [data[index] for index in range(start, min(start + 4, len(data)))]
@@ -128,12 +128,12 @@ def test_evaluation_rows_meet_the_training_sets_threshold(table, words):
     assert 0 < sum(alone["chosen_counts"]) < sum(part["chosen_counts"])
 
 
-def test_nothing_is_added_where_nothing_is_needed(table, words):
+def test_nothing_is_added_if_nothing_is_needed(table, words):
     for objective in ("dpo", "sepo", "selective_dpo"):
         assert prepare(table, resolve_method(objective), words)["train_dataset"] is table
 
 
-def test_file_scores_that_are_not_there_are_missed(table):
+def test_missing_file_scores_are_reported(table):
     words = SimpleNamespace()
     with pytest.raises(SepoError, match=r"train was tokenized without its scores .* tokenized_path"):
         selection_columns(

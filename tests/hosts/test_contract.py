@@ -1,4 +1,4 @@
-"""What we rely on in the host beyond its public interface (see plugin/sepo/hosts/PATCHES.md)."""
+"""Names that the plugin relies on beyond the host's public API (see plugin/sepo/hosts/PATCHES.md)."""
 
 import ast
 import contextlib
@@ -19,7 +19,7 @@ from sepo.hosts.llamafactory.doctor import contract_findings
 
 HOSTS = Path(sepo.hosts.__file__).parent
 LEDGER = (HOSTS / "PATCHES.md").read_text()
-# The other host's package cannot be imported here, and its contract is plain data.
+# The package for the other host cannot be imported here, but its contract is plain data.
 ENTRIES = {str(entry) for entry in (*CONTRACT, *runpy.run_path(str(HOSTS / "axolotl" / "contract.py"))["CONTRACT"])}
 PACKAGES = (
     "llamafactory",
@@ -37,10 +37,10 @@ NO_NAMES = {
     ".pth", "SIGABRT", "PATH", "sys.argv", "CUDA_VISIBLE_DEVICES", "FSDP_CPU_RAM_EFFICIENT_LOADING", "forward",
     "eager_attention_forward",
 }  # fmt: skip
-"""What the ledger's first column has in code and is no name of a package."""
+"""Code spans in the ledger's first column that are not names of a package."""
 
 
-def test_host_has_what_we_rely_on():
+def test_the_host_has_the_names_that_are_relied_on():
     assert [finding.text for finding in contract_findings() if not finding.good] == []
 
 
@@ -74,7 +74,7 @@ def sources():
 
 
 def test_every_name_that_is_taken_from_a_host_is_in_a_contract():
-    """Neither host offers its modules to others; of the other packages, modules with an underscore."""
+    """No module of a host is public; of the other packages, modules with an underscore are private."""
     taken = {
         f"{node.module}.{alias.name}": path.name
         for path, tree in sources()
@@ -89,8 +89,11 @@ def test_every_name_that_is_taken_from_a_host_is_in_a_contract():
 
 
 def attributes(tree):
-    """Names of attributes in a module with whether it assigns them to ``self``: those that are written as names, those
-    in ``getattr`` and its kin, and constants of the module, which may be meant for these."""
+    """Yield the names of attributes in a module, and whether it assigns them to ``self``.
+
+    These are attribute expressions, strings in ``getattr`` and similar functions, and string constants of the module,
+    which may be used in these.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, True
@@ -105,7 +108,7 @@ def attributes(tree):
 
 
 def test_every_private_attribute_of_others_is_in_a_contract():
-    """An attribute with an underscore that nothing here defines is somebody else's."""
+    """An attribute with an underscore that is not defined in this package belongs to another package."""
     found = [(name, own, path.name) for path, tree in sources() for name, own in attributes(tree)]
     private = [item for item in found if re.fullmatch(r"_[a-z]\w*", item[0]) and not item[0].startswith("_sepo_")]
     own = {name for name, own, _ in private if own}
@@ -117,7 +120,7 @@ def test_every_private_attribute_of_others_is_in_a_contract():
 
 
 class Changed:
-    """A class that has lost what was relied on."""
+    """Class without the names that are relied on."""
 
     def __init__(self, model):
         self.model = model
@@ -145,7 +148,7 @@ def changed(monkeypatch):
         (Entry("changed_host", "Changed.args", on_instances=True), "changed_host.Changed.args is not an attribute"),
     ],
 )
-def test_what_is_gone_is_found(changed, entry, missing):
+def test_missing_names_are_found(changed, entry, missing):
     found = gap(entry)
     assert (found is None) == (missing is None)
     assert missing is None or found.startswith(missing)
@@ -192,21 +195,21 @@ def test_log_lines_go_where_the_hosts_go(monkeypatch):
 
     from sepo.hosts.llamafactory.registration import _log_beside_host
 
-    root, ours = host._get_library_root_logger(), logging.getLogger("sepo")
+    root, logger = host._get_library_root_logger(), logging.getLogger("sepo")
     shown = []
     handler = logging.Handler()
     handler.emit = lambda record: shown.append((record.name, record.getMessage()))
-    host.add_handler(handler)  # as LLaMA Board's is
+    host.add_handler(handler)  # like LLaMA Board's
     try:
-        for rank, expected in (("0", ["host", "ours"]), ("1", ["host"])):
+        for rank, expected in (("0", ["host", "sepo"]), ("1", ["host"])):
             monkeypatch.setenv("LOCAL_RANK", rank)
             monkeypatch.setattr(root, "level", logging.INFO)
             shown.clear()
             _log_beside_host()
             host.get_logger("llamafactory.x").info("host")
-            logging.getLogger("sepo.x").info("ours")
+            logging.getLogger("sepo.x").info("sepo")
             assert [text for _, text in shown] == expected
-        assert set(root.handlers) <= set(ours.handlers)
+        assert set(root.handlers) <= set(logger.handlers)
     finally:
         host.remove_handler(handler)
 
@@ -251,7 +254,7 @@ def test_plain_loading_restores_the_engine(monkeypatch):
 
 
 def test_the_hosts_checkpointing_is_the_reentrant_one():
-    """`recompute_less` looks through the host's wrapper; of frozen layers the host checkpoints none."""
+    """`recompute_less` unwraps the host's function; the host does not checkpoint frozen layers."""
     import torch
     from llamafactory.hparams import ModelArguments
     from llamafactory.model.model_utils.checkpointing import prepare_model_for_training

@@ -1,4 +1,4 @@
-"""Rows that the host tokenizes for T-REG keep the conversation that they were made of, and are otherwise the host's."""
+"""Rows that the host tokenizes for T-REG have an additional column with their conversation."""
 
 import json
 
@@ -15,7 +15,7 @@ COLUMNS = {"messages": "conversations", "chosen": "chosen", "rejected": "rejecte
 
 
 class TrainingArguments:
-    """What the host's loader reads of them."""
+    """The training arguments that the host's loader reads."""
 
     seed, local_process_index, dataloader_num_workers = 3, 0, 0
     should_log = should_save = predict_with_generate = False
@@ -75,7 +75,7 @@ def test_rows_keep_the_conversation_that_they_were_made_of(tokenized):
             assert kept["answers"][0] in text
             assert kept["answers"][1] in tokenizer.decode(row["rejected_input_ids"])
             seen += 1
-    assert seen == 12 - 2  # dropped by the host, so by us
+    assert seen == 12 - 2  # dropped by the host
 
 
 def test_everything_else_is_the_hosts(tokenized):

@@ -42,10 +42,10 @@ def test_two_ranks_train_as_one_process_and_share_the_scoring(one_process, tmp_p
     ]
     assert losses[0] == pytest.approx(losses[1], abs=LOG_PROB)
     assert len(losses[0]) == 4
-    ours, whole = (read_record(output)[0] for output in (tmp_path / "out", folder / "out"))
-    assert {pair.step for pair in ours} == {1, 2, 3, 4}
+    recorded, whole = (read_record(output)[0] for output in (tmp_path / "out", folder / "out"))
+    assert {pair.step for pair in recorded} == {1, 2, 3, 4}
     assert len(whole) == 16
-    assert all(pair in whole for pair in ours)  # the first process's, as one process had them
+    assert all(pair in whole for pair in recorded)  # the pairs of the first process, equal to those of a single process
 
 
 def test_accumulation_of_split_batches_is_a_larger_batch(one_process, tmp_path):
@@ -56,8 +56,8 @@ def test_accumulation_of_split_batches_is_a_larger_batch(one_process, tmp_path):
     assert close(adapter(tmp_path / "out"), adapter(folder / "out"))
 
 
-def test_host_command_knows_our_stages_on_every_rank_once_enabled(one_process, tmp_path, monkeypatch):
-    """The launcher and each of torchrun's workers are new interpreters; a sitecustomize reads the `.pth` in each."""
+def test_the_host_command_has_sepo_stages_on_every_rank_once_enabled(one_process, tmp_path, monkeypatch):
+    """The launcher and torchrun's workers are new interpreters; a sitecustomize makes each of them read the `.pth`."""
     from sepo.hosts.llamafactory import enable
 
     folder, recipe = one_process
@@ -76,7 +76,7 @@ def test_host_command_knows_our_stages_on_every_rank_once_enabled(one_process, t
     assert close(adapter(tmp_path / "out"), adapter(folder / "out"))
 
 
-def test_a_mistake_is_said_once_before_ranks_are_started(world, tmp_path):
+def test_an_error_is_printed_once_before_ranks_are_started(world, tmp_path):
     recipe = sepo_recipe(world, tmp_path / "out", select_ratio=0)
     done = sepo_train(recipe, tmp_path, env=two_processes(), expect=2)
     assert done.stderr.count("sepo: error:") == 1

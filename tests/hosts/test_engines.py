@@ -1,4 +1,4 @@
-"""The engines that exist: two CPU processes under each give one process's losses and weights; killed runs go on."""
+"""Engines: two CPU processes under each give one process's losses and weights; killed runs resume."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ use_cpu: true
 
 
 def deepspeed_config(folder, stage):
-    """The host's JSON of this stage, for a CPU."""
+    """Write the host's DeepSpeed JSON of a ZeRO stage, for a CPU."""
     zero = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
@@ -55,9 +55,9 @@ def deepspeed_config(folder, stage):
 
 
 def started(engine, recipes, folder, *, launched=False):
-    """Commands and environments that run recipes under an engine; the recipes' keys that it needs are added.
+    """Return commands and environments that run recipes under an engine, whose keys are added to the recipes.
 
-    ``launched``: the launcher's command, which starts the ranks. Without it, the ranks with what a launcher tells them.
+    ``launched``: return the launcher's command, which starts the ranks, instead of the commands of the ranks.
     """
     port = 20000 + (os.getpid() * 7 + len(engine) * 131) % 20000
     extra = {}
@@ -91,7 +91,7 @@ def begun(commands, folder, log):
 
 
 def kill(processes):
-    """Each with what it has started."""
+    """Kill processes with their children."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -99,7 +99,7 @@ def kill(processes):
 
 
 def finished(commands, folder):
-    """Run to the end, or to the first failure; returns what was printed."""
+    """Run to the end, or to the first failure; return the output."""
     with open(folder / "ranks.log", "w+") as log:
         processes = begun(commands, folder, log)
         deadline = time.monotonic() + 600
@@ -132,7 +132,7 @@ def stage_recipes(world, folder, engine, scores):
 
 
 def results(folder):
-    """Logged losses and saved adapters by stage."""
+    """Return logged losses and saved adapters by stage."""
     return {
         stage: ([entry["loss"] for entry in logged(folder / stage) if "loss" in entry], adapter(folder / stage))
         for stage in STAGES
@@ -140,7 +140,7 @@ def results(folder):
 
 
 def all_stages(world, folder, engine):
-    """One engine of each kind is started as its users start it; `torchrun` alone is in test_distributed."""
+    """Run all stages; one engine of each kind is started by its launcher (`torchrun` alone: test_distributed)."""
     launched = engine in ("zero3", "fsdp2")
     finished(
         started(engine, stage_recipes(world, folder, engine, folder / "scores"), folder, launched=launched), folder
@@ -168,22 +168,22 @@ def test_two_processes_give_what_one_gives(engine, world, one_process, tmp_path)
 
 
 def killed(commands, *, folder, log_file, at):
-    """Start, and kill every process as soon as a run's log says something."""
+    """Start, and kill every process as soon as a text appears in the log of the run."""
     with open(folder / "killed.log", "w") as log:
         processes = begun(commands, folder, log)
         deadline = time.monotonic() + 300
-        while not said(log_file, at) and processes[0].poll() is None and time.monotonic() < deadline:
+        while not contains(log_file, at) and processes[0].poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         kill(processes)
-    assert said(log_file, at), (folder / "killed.log").read_text()[-3000:]
+    assert contains(log_file, at), (folder / "killed.log").read_text()[-3000:]
 
 
-def said(file, text):
+def contains(file, text):
     return file.is_file() and text in file.read_text()
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_a_killed_run_of_two_processes_goes_on_to_the_same_weights(engine, world, tmp_path):
+def test_a_killed_run_of_two_processes_resumes_to_the_same_weights(engine, world, tmp_path):
     """Live selection: what is selected depends on the policy at every step."""
     keys = {"stage": "selective_dpo", "ref_model": str(world / "base"), "oracle_model": None, "oracle_base_model": None,
             "max_steps": 6, "save_steps": 2, "select_rule": "quantile", "warmup_ratio": 0.5}  # fmt: skip
@@ -192,7 +192,7 @@ def test_a_killed_run_of_two_processes_goes_on_to_the_same_weights(engine, world
     # Step 3 is a step of all processes: each has written its part of checkpoint-2.
     log_file = tmp_path / "broken_off" / "sepo_log.jsonl"
     killed(started(engine, [broken_off], tmp_path), folder=tmp_path, log_file=log_file, at='"step": 3,')
-    for later in ("checkpoint-4", "checkpoint-6"):  # where the run outran the signal
+    for later in ("checkpoint-4", "checkpoint-6"):  # if the run continued after the signal
         shutil.rmtree(tmp_path / "broken_off" / later, ignore_errors=True)
     text = finished(started(engine, [broken_off, undisturbed], tmp_path), tmp_path)
     assert "Resuming training from" in text

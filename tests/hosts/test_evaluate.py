@@ -1,4 +1,4 @@
-"""`sepo eval` from recipe to files: what a recipe means, and a tiny policy held against plain loops."""
+"""`sepo eval` from recipe to files: interpretation of recipes, and a tiny policy compared with plain loops."""
 
 import json
 
@@ -17,7 +17,7 @@ from tolerance import LOG_PROB
 
 
 def evaluation(**more):
-    """A recipe for evaluation alone."""
+    """Return a recipe for evaluation only."""
     keys = {"model_name_or_path": "models/base", "template": "chatml", "eval_dataset": "pairs", "dataset_dir": "data"}
     return {name: value for name, value in {**keys, **more}.items() if value is not None}
 
@@ -60,22 +60,22 @@ def test_a_training_recipe_with_what_it_trained(world, tmp_path):
         assert dropped not in found.host
     alone = read(recipe, tmp_path)
     assert (alone.policy, alone.start, alone.reference) == (base, None, None)
-    assert f"as the recipe starts; of what it trained: adapter_name_or_path={tmp_path / 'run'}" in alone.notes[0]
+    assert f"as the recipe starts; for the trained adapter: adapter_name_or_path={tmp_path / 'run'}" in alone.notes[0]
 
 
-def test_a_policy_that_went_on_with_an_adapter_started_from_it(world, tmp_path):
-    """As in training, where the reference is the policy as it started, its adapter included."""
+def test_a_policy_that_continued_from_an_adapter_started_from_it(world, tmp_path):
+    """As in training, the reference is the starting policy, its adapter included."""
     recipe = training(world, tmp_path, adapter_name_or_path="sft")
     found = read(recipe, tmp_path, "adapter_name_or_path=run")
     assert (found.policy.adapters, found.start.adapters, found.reference.adapters) == (("run",), ("sft",), ("sft",))
-    # The same recipe without do_train evaluates, and its adapter is only the one that it evaluated before.
+    # The same recipe without do_train only evaluates, so its adapter is not the one that training started from.
     found = read({**recipe, "do_train": False}, tmp_path, "adapter_name_or_path=run")
     assert (found.policy.adapters, found.start.adapters) == (("run",), ())
 
 
 def test_a_new_adapter_lies_over_the_one_that_it_was_made_on(world, tmp_path):
     recipe = training(world, tmp_path, adapter_name_or_path="sft", create_new_adapter=True)
-    with pytest.raises(SepoError, match="on top of sft: write adapter_name_or_path=sft,run"):
+    with pytest.raises(SepoError, match="on top of sft; set adapter_name_or_path=sft,run"):
         read(recipe, tmp_path, "adapter_name_or_path=run")
     found = read(recipe, tmp_path, "adapter_name_or_path=sft,run")
     assert (found.policy.adapters, found.start.adapters) == (("sft", "run"), ("sft",))
@@ -110,24 +110,24 @@ def test_which_rows_are_held_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"cutof_len": 3}, "unknown key 'cutof_len'. Did you mean 'cutoff_len'"),
-        ({"select_ratio": 0.3}, "unknown key 'select_ratio'. It is a key of our stages"),
+        ({"select_ratio": 0.3}, "unknown key 'select_ratio'. It is a key of sepo's stages"),
         ({"stage": "sep"}, "unknown stage 'sep'. Did you mean 'sepo'"),
         ({"eval_dataset": None}, "eval_dataset is missing; name a ranking data set of data"),
         ({"model_name_or_path": None}, "model_name_or_path is missing"),
-        ({"top_p": 0.9}, "top_p is set, but answers are decoded greedily or sampled"),
+        ({"top_p": 0.9}, "top_p is set, but sepo eval decodes greedily or samples"),
         ({"max_new_tokens": "many"}, "max_new_tokens is 'many'; a whole number"),
         ({"adapter_name_or_path": "a,b", "quantization_bit": 4}, "2 adapters and quantization_bit is 4"),
         ({"adapter_name_or_path": "a", "resize_vocab": True}, "resize_vocab is set, so the adapter has tokens"),
         ({"mixture_of_depths": "load"}, "mixture_of_depths is set"),
         ({"ref_model": "models/base"}, r"the reference is the evaluated model itself \(models/base\)"),
-        ({"policy": {"select_ratio": 0.3}}, r"is a pipeline's recipe \(section 'policy'\).*pipeline/policy.yaml"),
+        ({"policy": {"select_ratio": 0.3}}, r"is a pipeline recipe \(section 'policy'\).*pipeline/policy.yaml"),
     ],
 )
-def test_wrong_recipes_are_told_so(tmp_path, keys, said):
-    with pytest.raises(SepoError, match=said):
+def test_invalid_recipes_are_refused(tmp_path, keys, message):
+    with pytest.raises(SepoError, match=message):
         read(evaluation(**keys), tmp_path)
 
 
@@ -140,7 +140,7 @@ def run_folder(tmp_path, marker, recipe=None):
     return folder
 
 
-def test_a_runs_folder_stands_for_its_recipe_and_what_it_trained(world, tmp_path):
+def test_a_run_directory_stands_for_its_recipe_and_its_model(world, tmp_path):
     recipe = {**training(world, tmp_path, hf_hub_token="(not recorded)"), "adapter_name_or_path": "sft"}
     run = run_folder(tmp_path, "adapter_config.json", recipe)
     found = evaluation_recipe(run, ["max_samples=7"])
@@ -153,7 +153,7 @@ def test_a_runs_folder_stands_for_its_recipe_and_what_it_trained(world, tmp_path
     assert (found.policy.adapters, found.start.adapters) == (("sft", str(run)), ("sft",))
 
 
-def test_the_folder_of_a_full_model_too(world, tmp_path):
+def test_the_run_directory_of_a_full_model(world, tmp_path):
     recipe = training(world, tmp_path, finetuning_type="full", lora_rank=None, lora_target=None)
     run = run_folder(tmp_path, "config.json", recipe)
     found = evaluation_recipe(run, ["eval_dataset=other"])
@@ -164,14 +164,16 @@ def test_the_folder_of_a_full_model_too(world, tmp_path):
 @pytest.mark.parametrize(
     ("marker", "key"), [("adapter_config.json", "adapter_name_or_path"), ("config.json", "model_name_or_path")]
 )
-def test_a_folder_without_its_recipe_says_how_to_evaluate_it(tmp_path, marker, key):
+def test_the_error_for_a_directory_without_recipe_has_the_command(tmp_path, marker, key):
     run = run_folder(tmp_path, marker)
-    with pytest.raises(SepoError, match=rf"a folder without its recipe .*: sepo eval recipe.yaml {key}=\S+run$"):
+    with pytest.raises(
+        SepoError, match=rf"a directory without a stored recipe .*: sepo eval recipe.yaml {key}=\S+run$"
+    ):
         evaluation_recipe(run)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}', "\xff"])
-def test_a_damaged_recipe_of_a_run_is_told(tmp_path, text):
+def test_a_damaged_recipe_of_a_run_is_reported(tmp_path, text):
     run = run_folder(tmp_path, "config.json")
     (run / RECIPE_FILE).write_text(text, encoding="latin-1")
     with pytest.raises(SepoError, match="cannot be read as a run's recipe"):
@@ -179,7 +181,7 @@ def test_a_damaged_recipe_of_a_run_is_told(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("request_", "message"),
     [
         (Request(generate=-1), "--generate is -1"),
         (Request(seed=-3), "--seed is -3"),
@@ -187,25 +189,25 @@ def test_a_damaged_recipe_of_a_run_is_told(tmp_path, text):
         (Request(name="a/b"), "--name is 'a/b'"),
         (
             Request(before=True),
-            "--before asks for the policy as it was before training, which the recipe does not tell",
+            "--before needs the policy before training, but the recipe has neither an adapter to disable nor a ref_mod",
         ),
         (Request(max_new_tokens=0), "max_new_tokens is 0"),
     ],
 )
-def test_wrong_requests_are_told_before_anything_is_loaded(tmp_path, request_, said):
-    with pytest.raises(SepoError, match=said):
+def test_invalid_options_are_refused_before_anything_is_loaded(tmp_path, request_, message):
+    with pytest.raises(SepoError, match=message):
         evaluate(write(evaluation(), tmp_path / "recipe.yaml"), request=request_)
 
 
 def test_two_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SepoError, match="WORLD_SIZE is above 1, but an evaluation is one process on one device"):
+    with pytest.raises(SepoError, match="WORLD_SIZE is above 1, but an evaluation runs in one process on one device"):
         evaluate(write(evaluation(), tmp_path / "recipe.yaml"), request=Request())
 
 
 @pytest.fixture(scope="module")
 def adapter(world, tmp_path_factory):
-    """A LoRA adapter of the tiny policy that changes what it says."""
+    """Train a LoRA adapter that changes the generations of the tiny policy."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
@@ -223,7 +225,7 @@ def adapter(world, tmp_path_factory):
 
 @torch.no_grad()
 def plain_figures(world, adapter, rows):
-    """Margins and KL by transformers alone: ChatML by hand, full logits, a row at a time."""
+    """Compute margins and KL with transformers alone: ChatML by hand, full logits, one row at a time."""
     from peft import PeftModel
     from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -288,14 +290,16 @@ def test_an_evaluation_from_recipe_to_files(world, adapter, tmp_path, monkeypatc
     }
     assert values["reference"]["model"] == str(world / "policy")
     assert values["prompts"]["heldout"] == {"dataset": "tiny_pairs", "prompts": 5, "answers": 5}
-    said = [json.loads(line) for line in (tmp_path / "out" / "generations.jsonl").read_text().splitlines()]
-    assert len(said) == 2 * (5 + 2)
+    generated = [json.loads(line) for line in (tmp_path / "out" / "generations.jsonl").read_text().splitlines()]
+    assert len(generated) == 2 * (5 + 2)
     assert all(
-        row["prompt"] == rows[row["id"]]["conversations"][0]["value"] for row in said if row["prompts"] == "heldout"
+        row["prompt"] == rows[row["id"]]["conversations"][0]["value"]
+        for row in generated
+        if row["prompts"] == "heldout"
     )
     assert (tmp_path / "out" / "judges" / "mt_bench" / "model_answer" / "tuned-before.jsonl").is_file()
-    assert same_answers(world, adapter, said)
-    # Other batches, other places in them, and another run: the same figures and answers.
+    assert same_answers(world, adapter, generated)
+    # With other batches, and in another run, results and generations are the same.
     assert main([*words, "--batch-tokens", "1"]) == 0
     again = json.loads((tmp_path / "eval_output" / "eval.json").read_text())
     assert (tmp_path / "eval_output" / "generations.jsonl").read_text() == (
@@ -306,18 +310,18 @@ def test_an_evaluation_from_recipe_to_files(world, adapter, tmp_path, monkeypatc
         close(again["policies"][role]["kl"], values["policies"][role]["kl"])
 
 
-def close(ours, theirs):
-    """Nested numbers that agree to rounding."""
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            close(ours[name], theirs[name])
+def close(found, expected):
+    """Check that nested numbers agree up to rounding."""
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys()
+        for name in found:
+            close(found[name], expected[name])
     else:
-        assert ours == (None if theirs is None else pytest.approx(theirs, rel=1e-4, abs=LOG_PROB))
+        assert found == (None if expected is None else pytest.approx(expected, rel=1e-4, abs=LOG_PROB))
 
 
-def same_answers(world, adapter, said):
-    """Whether greedy answers of both policies are those of a plain loop over the chat template's own prompts."""
+def same_answers(world, adapter, generated):
+    """Check that greedy generations of both policies equal a plain loop over the chat template's own prompts."""
     from peft import PeftModel
     from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -326,12 +330,12 @@ def same_answers(world, adapter, said):
         "before": LlamaForCausalLM.from_pretrained(world / "policy").eval(),
         "after": PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(world / "policy"), str(adapter)).eval(),
     }
-    for index, row in enumerate(said):
+    for index, row in enumerate(generated):
         messages = [{"role": "user", "content": row["prompt"]}]
         if row["turn"]:
             before = [
-                {"role": "user", "content": said[index - 1]["prompt"]},
-                {"role": "assistant", "content": said[index - 1]["answer"]},
+                {"role": "user", "content": generated[index - 1]["prompt"]},
+                {"role": "assistant", "content": generated[index - 1]["answer"]},
             ]
             messages = [*before, *messages]
         ids = tokenizer.encode(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))

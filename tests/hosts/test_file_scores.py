@@ -1,4 +1,4 @@
-"""`token_scorer: file`: the user's columns through the host's own data pipeline, to the tokens; and what is refused."""
+"""`token_scorer: file`: the user's columns through the host's data pipeline to the tokens, and refused input."""
 
 import json
 
@@ -21,7 +21,7 @@ def words(world):
 
 
 def pairs(count=6):
-    """Tiny pairs, one with characters of several bytes."""
+    """Return tiny pairs, one of them with multi-byte characters."""
     rows = tiny.pairs(count)
     rows[1]["chosen"]["value"] = "Ça a 8 jambes 🕷️ – oui."
     return rows
@@ -39,7 +39,7 @@ def write(folder, rows, *, name="d", alpaca=False):
 
 
 def prepared(folder, words, *, dataset="d", carry=True, **options):
-    """The host's tokenized data sets."""
+    """Return the host's tokenized data sets."""
     import contextlib
 
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
@@ -60,7 +60,7 @@ def response(row, side):
 
 
 def with_scores(rows, plain):
-    """Each token's own id as its score, so that every number can be found again."""
+    """Use the id of each token as its score, so that every score identifies its token."""
     return [
         {**row, **{f"{side}_scores": [float(token) for token in response(tokens, side)] for side in SIDES}}
         for row, tokens in zip(rows, plain, strict=True)
@@ -69,7 +69,7 @@ def with_scores(rows, plain):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_round_trip_of_scores(words, tmp_path, workers):
-    """Through converter, merge, split, tokenization and a row that the host drops: every score at its token."""
+    """Scores stay aligned through converter, merge, split, tokenization and a row that the host drops."""
     write(tmp_path, pairs())
     plain = prepared(tmp_path, words, carry=False)["train_dataset"]
     rows = with_scores(pairs(), plain)
@@ -92,8 +92,8 @@ def test_the_tokens_are_the_hosts_and_its_names_are_put_back(words, tmp_path):
     write(tmp_path, pairs())
     plain = prepared(tmp_path, words, carry=False)["train_dataset"]
     write(tmp_path, with_scores(pairs(), plain))
-    ours = prepared(tmp_path, words)["train_dataset"].remove_columns([f"{side}_scores" for side in SIDES])
-    assert ours.to_dict() == plain.to_dict()
+    carried = prepared(tmp_path, words)["train_dataset"].remove_columns([f"{side}_scores" for side in SIDES])
+    assert carried.to_dict() == plain.to_dict()
     assert (loader.align_dataset, loader.PairwiseDatasetProcessor) == before
 
 
@@ -116,7 +116,7 @@ def spans_of(text, *marked):
 
 @pytest.mark.parametrize("alpaca", [False, True])
 def test_spans_become_scores_of_their_tokens(words, tmp_path, alpaca):
-    """High in chosen, negated in rejected, zero elsewhere, for both forms of data set."""
+    """Scores are the weights in chosen, negated in rejected, and zero elsewhere, for both data set formats."""
     rows = []
     for row in pairs():
         chosen, rejected = row["chosen"]["value"], row["rejected"]["value"]
@@ -164,13 +164,13 @@ def test_spans_of_truncated_rows_are_cut_with_them(words, tmp_path):
     ["Plain words.", "  led by spaces\nand lines ", "Ça va – 🕷️🕷 ok", "日本語です。はい", "a", "x\n\n\ny"],
 )
 def test_offsets_spell_the_text(words, text):
-    """Against the tokenizer's own offsets, which know nothing of what stands around the text."""
+    """Compare with the tokenizer's own offsets, which do not depend on the context of the text."""
     encoded = words(text, add_special_tokens=False, return_offsets_mapping=True)
     end = words.encode("<|im_end|>\n", add_special_tokens=False)
     offsets = TokenTexts(words).offsets([*encoded["input_ids"], *end], text)
     assert offsets[len(encoded["input_ids"]) :] == [(len(text), len(text))] * len(end)
     for (start, stop), (known_start, known_stop) in zip(offsets, encoded["offset_mapping"], strict=False):
-        assert start <= known_start  # the tokens of one character cover it all, the tokenizer's the same or a part
+        assert start <= known_start  # for tokens of one character, the tokenizer may give parts of it
         assert stop >= known_stop
         assert stop > start
     assert {place for start, stop in offsets for place in range(start, stop)} == set(range(len(text)))

@@ -1,4 +1,4 @@
-"""Scores of a data set in the host's columns: rows without an answer, joining, the keys of stores."""
+"""Scores of a data set in the host's columns: rows without a response, joining, and the keys of stores."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ IGNORE = -100
 
 
 def rows(*lengths):
-    """Tokenized pairs with prompts of three tokens and answers of the given lengths (chosen, rejected)."""
+    """Return tokenized pairs with prompts of three tokens and responses of the given lengths (chosen, rejected)."""
     table = {f"{side}_{name}": [] for side in ("chosen", "rejected") for name in ("input_ids", "labels")}
     for index, pair in enumerate(lengths):
         for side, length in zip(("chosen", "rejected"), pair, strict=True):
@@ -32,7 +32,7 @@ class Words:
         return " ".join(map(str, ids))
 
 
-def test_rows_without_an_answer_are_named_counted_and_skipped(caplog):
+def test_rows_without_a_response_are_reported_counted_and_skipped(caplog):
     with caplog.at_level(logging.WARNING):
         kept = skip_empty_responses(rows((2, 2), (0, 2), (1, 1), (3, 0)), name="train", tokenizer=Words)
     assert len(kept) == 2
@@ -41,13 +41,13 @@ def test_rows_without_an_answer_are_named_counted_and_skipped(caplog):
     assert "Rows 1 ('1 2 3'), 3 (" in caplog.text
 
 
-def test_nothing_is_said_where_nothing_is_empty(caplog):
+def test_nothing_is_logged_if_no_response_is_empty(caplog):
     data = rows((2, 2), (1, 1))
     assert skip_empty_responses(data, name="train", tokenizer=Words) is data
     assert caplog.text == ""
 
 
-def test_a_data_set_without_any_answer_is_refused():
+def test_a_data_set_without_any_response_is_refused():
     with pytest.raises(SepoError, match="every row has an empty response after truncation; raise cutoff_len"):
         skip_empty_responses(rows((0, 1), (0, 0)), name="train", tokenizer=Words)
 
@@ -58,7 +58,7 @@ def test_rows_digest_sees_ids_order_and_boundaries():
     assert first != scored_rows.rows_digest(rows((1, 3), (2, 2)))
     assert first != scored_rows.rows_digest(rows((2, 2), (2, 2)))
     moved = rows((2, 2), (1, 3)).to_dict()
-    moved["chosen_labels"][0][2] = 3  # the prompt's last token becomes part of the answer
+    moved["chosen_labels"][0][2] = 3  # the last token of the prompt becomes part of the response
     assert first != scored_rows.rows_digest(Dataset.from_dict(moved))
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_shard_is_scored_again_before_it_is_used(scorer, monkeypatch, 
     first.attach(data, name="train")
     path = Path(first.stores["train"], "shard-00000.arrow")
     whole = path.read_bytes()
-    place = whole.rindex(b"\x00\x00\x00\x3f")  # 0.5 becomes another number
+    place = whole.rindex(b"\x00\x00\x00\x3f")  # 0.5 becomes another value
     path.write_bytes(whole[: place + 3] + b"\x40" + whole[place + 4 :])
     with caplog.at_level(logging.WARNING):
         joined = scorer().attach(data, name="train")

@@ -1,4 +1,4 @@
-"""A team's own objective, token scorer and stage in a recipe: its keys, what is refused, and a real run."""
+"""Registered objective, token scorer and stage in a recipe: keys, refused input, and a real run."""
 
 import os
 import sys
@@ -132,7 +132,7 @@ def test_command_line_form():
         ({"pref_loss": "focal_dpo"}, ["pref_loss is 'focal_dpo'", "objective: focal_dpo"]),
     ],
 )
-def test_refusals_say_what_was_found_and_what_to_do(keys, words):
+def test_errors_give_what_was_found_and_what_to_do(keys, words):
     taken = (*HOST_KEYS, "learning_rank", "tdpo_kind")
     with pytest.raises(SepoError) as caught:
         resolved(host_keys=taken, **keys)
@@ -141,7 +141,7 @@ def test_refusals_say_what_was_found_and_what_to_do(keys, words):
         assert word in str(caught.value)
 
 
-def test_which_stages_are_ours(tmp_path):
+def test_which_stages_are_sepo_stages(tmp_path):
     assert [is_ours(stage) for stage in ("focal_mean", "sepo", "dpo", "focal_maen", None)] == [1, 1, 0, 0, 0]
     check_stage("focal_mean")
     with pytest.raises(SepoError, match=r"unknown stage 'focal_maen'\. Did you mean 'focal_mean'\?"):
@@ -160,7 +160,7 @@ def test_doctor_lists_what_is_registered_and_what_is_broken(tmp_path):
     assert found["token_scorer 'words' of package team-parts 0.1 (team_parts:words)"]
     assert found["stage 'worded' of package team-parts 0.1 (team_parts:worded)"]
     wrong = [text for text, good in found.items() if not good]
-    assert len(wrong) == 2, wrong  # the two stages that cannot be used
+    assert len(wrong) == 2, wrong  # the two broken stages
     groups = {"objectives": {"gone": "no_such:x", "dpo": "own_loss:focal_dpo"}, "stages": {"sft": "x:y"}}
     with on_path(write_package(tmp_path / "more", "broken", groups)):
         found = [finding.text for finding in registered_findings(()) if not finding.good]
@@ -169,12 +169,12 @@ def test_doctor_lists_what_is_registered_and_what_is_broken(tmp_path):
     assert any("No module named 'no_such'" in text for text in wrong)
 
 
-def test_doctor_says_so_where_nothing_is_registered(monkeypatch):
+def test_doctor_reports_that_nothing_is_registered(monkeypatch):
     monkeypatch.setattr("sepo.cli.doctor.registered", lambda kind: ())
     assert [(finding.good, "nothing" in finding.text) for finding in registered_findings(())] == [(True, True)]
 
 
-def test_a_scorer_of_rows_sees_each_answers_own_tokens():
+def test_a_scorer_of_rows_gets_the_tokens_of_each_response():
     words = tiny.tokenizer()
     prompt, answer = words.encode("Is it so"), words.encode("indeed a fact")
     row = {f"{side}_input_ids": [prompt + answer] for side in ("chosen", "rejected")}
@@ -197,7 +197,7 @@ def test_a_pipelines_shared_keys_of_an_own_objective_are_the_policys():
 
 @pytest.mark.host
 def test_the_example_is_installed_and_trained(world, tmp_path):
-    """As a user would: pip, then `sepo train` in a process of its own, by the stage's name and its own key."""
+    """As a user would: pip install, then `sepo train` in a subprocess, by the stage's name and its own key."""
     site = tmp_path / "packages"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site]
     run([*pip, example_wheel(tmp_path / "built")], cwd=tmp_path)

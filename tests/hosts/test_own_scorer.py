@@ -1,4 +1,4 @@
-"""A team's own stored scorer: through the score store, found again by what it is, refused where it is wrong."""
+"""Registered stored scorer: scores in the store, reuse by its identity, and refused scores."""
 
 import os
 import sys
@@ -103,7 +103,7 @@ def test_other_settings_or_another_version_are_another_store(attached, tmp_path)
         ("wrong", r"'wrong' of package team-scorers 0\.1 .* is of type TokenScorer, expected .*StoredScorer"),
     ],
 )
-def test_what_does_not_fit_is_refused(attached, name, message):
+def test_invalid_scores_are_refused(attached, name, message):
     with pytest.raises(SepoError, match=message):
         attached(name)
 
@@ -114,7 +114,7 @@ def test_a_name_in_both_groups_is_refused(tmp_path):
         resolve_method("simpo", token_scorer="rarity")
 
 
-def test_a_recipe_names_it_and_scores_before_training():
+def test_a_recipe_uses_it_and_scores_before_training():
     keys = {"stage": "sepo", "objective": "simpo", "token_scorer": "rarity", "model_name_or_path": "m"}
     settings = resolve(keys, host_keys=HOST_KEYS)[1]
     assert settings.scores_before_training
@@ -129,7 +129,7 @@ def test_a_recipe_names_it_and_scores_before_training():
 
 @pytest.mark.host
 def test_the_example_is_installed_scored_and_trained(world, tmp_path):
-    """As a user would: pip, `sepo score`, then `sepo train`, which finds the scores."""
+    """As a user would: pip install, `sepo score`, then `sepo train`, which finds the scores."""
     site = tmp_path / "packages"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site]
     run([*pip, example_wheel(tmp_path / "built", SCORER_EXAMPLE)], cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""The chain: how its steps are wired to each other, and one real run of it."""
+"""`sepo pipeline`: the recipes of its steps, and one real run."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_lora_chain_keeps_the_sft_adapter_in_oracle_and_reference():
     assert policy["oracle_model_adapters"] == "out/base,out/oracle"
     assert policy["oracle_base_model_adapters"] == "out/base"
     assert (policy["stage"], policy["dataset"], policy["output_dir"]) == ("sepo", "d", "out/policy")
-    # The sample leaves the policy's validation rows out, so only the policy evaluates on them.
+    # The sample excludes the policy's validation rows, so only the policy evaluates on them.
     assert policy["val_size"] == planned["sample"]["val_size"] == 0.1
     assert "val_size" not in planned["base"]
     assert "val_size" not in oracle
@@ -87,7 +87,7 @@ def test_overrides_reach_sections(tmp_path):
     recipe = read_pipeline(path, ["policy.sepo_gamma=2", "seed=5"])
     assert recipe["policy"]["sepo_gamma"] == 2
     assert recipe["seed"] == 5
-    with pytest.raises(SepoError, match="'seed' is no override"):
+    with pytest.raises(SepoError, match="'seed' is not an override"):
         read_pipeline(path, ["seed"])
     with pytest.raises(SepoError, match="does not exist"):
         read_pipeline(tmp_path / "none.yaml")

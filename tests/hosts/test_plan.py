@@ -1,4 +1,4 @@
-"""`sepo plan`: the account of a recipe, whether it fits, what would make it fit; and of every recipe that we ship."""
+"""`sepo plan`: the account of a recipe, whether it fits, and changes that make it fit; for all example recipes, too."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def llama(hidden, inner, layers, heads, words, kv=None, kind="LlamaConfig", **mo
     )  # fmt: skip
 
 
-# Published shapes; a name that holds one of these words is of that shape.
+# Published shapes; a model whose name contains one of these words has that shape.
 SHAPES = {
     "llama-2-13b": lambda: llama(5120, 13824, 40, 40, 32000),
     "llama-2-7b": lambda: llama(4096, 11008, 32, 32, 32000),
@@ -84,7 +84,7 @@ def examples():
     for path in sorted(p for p in (ROOT / "yaml_examples").rglob("*.yaml") if p.parent.name != "axolotl"):
         recipe = yaml.safe_load(path.read_text())
         recipe = plan_steps(recipe)[-1].recipe if set(SECTIONS) & set(recipe) else recipe
-        if recipe["stage"] not in HOST_STAGES:  # steps of a chain by the host's own stages
+        if recipe["stage"] not in HOST_STAGES:  # steps of a chain with the host's own stages
             yield pytest.param(path, recipe, id=path.stem)
 
 
@@ -149,7 +149,7 @@ def test_the_head_is_planned_for_the_tokens_that_a_step_reads(shapes, changes, s
     assert account_for(planned_run(recipe), on_gpu=True).row.selected == round(400 * share)
 
 
-def test_engines_spread_what_they_spread(shapes, tmp_path):
+def test_engines_shard_what_they_shard(shapes, tmp_path):
     def training(stage, processes):
         config = tmp_path / f"z{stage}.json"
         config.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
@@ -167,7 +167,7 @@ def test_engines_spread_what_they_spread(shapes, tmp_path):
     assert three["gathered layers"] > 0
 
 
-def test_a_run_that_does_not_fit_is_told_what_would(world, tmp_path, capsys):
+def test_a_run_that_does_not_fit_gets_changes_that_make_it_fit(world, tmp_path, capsys):
     recipe = sepo_recipe(world, tmp_path / "out", cutoff_len=1024, per_device_train_batch_size=8)
     path = write(recipe, tmp_path / "recipe.yaml")
     assert main(["plan", str(path), "--gpu", "1GiB"]) == 0
@@ -177,8 +177,8 @@ def test_a_run_that_does_not_fit_is_told_what_would(world, tmp_path, capsys):
     tight = f"{best / 2**20 + 1:.1f}MiB"
     capsys.readouterr()
     result = plans.plan(path, gpu=tight, output=tmp_path / "plan.json")
-    said = capsys.readouterr().out
-    assert "does not fit a device" in said
+    printed = capsys.readouterr().out
+    assert "does not fit a device" in printed
     assert result == json.loads((tmp_path / "plan.json").read_text())
     assert not result["fits"]
     savings = {name for change in result["changes"] for name in change["keys"]}
@@ -192,23 +192,23 @@ def test_a_run_that_does_not_fit_is_told_what_would(world, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "changes", "said"),
+    ("words", "changes", "message"),
     [
         (["--gpu", "many"], {}, "--gpu is 'many'"),
         (["--gpu", "24"], {}, "a size such as 24GiB"),
         (["--tokens", "0"], {}, "--tokens is 0"),
         ([], {"stage": "dpo"}, "stage is dpo"),
         ([], {"stage": "seppo"}, "Did you mean 'sepo'"),
-        ([], {"model_name_or_path": "nobody/nothing"}, "model_name_or_path: the configuration of 'nobody/nothing'"),
+        ([], {"model_name_or_path": "no-such/model"}, "model_name_or_path: the configuration of 'no-such/model'"),
         ([], {"deepspeed": "nowhere.json"}, "deepspeed: 'nowhere.json' cannot be read"),
         ([], {"select_ratio": 3}, "select_ratio"),
     ],
 )
-def test_refusals_are_one_line(words, changes, said, world, tmp_path, capsys):
+def test_refusals_are_one_line(words, changes, message, world, tmp_path, capsys):
     path = write(sepo_recipe(world, tmp_path / "out", **changes), tmp_path / "recipe.yaml")
     assert main(["plan", str(path), *words]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -217,12 +217,12 @@ def test_models_that_cannot_be_planned_are_refused_in_one_line(world, tmp_path, 
     config.save_pretrained(tmp_path / "opt")
     path = write(sepo_recipe(world, tmp_path / "out", model_name_or_path=str(tmp_path / "opt")), tmp_path / "r.yaml")
     assert main(["plan", str(path)]) == 2
-    assert "no account can be made for" in capsys.readouterr().err
+    assert "the memory of '" in capsys.readouterr().err
     assert main(["plan", str(path), "finetuning_type=oft"]) == 2
     assert "finetuning_type is oft" in capsys.readouterr().err
 
 
-def test_fsdp_of_accelerates_own_configuration_is_seen(world, tmp_path, monkeypatch):
+def test_fsdp_of_accelerates_own_configuration_is_used(world, tmp_path, monkeypatch):
     recipe = sepo_recipe(world, tmp_path / "out")
     assert planned_run(recipe, processes=2).engine.zero == 0
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -251,16 +251,16 @@ def test_optimizers(name, bits, noted):
     assert noted in " ".join(notes)
 
 
-def test_a_run_that_cannot_fit_is_warned_about_and_trains_all_the_same(world, tmp_path, monkeypatch):
+def test_a_run_that_cannot_fit_logs_a_warning_and_trains(world, tmp_path, monkeypatch):
     recipe = sepo_recipe(world, tmp_path / "out")
     assert plans.warn_if_too_large(recipe) is None
     monkeypatch.setattr(plans, "device_memory", lambda *, on_cpu: (2.0**20, "this machine's free memory"))
-    said = plans.warn_if_too_large(recipe)
-    assert "does not fit this machine's free memory (1.0 MiB)" in said
+    warning = plans.warn_if_too_large(recipe)
+    assert "does not fit this machine's free memory (1.0 MiB)" in warning
     assert plans.warn_if_too_large({**recipe, "stage": "nothing"}) is None
 
 
-def test_a_run_that_ran_out_of_memory_is_told_what_saves_most(world, tmp_path, monkeypatch):
+def test_the_out_of_memory_error_has_the_largest_savings(world, tmp_path, monkeypatch):
     recipe = sepo_recipe(world, tmp_path / "out", per_device_train_batch_size=8, cutoff_len=1024)
 
     def exhausted(config):
@@ -272,7 +272,7 @@ def test_a_run_that_ran_out_of_memory_is_told_what_saves_most(world, tmp_path, m
     assert str(error.value).count("saves about") == 3
 
 
-def test_the_command_in_a_process_of_its_own(world, tmp_path):
+def test_the_command_in_a_subprocess(world, tmp_path):
     path = write(sepo_recipe(world, tmp_path / "out"), tmp_path / "recipe.yaml")
     done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB"], cwd=tmp_path, fresh=True)
     assert "fits a device (24.00 GiB)" in done.stdout

@@ -1,4 +1,4 @@
-"""An oracle with another tokenizer: its scores against a slow loop, its store, what is refused."""
+"""An oracle with another tokenizer: its scores against a slow loop, its store, and refused input."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ ANSWERS = [
 
 @pytest.fixture(scope="module")
 def others(world, tmp_path_factory):
-    """An oracle and its base with a tokenizer as Llama 2's, beside the world's policy."""
+    """Save an oracle and its base with a tokenizer like Llama 2's, which differs from the policy's."""
     root = tmp_path_factory.mktemp("others")
     words = foreign.metaspace_bpe()
     tiny.save_model(root / "base", seed=5, words=words)
@@ -50,7 +50,7 @@ def words(world):
 
 
 def rows(words, data_args, answers=ANSWERS, turns=None, system=""):
-    """Tokenized by the host, with their conversations."""
+    """Return rows tokenized by the host, with their conversations."""
     template = get_template_and_fix_tokenizer(words, data_args)
     processor = TextReadingProcessor(template, words, None, data_args)
     count = len(answers)
@@ -65,7 +65,7 @@ def rows(words, data_args, answers=ANSWERS, turns=None, system=""):
 
 @pytest.fixture
 def attach(world, others, words, tmp_path):
-    """Scores rows with the foreign oracle, as a run would."""
+    """Return a function that scores rows with the foreign oracle, as in a run."""
 
     def make(data_args=None, tokenizer=None, oracle="oracle", base="base", adapters=(), **table):
         data_args = data_args or DataArguments(template="chatml", cutoff_len=256)
@@ -91,7 +91,7 @@ def attach(world, others, words, tmp_path):
 
 
 class _Plain:
-    """The scoring models as they are, through the real scorer."""
+    """The real scorer, with the scoring models unchanged."""
 
     def __init__(self, models):
         import contextlib
@@ -108,7 +108,7 @@ class _Plain:
 
 
 def slow_scores(others, question, answer, words, response):
-    """One row, full logits in float64, its template written out, projected cell by cell."""
+    """Score one row with full logits in float64 and an explicit template, projected cell by cell."""
     tokenizer = AutoTokenizer.from_pretrained(others / "oracle")
     text = answer.strip()
     before = f"<s>[INST] {question} [/INST] "
@@ -151,21 +151,21 @@ def test_scores_equal_a_slow_loop_over_single_rows(attach, others, words):
             assert max(map(abs, slow)) > 0.1
 
 
-def test_the_store_says_what_the_oracle_read(attach, words):
+def test_the_store_records_the_texts_of_the_oracle(attach, words):
     scorer, _, _ = attach()
     store = ScoreStore.at(scorer.stores["train"])
     assert store.verify() == []
     scores = store.table().to_pylist()
-    for row, said in store.texts.read(range(len(ANSWERS))):
-        assert said.prompt == f"How many legs has creature {row}?"
+    for row, stored in store.texts.read(range(len(ANSWERS))):
+        assert stored.prompt == f"How many legs has creature {row}?"
         for side, answer in zip(SIDES, ANSWERS[row], strict=True):
-            tokens = getattr(said, side).tokens
+            tokens = getattr(stored, side).tokens
             assert len(tokens) == len(scores[row][f"{side}_scores"])
             assert "".join("".join(tokens).removesuffix("</s>").split()) == "".join(answer.split())
 
 
-def test_the_store_knows_nothing_of_the_policy(attach, caplog):
-    """Another policy tokenizer, template or truncation on its side finds the scores; a changed text does not."""
+def test_the_store_does_not_depend_on_the_policy(attach, caplog):
+    """Scores are found with another tokenizer, template or truncation of the policy, but not for a changed text."""
     first, _, _ = attach()
     store = first.stores["train"]
     other = foreign.byte_level()
@@ -197,7 +197,7 @@ def test_totals_are_the_oracles_and_truncated_rows_keep_the_scores_of_what_is_le
         for side, total in zip(SIDES, own[2 * index : 2 * index + 2], strict=True):
             shares = scored[index][f"{side}_scores"]
             assert sum(shares) == pytest.approx(float(total.sum()), abs=SCORE + of_sum(shares))
-    # The policy's rows are cut, the oracle's are not: what the policy truncates is applied on reading.
+    # The policy's rows are truncated, the oracle's are not: the policy's truncation is applied when scores are read.
     short = rows(words, DataArguments(template="chatml", cutoff_len=44))
     cut = {"prompt": 0, "response": 0}
     columns = {f"{side}_scores": [own[2 * i + j].numpy() for i in range(len(ANSWERS))] for j, side in enumerate(SIDES)}
@@ -213,7 +213,7 @@ def test_totals_are_the_oracles_and_truncated_rows_keep_the_scores_of_what_is_le
     assert lost > 0
 
 
-def test_a_long_conversation_loses_its_beginning_and_is_counted(attach, caplog):
+def test_a_long_conversation_is_truncated_on_the_left_and_counted(attach, caplog):
     turns = [{"role": "user", "content": "How many legs? " * 30}]
     with caplog.at_level(logging.INFO):
         scorer, dataset, scored = attach(DataArguments(template="chatml", cutoff_len=30), turns=turns)
@@ -229,7 +229,7 @@ def test_a_long_conversation_loses_its_beginning_and_is_counted(attach, caplog):
     assert all(any(row[f"{side}_scores"]) for row in scored for side in SIDES)
 
 
-def test_the_log_says_once_that_scores_are_projected(attach, caplog):
+def test_projection_of_scores_is_logged_once(attach, caplog):
     with caplog.at_level(logging.INFO):
         scorer, dataset, _ = attach()
         scorer.attach(dataset, name="eval")
@@ -256,7 +256,7 @@ def test_an_oracle_with_the_policys_tokenizer_is_not_projected(world, words):
 
 
 def test_what_an_oracle_with_another_tokenizer_needs(world, others, words, tmp_path):
-    assert reader_of(others / "oracle", others / "base", words).max_tokens == 2048  # the model's positions
+    assert reader_of(others / "oracle", others / "base", words).max_tokens == 2048  # the positions of the model
     with pytest.raises(
         SepoError, match=r"oracle_base_model: .* has another tokenizer than the oracle: .* tokens, not "
     ):
@@ -299,7 +299,7 @@ def test_rows_without_conversations_are_refused(attach):
 
 
 def test_a_conversation_is_kept_as_the_other_host_keeps_it(words, tmp_path):
-    """Its text finds a store, so both hosts write it alike; tests/axolotl has the other half."""
+    """A store is found by this text, so both hosts must write it alike; tests/axolotl has the other half."""
     from sepo.hosts.llamafactory.conversations import conversations_kept
     from test_file_scores import prepared
 
@@ -311,7 +311,7 @@ def test_a_conversation_is_kept_as_the_other_host_keeps_it(words, tmp_path):
 
 @pytest.mark.host
 def test_train_with_an_oracle_of_another_family(world, others, tmp_path):
-    """Selected by it, and regularized by its rewards; a second run finds the store and ends in the same weights."""
+    """The oracle selects, and its rewards regularize; a second run finds the store and ends with the same weights."""
     from recipes import same_weights
 
     foreign_oracle = {"oracle_model": str(others / "oracle"), "oracle_base_model": str(others / "base")}

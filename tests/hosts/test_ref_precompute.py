@@ -1,4 +1,4 @@
-"""`ref_precompute`: what the stored log-probabilities depend on, what is refused, and a run against one without it."""
+"""`ref_precompute`: identity of the stored log-probabilities, refused input, and a run compared with one without it."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from tolerance import LOG_PROB
 
 @pytest.fixture
 def scorer(world, tmp_path, monkeypatch):
-    """Makes a scorer; `loaded` lists the models that its passes loaded."""
+    """Return a function that creates a scorer; its `loaded` lists the models that were loaded."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     loaded = []
@@ -65,7 +65,7 @@ def by_hand(folder, ids, first):
     return [logps[t - 1, ids[t]].item() for t in range(first, len(ids))]
 
 
-def test_every_answer_token_has_its_log_probability_and_is_computed_once(scorer, world):
+def test_every_response_token_has_its_log_probability_and_is_computed_once(scorer, world):
     data = rows((2, 5), (7, 1), (1, 3))
     first = scorer()
     joined = first.attach(data, name="train")
@@ -93,7 +93,7 @@ def test_another_reference_cutoff_rope_or_row_is_another_store(scorer):
 @torch.no_grad()
 @pytest.mark.parametrize("plugin", [None, "deepspeed"])
 def test_the_reference_runs_in_the_precision_of_training(scorer, world, plugin):
-    """Under autocast as accelerate has it, or with its weights cast as DeepSpeed has it."""
+    """The reference runs under autocast as with accelerate, or with cast weights as with DeepSpeed."""
     from transformers import LlamaForCausalLM
 
     data = rows((9, 1), (7, 3))
@@ -107,7 +107,7 @@ def test_the_reference_runs_in_the_precision_of_training(scorer, world, plugin):
     assert found["chosen_ref_logps"] != unmixed["chosen_ref_logps"]
 
 
-def test_the_policys_start_is_what_the_host_made_of_its_name(scorer, world):
+def test_the_starting_policy_is_the_model_that_the_host_resolved(scorer, world):
     made = scorer(model="a-name-on-another-hub", key="model_name_or_path")
     made.attach(rows((2, 1)), name="train")
     assert [spec.model for spec in made.loaded] == [str(world / "policy")]
@@ -124,7 +124,7 @@ def test_rows_with_media_are_refused(scorer):
     ("value", "message"),
     [(float("nan"), "a token of row 0 the log-probability nan, expected a finite number"), (0.0, "the probability 1")],
 )
-def test_numbers_that_are_no_log_probabilities_are_refused(scorer, monkeypatch, value, message):
+def test_numbers_that_are_not_log_probabilities_are_refused(scorer, monkeypatch, value, message):
     def score(self, sequences, *, pairs, on_batch):
         return [torch.full((sequence.response_tokens,), value) for sequence in sequences]
 

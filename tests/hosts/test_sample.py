@@ -1,4 +1,4 @@
-"""The share of the pairs for base and oracle: seeded, in the host's format, without validation rows."""
+"""Sample of the pairs for base and oracle: seeded, in the host's format, without validation rows."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_ratio_one_is_every_pair_in_its_order(world, tmp_path):
 
 
 def test_validation_rows_are_left_out(world, tmp_path):
-    """The host's own split, with the seed that the policy's run uses."""
+    """The split is the host's own, with the seed of the policy's run."""
     from llamafactory.data.data_utils import split_dataset
 
     from sepo.hosts.llamafactory.sample import DataArguments, training_rows
@@ -52,7 +52,7 @@ def test_validation_rows_are_left_out(world, tmp_path):
     assert not held & set(prompts(written))
 
 
-def test_the_host_reads_what_was_written(world, tmp_path):
+def test_the_host_reads_the_sample(world, tmp_path):
     from sepo.hosts.llamafactory.sample import training_rows
 
     written = sampled(world, tmp_path, ratio=0.25)
@@ -82,7 +82,7 @@ def test_system_and_tools_are_kept(tmp_path, field):
     assert json.loads((tmp_path / "out" / "oracle_answers.json").read_text())[0][field] == value
 
 
-def test_data_sets_of_somebody_else_are_not_overwritten(world, tmp_path):
+def test_other_data_sets_are_not_overwritten(world, tmp_path):
     from sepo.errors import SepoError
 
     (tmp_path / "dataset_info.json").write_text('{"mine": {}}')

@@ -1,4 +1,4 @@
-"""Real runs of `sepo score`, what `sepo train` makes of its stores, and exports that are read back."""
+"""Real runs of `sepo score`, use of their stores by `sepo train`, and exports that are read back."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def error_line(done):
 
 @pytest.fixture(scope="module")
 def scored(world, tmp_path_factory):
-    """A recipe whose policy has no weights, scored: a policy that was loaded would be an error."""
+    """Score a recipe whose policy has no weights, so that loading it would be an error."""
     folder = tmp_path_factory.mktemp("scored")
     shutil.copytree(world / "policy", folder / "hollow", ignore=shutil.ignore_patterns("*.safetensors"))
     recipe = sepo_recipe(world, folder / "out", val_size=0.25, model_name_or_path=str(folder / "hollow"))
@@ -44,7 +44,7 @@ def scored(world, tmp_path_factory):
 
 
 @pytest.mark.host
-def test_scores_are_made_without_policy_or_output_folder_and_summed_up(scored):
+def test_scores_need_no_policy_or_output_directory_and_are_summarized(scored):
     folder, _, done = scored
     assert sorted(path.name for path in folder.iterdir()) == ["hollow", "recipe.yaml", "scores"]
     made = stores(folder / "scores")
@@ -71,7 +71,7 @@ def test_two_processes_make_the_same_store(scored, tmp_path):
 def test_training_another_policy_with_other_settings_finds_the_scores(scored, world, tmp_path):
     folder, recipe, _ = scored
     before = stores(folder / "scores")
-    for path in (folder / "scores").glob("[0-9a-f]*/texts.*"):  # as an older version left them
+    for path in (folder / "scores").glob("[0-9a-f]*/texts.*"):  # as written by an older version
         path.unlink()
     other = {**recipe, "model_name_or_path": str(world / "policy"), "select_ratio": 0.5, "learning_rate": 1e-4,
              "output_dir": str(tmp_path / "elsewhere"), "max_steps": 1}  # fmt: skip
@@ -84,7 +84,7 @@ def test_training_another_policy_with_other_settings_finds_the_scores(scored, wo
 @pytest.mark.host
 @pytest.mark.parametrize(("part", "ending"), [("train", "jsonl"), ("eval", "parquet")])
 def test_an_export_is_a_data_set_with_the_same_scores(scored, world, tmp_path, part, ending):
-    """Every score at its token again, so that the same tokens are selected; texts and offsets spell the answers."""
+    """Scores are aligned to the same tokens, which gives the same selection; texts and offsets match the responses."""
     folder, recipe, _ = scored
     from transformers import AutoTokenizer
 
@@ -111,32 +111,32 @@ def test_an_export_is_a_data_set_with_the_same_scores(scored, world, tmp_path, p
 
 @pytest.mark.host
 @pytest.mark.parametrize(
-    ("changes", "part", "said"),
+    ("changes", "part", "message"),
     [
         (
             {"token_scores_dir": "none"},
             "train",
             "token scores of train are not all in none; run `sepo score` with this",
         ),
-        ({}, "test", "--part test: this recipe has train, eval; name one of these"),
+        ({}, "test", "--part is test, but this recipe has train, eval; use one of these"),
         ({"stage": "minor_dpo", "oracle_model": None, "oracle_base_model": None}, "train", "scores nothing"),
     ],
 )
-def test_what_is_not_there_is_not_exported(scored, tmp_path, monkeypatch, changes, part, said):
+def test_missing_scores_are_not_exported(scored, tmp_path, monkeypatch, changes, part, message):
     monkeypatch.chdir(tmp_path)
     recipe = {name: value for name, value in {**scored[1], **changes}.items() if value is not None}
-    with pytest.raises(SepoError, match=re.escape(said)):
+    with pytest.raises(SepoError, match=re.escape(message)):
         export_recipe(write(recipe, tmp_path / "recipe.yaml"), [], output=tmp_path / "x.jsonl", part=part)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 @pytest.mark.parametrize(
-    ("stage", "said"), [("minor_dpo", "its token_scorer is none"), ("dpo", "its stage is LLaMA-Factory's own")]
+    ("stage", "message"), [("minor_dpo", "its token_scorer is none"), ("dpo", "its stage is LLaMA-Factory's own")]
 )
-def test_a_recipe_that_scores_nothing_is_told_so(world, tmp_path, stage, said):
+def test_a_recipe_that_scores_nothing_is_refused(world, tmp_path, stage, message):
     no_oracle = {"oracle_model": None, "oracle_base_model": None, "token_scores_dir": None}
     settings = check_recipe(sepo_recipe(world, tmp_path / "out", stage=stage, **no_oracle))[1]
-    with pytest.raises(SepoError, match=f"this recipe scores nothing.*{said}"):
+    with pytest.raises(SepoError, match=f"this recipe scores nothing.*{message}"):
         refuse_without_scoring(settings)
 
 
@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_line_and_the_store_resumes(scored, tmp_path, small_d
 
 @pytest.fixture
 def adapter_folder(tmp_path):
-    """An adapter's files, as far as what it is by content goes."""
+    """Return a function that writes the files of an adapter that determine its fingerprint."""
 
     def make(name, value):
         import torch

@@ -1,4 +1,4 @@
-"""The scorers that need no scoring model, and their units, through real runs of the host's trainer on tiny models."""
+"""Token scorers without a scoring model, and their units, in real runs of the host's trainer on tiny models."""
 
 import json
 
@@ -19,7 +19,7 @@ def training(output):
 
 
 def marked_pairs(folder):
-    """The tiny pairs with the number and the noun marked in both answers."""
+    """Save the tiny pairs with spans for the number and the noun in both responses."""
     rows = tiny.pairs(24)
     for row in rows:
         for side in ("chosen", "rejected"):
@@ -82,10 +82,10 @@ def test_confidence_by_steps_of_a_pair(world, tmp_path):
     assert all(0 < entry["select/chosen_ratio"] <= 1 for entry in entries)
     subject = read_subject(tmp_path / "out")
     assert [pair.step for pair in subject.pairs] == [1, 1, 1, 1, 2, 2, 2, 2]
-    for number, entry in enumerate(entries):  # what was recorded is all that the two device batches of a step had
+    for number, entry in enumerate(entries):  # the record has all pairs of the two device batches of a step
         batches = [subject.pairs[start : start + 2] for start in (4 * number, 4 * number + 2)]
         for side in ("chosen", "rejected"):
             shares = [np.concatenate([getattr(pair, side).selected for pair in pairs]).mean() for pairs in batches]
             assert entry[f"select/{side}_ratio"] == pytest.approx(np.mean(shares), abs=1e-6)
-        for pair in subject.pairs:  # what the policy expects least
+        for pair in subject.pairs:  # the tokens that the policy expects least
             assert all(score >= 0 for score in pair.chosen.scores)

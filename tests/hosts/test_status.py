@@ -1,4 +1,4 @@
-"""`sepo status` says what a run's folder tells, of a run that goes on, ended, was killed or goes on again."""
+"""`sepo status` of a run's directory: runs in progress, finished, killed and resumed."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def log(step, at, **numbers):
     return {"event": "log", "step": step, "time": at, **numbers}
 
 
-def test_a_run_that_goes_on(tmp_path):
+def test_a_run_in_progress(tmp_path):
     now = time.time()
     folder = folder_with(tmp_path, begin(at=now), log(1, now + 2, loss=0.7), log(4, now + 8, loss=0.5),
                          log(4, now + 9, eval_loss=0.6))  # fmt: skip
@@ -44,7 +44,7 @@ def test_a_run_that_goes_on(tmp_path):
     assert known["last"] == {"loss": 0.5, "eval_loss": 0.6}
 
 
-def test_a_resumed_run_forgets_the_steps_that_it_does_again(tmp_path):
+def test_a_resumed_run_drops_the_steps_that_it_repeats(tmp_path):
     folder = folder_with(tmp_path, begin(at=10.0), log(1, 11.0, loss=1.0), log(2, 12.0, loss=2.0),
                          log(3, 13.0, loss=3.0), begin(2, 100.0), log(3, 105.0, loss=4.0))  # fmt: skip
     read = read_log(folder)
@@ -52,17 +52,17 @@ def test_a_resumed_run_forgets_the_steps_that_it_does_again(tmp_path):
     assert read.seconds_per_step == pytest.approx(5.0)
 
 
-def test_a_killed_run_says_how_it_goes_on(tmp_path, capsys):
+def test_the_status_of_a_killed_run_has_the_command_that_resumes_it(tmp_path, capsys):
     folder = folder_with(tmp_path, begin(process=2**22 + 1), log(3, 1006.0, loss=0.7), '{"event": "log", "ste')
     (folder / "checkpoint-2").mkdir()
     (folder / "checkpoint-10").mkdir()
     known = run_status(folder)
     assert (known["state"], known["checkpoint"], known["unread_lines"]) == ("stopped", "checkpoint-10", 1)
     assert main(["status", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "stopped before its last step" in said
-    assert "the same command resumes from this checkpoint" in said
-    assert " left" not in said
+    printed = capsys.readouterr().out
+    assert "stopped before its last step" in printed
+    assert "the same command resumes from this checkpoint" in printed
+    assert " left" not in printed
 
 
 def test_a_run_that_scores_is_preparing(tmp_path, capsys):
@@ -73,7 +73,7 @@ def test_a_run_that_scores_is_preparing(tmp_path, capsys):
     assert "training has not started" in capsys.readouterr().out
 
 
-def test_a_line_that_broke_off_does_not_swallow_the_next(tmp_path):
+def test_a_truncated_line_does_not_hide_the_next(tmp_path):
     folder = folder_with(tmp_path, begin(process=2**22 + 1), log(3, 1006.0, loss=0.7))
     with (folder / LOG_FILE).open("a") as file:
         file.write('{"event": "log", "ste')
@@ -83,7 +83,7 @@ def test_a_line_that_broke_off_does_not_swallow_the_next(tmp_path):
     assert (known["state"], known["unread_lines"], known["last"]) == ("preparing", 1, {"loss": 0.7})
 
 
-def test_what_is_not_a_number_is_json_all_the_same(tmp_path, capsys):
+def test_values_that_are_not_finite_are_still_json(tmp_path, capsys):
     folder = folder_with(tmp_path, begin(), log(3, 1006.0, loss=float("nan")))
     assert main(["status", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["last"] == {"loss": "nan"}
@@ -97,16 +97,16 @@ def test_a_run_on_another_machine_is_not_guessed(tmp_path):
     assert run_status(folder_with(tmp_path, begin(machine="elsewhere")))["state"] == "unknown"
 
 
-@pytest.mark.parametrize(("made", "said"), [(False, "does not exist"), (True, "no run of a sepo stage")])
-def test_folders_without_a_run_are_refused(made, said, tmp_path, capsys):
+@pytest.mark.parametrize(("made", "message"), [(False, "does not exist"), (True, "no run of a sepo stage")])
+def test_directories_without_a_run_are_refused(made, message, tmp_path, capsys):
     folder = tmp_path / "run"
     if made:
         folder.mkdir()
     assert main(["status", str(folder)]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_damaged_settings_file_is_told(tmp_path, capsys):
+def test_a_damaged_settings_file_is_reported(tmp_path, capsys):
     folder = folder_with(tmp_path, begin())
     (folder / SETTINGS_FILE).write_text("{")
     assert main(["status", str(folder)]) == 2
@@ -133,7 +133,7 @@ def test_a_real_run(world, tmp_path, capsys):
     assert shown.versions["llamafactory"].startswith("0.9.5")
     recorded, _ = read_record(tmp_path / "out")
     assert [pair.step for pair in recorded] == [1, 1, 2, 2, 3, 3, 4, 4]
-    for pair in recorded:  # the steps' own selection is the one that is made again from the store
+    for pair in recorded:  # the recorded selection equals the one that is recomputed from the store
         (again,) = (other for other in shown.pairs if other.row == pair.row)
         assert again.prompt == pair.prompt
         for was, now in ((pair.chosen, again.chosen), (pair.rejected, again.rejected)):

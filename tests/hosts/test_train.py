@@ -1,4 +1,4 @@
-"""Real runs of `sepo train` on tiny models: the first in a process of its own, the others in forks (see `warm`)."""
+"""Real runs of `sepo train` on tiny models: the first in a new process, the others in forks (see `warm`)."""
 
 import json
 import math
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.host
 
 @pytest.fixture(scope="module")
 def first_run(world, tmp_path_factory):
-    """A run that scores, evaluates every two steps, keeps a checkpoint and plots."""
+    """Run training with scoring, evaluation every two steps, a checkpoint and a plot."""
     folder = tmp_path_factory.mktemp("first")
     recipe = sepo_recipe(
         world, folder / "out", val_size=0.25, eval_strategy="steps", eval_steps=2, save_steps=2, plot_loss=True,
@@ -44,7 +44,7 @@ def test_run_logs_what_it_selected(first_run):
     training = [entry for entry in entries if "loss" in entry]
     assert len(training) == 4
     for entry in training:
-        # floor(0.3 n) of n tokens, so at most 0.3 and, with these short answers, not far below
+        # floor(0.3 n) of n tokens: at most 0.3 and, for these short responses, not much less
         assert 0.2 < entry["select/chosen_ratio"] <= 0.3
         assert 0.2 < entry["select/rejected_ratio"] <= 0.3
         assert entry["select/tokens"] == pytest.approx(round(entry["select/tokens"] * 2) / 2)
@@ -56,7 +56,7 @@ def test_run_logs_what_it_selected(first_run):
     assert all(0.2 < entry["eval_select/chosen_ratio"] <= 0.3 for entry in evaluations)
 
 
-def test_run_leaves_what_the_host_leaves(first_run):
+def test_a_run_leaves_the_files_of_a_host_run(first_run):
     folder, _, done = first_run
     for name in (
         "adapter_model.safetensors",
@@ -92,7 +92,7 @@ def test_found_store_gives_the_same_run_as_scoring(first_run):
 
 
 def _written(file):
-    """Whether a file has its content: the trainer opens it and then writes."""
+    """Return whether a file is not empty: the trainer opens it before it writes."""
     return file.exists() and file.stat().st_size > 0
 
 
@@ -111,7 +111,7 @@ def test_killed_run_resumes_to_the_same_weights(first_run):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert checkpoint.exists()
-    if (folder / "killed" / "checkpoint-4").exists():  # the run outran the signal: take it back to its checkpoint
+    if (folder / "killed" / "checkpoint-4").exists():  # the run continued after the signal: reset it to its checkpoint
         run(["rm", "-rf", folder / "killed" / "checkpoint-4"], cwd=folder)
     done = sepo_train(killed, folder, name="killed.yaml")
     assert "Resuming training from" in done.stdout
@@ -122,16 +122,16 @@ def test_killed_run_resumes_to_the_same_weights(first_run):
 
 
 def test_host_stage_is_untouched(world, tmp_path):
-    ours = host_recipe(world, tmp_path / "ours")
-    theirs = host_recipe(world, tmp_path / "theirs")
-    sepo_train(ours, tmp_path, name="ours.yaml")
+    recipe = host_recipe(world, tmp_path / "sepo")
+    theirs = host_recipe(world, tmp_path / "host")
+    sepo_train(recipe, tmp_path, name="sepo.yaml")
     run([BIN / "llamafactory-cli", "train", write(theirs, tmp_path / "theirs.yaml")], cwd=tmp_path, fresh=True)
-    assert logged(tmp_path / "ours") == logged(tmp_path / "theirs")
-    assert same_weights(adapter(tmp_path / "ours"), adapter(tmp_path / "theirs"))
+    assert logged(tmp_path / "sepo") == logged(tmp_path / "host")
+    assert same_weights(adapter(tmp_path / "sepo"), adapter(tmp_path / "host"))
 
 
 def test_ratio_one_is_the_mean_over_all_tokens(world, tmp_path):
-    """At the first step the policy is the start model, so the logged loss can be computed from outside."""
+    """At the first step the policy is the starting model, so the logged loss can be computed independently."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

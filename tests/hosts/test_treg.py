@@ -1,4 +1,4 @@
-"""Stage `treg` through real runs of the host's trainer on tiny models."""
+"""Stage `treg` in real runs of the host's trainer on tiny models."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def test_stage_treg_scores_trains_evaluates_and_finds_its_store(world, tmp_path)
 
 
 def test_treg_over_an_oracles_selection_with_the_oracles_rewards(world, tmp_path):
-    """One store serves selection and rewards; no prompt is scored."""
+    """One store is used for selection and rewards; no prompt is scored."""
     recipe = sepo_recipe(
         world, tmp_path / "out", max_steps=2, treg_alpha=0.5, treg_weighting="static", treg_rewards="oracle",
         select_ratio=0.5,
@@ -78,7 +78,7 @@ def test_another_model_is_prompted_while_an_oracle_selects(world, tmp_path):
 
 
 def test_token_rewards_select_where_nothing_regularizes(world, tmp_path):
-    """T-REG's rewards in an oracle's place: SePO without an oracle, by the data set's threshold."""
+    """T-REG's rewards replace the oracle: SePO without an oracle, with the data set's threshold."""
     recipe = sepo_recipe(
         world, tmp_path / "out", max_steps=2, token_scorer="contrastive", select_ratio=0.5, select_scope="dataset",
         **NO_ORACLE,

@@ -1,4 +1,4 @@
-"""Token rewards from prompts: what is scored, that it is the model's own, and when a store is found again."""
+"""Token rewards from prompts: scored tokens, values against the model, and reuse of a store."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def words(world):
 
 
 def template_of(words, name="chatml"):
-    """The host's template; one that adds tokens to the tokenizer changes ``words``."""
+    """Return the host's template; one that adds tokens to the tokenizer changes ``words``."""
     return get_template_and_fix_tokenizer(words, DataArguments(template=name))
 
 
@@ -101,7 +101,7 @@ def test_a_row_without_a_prompt_has_its_first_token_unscored(words):
     assert pair.better.response_tokens == len(response) - 1
 
 
-def test_a_truncated_answer_is_quoted_as_far_as_the_row_keeps_it(words):
+def test_a_truncated_response_is_quoted_as_far_as_the_row_keeps_it(words):
     ids, labels = row_of(words, TURNS[0], ANSWERS[1][1])
     ids, labels = ids[:-6], labels[:-6]
     text = words.decode(encoder(words).pair("q", ANSWERS[1][1], ids, labels).better.input_ids)
@@ -123,7 +123,7 @@ def test_long_quotes_are_cut_and_the_response_never_is(words):
         assert made.better.input_ids[made.better.response_start :] == response
         assert positions is None or max(len(made.better.input_ids), len(made.worse.input_ids)) <= positions
         assert len(made.better.input_ids) <= 3 * 300 + encoder(words).overhead
-        # The question goes first, from its left; then the quoted answer, from its right.
+        # The question is truncated first, on its left; then the quoted response, on its right.
         assert ("word199\n" in text) == (positions is None or positions >= room + 150)
         assert ("Answer]\nIt has" in text) == (positions != room)
         assert "word0 " not in text
@@ -156,7 +156,7 @@ def scorer(world, words, tmp_path):
 
 @pytest.fixture
 def model(world, monkeypatch):
-    """The scoring model in float64, in place of the host's loader."""
+    """Return the scoring model in float64 in place of the host's loader."""
     import contextlib
 
     from sepo.forward.sequences import ScoringModel
@@ -172,7 +172,7 @@ def model(world, monkeypatch):
 
 
 def by_hand(model, words, turns, answer):
-    """Eq. 3 from strings and full logits."""
+    """Compute Eq. 3 from strings and full logits."""
     rewards = []
     for direction in ("better", "worse"):
         text = revision_prompt(quoted_conversation(turns), answer, direction)

@@ -1,12 +1,12 @@
-"""Programs over the host without the ten seconds that importing it takes: forks of a process that has done so once.
+"""Programs that use the host, without the ten seconds of importing it: forks of a process that has imported it.
 
-A child has its own command line, folder, environment and output, and ends with its own exit status. What children of
-one test process share is what importing leaves in memory, and the seed of Python's hashes. Where the environment
-differs in what modules may read when they are imported, and where a test is about the start itself (``fresh=True`` of
-``recipes.run``), the process is a real one; with SEPO_TESTS_FRESH=1 all are.
+A child has its own command line, working directory, environment, output and exit status. Children of one test process
+share the imported modules in memory and the seed of Python's hashes. If the environment differs in variables that
+modules may read during import, or if a test is about the start itself (``fresh=True`` of ``recipes.run``), a new
+process is started; with SEPO_TESTS_FRESH=1 always.
 
-Processes that a program starts are real ones, too, unless ``forks`` is set: then ``sys.executable`` of the program, and
-the interpreter that a launcher starts its ranks with, are ``warm_python.py``, which asks for a fork in its place.
+Processes that a program starts are new processes, too, unless ``forks`` is set: then ``sys.executable`` of the program,
+and the interpreter with which a launcher starts its ranks, are ``warm_python.py``, which requests a fork instead.
 """
 
 import atexit
@@ -24,14 +24,14 @@ from warm_server import at_import
 
 SERVER = Path(__file__).with_name("warm_server.py")
 PYTHON = Path(__file__).with_name("warm_python.py")
-# Commands of the environment that are scripts in Python.
+# Commands of the environment that are Python scripts.
 COMMANDS = {
     str(Path(sys.executable).with_name(name)) for name in ("sepo", "llamafactory-cli", "torchrun", "accelerate")
 }
 
 
 class Process:
-    """A forked child, as far as tests need ``subprocess.Popen`` of it."""
+    """A forked child with the part of the interface of ``subprocess.Popen`` that tests need."""
 
     def __init__(self, answers):
         self._answers = answers.makefile("r")
@@ -43,20 +43,20 @@ class Process:
         self.pid = int(first)
 
     def poll(self):
-        """The exit status, negative where a signal ended it, or None while it runs."""
+        """Return the exit status, negative after a signal, or None while the child runs."""
         if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
             self.returncode = int(self._answers.readline())
         return self.returncode
 
     def wait(self, timeout=None):
-        """The exit status, when it has ended."""
+        """Wait for the end of the child and return its exit status."""
         if self.returncode is None and not select.select([self._answers], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(str(self.pid), timeout)
         return self.poll()
 
 
 class Server:
-    """The process that forks; it ends when the tests do."""
+    """The process that forks children; it ends with the tests."""
 
     def __init__(self, env):
         self.env = at_import(env)
@@ -76,32 +76,32 @@ class Server:
         atexit.register(self.close)
 
     def close(self):
-        """Let it end."""
+        """End the process."""
         self._channel.close()
         self._process.wait()
         self._folder.cleanup()
 
     def start(self, words, *, cwd, env, stdout, stderr, session, forks):
         """Start a program in a child; ``stdout`` and ``stderr`` are files, ``session`` as ``start_new_session``."""
-        asked = {"words": [str(word) for word in words], "cwd": str(cwd), "env": env, "session": session,
-                 "python": str(self._python) if forks else None}  # fmt: skip
-        ours, theirs = socket.socketpair()
-        with theirs:
-            files = [theirs.fileno(), stdout.fileno(), stderr.fileno()]
-            socket.send_fds(self._channel, [json.dumps(asked).encode()], files)
-        return Process(ours)
+        request = {"words": [str(word) for word in words], "cwd": str(cwd), "env": env, "session": session,
+                   "python": str(self._python) if forks else None}  # fmt: skip
+        own, remote = socket.socketpair()
+        with remote:
+            files = [remote.fileno(), stdout.fileno(), stderr.fileno()]
+            socket.send_fds(self._channel, [json.dumps(request).encode()], files)
+        return Process(own)
 
 
 _servers: list[Server] = []
 
 
 def _server(words, env):
-    """The server that can run a command in an environment, or None."""
+    """Return the server that can run a command in an environment, or None."""
     words = [str(word) for word in words]
-    ours = words[0] in COMMANDS or words[:3] == [sys.executable, "-m", "sepo"]
+    command = words[0] in COMMANDS or words[:3] == [sys.executable, "-m", "sepo"]
     script = words[0] == sys.executable and words[1].endswith(".py")
     # A GPU's driver does not survive a fork.
-    if not (ours or script) or os.environ.get("SEPO_TESTS_FRESH") == "1" or Path("/dev/nvidiactl").exists():
+    if not (command or script) or os.environ.get("SEPO_TESTS_FRESH") == "1" or Path("/dev/nvidiactl").exists():
         return None
     if not _servers:
         _servers.append(Server({**env, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}))
@@ -110,7 +110,7 @@ def _server(words, env):
 
 
 def start(words, *, cwd, env, stdout, stderr, start_new_session=False, forks=False):
-    """As ``subprocess.Popen``, in a forked child where that is the same."""
+    """Start a program like ``subprocess.Popen``, in a forked child if that is equivalent."""
     server = _server(words, env)
     if server is None:
         return subprocess.Popen(
@@ -121,7 +121,7 @@ def start(words, *, cwd, env, stdout, stderr, start_new_session=False, forks=Fal
 
 
 def run(words, *, cwd, env, timeout, forks=False):
-    """As ``subprocess.run`` with captured text, in a forked child where that is the same."""
+    """Run a program like ``subprocess.run`` with captured text, in a forked child if that is equivalent."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = start(words, cwd=cwd, env=env, stdout=out, stderr=err, forks=forks)
         try:

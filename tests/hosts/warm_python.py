@@ -1,6 +1,6 @@
-"""A Python that is forked from ``warm_server.py``, with the command line of one: ``warm_python.py <server> words``.
+"""A Python interpreter that is forked from ``warm_server.py``: ``warm_python.py <server> words``.
 
-What the server does not do, and what it refuses, is done by a real one.
+Commands that the server does not support or refuses are run by a new interpreter.
 """
 
 import contextlib
@@ -11,23 +11,23 @@ import socket
 import sys
 
 
-def asked_for(address, words):
-    """Where the server answers, or None."""
+def requested(address, words):
+    """Send a request to the server; return the file with its replies, or None."""
     script = words[1:] if words[:1] == ["-u"] else words
     if not script or not (script[0].endswith(".py") or script[0] == "-m"):
         return None
-    ours, theirs = socket.socketpair()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel, theirs:
+    own, remote = socket.socketpair()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel, remote:
         channel.connect(address)
         request = {"words": [sys.executable, *words], "cwd": os.getcwd(), "env": dict(os.environ), "session": False,
                    "python": os.environ.get("PYTHON_EXEC")}  # fmt: skip
-        socket.send_fds(channel, [json.dumps(request).encode()], [theirs.fileno(), 1, 2])
-    return ours.makefile("r")
+        socket.send_fds(channel, [json.dumps(request).encode()], [remote.fileno(), 1, 2])
+    return own.makefile("r")
 
 
 def main(address, words):
-    answers = asked_for(address, words)
-    first = answers and answers.readline()
+    replies = requested(address, words)
+    first = replies and replies.readline()
     if not first:
         os.execv(sys.executable, [sys.executable, *words])
     child = int(first)
@@ -38,7 +38,7 @@ def main(address, words):
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, passed_on)
-    status = int(answers.readline())
+    status = int(replies.readline())
     if status < 0:
         with contextlib.suppress(OSError):  # SIGKILL's
             signal.signal(-status, signal.SIG_DFL)

@@ -1,11 +1,11 @@
-"""A Python that has imported torch and the host, and forks a child for every program that it is asked to run.
+"""A Python process that has imported torch and the host, and forks a child for every requested program.
 
-Started by ``warm`` as ``warm_server.py <descriptor> <path>``: the number of one end of a pair of sockets, and where
-others (``warm_python.py``) can connect. A request is one message: JSON with ``words`` (the command line), ``cwd``,
-``env`` (all of it), ``session`` (whether it begins a session of its own) and ``python`` (the interpreter for what it
-starts), and three descriptors: where to answer, the program's standard output, its standard error. The answers are the
-child's process id and then, when it has ended, its exit status; nothing, where the environment is another. A child is
-killed when whoever asked has gone.
+Started by ``warm`` as ``warm_server.py <descriptor> <path>``: one end of a socket pair, and the path of a socket to
+which others (``warm_python.py``) can connect. A request is one message: JSON with ``words`` (the command line),
+``cwd``, ``env`` (complete), ``session`` (whether to start a new session) and ``python`` (the interpreter for its
+subprocesses), and three descriptors: one for replies, the program's standard output and its standard error. The replies
+are the child's process id and, after its end, its exit status; there is none if the environment differs. A child is
+killed when its requester has ended.
 """
 
 import array
@@ -24,7 +24,7 @@ import sys
 import threading
 
 PYTHON = sys.executable
-# What a training run has imported when it ends; a module that is missed here costs time only.
+# Modules that a training run imports; a missing one only costs time.
 IMPORTED = (
     "llamafactory.launcher", "llamafactory.train.tuner", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
@@ -32,8 +32,8 @@ IMPORTED = (
     "deepspeed", "torch.distributed.fsdp", "torch._dynamo", "matplotlib.pyplot", "safetensors.torch",
     "tqdm.contrib.concurrent", "scipy.io", "sepo.cli",
 )  # fmt: skip
-# Read when a run begins, not when a module is imported, or of a GPU; DS_ACCELERATOR is DeepSpeed's, which the server
-# leaves out.
+# Variables that are read when a run starts, not during imports, or that concern a GPU; DS_ACCELERATOR is DeepSpeed's,
+# which the server does not import.
 READ_LATER = {
     "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR",
     "MASTER_PORT", "FORCE_TORCHRUN", "NPROC_PER_NODE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "COLUMNS", "PATH",
@@ -43,23 +43,23 @@ FAMILIES_READ_LATER = ("ACCELERATE_", "FSDP_", "ROLE_", "TORCHELASTIC_", "TORCH_
 
 
 def at_import(env):
-    """The part of an environment that a module may read when it is imported."""
+    """Return the part of an environment that modules may read during import."""
     later = READ_LATER | {name for name in env if name.startswith(FAMILIES_READ_LATER)}
     return {name: value for name, value in env.items() if name not in later}
 
 
 def prepare():
-    """Import everything once, without a thread: a child has none but the one that forks it."""
+    """Import everything once, without starting threads: a fork only copies the calling thread."""
     for name in IMPORTED:
         importlib.import_module(name)
-    import sepo.hosts.llamafactory as ours
+    import sepo.hosts.llamafactory as adapter
 
-    for module in pkgutil.walk_packages(ours.__path__, ours.__name__ + "."):
-        if ".board" not in module.name:  # gradio's, which no training run imports
+    for module in pkgutil.walk_packages(adapter.__path__, adapter.__name__ + "."):
+        if ".board" not in module.name:  # imports gradio, which training runs do not
             importlib.import_module(module.name)
     import transformers
 
-    for kind in ("ImageTextToText", "Seq2SeqLM", "TextToWaveform"):  # the host asks these which models they know
+    for kind in ("ImageTextToText", "Seq2SeqLM", "TextToWaveform"):  # the host reads these mappings
         list(getattr(transformers, f"AutoModelFor{kind}")._model_mapping.keys())
     assert threading.active_count() == 1
     gc.collect()
@@ -67,7 +67,7 @@ def prepare():
 
 
 def received(channel):
-    """The next request and its descriptors; None where whoever asks has ended."""
+    """Return the next request and its descriptors; None if the requester has ended."""
     size = array.array("i").itemsize
     message, ancillary, _, _ = channel.recvmsg(2**20, socket.CMSG_SPACE(3 * size))
     if not message:
@@ -79,7 +79,7 @@ def received(channel):
 
 
 def requests(channel, listener):
-    """Requests until whoever started this has ended, with those of others who connect."""
+    """Yield requests of the parent and of connecting processes until the parent has ended."""
     while True:
         ready, _, _ = select.select([channel, listener], [], [])
         if channel in ready:
@@ -96,9 +96,9 @@ def requests(channel, listener):
 
 
 def serve(channel, listener, fits):
-    """Fork a child for each request; returns in the child, with its request, and in the server None at the end."""
-    for asked, (answer, out, err) in requests(channel, listener):
-        while True:  # what has ended since
+    """Fork a child for each request; return the request in the child, and None in the server at the end."""
+    for request, (reply, out, err) in requests(channel, listener):
+        while True:  # children that have ended
             try:
                 if not os.waitpid(-1, os.WNOHANG)[0]:
                     break
@@ -106,44 +106,44 @@ def serve(channel, listener, fits):
                 break
         sys.stdout.flush()
         sys.stderr.flush()
-        if fits(asked["env"]) and os.fork() == 0:  # waits for the program, so that the server need not
+        if fits(request["env"]) and os.fork() == 0:  # this process waits for the program instead of the server
             child = os.fork()
             if child == 0:
-                os.close(answer)
+                os.close(reply)
                 channel.close()
                 listener.close()
-                return asked, out, err
+                return request, out, err
             os.close(out)
             os.close(err)
-            os.write(answer, f"{child}\n".encode())
+            os.write(reply, f"{child}\n".encode())
             ended = os.pidfd_open(child)
-            if ended not in select.select([ended, answer], [], [])[0]:
+            if ended not in select.select([ended, reply], [], [])[0]:
                 os.kill(child, signal.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             with contextlib.suppress(BrokenPipeError):
-                os.write(answer, f"{status}\n".encode())
+                os.write(reply, f"{status}\n".encode())
             os._exit(0)
-        for descriptor in (answer, out, err):
+        for descriptor in (reply, out, err):
             os.close(descriptor)
     return None
 
 
-def become(asked, out, err):
-    """Everything that a fresh process has of its own."""
-    if asked["session"]:
+def become(request, out, err):
+    """Set up session, standard streams, directory and environment as in a new process."""
+    if request["session"]:
         os.setsid()
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     for descriptor, standard in ((out, 1), (err, 2)):
         os.dup2(descriptor, standard)
         os.close(descriptor)
-    os.chdir(asked["cwd"])
+    os.chdir(request["cwd"])
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ.clear()
-    os.environ.update(asked["env"])
+    os.environ.update(request["env"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in known]
-    if asked["python"]:
-        sys.executable = os.environ["PYTHON_EXEC"] = asked["python"]  # the second is torch's launcher's
+    if request["python"]:
+        sys.executable = os.environ["PYTHON_EXEC"] = request["python"]  # the second is for torch's launcher
     import numpy
     from datasets import fingerprint
 
@@ -153,9 +153,9 @@ def become(asked, out, err):
 
 
 def execute(words):
-    """Run ``python -m module words`` or ``script words`` as Python's own command line does."""
+    """Run ``python -m module words`` or ``script words`` like Python's command line."""
     rest = words[1:] if words[0] == PYTHON else words
-    if rest[0] == "-u":  # a launcher's
+    if rest[0] == "-u":  # added by a launcher
         rest = rest[1:]
     if rest[0] == "-m":
         sys.argv = rest[1:]
@@ -169,7 +169,7 @@ def execute(words):
 
 def main():
     own = at_import(os.environ)
-    sys.path.pop(0)  # this script's folder
+    sys.path.pop(0)  # the directory of this script
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(sys.argv[2])
     listener.listen()

@@ -1,10 +1,10 @@
-"""Run with the newest versions that the extra `llamafactory` allows, and write what came out into docs/drift.md.
+"""Run with the newest versions that the extra `llamafactory` allows, and write the result to docs/drift.md.
 
     make drift
 
-A scratch environment is made as `pip install '.[llamafactory]'` would make it today; `sepo doctor` is run, and a recipe
-is trained for two steps. The page has the date, every package that is newer than in the lock, and what failed. The exit
-status is 1 where something failed.
+A scratch environment is created with the versions that `pip install '.[llamafactory]'` would install today; then `sepo
+doctor` runs, and a recipe is trained for two steps. The page has the date, every package that is newer than in the
+lock, and the failure, if any. The exit status is 1 after a failure.
 """
 
 import datetime
@@ -23,7 +23,7 @@ PYTHON = "{}.{}".format(*sys.version_info[:2])
 
 
 def attempt(words: list, folder: Path) -> tuple[str, str]:
-    """Run a command: its output, and the last line of its errors where it failed (else nothing)."""
+    """Run a command; return its output, and the last line of its errors if it failed, else an empty text."""
     environment = two_steps.environment(Path(words[0]).parent)
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr, sep="", file=sys.stderr)
@@ -32,7 +32,7 @@ def attempt(words: list, folder: Path) -> tuple[str, str]:
 
 
 def check(folder: Path) -> tuple[str, dict[str, str]]:
-    """Install, import and train in a folder: what failed first (or nothing), and the versions that were installed."""
+    """Install, import and train in a directory; return the first failure, if any, and the installed versions."""
     python = folder / "env" / "bin" / "python"
     for words in (
         [*UV, "venv", "--quiet", "--python", sys.executable, folder / "env"],
@@ -65,7 +65,7 @@ two steps. Its last result:
 
 
 def page(failed: str, found: dict[str, str]) -> str:
-    """The page of a result."""
+    """Return the page for a result."""
     locked = versions((LOCKS / "llamafactory.txt").read_text(), python=PYTHON)
     moved = {name: (locked[name], version) for name, version in found.items() if locked.get(name, version) != version}
     rows = "".join(f"| {name} | {old} | {new} |\n" for name, (old, new) in sorted(moved.items()))
@@ -76,7 +76,7 @@ def page(failed: str, found: dict[str, str]) -> str:
 
 
 def main() -> int:
-    """Check, write the page."""
+    """Check and write the page."""
     with tempfile.TemporaryDirectory() as folder:
         failed, found = check(Path(folder))
     PAGE.write_text(page(failed, found))

@@ -1,4 +1,4 @@
-"""The pinned requirements of requirements/, as versions by name."""
+"""Parsing of the pinned requirements in requirements/."""
 
 import tomllib
 from pathlib import Path
@@ -8,19 +8,19 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ROOT / "requirements"
-# The environments, with the extras and groups that each is resolved from and the Pythons that it is made for.
+# The environments, with the extras and groups that each is resolved from, and its Python versions.
 ENVIRONMENTS = {
     "llamafactory.txt": (("llamafactory", "demo", "dev"), ("3.11", "3.12", "3.13")),
     "axolotl-0.19.txt": (("axolotl", "test"), ("3.11",)),
     "axolotl-0.21.txt": (("axolotl", "test"), ("3.12",)),
 }
 MADE_FOR = [(name, python) for name, (_, pythons) in ENVIRONMENTS.items() for python in pythons]
-# Coupled by their binary interface: another patch release of one may not load beside the others.
+# Coupled by their binary interface: another patch release of one may not load with the others.
 COUPLED = ("torch", "torchvision", "torchaudio")
 
 
 def entries(text: str) -> list[tuple[Requirement, list[str]]]:
-    """Requirements of a lock in their order, each with its options (the hashes)."""
+    """Return the requirements of a lock in their order, each with its options (the hashes)."""
     joined = text.replace("\\\n", " ")
     lines = [line.split() for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     found = []
@@ -31,7 +31,7 @@ def entries(text: str) -> list[tuple[Requirement, list[str]]]:
 
 
 def versions(text: str, *, python: str) -> dict[str, str]:
-    """The version of each package that a lock has for a Python on Linux, by canonical name."""
+    """Return the versions in a lock for a Python version on Linux, by canonical package name."""
     where = {
         "python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "os_name": "posix",
         "platform_system": "Linux", "platform_machine": "x86_64", "implementation_name": "cpython",
@@ -45,7 +45,7 @@ def versions(text: str, *, python: str) -> dict[str, str]:
 
 
 def required(*extras: str) -> list[Requirement]:
-    """What extras of pyproject.toml require, those of ours that they name included."""
+    """Return the requirements of extras of pyproject.toml, including those of the extras that they name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = [Requirement(line) for line in project["dependencies"]]
     for extra in extras:

@@ -1,4 +1,4 @@
-"""The package as its users install it: the README's lines, in empty environments, from the package index.
+"""Installation as in the README: its lines, in empty environments, from the package index.
 
 `make test-install` runs this file; `make test` does not, since it needs the index.
 """
@@ -19,14 +19,14 @@ UV = [sys.executable, "-m", "uv", "pip"]
 
 
 def readme_lines(word):
-    """The lines of the README's shell block that has this word, without their remarks."""
+    """Return the lines of the README's shell block that contains this word, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if word in block]
     return [re.sub(r"\s+#.*", "", line) for line in block.splitlines()]
 
 
 def shell(lines, folder):
-    """Run lines as one shell, each only if those before it succeeded."""
+    """Run lines in one shell, each only if those before it succeeded."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
         cwd=folder, env=two_steps.environment(Path("/usr/local/bin")), capture_output=True, text=True, check=False,
@@ -37,7 +37,7 @@ def shell(lines, folder):
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """A folder with the wheel, which is built from the sdist, and the sdist."""
+    """Return a directory with the sdist and the wheel, which is built from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
     subprocess.run(build, check=True, capture_output=True)
@@ -46,7 +46,7 @@ def packages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(packages, tmp_path_factory):
-    """An environment made by the README's lines, with the wheel where they have the clone; its folder of commands."""
+    """Install by the README's lines, with the wheel in place of the clone; return the directory of commands."""
     folder = tmp_path_factory.mktemp("user")
     (wheel,) = packages.glob("*.whl")
     lines = readme_lines("requirements/llamafactory.txt")
@@ -60,7 +60,7 @@ def installed(packages, tmp_path_factory):
     shutil.rmtree(folder)
 
 
-def test_the_wheel_trains_with_a_recipe_that_it_brought(installed, tmp_path):
+def test_the_wheel_trains_with_a_recipe_that_it_contains(installed, tmp_path):
     assert "sepo train recipe.yaml" in shell([f"{installed}/sepo --help"], tmp_path)
     two_steps.make_models(tmp_path)
     recipe = installed.parent / "share" / "sepo" / "yaml_examples" / "sepo_lora.yaml"
@@ -82,7 +82,7 @@ def test_the_wheel_has_every_file_that_the_package_has(installed):
     assert files(ROOT / "yaml_examples") == files(recipes)
 
 
-def test_the_extra_host_changes_nothing_in_an_environment_that_has_its_host(installed, packages, tmp_path):
+def test_the_extra_host_changes_nothing_in_an_environment_with_a_host(installed, packages, tmp_path):
     (wheel,) = packages.glob("*.whl")
     freeze = f"{installed}/python -m pip freeze --exclude sepo"
     before = shell([freeze], tmp_path)
@@ -93,7 +93,7 @@ def test_the_extra_host_changes_nothing_in_an_environment_that_has_its_host(inst
 
 @pytest.mark.parametrize(("name", "python"), MADE_FOR)
 def test_the_extra_resolves_today_to_the_locked_binaries(name, python):
-    """Resolves the extra as an unlocked installation would, from the index as it is now, and downloads no package."""
+    """Resolve the extra from the current index, like an installation without lock, without downloading packages."""
     extra = ENVIRONMENTS[name][0][0]
     command = [*UV, "compile", "--quiet", "--no-header", "--python-version", python, "--extra", extra, "pyproject.toml"]
     fresh = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout

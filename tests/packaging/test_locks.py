@@ -1,4 +1,4 @@
-"""The locks say what pyproject.toml allows, every file by its hash, and name no index."""
+"""The locks satisfy pyproject.toml, have a hash for every file, and name no index."""
 
 import re
 
@@ -28,7 +28,7 @@ def test_a_lock_satisfies_pyproject(name, python):
         assert requirement.specifier.contains(found), f"{requirement}, locked '{found}'; run: make lock KEEP=1"
 
 
-def test_every_lock_is_looked_at():
+def test_every_lock_is_tested():
     assert {path.name for path in FILES} == {*ENVIRONMENTS, "build.txt", "demo-model.txt"}
 
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/packaging/two_steps.py [BIN]
 
-BIN is the folder with the environment's `sepo` (default: the one of the Python that runs this file, which makes the
+BIN is the directory with the environment's `sepo` (default: that of the Python that runs this file, which creates the
 models). Nothing is downloaded.
 """
 
@@ -30,7 +30,7 @@ def make_models(folder: Path) -> None:
 
 
 def overrides(folder: Path) -> list[str]:
-    """What the recipe needs to name other models and data, and to end soon."""
+    """Return the overrides for tiny models and data, and for a short run."""
     values = {
         "model_name_or_path": folder / "policy", "oracle_base_model": folder / "base",
         "oracle_model": folder / "oracle", "oracle_base_model_adapters": "null",
@@ -43,16 +43,16 @@ def overrides(folder: Path) -> list[str]:
 
 
 def environment(commands: Path) -> dict[str, str]:
-    """The variables of a user's shell in which the environment is active, offline."""
+    """Return the variables of a shell in which the environment is active, offline."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
     return {**kept, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
 
 
 def train(folder: Path, *, commands: Path, recipe: Path = RECIPE) -> list[dict]:
-    """Run the recipe in a folder that `make_models` filled.
+    """Run the recipe in a directory that `make_models` filled.
 
     Returns:
-        What was logged, an entry a step.
+        The log, one entry per step.
 
     Raises:
         RuntimeError: the command failed, or left other than two steps that each selected some of the tokens.
@@ -73,7 +73,7 @@ def train(folder: Path, *, commands: Path, recipe: Path = RECIPE) -> list[dict]:
 
 
 def main() -> None:
-    """Make the models, train, print what was logged."""
+    """Create the models, train, and print the log."""
     commands = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as name:
         make_models(Path(name))

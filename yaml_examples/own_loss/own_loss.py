@@ -1,4 +1,4 @@
-"""Focal DPO: DPO's loss times (1 - p)^focus, p the pair's own probability, so that training dwells on wrong pairs."""
+"""Focal DPO: DPO's loss times (1 - p)^focus, with the pair's own probability p, to focus training on wrong pairs."""
 
 from dataclasses import dataclass
 
@@ -26,4 +26,4 @@ def build(*, beta: float, focus: float, mean: bool) -> Method:
 focal_dpo = Objective(
     build, {"beta": Number(0.1, low=0), "focus": Number(2, low=0, low_included=True), "mean": Flag(False)}
 )
-focal_mean = Stage("focal_dpo", keys={"focal_dpo_mean": True, "pref_beta": 2.0})  # lengths do not count
+focal_mean = Stage("focal_dpo", keys={"focal_dpo_mean": True, "pref_beta": 2.0})  # independent of length

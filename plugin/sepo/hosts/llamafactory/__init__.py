@@ -1,1 +1,1 @@
-"""LLaMA-Factory: arguments, stage registration, workflow, launcher. Importing this package imports no host."""
+"""LLaMA-Factory: arguments, stage registration, workflow and launcher. This module does not import the host."""

@@ -1,4 +1,4 @@
-"""What can be found wrong with a recipe before any weights are loaded."""
+"""Checks of a recipe that need no model weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sepo.scoring.model_files import adapters_key, local_folder, spec_folders
 
 
 def _check_path(name: str | None, *, key: str, marker: str) -> None:
-    """Refuse a path that is written as one and is not there; hub names are left to the loader."""
+    """Raise if a name that is written as a path does not exist; hub names are left to the loader."""
     if not name:
         return
     written_as_path = name.startswith((".", "/", "~")) or name.count("/") != 1
@@ -34,7 +34,7 @@ def _offline() -> bool:
 
 
 def check_policy(given: Mapping[str, Any]) -> None:
-    """Refuse a policy whose folders are missing, before anything is loaded.
+    """Raise if a directory of the policy is missing, before anything is loaded.
 
     Args:
         given: the recipe's keys and values.
@@ -48,12 +48,13 @@ def check_policy(given: Mapping[str, Any]) -> None:
 
 
 def check_models(given: Mapping[str, Any], settings: RunSettings, *, download: bool = True) -> None:
-    """Refuse missing model and adapter folders, before anything is loaded.
+    """Raise if a model or adapter directory is missing, before anything is loaded.
 
     Args:
         given: the recipe's keys and values.
         settings: the resolved settings.
-        download: ask the hub for scoring models that are no folders here; without it, hub names are believed.
+        download: request the configuration of scoring models that are not local directories from the hub; if False,
+            hub names are not verified.
 
     Raises:
         SepoError: naming the key and the path.
@@ -70,14 +71,14 @@ def check_models(given: Mapping[str, Any], settings: RunSettings, *, download: b
 
 
 def _check_paths(spec: ModelSpec, *, key: str) -> None:
-    """What ``spec_folders`` refuses, without asking the hub for what is written as one of its names."""
+    """Check like ``spec_folders``, but leave names that are written as hub names unverified."""
     _check_path(spec.model, key=key, marker="config.json")
     for name in spec.adapters:
         _check_path(name, key=adapters_key(key), marker="adapter_config.json")
 
 
 def check_datasets(given: Mapping[str, Any]) -> None:
-    """Refuse data sets that are not declared, not there, or hold no pairs.
+    """Raise if a data set is not declared, does not exist or holds no pairs.
 
     Args:
         given: the recipe's keys and values.
@@ -97,8 +98,8 @@ def check_datasets(given: Mapping[str, Any]) -> None:
     for name, attribute in zip(names, attributes, strict=True):
         if not attribute.ranking and folder != "ONLINE":
             raise SepoError(
-                f"dataset '{name}' has no pairs: our stages need a ranking data set. If its rows have a chosen and a "
-                f'rejected answer, add "ranking": true and the columns chosen and rejected to its entry in '
+                f"dataset '{name}' has no pairs: sepo's stages require a ranking data set. If its rows have a chosen "
+                f'and a rejected response, add "ranking": true and the columns chosen and rejected to its entry in '
                 f"{folder}/dataset_info.json."
             )
         path = Path(str(folder), attribute.dataset_name)

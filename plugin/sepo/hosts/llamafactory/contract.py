@@ -1,4 +1,4 @@
-"""What is relied on in LLaMA-Factory, and in the TRL that it builds on; see ``../PATCHES.md`` for why."""
+"""Names that the plugin relies on in LLaMA-Factory and in TRL beneath it; ``../PATCHES.md`` gives the reasons."""
 
 from __future__ import annotations
 

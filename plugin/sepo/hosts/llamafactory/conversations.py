@@ -1,6 +1,6 @@
-"""Tokenized rows that keep their conversation: prompts quote it, and models with other tokens read it.
+"""Tokenized rows with their conversation, for prompts that quote it and for models with another tokenizer.
 
-See ../PATCHES.md for what is rebound.
+See ../PATCHES.md for the names that are rebound.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _MEDIA = ("images", "videos", "audios")
 
 
 class ConversationKeepingProcessor(PairwiseDatasetProcessor):
-    """The host's processor of pairs, with the conversation of each row that it keeps in a column of its own.
+    """The host's pairwise processor, with an additional column for the conversation of each row.
 
     Attributes:
-        reader: who needs the text, and what to do about rows that are more than text.
+        reader: the consumer of the text, and the advice for rows that contain more than text, for error messages.
     """
 
     reader: ClassVar[tuple[str, str]] = QUOTED
@@ -33,7 +33,7 @@ class ConversationKeepingProcessor(PairwiseDatasetProcessor):
         """Tokenize a batch of aligned rows as the host does.
 
         Raises:
-            SepoError: a row has media, which a text prompt cannot quote.
+            SepoError: a row contains media, which a text prompt cannot quote.
         """
         columns: dict[str, list[Any]] = defaultdict(list)
         for index in range(len(examples["_prompt"])):
@@ -49,19 +49,19 @@ class ConversationKeepingProcessor(PairwiseDatasetProcessor):
 
 
 class TextReadingProcessor(ConversationKeepingProcessor):
-    """The same for an oracle that reads the text in its own tokens."""
+    """Processor for an oracle that reads the text in its own tokens."""
 
     reader: ClassVar[tuple[str, str]] = READ
 
 
 class ExportingProcessor(ConversationKeepingProcessor):
-    """The same for scores that are exported beside their text."""
+    """Processor for scores that are exported with their text."""
 
     reader: ClassVar[tuple[str, str]] = EXPORTED
 
 
 class EvaluatingProcessor(ConversationKeepingProcessor):
-    """The same for prompts that a policy is asked to answer."""
+    """Processor for prompts from which a policy generates."""
 
     reader: ClassVar[tuple[str, str]] = EVALUATED
 
@@ -88,19 +88,19 @@ def _conversation(row: dict[str, Any], reader: tuple[str, str] = QUOTED) -> str:
 
 @contextlib.contextmanager
 def conversations_kept(wanted: bool, reader: tuple[str, str] = QUOTED) -> Iterator[None]:
-    """Have the host's ``get_dataset`` keep the column ``CONVERSATION``, where it is wanted.
+    """Make the host's ``get_dataset`` keep the column ``CONVERSATION`` inside the context.
 
     Args:
-        wanted: False changes nothing.
-        reader: who needs the text, ``QUOTED``, ``READ``, ``EXPORTED`` or ``EVALUATED``, for what is said of rows with
-            images.
+        wanted: whether to keep the column; if False, nothing changes.
+        reader: the consumer of the text, one of ``QUOTED``, ``READ``, ``EXPORTED`` and ``EVALUATED``, for the error
+            message about rows with images.
     """
     if not wanted:
         yield
         return
     before = loader.PairwiseDatasetProcessor
     keeping: type = _PROCESSORS[reader]
-    if before is not PairwiseDatasetProcessor:  # rows that carry the user's scores, too
+    if before is not PairwiseDatasetProcessor:  # the rows also carry the user's scores
         keeping = type(keeping.__name__, (ConversationKeepingProcessor, before), {"reader": reader})
     loader.PairwiseDatasetProcessor = keeping
     try:

@@ -1,4 +1,4 @@
-"""What `sepo credit` takes from the host: its chat templates, its tokens of a row, and its way to load models."""
+"""Host functions of `sepo credit`: chat templates, tokenization of rows and loading of models."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LlamaFactoryCredit:
-    """Tokenizer, template and models of one measurement, as a training run with these settings would have them.
+    """Tokenizer, template and models of one measurement, as in a training run with these settings.
 
     Args:
         tokenizer_of: the model whose tokenizer is used.
         template: the host's name of a template, or None for the chat template of the tokenizer or the adapter.
-        cutoff_len: most tokens of a conversation with its answer.
-        dtype: a name of ``DTYPES``, or None for what the host would choose.
+        cutoff_len: maximum number of tokens of a conversation with its response.
+        dtype: a name of ``DTYPES``, or None for the host's choice.
 
     Raises:
-        SepoError: a folder is missing, or the host knows no such template.
+        SepoError: a directory is missing, or the host has no such template.
     """
 
     def __init__(self, tokenizer_of: NamedSpec, *, template: str | None, cutoff_len: int, dtype: str | None) -> None:
@@ -51,7 +51,7 @@ class LlamaFactoryCredit:
         folder, _ = spec_folders(spec, key=key)
         self.data_args = DataArguments(template=template, cutoff_len=cutoff_len)
         self.model_args = ModelArguments(model_name_or_path=str(folder))
-        # As the host's parser sets them for training.
+        # The host's parser derives these fields for training; there is no recipe to parse here.
         self.model_args.compute_dtype = None if dtype is None else DTYPES[dtype]
         self.model_args.device_map = {"": get_current_device()}
         self.model_args.model_max_length = cutoff_len
@@ -60,27 +60,27 @@ class LlamaFactoryCredit:
         self.spec = spec
 
     def check(self, named: Sequence[NamedSpec]) -> None:
-        """Refuse models that are missing or read other tokens, before anything is loaded.
+        """Raise if a model is missing or has another tokenizer, before anything is loaded.
 
         Raises:
-            SepoError: names the setting.
+            SepoError: naming the setting.
         """
         for key, spec in named:
             spec_folders(spec, key=key)
             check_tokenizers(self.tokenizer, spec, key=key, model_args=self.model_args, owner=f"'{self.spec.model}'")
 
     def chat_template(self) -> str | None:
-        """The chat template that was saved with the adapters of the tokenizer's model, if any."""
+        """Return the chat template that was saved with the adapters of the tokenizer's model, if any."""
         return adapter_template(self.spec)
 
     def template_reader(self, *, prompted: NamedSpec | None) -> TemplateReader:
-        """Reads in the host's template.
+        """Return a reader of rows in the host's template.
 
         Args:
-            prompted: who gets T-REG's prompts, or None where nobody does.
+            prompted: the model that scores under T-REG's prompts, or None if these are not used.
 
         Raises:
-            SepoError: the host knows no such template.
+            SepoError: the host has no such template.
         """
         try:
             template = get_template_and_fix_tokenizer(self.tokenizer, self.data_args)
@@ -94,11 +94,11 @@ class LlamaFactoryCredit:
     def each_model(
         self, specs: Sequence[ModelSpec], oracle: OracleSpec | None
     ) -> Iterator[tuple[ModelSpec, ScoringModel]]:
-        """Load models one after the other, frozen; an oracle and its base as few sets of weights as possible.
+        """Load frozen models one after the other; an oracle and its base share weights if possible.
 
         Args:
-            specs: which; each is loaded once.
-            oracle: an oracle with its base, of which each is loaded only where ``specs`` has it.
+            specs: the models; each is loaded once.
+            oracle: an oracle with its base; they are loaded together if ``specs`` contains both.
         """
         left = list(dict.fromkeys(specs))
         if oracle is not None and {oracle.oracle, oracle.base} <= set(left):
@@ -114,13 +114,13 @@ class LlamaFactoryCredit:
 
 
 class TemplateReader:
-    """Reads rows in a template of the host, token for token as its processor of pairs does for training.
+    """Reader of rows in a template of the host, token for token as its pairwise processor tokenizes them for training.
 
     Args:
-        template: the host's.
-        tokenizer: as the template left it.
-        data_args: the host's data arguments; its ``cutoff_len`` truncates.
-        positions: of the model that is prompted for contrastive rewards, or None for no limit.
+        template: the host's template.
+        tokenizer: the tokenizer, after the template was applied to it.
+        data_args: the host's data arguments; their ``cutoff_len`` truncates.
+        positions: maximum positions of the model that scores contrastive prompts, or None for no limit.
     """
 
     def __init__(self, template: Any, tokenizer: Any, *, data_args: Any, positions: int | None) -> None:
@@ -129,33 +129,33 @@ class TemplateReader:
         self._prompts = PromptEncoder(template, tokenizer, cutoff_len=data_args.cutoff_len, max_positions=positions)
 
     def read(self, pair: LabelledPair) -> ReadResponse:
-        """The rejected answer behind its conversation, truncated as in training.
+        """Tokenize the conversation with its rejected response, truncated as in training.
 
         Raises:
-            SepoError: nothing is left of the answer, or its tokens do not spell it.
+            SepoError: truncation leaves no token of the response, or its tokens do not decode to its text.
         """
         example = example_row(pair.conversation)
         ids, labels = self._encoded(example)
         kept = [label for label in labels if label != IGNORE_INDEX]
         start = response_start(labels) if kept else len(ids)
         if start >= len(ids):
-            raise SepoError(f"row {pair.row}: the rejected answer has no token after truncation; raise cutoff_len.")
+            raise SepoError(f"row {pair.row}: the rejected response has no token after truncation; raise cutoff_len.")
         spans = self._responses.spans(example, kept, "rejected")
         if spans is None:
             raise SepoError(
-                f"row {pair.row}: the tokens of the rejected answer do not spell its text (a template or tokenizer "
-                "that rewrites it), so its spans cannot be placed; leave the row out, or take another template."
+                f"row {pair.row}: the tokens of the rejected response do not decode to its text (the template or the "
+                "tokenizer rewrites it), so its spans cannot be placed; remove the row or use another template."
             )
-        first = len(kept) - (len(ids) - start)  # 1 where the first token has no predecessor
+        first = len(kept) - (len(ids) - start)  # 1 if the first token has no predecessor
         ends = spans.end_of_turn if spans.end_of_turn is not None and spans.end_of_turn < len(kept) else None
         cut = TokenSpans(spans.offsets[first : len(kept)], None if ends is None else ends - first)
         return ReadResponse(ids, start, cut, response_cut=len(spans.offsets) > len(kept))
 
     def contrastive(self, pair: LabelledPair, read: ReadResponse) -> ContrastivePair:
-        """The answer behind T-REG's two prompts, as the run's scoring before training has it.
+        """Encode the response after each of T-REG's two prompts, as in the scoring before training.
 
         Raises:
-            SepoError: the answer does not fit the model's positions.
+            SepoError: the response does not fit the model's positions.
         """
         question = quoted_conversation(pair.messages, system=pair.system, tools=pair.tools)
         _, labels = self._encoded(example_row(pair.conversation))

@@ -1,4 +1,4 @@
-"""What `sepo doctor` looks at in LLaMA-Factory: what is relied on, LLaMA Board, and activation."""
+"""Checks of `sepo doctor` for LLaMA-Factory: the names that are relied on, LLaMA Board and activation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VERSION = "LLaMA-Factory 0.9.5"
 
 
 def contract_findings() -> Iterator[Finding]:
-    """Whether the host has what is relied on, its board included."""
+    """Check that the host has the names that are relied on, those of its board included."""
     try:
         yield from check(CONTRACT, expected=_VERSION)
         yield from board_findings()
@@ -26,38 +26,38 @@ def contract_findings() -> Iterator[Finding]:
 
 
 def board_findings() -> Iterator[Finding]:
-    """Whether LLaMA Board lists the stages."""
+    """Check that LLaMA Board lists the stages."""
     from llamafactory.extras.packages import is_gradio_available
 
     from sepo.hosts.llamafactory.board.patch import board_gaps
     from sepo.recipe.stages import available_stages
 
     if not is_gradio_available():
-        yield Finding(True, "LLaMA Board: gradio is not installed, so there is none here")
+        yield Finding(True, "LLaMA Board: not available, gradio is not installed")
         return
     gaps = board_gaps()
     for gap in gaps:
-        yield Finding(False, f"LLaMA Board does not list our stages: {gap}; use {_VERSION}")
+        yield Finding(False, f"LLaMA Board does not list sepo's stages: {gap}; use {_VERSION}")
     if not gaps:
         yield Finding(True, f"LLaMA Board: `sepo webui` lists {', '.join(available_stages())}")
 
 
 def activation_findings() -> Iterator[Finding]:
-    """Whether plain `llamafactory-cli` knows the stages."""
+    """Check that plain `llamafactory-cli` has the stages, if they are enabled."""
     path = pth_file()
     if not path.exists():
-        yield Finding(True, "not enabled: `sepo train` knows our stages, plain `llamafactory-cli train` does not")
+        yield Finding(True, "not enabled: `sepo train` has sepo's stages, plain `llamafactory-cli train` does not")
         return
     if not enabled():
-        yield Finding(False, f"{path} is not what this version writes; run: sepo enable")
+        yield Finding(False, f"{path} differs from the file that this version writes; run: sepo enable")
         return
     modules = "llamafactory.train.tuner, llamafactory.webui.interface"
     code = f"import sys, {modules}; sys.exit(not all(hasattr(m, '_sepo_registered') for m in ({modules})))"
     quiet = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if quiet.returncode == 0:
         yield Finding(
-            True, f"enabled in this environment ({path}): `llamafactory-cli train` and `webui` know our stages"
+            True, f"enabled in this environment ({path}): `llamafactory-cli train` and `webui` have sepo's stages"
         )
     else:
         last = (quiet.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Finding(False, f"{path} is there, but a new interpreter does not register our stages ({last})")
+        yield Finding(False, f"{path} exists, but a new interpreter does not register sepo's stages ({last})")

@@ -1,4 +1,4 @@
-"""`sepo enable` and `sepo disable`: one `.pth` file in the environment, and nothing else."""
+"""`sepo enable` and `sepo disable`: write and remove one `.pth` file in the environment."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from sepo.errors import SepoError
 from sepo.files import write_whole
 
 FILE_NAME = "sepo_llamafactory.pth"
-# An interpreter start must survive an uninstalled sepo, so the line asks before it imports.
+# The interpreter must still start after sepo was uninstalled, so the line checks for the package before importing it.
 LINE = "import importlib.util as u; u.find_spec('sepo') and __import__('sepo._autoload')\n"
 
 
 def pth_file() -> Path:
-    """Where the file of this environment is, or would be."""
+    """Return the path of this environment's `.pth` file, which need not exist."""
     return Path(sysconfig.get_path("purelib")) / FILE_NAME
 
 
 def enabled() -> bool:
-    """Whether plain `llamafactory-cli` knows our stages in this environment."""
+    """Return whether plain `llamafactory-cli` has sepo's stages in this environment."""
     path = pth_file()
     return path.is_file() and path.read_text(encoding="utf-8") == LINE
 
 
 def enable() -> Path:
-    """Make every interpreter of this environment register our stages with LLaMA-Factory.
+    """Make every interpreter of this environment register sepo's stages with LLaMA-Factory.
 
     Returns:
         The file that was written.
@@ -38,8 +38,8 @@ def enable() -> Path:
         write_whole(path, LINE)
     except OSError as error:
         raise SepoError(
-            f"cannot write {path} ({error.strerror}); `sepo train` works without it, or run `sepo enable` as the user "
-            "who owns this environment."
+            f"cannot write {path} ({error.strerror}); run `sepo enable` as the owner of this environment, or use "
+            "`sepo train`, which works without it."
         ) from error
     return path
 
@@ -48,7 +48,7 @@ def disable() -> bool:
     """Undo `enable`.
 
     Returns:
-        Whether there was anything to undo.
+        Whether the file existed.
 
     Raises:
         SepoError: the file cannot be removed.

@@ -1,4 +1,4 @@
-"""`sepo eval`: a recipe's policy on held-out pairs, with the host's models, templates and data."""
+"""`sepo eval`: evaluation of a recipe's policy on held-out pairs, with the host's models, templates and data."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ _ROWS = 1000
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for beside the recipe.
+    """Options of an evaluation besides the recipe.
 
     Args:
-        generate: how many prompts of the held-out pairs are answered; 0 for none.
-        max_new_tokens: most tokens of an answer; None for the recipe's, or else 256.
-        temperature: of samples, 0 for greedy; None for the recipe's, or else 0.
-        seed: of samples, drawn prompts and intervals.
-        questions: files of benchmarks' questions.
+        generate: number of prompts of the held-out pairs for which responses are generated; 0 for none.
+        max_new_tokens: maximum number of generated tokens; None for the recipe's value, or 256 if it has none.
+        temperature: sampling temperature, 0 for greedy; None for the recipe's value, or 0 if it has none.
+        seed: seed of sampling, of the draw of prompts and of the confidence intervals.
+        questions: files with the questions of benchmarks.
         batch_tokens: tokens per batch.
-        before: whether the policy is measured also as it was before training.
-        output: folder for the results, or None for one here.
-        name: of the policy for judges; None for its folder's.
+        before: whether the policy before training is measured, too.
+        output: directory for the results, or None for one in the working directory.
+        name: name of the policy for judges; None for the name of its directory.
     """
 
     generate: int = 0
@@ -73,25 +73,25 @@ class Request:
 
 
 def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Request) -> dict[str, Any]:
-    """Evaluate, print the table and write the results.
+    """Evaluate a recipe's policy, print the table and write the results.
 
     Args:
         recipe_file: a recipe for training or evaluation.
-        overrides: ``key=value``.
-        request: the rest.
+        overrides: ``key=value`` words.
+        request: the options of the evaluation.
 
     Returns:
         The content of ``eval.json``; see ``sepo.evaluation.fields``.
 
     Raises:
-        SepoError: the recipe, the data, the models or the request is wrong.
+        SepoError: the recipe, the data, the models or the request is invalid.
     """
     _check(request)
     recipe = evaluation_recipe(recipe_file, overrides)
     policies = _policies(recipe, request)
     settings = _settings(recipe, request)
-    asked = [read_questions(path) for path in request.questions]
-    names = [judge.name for judge, _ in asked]
+    benchmarks = [read_questions(path) for path in request.questions]
+    names = [judge.name for judge, _ in benchmarks]
     if len(set(names)) < len(names):
         raise SepoError(f"--questions names two files of {max(names, key=names.count)}; evaluate one at a time.")
     print_lines(recipe.notes)
@@ -105,7 +105,7 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
     prompts = [_heldout_prompts(rows, recipe.dataset, request)] if request.generate else []
     prompts += [
         question_prompts(judge, questions, dataset=path.name)
-        for path, (judge, questions) in zip(request.questions, asked, strict=True)
+        for path, (judge, questions) in zip(request.questions, benchmarks, strict=True)
     ]
     for each in prompts:
         check_room(each, voice, settings.decoding)
@@ -138,7 +138,7 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
 def _check(request: Request) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SepoError(
-            "WORLD_SIZE is above 1, but an evaluation is one process on one device; start it without torchrun."
+            "WORLD_SIZE is above 1, but an evaluation runs in one process on one device; start it without torchrun."
         )
     for name, number, least in (
         ("--generate", request.generate, 0), ("--seed", request.seed, 0), ("--batch-tokens", request.batch_tokens, 1),
@@ -148,11 +148,11 @@ def _check(request: Request) -> None:
     if request.name is not None and (
         not request.name or set(request.name) & set('/\\:*?"<>|') or request.name[0] == "."
     ):
-        raise SepoError(f"--name is {request.name!r}; it names files, so letters, digits and -_. are expected.")
+        raise SepoError(f"--name is {request.name!r}; it is used in file names: use letters, digits and -_. only.")
 
 
 def _policies(recipe: EvaluationRecipe, request: Request) -> dict[str, tuple[str, ModelSpec]]:
-    """By role, in the order in which they are measured: the name for judges and the model."""
+    """Return the name for judges and the model by role, in the order of measurement."""
     folder = Path((recipe.policy.model, *recipe.policy.adapters)[-1])
     name = request.name or folder.expanduser().resolve().name
     found = {"after": (name, recipe.policy)}
@@ -160,22 +160,22 @@ def _policies(recipe: EvaluationRecipe, request: Request) -> dict[str, tuple[str
         return found
     if recipe.start is None:
         raise SepoError(
-            "--before asks for the policy as it was before training, which the recipe does not tell: it has no "
-            "adapter to switch off and no ref_model. Name it: ref_model=FOLDER."
+            "--before needs the policy before training, but the recipe has neither an adapter to disable nor a "
+            "ref_model; set ref_model=DIRECTORY."
         )
     return {"before": (f"{name}-before", recipe.start), **found}
 
 
 def _settings(recipe: EvaluationRecipe, request: Request) -> EvaluationSettings:
-    asked = {"max_new_tokens": request.max_new_tokens, "temperature": request.temperature}
-    given = {**recipe.decoding, **{name: value for name, value in asked.items() if value is not None}}
+    options = {"max_new_tokens": request.max_new_tokens, "temperature": request.temperature}
+    given = {**recipe.decoding, **{name: value for name, value in options.items() if value is not None}}
     return EvaluationSettings(Decoding(**given, seed=request.seed), request.seed, request.batch_tokens)
 
 
 def _data(arguments: Any) -> PreparedData:
     model_args, data_args, training_args, finetuning_args, _ = arguments
     settings = settings_of(finetuning_args)
-    assert settings is not None  # the stage is one of ours
+    assert settings is not None  # the stage is one of sepo's
     with contextlib.redirect_stdout(io.StringIO()):  # the host prints an example
         return prepared_data(
             settings, model_args=model_args, data_args=data_args, training_args=training_args, keep_text=True,
@@ -204,7 +204,7 @@ def _heldout(rows: Dataset, name: str) -> HeldOut:
     rejected: list[ScoredSequence] = []
     tokens = rows.select_columns([f"{side}_{what}" for side in SIDES for what in ("input_ids", "labels")])
     for start in range(0, len(rows), _ROWS):
-        # Four bytes a token, where Python's numbers take forty.
+        # Four bytes per token; a list of Python integers would take about forty.
         found = [
             ScoredSequence(array("i", sequence.input_ids), sequence.response_start)
             for sequence in row_sequences(tokens[start : start + _ROWS])
@@ -218,8 +218,8 @@ def _voice(data: PreparedData, recipe: EvaluationRecipe, model_args: Any) -> Voi
     tokenizer, template = data.tokenizer, data.template
 
     def encode(messages: Sequence[Message], system: str, tools: str) -> list[int]:
-        said = [*({**message} for message in messages), {"role": "assistant", "content": ""}]
-        return list(template.encode_oneturn(tokenizer, said, system or None, tools or None)[0])
+        conversation = [*({**message} for message in messages), {"role": "assistant", "content": ""}]
+        return list(template.encode_oneturn(tokenizer, conversation, system or None, tools or None)[0])
 
     return Voice(
         encode=encode,
@@ -233,19 +233,19 @@ def _voice(data: PreparedData, recipe: EvaluationRecipe, model_args: Any) -> Voi
 
 
 def _heldout_prompts(rows: Dataset, name: str, request: Request) -> PromptSet:
-    """Different prompts of the rows, drawn where there are more than asked for; in the order of the rows."""
+    """Return distinct prompts of the rows, in their order; a random sample if there are more than requested."""
     first: dict[str, int] = {}
     for index, text in enumerate(rows[CONVERSATION]):
-        spoken = json.loads(text)
-        first.setdefault(json.dumps([spoken[part] for part in ("messages", "system", "tools")]), index)
+        conversation = json.loads(text)
+        first.setdefault(json.dumps([conversation[part] for part in ("messages", "system", "tools")]), index)
     places = sorted(first.values())
     if request.generate < len(places):
         places = sorted(random.Random(request.seed).sample(places, request.generate))
     return PromptSet(HELDOUT, [_prompt(json.loads(rows[place][CONVERSATION]), place) for place in places], None, name)
 
 
-def _prompt(spoken: Mapping[str, Any], place: int) -> Prompt:
-    messages, system, tools = spoken["messages"], spoken["system"], spoken["tools"]
+def _prompt(conversation: Mapping[str, Any], place: int) -> Prompt:
+    messages, system, tools = conversation["messages"], conversation["system"], conversation["tools"]
     question = Question(place, (quoted_conversation(messages, system=system, tools=tools),), {})
     return Prompt(question, tuple(messages), system, tools)
 
@@ -253,7 +253,7 @@ def _prompt(spoken: Mapping[str, Any], place: int) -> Prompt:
 def _measured(
     name: str, spec: ModelSpec, reference: ModelSpec | None, evaluated: Callable[..., PolicyResult], arguments: Any
 ) -> EvaluatedPolicy:
-    """Load a policy and its reference, as one set of weights where an adapter is all the difference; measure; free."""
+    """Load a policy and its reference, measure, and free them; weights are shared if only an adapter differs."""
     started = time.monotonic()
     where: dict[str, Any] = {"model_args": arguments[0], "device": arguments[2].device}
     try:
@@ -266,7 +266,7 @@ def _measured(
         measured = EvaluatedPolicy(name, spec, _dtype(policy), evaluated(policy, reference=other), loaded)
     except torch.OutOfMemoryError as error:
         raise SepoError(
-            f"out of memory: {str(error).splitlines()[0]} Lower --batch-tokens; it changes no figure."
+            f"out of memory: {str(error).splitlines()[0]} Lower --batch-tokens; it does not change the results."
         ) from error
     del policy, other
     give_memory_back()

@@ -1,4 +1,4 @@
-"""What a recipe says about an evaluation: policy, start, reference, rows, and what the host parses of it."""
+"""The part of a recipe that defines an evaluation: policy, start, reference, rows, and the host's keys."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sepo.runs.provenance import HIDDEN, RECIPE_FILE
 _REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
 _TRAINING_KEYS_KEPT = ("use_cpu", "bf16", "fp16", "pure_bf16", "seed")
 _CARRIER = {"stage": "minor_dpo", "do_train": False, "report_to": "none"}
-"""The stage under which the host tokenizes pairs; one of ours, so that a data set without pairs is refused early. No
-stage's loss is computed here."""
+"""The stage under which the host tokenizes pairs: one of sepo's, so that a data set without pairs is refused early. No
+loss of a stage is computed here."""
 
 _NOT_READ = ("adapter_name_or_path", "tokenized_path", "eval_on_each_dataset", "eval_num_beams", "print_param_status")
 _NEW_TOKENS = ("resize_vocab", "add_tokens", "add_special_tokens")
@@ -31,18 +31,18 @@ _READ_AS_OPTIONS = ("max_new_tokens", "temperature")
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
-    """An evaluation as a recipe asks for it.
+    """An evaluation as a recipe defines it.
 
     Args:
-        host: what ``recipe.get_train_args`` gets, ``output_dir`` aside.
+        host: the keys for ``recipe.get_train_args``, without ``output_dir``.
         policy: the evaluated model.
-        start: the policy as it was before training, or None where the recipe does not tell.
-        reference: what the KL is taken from, or None.
-        reference_key: the recipe's key that names the reference.
+        start: the policy before training, or None if the recipe does not define it.
+        reference: the reference model of the KL, or None.
+        reference_key: the recipe key that names the reference.
         part: ``eval`` or ``train``: the host's name of the rows.
-        dataset: the rows' data set, in the recipe's words.
-        decoding: ``max_new_tokens`` and ``temperature``, where the recipe has them.
-        notes: what to say before it begins.
+        dataset: the data set of the rows, as the recipe names it.
+        decoding: ``max_new_tokens`` and ``temperature``, if the recipe has them.
+        notes: lines to print before the evaluation starts.
     """
 
     host: dict[str, Any]
@@ -60,24 +60,25 @@ def evaluation_recipe(file: Path, overrides: Sequence[str] = ()) -> EvaluationRe
     """Read a recipe for training or for evaluation.
 
     Args:
-        file: its path; or the folder of a run that kept its recipe, whose result is evaluated then.
-        overrides: ``key=value``; ``adapter_name_or_path`` names what the recipe trained.
+        file: path of the recipe, or the output directory of a run that stored its recipe; the model of that run is
+            then evaluated.
+        overrides: ``key=value`` words; ``adapter_name_or_path`` names the adapter that the recipe trained.
 
     Raises:
-        SepoError: the recipe is wrong, names no rows, or asks for what is not evaluated here.
+        SepoError: the recipe is invalid, names no rows, or has settings that `sepo eval` does not support.
     """
     written, recipe = map(_given, _of_run(file, overrides) if file.is_dir() else _of_file(file, overrides))
     sections = [name for name in SECTIONS if isinstance(recipe.get(name), dict)]
     if sections:
         raise SepoError(
-            f"{file} is a pipeline's recipe (section '{sections[0]}'): name the recipe of its last step, "
+            f"{file} is a pipeline recipe (section '{sections[0]}'); evaluate the recipe of its last step, "
             "OUTPUT_DIR/pipeline/policy.yaml, with adapter_name_or_path=OUTPUT_DIR/policy."
         )
     check_stage(None if recipe.get("stage") is None else str(recipe["stage"]))
     check_keys(recipe, host_keys=host_keys())
     _check_decoding(recipe)
     if not recipe.get("model_name_or_path"):
-        raise SepoError(f"{file}: model_name_or_path is missing; the evaluated model is expected.")
+        raise SepoError(f"{file}: model_name_or_path is missing; set it to the model to evaluate.")
     policy = _own_model(recipe)
     _check_policy(recipe, written, policy)
     start, reference_key = _start(recipe, written, policy), "adapter_name_or_path"
@@ -88,8 +89,8 @@ def evaluation_recipe(file: Path, overrides: Sequence[str] = ()) -> EvaluationRe
         start = start or reference
     if reference == policy:
         raise SepoError(
-            f"the reference is the evaluated model itself ({policy.model}), so every KL would be 0; name the one that "
-            "training started from as ref_model."
+            f"the reference is the evaluated model itself ({policy.model}), so every KL would be 0; set ref_model to "
+            "the model that training started from."
         )
     part, rows, dataset = _rows(recipe, file)
     return EvaluationRecipe(
@@ -106,25 +107,25 @@ def evaluation_recipe(file: Path, overrides: Sequence[str] = ()) -> EvaluationRe
 
 
 def _of_file(file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A recipe as it is written, and as it is asked for."""
+    """Return a recipe without and with its overrides."""
     return read_pipeline(file), read_pipeline(file, overrides)
 
 
 def _of_run(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The recipe that a run kept, and the same with what it trained."""
+    """Return the recipe that a run stored, without and with the model that it trained and the overrides."""
     adapter = (folder / "adapter_config.json").is_file()
     kept = folder / RECIPE_FILE
     if not kept.is_file():
         key = "adapter_name_or_path" if adapter else "model_name_or_path"
         raise SepoError(
-            f"{folder} is a folder without its recipe ({RECIPE_FILE}). Name the recipe that it was trained with: sepo "
-            f"eval recipe.yaml {key}={folder}"
+            f"{folder} is a directory without a stored recipe ({RECIPE_FILE}). Name the recipe that it was trained "
+            f"with: sepo eval recipe.yaml {key}={folder}"
         )
     try:
         recorded = json.loads(kept.read_text(encoding="utf-8"))["recipe"]
         written = {str(name): value for name, value in recorded.items() if value != HIDDEN}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SepoError(f"{kept} cannot be read as a run's recipe: {error!r}; name the recipe itself.") from error
+        raise SepoError(f"{kept} cannot be read as the recipe of a run: {error!r}; name the recipe file.") from error
     if not adapter:
         result = {"model_name_or_path": str(folder), "adapter_name_or_path": None}
     else:
@@ -152,8 +153,8 @@ def _check_decoding(recipe: Mapping[str, Any]) -> None:
     for item in fields(GeneratingArguments):
         if item.name in recipe and item.name not in (*_READ_AS_OPTIONS, "skip_special_tokens"):
             raise SepoError(
-                f"{item.name} is set, but answers are decoded greedily or sampled from the whole distribution here; "
-                f"remove {item.name} (temperature and max_new_tokens are read)."
+                f"{item.name} is set, but sepo eval decodes greedily or samples from the whole distribution; remove "
+                f"{item.name} (only temperature and max_new_tokens are supported)."
             )
 
 
@@ -161,16 +162,16 @@ def _check_policy(recipe: Mapping[str, Any], written: Mapping[str, Any], policy:
     if policy.quantization_bit is not None and len(policy.adapters) > 1:
         raise SepoError(
             f"adapter_name_or_path names {len(policy.adapters)} adapters and quantization_bit is "
-            f"{policy.quantization_bit}, but adapters are not merged into quantized weights; leave out "
-            "quantization_bit, or merge the first ones (llamafactory-cli export)."
+            f"{policy.quantization_bit}, but adapters cannot be merged into quantized weights; remove "
+            "quantization_bit, or merge all adapters but the last (llamafactory-cli export)."
         )
     if recipe.get("mixture_of_depths"):
-        raise SepoError("mixture_of_depths is set, but such models are not evaluated here.")
+        raise SepoError("mixture_of_depths is set, but sepo eval does not support such models; remove it.")
     changed = [name for name in _NEW_TOKENS if recipe.get(name)] if policy.adapters else []
     if changed:
         raise SepoError(
-            f"{changed[0]} is set, so the adapter has tokens that its model lacks: merge it (llamafactory-cli export), "
-            f"evaluate the result and leave out {changed[0]}."
+            f"{changed[0]} is set, so the adapter has tokens that its base model lacks; merge it (llamafactory-cli "
+            f"export) and evaluate the merged model without {changed[0]}."
         )
     below = _own_model(written).adapters if _trains(written) else ()
     if as_flag("create_new_adapter", recipe.get("create_new_adapter", False)) and below:
@@ -178,19 +179,22 @@ def _check_policy(recipe: Mapping[str, Any], written: Mapping[str, Any], policy:
         if policy.adapters[: len(below)] != below:
             raise SepoError(
                 f"adapter_name_or_path is {named or 'empty'}, but the recipe trains a new adapter on top of "
-                f"{','.join(below)}: write adapter_name_or_path={','.join((*below, *policy.adapters))}."
+                f"{','.join(below)}; set adapter_name_or_path={','.join((*below, *policy.adapters))}."
             )
 
 
 def _start(recipe: Mapping[str, Any], written: Mapping[str, Any], policy: ModelSpec) -> ModelSpec | None:
-    """The policy before training: what a training recipe starts from where the evaluated one is named over it, and else
-    the evaluated one without its last adapter."""
+    """Return the policy before training, or None if it is unknown.
+
+    It is the model that a training recipe starts from if the overrides name the evaluated one, else the evaluated model
+    without its last adapter.
+    """
     trained_from = _own_model(written)
     if _trains(written) and trained_from != policy:
-        goes_on = trained_from.adapters and not as_flag("create_new_adapter", recipe.get("create_new_adapter", False))
+        continues = trained_from.adapters and not as_flag("create_new_adapter", recipe.get("create_new_adapter", False))
         if trained_from.model != policy.model:
             return trained_from
-        if goes_on:
+        if continues:
             return ModelSpec(policy.model, trained_from.adapters, policy.quantization_bit)
     if not policy.adapters:
         return None
@@ -198,7 +202,7 @@ def _start(recipe: Mapping[str, Any], written: Mapping[str, Any], policy: ModelS
 
 
 def _rows(recipe: Mapping[str, Any], file: Path) -> tuple[str, dict[str, Any], str]:
-    """The host's role of the evaluated rows, the keys that make the host load these alone, and their name."""
+    """Return the host's role of the evaluated rows, the keys with which it loads only these, and their name."""
     if recipe.get("eval_dataset"):
         return "eval", {"eval_dataset": recipe["eval_dataset"]}, _name(recipe["eval_dataset"])
     if not recipe.get("dataset"):
@@ -216,7 +220,7 @@ def _name(value: Any) -> str:
 
 
 def _host_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's keys about models and data, and those of training that say where and in which precision it runs."""
+    """Return the recipe's keys about models and data, and the training keys for device, precision and seed."""
     from llamafactory.hparams import DataArguments, ModelArguments
 
     known = {item.name for group in (ModelArguments, DataArguments) for item in fields(group) if item.init}
@@ -236,8 +240,8 @@ def _notes(recipe: Mapping[str, Any], policy: ModelSpec, part: str) -> list[str]
     evaluated = {Path(adapter).expanduser().resolve() for adapter in policy.adapters}
     if trained and (trained / "adapter_config.json").is_file() and trained.resolve() not in evaluated:
         notes.append(
-            f"evaluated: {policy.model} as the recipe starts; of what it trained: adapter_name_or_path={output}"
+            f"evaluated: {policy.model}, as the recipe starts; for the trained adapter: adapter_name_or_path={output}"
         )
     if part == "train":
-        notes.append("evaluated: all rows of dataset; if the policy was trained on them, name an eval_dataset")
+        notes.append("evaluated: all rows of dataset; if the policy was trained on them, set eval_dataset")
     return notes

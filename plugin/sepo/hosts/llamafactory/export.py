@@ -1,4 +1,4 @@
-"""`sepo scores export recipe.yaml`: the recipe's rows with their scores, as a data set of the host's own format."""
+"""`sepo scores export recipe.yaml`: a recipe's rows with their scores, as a data set in the host's sharegpt format."""
 
 from __future__ import annotations
 
@@ -32,27 +32,28 @@ _STORED = (SCORE_COLUMNS, REWARD_COLUMNS, REF_COLUMNS)
 
 
 def export_recipe(recipe_file: Path, overrides: Sequence[str], *, output: Path, part: str) -> int:
-    """Write one of a recipe's data sets with its scores. Nothing is computed: what is not scored yet is an error.
+    """Write one of a recipe's data sets with its stored scores; nothing is scored here.
 
-    Each row has ``conversations``, ``system``, ``tools``, ``chosen`` and ``rejected`` as the host's sharegpt format
-    has them, and per side ``*_tokens`` (texts), ``*_token_ids``, ``*_offsets`` ([start, end) in characters of the
-    answer, empty outside it) and ``*_scores``, a number per token of the answer and its end of turn.
+    Each row has ``conversations``, ``system``, ``tools``, ``chosen`` and ``rejected`` as in the host's sharegpt
+    format, and per side ``*_tokens`` (texts), ``*_token_ids``, ``*_offsets`` ([start, end) in characters of the
+    response, empty outside it) and ``*_scores``, one number per token of the response and its end of turn.
 
     Args:
-        recipe_file: a recipe that was scored.
-        overrides: ``key=value``.
-        output: the file, from ``checked_output``.
+        recipe_file: a recipe whose rows were scored.
+        overrides: ``key=value`` words.
+        output: the file to write, from ``checked_output``.
         part: ``train``, ``eval`` or ``eval NAME``.
 
     Returns:
-        How many rows were written.
+        Number of rows written.
 
     Raises:
-        SepoError: the recipe is wrong or scores nothing, something is not scored yet, there is no such part, or the
-            disk refuses.
+        SepoError: the recipe is invalid or has no scores, some rows are not scored yet, there is no such part, or the
+            file cannot be written.
     """
     recipe = read_pipeline(recipe_file, overrides)
-    unscored = ("deepspeed", "fsdp", "tokenized_path")  # engines want several processes; a tokenized row has no text
+    # Engines need several processes, and a tokenized row has no text.
+    unscored = ("deepspeed", "fsdp", "tokenized_path")
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(
         {name: value for name, value in recipe.items() if name not in unscored}
     )
@@ -70,7 +71,7 @@ def export_recipe(recipe_file: Path, overrides: Sequence[str], *, output: Path, 
     parts: dict[str, Dataset] = {}
     each_dataset(data.datasets, lambda rows, name: parts.setdefault(name, rows))
     if part not in parts:
-        raise SepoError(f"--part {part}: this recipe has {', '.join(parts)}; name one of these.")
+        raise SepoError(f"--part is {part}, but this recipe has {', '.join(parts)}; use one of these.")
     texts = TokenTexts(data.tokenizer)
     columns = [pair for pair in _STORED if set(pair) <= set(parts[part].column_names)]
     return write_rows(_batches(parts[part], texts, columns), output, schema=_schema(columns))
@@ -100,27 +101,27 @@ def _batches(dataset: Dataset, texts: TokenTexts, columns: Sequence[tuple[str, s
             unplaced += sum(batch[-1][f"{side}_offsets"] is None for side in SIDES)
         yield batch
     if unplaced:
-        logger.warning("%d answers are not spelled by their tokens; they have no character offsets.", unplaced)
+        logger.warning("the tokens of %d responses do not decode to their text: no character offsets.", unplaced)
 
 
 def _exported(row: dict[str, Any], texts: TokenTexts, columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    spoken = json.loads(row[CONVERSATION])
+    conversation = json.loads(row[CONVERSATION])
     made: dict[str, Any] = {
-        "conversations": [{"from": _SPEAKERS[m["role"]], "value": m["content"]} for m in spoken["messages"]],
-        "system": spoken["system"],
-        "tools": spoken["tools"],
+        "conversations": [{"from": _SPEAKERS[m["role"]], "value": m["content"]} for m in conversation["messages"]],
+        "system": conversation["system"],
+        "tools": conversation["tools"],
     }
-    for side, answer in zip(SIDES, spoken["answers"], strict=True):
-        made[side] = {"from": "gpt", "value": answer}
-    for place, (side, answer) in enumerate(zip(SIDES, spoken["answers"], strict=True)):
+    for side, response in zip(SIDES, conversation["answers"], strict=True):
+        made[side] = {"from": "gpt", "value": response}
+    for place, (side, response) in enumerate(zip(SIDES, conversation["answers"], strict=True)):
         ids = [label for label in row[f"{side}_labels"] if label != IGNORE_INDEX]
         made |= {
             f"{side}_tokens": texts.pieces(ids),
             f"{side}_token_ids": ids,
-            f"{side}_offsets": offsets_in_answer(texts, ids, answer),
+            f"{side}_offsets": offsets_in_answer(texts, ids, response),
         }
         for pair in columns:
-            # The first token of a row has no predecessor and so no number: nothing selects it.
+            # The first token of a row has no predecessor, hence no score, and is never selected.
             numbers = [0.0] * (len(ids) - len(row[pair[place]])) + list(row[pair[place]])
             made[pair[place]] = numbers
             if pair == REWARD_COLUMNS and SCORE_COLUMNS not in columns:
@@ -129,18 +130,18 @@ def _exported(row: dict[str, Any], texts: TokenTexts, columns: Sequence[tuple[st
 
 
 def offsets_in_answer(texts: TokenTexts, ids: Sequence[int], answer: str) -> list[list[int]] | None:
-    """Which characters of an answer each of its tokens covers, also where the answer was truncated.
+    """Locate each token of a response in its text; the response may be truncated.
 
     Args:
-        texts: of the tokenizer.
-        ids: the tokens that are left of the answer, its end of turn included.
-        answer: the whole answer.
+        texts: token texts of the tokenizer.
+        ids: the response tokens that truncation kept, the end of turn included.
+        answer: the whole text of the response.
 
     Returns:
-        [start, end] per token; None where the tokens do not spell the answer's beginning.
+        Characters [start, end) per token; None if the tokens do not decode to the beginning of the text.
     """
     found = texts.offsets(ids, answer)
     if found is None:
-        left = texts.spelled(ids).rstrip("\ufffd")  # the last token may be a part of a character
+        left = texts.spelled(ids).rstrip("\ufffd")  # the last token may be an incomplete character
         found = texts.offsets(ids, left) if left and answer.startswith(left) else None
     return None if found is None else [list(place) for place in found]

@@ -1,4 +1,4 @@
-"""`token_scorer: file`: the user's scores or spans, from the data set's rows to the tokens of the responses."""
+"""`token_scorer: file`: scores or spans given by the user in the data set's rows, aligned to response tokens."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _CARRIED: dict[str, Any] = {
 
 @contextlib.contextmanager
 def carried_scores() -> Iterator[None]:
-    """While the host prepares its data, carry the score columns through its converter and its processor.
+    """Carry the score columns through the host's converter and processor inside the context.
 
-    The host's converter keeps the columns that it knows, and its processor makes new ones (see ../PATCHES.md). The
-    tokenized rows then have ``chosen_scores`` and ``rejected_scores``, one number per response token: rewards, high
-    in a chosen response and low in a rejected one for what is to be selected, as an oracle's are. Scores of the user
-    are taken as they are. A span's weight says how much its characters matter, on both sides: it is a score as it is
-    in a chosen response and negated in a rejected one.
+    The host's converter drops unknown columns, and its processor creates new ones (see ../PATCHES.md). The tokenized
+    rows then have ``chosen_scores`` and ``rejected_scores``, one number per response token. As with an oracle, these
+    are rewards: high in a chosen response and low in a rejected one for tokens that should be selected. Scores given
+    by the user are used unchanged. The weight of a span is the importance of its characters on both sides: it is the
+    score in a chosen response and the negated score in a rejected one.
     """
     align, processor = loader.align_dataset, loader.PairwiseDatasetProcessor
 
@@ -71,11 +71,11 @@ def carried_scores() -> Iterator[None]:
 
 
 def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Check one row's scores or spans, and name them as they travel through the host.
+    """Check the scores or spans of one row, and rename them for their way through the host.
 
     Args:
-        row: the host's aligned columns and the user's.
-        where: how an error calls the row.
+        row: the host's aligned columns and the user's score columns.
+        where: name of the row in error messages.
 
     Raises:
         SepoError: a value of another type, not finite, or a span outside its response.
@@ -93,14 +93,14 @@ def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
 
 @dataclass
 class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
-    """The host's pairwise processor, row by row, with each row's scores at its tokens.
+    """The host's pairwise processor, applied row by row, with the scores of each row aligned to its tokens.
 
     Raises:
-        SepoError: from ``preprocess_dataset``: a number of scores that is not the response's number of tokens, or a
-            response whose text its tokens do not spell.
+        SepoError: from ``preprocess_dataset``: the number of scores is not the number of response tokens, or the
+            tokens of a response do not decode to its text.
     """
 
-    sepo_version: str = __version__  # part of what the host's cache is found by
+    sepo_version: str = __version__  # part of the fingerprint by which the host's cache is found
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenize rows as the host does, and add ``chosen_scores`` and ``rejected_scores``."""
@@ -117,11 +117,11 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         return result
 
     def _scores(self, example: Mapping[str, Any], labels: list[int], side: str) -> list[float]:
-        """One number for each token that is left of the response and can be scored."""
+        """Return one score per response token that truncation kept and that has a predecessor."""
         kept = [label for label in labels if label != IGNORE_INDEX]
         given = example[f"_sepo_{side}_scores"]
         scores = self._projected(example, kept, side) if given is None else self._counted(example, given, kept, side)
-        # A response at the very start of a row: its first token has no predecessor and so no log-probability.
+        # The first token of a response at the start of a row has no predecessor, hence no log-probability.
         return scores[1:] if labels and labels[0] != IGNORE_INDEX else scores
 
     def _counted(self, example: Mapping[str, Any], scores: list[float], kept: list[int], side: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""`sepo train` and `sepo webui`: the host's own launcher with our stages registered, here and in what it starts."""
+"""`sepo train` and `sepo webui`: the host's launcher with sepo's stages registered, in its subprocesses too."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sepo.installation import LLAMAFACTORY, install_command
 
 
 def train(words: Sequence[str], *, score_only: bool = False) -> int:
-    """Train as `llamafactory-cli train` does, or only score what such a run would score first.
+    """Train like `llamafactory-cli train`, or only score the rows that such a run would score before training.
 
     Args:
         words: the command line after ``train``: a recipe and ``key=value`` overrides, or ``--key value`` options.
-        score_only: end after scoring.
+        score_only: whether to stop after scoring.
 
     Returns:
         The exit status.
 
     Raises:
-        SepoError: the recipe is wrong.
+        SepoError: the recipe is invalid.
     """
     command = "score" if score_only else "train"
     require_host(command)
@@ -40,7 +40,7 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     from sepo.hosts.llamafactory.registration import register
 
     if words and "-h" not in words and "--help" not in words:
-        _, settings = check_recipe(read_args())  # here, before ranks are started and each says the same
+        _, settings = check_recipe(read_args())  # before ranks are started, each of which would print the same error
         if score_only:
             refuse_without_scoring(settings)
             os.environ[SCORE_ONLY] = "1"
@@ -55,7 +55,7 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
 
 
 def webui() -> int:
-    """Serve LLaMA Board as `llamafactory-cli webui` does, with our stages among its training stages.
+    """Serve LLaMA Board like `llamafactory-cli webui`, with sepo's stages among its training stages.
 
     Returns:
         The exit status.
@@ -70,7 +70,7 @@ def webui() -> int:
 
     if not is_gradio_available():
         raise SepoError(
-            f"LLaMA Board needs gradio, which is not installed here; run: {install_command(LLAMAFACTORY.name)}"
+            f"LLaMA Board requires gradio, which is not installed; run: {install_command(LLAMAFACTORY.name)}"
         )
     from llamafactory.webui import interface
 
@@ -80,12 +80,15 @@ def webui() -> int:
     sys.argv = ["llamafactory-cli", "webui"]
     try:
         launcher.launch()
-    except OSError as error:  # gradio's, where a port is taken
+    except OSError as error:  # raised by gradio if the port is taken
         raise SepoError(f"LLaMA Board cannot be served: {error}") from error
     return 0
 
 
 def _find_commands_of_this_environment() -> None:
-    """The host calls `torchrun` and `llamafactory-cli` by their bare names; an environment that was not activated has
-    them beside its Python."""
+    """Put the directory of this Python first on PATH.
+
+    The host calls `torchrun` and `llamafactory-cli` by their bare names; in an environment that was not activated they
+    are only found beside its Python.
+    """
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -1,4 +1,4 @@
-"""`sepo pipeline`: SePO's chain (base, oracle, scores, policy) from one recipe, each step a run of its own."""
+"""`sepo pipeline`: SePO's chain (base, oracle, scores, policy) from one recipe, with one run per step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import objective_keys, with_stage_defaults
 
 SECTIONS = ("base", "oracle", "policy")
-# Evaluation keys on top are the policy's: base and oracle train on a sample that leaves the evaluation rows out.
+# Shared evaluation keys apply to the policy only: base and oracle train on a sample without evaluation rows.
 _EVALUATION = (
     "eval_dataset", "val_size", "do_eval", "eval_strategy", "eval_steps", "eval_on_start", "eval_delay",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_steps",
@@ -36,7 +36,7 @@ class Step:
 
     Args:
         name: ``sample``, ``base``, ``oracle`` or ``policy``.
-        recipe: what it is run with; a step whose recipe is unchanged and that finished is not run again.
+        recipe: keys and values of the run; a finished step with an unchanged recipe is not run again.
     """
 
     name: str
@@ -48,13 +48,13 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         path: YAML with shared keys on top and the sections ``base``, ``oracle`` and ``policy``.
-        overrides: ``key=value`` or ``section.key=value``.
+        overrides: ``key=value`` or ``section.key=value`` words.
 
     Returns:
         The recipe as plain values.
 
     Raises:
-        SepoError: there is no such file, it is no YAML mapping, or an override is not of that form.
+        SepoError: there is no such file, it is not a YAML mapping, or an override has another form.
     """
     if not path.is_file():
         raise SepoError(f"recipe '{path}' does not exist (from {os.getcwd()}).")
@@ -65,19 +65,19 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise SepoError(f"recipe '{path}' cannot be read: {str(error).strip().splitlines()[0]}") from error
     if not isinstance(recipe, dict):
-        raise SepoError(f"recipe '{path}' is a list; keys and values are expected.")
+        raise SepoError(f"recipe '{path}' is a list; a mapping of keys and values is expected.")
     return {str(name): value for name, value in recipe.items()}
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """The keys and values of ``key=value`` words, nested where a key has dots.
+    """Parse ``key=value`` words; keys with dots give nested mappings.
 
     Raises:
-        SepoError: a word is not of that form, or its value cannot be read.
+        SepoError: a word has another form, or its value cannot be parsed.
     """
     wrong = [word for word in overrides if "=" not in word]
     if wrong:
-        raise SepoError(f"'{wrong[0]}' is no override; key=value or section.key=value is expected.")
+        raise SepoError(f"'{wrong[0]}' is not an override; key=value or section.key=value is expected.")
     try:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
     except (OmegaConfBaseException, ValueError) as error:
@@ -85,28 +85,28 @@ def override_values(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
-    """Turn a pipeline recipe into the recipes of its steps, wired to each other.
+    """Derive the recipes of the steps from a pipeline recipe; each reads the outputs of the steps before it.
 
     Args:
-        recipe: as ``read_pipeline`` gives it.
+        recipe: keys and values, from ``read_pipeline``.
 
     Returns:
-        The steps in their order; ``base`` is absent where the recipe says ``base: false``.
+        The steps in their order; ``base`` is absent if the recipe has ``base: false``.
 
     Raises:
-        SepoError: ``output_dir`` is missing, or a section or value is not of the expected form.
+        SepoError: ``output_dir`` is missing, or a section or value has another form than expected.
     """
     shared = {name: value for name, value in recipe.items() if name not in (*SECTIONS, *PIPELINE_KEYS)}
     sections = {name: _section(recipe, name) for name in SECTIONS}
     if not shared.get("output_dir"):
-        raise SepoError("output_dir is missing; each step writes its own folder below it.")
+        raise SepoError("output_dir is missing; set it to the directory in which each step writes its subdirectory.")
     key = PIPELINE_KEYS["oracle_sample_ratio"]
     ratio = key.read(recipe.get(key.name, key.default))
     output = str(shared.pop("output_dir"))
     policy = {**shared, "stage": "sepo", "do_train": True, **(sections["policy"] or {})}
     policy["output_dir"] = f"{output}/policy"
-    ours = (*OUR_KEYS, *objective_keys(str(with_stage_defaults(policy)["objective"])))
-    training = {name: value for name, value in shared.items() if name not in (*ours, *_EVALUATION)}
+    sepo_keys = (*OUR_KEYS, *objective_keys(str(with_stage_defaults(policy)["objective"])))
+    training = {name: value for name, value in shared.items() if name not in (*sepo_keys, *_EVALUATION)}
     base = _base_recipe(recipe, training, sections["base"], output)
     oracle = _oracle_recipe(base, training, sections["oracle"] or {}, output)
     policy = {**_oracle_keys(base, oracle), **policy}
@@ -130,7 +130,7 @@ def _section(recipe: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 def _base_recipe(
     recipe: Mapping[str, Any], training: Mapping[str, Any], section: dict[str, Any] | None, output: str
 ) -> dict[str, Any] | None:
-    """SFT on the sample's chosen answers (SePO, Eq. 23) or on ``base_dataset``."""
+    """Return the recipe of SFT on the sample's chosen responses (SePO, Eq. 23) or on ``base_dataset``."""
     if section is None:
         return None
     from sepo.hosts.llamafactory.sample import ANSWERS
@@ -145,7 +145,7 @@ def _base_recipe(
 def _oracle_recipe(
     base: Mapping[str, Any] | None, training: Mapping[str, Any], section: Mapping[str, Any], output: str
 ) -> dict[str, Any]:
-    """DPO from the base on the sample's pairs, with the base as its reference (SePO, Eq. 5)."""
+    """Return the recipe of DPO from the base on the sample's pairs, with the base as reference (SePO, Eq. 5)."""
     from sepo.hosts.llamafactory.sample import PAIRS
 
     data = {"dataset": PAIRS, "dataset_dir": f"{output}/sample"}
@@ -159,8 +159,8 @@ def _oracle_recipe(
     if not _is_lora(base):
         oracle["model_name_or_path"] = base["output_dir"]
     elif oracle.get("quantization_bit"):
-        # The host makes no new adapter over a quantized model, and without ref_model it would take the raw model
-        # instead of the base as reference.
+        # The host cannot create a new adapter over a quantized model, and without ref_model its reference would be the
+        # raw model instead of the base.
         oracle |= {"adapter_name_or_path": base["output_dir"], "ref_model": oracle["model_name_or_path"],
                    "ref_model_adapters": base["output_dir"],
                    "ref_model_quantization_bit": oracle["quantization_bit"]}  # fmt: skip
@@ -174,7 +174,7 @@ def _is_lora(recipe: Mapping[str, Any]) -> bool:
 
 
 def _oracle_keys(base: Mapping[str, Any] | None, oracle: Mapping[str, Any]) -> dict[str, Any]:
-    """The policy's ``oracle_*`` keys that name what the earlier steps made."""
+    """Return the policy's ``oracle_*`` keys, which name the outputs of the earlier steps."""
     own = oracle["output_dir"]
     base_adapters = [base["output_dir"]] if base is not None and _is_lora(base) else []
     model = oracle["model_name_or_path"]
@@ -192,7 +192,7 @@ def _oracle_keys(base: Mapping[str, Any] | None, oracle: Mapping[str, Any]) -> d
 
 
 def _data_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that decide which rows there are."""
+    """Return the keys that determine the rows."""
     names = (
         "dataset", "dataset_dir", "eval_dataset", "val_size", "max_samples", "seed", "mix_strategy", "interleave_probs",
         "cache_dir", "media_dir",
@@ -201,7 +201,7 @@ def _data_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(steps: Sequence[Step]) -> None:
-    """Refuse what any step would refuse, before the first one runs."""
+    """Check the recipes of all steps before the first one runs."""
     from sepo.hosts.llamafactory.checks import check_datasets
     from sepo.hosts.llamafactory.recipe import host_keys
 
@@ -215,20 +215,20 @@ def _check(steps: Sequence[Step]) -> None:
                 if name not in known:
                     raise SepoError(f"step '{step.name}': unknown key '{name}'.{nearest(name, known)}")
         if step.name != "sample" and not step.recipe.get("model_name_or_path"):
-            raise SepoError(f"step '{step.name}' has no model_name_or_path; set it on top, or in its section.")
+            raise SepoError(f"step '{step.name}' has no model_name_or_path; set it on top or in its section.")
 
 
 def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
     """Run the steps that are not finished.
 
     Args:
-        recipe: as ``read_pipeline`` gives it.
+        recipe: keys and values, from ``read_pipeline``.
 
     Returns:
         The steps.
 
     Raises:
-        SepoError: the recipe is wrong, a step failed, or a finished step was made with other settings.
+        SepoError: the recipe is invalid, a step failed, or a finished step was run with other settings.
     """
     steps = plan_steps(recipe)
     _check(steps)
@@ -256,9 +256,9 @@ def _finished(step: Step, records: Path) -> bool:
     if changed:
         name = changed[0]
         raise SepoError(
-            f"step '{step.name}' in {step.recipe['output_dir']} was made with other settings ({', '.join(changed)}: "
+            f"step '{step.name}' in {step.recipe['output_dir']} was run with other settings ({', '.join(changed)}: "
             f"{name} was {before.get(name)!r}, now {step.recipe.get(name)!r}). Choose another output_dir, or remove "
-            f"{record} and {step.recipe['output_dir']} to make it again."
+            f"{record} and {step.recipe['output_dir']} to run it again."
         )
     return True
 
@@ -282,6 +282,6 @@ def _run(step: Step, records: Path) -> None:
     status = subprocess.run(command, check=False).returncode
     if status:
         raise SepoError(
-            f"step '{step.name}' failed with exit status {status}; its output is above. Run the same command again "
-            f"when it is mended: finished steps are skipped. This step alone: {shlex.join(command)}"
+            f"step '{step.name}' failed with exit status {status}; its output is above. Fix the cause and run the same "
+            f"command again: finished steps are skipped. This step alone: {shlex.join(command)}"
         )

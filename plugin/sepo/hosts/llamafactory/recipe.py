@@ -1,4 +1,4 @@
-"""A recipe in LLaMA-Factory: whether the host is there, the keys that it knows, and a recipe checked and parsed."""
+"""Recipes in LLaMA-Factory: import of the host, the host's keys, and checking and parsing of a recipe."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sepo.recipe.settings import RunSettings
 from sepo.recipe.stages import STAGES, check_stage, is_ours
 
 SCORE_ONLY = "SEPO_SCORE_ONLY"
-"""Variable by which `sepo score` tells the processes that it starts that they end after scoring."""
+"""Environment variable that `sepo score` sets for its subprocesses, which then stop after scoring."""
 
 _SETTINGS = "sepo_settings"
-"""Attribute of the host's parsed finetuning arguments that carries ours from its parser to its dispatch."""
+"""Attribute of the host's parsed finetuning arguments that carries the run's settings from parser to dispatch."""
 _RECIPE = "sepo_recipe"
-"""Another, with the recipe's keys and values."""
+"""Attribute of the same object with the recipe's keys and values."""
 
 
 def host_keys() -> tuple[str, ...]:
-    """Every key of a training recipe that the host knows."""
+    """Return all keys of a training recipe that the host accepts."""
     from llamafactory.hparams import (
         DataArguments,
         FinetuningArguments,
@@ -43,26 +43,27 @@ def _enabled(variable: str) -> bool:
 
 
 def check_recipe(args: Arguments, *, download: bool = True) -> tuple[Arguments, RunSettings | None]:
-    """Split a recipe and look for everything that can be found wrong before weights are loaded.
+    """Split a recipe into the host's arguments and the run's settings, and run every check that needs no weights.
 
     Args:
         args: the recipe as a mapping, or the words of a command line.
-        download: ask the hub for scoring models that are no folders here.
+        download: whether to request scoring models that are not local directories from the hub.
 
     Returns:
-        What the host parses, and our settings; a recipe of a host's stage comes back as it was, with None.
+        The arguments for the host's parser and the resolved settings; a recipe of a host stage is returned unchanged,
+        with None.
 
     Raises:
-        SepoError: the recipe is wrong, or names data or models that are not there.
+        SepoError: the recipe is invalid, or names data or models that do not exist.
     """
     stage = stage_of(args)
     if not is_ours(stage):
         check_stage(stage)
-        ours = [name for name in given_keys(args) if name in OUR_KEYS]
-        if ours and not _enabled("ALLOW_EXTRA_ARGS"):
+        sepo_keys = [name for name in given_keys(args) if name in OUR_KEYS]
+        if sepo_keys and not _enabled("ALLOW_EXTRA_ARGS"):
             raise SepoError(
-                f"{ours[0]} is set, but stage {stage or 'sft'} is LLaMA-Factory's, which does not know it; write one "
-                f"of our stages ({', '.join(STAGES)}), or remove {ours[0]}."
+                f"{sepo_keys[0]} is set, but stage {stage or 'sft'} is LLaMA-Factory's, which does not support it; use "
+                f"one of sepo's stages ({', '.join(STAGES)}), or remove {sepo_keys[0]}."
             )
         return args, None
     from sepo.hosts.llamafactory.checks import check_datasets, check_models
@@ -77,10 +78,10 @@ def check_recipe(args: Arguments, *, download: bool = True) -> tuple[Arguments, 
 
 
 def get_train_args(args: Arguments) -> Any:
-    """The host's five argument objects for a recipe; ours also carries the resolved settings.
+    """Parse a recipe into the host's five argument objects; for a stage of sepo's, attach the resolved settings.
 
     Raises:
-        SepoError: the recipe is wrong, or names data or models that are not there.
+        SepoError: the recipe is invalid, or names data or models that do not exist.
     """
     from llamafactory.hparams import get_train_args as parse
 
@@ -97,29 +98,29 @@ def get_train_args(args: Arguments) -> Any:
 
 
 def settings_of(finetuning_args: Any) -> RunSettings | None:
-    """Our settings, as ``get_train_args`` has attached them to the host's finetuning arguments."""
+    """Return the settings that ``get_train_args`` attached to the host's finetuning arguments, or None."""
     settings: RunSettings | None = getattr(finetuning_args, _SETTINGS, None)
     return settings
 
 
 def recipe_of(finetuning_args: Any) -> dict[str, Any]:
-    """The recipe's keys and values, as resolved from file and command line; empty for a stage of the host's."""
+    """Return the recipe's keys and values, as resolved from file and command line; empty for a host stage."""
     recipe: dict[str, Any] = getattr(finetuning_args, _RECIPE, {})
     return recipe
 
 
 _IN_AXOLOTL = {"train": " Here run: axolotl train config.yaml"}
-"""By command: what an environment with Axolotl has in its place."""
+"""Sentence by command that names its counterpart in an environment with Axolotl."""
 
 
 def require_host(command: str) -> None:
-    """Refuse a command where LLaMA-Factory is not installed.
+    """Raise if LLaMA-Factory is not installed.
 
     Args:
         command: the words after ``sepo``, for the message.
 
     Raises:
-        SepoError: with what installs it, or what belongs to the host that is there.
+        SepoError: with the command that installs it, or with the counterpart for the host that is installed.
     """
     if is_installed(LLAMAFACTORY.name):
         return
@@ -132,23 +133,23 @@ def require_host(command: str) -> None:
 
 
 def load_host(command: str, module: str = "llamafactory.train.tuner") -> None:
-    """Import LLaMA-Factory, or say what keeps it from being imported and what repairs that.
+    """Import LLaMA-Factory, or raise an error with the cause and the command that repairs it.
 
     Every command that uses the host calls this first; later imports of the host find its modules loaded.
 
     Args:
         command: the words after ``sepo``, for the message.
-        module: the host's, with everything that the command needs of the environment.
+        module: the host module to import; it should import every package that the command needs.
 
     Raises:
-        SepoError: the host is not installed, or does not load.
+        SepoError: the host is not installed, or cannot be imported.
     """
     require_host(command)
     try:
         importlib.import_module(module)
-    except SepoError:  # of a stage that is registered with the module, after `sepo enable`
+    except SepoError:  # raised by a stage that is registered with the module, after `sepo enable`
         raise
-    except Exception as error:  # packages that do not fit each other raise anything while they are imported
+    except Exception as error:  # incompatible packages raise exceptions of any type during import
         raise SepoError(_why_not_loaded(error)) from error
 
 
@@ -159,34 +160,37 @@ def _why_not_loaded(error: Exception) -> str:
         return f"LLaMA-Factory cannot be imported: {what_is_wrong(LLAMAFACTORY, wrong)}"
     reason = (str(error).strip().splitlines() or ["no message"])[0]
     return (
-        f"LLaMA-Factory cannot be imported ({type(error).__name__}: {reason}), though the packages that it builds on "
-        f"load; run: {install_command(LLAMAFACTORY.name)}"
+        f"LLaMA-Factory cannot be imported ({type(error).__name__}: {reason}), although its dependencies load; "
+        f"run: {install_command(LLAMAFACTORY.name)}"
     )
 
 
 def quiet_on_one_device() -> None:
-    """Before the host is imported: let it log errors only, and see one GPU, for it refuses several in one process."""
+    """Make the host log errors only and see one GPU; call this before it is imported.
+
+    The host refuses several GPUs in one process.
+    """
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def refuse_without_scoring(settings: RunSettings | None) -> None:
-    """Refuse a recipe that computes nothing before it trains.
+    """Raise if a recipe computes no scores before training.
 
     Args:
-        settings: the recipe's, or None where its stage is the host's.
+        settings: settings of the recipe, or None if its stage is the host's.
 
     Raises:
-        SepoError: says what the recipe has instead.
+        SepoError: naming the recipe's stage or token scorer.
     """
     if settings is None:
         raise SepoError(
-            "this recipe scores nothing: its stage is LLaMA-Factory's own. Scores come before stage sepo, or any stage "
-            "of ours with token_scorer: oracle, treg_rewards or ref_precompute."
+            "this recipe scores nothing: its stage is LLaMA-Factory's own. Use stage sepo, or another stage of sepo's "
+            "with token_scorer: oracle, treg_rewards or ref_precompute."
         )
     if not settings.scores_before_training:
         raise SepoError(
-            f"this recipe scores nothing before it trains: its token_scorer is {settings.method.scorer}, which "
-            "needs no score store, and neither token rewards nor ref_precompute are on. Set token_scorer: oracle (or "
+            f"this recipe scores nothing before training: its token_scorer is {settings.method.scorer}, which needs no "
+            "score store, and neither token rewards nor ref_precompute are on. Set token_scorer: oracle (or "
             "contrastive, or a registered one), treg_alpha or ref_precompute: true."
         )

@@ -1,4 +1,4 @@
-"""Makes `llamafactory.train.tuner` know our stages. See ../PATCHES.md for why each name is rebound."""
+"""Registration of sepo's stages in `llamafactory.train.tuner`. See ../PATCHES.md for the reason for each patch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RAY_WORKER = "SEPO_RAY_WORKER"
 
 
 def register(tuner: ModuleType) -> None:
-    """Rebind what a training run passes through in ``llamafactory.train.tuner``; twice is as good as once."""
+    """Rebind the entry points of a training run in ``llamafactory.train.tuner``. Idempotent."""
     if getattr(tuner, "_sepo_registered", False):
         return
     host_run_dpo, host_training_function = tuner.run_dpo, tuner._training_function
@@ -64,19 +64,19 @@ def register(tuner: ModuleType) -> None:
 
 
 def _log_beside_host() -> None:
-    """Send our log lines where the host's go, from the first process of each machine only."""
-    host, ours = logging.getLogger("llamafactory"), logging.getLogger("sepo")
-    for handler in host.handlers:  # LLaMA Board's is added when the run begins, after our first lines
-        ours.addHandler(handler)
-    ours.propagate = False
+    """Attach the host's log handlers to sepo's logger; only the first process of each machine logs below ERROR."""
+    host, logger = logging.getLogger("llamafactory"), logging.getLogger("sepo")
+    for handler in host.handlers:  # LLaMA Board's is added when the run starts, after sepo's first lines
+        logger.addHandler(handler)
+    logger.propagate = False
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    ours.setLevel(host.level if first else logging.ERROR)
+    logger.setLevel(host.level if first else logging.ERROR)
 
 
 class RayWorker:
-    """The class that Ray starts in each worker process: registers the stages there, then is the host's worker.
+    """Worker class for Ray that registers sepo's stages in its process and then delegates to the host's worker.
 
-    Ray ships a class by the name of its module. The host's own class would bring only the host into the process.
+    Ray pickles a class by the name of its module, so the host's own class would import only the host in the worker.
     """
 
     def __init__(self) -> None:

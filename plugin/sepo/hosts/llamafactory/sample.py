@@ -1,4 +1,4 @@
-"""The random share of the pairs on which base and oracle are trained, written as data sets of the host's own format."""
+"""Random sample of the pairs for training base and oracle, written as data sets in the host's format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _parsed(kind: type, recipe: Mapping[str, Any]) -> Any:
 
 
 def training_rows(recipe: Mapping[str, Any]) -> Any:
-    """The rows that the recipe trains on, aligned by the host, its validation split taken away.
+    """Return the rows that the recipe trains on, aligned by the host, without the validation split.
 
     Args:
         recipe: keys and values of the policy's recipe.
@@ -38,7 +38,7 @@ def training_rows(recipe: Mapping[str, Any]) -> Any:
     Returns:
         A data set with the host's columns ``_prompt``, ``_response``, ``_system``, ``_tools`` and the media.
     """
-    # No model is loaded here; the host's arguments only want one to be named.
+    # No model is loaded here, but the host's arguments require a name.
     data_args, model_args = (
         _parsed(DataArguments, recipe),
         _parsed(ModelArguments, {**recipe, "model_name_or_path": "-"}),
@@ -58,7 +58,9 @@ def _message(message: Mapping[str, str]) -> dict[str, str]:
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     media = {name: row[f"_{name}"] for name in _MEDIA if row.get(f"_{name}")}
     if any(not isinstance(item, str) for items in media.values() for item in items):
-        raise SepoError("the data set holds media as objects; a sample can be written only where they are file names.")
+        raise SepoError(
+            "the data set has media as objects; to write a sample, store them as files and give file names."
+        )
     return {"conversations": [_message(turn) for turn in row["_prompt"]], "system": row["_system"] or "",
             "tools": row["_tools"] or "", **media}  # fmt: skip
 
@@ -79,37 +81,37 @@ def _refuse_other_datasets(path: Path) -> None:
 
 
 def write_sample(recipe: Mapping[str, Any], *, ratio: float, folder: Path) -> int:
-    """Write the share S of SePO's Section 3.2 twice: as pairs for DPO, and as chosen answers for SFT (Eq. 23).
+    """Write the sample S of SePO's Section 3.2 twice: as pairs for DPO, and as chosen responses for SFT (Eq. 23).
 
     Args:
-        recipe: keys and values of the policy's recipe; its ``seed`` draws the sample.
+        recipe: keys and values of the policy's recipe; its ``seed`` seeds the sample.
         ratio: share of the rows, in (0, 1].
-        folder: gets ``oracle_pairs.json``, ``oracle_answers.json`` and ``dataset_info.json``.
+        folder: directory for ``oracle_pairs.json``, ``oracle_answers.json`` and ``dataset_info.json``.
 
     Returns:
         Number of rows in the sample.
 
     Raises:
-        SepoError: no usable row, media that are not file names, or the folder holds data sets of somebody else.
+        SepoError: there is no usable row, media are not file names, or the directory contains other data sets.
     """
     _refuse_other_datasets(folder / "dataset_info.json")
     rows = training_rows(recipe)
     usable = [index for index, row in enumerate(rows) if len(row["_response"]) >= 2 and row["_prompt"]]
     if not usable:
-        raise SepoError("the data set has no row with a prompt, a chosen and a rejected answer.")
+        raise SepoError("the data set has no row with a prompt, a chosen and a rejected response.")
     count = max(1, round(ratio * len(usable)))
     drawn = sorted(random.Random(int(recipe.get("seed", 42))).sample(usable, count))
-    pairs, answers = [], []
+    pairs, responses = [], []
     for index in drawn:
         row = rows[index]
-        plain, (chosen, rejected) = _row(row), (_message(answer) for answer in row["_response"][:2])
+        plain, (chosen, rejected) = _row(row), (_message(response) for response in row["_response"][:2])
         pairs.append({**plain, "chosen": chosen, "rejected": rejected})
-        answers.append({**plain, "conversations": [*plain["conversations"], chosen]})
+        responses.append({**plain, "conversations": [*plain["conversations"], chosen]})
     folder.mkdir(parents=True, exist_ok=True)
     columns = {"messages": "conversations", "system": "system", "tools": "tools"}
     columns |= {name: name for name in _MEDIA if any(name in row for row in pairs)}
     _write(folder / f"{PAIRS}.json", pairs)
-    _write(folder / f"{ANSWERS}.json", answers)
+    _write(folder / f"{ANSWERS}.json", responses)
     ranked = {**columns, "chosen": "chosen", "rejected": "rejected"}
     _write(folder / "dataset_info.json", {
         PAIRS: {"file_name": f"{PAIRS}.json", "formatting": "sharegpt", "ranking": True, "columns": ranked},

@@ -1,4 +1,4 @@
-"""How LLaMA-Factory loads a frozen scoring model. Imported for its effect: it registers the function."""
+"""Loading of frozen scoring models by LLaMA-Factory. Imported for its side effect: it registers the function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sepo.scoring.models import load_frozen
 
 @load_frozen.register(ModelArguments)
 def load_with_host(model_args: ModelArguments, spec: ModelSpec, adapters: Sequence[str]) -> Any:
-    """See ``load_frozen``. What changes the policy alone must not reach a scoring model."""
+    """Load a scoring model as ``load_frozen`` specifies, without the settings that only concern the policy."""
     scoring_args = ModelArguments.copyfrom(
         model_args,
         model_name_or_path=spec.model,

@@ -1,4 +1,4 @@
-"""`sepo score` in each of its processes: a run of a stage up to where its policy would be loaded."""
+"""`sepo score` in each of its processes: a run of a stage that stops before the policy is loaded."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _WHAT = {
 
 
 def score(arguments: Any) -> None:
-    """Score a recipe's training and evaluation rows, and say what came of it.
+    """Score a recipe's training and evaluation rows, and print summaries of the score stores.
 
     Args:
-        arguments: the host's five parsed objects, ours attached.
+        arguments: the host's five parsed objects, with the run's settings attached.
 
     Raises:
-        SepoError: the recipe scores nothing, its data or models are wrong, or a store cannot be written.
+        SepoError: the recipe scores nothing, its data or models are invalid, or a store cannot be written.
     """
     model_args, data_args, training_args, finetuning_args, _ = arguments
     settings = settings_of(finetuning_args)

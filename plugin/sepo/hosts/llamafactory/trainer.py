@@ -1,4 +1,4 @@
-"""The host's DPO trainer with our step in place of its forward pass and loss."""
+"""The host's DPO trainer with sepo's training step in place of its forward pass and loss."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sepo.training.step import StepTokens, preference_step
 
 
 class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
-    """Optimizers, schedulers, samplers, engines, checkpoints and logging are the host's; the step is ours.
+    """Trainer with the host's optimizers, schedulers, samplers, engines, checkpoints and logging, and sepo's step.
 
     Args:
         settings: the run's settings.
-        starting_policy: the reference of a LoRA run that goes on with an adapter; None where another model or the
-            policy without its adapter is the reference, or where none is needed.
-        **kwargs: what the host's DPO trainer takes.
+        starting_policy: the reference of a LoRA run that continues from an adapter; None if another model or the
+            policy without its adapter is the reference, or if none is needed.
+        **kwargs: arguments of the host's DPO trainer.
 
     Attributes:
-        record: what notes some of the pairs and their selected tokens, or None.
+        record: recorder of selected tokens for some of the pairs, or None.
     """
 
     def __init__(self, *, settings: RunSettings, starting_policy: StartingPolicy | None = None, **kwargs: Any) -> None:
@@ -46,7 +46,7 @@ class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss and metrics of one device batch; the host calls this for training and evaluation alike."""
+        """Compute loss and metrics of one device batch; the host calls this for training and evaluation."""
         output = preference_step(
             model,
             batch,
@@ -62,12 +62,12 @@ class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
         return output.loss, {f"{prefix}{name}": value for name, value in output.metrics.items()}
 
     def _watch(self) -> Callable[[StepTokens], None] | None:
-        """What notes the batch's selected tokens, at the steps that are recorded."""
+        """Return the function that records the batch's selected tokens, or None at steps that are not recorded."""
         return None if self.record is None else self.record.watch(self.state.global_step + 1)
 
     @contextlib.contextmanager
     def _reference(self, model: Any) -> Iterator[Any]:
-        """The reference, as a model to run through the engine's own wrapper."""
+        """Yield the reference, as a model to run through the engine's own wrapper."""
         if self.ref_model is not None:
             yield self.ref_model
         elif self.starting_policy is not None:
@@ -78,7 +78,7 @@ class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
                 yield model
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
-        """Evaluate one batch; the host's version returns mean logits, which no step of ours computes."""
+        """Evaluate one batch; the host's version returns mean logits, which sepo's step does not compute."""
         import torch
 
         inputs = self._prepare_inputs(inputs)

@@ -1,10 +1,10 @@
-"""What torchrun starts on each rank in place of the host's launcher file, so that our stages are known there."""
+"""Script that torchrun starts on each rank in place of the host's launcher, so that sepo's stages are registered."""
 
 import os
 import sys
 
 if __name__ == "__main__":
-    # A script's own folder comes first on the path; its module names must not shadow anybody's.
+    # A script's directory comes first on sys.path; the modules in it must not shadow other modules.
     if sys.path and os.path.abspath(sys.path[0]) == os.path.dirname(os.path.abspath(__file__)):
         sys.path.pop(0)
     from sepo.errors import SepoError

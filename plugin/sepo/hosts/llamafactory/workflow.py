@@ -1,4 +1,4 @@
-"""A run of one of our stages: data, scores, policy, training, evaluation, in the host's terms."""
+"""Workflow of a sepo stage in LLaMA-Factory: data, scores, policy, training, evaluation."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ logger = logging.getLogger(__name__)
 def run_stage(
     model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, callbacks: Any, *, settings: RunSettings
 ) -> None:
-    """Run a stage; the arguments are the host's five parsed objects, as its own workflows take them."""
+    """Run a stage; the first five arguments are the host's parsed objects, as its own workflows take them."""
     for note in settings.notes:
         logger.info(note)
     resolved = settings.as_dict()
     logger.info("stage %s: %s", settings.stage, json.dumps(resolved))
     if training_args.do_train and training_args.process_index == 0:
-        asked = {name: resolved[name] for name in ("stage", "objective", "token_scorer")}
-        note_preparation(Path(training_args.output_dir), **asked)
+        method = {name: resolved[name] for name in ("stage", "objective", "token_scorer")}
+        note_preparation(Path(training_args.output_dir), **method)
     with abortable():
         data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
     tokenizer, template, datasets, stores = data.tokenizer, data.template, data.datasets, data.stores
     if stores:
-        # Loading an adapter and scoring move the random state: a run that scored and one that found the store
-        # must give the policy's adapter the same first weights.
+        # Loading an adapter and scoring advance the random state: a run that scores and one that finds the store
+        # must initialize the policy's adapter with the same weights.
         transformers.set_seed(training_args.seed)
     datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed)
     model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
@@ -91,13 +91,13 @@ def run_stage(
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A run's rows before any policy is loaded.
+    """Rows of a run, prepared before the policy is loaded.
 
     Attributes:
-        tokenizer_module: tokenizer and processor, as the host's ``load_tokenizer`` gives them.
+        tokenizer_module: tokenizer and processor, from the host's ``load_tokenizer``.
         template: the host's template.
-        datasets: by the host's roles, tokenized, with the columns that were scored.
-        stores: folders of the score stores, by what they hold, then by data set.
+        datasets: tokenized data sets by the host's roles, with the scored columns.
+        stores: directories of the score stores, by their content, then by data set.
     """
 
     tokenizer_module: dict[str, Any]
@@ -107,7 +107,7 @@ class PreparedData:
 
     @property
     def tokenizer(self) -> Any:
-        """The policy's."""
+        """Tokenizer of the policy."""
         return self.tokenizer_module["tokenizer"]
 
 
@@ -121,19 +121,19 @@ def prepared_data(
     keep_text: bool = False,
     text_reader: tuple[str, str] = EXPORTED,
 ) -> PreparedData:
-    """Tokenize a run's training and evaluation rows as the host does, and score them or find their scores.
+    """Tokenize a run's training and evaluation rows as the host does, and score them or load their stored scores.
 
     Args:
         settings: the run's settings.
         model_args: the host's model arguments.
         data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
-        find_only: compute nothing: what is not there is an error.
-        keep_text: leave the conversation of each row in the column ``CONVERSATION``.
-        text_reader: who needs it then, for what is said of rows with images.
+        find_only: whether to score nothing and raise if scores are missing.
+        keep_text: whether to keep the conversation of each row in the column ``CONVERSATION``.
+        text_reader: the consumer of that column, for the error message about rows with images.
 
     Raises:
-        SepoError: the data or the scoring models are wrong, or a store cannot be written.
+        SepoError: the data or the scoring models are invalid, or a store cannot be written.
     """
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
@@ -163,7 +163,7 @@ def prepared_data(
 
 
 def pair_collator(model: Any, *, template: Any, tokenizer_module: dict[str, Any]) -> Any:
-    """The host's collator of pairs, as its own DPO has it."""
+    """Return the host's pairwise collator, configured as for its own DPO."""
     return PairwiseDataCollatorWithPadding(
         template=template,
         model=model,
@@ -186,22 +186,22 @@ def build_trainer(
     datasets: dict[str, Any],
     callbacks: Any = None,
 ) -> LlamaFactoryTrainer:
-    """The trainer of a stage, its collator included.
+    """Build the trainer of a stage and its collator.
 
     Args:
-        model: the policy, as the host loads it.
+        model: the policy, loaded by the host.
         settings: the run's settings.
-        ref_model: the reference as a model of its own, or None.
-        starting_policy: the reference as the policy's own starting weights, or None.
+        ref_model: the reference as a separate model, or None.
+        starting_policy: the reference as the starting weights of the policy, or None.
         template: the host's template.
-        tokenizer_module: tokenizer and processor, as the host's ``load_tokenizer`` gives them.
+        tokenizer_module: tokenizer and processor, from the host's ``load_tokenizer``.
         training_args: the host's training arguments.
         finetuning_args: the host's finetuning arguments.
-        datasets: by the host's roles, with the columns that the method reads.
+        datasets: data sets by the host's roles, with the columns that the method reads.
         callbacks: the host's callbacks.
 
     Returns:
-        The trainer, which has not prepared anything yet.
+        The trainer; the model is not prepared by the engine yet.
     """
     collator = method_collator(pair_collator(model, template=template, tokenizer_module=tokenizer_module), settings)
     return LlamaFactoryTrainer(
@@ -221,8 +221,11 @@ def build_trainer(
 def _reference(
     model: Any, settings: RunSettings, model_args: Any, training_args: Any, finetuning_args: Any
 ) -> tuple[Any, StartingPolicy | None]:
-    """The reference as a second model or as the policy's own starting weights; neither: the policy without adapter,
-    or log-probabilities that every row carries."""
+    """Return the reference as a second model or as the policy's starting weights.
+
+    Both are None if the reference is the policy without its adapter, if its log-probabilities are columns of the rows,
+    or if the method has none.
+    """
     if not settings.runs_reference:
         return None, None
     live = settings.method.scorer == "policy_ref"
@@ -235,17 +238,18 @@ def _reference(
 def load_reference(
     model: Any, model_args: Any, training_args: Any, finetuning_args: Any, *, live: bool = False
 ) -> tuple[Any, StartingPolicy | None]:
-    """The reference that a training run with these arguments has.
+    """Load the reference of a training run with these arguments.
 
     Args:
-        model: the policy as it starts.
+        model: the policy before training.
         model_args: the host's model arguments.
         training_args: the host's training arguments.
         finetuning_args: the host's finetuning arguments.
-        live: whether tokens are selected by comparing with this reference.
+        live: whether tokens are selected by comparison with this reference.
 
     Returns:
-        A model of its own, or the policy's starting weights, or neither where the policy without its adapter is it.
+        A separate model or None, and the policy's starting weights or None; both are None if the reference is the
+        policy without its adapter.
 
     Raises:
         SepoError: the engine shards the adapter that is part of the reference.
@@ -253,24 +257,24 @@ def load_reference(
     ref_model = create_ref_model(model_args, finetuning_args)
     if ref_model is None and live:
         logger.info(
-            "the reference is the starting policy: at step 1 every alignment score is zero, so the rule floor takes "
-            "each answer's first tokens and the rule quantile all of them, until the policy has moved."
+            "the reference is the starting policy: at step 1 every alignment score is zero, so select_rule floor takes "
+            "the first tokens of each response and quantile all of them, until the policy has changed."
         )
-    goes_on = model_args.adapter_name_or_path is not None and not finetuning_args.create_new_adapter
-    if ref_model is not None or not goes_on:
+    continues = model_args.adapter_name_or_path is not None and not finetuning_args.create_new_adapter
+    if ref_model is not None or not continues:
         return ref_model, None
     if is_deepspeed_zero3_enabled() or is_fsdp_enabled():
         adapters = ",".join(model_args.adapter_name_or_path)
         raise SepoError(
-            f"the run goes on with the adapter {adapters}, which is part of its reference, and this engine shards it. "
-            f"Name the reference: ref_model: {model_args.model_name_or_path} and ref_model_adapters: {adapters}."
+            f"the run continues from the adapter {adapters}, which is part of its reference, and this engine shards "
+            f"it. Set ref_model: {model_args.model_name_or_path} and ref_model_adapters: {adapters}."
         )
-    logger.info("the reference is the policy as it is now, its adapter included (a frozen copy of the adapter).")
+    logger.info("the reference is the starting policy, with a frozen copy of its adapter.")
     return None, StartingPolicy(model)
 
 
 def _record_tokens(trainer: LlamaFactoryTrainer, settings: RunSettings, *, tokenizer: Any, dataset: Any) -> None:
-    """Have the first process note some of the pairs that it trains on, with their selected tokens."""
+    """Make the first process record some of the pairs that it trains on, with their selected tokens."""
     if trainer.is_world_process_zero() and not trainer.shards_rows():
         trainer.record = TokenRecord(method=settings.method, tokenizer=tokenizer, rows=DatasetRows(dataset))
         trainer.add_callback(trainer.record)

@@ -1,1 +1,1 @@
-"""`sepo bench`: speed and memory of our stages and of the host's own, on the user's machine, model and data."""
+"""`sepo bench`: speed and memory of sepo's and the host's losses, on the user's machine, model and data."""

@@ -1,4 +1,4 @@
-"""A process that measures the memory of one contender: ``python -m ... task.json result.json``; see ``memory``."""
+"""Subprocess that measures the memory of one contender: ``python -m ... task.json result.json``; see ``memory``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def main(task_file: Path, result_file: Path) -> None:
     """Run the task and write its result.
 
     Args:
-        task_file: ``recipe`` (as ``measured_recipe`` gives it), ``contender``, ``rounds`` and ``seed``.
-        result_file: where ``peak_memory_bytes`` goes.
+        task_file: JSON with ``recipe`` (from ``measured_recipe``), ``contender``, ``rounds`` and ``seed``.
+        result_file: JSON file to write, with ``peak_memory_bytes``.
     """
     task = json.loads(task_file.read_text(encoding="utf-8"))
     name = task["contender"]

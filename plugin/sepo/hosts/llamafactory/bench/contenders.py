@@ -1,4 +1,4 @@
-"""Who is compared: the host's own losses and our stages, each as the recipe that it would be trained with."""
+"""Contenders of the benchmark: the host's losses and sepo's stages, each with the recipe that would train it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONTENDERS: Mapping[str, Mapping[str, str]] = {
     "minor_dpo": {"stage": "minor_dpo"},
     "treg": {"stage": "treg"},
 }
-"""Contenders by the name that ``--stages`` takes, and what their recipes have in place of the user's method."""
+"""Contenders by their names in ``--stages``, with the keys that replace the method of the user's recipe."""
 
 _LABELS = {
     HOST_DPO: "dpo (LLaMA-Factory)",
@@ -41,7 +41,7 @@ _NO_METHOD = ("head_chunk_tokens", "token_scores_dir", "score_batch_tokens")
 _REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
 _RATIOS = ("select_ratio", "chosen_select_ratio", "rejected_select_ratio")
 _RANDOM_ORACLE = {"oracle_model": "random scores (oracle)", "oracle_base_model": "random scores (base)"}
-# The same loss in the host and here: what both take, so that their losses can be compared.
+# Losses that the host and sepo both have, with common settings, so that their values can be compared.
 _FAMILIES: tuple[tuple[tuple[str, str], dict[str, float]], ...] = (
     ((HOST_DPO, "dpo"), {"pref_beta": 0.1, "dpo_label_smoothing": 0.0}),
     ((HOST_SIMPO, "simpo"), {"pref_beta": 2.0, "simpo_gamma": 1.0}),
@@ -51,13 +51,13 @@ _HOST_SIMPO_DEFAULTS = {"pref_beta": 0.1, "simpo_gamma": 0.5}
 
 @dataclass(frozen=True)
 class Contender:
-    """One of those that are compared.
+    """A method that is compared.
 
     Args:
-        name: what ``--stages`` calls it.
-        label: what the table calls it.
-        host_recipe: what the host parses.
-        settings: ours, or None where the host's own loss runs.
+        name: its name in ``--stages``.
+        label: its name in the table.
+        host_recipe: the keys that the host parses.
+        settings: settings of the sepo stage, or None for the host's own loss.
     """
 
     name: str
@@ -76,22 +76,22 @@ class Contender:
 def plan_contenders(
     recipe: Mapping[str, Any], *, host_keys: tuple[str, ...], names: Sequence[str] | None = None
 ) -> list[Contender]:
-    """Make each contender's recipe from the user's.
+    """Derive the recipe of each contender from the user's.
 
-    The stage that the recipe is of keeps every setting of its own; the others have their defaults, but for
-    the shares of tokens to select, which every contender that selects takes.
+    The recipe's own method keeps all its settings. The others have their defaults, except for the selection ratios,
+    which all contenders that select tokens share.
 
     Args:
-        recipe: as ``measured_recipe`` gives it.
-        host_keys: every key that the host knows.
-        names: a subset of the contenders, in this order; None for all, and ``recipe`` where the recipe's own method is
-            none of them.
+        recipe: keys and values, from ``measured_recipe``.
+        host_keys: all keys that the host accepts.
+        names: a subset of the contenders, in this order; None for all, and ``recipe`` if the recipe's own method is
+            not one of them.
 
     Returns:
-        The contenders, each resolved.
+        The resolved contenders.
 
     Raises:
-        SepoError: an unknown or repeated name, or a recipe that its own stage would refuse.
+        SepoError: a name is unknown or repeated, or the recipe is invalid for its own stage.
     """
     own = own_name(recipe)
     known = (*CONTENDERS, *((OWN,) if own == OWN else ()))
@@ -104,7 +104,7 @@ def plan_contenders(
 
 
 def own_name(recipe: Mapping[str, Any]) -> str:
-    """The contender whose method the recipe's is: a name of ``CONTENDERS``, or ``recipe``."""
+    """Return the contender whose method is the recipe's: a name of ``CONTENDERS``, or ``recipe``."""
     stage = str(recipe["stage"])
     if not is_ours(stage):
         losses = {keys["pref_loss"]: name for name, keys in CONTENDERS.items() if keys["stage"] == "dpo"}
@@ -158,7 +158,7 @@ def _described(recipe: Mapping[str, Any]) -> str:
 
 
 def _family_keys(name: str, *, own: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a loss that the host has too, the same on both sides: the recipe's where it has this loss."""
+    """Return the settings shared by the host's and sepo's version of a loss: the recipe's if it has this loss."""
     for family, defaults in _FAMILIES:
         if name in family:
             start = _HOST_SIMPO_DEFAULTS if own == HOST_SIMPO and name in (HOST_SIMPO, "simpo") else defaults

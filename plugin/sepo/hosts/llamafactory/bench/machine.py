@@ -1,4 +1,4 @@
-"""What a measurement was made with: versions and machine."""
+"""Package versions and machine of a measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the speed depends on."""
+    """Return the versions of Python and of the packages that affect speed."""
     found = {"sepo": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(*, cuda: bool) -> dict[str, Any]:
-    """The processor, and the GPU where it is used.
+    """Describe the processor, and the GPU if it is used.
 
     Args:
         cuda: whether the first GPU ran the steps.
@@ -49,7 +49,7 @@ def machine(*, cuda: bool) -> dict[str, Any]:
 
 
 def _cpu_facts() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo."""
+    """Return the entries of the first processor in /proc/cpuinfo."""
     facts: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Peak memory of a step above what was there before it: of a GPU in this process, of a CPU in one of its own."""
+"""Peak memory of a step above the memory before it: in this process on a GPU, in a subprocess on a CPU."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ import torch
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 STEPS_MEASURED = 2
-"""Steps over which a peak is taken, on as many of the longest batches."""
+"""Number of steps over which a peak is taken, each on one of the longest batches."""
 
-# glibc keeps freed blocks and cuts them up, which hides a fifth of a step or adds as much; so it gives them back.
+# By default glibc keeps freed blocks and splits them, which hides or adds up to a fifth of a step's memory; these
+# settings make it return freed blocks to the system.
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 
 
 def cuda_peak(step: Callable[[int], object], settle: Callable[[], None], *, batches: list[int]) -> int:
-    """Peak of allocated GPU memory in some steps, in bytes, minus what was allocated before.
+    """Return the peak of allocated GPU memory over some steps, in bytes, minus the memory allocated before them.
 
     Args:
-        step: runs one step on the batch of that number.
-        settle: drops the gradients after a step.
-        batches: numbers of the batches.
+        step: function that runs one step on the batch of the given index.
+        settle: function that drops the gradients after a step.
+        batches: indices of the batches.
     """
     torch.cuda.synchronize()
     gc.collect()
@@ -45,12 +46,12 @@ def cuda_peak(step: Callable[[int], object], settle: Callable[[], None], *, batc
 
 
 def can_measure_processes() -> bool:
-    """Whether this system tells a process its resident memory (Linux)."""
+    """Return whether this system reports the resident memory of a process (Linux)."""
     return _STATUS.is_file()
 
 
 def resident(field: str) -> int:
-    """A field of /proc/self/status in bytes: ``VmRSS`` (now) or ``VmHWM`` (the highest so far)."""
+    """Return a field of /proc/self/status in bytes: ``VmRSS`` (current) or ``VmHWM`` (the peak so far)."""
     for line in _STATUS.read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -58,23 +59,23 @@ def resident(field: str) -> int:
 
 
 def resident_peak(step: Callable[[int], object], settle: Callable[[], None], *, batches: list[int], model: Any) -> int:
-    """Peak of this process's resident memory in some steps, in bytes, minus what was resident before.
+    """Return the peak of this process's resident memory over some steps, in bytes, minus that before them.
 
     Args:
-        step: runs one step on the batch of that number.
-        settle: drops the gradients after a step.
-        batches: numbers of the batches.
-        model: its weights are made resident first: a file that is mapped into memory is read when it is used.
+        step: function that runs one step on the batch of the given index.
+        settle: function that drops the gradients after a step.
+        batches: indices of the batches.
+        model: model whose weights are made resident first, since pages of a memory-mapped file are read on first use.
     """
     for parameter in model.parameters():
-        parameter.detach().flatten()[::1024].sum()  # no page is longer than that
+        parameter.detach().flatten()[::1024].sum()  # touches every page: a page has at least 1024 weights
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what loading left free would hide what a step needs
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory freed after loading would hide the memory of a step
     before = resident("VmRSS")
     cleared = False
     with contextlib.suppress(OSError):
-        _CLEAR.write_text("5", encoding="ascii")  # sets the high-water mark to what is resident now
+        _CLEAR.write_text("5", encoding="ascii")  # resets VmHWM to the current VmRSS
         cleared = True
     for batch in batches:
         step(batch)
@@ -84,14 +85,14 @@ def resident_peak(step: Callable[[int], object], settle: Callable[[], None], *, 
 
 
 def child_peak(task: dict[str, Any], *, folder: Path) -> tuple[int | None, str]:
-    """Measure one contender in a process of its own, since resident memory seldom falls.
+    """Measure one contender in a subprocess, since the resident memory of a process rarely decreases.
 
     Args:
-        task: for ``sepo.hosts.llamafactory.bench.child``.
-        folder: a temporary one.
+        task: the task of ``sepo.hosts.llamafactory.bench.child``.
+        folder: a temporary directory.
 
     Returns:
-        Bytes, or None and why.
+        The peak in bytes and an empty text, or None and the reason.
     """
     task_file, result_file = folder / "task.json", folder / "result.json"
     result_file.unlink(missing_ok=True)

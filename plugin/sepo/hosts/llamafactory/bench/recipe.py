@@ -1,4 +1,4 @@
-"""The recipe as it is measured: model, data and training as they are; nothing is saved, evaluated or reported."""
+"""The recipe to measure: the user's model, data and training, without saving, evaluation and reporting."""
 
 from __future__ import annotations
 
@@ -23,28 +23,30 @@ _OFF = (None, False, "", "false", "False")
 
 
 def measured_recipe(recipe: Mapping[str, Any], *, output_dir: str) -> dict[str, Any]:
-    """Take out of a recipe what acts on anything but the training step.
+    """Remove the keys of a recipe that do not concern the training step.
 
     Args:
-        recipe: keys and values, of one of our stages or of the host's ``dpo``.
-        output_dir: a temporary folder, in place of the recipe's.
+        recipe: keys and values, of one of sepo's stages or of the host's ``dpo``.
+        output_dir: a temporary directory that replaces the recipe's.
 
     Returns:
-        The recipe to measure. One device batch is one step, whatever is accumulated.
+        The recipe to measure; one device batch is one step, without gradient accumulation.
 
     Raises:
-        SepoError: the stage has no pairs, or the run would need more than one process.
+        SepoError: the stage does not train on pairs, or the run needs more than one process.
     """
     stage = None if recipe.get("stage") is None else str(recipe["stage"])
     if not is_ours(stage) and stage != "dpo":
         check_stage(stage)
         raise SepoError(
-            f"stage is {stage or 'sft (the default)'}; bench compares preference stages: write stage=dpo, or one of "
-            "ours, after the recipe."
+            f"stage is {stage or 'sft (the default)'}; bench compares preference stages: add stage=dpo, or one of "
+            "sepo's stages, after the recipe."
         )
     for name, reason in _ENGINES.items():
         if recipe.get(name) not in _OFF:
-            raise SepoError(f"{name} is set, but {reason} and bench measures one process; write {name}=null after it.")
+            raise SepoError(
+                f"{name} is set, but {reason} and bench measures one process; add {name}=null after the recipe."
+            )
     kept = {
         name: value
         for name, value in recipe.items()
@@ -52,7 +54,7 @@ def measured_recipe(recipe: Mapping[str, Any], *, output_dir: str) -> dict[str, 
     }
     tokenized = kept.get("tokenized_path")
     if tokenized and not os.path.isdir(str(tokenized)):
-        kept.pop("tokenized_path")  # the host would write it
+        kept.pop("tokenized_path")  # the host would write tokenized rows there
     return {
         **kept,
         "stage": stage,
@@ -65,24 +67,24 @@ def measured_recipe(recipe: Mapping[str, Any], *, output_dir: str) -> dict[str, 
 
 
 def check_keys(recipe: Mapping[str, Any], *, host_keys: tuple[str, ...]) -> None:
-    """Refuse keys that neither the host nor we know, and ours in a recipe of the host's.
+    """Raise if a key is unknown, or is sepo's in a recipe of a host stage.
 
     Args:
         recipe: keys and values as the user gave them.
-        host_keys: every key that the host knows.
+        host_keys: all keys that the host accepts.
 
     Raises:
         SepoError: with the nearest known name.
     """
-    ours: tuple[str, ...] = ()
+    sepo_keys: tuple[str, ...] = ()
     if is_ours(str(recipe.get("stage"))):
         objective = str(with_stage_defaults(recipe)["objective"])
-        ours = (*OUR_KEYS, *objective_keys(objective, taken=(*host_keys, *OUR_KEYS)))
+        sepo_keys = (*OUR_KEYS, *objective_keys(objective, taken=(*host_keys, *OUR_KEYS)))
     for name, value in recipe.items():
-        if value is not None and name not in (*host_keys, *ours):
+        if value is not None and name not in (*host_keys, *sepo_keys):
             hint = (
-                f" It is a key of our stages; write {name}=null after the recipe."
+                f" It is a key of sepo's stages; add {name}=null after the recipe."
                 if name in OUR_KEYS
-                else nearest(name, (*host_keys, *ours))
+                else nearest(name, (*host_keys, *sepo_keys))
             )
             raise SepoError(f"unknown key '{name}'.{hint}")

@@ -1,4 +1,4 @@
-"""The measurement as a table and as plain JSON values."""
+"""Table and notes of a measurement."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _TOLERANCE = 0.03  # in bfloat16 the same loss over hundreds of tokens differs b
 
 
 def table_rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's cells, a row per contender.
+    """Return the cells of the table, one row per contender.
 
     Args:
-        result: as ``measure`` gives it.
+        result: from ``measure``.
     """
     return [
         [
@@ -32,10 +32,10 @@ def table_rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Print the table and what it means.
+    """Print the table and its notes.
 
     Args:
-        result: as ``measure`` gives it.
+        result: from ``measure``.
     """
     machine = result["machine"]
     where = machine["gpu"]["name"] if machine["gpu"] else f"{machine['processor']}, {machine['threads']} threads"
@@ -46,19 +46,19 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def loss_notes(losses: dict[str, float]) -> list[str]:
-    """Warnings where the same loss came out differently in the host and here.
+    """Return warnings for losses whose values in the host and in sepo differ by more than the tolerance.
 
     Args:
-        losses: by contender, of the first batch.
+        losses: loss of the first batch by contender.
     """
     notes = []
-    for host, ours in ((HOST_DPO, "dpo"), (HOST_SIMPO, "simpo")):
-        if host in losses and ours in losses:
-            apart = abs(losses[host] - losses[ours])
+    for host, own in ((HOST_DPO, "dpo"), (HOST_SIMPO, "simpo")):
+        if host in losses and own in losses:
+            apart = abs(losses[host] - losses[own])
             if not apart <= _TOLERANCE * max(1e-3, abs(losses[host])):
                 notes.append(
-                    f"CHECK: the loss of {ours} is {losses[ours]:.5f} here and {losses[host]:.5f} in LLaMA-Factory, on "
-                    "the same batch."
+                    f"CHECK: on the same batch, the loss of {own} is {losses[own]:.5f} in sepo and {losses[host]:.5f} "
+                    "in LLaMA-Factory."
                 )
     return notes
 

@@ -1,4 +1,4 @@
-"""Interleaved timing: every round runs every contender on the same batch, in an order that is rotated."""
+"""Interleaved timing: every round runs every contender on the same batch, in rotating order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Timings:
-    """What was timed.
+    """Results of the timed rounds.
 
     Args:
-        seconds: by contender, one number per round.
-        losses: by contender, of the first round's batch.
+        seconds: seconds per round, by contender.
+        losses: loss of the first round's batch, by contender.
     """
 
     seconds: dict[str, list[float]]
@@ -23,12 +23,12 @@ class Timings:
 
 @dataclass(frozen=True)
 class Speed:
-    """A contender's speed.
+    """Speed of a contender.
 
     Args:
         pairs_per_second: median over the rounds.
         tokens_per_second: median over the rounds.
-        ratios: by baseline, the median over the rounds of how many times as fast it was in the same round.
+        ratios: by baseline, the median over the rounds of the speed-up over it within a round.
     """
 
     pairs_per_second: float
@@ -37,7 +37,7 @@ class Speed:
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """The names in their order, beginning with another one every turn.
+    """Rotate the names by one position per turn.
 
     >>> rotated(["a", "b", "c"], 1)
     ['b', 'c', 'a']
@@ -59,13 +59,13 @@ def timed_rounds(
     """Time steps, interleaved, after one untimed round.
 
     Args:
-        steps: by contender: runs one step on the batch of that number, and returns its loss.
-        rounds: how many are timed; round n takes batch n.
-        warm_up: the batch of the untimed round.
-        clock: seconds.
-        synchronize: waits until the device has done what was asked of it.
-        settle: cleans up after a contender's step, untimed.
-        on_step: called after every step.
+        steps: by contender, a function that runs one step on the batch of the given index and returns its loss.
+        rounds: number of timed rounds; round n uses batch n.
+        warm_up: index of the batch of the untimed round.
+        clock: function that returns the time in seconds.
+        synchronize: function that waits for the device to finish all queued work.
+        settle: function that cleans up after a step of a contender, untimed.
+        on_step: function that is called after every step.
 
     Returns:
         Seconds and losses.
@@ -93,13 +93,13 @@ def timed_rounds(
 def speeds(
     seconds: Mapping[str, Sequence[float]], *, pairs: Sequence[int], tokens: Sequence[int], baselines: Sequence[str]
 ) -> dict[str, Speed]:
-    """Medians over the rounds.
+    """Compute medians over the rounds.
 
     Args:
-        seconds: by contender, one number per round.
-        pairs: pairs of each round's batch.
-        tokens: tokens of each round's batch, without padding.
-        baselines: contenders to compare with; one that did not run is left out.
+        seconds: seconds per round, by contender.
+        pairs: number of pairs of each round's batch.
+        tokens: number of tokens of each round's batch, without padding.
+        baselines: contenders to compare with; those that did not run are omitted.
 
     Returns:
         Speeds by contender.
@@ -110,7 +110,7 @@ def speeds(
             pairs_per_second=median(count / took for count, took in zip(pairs, own, strict=True)),
             tokens_per_second=median(count / took for count, took in zip(tokens, own, strict=True)),
             ratios={
-                baseline: median(theirs / ours for theirs, ours in zip(seconds[baseline], own, strict=True))
+                baseline: median(base / time for base, time in zip(seconds[baseline], own, strict=True))
                 for baseline in ran
             },
         )

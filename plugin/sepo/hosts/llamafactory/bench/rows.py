@@ -1,4 +1,4 @@
-"""The pairs that are measured, and random numbers in place of what a run would compute before training."""
+"""The measured pairs, and random numbers in place of the scores that a run would compute before training."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ _NUMBERS: dict[tuple[str, str], Numbers] = {
 
 
 def drawn_batches(lengths: Sequence[int], *, pairs: int, rounds: int, seed: int) -> list[list[int]]:
-    """Draw the rows of each round's batch, short and long ones as the data set has them.
+    """Draw the rows of each round's batch, stratified by length.
 
-    Few random rows may all be long: how much a stage saves depends on lengths, so each row is drawn from a part of its
-    own of the rows in the order of their lengths.
+    The savings of a stage depend on lengths, and a small uniform sample may contain long rows only. The rows are
+    therefore sorted by length and divided into as many strata as rows are needed; one row is drawn from each.
 
     Args:
-        lengths: tokens of each pair of the data set.
-        pairs: of a batch.
-        rounds: how many batches.
-        seed: of the draw.
+        lengths: number of tokens of each pair of the data set.
+        pairs: number of pairs per batch.
+        rounds: number of batches.
+        seed: seed of the draw.
 
     Returns:
-        Row numbers: none twice before all were drawn, and never twice in one batch.
+        Row indices per batch; no row is repeated before all were drawn, and never within a batch.
 
     Raises:
         SepoError: the data set has fewer pairs than a batch.
     """
-    rows, wanted = len(lengths), rounds * pairs
+    rows, needed = len(lengths), rounds * pairs
     if rows < pairs:
         raise SepoError(
-            f"the data set has {rows} pairs and a batch is {pairs} (per_device_train_batch_size); take more data, or "
+            f"the data set has {rows} pairs, but a batch has {pairs} (per_device_train_batch_size); use more data or "
             "a smaller batch."
         )
     draw = random.Random(seed)
-    if wanted <= rows:
+    if needed <= rows:
         order = sorted(range(rows), key=lambda row: (lengths[row], row))
-        edges = [part * rows // wanted for part in range(wanted + 1)]
+        edges = [part * rows // needed for part in range(needed + 1)]
         drawn = [order[draw.randrange(start, stop)] for start, stop in itertools.pairwise(edges)]
         draw.shuffle(drawn)
-        return [drawn[start : start + pairs] for start in range(0, wanted, pairs)]
+        return [drawn[start : start + pairs] for start in range(0, needed, pairs)]
     batches: list[list[int]] = []
     while len(batches) < rounds:
         order = draw.sample(range(rows), rows)
@@ -68,16 +68,16 @@ def drawn_batches(lengths: Sequence[int], *, pairs: int, rounds: int, seed: int)
 
 
 def pair_lengths(rows: Dataset) -> list[int]:
-    """Tokens of both sides of each row, prompts included."""
+    """Return the number of tokens of both sides of each row, prompts included."""
     columns = rows.select_columns([f"{side}_input_ids" for side in SIDES])
     return [sum(len(ids) for ids in row.values()) for row in columns]
 
 
 def random_columns(settings: RunSettings) -> list[tuple[str, str]]:
-    """The columns that a run computes or reads before training, and that are random here.
+    """Return the columns that a run computes or reads before training, and that are random in a benchmark.
 
     Args:
-        settings: a contender's.
+        settings: settings of a contender.
     """
     columns = []
     rewards = settings.token_rewards
@@ -91,17 +91,17 @@ def random_columns(settings: RunSettings) -> list[tuple[str, str]]:
 
 
 def selects_at_random(settings: RunSettings) -> bool:
-    """Whether random numbers stand for the scores by which tokens are selected."""
+    """Return whether random numbers replace the scores by which tokens are selected."""
     return settings.method.scorer in _STORED
 
 
 def with_random_columns(rows: Dataset, settings: RunSettings, *, seed: int) -> Dataset:
-    """Join what a method needs beside the tokens, as seeded random numbers of the right shape.
+    """Add the columns that a method needs besides the tokens, as seeded random numbers of the right shape.
 
     Args:
         rows: tokenized pairs, in the host's columns.
-        settings: a contender's.
-        seed: of the numbers.
+        settings: settings of a contender.
+        seed: seed of the random numbers.
 
     Returns:
         The rows with the columns of ``random_columns``.

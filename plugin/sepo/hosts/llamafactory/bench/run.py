@@ -1,4 +1,4 @@
-"""`sepo bench` from recipe to result."""
+"""`sepo bench`: measurement of a recipe."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def bench(
     """Measure a recipe's contenders, print the table and write the result.
 
     Args:
-        recipe_file: YAML of one of our stages or of the host's ``dpo``.
-        overrides: ``key=value``.
-        rounds: timed rounds.
+        recipe_file: YAML of one of sepo's stages or of the host's ``dpo``.
+        overrides: ``key=value`` words.
+        rounds: number of timed rounds.
         names: a subset of the contenders; None for all.
         memory: whether to measure peak memory.
-        output: JSON file, or None.
+        output: JSON file to write, or None.
 
     Returns:
         The result; see ``measure``.
 
     Raises:
-        SepoError: the recipe, the data or the request is wrong.
+        SepoError: the recipe, the data or an option is invalid.
     """
     if output is not None and not output.resolve().parent.is_dir():
-        raise SepoError(f"-o {output}: there is no folder {output.resolve().parent}.")
+        raise SepoError(f"-o {output}: there is no directory {output.resolve().parent}; create it.")
     result = measure(read_pipeline(recipe_file, overrides), rounds=rounds, names=names, memory=memory)
     print_result(result)
     if output is not None:
@@ -67,7 +67,7 @@ def bench(
 
 
 def write_result(result: dict[str, Any], output: Path) -> None:
-    """Write a result as JSON, and say so."""
+    """Write a result as JSON, and print the path."""
     output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {output}")
 
@@ -80,24 +80,24 @@ def measure(
     memory: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Time the training steps of a recipe's contenders, interleaved, and take their peak memory.
+    """Time the training steps of a recipe's contenders, interleaved, and measure their peak memory.
 
     A step is the trainer's own ``training_step``, forward and backward, with the recipe's precision, quantization and
-    gradient checkpointing. Optimizer steps are left out: they are the same for all.
+    gradient checkpointing. Optimizer steps are excluded: they are the same for all contenders.
 
     Args:
-        recipe: keys and values, of one of our stages or of the host's ``dpo``.
-        rounds: timed rounds; in each, every contender runs on the same batch.
+        recipe: keys and values, of one of sepo's stages or of the host's ``dpo``.
+        rounds: number of timed rounds; in each, every contender runs on the same batch.
         names: a subset of the contenders; None for all.
         memory: whether to measure peak memory.
-        seed: of the rows that are drawn, of random scores, and of the policy's move from its start.
+        seed: seed of the drawn rows, of the random scores and of the noise added to the policy's weights.
 
     Returns:
         Plain JSON values: ``versions``, ``machine``, ``recipe``, ``setting``, ``rounds`` (pairs and tokens of each),
         ``contenders`` and ``notes``.
 
     Raises:
-        SepoError: the recipe, the data or the request is wrong.
+        SepoError: the recipe, the data or an option is invalid.
     """
     if rounds < 1:
         raise SepoError(f"--rounds is {rounds}; a number of at least 1 is expected.")
@@ -124,23 +124,23 @@ def measure(
 
 
 def _timed(session: Session, *, rounds: int, progress: Any) -> Timings:
-    def told(name: str) -> None:
+    def advance(name: str) -> None:
         progress.set_postfix_str(name)
         progress.update()
 
     return timed_rounds(
         {name: functools.partial(session.step, name) for name in session.trainers},
         rounds=rounds,
-        warm_up=session.longest(1)[0],  # buffers grow to their largest before anything is timed
+        warm_up=session.longest(1)[0],  # buffers reach their largest size before the timed rounds
         clock=time.perf_counter,
         synchronize=session.synchronize,
         settle=session.settle,
-        on_step=told,
+        on_step=advance,
     )
 
 
 def _peaks(session: Session, task: dict[str, Any], *, folder: Path, progress: Any) -> tuple[dict[str, int | None], str]:
-    """Peak memory by contender, and what it is."""
+    """Return the peak memory by contender, and a note that defines it."""
     batches = session.longest(STEPS_MEASURED)
     peaks: dict[str, int | None] = {}
     if session.device.type == "cuda":
@@ -148,16 +148,16 @@ def _peaks(session: Session, task: dict[str, Any], *, folder: Path, progress: An
             step, settle = functools.partial(session.step, name), functools.partial(session.settle, name)
             peaks[name] = cuda_peak(step, settle, batches=batches)
             progress.update()
-        return peaks, "peak memory: allocated on the GPU above the weights, on the longest batches."
+        return peaks, "peak memory: memory allocated on the GPU in addition to the weights, on the longest batches."
     if session.device.type != "cpu" or not can_measure_processes():
-        return {}, f"peak memory is not measured on {session.device.type} under {sys.platform}."
+        return {}, f"peak memory cannot be measured on {session.device.type} under {sys.platform}."
     failed = []
     for name in session.trainers:
         progress.set_postfix_str(f"memory of {name}")
         peaks[name], reason = child_peak({**task, "contender": name}, folder=folder)
-        failed += [f" {name} has none: {reason}."] if reason else []
+        failed += [f" Not measured for {name}: {reason}."] if reason else []
         progress.update()
-    how = "peak memory: resident above the loaded model, a process for each, on the longest batches."
+    how = "peak memory: resident memory in addition to the loaded model, in one process each, on the longest batches."
     return peaks, how + "".join(failed)
 
 
@@ -188,7 +188,7 @@ def _result(
         }
         for contender in contenders
     ]
-    losses = {  # a note says it where the host's dpo has another reference than ours
+    losses = {  # the session has a note if the host's dpo has another reference than sepo's
         name: loss for name, loss in timings.losses.items() if not session.notes or name != HOST_DPO
     }
     setting = {"rounds": len(session.pairs), "pairs_per_step": session.pairs[0], "seed": seed, "optimizer_steps": False}
@@ -205,21 +205,19 @@ def _result(
 
 def _notes(session: Session, contenders: Sequence[Contender]) -> list[str]:
     notes = [
-        "a step is forward and backward of the trainer's own training step; optimizer steps are left out, they are "
-        "the same for all. Medians over the rounds; ratios within a round.",
+        "a step is the forward and backward pass of the trainer's own training step, without the optimizer step, which "
+        "is the same for all. Medians over the rounds; ratios within a round.",
     ]
-    ours = [contender.settings for contender in contenders if contender.settings is not None]
-    if any(selects_at_random(settings) for settings in ours):
-        notes.append("selection by random scores: as many tokens as with an oracle's; nothing was scored.")
-    if any(settings.token_rewards is not None for settings in ours):
-        notes.append("token rewards are random numbers, and none were computed.")
-    if any(settings.precomputed_reference is not None for settings in ours):
-        notes.append(
-            "stored log-probabilities of the reference are random numbers, so the loss over them means nothing."
-        )
+    resolved = [contender.settings for contender in contenders if contender.settings is not None]
+    if any(selects_at_random(settings) for settings in resolved):
+        notes.append("tokens are selected by random scores, as many as with an oracle; no oracle was run.")
+    if any(settings.token_rewards is not None for settings in resolved):
+        notes.append("token rewards are random numbers; none were computed.")
+    if any(settings.precomputed_reference is not None for settings in resolved):
+        notes.append("precomputed reference log-probabilities are random numbers; the loss over them is meaningless.")
     second = max(session.reference_bytes.values())
     if second:
         labels = ", ".join(contender.label for contender in contenders if session.reference_bytes[contender.name])
-        notes.append(f"a second model is the reference, {size(second)} of weights on top, of: {labels}.")
-    notes.append("loss: of the first batch, of a policy that seeded noise moved a little from its start.")
+        notes.append(f"the reference is a second model, with {size(second)} of additional weights, for: {labels}.")
+    notes.append("loss: on the first batch, for a policy whose starting weights have small seeded noise added.")
     return notes

@@ -1,4 +1,4 @@
-"""One model, one data set, and a trainer per contender over both."""
+"""Model, data and trainers of a measurement: one model and one data set, shared by a trainer per contender."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sepo.training.reference import StartingPolicy
 from sepo.training.tokenized_pairs import skip_empty_responses
 
 _LOOKED_AT = 5000
-"""Rows whose lengths are looked at, at most."""
+"""Maximum number of rows whose lengths are read."""
 
 _MOVED = 0.01
 _MOVED_FROM_ZERO = 1e-3
@@ -36,16 +36,16 @@ _MOVED_FROM_ZERO = 1e-3
 
 @dataclass
 class Session:
-    """Everything that a measurement runs.
+    """State of a measurement.
 
     Args:
-        model: the policy, prepared by the trainers' engine, shared by them.
-        trainers: by contender.
-        batches: by contender, the device batches of each round.
-        pairs: of each round's batch.
-        tokens: of each round's batch: prompts and answers of both sides, without padding.
-        reference_bytes: by contender, the weights of a second model that is its reference.
-        notes: what the user should know about the comparison.
+        model: the policy, prepared by the trainers' engine and shared by them.
+        trainers: trainers by contender.
+        batches: device batches of the rounds, by contender.
+        pairs: number of pairs of each round's batch.
+        tokens: number of tokens of each round's batch: prompts and responses of both sides, without padding.
+        reference_bytes: bytes of the weights of a second model that is the reference, by contender.
+        notes: notes on the comparison for the user.
     """
 
     model: Any
@@ -58,54 +58,54 @@ class Session:
 
     @property
     def device(self) -> torch.device:
-        """Where the steps run."""
+        """Device on which the steps run."""
         first = next(iter(self.trainers.values()))
         return torch.device(first.args.device)
 
     def step(self, name: str, batch: int) -> Tensor:
-        """Run a contender's own training step, forward and backward, on a round's batch; the loss, detached."""
+        """Run a contender's training step, forward and backward, on a round's batch; return the detached loss."""
         trainer = self.trainers[name]
-        # One model for all: each contender runs its LoRA layers and checkpoints as its own training does.
-        ours = isinstance(trainer, LlamaFactoryTrainer)
-        for change in (fuse_lora, recompute_less) if ours else (unfuse_lora, recompute_as_before):
+        # The model is shared: its LoRA layers and checkpointing are set to those of the contender's own training.
+        optimized = isinstance(trainer, LlamaFactoryTrainer)
+        for change in (fuse_lora, recompute_less) if optimized else (unfuse_lora, recompute_as_before):
             change(self.model)
         return trainer.training_step(self.model, dict(self.batches[name][batch]))
 
     def settle(self, name: str) -> None:
-        """Forget the gradients and the metrics of a step."""
+        """Drop the gradients and the metrics of a step."""
         self.model.zero_grad(set_to_none=True)
         self.trainers[name]._stored_metrics.clear()
 
     def synchronize(self) -> None:
-        """Wait until the device has done what was asked of it."""
+        """Wait for the device to finish all queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def longest(self, count: int) -> list[int]:
-        """The rounds whose batches are the largest, padding included; the largest first."""
+        """Return the rounds with the largest batches, padding included, in descending order of size."""
         batches = next(iter(self.batches.values()))
         return sorted(range(len(batches)), key=lambda index: -batches[index]["input_ids"].numel())[:count]
 
     def weights(self) -> Tensor:
-        """A number per trainable tensor that changes with it, [tensors] float32 on the CPU."""
+        """Return a checksum (the sum of squares) per trainable tensor, [tensors] float32 on the CPU."""
         sums = [parameter.detach().float().square().sum() for parameter in _trainable(self.model)]
         return torch.stack(sums).cpu()
 
 
 def open_session(contenders: Sequence[Contender], *, rounds: int, seed: int) -> Session:
-    """Load data, model and, where a contender has one, the reference; build the trainers.
+    """Load data, model and, if a contender has one, the reference; build the trainers.
 
     Args:
-        contenders: who is compared; their recipes differ in the method only.
-        rounds: how many batches are drawn.
-        seed: of the rows, of random scores, and of the policy's move from its start.
+        contenders: the contenders; their recipes differ in the method only.
+        rounds: number of batches to draw.
+        seed: seed of the rows, of the random scores and of the noise added to the policy's weights.
 
     Returns:
-        The session. Its policy has been moved a little from its start, so that policy and reference differ and a
-        wrong loss is seen; nothing is written to the model's folder.
+        The session. Small noise is added to the weights of its policy, so that policy and reference differ and a wrong
+        loss is visible; nothing is written to the model's directory.
 
     Raises:
-        SepoError: the recipe or the data is wrong.
+        SepoError: the recipe or the data is invalid.
     """
     parsed = {contender.name: _parsed(contender) for contender in contenders}
     model_args, data_args, training_args = next(iter(parsed.values()))[:3]
@@ -136,7 +136,7 @@ def open_session(contenders: Sequence[Contender], *, rounds: int, seed: int) -> 
     session.tokens = [int(batch["attention_mask"].sum()) for batch in next(iter(session.batches.values()))]
     if start is not None and any(contender.settings is None for contender in contenders):
         session.notes.append(
-            "the recipe goes on with an adapter: our reference includes it, LLaMA-Factory's dpo switches it off, so "
+            "the recipe continues from an adapter: sepo's reference includes it, LLaMA-Factory's dpo disables it, so "
             "their losses differ."
         )
     gc.collect()
@@ -160,7 +160,7 @@ def _rows(
     rounds: int,
     seed: int,
 ) -> tuple[Any, list[list[int]]]:
-    """The drawn rows as a data set of their own, and the batches as positions in it."""
+    """Return the drawn rows as a data set, and the batches as indices into it."""
     with contextlib.redirect_stdout(io.StringIO()):  # the host prints an example
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     rows = skip_empty_responses(datasets["train_dataset"], name="train", tokenizer=tokenizer_module["tokenizer"])
@@ -175,7 +175,7 @@ def _rows(
 
 @dataclass
 class _Shared:
-    """What the trainers have in common."""
+    """Objects that the trainers share."""
 
     model: Any
     reference: Any
@@ -187,7 +187,7 @@ class _Shared:
     prepared: Any = None
 
     def trainer(self, contender: Contender, finetuning_args: Any, rows: Any) -> tuple[Any, Any]:
-        """The contender's trainer, and the rows with the columns that it reads."""
+        """Return the trainer of a contender, and the rows with the columns that it reads."""
         # The first trainer prepares the reference; every further preparation would wrap its forward pass again.
         ref_model = self.reference if contender.needs_reference_model and self.prepared is None else None
         common = {"template": self.template, "tokenizer_module": self.tokenizer_module}
@@ -229,8 +229,11 @@ def _trainable(model: Any) -> list[Any]:
 
 
 def _move_from_start(model: Any, *, seed: int) -> None:
-    """Add seeded noise to the trainable weights, in memory: at its start a policy is its reference, every loss of
-    their difference is log 2, and a wrong one would not be seen."""
+    """Add seeded noise to the trainable weights, in memory.
+
+    A policy at its start equals its reference: the loss is log 2 for every loss of their difference, so a wrong
+    implementation would not be visible.
+    """
     generators: dict[torch.device, torch.Generator] = {}
     with torch.no_grad():
         for parameter in _trainable(model):

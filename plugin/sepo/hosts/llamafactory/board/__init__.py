@@ -1,1 +1,1 @@
-"""LLaMA Board with our stages: what `sepo webui` and, after `sepo enable`, the host's own `webui` show."""
+"""LLaMA Board with sepo's stages, for `sepo webui` and, after `sepo enable`, the host's own `webui`."""

@@ -1,4 +1,4 @@
-"""The command of a run of our stages, as LLaMA Board shows and starts it."""
+"""Commands for runs of sepo's stages, as LLaMA Board previews and starts them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sepo.recipe.stages import available_stages, objective_of_key
 HOST_PROGRAM = "llamafactory-cli"
 
 _WIDTH = 100
-"""Characters of a line that the board's output shows without scrolling."""
+"""Number of characters per line that the board's output shows without scrolling."""
 
 
 def shown(args: Mapping[str, Any]) -> str:
-    """Markdown with the command of a run of one of our stages, or with what is wrong with it.
+    """Render the command of a run of one of sepo's stages, or the error in its arguments, as Markdown.
 
     Args:
-        args: the run's arguments that the board passes on.
+        args: arguments of the run that the board passes on.
 
     Returns:
-        A block of code: nothing in it is Markdown, HTML or another shell command.
+        A code block; its content cannot be interpreted as Markdown, HTML or another shell command.
     """
     try:
         check_recipe(dict(args), download=False)
@@ -43,7 +43,7 @@ def shown(args: Mapping[str, Any]) -> str:
 
 
 def shell_command(args: Mapping[str, Any]) -> str:
-    r"""What a shell runs to train with these arguments.
+    r"""Return the shell command that trains with these arguments.
 
     >>> print(shell_command({"stage": "sepo", "dataset": "mine; ls", "max_steps": 2}))
     sepo train \
@@ -52,7 +52,7 @@ def shell_command(args: Mapping[str, Any]) -> str:
         --max_steps 2
     """
     words = [f"{HOST_PROGRAM if enabled() else 'sepo'} train"]
-    if args.get("deepspeed"):  # as the board sets it for the runs that it starts
+    if args.get("deepspeed"):  # the board sets this variable for the runs that it starts
         words[0] = f"FORCE_TORCHRUN=1 {words[0]}"
     words += [f"    {shlex.quote(f'--{name}')} {_value(name, value)}" for name, value in args.items()]
     return " \\\n".join(words)
@@ -67,18 +67,18 @@ def _value(name: str, value: Any) -> str:
 
 
 def _block(text: str, language: str) -> str:
-    """A block of code whose fence no line of the text can close."""
+    """Return a code block whose fence cannot be closed by any line of the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def without_off(args: Mapping[str, Any], cleaned: Mapping[str, Any]) -> dict[str, Any]:
-    """What the board passes on of a run's arguments, with our keys that are false, some of which are true by default.
+    """Return the arguments that the board passes on, and sepo's keys that are false, since some are true by default.
 
     Args:
-        args: all of them.
-        cleaned: without those that are off, as the board cleans them.
+        args: all arguments of a run.
+        cleaned: the arguments after the board removed those that are off.
     """
     return {name: value for name, value in args.items() if name in cleaned or (value is False and _is_flag(name))}
 
@@ -88,11 +88,11 @@ def _is_flag(name: str) -> bool:
 
 
 def started(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-    """Start a run as the board would, by `sepo train` where the host's command does not know our stages.
+    """Start a run like the board, by `sepo train` if the host's command does not have sepo's stages.
 
     Args:
         words: the host's command line: its program, ``train`` and a file of arguments.
-        **options: those of ``subprocess.Popen``.
+        **options: options of ``subprocess.Popen``.
     """
     return subprocess.Popen(_own_words(words), **options)
 
@@ -104,5 +104,5 @@ def _own_words(words: Sequence[str]) -> list[str]:
         stage = (yaml.safe_load(file) or {}).get("stage")
     if stage not in available_stages():
         return list(words)
-    # -P: the folder that the board runs in is no place to import from
+    # -P: do not import from the board's working directory
     return [sys.executable, "-P", "-m", "sepo", "train", *words[2:]]

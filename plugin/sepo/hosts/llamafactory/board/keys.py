@@ -1,4 +1,4 @@
-"""The keys of our stages in LLaMA Board's box for extra arguments: with their defaults, and as stages are changed."""
+"""Keys of sepo's stages, with their defaults, in LLaMA Board's box for extra arguments, updated with the stage."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sepo.recipe.stages import STAGES, is_ours, objective_keys, objective_of_key
 
 
 def stage_keys(stage: str) -> dict[str, Any]:
-    """What a user may want to set in a stage, with the values that it has anyway; None is for the user to fill.
+    """Return the keys of a stage with their defaults; None marks a value that the user must give.
 
     Args:
-        stage: one of our stages, or a registered one.
+        stage: one of sepo's stages, or a registered one.
 
     Returns:
         Recipe keys and values, the oracle's first.
 
     Raises:
-        SepoError: a registered stage that cannot be used.
+        SepoError: the registered stage cannot be used.
     """
     given = with_stage_defaults({"stage": stage})
     objective = str(given["objective"])
@@ -60,11 +60,11 @@ def _token_rewards(method: Method) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one visitor of the board has of our keys.
+    """State of sepo's keys for one visitor of the board.
 
     Attributes:
-        shown: what was last put into the box.
-        kept: values of the visitor's own for keys that the chosen stage may not have.
+        shown: keys and values that were last written into the box.
+        kept: values that the visitor changed, also for keys that the selected stage does not have.
     """
 
     shown: Mapping[str, Any] = field(default_factory=dict)
@@ -72,21 +72,22 @@ class Memory:
 
 
 def with_keys_of(stage: str, text: str, memory: Memory) -> tuple[str, Memory]:
-    """The text of the box when another stage is chosen.
+    """Return the text of the box after another stage was selected.
 
-    Defaults of the stage that is left go, those of the chosen one come. What the visitor changed or added is kept, also
-    while a stage is chosen that does not know it; keys that are not ours stay where they are.
+    Defaults of the previous stage are replaced by those of the selected one. Values that the visitor changed or added
+    are kept, also while a stage without these keys is selected; keys that are not sepo's stay in the box.
 
     Args:
-        stage: the chosen stage, ours or the host's.
-        text: what the box holds.
-        memory: from the last call.
+        stage: the selected stage, sepo's or the host's.
+        text: the content of the box.
+        memory: the state from the last call.
 
     Returns:
-        The new text and memory; the same ones where the text is no JSON object, which the board says at the start.
+        The new text and state; both unchanged if the text is not a JSON object, which the board reports when the run
+        is started.
 
     Raises:
-        SepoError: a registered stage that cannot be used.
+        SepoError: the registered stage cannot be used.
     """
     try:
         values = json.loads(text)

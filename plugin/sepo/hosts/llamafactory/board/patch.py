@@ -1,4 +1,4 @@
-"""Makes `llamafactory.webui` know our stages. See ../../PATCHES.md for why each name is rebound or added to."""
+"""Registration of sepo's stages in `llamafactory.webui`. See ../../PATCHES.md for the reason for each patch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sepo.hosts.llamafactory.board.texts import EXTRA_ARGUMENTS, LABELS
 from sepo.recipe.stages import available_stages
 
 _ELEMENTS = ("training_stage", "extra_args", "extra_tab")
-"""What the board's training tab must have for the keys of a stage to be filled in."""
+"""Elements of the board's training tab that are needed to fill in the keys of a stage."""
 
 _WIDTH = 640
-"""Pixels of the box for extra arguments, so that a line of JSON is not broken; the box gets a row of its own."""
+"""Width of the box for extra arguments in pixels, so that a line of JSON is not wrapped; the box gets its own row."""
 _LINES = 3
-"""Least height of the box: a configuration that is loaded is one line."""
+"""Minimum height of the box in lines: a configuration that is loaded is a single line."""
 
 
 def board_gaps() -> list[str]:
-    """What the host's board no longer has of what we rely on; nothing where all is there."""
+    """Return what the registration relies on and the host's board lacks; empty if the board is supported."""
     try:
         return list(_gaps())
     except (ImportError, AttributeError, TypeError, OSError) as error:  # a module or a class is gone, or has no source
@@ -64,9 +64,9 @@ def _gaps() -> Iterator[str]:
 
 
 def register(interface: ModuleType) -> None:
-    """List our stages in the board, and have it preview and start runs of them; twice is as good as once.
+    """List sepo's stages in the board, and make it preview and start their runs. Idempotent.
 
-    A board that we do not know stays as it is, and one line says so.
+    An unsupported board is left unchanged, and a line is printed.
 
     Args:
         interface: ``llamafactory.webui.interface``, before its ``create_ui`` is called.
@@ -75,7 +75,8 @@ def register(interface: ModuleType) -> None:
         return
     gaps = board_gaps()
     if gaps:
-        print(f"sepo: this LLaMA Board does not list our stages: {gaps[0]}; use LLaMA-Factory 0.9.5.", file=sys.stderr)
+        message = f"this LLaMA Board does not list sepo's stages: {gaps[0]}; use LLaMA-Factory 0.9.5."
+        print(f"sepo: {message}", file=sys.stderr)
         return
     from llamafactory.webui import common, runner
 
@@ -97,28 +98,28 @@ def register(interface: ModuleType) -> None:
 
 
 def _list_stages() -> None:
-    """Add our stages after the host's DPO, their kind of data, and what the box for extra arguments takes."""
+    """Add sepo's stages after the host's DPO, mark them as pairwise, and extend the help of the extra arguments."""
     from llamafactory.extras.constants import STAGES_USE_PAIR_DATA, TRAINING_STAGES
     from llamafactory.webui.locales import LOCALES
 
-    ours: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for name in available_stages():
         label = LABELS.get(name, name)
-        while label in TRAINING_STAGES or label in ours:
+        while label in TRAINING_STAGES or label in labels:
             label += " (registered)"
-        ours[label] = name
+        labels[label] = name
     in_order = []
     for item in TRAINING_STAGES.items():
-        in_order += [item, *(ours.items() if item[1] == "dpo" else ())]
-    TRAINING_STAGES.clear()  # other modules hold this very dictionary
+        in_order += [item, *(labels.items() if item[1] == "dpo" else ())]
+    TRAINING_STAGES.clear()  # updated in place: other modules hold this dictionary
     TRAINING_STAGES.update(in_order)
-    STAGES_USE_PAIR_DATA.update(ours.values())
+    STAGES_USE_PAIR_DATA.update(labels.values())
     for language, texts in LOCALES["extra_args"].items():
         texts["info"] += " " + EXTRA_ARGUMENTS.get(language, EXTRA_ARGUMENTS["en"])
 
 
 def _filling(create: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
-    """The host's training tab, with the keys of a stage in the box for extra arguments when a visitor chooses it."""
+    """Wrap the host's training tab: selecting a stage writes its keys into the box for extra arguments."""
 
     @functools.wraps(create)
     def create_train_tab(engine: Any) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _filling(create: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[st
         stage, box, tab = (elements[name] for name in _ELEMENTS)
         box.min_width, box.lines = _WIDTH, _LINES
         memory = gr.State(Memory())
-        # `input`, not `change`: a configuration that is loaded brings its own text
+        # `input`, not `change`: a configuration that is loaded has its own text
         stage.input(_fill, [stage, box, memory], [box, tab, memory], queue=False)
         return elements
 

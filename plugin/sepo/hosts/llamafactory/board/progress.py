@@ -1,4 +1,4 @@
-"""A run under LLaMA Board before it trains: its abort button and its progress bar work while rows are scored."""
+"""Abort button and progress bar of LLaMA Board while rows are scored, before training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def abortable() -> Iterator[None]:
-    """End the process at once when the board aborts it; the host's handler waits for the end of a training step."""
+    """Exit immediately when the board aborts the run; the host's handler waits for the end of a training step."""
     before = signal.getsignal(signal.SIGABRT)
     if not _under_board() or before in (signal.SIG_DFL, None):
         yield
@@ -45,23 +45,23 @@ def abortable() -> Iterator[None]:
 
 
 def report_scoring(bar: tqdm[Any], output_dir: str) -> None:
-    """Tell the board how far the scoring is, where the board reads how far training is.
+    """Append the progress of scoring to the log file from which the board reads the progress of training.
 
     Args:
         bar: the progress bar of the terminal.
-        output_dir: the run's.
+        output_dir: output directory of the run.
     """
     if not _under_board() or bar.disable or not bar.total:
         return
     logger.info("%s", bar)
-    known = bar.format_dict
+    state = bar.format_dict
     done = int(bar.n)
-    pace = (done - bar.initial) / known["elapsed"] if known["elapsed"] else 0.0
+    pace = (done - bar.initial) / state["elapsed"] if state["elapsed"] else 0.0
     line = {
         "current_steps": done,
         "total_steps": bar.total,
         "percentage": round(100 * done / bar.total, 2),
-        "elapsed_time": str(timedelta(seconds=int(known["elapsed"]))),
+        "elapsed_time": str(timedelta(seconds=int(state["elapsed"]))),
         "remaining_time": str(timedelta(seconds=int((bar.total - done) / pace))) if pace else "?",
     }
     folder = Path(output_dir)

@@ -1,14 +1,14 @@
-"""What LLaMA Board says about our stages, in its languages."""
+"""Texts about sepo's stages in the languages of LLaMA Board."""
 
 from __future__ import annotations
 
 LABELS = {"sepo": "SePO", "selective_dpo": "Selective-DPO", "minor_dpo": "MinorDPO", "treg": "T-REG"}
-"""Our stages as the board lists them; a registered stage is listed by its name."""
+"""Labels of sepo's stages in the board; a registered stage is listed by its name."""
 
 EXTRA_ARGUMENTS = {
-    "en": "The stages SePO, Selective-DPO, MinorDPO and T-REG have their keys here, not in the RLHF tab: choosing one "
-    "fills in its defaults; null is not set. SePO needs an oracle: oracle_model (trained with DPO) and "
-    "oracle_base_model, or oracle_model_adapters over oracle_base_model; folders or hub names.",
+    "en": "Set the keys of the stages SePO, Selective-DPO, MinorDPO and T-REG here, not in the RLHF tab: selecting a "
+    "stage fills in its defaults; null means not set. SePO needs an oracle: oracle_model (trained with DPO) and "
+    "oracle_base_model, or oracle_model_adapters over oracle_base_model; local directories or hub names.",
     "ru": "У этапов SePO, Selective-DPO, MinorDPO и T-REG ключи задаются здесь, а не на вкладке RLHF: при выборе "
     "этапа подставляются его значения по умолчанию; null значит «не задано». SePO нужен оракул: oracle_model "
     "(обучен DPO) и oracle_base_model, или oracle_model_adapters поверх oracle_base_model; папки или имена на хабе.",
@@ -22,4 +22,4 @@ EXTRA_ARGUMENTS = {
     "既定値が入り、null は未設定を意味します。SePO にはオラクルが必要です：oracle_model（DPO で学習済み）と "
     "oracle_base_model、または oracle_base_model に重ねる oracle_model_adapters。フォルダーかハブの名前を書きます。",
 }
-"""Added to the help of the box for extra arguments; a language that is not here reads English."""
+"""Sentences that are added to the help of the box for extra arguments; other languages get the English one."""

@@ -1,1 +1,1 @@
-"""`sepo plan`: what memory a recipe needs, phase by phase, before anything is loaded."""
+"""`sepo plan`: estimate of the memory that a recipe needs in each phase, before any model is loaded."""

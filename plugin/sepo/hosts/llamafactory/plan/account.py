@@ -1,4 +1,4 @@
-"""The account: bytes by item for each phase of a run."""
+"""Memory account of a run: bytes by item for each phase."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from sepo.recipe.settings import ModelSpec
 
 MIB = 2**20
 GPU_CONTEXT = 600 * MIB
-"""What CUDA and its libraries hold in each process before the first tensor."""
+"""Bytes that CUDA and its libraries allocate in each process before the first tensor."""
 CPU_PROCESS = 160 * MIB
-"""What a process on a CPU holds beside tensors once it has tokenized and trains: data, buffers of threads and of
-libraries (the median of `benchmarks/plan.py`)."""
+"""Bytes that a training process on a CPU holds besides tensors: data, buffers of threads and of libraries (the median
+of `benchmarks/plan.py`)."""
 FRAGMENTATION = 0.05
-"""Share of what a phase makes and frees that the allocator holds beyond it."""
+"""Memory that the allocator holds in addition, as a share of the activations of a phase."""
 
 _OPTIMIZER_BYTES = {"sgd": 0.0, "adafactor": 0.1, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0, "adamw": 8.0}
-"""Bytes of states per trained weight, in 32 bits."""
+"""Bytes of optimizer states per trained weight, for states in 32 bits."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of a run and what is in memory at its peak, per process.
+    """Phase of a run and the memory of a process at its peak.
 
     Args:
-        name: of the phase.
-        items: bytes by what they are for.
+        name: name of the phase.
+        items: bytes by item.
     """
 
     name: str
@@ -43,21 +43,21 @@ class Phase:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Sum of all items, in bytes."""
         return sum(self.items.values())
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a run needs.
+    """Memory that a run needs.
 
     Args:
         run: the run.
-        parameters: of the policy.
-        trainable: weights that train.
-        row: the largest device batch as it goes through the policy.
-        phases: in their order.
-        notes: what was assumed.
+        parameters: number of parameters of the policy.
+        trainable: number of trained weights.
+        row: the largest device batch as the policy computes it.
+        phases: the phases in their order.
+        notes: assumptions of the estimate.
     """
 
     run: PlannedRun
@@ -69,7 +69,7 @@ class Account:
 
     @property
     def peak(self) -> Phase:
-        """The phase that needs most."""
+        """Phase that needs most memory."""
         return max(self.phases, key=lambda phase: phase.total)
 
 
@@ -81,18 +81,18 @@ class _Weights:
 
 
 def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> Account:
-    """Account for a run.
+    """Estimate the memory of a run.
 
     Args:
         run: from ``planned_run``.
-        on_gpu: whether it runs on GPUs; what a GPU, or else a process, needs beside tensors is added.
-        tokens: of the longest device batch, prompt shared; None for what the cutoff allows.
+        on_gpu: whether it runs on GPUs; memory besides tensors is added, for CUDA or for the process on a CPU.
+        tokens: tokens of the longest device batch, with the prompt shared; None for the maximum under the cutoff.
 
     Returns:
-        Bytes per process, phase by phase.
+        Bytes per process for each phase.
 
     Raises:
-        SepoError: a model's configuration cannot be read, or the model does not run on tensors without data.
+        SepoError: a model's configuration cannot be read, or the model cannot run on tensors without data.
     """
     try:
         return _account(run, on_gpu=on_gpu, tokens=tokens)
@@ -100,7 +100,7 @@ def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> 
         raise
     except Exception as error:  # a model's own code on tensors without data
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SepoError(f"no account can be made for '{run.policy.model}': {reason}") from error
+        raise SepoError(f"the memory of '{run.policy.model}' cannot be estimated: {reason}") from error
 
 
 def _account(run: PlannedRun, *, on_gpu: bool, tokens: int | None) -> Account:
@@ -144,7 +144,7 @@ def _counted(
 
 
 def _packed_bits(config: Any) -> int | None:
-    """Bits of weights that are quantized in the checkpoint."""
+    """Return the bits per weight of a checkpoint that is quantized, or None."""
     given: Any = getattr(config, "quantization_config", None)
     values = given if isinstance(given, dict) else given.to_dict() if hasattr(given, "to_dict") else {}
     if values.get("load_in_4bit") or values.get("load_in_8bit"):
@@ -159,8 +159,11 @@ def _own_dtype(config: Any, *, on_cpu: bool) -> torch.dtype:
 
 
 def _loading(policy: _Weights, *, quantized: bool) -> Phase:
-    """On a CPU weights are read through the mapped file: they stay there where nothing about them changes, and are
-    beside it where they are cast or packed."""
+    """Account for loading on a CPU.
+
+    Weights are read through a memory-mapped file. Unchanged weights stay in the mapping; weights that are cast or
+    quantized need memory in addition to it.
+    """
     own = _own_dtype(policy.config, on_cpu=False)
     items = {"policy": policy.counted.total}
     if quantized or own != policy.dtype:
@@ -207,12 +210,12 @@ def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> 
     if counted.largest_product:
         items["unpacked matrix"] = float(counted.largest_product)
     if run.kind == "freeze":
-        notes.append("freeze tuning is counted as if all weights trained.")
+        notes.append("freeze tuning is counted as if all weights were trained.")
     return Phase("training", items)
 
 
 def _sharding(engine: Engine) -> Callable[[float, int], float]:
-    """Bytes per process of what is spread from a ZeRO stage on."""
+    """Return the function from total bytes and the ZeRO stage from which they are sharded to bytes per process."""
     return lambda size, stage: size / engine.processes if engine.zero >= stage else size
 
 
@@ -222,12 +225,12 @@ def _optimizer_bytes(name: str, notes: list[str]) -> float:
         notes.append(f"optimizer {name} is counted as AdamW.")
     states = _OPTIMIZER_BYTES[kind or "adamw"]
     if name.startswith("paged_"):
-        notes.append(f"{name} may move its states out of the GPU; they are counted.")
+        notes.append(f"{name} may move its states out of GPU memory; they are counted.")
     return states / 4 if "8bit" in name else states
 
 
 def _before_training(run: PlannedRun) -> list[Phase]:
-    """Scoring models are whole in every process, whatever the engine."""
+    """Account for the scoring phases; no engine shards scoring models, so each process holds whole ones."""
     settings, phases = run.settings, []
     row = scoring_row(settings.score_batch_tokens, cutoff=run.cutoff)
     if settings.oracle is not None:

@@ -1,4 +1,4 @@
-"""Changes of a recipe that save memory, the gentlest first, each with what it saves."""
+"""Changes of a recipe that save memory, ordered from the least to the most intrusive, each with its saving."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.recipe import PlannedRun, planned_run
 
 _WORTH_NAMING = 0.01
-"""Share of the peak below which a saving is left out."""
+"""Share of the peak below which a saving is omitted."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change and what the run needs with it.
+    """A change of the recipe and the memory that the run needs with it.
 
     Args:
         keys: recipe keys and their new values.
-        effect: what it costs the user, in a few words.
-        peak: bytes per process with this change alone.
+        effect: short description of its effect on the run.
+        peak: peak bytes per process with this change alone.
         saving: bytes that it saves.
     """
 
@@ -32,16 +32,16 @@ class Change:
 
     @property
     def text(self) -> str:
-        """The keys as they are written."""
+        """The keys and values as written in a recipe."""
         return ", ".join(f"{name}: {_yaml(value)}" for name, value in self.keys.items())
 
 
 def changes(recipe: Mapping[str, Any], account: Account, *, on_gpu: bool, tokens: int | None = None) -> list[Change]:
-    """Single changes that lower the peak, the gentlest first.
+    """Return the single changes that lower the peak, the least intrusive first.
 
     Args:
         recipe: keys and values.
-        account: of the recipe as it is.
+        account: account of the unchanged recipe.
         on_gpu: as for ``account_for``.
         tokens: as for ``account_for``.
     """
@@ -62,18 +62,18 @@ def enough(
     on_gpu: bool,
     tokens: int | None = None,
 ) -> tuple[dict[str, Any], float] | None:
-    """The gentlest change that makes a run fit, or else the gentlest ones together.
+    """Find the least intrusive change that makes a run fit, or else a combination of the least intrusive ones.
 
     Args:
         recipe: keys and values.
-        account: of the recipe as it is.
+        account: account of the unchanged recipe.
         found: from ``changes``.
-        limit: bytes of a device.
+        limit: memory of a device, in bytes.
         on_gpu: as for ``account_for``.
         tokens: as for ``account_for``.
 
     Returns:
-        The keys and the peak with them; None where even all together do not fit.
+        The keys and the peak with them; None if the run does not fit even with all changes.
     """
     for change in found:
         if change.peak <= limit:
@@ -91,7 +91,7 @@ def _peak(recipe: dict[str, Any], before: PlannedRun, *, on_gpu: bool, tokens: i
     try:
         run = planned_run(recipe, processes=before.engine.processes)
         return account_for(run, on_gpu=on_gpu, tokens=tokens).peak.total
-    except SepoError:  # keys that do not go together in this recipe
+    except SepoError:  # the keys cannot be combined in this recipe
         return None
 
 
@@ -99,11 +99,11 @@ def _candidates(recipe: Mapping[str, Any], run: PlannedRun) -> Iterator[tuple[di
     settings = run.settings
     accumulated = int(recipe.get("gradient_accumulation_steps") or 1)
     if not run.checkpointing:
-        yield {"disable_gradient_checkpointing": False}, "layers are computed again in the backward pass"
+        yield {"disable_gradient_checkpointing": False}, "layers are recomputed in the backward pass"
     if settings.head_chunk_tokens is not None:
         yield {"head_chunk_tokens": None}, "64 MiB of logits at a time"
     if settings.batch_tokens is None and run.pairs > 1:
-        yield {"batch_tokens": 2 * run.cutoff}, "the same steps, a pair of the longest at a time"
+        yield {"batch_tokens": 2 * run.cutoff}, "the same steps, in smaller forward passes"
     if run.pairs > 1:
         yield (
             {"per_device_train_batch_size": 1, "gradient_accumulation_steps": run.pairs * accumulated},
@@ -114,7 +114,7 @@ def _candidates(recipe: Mapping[str, Any], run: PlannedRun) -> Iterator[tuple[di
     if run.reference is not None and run.reference.quantization_bit is None:
         yield {"ref_model_quantization_bit": 4}, "a reference in 4 bits"
     if settings.oracle is not None and settings.oracle.oracle.quantization_bit is None:
-        yield {"oracle_model_quantization_bit": 4}, "scores by models in 4 bits"
+        yield {"oracle_model_quantization_bit": 4}, "scoring models in 4 bits"
     if settings.scores_before_training and settings.score_batch_tokens > 2 * run.cutoff:
         yield {"score_batch_tokens": 2 * run.cutoff}, "smaller scoring batches"
     if run.kind != "lora" and "8bit" not in run.optimizer:
@@ -122,10 +122,10 @@ def _candidates(recipe: Mapping[str, Any], run: PlannedRun) -> Iterator[tuple[di
     if run.kind == "lora" and run.policy.quantization_bit is None:
         yield {"quantization_bit": 4}, "QLoRA: the policy in 4 bits"
     if run.kind != "lora":
-        yield {"finetuning_type": "lora"}, "adapters train, not all weights"
+        yield {"finetuning_type": "lora"}, "adapters are trained, not all weights"
         yield {"finetuning_type": "lora", "quantization_bit": 4}, "QLoRA"
     if run.cutoff > 256:
-        yield {"cutoff_len": run.cutoff // 2}, "longer rows are cut"
+        yield {"cutoff_len": run.cutoff // 2}, "longer rows are truncated"
 
 
 def _yaml(value: Any) -> str:

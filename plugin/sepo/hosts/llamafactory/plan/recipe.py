@@ -1,4 +1,4 @@
-"""What a recipe says about memory: models by their configurations, precision, batch, optimizer and engine."""
+"""The part of a recipe that determines memory: model configurations, precision, batch, optimizer and engine."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class Engine:
-    """How weights, gradients and optimizer states are spread over processes.
+    """Sharding of weights, gradients and optimizer states over processes.
 
     Args:
-        processes: how many; each has a device of its own.
-        zero: DeepSpeed's stage, 3 for FSDP, 0 for neither.
-        name: as the user calls it.
-        optimizer_offloaded: whether optimizer states are in the host's memory.
-        weights_offloaded: whether weights are.
+        processes: number of processes, with one device each.
+        zero: DeepSpeed's ZeRO stage, 3 for FSDP, 0 for neither.
+        name: display name.
+        optimizer_offloaded: whether optimizer states are in host memory.
+        weights_offloaded: whether weights are in host memory.
     """
 
     processes: int = 1
@@ -44,25 +44,25 @@ class Engine:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A recipe's run as far as memory goes.
+    """The properties of a run that determine its memory.
 
     Args:
-        settings: ours.
-        policy: the policy by name.
+        settings: the run's settings.
+        policy: the policy.
         reference: a second model that is in memory while the policy trains, or None.
         kind: ``lora``, ``full`` or ``freeze``.
-        trained: which weights of the policy train.
-        dtype: in which frozen weights are loaded.
-        autocast: the dtype of mixed precision, or None.
-        double_quantization: of 4-bit scales.
-        reads_chosen: whether all chosen tokens are read, whatever is selected (``pref_ftx``).
-        pairs: of a device batch.
-        cutoff: most tokens of prompt and one answer.
-        checkpointing: gradient checkpointing.
-        optimizer: its name.
-        engine: processes.
+        trained: the weights of the policy that are trained.
+        dtype: dtype in which frozen weights are loaded; None for the model's own.
+        autocast: dtype of mixed precision, or None.
+        double_quantization: whether the scales of 4-bit weights are quantized.
+        reads_chosen: whether all chosen tokens are read, selected or not (``pref_ftx``).
+        pairs: number of pairs of a device batch.
+        cutoff: maximum number of tokens of the prompt with one response.
+        checkpointing: whether gradient checkpointing is on.
+        optimizer: name of the optimizer.
+        engine: processes and sharding.
         on_cpu: whether the recipe runs on a CPU.
-        trust_remote_code: whether configurations may bring code.
+        trust_remote_code: whether model configurations may run their own code.
     """
 
     settings: RunSettings
@@ -84,25 +84,25 @@ class PlannedRun:
 
 
 def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
-    """Read what memory depends on out of a recipe of one of our stages.
+    """Read the properties that determine memory from a recipe of one of sepo's stages.
 
     Args:
         recipe: keys and values.
-        processes: how many processes train.
+        processes: number of training processes.
 
     Raises:
-        SepoError: the recipe is wrong, or its stage is none of ours.
+        SepoError: the recipe is invalid, or its stage is not one of sepo's.
     """
     stage = None if recipe.get("stage") is None else str(recipe["stage"])
     if not is_ours(stage):
         check_stage(stage)
-        raise SepoError(f"stage is {stage or 'sft (the default)'}; plan accounts for our stages only.")
+        raise SepoError(f"stage is {stage or 'sft (the default)'}; sepo plan supports sepo's stages only; set stage.")
     if not recipe.get("model_name_or_path"):
-        raise SepoError("model_name_or_path is missing; the recipe's policy is expected.")
+        raise SepoError("model_name_or_path is missing; set it to the policy.")
     _, settings = resolve(dict(recipe), host_keys=host_keys())
     kind = str(recipe.get("finetuning_type") or "lora")
     if kind not in ("lora", "full", "freeze"):
-        raise SepoError(f"finetuning_type is {kind}; plan accounts for lora, full and freeze.")
+        raise SepoError(f"finetuning_type is {kind}; sepo plan supports lora, full and freeze.")
     pure = _flag(recipe, "pure_bf16")
     half = "bfloat16" if pure or _flag(recipe, "bf16") else "float16" if _flag(recipe, "fp16") else None
     bits = _number(recipe, "quantization_bit")
@@ -127,10 +127,10 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
 
 
 def model_config(name: str, *, key: str, trust_remote_code: bool = False) -> Any:
-    """A model's configuration, from a folder, the hub's cache or the hub; its weights are not fetched.
+    """Load a model's configuration from a local directory, the hub's cache or the hub, without its weights.
 
     Raises:
-        SepoError: there is none.
+        SepoError: the configuration cannot be read, or needs code that is not part of transformers.
     """
     from transformers import AutoConfig
 
@@ -140,7 +140,7 @@ def model_config(name: str, *, key: str, trust_remote_code: bool = False) -> Any
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SepoError(f"{key}: the configuration of '{name}' cannot be read: {reason}") from error
     if type(config).__module__.startswith("transformers_modules"):
-        raise SepoError(f"{key}: '{name}' brings its own code; plan accounts for models of transformers.")
+        raise SepoError(f"{key}: '{name}' has its own code; sepo plan supports models of transformers only.")
     return config if hasattr(config, "num_hidden_layers") else config.get_text_config()
 
 

@@ -1,4 +1,4 @@
-"""The account as a table, a verdict and plain JSON values."""
+"""Output of `sepo plan`: the account as a table, the verdict, and plain JSON values."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from sepo.hosts.llamafactory.plan.account import Account
 from sepo.hosts.llamafactory.plan.changes import Change
 
 _UNVERIFIED = (
-    "not verified on a GPU: the CUDA share, fragmentation, and what bitsandbytes and DeepSpeed hold beside their "
-    "tensors are estimates; measured on a CPU: see benchmarks/results/plan-*.json."
+    "not verified on a GPU: CUDA, fragmentation, and the memory of bitsandbytes and DeepSpeed besides tensors are "
+    "estimates; for measurements on a CPU, see benchmarks/results/plan-*.json."
 )
 
 
 def headline(account: Account) -> list[str]:
-    """What is accounted for."""
+    """Return lines that describe the run: policy, largest batch and engine."""
     run, row = account.run, account.row
     bits = run.policy.quantization_bit
     kind = {"lora": "LoRA" if bits is None else f"QLoRA, {bits} bits"}.get(run.kind, run.kind)
     pairs = len(row.pairs)
     return [
         f"policy: {run.policy.model}, {account.parameters / 1e9:.2f} B parameters, {kind}, "
-        f"{account.trainable / 1e6:,.1f} M of them train" + (" (adapters)" if run.kind == "lora" else ""),
+        f"{account.trainable / 1e6:,.1f} M trainable" + (" (adapters)" if run.kind == "lora" else ""),
         f"largest batch: {pairs} pair{'s' * (pairs > 1)} at a time, {row.tokens:,} tokens through the layers, "
         f"{row.selected:,} through the head; gradient checkpointing {'on' if run.checkpointing else 'off'}",
         f"engine: {run.engine.name}" + (f", {run.engine.processes} processes" if run.engine.processes > 1 else ""),
@@ -38,15 +38,15 @@ def print_plan(
     found: list[Change],
     fitting: tuple[dict[str, Any], float] | None,
 ) -> None:
-    """Print the account, whether it fits, and what would help.
+    """Print the account, whether the run fits, and the changes that save memory.
 
     Args:
         account: the account.
         limit: bytes that a process may use, or None.
-        where: what has that limit.
-        on_gpu: whether a GPU is planned for.
+        where: description of the device with that limit.
+        on_gpu: whether the run is planned for a GPU.
         found: single changes.
-        fitting: the change that makes it fit.
+        fitting: the change that makes the run fit, and the peak with it.
     """
     print_lines(headline(account))
     names = list(dict.fromkeys(name for phase in account.phases for name in phase.items))
@@ -57,11 +57,11 @@ def print_plan(
             [name, *(size(phase.items[name]) if name in phase.items else "" for phase in account.phases)]
             for name in names
         ],
-        footer=["together", *(size(phase.total) for phase in account.phases)],
+        footer=["total", *(size(phase.total) for phase in account.phases)],
     )
     lines = [verdict(account, limit=limit, where=where)]
     if found:
-        lines.append("what lowers the peak, the gentlest first:")
+        lines.append("changes that lower the peak, the least intrusive first:")
         lines += [f"  {change.text}  saves {size(change.saving)} ({change.effect})" for change in found]
     if limit is not None and account.peak.total > limit:
         lines.append(advice(fitting))
@@ -72,20 +72,20 @@ def print_plan(
 
 
 def verdict(account: Account, *, limit: float | None, where: str) -> str:
-    """Which phase peaks, and whether it fits."""
+    """Return the phase with the peak, and whether it fits."""
     peak = account.peak
-    said = f"peak: {peak.name}, {size(peak.total)}"
+    line = f"peak: {peak.name}, {size(peak.total)}"
     if limit is None:
-        return f"{said}. Say what you have, and the plan says whether it fits: --gpu 24GiB"
+        return f"{line}. Pass the memory of your device to check whether it fits: --gpu 24GiB"
     if peak.total <= limit:
-        return f"{said}: fits {where} ({size(limit)}), {size(limit - peak.total)} left"
-    return f"{said}: does not fit {where} ({size(limit)}), {size(peak.total - limit)} too much"
+        return f"{line}: fits {where} ({size(limit)}), {size(limit - peak.total)} left"
+    return f"{line}: does not fit {where} ({size(limit)}), {size(peak.total - limit)} too much"
 
 
 def advice(fitting: tuple[dict[str, Any], float] | None) -> str:
-    """The change that makes a run fit."""
+    """Return a line with the change that makes a run fit."""
     if fitting is None:
-        return "no change of the recipe makes it fit: take a smaller model, a larger device, or ZeRO-3 on several."
+        return "no change of the recipe makes it fit: use a smaller model, a larger device, or ZeRO-3 on several."
     keys, peak = fitting
     return f"fits with {Change(keys, '', peak, 0.0).text} ({size(peak)})"
 
@@ -93,7 +93,7 @@ def advice(fitting: tuple[dict[str, Any], float] | None) -> str:
 def plan_values(
     account: Account, *, limit: float | None, found: list[Change], fitting: tuple[dict[str, Any], float] | None
 ) -> dict[str, Any]:
-    """The plan as plain JSON values; sizes in bytes per process."""
+    """Return the plan as plain JSON values, with sizes in bytes per process."""
     return {
         "policy": account.run.policy.model,
         "parameters": account.parameters,

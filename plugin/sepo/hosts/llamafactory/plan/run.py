@@ -1,4 +1,4 @@
-"""`sepo plan`, and the same account where a run begins and where it ran out of memory."""
+"""`sepo plan`, and the same estimate before a run and after it ran out of memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sepo.scoring.models import plain_loading
 logger = logging.getLogger(__name__)
 
 _SMALL = 0.02
-"""Share of a device's memory below which a policy's weights need no plan before each run."""
+"""Runs whose policy's weights are below this share of a device's memory are not planned before they start."""
 
 
 def plan(
@@ -34,24 +34,24 @@ def plan(
     tokens: int | None = None,
     output: Path | None = None,
 ) -> dict[str, Any]:
-    """Account for a recipe's memory, print it, and say whether it fits.
+    """Estimate a recipe's memory, print the account, and report whether it fits.
 
     Args:
-        recipe_file: a recipe of one of our stages.
-        overrides: ``key=value``.
-        gpu: memory of a device (``24GiB``); None for this machine's, if it has one.
-        processes: how many train; None for NPROC_PER_NODE times NNODES, or one.
-        tokens: of the longest device batch, prompts shared; None for what the cutoff allows.
-        output: JSON file, or None.
+        recipe_file: a recipe of one of sepo's stages.
+        overrides: ``key=value`` words.
+        gpu: memory of a device (``24GiB``); None for that of this machine's GPU, if it has one.
+        processes: number of training processes; None for NPROC_PER_NODE times NNODES, or one.
+        tokens: tokens of the longest device batch, with prompts shared; None for the maximum under the cutoff.
+        output: JSON file to write, or None.
 
     Returns:
         The plan as plain JSON values.
 
     Raises:
-        SepoError: the recipe or a request is wrong, or a configuration cannot be read.
+        SepoError: the recipe or an option is invalid, or a configuration cannot be read.
     """
     if output is not None and not output.resolve().parent.is_dir():
-        raise SepoError(f"-o {output}: there is no folder {output.resolve().parent}.")
+        raise SepoError(f"-o {output}: there is no directory {output.resolve().parent}; create it.")
     for name, number in (("--processes", processes), ("--tokens", tokens)):
         if number is not None and number < 1:
             raise SepoError(f"{name} is {number}; a number of at least 1 is expected.")
@@ -60,7 +60,7 @@ def plan(
     limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
     on_gpu = not run.on_cpu
     account = account_for(run, on_gpu=on_gpu, tokens=tokens)
-    found, fitting = _help(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
+    found, fitting = _savings(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
     print_plan(account, limit=limit, where=where, on_gpu=on_gpu, found=found, fitting=fitting)
     values = plan_values(account, limit=limit, found=found, fitting=fitting)
     if output is not None:
@@ -69,10 +69,10 @@ def plan(
     return values
 
 
-def _help(
+def _savings(
     recipe: Mapping[str, Any], account: Account, *, limit: float | None, on_gpu: bool, tokens: int | None = None
 ) -> tuple[list[Change], tuple[dict[str, Any], float] | None]:
-    """What would help a run that does not fit; nothing where it fits."""
+    """Return single changes, and the change that makes a run fit; neither if the run already fits."""
     if limit is not None and account.peak.total <= limit:
         return [], None
     found = changes(recipe, account, on_gpu=on_gpu, tokens=tokens)
@@ -80,14 +80,14 @@ def _help(
 
 
 def train_with_plan(train: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
-    """Warn before a run that cannot fit; where one runs out of memory, say what saves most.
+    """Train; warn before a run that cannot fit, and name the largest savings if it runs out of memory.
 
     Args:
         train: the host's training function.
-        config: its argument; ``args`` is a recipe of one of our stages.
+        config: its argument; ``args`` is a recipe of one of sepo's stages.
 
     Raises:
-        SepoError: in place of torch's own error of a device out of memory.
+        SepoError: in place of ``torch.OutOfMemoryError``.
     """
     import torch
 
@@ -97,21 +97,21 @@ def train_with_plan(train: Callable[[dict[str, Any]], None], config: dict[str, A
     try:
         return train(config)
     except torch.OutOfMemoryError as error:
-        help_text = what_would_help(recipe)
+        savings = what_would_help(recipe)
         raise SepoError(
             f"out of memory: {str(error).splitlines()[0]}"
-            + (f" What saves most: {help_text}. `sepo plan` shows the account." if help_text else "")
+            + (f" Largest savings: {savings}. `sepo plan` shows the account." if savings else "")
         ) from error
 
 
 def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
-    """Say before a run begins that it cannot fit.
+    """Log a warning if a run cannot fit.
 
     Args:
-        recipe: of one of our stages, checked.
+        recipe: a checked recipe of one of sepo's stages.
 
     Returns:
-        What was said, or None.
+        The warning, or None.
     """
     try:
         run = planned_run(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
@@ -123,17 +123,17 @@ def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
             account = account_for(run, on_gpu=on_gpu)
             if account.peak.total <= limit:
                 return None
-            _, fitting = _help(recipe, account, limit=limit, on_gpu=on_gpu)
-    except Exception as error:  # a plan is a courtesy: the run decides
+            _, fitting = _savings(recipe, account, limit=limit, on_gpu=on_gpu)
+    except Exception as error:  # a failed estimate must not stop the run
         logger.debug("no memory plan: %s", error)
         return None
-    said = f"{verdict(account, limit=limit, where=where)}, if a batch fills cutoff_len. {advice(fitting)}"
-    logger.warning("memory plan: %s (sepo plan shows the account)", said)
-    return said
+    message = f"{verdict(account, limit=limit, where=where)}, if a batch fills cutoff_len. {advice(fitting)}"
+    logger.warning("memory plan: %s (sepo plan shows the account)", message)
+    return message
 
 
 def _weights_on_disk(model: str) -> float:
-    """Bytes of the weight files in a model's folder; infinite where there is no such folder."""
+    """Return the bytes of the weight files in a model's directory; infinite if it is not a local directory."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return float("inf")
@@ -141,10 +141,10 @@ def _weights_on_disk(model: str) -> float:
 
 
 def what_would_help(recipe: Mapping[str, Any]) -> str:
-    """The three changes that save most, for a run that ran out of memory; empty where no plan can be made."""
+    """Return the three changes that save most, for a run that ran out of memory; empty if no plan can be made."""
     try:
         run = planned_run(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
-        with plain_loading():  # an engine would make the shaped models its own
+        with plain_loading():  # an active engine would partition the models without data
             account = account_for(run, on_gpu=not run.on_cpu)
             found = changes(recipe, account, on_gpu=not run.on_cpu)
     except Exception as error:
@@ -155,7 +155,7 @@ def what_would_help(recipe: Mapping[str, Any]) -> str:
 
 
 def device_memory(*, on_cpu: bool) -> tuple[float | None, str]:
-    """What this machine can give a process, and what that is; None where the run's device is not here."""
+    """Return the memory available to a process and its description; None if this machine lacks the run's device."""
     import torch
 
     if not on_cpu:
