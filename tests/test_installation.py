@@ -237,7 +237,7 @@ def test_doctor_compares_nothing_where_nothing_is_recorded(recorded, monkeypatch
     assert _section("packages", _packages(LLAMAFACTORY, [Package("torch", "2.0", loaded=True)]))
     said = capsys.readouterr().out
     assert "torch 2.0, loads\n" in said
-    assert "versions are not compared: sepo is on the path and not installed" in said
+    assert "versions are not compared: sepo is on the path but not installed" in said
 
 
 def test_two_hosts_in_one_environment_are_wrong(capsys):

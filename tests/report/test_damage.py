@@ -165,9 +165,9 @@ def test_a_killed_run_says_so(run):
     (run / "sepo_log.jsonl").write_text("\n".join(log[:3]) + '\n{"event": "log", "ste')
     subject = sound(read_subject(run))
     assert [entry["step"] for entry in subject.log] == [1, 2]
-    said = " ".join(subject.missing)
-    assert "1 lines of sepo_log.jsonl cannot be read" in said
-    assert "had not come to its end (step 2 of 4)" in said
+    printed = " ".join(subject.missing)
+    assert "1 lines of sepo_log.jsonl cannot be read" in printed
+    assert "had not come to its end (step 2 of 4)" in printed
 
 
 def test_values_that_are_not_finite_are_counted(run):

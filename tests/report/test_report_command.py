@@ -28,9 +28,9 @@ def place(tmp_path, monkeypatch):
 def test_a_runs_report_is_in_its_folder(place, capsys):
     assert main(["report", "run"]) == 0
     assert PAGE_MARK in (place / "run" / "report.html").read_text(encoding="utf-8")
-    said = capsys.readouterr().out
-    assert "missing in run: Nobody knows." in said
-    assert "written: run/report.html (0.1 MB, 2 of 4 rows)" in said
+    printed = capsys.readouterr().out
+    assert "missing in run: Nobody knows." in printed
+    assert "written: run/report.html (0.1 MB, 2 of 4 rows)" in printed
 
 
 def test_a_stores_report_and_that_of_several_are_in_the_current_folder(place):
@@ -68,7 +68,7 @@ def test_every_chart_is_a_figure_and_foreign_files_stay(place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["run", "-o", "nowhere/page.html"], "there is no folder"),
         (["run", "-o", "run"], "is a folder"),
@@ -76,8 +76,8 @@ def test_every_chart_is_a_figure_and_foreign_files_stay(place, capsys):
         (["run", "--figures", "file/x"], "no folder can be made"),
     ],
 )
-def test_what_cannot_be_written_is_said(place, capsys, words, said):
+def test_what_cannot_be_written_is_said(place, capsys, words, message):
     Path("file").write_text("")
     assert main(["report", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(place.rglob("*.html")) + list(place.rglob("*.tmp"))
