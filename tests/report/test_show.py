@@ -1,4 +1,4 @@
-"""`sepo show` in a terminal and in a file: what is marked, and nothing of a text reaches the terminal as a command."""
+"""`sepo show` in a terminal and in a file: marks of selected tokens, and texts cannot control the terminal."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from sepo.cli import main
 from sepo.report.show import show
 from sepo.report.subject import Pair, Side, Subject
 from sepo.score_store import write_names
-from told import make_run, make_store, record_line, table
+from stored_runs import make_run, make_store, record_line, table
 
 ROWS = table()
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -40,7 +40,7 @@ def subject_of(*pairs, **more):
 
 
 class Terminal(io.StringIO):
-    """Standard output that says that it is a terminal."""
+    """Standard output with ``isatty``."""
 
     def isatty(self):
         return True
@@ -48,7 +48,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def in_a_terminal(monkeypatch):
-    """What a command writes to a terminal of its own."""
+    """Return a function that returns the output of a command in a terminal."""
     # rich reads the environment that it saw when imported; `Dataset.map` in processes leaves a copy in its place.
     monkeypatch.setattr(Console, "_environ", os.environ)
 
@@ -80,9 +80,9 @@ def test_a_row_has_its_prompt_tokens_shares_and_sums(store, capsys):
     assert printed.count("⟦") == printed.count("⟧") > 4
 
 
-@pytest.mark.parametrize(("asked", "shown"), [(["--rows", "2"], [0, 8]), ([], [0, 4, 8]), (["--row", "5"], [5])])
-def test_rows_are_chosen(store, capsys, asked, shown):
-    assert main(["show", str(store.path), *asked]) == 0
+@pytest.mark.parametrize(("words", "shown"), [(["--rows", "2"], [0, 8]), ([], [0, 4, 8]), (["--row", "5"], [5])])
+def test_rows_are_chosen(store, capsys, words, shown):
+    assert main(["show", str(store.path), *words]) == 0
     assert [int(row) for row in re.findall(r"^row (\d+)$", capsys.readouterr().out, re.MULTILINE)] == shown
 
 
@@ -98,17 +98,17 @@ def test_one_side_with_every_score(store, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--row", "9"], "--row is 9, expected one from 0 to 8"),
-        (["--row", "-1"], "--row is -1, expected one from 0 to 8"),
+        (["--row", "9"], "--row is 9, expected a row from 0 to 8"),
+        (["--row", "-1"], "--row is -1, expected a row from 0 to 8"),
         (["--rows", "0"], "--rows is 0, expected at least 1"),
     ],
 )
-def test_what_is_not_there_is_refused(store, capsys, words, message):
+def test_invalid_rows_are_errors(store, capsys, words, message):
     assert main(["show", str(store.path), *words]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_selected_tokens_stand_between_marks(capsys):
+def test_selected_tokens_are_between_marks(capsys):
     pair = Pair(0, "q", side("abcd", selected=(0, 1, 3)), side(["x\n", "y\n"], selected=(1,)), step=7)
     show(subject_of(pair))
     printed = capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_selected_tokens_stand_between_marks(capsys):
     assert "  x↵\n  ⟦y↵⟧\n" in printed
 
 
-def test_a_terminal_has_colours_and_lines_instead(store, in_a_terminal):
+def test_a_terminal_has_colors_and_underlines_instead(store, in_a_terminal):
     printed = in_a_terminal("show", store.path, "--row", "2", COLORTERM="truecolor")
     assert "⟦" not in printed
     codes = COLOUR.findall(printed)
@@ -129,7 +129,7 @@ def test_a_terminal_has_colours_and_lines_instead(store, in_a_terminal):
     assert "48;" not in plain
 
 
-def test_nothing_of_a_text_reaches_the_terminal_as_a_command(tmp_path, in_a_terminal):
+def test_texts_cannot_control_the_terminal(tmp_path, in_a_terminal):
     answer = {"tokens": HOSTILE, "scores": [1.0] * len(HOSTILE), "selected": [0, 4]}
     line = record_line(0, 1, prompt="".join(HOSTILE), chosen=answer, rejected=answer)
     run = make_run(
@@ -148,14 +148,14 @@ def test_nothing_of_a_text_reaches_the_terminal_as_a_command(tmp_path, in_a_term
             assert "[bold]no[/bold] :smile:" in printed
 
 
-def test_marks_in_a_text_are_told_from_ours(capsys):
+def test_marks_in_a_text_are_escaped(capsys):
     show(subject_of(Pair(0, "", side(["⟦fake⟧"]), side(["b"]))))
-    printed = capsys.readouterr().out.split("selected tokens stand in ⟦⟧")[1]
+    printed = capsys.readouterr().out.split("selected tokens are in ⟦⟧")[1]
     assert "⟦" not in printed
     assert "\\u27e6fake\\u27e7" in printed
 
 
-def test_an_encoding_that_lacks_the_marks_has_others(store, monkeypatch):
+def test_an_encoding_without_the_marks_uses_others(store, monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     assert main(["show", str(store.path), "--row", "0"]) == 0
@@ -164,7 +164,7 @@ def test_an_encoding_that_lacks_the_marks_has_others(store, monkeypatch):
     assert b"\\U0001f577" in written.getvalue()
 
 
-def test_an_old_run_shows_what_it_can_and_says_what_to_do(tmp_path, capsys):
+def test_an_old_run_shows_what_is_available_and_what_to_do(tmp_path, capsys):
     store = make_store(tmp_path / "scores", ROWS, texts=False)
     run = make_run(tmp_path / "run", store.path, recorded=())
     assert main(["show", str(run), "--row", "3", "--side", "chosen"]) == 0
@@ -177,18 +177,18 @@ def test_an_old_run_shows_what_it_can_and_says_what_to_do(tmp_path, capsys):
     assert "recorded no tokens" in capsys.readouterr().out
 
 
-def test_a_store_by_the_beginning_of_its_key(store, capsys, monkeypatch):
+def test_a_store_by_a_prefix_of_its_key(store, capsys, monkeypatch):
     monkeypatch.setenv("SEPO_TOKEN_SCORES_DIR", str(store.path.parent))
     write_names(store.path.parent, store.key, {"scorer": "oracle", "models": "a\x1b[2J over b"})
     assert main(["show", store.key[:8], "--row", "0"]) == 0
     assert "store, 9 rows, scored by oracle: a␛[2J over b" in capsys.readouterr().out
 
 
-def test_no_scores_no_colours(capsys):
+def test_no_scores_no_colors(capsys):
     show(
         subject_of(Pair(-1, "", side("ab", [np.nan, np.nan]), side("", []))), sides=("chosen", "rejected"), scores=True
     )
     printed = capsys.readouterr().out
-    assert "row not known" in printed
+    assert "row unknown" in printed
     assert "chosen: 2 tokens, 0 selected (0%), no scores" in printed
     assert "rejected: 0 tokens, 0 selected, no scores" in printed

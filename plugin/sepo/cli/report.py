@@ -72,7 +72,7 @@ def run_report(options: argparse.Namespace) -> int:
     print_lines(
         [
             *(f"missing in {subject.name}: {text}" for subject in subjects for text in subject.missing),
-            f"written: {output} ({len(made.text.encode()) / 1e6:.1f} MB, {made.says})",
+            f"written: {output} ({len(made.text.encode()) / 1e6:.1f} MB, {made.summary})",
             *([f"written: {folder} ({len(figures)} figures)"] if folder is not None else []),
         ]
     )
