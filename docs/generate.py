@@ -26,10 +26,10 @@ nothing (`key: null`) and it counts as absent. This page is written from the cod
 
 _EVAL_HEAD = f"""# eval.json
 
-What `sepo eval` writes, field by field; `*` is any name. Schema {SCHEMA_VERSION}: it changes when a key goes or means
-something else; new keys do not change it. An *estimate* is `{{"value": ..., "low": ..., "high": ...}}`: a number and
-its 95 % interval, whose ends are null where one row alone was there. No number is NaN. This page is written from the
-code (`make docs`).
+What `sepo eval` writes, field by field; `*` is any name. Schema {SCHEMA_VERSION}: it changes if a key is removed or
+changes its meaning, not if keys are added. An *estimate* is `{{"value": ..., "low": ..., "high": ...}}`: a number and
+its 95 % interval, whose ends are null with a single row. No number is NaN. This page is generated from the code
+(`make docs`).
 
 """
 
