@@ -26,10 +26,10 @@ set to null (`key: null`) counts as absent. This page is generated from the code
 
 _EVAL_HEAD = f"""# eval.json
 
-Fields of the file that `sepo eval` writes; `*` is any name. Schema {SCHEMA_VERSION}: the number changes when a key is
-removed or changes its meaning, not when a key is added. An *estimate* is `{{"value": ..., "low": ..., "high": ...}}`: a
-number and its 95 % interval, whose ends are null if there was only one row. No number is NaN. This page is generated
-from the code (`make docs`).
+What `sepo eval` writes, field by field; `*` is any name. Schema {SCHEMA_VERSION}: it changes if a key is removed or
+changes its meaning, not if keys are added. An *estimate* is `{{"value": ..., "low": ..., "high": ...}}`: a number and
+its 95 % interval, whose ends are null with a single row. No number is NaN. This page is generated from the code
+(`make docs`).
 
 """
 

@@ -237,7 +237,7 @@ def test_doctor_compares_no_versions_if_none_are_recorded(recorded, monkeypatch,
     assert _section("packages", _packages(LLAMAFACTORY, [Package("torch", "2.0", loaded=True)]))
     printed = capsys.readouterr().out
     assert "torch 2.0, loads\n" in printed
-    assert "versions are not compared: sepo is on the path and not installed" in printed
+    assert "versions are not compared: sepo is on the path but not installed" in printed
 
 
 def test_two_hosts_in_one_environment_are_wrong(capsys):

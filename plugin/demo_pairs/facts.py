@@ -1,8 +1,8 @@
-"""The facts behind the demonstration pairs: tables from ``data/facts.json`` and facts that are calculated.
+"""Facts of the demonstration pairs: tables from ``data/facts.json`` and computed facts.
 
-A fact is a set of named values (``country``, ``capital``, ...). Tables that hold no facts of their own in the JSON are
-filled here by enumerating their cases (sums, weekdays, ...) in a fixed order; drawing from them is left to
-``demo_pairs.pairs``, which owns the random numbers.
+A fact is a set of named values (``country``, ``capital``, ...). Tables without facts in the JSON are filled here by
+enumerating their cases (sums, weekdays, ...) in a fixed order; ``demo_pairs.pairs`` draws from them and has the random
+number generators.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ OUT_OF_PLACE = {
     "measuring": ("angle", "frequency", "pressure", "temperature"),
     "time": ("April", "August", "Friday", "January", "Monday", "October"),
 }
-"""Right values of one domain that are plainly wrong in another; each a single token for the demo's model, with a space
-before it, without one and with a capital letter, so that an error is one token and not a token and its consequences."""
+"""Right values of one domain that are obviously wrong in another. Each is a single token for the demo's model, with a
+space before it, without one and with a capital letter, so that an error is exactly one token."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact: its named values, those wrong values that are fixed by it, and the group it is split by.
+    """One fact: its named values, the wrong values that it determines, and the group that it is split by.
 
-    ``group`` keeps together what tells the same thing twice (every question about hours and minutes, for example):
-    a group is either in the training part or held out. ``wrong`` may be empty; the other wrong values are drawn.
+    ``group`` keeps facts with the same content together (every question about hours and minutes, for example): a group
+    is either in the training part or held out. ``wrong`` may be empty; the other wrong values are drawn.
     """
 
     group: str
@@ -76,11 +76,11 @@ class Fact:
 
 @dataclass(frozen=True)
 class Table:
-    """Facts of one sort and the wordings for them, as ``data/facts.json`` describes them.
+    """Facts of one kind and the wordings for them, as described in ``data/facts.json``.
 
-    ``types`` names the values that may go wrong, ``together`` those that do so at once, ``numeric`` those replaced by
-    a number nearby. ``also_right`` lists, by group, values that would not be wrong. ``entity_by`` says which
-    value tells two entities apart when the entity itself goes wrong.
+    ``types`` names the values that may be corrupted, ``together`` those corrupted jointly, ``numeric`` those replaced
+    by a nearby number. ``also_right`` lists, by group, values that would not be wrong. ``entity_by`` names the value
+    that distinguishes two entities when the entity itself is corrupted.
     """
 
     name: str
@@ -131,8 +131,8 @@ def _written_facts(raw: dict[str, Any]) -> list[Fact]:
 def near_number(value: int, rng: random.Random) -> int:
     """Draw a positive number near ``value`` that starts with another digit and has the same parity.
 
-    The first digit differs because digits are tokens of their own in many models: a shared one would not be wrong. The
-    parity is kept so that an answer that also calls the number even or odd has its error in one place only.
+    The first digit differs because each digit is a token in many models: a shared one would not be wrong. The parity is
+    kept so that a response that also calls the number even or odd has its error in one place only.
     """
     steps = (2, 4, 6, 8, 10, 12, 20, 30, 40, 50, 100, 200, 300, 400, 1000, 2000, 3000)
     candidates = sorted({value + step for step in steps} | {value - step for step in steps})
@@ -153,7 +153,7 @@ def _arithmetic(raw: dict[str, Any]) -> list[Fact]:
     sums = [("add", a, b, a + b) for a in range(12, 80) for b in range(11, a)]
     differences = [("subtract", a, b, a - b) for a in range(31, 99) for b in range(11, a - 4)]
     products = [("multiply", a, b, a * b) for a in range(3, 10) for b in (11, 13, 14, 15, 17, 18, 19)]
-    # The few products are listed often enough to be drawn as often as the many sums.
+    # Sums and differences are thinned, so that the few products are drawn as often.
     return [
         Fact(
             group=f"{kind} {a} {b}",
@@ -181,7 +181,7 @@ def _conversions(raw: dict[str, Any]) -> list[Fact]:
     facts = []
     for index, (big, small, ratio) in enumerate(_UNITS):
         for n in (2, 3, 4, 5, 6, 8, 9):
-            # A century's plural is no "centurys"; the smallest question about it is enough.
+            # The plural of "century" is not "centurys".
             plural = "centurie" if big == "century" else big
             values = _strings(big=big, bigs=f"{plural}s", small=small, n=n, ratio=ratio, result=n * ratio)
             others = [unit for unit in units if unit[:2] != small[:2]]
@@ -210,7 +210,8 @@ def _months(raw: dict[str, Any]) -> list[Fact]:
     for start in range(12):
         for n in range(2, 11):
             month = (start + n) % 12
-            # Another month whose name and place do not begin alike ("June" and "July", "sixth" and "seventh" do).
+            # Another month whose name and place have other first letters ("June" and "July", "sixth" and "seventh"
+            # share theirs).
             fits = [m for m in range(12) if _MONTHS[m][0] != _MONTHS[month][0] and _PLACES[m][0] != _PLACES[month][0]]
             other = fits[(start + n) % len(fits)]
             right, wrong = ({"month": _MONTHS[m], "place": _PLACES[m]} for m in (month, other))
@@ -226,7 +227,7 @@ def _clock(raw: dict[str, Any]) -> list[Fact]:
         for minutes in (35, 40, 50, 65, 75, 80, 95):
             end = 60 * hour + past + minutes
             wrong_hour = end // 60 + (1, -1, 2)[(index + minutes // 5) % 3]
-            if str(wrong_hour)[0] == str(end // 60)[0] or wrong_hour > 12:  # 10, 11 and 12 begin alike
+            if str(wrong_hour)[0] == str(end // 60)[0] or wrong_hour > 12:  # 10, 11 and 12 share their first digit
                 wrong_hour = 9 - index % 2
             values = _strings(
                 start=f"{hour}:{past:02d}", minutes=minutes, hour=end // 60, rest=f"{end % 60:02d}", part=part
@@ -294,7 +295,7 @@ def _sorting(raw: dict[str, Any]) -> list[Fact]:
 
 
 def _lists(raw: dict[str, Any]) -> list[Fact]:
-    """Three members of each group; the wrong members come from groups of the same part, as for written facts."""
+    """Return three members of each group. Wrong members come from groups of the same part, as for written facts."""
     facts = []
     for index, (group, members) in enumerate(raw["facts"]):
         names = members.split(", ")

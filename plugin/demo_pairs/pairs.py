@@ -1,13 +1,12 @@
-"""Preference pairs of the project's own: true short answers, and the same answers with known wrong spans.
+"""Generated preference pairs: short correct responses, and the same responses with known wrong spans.
 
-Every row is built from a fact and a wording. The chosen answer states the fact; the rejected one is the same text in
-which one to three spans were exchanged for wrong values: words of another domain (a metal for a city, a color for a
-number), which a small oracle finds after a minute of training. The spans are recorded, so whatever scores tokens can be
-judged against the truth. Facts come from ``demo_pairs.facts``; pairs whose errors are fluent from
-``demo_pairs.passages``.
+Every row is built from a fact and a wording. The chosen response states the fact; the rejected one is the same text
+with one to three spans replaced by wrong values: words of another domain (a metal for a city, a color for a number),
+which a small oracle finds after a minute of training. The spans are recorded, so that token scores can be evaluated
+against the ground truth. Facts come from ``demo_pairs.facts``; pairs with fluent errors from ``demo_pairs.passages``.
 
-A fact is in the training part or in the held-out part, never in both. Wrong values are right values of other domains: a
-value is wrong in some rows and right in others, so a list of bad words tells little (see ``PairRow``).
+A fact is either in the training part or in the held-out part. Wrong values are right values of other domains: a value
+is wrong in some rows and right in others, so that a list of bad words has little predictive value (see ``PairRow``).
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ __all__ = [
 ]
 
 DEMO_SEED = 20240817
-"""The seed of the files that ship in ``sepo/demo/data``."""
+"""Seed of the files in ``sepo/demo/data``."""
 
 DEMO_ROWS = 250
-"""Rows of the shipped obvious set, training and held-out together; one fifth is held out."""
+"""Number of rows of the shipped set with obvious errors, training and held-out; one fifth is held out."""
 
 FLUENT_ROWS = 800
-"""Rows of the shipped fluent set, training and held-out together; half of them are held out: they are hard to find, and
-scorers differ by little."""
+"""Number of rows of the shipped set with fluent errors, training and held-out; half is held out, because these errors
+are hard to find and scorers differ by little."""
 
 _HELDOUT_ONE_IN = 5
 
 
 class DemoPairs(NamedTuple):
-    """The two parts of the set; no prompt and no fact is in both."""
+    """The two parts of the set, without a prompt or fact in common."""
 
     train: list[PairRow]
     heldout: list[PairRow]
@@ -57,13 +56,13 @@ def generate_pairs(*, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> DemoPairs
 
     Args:
         seed: seed of every draw (``random.Random``).
-        rows: rows in all, spread evenly over the tables of facts; one fifth of them (rounded down) is held out.
+        rows: total number of rows, spread evenly over the tables of facts; one fifth (rounded down) is held out.
 
     Returns:
         Training rows and held-out rows, each shuffled.
 
     Raises:
-        SepoError: ``rows`` is below 1 or above what the facts can fill.
+        SepoError: ``rows`` is below 1 or above the number of facts.
 
     Example:
         >>> row = generate_pairs(rows=250).train[0]
@@ -77,8 +76,8 @@ def generate_pairs(*, seed: int = DEMO_SEED, rows: int = DEMO_ROWS) -> DemoPairs
     most = [sum(len(part[index]) for part in parts) for index in (0, 1)]
     if rows < 1 or rows - heldout > most[0] or heldout > most[1]:
         raise SepoError(
-            f"generate_pairs was asked for rows={rows}; expected at least 1, of which the facts can fill {most[0]} for "
-            f"training and {most[1]} held out. Ask for fewer rows ({DEMO_ROWS} is the usual number)."
+            f"generate_pairs got rows={rows}; expected at least 1, and the facts suffice for {most[0]} training and "
+            f"{most[1]} held-out rows. Request fewer rows ({DEMO_ROWS} is the usual number)."
         )
     quotas = (
         _allocate(rows - heldout, [len(train) for train, _ in parts]),
@@ -101,13 +100,13 @@ def generate_fluent_pairs(*, seed: int = DEMO_SEED, rows: int = FLUENT_ROWS) -> 
 
     Args:
         seed: seed of every draw (``random.Random``).
-        rows: rows in all, spread evenly over the passages; half of them (rounded down) are held out.
+        rows: total number of rows, spread evenly over the passages; half (rounded down) is held out.
 
     Raises:
         SepoError: ``rows`` is below 1.
     """
     if rows < 1:
-        raise SepoError(f"generate_fluent_pairs was asked for rows={rows}; expected at least 1.")
+        raise SepoError(f"generate_fluent_pairs got rows={rows}; expected at least 1.")
     heldout = rows // 2
     return DemoPairs(*generate_passages(seed=seed, train=rows - heldout, heldout=heldout))
 
@@ -123,7 +122,7 @@ def _split(table: Table, rng: random.Random) -> tuple[list[Fact], list[Fact]]:
 
 
 def _allocate(total: int, capacities: Sequence[int]) -> list[int]:
-    """Spread ``total`` over the tables as evenly as their capacities allow, the earlier ones first."""
+    """Split ``total`` over the tables as evenly as their capacities allow, earlier ones first."""
     shares = [0] * len(capacities)
     while total:
         for index, capacity in enumerate(capacities):
@@ -150,12 +149,12 @@ def _row(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> 
 
 @cache
 def _foreign_values(domain: str) -> tuple[str, ...]:
-    """Return the words that stand out of place in a domain: right values of the other ones."""
+    """Return the words that are out of place in a domain: right values of the other domains."""
     return tuple(word for other, words in OUT_OF_PLACE.items() if other != domain for word in words)
 
 
 def _out_of_place(piece: Piece, pieces: Sequence[Piece], foreign: Sequence[str], rng: random.Random) -> Piece:
-    """Exchange the wrong value of a piece for a word of another domain that is not in the answer."""
+    """Replace the wrong value of a piece by a word of another domain that is not in the response."""
     if piece.wrong is None:
         return piece
     text = "".join(other.right for other in pieces).lower()
@@ -164,7 +163,7 @@ def _out_of_place(piece: Piece, pieces: Sequence[Piece], foreign: Sequence[str],
 
 
 def _wrong_values(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Random) -> dict[str, str]:
-    """Draw a wrong value for every field that may go wrong; fields that go together take theirs from one fact."""
+    """Draw a wrong value for every field that may be corrupted; joint fields take theirs from one fact."""
     wrong = dict(fact.wrong)
     joined = {name for names in table.together for name in names}
     for names in (*table.together, *((name,) for name in table.types if name not in joined)):
@@ -182,9 +181,9 @@ def _wrong_values(table: Table, fact: Fact, pool: Sequence[Fact], rng: random.Ra
 
 
 def _plausible(table: Table, fact: Fact, donor: Fact, name: str) -> bool:
-    """Whether the donor's value is wrong for the fact and visibly so from its first letters (its first token)."""
+    """Return whether the donor's value is wrong for the fact and differs in its first letters (its first token)."""
     right, wrong = fact.values[name], donor.values[name]
-    if name in table.entity_by:  # another entity is wrong only where the value told of it is not its own, too
+    if name in table.entity_by:  # another entity is wrong only if the fact's value does not hold for it too
         by = table.entity_by[name]
         theirs = (donor.values[by], *table.also_right.get(donor.group, {}).get(by, []))
         return fact.values[by] not in theirs and wrong[:3] != right[:3]

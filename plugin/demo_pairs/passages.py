@@ -1,13 +1,13 @@
-"""Fluent pairs: the prompt says what is so and what is not, and a wrong answer says what is not.
+"""Pairs with fluent errors: the prompt states some values and rules out others, and a wrong response uses the latter.
 
-Nobody has to know anything: a prompt states a handful of values and rules out others of their kind ("on Monday, not
-Friday", "twelve instead of nine dollars", "open rather than closed"); the chosen answer, in free wording, keeps to it,
-and the rejected one says the ruled-out name, number, word or opposite in one to three places. Such errors are as
-fluent as the truth, and not more surprising than the rest of the wording: both values were just read. What finds them
-has to have learnt to compare an answer with its prompt.
+No world knowledge is needed: a prompt states a handful of values and rules out others of their kind ("on Monday, not
+Friday", "twelve instead of nine dollars", "open rather than closed"); the chosen response, in free wording, agrees with
+it, and the rejected one has the ruled-out name, number, word or opposite in one to three places. Such errors are as
+fluent as the correct values and not more surprising than the rest of the wording, as both values are in the prompt. To
+find them, a scorer must compare a response with its prompt.
 
-The value that holds comes before the one that is ruled out. Values and wordings come from ``data/passages.json``; every
-value is one token of the demo's model. Every value is right in some rows and wrong in others.
+The correct value precedes the one that is ruled out. Values and wordings come from ``data/passages.json``; every value
+is one token for the demo's model. Every value is right in some rows and wrong in others.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _RULED_OUT = (
     "{right} instead of {wrong}",
     "{right} rather than {wrong}",
 )
-_WEIGHTS = (6, 4, 2)  # many errors alone: beside others, one of a harder kind would not have to be learnt
+_WEIGHTS = (6, 4, 2)  # mostly single errors: next to an easier error, a harder one would not have to be learned
 _DOUBLED_COMMA = re.compile(r",(?=[,.])")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeio])")
 
 
 @dataclass(frozen=True)
 class Passage:
-    """One sort of passage.
+    """One kind of passage.
 
-    ``pools`` gives each value's name what it is drawn from, ``types`` the kind of error that it makes.
+    ``pools`` maps each value's name to the words that it is drawn from, ``types`` to the type of its errors.
     """
 
     domain: str
@@ -50,7 +50,7 @@ class Passage:
 
 @cache
 def load_passages() -> tuple[Passage, ...]:
-    """Every sort of passage, in the order of ``data/passages.json``."""
+    """Return every kind of passage, in the order of ``data/passages.json``."""
     text = resources.files("demo_pairs").joinpath("data", "passages.json").read_text(encoding="utf-8")
     raw = json.loads(text)
     pools = {name: tuple(words.split(", ")) for name, words in raw["pools"].items()}
@@ -67,12 +67,12 @@ def load_passages() -> tuple[Passage, ...]:
 
 
 def generate_passages(*, seed: int, train: int, heldout: int) -> tuple[list[PairRow], list[PairRow]]:
-    """Draw training and held-out rows, spread evenly over the passages; no prompt and no answer is in both.
+    """Draw training and held-out rows, spread evenly over the passages, without a prompt or response in common.
 
     Args:
         seed: seed of every draw.
-        train: training rows.
-        heldout: held-out rows.
+        train: number of training rows.
+        heldout: number of held-out rows.
     """
     seen: set[str] = set()
     parts = []
@@ -97,13 +97,15 @@ def _draw(passage: Passage, rng: random.Random) -> PairRow:
         left = [word for word in pool if word not in (*values.values(), *wrong.values())]
         values[name], wrong[name] = rng.sample(left, 2)
     answer = rng.choice(passage.answers)
-    told = {name: _told(values[name], wrong[name], rng) if name in slots(answer) else values[name] for name in values}
-    question = fill(rng.choice(passage.questions), told)
+    stated = {
+        name: _stated(values[name], wrong[name], rng) if name in slots(answer) else values[name] for name in values
+    }
+    question = fill(rng.choice(passage.questions), stated)
     question = _ARTICLE.sub(r"\1n ", _DOUBLED_COMMA.sub("", question))
     pieces = cut(answer, values, wrong, types=passage.types)
     return make_row(question[0].upper() + question[1:], pieces, domain=passage.domain, rng=rng, weights=_WEIGHTS)
 
 
-def _told(right: str, wrong: str, rng: random.Random) -> str:
-    """How the prompt says a value and rules out another one."""
+def _stated(right: str, wrong: str, rng: random.Random) -> str:
+    """Return the words with which the prompt states one value and rules out another."""
     return rng.choice(_RULED_OUT).format(right=right, wrong=wrong)

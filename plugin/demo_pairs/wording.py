@@ -1,4 +1,4 @@
-"""Wordings of the generated pairs: templates whose slots may go wrong, and the rows that are made of them."""
+"""Wordings of the generated pairs: templates with slots that may be corrupted, and the rows built from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypedDict
 __all__ = ["PairRow", "Piece", "Span", "cut", "fill", "make_row", "slots"]
 
 _MAX_SPANS = 3
-_MAX_WRONG_SHARE = 0.35  # of the characters of an answer, so that most of every rejected answer stays shared
+_MAX_WRONG_SHARE = 0.35  # of a response's characters, so that most of every rejected response stays shared
 _SLOT = re.compile(
     r"\{(?P<given>\^?\w+)\}|\[(?P<name>\^?\w+)\]|\[(?P<right>[^\]|]+)\|(?P<wrong>[^\]|]+)(?:\|(?P<group>\w))?\]"
 )
@@ -19,7 +19,7 @@ _POLARITY = {"Yes", "No", "never", "does", "do", "often", "all", "few"}
 
 
 class Span(TypedDict):
-    """A piece of the rejected answer, ``rejected[start:end]`` in characters, and its kind (``Wrong-Name``, ...)."""
+    """A span of the rejected response, ``rejected[start:end]`` in characters, and its type (``Wrong-Name``, ...)."""
 
     start: int
     end: int
@@ -27,10 +27,10 @@ class Span(TypedDict):
 
 
 class PairRow(TypedDict):
-    """One row in LLaMA-Factory's ranking format, with columns that only this project reads.
+    """One row in LLaMA-Factory's ranking format, with additional columns that only sepo reads.
 
-    ``rejected_right_spans`` marks the values in the rejected answer that might have been wrong and are not (type
-    ``Right-Value``). They are what a token score must be told apart from: names and numbers stand out from function
+    ``rejected_right_spans`` marks the values in the rejected response that could have been corrupted but were not (type
+    ``Right-Value``). A token score must distinguish wrong values from these: names and numbers stand out from function
     words whether they are right or wrong.
     """
 
@@ -44,7 +44,7 @@ class PairRow(TypedDict):
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an answer; pieces of one ``group`` go wrong together, one with ``wrong`` None is always shared."""
+    """A part of a response. Pieces of one ``group`` are corrupted jointly; one with ``wrong`` None never is."""
 
     right: str
     wrong: str | None = None
@@ -53,7 +53,7 @@ class Piece:
 
 
 def slots(template: str) -> set[str]:
-    """The names of the values that may go wrong in a wording."""
+    """Return the names of the values that may be corrupted in a wording."""
     return {match["name"].lstrip("^") for match in _SLOT.finditer(template) if match["name"]}
 
 
@@ -68,12 +68,12 @@ def cut(
     """Cut a wording into shared text and slots.
 
     Args:
-        template: ``{name}`` is a value that stays, ``[name]`` one that may go wrong, ``[right|wrong|group]`` both
-            values written out; ``^`` before a name asks for a capital letter.
+        template: ``{name}`` is a value that stays, ``[name]`` one that may be corrupted, ``[right|wrong|group]`` gives
+            both values literally; ``^`` before a name stands for a capital letter.
         values: right values by name.
-        wrong: wrong values by name; one without is shared.
-        types: the kind of error by name.
-        together: names that go wrong at once.
+        wrong: wrong values by name; a slot without one is shared text.
+        types: the type of error by name.
+        together: names that are corrupted jointly.
     """
     pieces, end = [], 0
     for match in _SLOT.finditer(template):
@@ -96,12 +96,12 @@ def cut(
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """A wording with its right values."""
+    """Return a wording filled with its right values."""
     return "".join(piece.right for piece in cut(template, values, {}, types={}))
 
 
 def cased(value: str, name: str) -> str:
-    """The value, with a capital letter where its name asks for one."""
+    """Return the value, capitalized if its name starts with ``^``."""
     return value[0].upper() + value[1:] if name.startswith("^") else value
 
 
@@ -119,14 +119,14 @@ def make_row(
     rng: random.Random,
     weights: tuple[int, int, int] = (3, 5, 3),
 ) -> PairRow:
-    """A pair: the answer of right values, and the same answer with wrong ones.
+    """Build a pair: the response with the right values, and the same response with wrong ones.
 
     Args:
         question: the prompt.
-        pieces: the answer's.
-        domain: what it is about.
-        rng: of the draws.
-        weights: how often one, two and three values go wrong, as far as there are so many.
+        pieces: the pieces of the response.
+        domain: the subject area of the row.
+        rng: random number generator.
+        weights: relative frequencies of one, two and three corrupted groups of values, if there are that many.
     """
     rejected, wrong, right = _corrupt(pieces, rng, weights)
     return PairRow(
@@ -142,13 +142,13 @@ def make_row(
 def _corrupt(
     pieces: Sequence[Piece], rng: random.Random, weights: tuple[int, int, int]
 ) -> tuple[str, list[Span], list[Span]]:
-    """Put wrong values into one or more groups of pieces; return the text, its wrong spans and its right values."""
+    """Corrupt one or more groups of pieces; return the text, its wrong spans and the spans of its right values."""
     groups = list(dict.fromkeys(piece.group for piece in pieces if piece.wrong is not None))
     rng.shuffle(groups)
     length = sum(len(piece.right) for piece in pieces)
-    wanted = rng.choices((1, 2, 3), weights=weights)[0]
+    count = rng.choices((1, 2, 3), weights=weights)[0]
     picked: list[str] = []
-    for group in groups[:wanted]:
+    for group in groups[:count]:
         trial = [piece.wrong for piece in pieces if piece.wrong is not None and piece.group in (*picked, group)]
         if not picked or (len(trial) <= _MAX_SPANS and sum(map(len, trial)) <= _MAX_WRONG_SHARE * length):
             picked.append(group)

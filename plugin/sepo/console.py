@@ -1,4 +1,4 @@
-"""What commands print: tables, lines and sizes."""
+"""Printing of tables, lines and sizes for commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def terminal() -> Console:
-    """Standard output; whole lines of 120 characters where it is no terminal."""
+    """Return a console on standard output; if that is not a terminal, lines are 120 characters wide."""
     from rich.console import Console
 
     return Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=_WIDTH)
@@ -28,14 +28,14 @@ def print_table(
     words: int = 1,
     footer: Sequence[str] | None = None,
 ) -> None:
-    """Print a table, whole cells on any output.
+    """Print a table, without truncating cells on any output.
 
     Args:
-        title: the line above it, or None.
+        title: the line above the table, or None.
         columns: the headings.
-        rows: the cells; what looks like rich's markup is printed as it is.
-        words: how many columns, from the left, hold words; the others are numbers, on the right of their columns.
-        footer: cells of a last row under a line, or None.
+        rows: the cells; rich markup in them is printed verbatim.
+        words: number of leading columns with text, aligned left; the others hold numbers, aligned right.
+        footer: cells of a last row below a rule, or None.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -57,14 +57,14 @@ def print_table(
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they are, each whole."""
+    """Print lines verbatim, without wrapping."""
     console = terminal()
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def size(value: float | None) -> str:
-    """Bytes as a person reads them; ``-`` where nothing was measured.
+    """Format bytes for reading; ``-`` if nothing was measured.
 
     >>> size(5 * 2**29)
     '2.50 GiB'

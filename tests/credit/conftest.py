@@ -1,4 +1,4 @@
-"""What the tests of `sepo credit` share: pairs with marked errors for the tiny models."""
+"""Shared fixtures of the tests of `sepo credit`: pairs with marked errors for the tiny models."""
 
 import json
 
@@ -43,7 +43,7 @@ def marked_pairs(marked_rows):
 
 @pytest.fixture(scope="session")
 def marked_world(world, tmp_path_factory, marked_rows):
-    """The tiny models with a data set `marked` of these rows."""
+    """A data set `marked` of these rows, for the tiny models."""
     folder = tmp_path_factory.mktemp("marked")
     (folder / "marked.json").write_text(json.dumps(marked_rows))
     entry = {

@@ -1,4 +1,4 @@
-"""The recorded results of benchmarks/credit.py: whole, what the documentation says, and what was asked of them."""
+"""The recorded results of benchmarks/credit.py: complete, equal to the documentation, and as good as required."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def recorded(name):
 
 
 @pytest.mark.parametrize("name", ["demo", "fluent", "qa"])
-def test_the_documentation_says_what_was_measured(name):
+def test_documentation_has_the_recorded_results(name):
     result = recorded(name)
     assert result["schema"] == SCHEMA
     assert {"oracle", "surprisal", "random"} <= set(result["scorers"])
@@ -31,7 +31,7 @@ def test_the_documentation_says_what_was_measured(name):
     assert result["data"]["responses"] >= 50
 
 
-def test_contrastive_prompts_are_measured_on_what_people_marked():
+def test_contrastive_prompts_are_measured_on_human_marked_errors():
     assert "contrastive" in recorded("qa")["scorers"]
 
 
@@ -41,7 +41,7 @@ def test_the_oracle_finds_obvious_errors():
     assert oracle["recall"]["mean"] >= 0.85
 
 
-def test_the_oracle_finds_fluent_errors_that_surprise_does_not():
+def test_the_oracle_finds_fluent_errors_that_surprisal_does_not():
     result = recorded("fluent")
     assert result["scorers"]["surprisal"]["auroc"]["mean"] < 0.7
     (difference,) = (d for d in result["differences"] if (d["first"], d["second"]) == ("oracle", "surprisal"))

@@ -1,4 +1,4 @@
-"""`sepo credit` as a user types it: data or a run's folder, files it writes, mistakes in one line."""
+"""`sepo credit` on the command line: data or a run's directory, output files, errors of one line."""
 
 import json
 
@@ -20,7 +20,7 @@ def data(tmp_path_factory, marked_rows):
 
 @pytest.fixture
 def run_folder(tmp_path, world):
-    """What a run of ours leaves behind, as far as its oracle goes."""
+    """The files of a run that describe its oracle."""
     identity = {"scorer": "oracle", "template": "chatml", "cutoff_len": 96, "compute_dtype": "None"}
     store = ScoreStore.open(
         root=tmp_path / "scores", identity=identity, rows=2, columns=("chosen_scores", "rejected_scores"), shard_rows=2
@@ -40,28 +40,28 @@ def run_folder(tmp_path, world):
 
 def error(capsys, *words):
     assert main(["credit", *map(str, words)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("sepo: error: ")
-    assert said.count("\n") == 1
-    return said
+    printed = capsys.readouterr().err
+    assert printed.startswith("sepo: error: ")
+    assert printed.count("\n") == 1
+    return printed
 
 
-def test_a_run_is_measured_as_it_scored(run_folder, world, data, tmp_path, capsys):
-    """Oracle, base, template, cutoff and ratio are the run's; a pipeline's folder is its policy's."""
+def test_a_run_is_measured_with_its_own_settings(run_folder, world, data, tmp_path, capsys):
+    """Oracle, base, template, cutoff and ratio are the run's; a pipeline's directory stands for its policy's."""
     found = read_run(run_folder)
     assert (found.template, found.cutoff_len, found.dtype, found.ratio) == ("chatml", 96, None, 0.2)
     files = ["-o", tmp_path / "out.json", "--figure", tmp_path / "out.png"]
     words = ["credit", run_folder, "--data", data, "--bootstrap", 20, *files]
     assert main([str(word) for word in words]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text())
     assert list(result["scorers"]) == ["oracle", "surprisal", "random"]
     assert result["models"]["oracle"]["model"] == str(world / "oracle")
     assert (result["reading"]["cutoff_len"], result["settings"]["ratio"]) == (96, 0.2)
-    for piece in ("AUROC", "recall at 20%", "oracle - surprisal", "Wrong-Number", "12 rejected answers", "out.png"):
-        assert piece in said
+    for piece in ("AUROC", "recall at 20%", "oracle - surprisal", "Wrong-Number", "12 rejected responses", "out.png"):
+        assert piece in printed
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert "is there already; name another file, or add --overwrite" in error(capsys, *words[1:])
+    assert "already exists; name another file, or add --overwrite" in error(capsys, *words[1:])
     assert main([*map(str, words), "--overwrite", "--rows", "4", "--ratio", "0.5", "--scorers", "random"]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["data"]["rows"] == 4
 
@@ -70,39 +70,39 @@ def test_data_with_models_by_option(data, world, capsys):
     oracle = ["--oracle-model", world / "oracle", "--oracle-base", world / "base"]
     words = [data, "--model", world / "base", *oracle, "--template", "chatml", "--bootstrap", 5, "--text-tokens"]
     assert main(["credit", *map(str, words)]) == 0
-    said = capsys.readouterr().out
-    assert "oracle - surprisal" in said
-    assert "(the end of turn) are left out" in said
+    printed = capsys.readouterr().out
+    assert "oracle - surprisal" in printed
+    assert "(the end of turn) are excluded" in printed
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["nowhere.json"], "'nowhere.json' is no file"),
-        (["demo", "--oracle-adapters", "x"], "name what the oracle was trained from, --oracle-base"),
-        (["demo", "--oracle-base", "x"], "--oracle-base is named without its oracle"),
-        (["demo", "--adapters", "x"], "--adapters belong to --model"),
-        (["demo", "--ref-adapters", "x"], "--ref-adapters belong to a model"),
+        (["nowhere.json"], "'nowhere.json' is not a file"),
+        (["demo", "--oracle-adapters", "x"], "name the one that the oracle was trained from with --oracle-base"),
+        (["demo", "--oracle-base", "x"], "--oracle-base is set without an oracle"),
+        (["demo", "--adapters", "x"], "--adapters is set without --model"),
+        (["demo", "--ref-adapters", "x"], "--ref-adapters is set without a model"),
         (["demo", "--model", "x", "--oracle-model", "x"], "are the same model"),
-        (["demo", "--data", "demo"], "--data goes with a run's folder"),
+        (["demo", "--data", "demo"], "--data needs a run's directory"),
         (["demo", "--model", "x", "--ratio", "0"], "--ratio is 0.0"),
         (["demo", "--model", "x", "--cutoff-len", "1"], "--cutoff-len is 1"),
         (["demo", "--model", "x", "--rows", "0"], "--rows is 0"),
         (["demo", "--model", "x", "--bootstrap", "0"], "--bootstrap is 0"),
         (["demo", "--model", "x", "--batch-tokens", "0"], "--batch-tokens is 0"),
-        (["demo"], "no model is named"),
-        (["demo", "-o", "result.txt"], "the ending is '.txt'; .json is expected"),
-        (["demo", "--figure", "nowhere/x.png"], "there is no folder"),
-        (["demo", "--figure", "x.jpeg"], "the ending is '.jpeg'"),
+        (["demo"], "no model is given"),
+        (["demo", "-o", "result.txt"], "the file ends in '.txt'; expected .json"),
+        (["demo", "--figure", "nowhere/x.png"], "nowhere does not exist"),
+        (["demo", "--figure", "x.jpeg"], "the file ends in '.jpeg'"),
     ],
 )
-def test_mistakes_are_one_line(words, said, capsys, tmp_path, monkeypatch):
+def test_mistakes_are_one_line(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert said in error(capsys, *words)
+    assert message in error(capsys, *words)
 
 
-def test_folders_that_cannot_be_measured(tmp_path, run_folder, capsys):
-    assert "is a folder without a run of ours" in error(capsys, tmp_path)
+def test_directories_that_cannot_be_measured(tmp_path, run_folder, capsys):
+    assert "is a directory without a sepo run" in error(capsys, tmp_path)
     settings = run_folder / "policy" / "sepo_settings.json"
     values = json.loads(settings.read_text())
     settings.write_text(json.dumps({**values, "oracle": None, "token_scorer": "policy_ref"}))
@@ -123,7 +123,7 @@ def test_a_run_whose_store_is_gone_still_names_its_oracle(run_folder, world):
         read_run(run_folder / "policy" / "none")
 
 
-def test_help_needs_no_torch(capsys):
+def test_help_does_not_need_torch(capsys):
     import argparse
 
     parser = argparse.ArgumentParser()

@@ -1,4 +1,4 @@
-"""From marks and scores to figures: against sums by hand, types, draws, what is left out."""
+"""Measures from marks and scores: against sums by hand, by type, over draws, and excluded responses."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from sepo.errors import SepoError
 
 
 def response(*words):
-    """One token a word: "" for a right one, else the types of its errors."""
+    """One token per word: "" for a right one, otherwise the types of its errors."""
     kinds = sorted({kind for word in words for kind in word.split()})
     return MarkedResponse(
         np.array([bool(word) for word in words]),
@@ -33,17 +33,17 @@ def test_measures_are_means_of_responses_not_of_tokens():
     assert (found.responses, found.tokens, found.marked_tokens) == (2, 6, 2)
 
 
-def test_responses_without_two_kinds_of_tokens_are_left_out_and_counted():
+def test_responses_without_two_kinds_of_tokens_are_excluded_and_counted():
     responses = [response("", ""), response("x", "x"), response("x", ""), response("x", "x", "x")]
     scores = [np.arange(r.marked.size, dtype=float) for r in responses]
     found = evaluated(responses, {"mine": [scores]})
     assert (found.responses, found.unmarked, found.all_marked) == (1, 1, 2)
     assert found.scorers["mine"]["auroc"].mean == 1.0
-    with pytest.raises(SepoError, match="none of the 2 rejected answers"):
+    with pytest.raises(SepoError, match="none of the 2 rejected responses"):
         evaluated(responses[:2], {"mine": [scores[:2]]})
 
 
-def test_a_type_is_told_from_what_no_type_covers():
+def test_a_type_is_compared_with_tokens_that_no_type_covers():
     marked = response("a", "", "b", "a b", "")
     scores = np.array([2.0, 1.0, 0.0, 5.0, 4.0])
     found = evaluated([marked, response("", "b")], {"mine": [[scores, np.array([1.0, 0.0])]]}, ratio=0.4)
@@ -65,7 +65,7 @@ def test_draws_are_averaged_within_each_response():
 
 
 def test_differences_are_paired():
-    """Two scorers, one better by the same amount in easy and hard responses: an interval of no width."""
+    """Two scorers, one better by the same amount in easy and hard responses: an interval of zero width."""
     easy, hard = response("x", "", "", ""), response("x", "", "", "")
     better = [np.array([0.0, 1, 2, 3]), np.array([2.5, 1, 2, 3])]
     worse = [np.array([1.5, 1, 2, 3]), np.array([4.0, 1, 2, 3])]
@@ -88,6 +88,6 @@ def test_an_oracle_of_the_marks_is_perfect_and_its_opposite_worst():
 
 
 @pytest.mark.parametrize("bad", [[0.0, 1.0], [0.0, float("nan"), 1.0]])
-def test_numbers_that_do_not_fit_name_the_scorer(bad):
+def test_invalid_scores_name_the_scorer(bad):
     with pytest.raises(SepoError, match="scorer mine gives"):
         evaluated([response("x", "", "")], {"mine": [[np.array(bad)]]})

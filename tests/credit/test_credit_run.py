@@ -1,4 +1,4 @@
-"""Whole measurements with tiny models: the scores are training's own, in its templates and tokens."""
+"""Whole measurements with tiny models: the scores equal those of training, in its templates and tokens."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def request(models, *scorers, **options):
 
 @pytest.fixture(scope="module")
 def trained(world, marked_world, tmp_path_factory):
-    """What a run computes before it trains: the stores, by what they hold."""
+    """The stores that a run computes before training, by content."""
     from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
     from sepo.hosts.llamafactory.workflow import prepared_data
 
@@ -55,17 +55,17 @@ def trained(world, marked_world, tmp_path_factory):
 
 
 def test_oracle_and_prompts_score_as_before_training(models, marked_pairs, trained):
-    """Low is wrong for both, and so the numbers of a store are taken as they are."""
+    """Low is wrong for both, so the scores of a store are used as they are."""
     oracle, rewards = (f"store:{trained[what]}" for what in ("token_scores", "token_reward_scores"))
     found = score_pairs(marked_pairs, request(models, "oracle", oracle, "contrastive", rewards)).scores
-    for ours, stored in (("oracle", oracle), ("contrastive", rewards)):
-        for one, other in zip(found[ours][0], found[stored][0], strict=True):
+    for live, stored in (("oracle", oracle), ("contrastive", rewards)):
+        for one, other in zip(found[live][0], found[stored][0], strict=True):
             np.testing.assert_allclose(one, other, atol=SCORE)
             assert np.abs(one).max() > 1e-3
 
 
-def test_each_scorer_is_what_the_models_say_token_by_token(models, marked_pairs, world):
-    """Slow twin: a row at a time from full logits, in the chat template, which is ChatML's in both."""
+def test_each_scorer_equals_the_models_log_probabilities(models, marked_pairs, world):
+    """Slow twin: one row at a time from full logits, in the chat template, which is ChatML in both."""
     found = score_pairs(marked_pairs, request(models, "oracle", "surprisal", "policy_ref", "confidence"))
     plain = score_pairs(marked_pairs, request(models, "surprisal", template=None))
     words = AutoTokenizer.from_pretrained(world / "base")
@@ -90,7 +90,7 @@ def test_each_scorer_is_what_the_models_say_token_by_token(models, marked_pairs,
         np.testing.assert_allclose(plain.scores["surprisal"][0][index], base, atol=LOG_PROB)
 
 
-def test_a_result_has_the_documented_form(models, marked_pairs):
+def test_results_have_the_documented_schema(models, marked_pairs):
     result = measure(marked_pairs, request(models, "oracle", "surprisal", "random", bootstrap=20, random_draws=3))
     assert json.loads(json.dumps(result)) == result
     assert result["schema"] == SCHEMA == "sepo.credit/1"
@@ -119,7 +119,7 @@ def test_a_result_has_the_documented_form(models, marked_pairs):
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
 
 
-def test_the_end_of_turn_can_be_left_out(models, marked_pairs):
+def test_the_end_of_turn_can_be_excluded(models, marked_pairs):
     whole = measure(marked_pairs, request(models, "random", bootstrap=5, random_draws=2))
     text = measure(marked_pairs, request(models, "random", bootstrap=5, random_draws=2, text_only=True))
     assert whole["data"]["tokens"] == text["data"]["tokens"] + 2 * len(marked_pairs)  # <|im_end|> and a line's end
@@ -132,13 +132,13 @@ def test_random_is_chance(models, marked_pairs):
     assert abs(result["scorers"]["random"]["auroc"]["mean"] - 0.5) < 0.02
 
 
-def test_errors_behind_the_truncation_are_counted(models, marked_pairs):
+def test_truncated_errors_are_counted(models, marked_pairs):
     result = measure(marked_pairs, request(models, "random", bootstrap=5, random_draws=1, cutoff_len=12))
     assert 0 < result["data"]["spans_cut"] <= 20
     assert result["data"]["left_out"]["no_token_marked"] > 0
 
 
-def test_registered_scorers_are_asked_and_turned_round(models, marked_pairs, tmp_path):
+def test_registered_scorers_are_called_and_their_sign_is_flipped(models, marked_pairs, tmp_path):
     from packages import SCORER_EXAMPLE, on_path, write_example
 
     with on_path(write_example(tmp_path, SCORER_EXAMPLE)):
@@ -150,31 +150,31 @@ def test_registered_scorers_are_asked_and_turned_round(models, marked_pairs, tmp
 
 
 @pytest.mark.parametrize(
-    ("scorers", "changes", "said"),
+    ("scorers", "changes", "message"),
     [
         (["orakel"], {}, "'orakel'.*Did you mean 'oracle'"),
-        (["file"], {}, "'file'; expected some of"),
-        ([], {}, "names nothing"),
-        (["random", "random"], {}, "random, random; different"),
+        (["file"], {}, "'file', expected some of"),
+        ([], {}, "--scorers is empty"),
+        (["random", "random"], {}, "random, random; expected at least one scorer, each once"),
         (["oracle"], {"oracle": None}, "oracle needs an oracle"),
         (["policy_ref"], {"reference": None}, "policy_ref needs a reference"),
-        (["surprisal"], {"model": None}, "surprisal needs the model"),
-        (["random"], {"model": None, "oracle": None, "reference": None}, "no model is named"),
-        (["store:/nowhere"], {}, "/nowhere is no score store"),
+        (["surprisal"], {"model": None}, "surprisal needs a model that scores"),
+        (["random"], {"model": None, "oracle": None, "reference": None}, "no model is given"),
+        (["store:/nowhere"], {}, "/nowhere is not a score store"),
     ],
 )
-def test_what_is_missing_is_said_before_anything_is_loaded(models, marked_pairs, scorers, changes, said):
+def test_missing_models_are_reported_before_anything_is_loaded(models, marked_pairs, scorers, changes, message):
     from dataclasses import replace
 
-    with pytest.raises(SepoError, match=said):
+    with pytest.raises(SepoError, match=message):
         measure(marked_pairs, request(replace(models, **changes), *scorers))
 
 
-def test_a_store_of_other_rows_or_tokens_is_refused(models, marked_pairs, trained):
+def test_a_store_of_other_rows_or_tokens_is_an_error(models, marked_pairs, trained):
     name = f"store:{trained['token_scores']}"
-    with pytest.raises(SepoError, match="scores of 12 rows and the data has 11"):
+    with pytest.raises(SepoError, match="scores of 12 rows, but the data has 11"):
         measure(marked_pairs[:11], request(models, name))
-    with pytest.raises(SepoError, match=r"row 0 has \d+ scores and its rejected answer \d+ tokens"):
+    with pytest.raises(SepoError, match=r"row 0 has \d+ scores, but its rejected response has \d+ tokens"):
         measure(marked_pairs, request(models, name, template="alpaca"))
 
 

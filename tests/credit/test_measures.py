@@ -1,4 +1,4 @@
-"""Measures of token-level credit against slow twins that count pairs and thresholds, and their properties."""
+"""Measures of token-level credit against slow twins over pairs and thresholds, and their properties."""
 
 import math
 
@@ -13,7 +13,7 @@ from sepo.errors import SepoError
 
 @st.composite
 def responses(draw):
-    """Scores from few values, so that many are equal, with at least one token marked and one not."""
+    """Scores from few values, so that many are tied, with at least one marked and one unmarked token."""
     count = draw(st.integers(2, 25))
     scores = draw(st.lists(st.sampled_from([-3.5, -1.0, 0.0, 0.25, 2.0, 1e4]), min_size=count, max_size=count))
     marked = draw(st.lists(st.booleans(), min_size=count, max_size=count).filter(lambda m: any(m) and not all(m)))
@@ -42,7 +42,7 @@ def slow_average_precision(scores, marked):
 
 @given(responses())
 @settings(max_examples=300, deadline=None)
-def test_both_are_what_the_slow_twins_count(response):
+def test_both_equal_the_slow_twins(response):
     assert auroc(*response) == pytest.approx(slow_auroc(*response), abs=1e-12)
     assert average_precision(*response) == pytest.approx(slow_average_precision(*response), abs=1e-12)
 
@@ -61,7 +61,7 @@ def test_the_order_of_the_tokens_does_not_matter(response, random):
 
 @given(responses())
 @settings(max_examples=100, deadline=None)
-def test_only_the_ranking_counts_and_turning_it_round_mirrors(response):
+def test_only_the_ranking_matters_and_reversing_it_mirrors(response):
     scores, marked = response
     assert auroc(np.arctan(scores) * 7 - 2, marked) == pytest.approx(auroc(scores, marked), abs=1e-12)
     assert auroc(-scores, marked) == pytest.approx(1 - auroc(scores, marked), abs=1e-12)
@@ -85,7 +85,7 @@ def test_known_values():
 
 
 @pytest.mark.parametrize(
-    ("scores", "marked", "said"),
+    ("scores", "marked", "message"),
     [
         ([1.0, 2.0], [True, True], "2 of 2 tokens are marked"),
         ([1.0, 2.0], [False, False], "0 of 2 tokens are marked"),
@@ -95,18 +95,18 @@ def test_known_values():
         ([1.0, 2.0], [1, 0], "dtype int64"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(scores, marked, said):
+def test_invalid_scores_and_marks_are_errors(scores, marked, message):
     for measure in (auroc, average_precision):
-        with pytest.raises(SepoError, match=said):
+        with pytest.raises(SepoError, match=message):
             measure(np.array(scores), np.array(marked))
 
 
-def test_a_selection_of_nothing_is_refused():
+def test_an_empty_selection_is_an_error():
     with pytest.raises(SepoError, match="0 of 2 tokens are selected"):
         precision_recall(np.array([False, False]), np.array([True, False]))
 
 
-def test_the_bootstrap_is_seeded_and_the_same_for_all():
+def test_the_bootstrap_is_seeded_and_shared():
     values = np.random.default_rng(1).normal(size=40)
     first = Bootstrap(40, samples=500, seed=7)
     assert first.mean(values) == Bootstrap(40, samples=500, seed=7).mean(values)
@@ -116,7 +116,7 @@ def test_the_bootstrap_is_seeded_and_the_same_for_all():
     assert (shifted.low, shifted.mean, shifted.high) == pytest.approx((0.3, 0.3, 0.3))
 
 
-def test_the_bootstrap_is_the_slow_one():
+def test_the_bootstrap_equals_the_slow_twin():
     values = np.array([0.0, 0.2, 0.9, 1.0, 0.4])
     draws = np.random.default_rng(3).integers(5, size=(50, 5))
     means = sorted(float(values[row].mean()) for row in draws)
@@ -125,8 +125,8 @@ def test_the_bootstrap_is_the_slow_one():
     assert estimate.high == pytest.approx(np.percentile(means, 97.5))
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    """Of 300 samples of 60 uniform numbers, the interval holds the true mean in 90 to 99 %."""
+def test_intervals_have_about_nominal_coverage():
+    """Of 300 samples of 60 uniform numbers, the interval contains the true mean in 90 to 99 %."""
     rng = np.random.default_rng(11)
     hits = 0
     for seed in range(300):
@@ -135,7 +135,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert 0.90 <= hits / 300 <= 0.99
 
 
-def test_one_response_has_an_interval_of_no_width():
+def test_one_response_has_an_interval_of_zero_width():
     assert Bootstrap(1, samples=10, seed=0).mean(np.array([0.7])) == Bootstrap(1, samples=1, seed=1).mean(
         np.array([0.7])
     )

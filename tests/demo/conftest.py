@@ -1,4 +1,4 @@
-"""One converted model for every test of the demonstration: converting takes some seconds, re-using it none."""
+"""One converted model for all tests of the demonstration, as the conversion takes some seconds."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The converted model: special tokens, digits, generation, and folders that are half-written or foreign."""
+"""The converted model: special tokens, digits, generation, and directories that are partial or have other files."""
 
 import importlib.util
 import json
@@ -72,7 +72,7 @@ class TestModel:
         assert "Paris" in tokenizer.decode(generated, skip_special_tokens=True)
 
     def test_text_with_numbers_is_likely(self, model, tokenizer):
-        """A wrong rotary order or a wrong digit split costs nats per token here, not hundredths."""
+        """A wrong rotary order or digit split would cost nats per token, not hundredths of a nat."""
         import torch
 
         text = "Water boils at 100 degrees Celsius and freezes at 0 degrees. A week has 7 days, a year has 12 months."
@@ -81,7 +81,7 @@ class TestModel:
             loss = model(input_ids=ids, labels=ids).loss.item()
         assert loss < 2.8
 
-    def test_loads_twice_alike(self, model, model_directory):
+    def test_loading_is_deterministic(self, model, model_directory):
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -117,8 +117,8 @@ class TestModel:
         torch.testing.assert_close(layer.mlp.down_proj.weight[100], expected, rtol=1e-6, atol=1e-8)
 
 
-class TestFolder:
-    def test_a_finished_folder_is_reused_within_a_second(self, model_directory):
+class TestDirectory:
+    def test_a_finished_directory_is_reused_within_a_second(self, model_directory):
         before = (model_directory / "model.safetensors").stat().st_mtime_ns
         started = time.perf_counter()
         assert prepare_model(model_directory) == model_directory
@@ -128,7 +128,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         "damage", ["no marker", "old version", "other gguf", "cut weights", "lost file", "no json"]
     )
-    def test_a_damaged_folder_is_not_finished(self, model_directory, tmp_path, damage):
+    def test_a_damaged_directory_is_not_finished(self, model_directory, tmp_path, damage):
         copy = tmp_path / "model"
         copy.mkdir()
         for path in model_directory.iterdir():
@@ -148,7 +148,7 @@ class TestFolder:
             (copy / MARKER).write_text("{" if damage == "no json" else json.dumps(marker))
         assert not demo_model._is_finished(copy, demo_model._installed_hash())
 
-    def test_a_half_written_folder_is_made_again(self, model_directory, tmp_path, monkeypatch):
+    def test_a_partial_directory_is_rebuilt(self, model_directory, tmp_path, monkeypatch):
         target = tmp_path / "model"
         target.mkdir()
         (target / "model.safetensors").write_bytes(b"half")
@@ -173,14 +173,14 @@ class TestFolder:
             prepare_model(tmp_path / "model")
         assert sorted(path.name for path in tmp_path.iterdir()) == [".model.lock"]
 
-    def test_foreign_files_are_left_alone(self, model_directory, tmp_path):
+    def test_other_files_are_not_changed(self, model_directory, tmp_path):
         (tmp_path / "thesis.txt").write_text("years of work")
         with pytest.raises(SepoError, match=r"thesis\.txt.*Name another path"):
             prepare_model(tmp_path)
         assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
-    def test_the_shared_folder_is_what_this_code_writes(self, model_directory, tmp_path):
-        """The tests share a folder that an older version of the code may have made: FORMAT_VERSION must tell."""
+    def test_the_shared_directory_is_what_this_code_writes(self, model_directory, tmp_path):
+        """The tests share a directory that an older version may have written: FORMAT_VERSION must distinguish it."""
         from gguf import GGUFReader
 
         reader = GGUFReader(find_gguf())
@@ -196,7 +196,7 @@ class TestFolder:
         assert INSTALL_COMMAND in str(caught.value)
         assert not (tmp_path / "model").exists()
 
-    def test_another_models_gguf_is_refused(self, tmp_path):
+    def test_another_models_gguf_is_an_error(self, tmp_path):
         class Field:
             def __init__(self, value):
                 self.value = value
@@ -215,6 +215,6 @@ class TestFolder:
             demo_model._check_source(reader, tmp_path / "other.gguf")
 
 
-def test_a_finished_folder_serves_without_the_package(model_directory, monkeypatch):
+def test_a_finished_directory_does_not_need_the_package(model_directory, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert prepare_model(model_directory) == model_directory

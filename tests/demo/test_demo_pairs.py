@@ -1,4 +1,4 @@
-"""The demonstration pairs: exact spans, shared wording, no leak, the shipped bytes, how hard the wrong spans hide."""
+"""The demonstration pairs: exact spans, shared wording, no leakage, the shipped bytes, difficulty of the errors."""
 
 import collections
 import contextlib
@@ -45,7 +45,7 @@ def prompts(rows):
 
 
 def shared_pieces(row):
-    """The pieces of the rejected answer between its wrong spans, the first and the last one included."""
+    """Return the pieces of the rejected response between its wrong spans, including the first and the last one."""
     text, end = row["rejected"]["value"], 0
     for span in row["rejected_error_spans"]:
         yield text[end : span["start"]]
@@ -54,7 +54,7 @@ def shared_pieces(row):
 
 
 def counterparts(row):
-    """What the chosen answer says where the rejected one is wrong: one text a span, or None if the rest differs."""
+    """Return the text of the chosen response at each wrong span of the rejected one, or None if the rest differs."""
     text = row["chosen"]["value"]
     first, *rest = shared_pieces(row)
     if not text.startswith(first):
@@ -101,8 +101,8 @@ def test_every_row_is_exact_for_any_seed(generate, seed, rows):
     assert (len(pairs.train), len(pairs.heldout)) == (rows - heldout, heldout)
     for row in (*pairs.train, *pairs.heldout):
         check_row(row)
-    asked = prompts((*pairs.train, *pairs.heldout))
-    assert len(set(asked)) == len(asked)
+    texts = prompts((*pairs.train, *pairs.heldout))
+    assert len(set(texts)) == len(texts)
     assert generate(seed=seed, rows=rows) == pairs
 
 
@@ -111,7 +111,7 @@ def test_different_seeds_differ(generate):
     assert generate(seed=1).train != generate(seed=2).train
 
 
-def test_no_prompt_and_no_answer_is_in_both_parts(pairs):
+def test_no_prompt_and_no_response_is_in_both_parts(pairs):
     assert not set(prompts(pairs.train)) & set(prompts(pairs.heldout))
     assert not {row["chosen"]["value"] for row in pairs.train} & {row["chosen"]["value"] for row in pairs.heldout}
 
@@ -135,7 +135,7 @@ def test_sizes_and_domains(pairs):
     assert max(domains.values()) < 0.2 * len(pairs.train)
 
 
-def test_wrong_spans_are_everywhere_in_the_answer(pairs):
+def test_wrong_spans_are_everywhere_in_the_response(pairs):
     thirds = collections.Counter(
         min(2, 3 * span["start"] // len(row["rejected"]["value"]))
         for row in pairs.train
@@ -147,7 +147,7 @@ def test_wrong_spans_are_everywhere_in_the_answer(pairs):
 
 
 def labelled_tokens(tokenizer, row, column):
-    """Token ids of the rejected answer, and for each whether it is in a span of ``column`` (leading space aside)."""
+    """Return token ids of the rejected response and whether each is in a span of ``column`` (leading space aside)."""
     text = row["rejected"]["value"]
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     marks = []
@@ -170,7 +170,7 @@ def test_length_and_share_in_tokens(pairs, tokenizer):
 
 
 def test_a_value_is_one_token_right_or_wrong(fluent, tokenizer):
-    """Texts of equal length that differ in the marked tokens and nowhere else."""
+    """Chosen and rejected texts have equal lengths and differ only in the marked tokens."""
     for row in (*fluent.train, *fluent.heldout):
         ids, marks = labelled_tokens(tokenizer, row, "rejected_error_spans")
         chosen = tokenizer(row["chosen"]["value"], add_special_tokens=False)["input_ids"]
@@ -178,13 +178,13 @@ def test_a_value_is_one_token_right_or_wrong(fluent, tokenizer):
         assert sum(marks) == len(row["rejected_error_spans"])
 
 
-def test_the_prompt_says_what_holds_and_rules_out_what_does_not(fluent):
+def test_the_prompt_states_right_values_and_rules_out_wrong_ones(fluent):
     for row in (*fluent.train, *fluent.heldout):
         (prompt,) = prompts([row])
         for span, right in zip(row["rejected_error_spans"], counterparts(row), strict=True):
             wrong = row["rejected"]["value"][span["start"] : span["end"]]
-            told = rf"\b{right} \(not {wrong}\)|\b{right},? (not|instead of|rather than) {wrong}\b"
-            assert re.search(told, prompt, re.IGNORECASE), (row, right, wrong)
+            stated = rf"\b{right} \(not {wrong}\)|\b{right},? (not|instead of|rather than) {wrong}\b"
+            assert re.search(stated, prompt, re.IGNORECASE), (row, right, wrong)
         assert not re.search(r",[,.]|\b[Aa] [aeio]|  ", prompt), prompt
 
 
@@ -198,7 +198,7 @@ def test_a_value_is_drawn_once_and_types_are_of_their_values():
 
 
 def test_obvious_errors_are_words_of_another_domain_and_single_tokens(tokenizer):
-    """An error of several tokens would be one token and its consequences, which no score calls wrong by themselves."""
+    """An error of several tokens would be one wrong token and its consequences, which are not wrong by themselves."""
     home = {word.lower(): domain for domain, words in OUT_OF_PLACE.items() for word in words}
     pairs = generate_pairs()
     for row in (*pairs.train, *pairs.heldout):
@@ -214,8 +214,8 @@ def test_out_of_place_words_are_right_values_of_their_own_domain():
     assert {(domain, word) for domain, words in OUT_OF_PLACE.items() for word in words} <= right
 
 
-def test_no_token_rule_tells_fluent_wrong_values_from_right_ones(fluent, tokenizer):
-    """A table of token ids, counted on the training rows with their labels, hardly separates held-out values."""
+def test_no_token_rule_separates_fluent_wrong_values_from_right_ones(fluent, tokenizer):
+    """A table of token ids, counted on labelled training rows, hardly separates held-out values."""
     pairs = fluent
     seen, bad = collections.Counter(), collections.Counter()
     for row in pairs.train:
@@ -237,7 +237,7 @@ def test_no_token_rule_tells_fluent_wrong_values_from_right_ones(fluent, tokeniz
 
 
 def test_fluent_errors_are_hardly_more_surprising_than_the_rest(fluent, model, tokenizer):
-    """What the plain model finds improbable is no guide: that is what the fluent part is for."""
+    """Surprisal under the base model does not find these errors, which is the purpose of the fluent set."""
     sequences, marks = [], []
     for row in fluent.heldout[:32]:
         answer, wrong = labelled_tokens(tokenizer, row, "rejected_error_spans")
@@ -270,7 +270,7 @@ def test_dataset_info_is_llamafactorys(tmp_path):
         assert all(column in rows[0] for column in entry["columns"].values())
 
 
-def test_other_datasets_are_left_alone(tmp_path):
+def test_other_datasets_are_not_overwritten(tmp_path):
     (tmp_path / "dataset_info.json").write_text('{"mine": {}}')
     with pytest.raises(SepoError, match="mine"):
         write_dataset(tmp_path)
@@ -281,13 +281,13 @@ def test_other_datasets_are_left_alone(tmp_path):
     ("generate", "rows"),
     [(generate_pairs, -1), (generate_pairs, 0), (generate_pairs, 10**6), (generate_fluent_pairs, 0)],
 )
-def test_impossible_sizes_say_what_is_possible(generate, rows):
+def test_errors_of_invalid_sizes_name_the_valid_ones(generate, rows):
     with pytest.raises(SepoError, match=rf"rows={rows}; expected at least 1"):
         generate(rows=rows)
 
 
 @given(value=st.integers(1, 9000), seed=st.integers(0, 1000))
-def test_near_numbers_are_wrong_visibly(value, seed):
+def test_near_numbers_differ_in_their_first_digit(value, seed):
     near = near_number(value, random.Random(seed))
     assert near > 0
     assert str(near)[0] != str(value)[0]
@@ -301,7 +301,7 @@ def test_default_sizes_are_the_shipped_ones(fluent):
 
 
 class TestTrueStatements:
-    """What is calculated is calculated again here, from the chosen text alone."""
+    """Computed facts are recomputed from the chosen text alone."""
 
     def test_numbers_in_conversions_and_sums(self):
         tables = {table.name: table for table in load_tables()}

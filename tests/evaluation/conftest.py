@@ -1,4 +1,4 @@
-"""Tiny models in float64, in float64 throughout, and answers of many lengths."""
+"""Tiny models, in float64 throughout, and responses of many lengths."""
 
 import contextlib
 import random
@@ -27,13 +27,13 @@ def exact_models(world):
 
 @pytest.fixture
 def scoring():
-    """A model as a scoring model that is always in its state."""
+    """Wrap a model as a scoring model that needs no change of state."""
     return lambda model, active=contextlib.nullcontext: ScoringModel(model, active)
 
 
 @pytest.fixture(scope="session")
 def answers():
-    """Chosen answers, then their rejected partners: prompts of 1 to 20 tokens, answers of 1 to 30."""
+    """Chosen responses, then their rejected partners: prompts of 1 to 20 tokens, responses of 1 to 30."""
     draw = random.Random(3)
     sides = [[], []]
     for _ in range(9):

@@ -1,4 +1,4 @@
-"""Statistics of generated answers, counted by hand."""
+"""Statistics of generated answers, computed by hand."""
 
 from collections import Counter
 
@@ -11,17 +11,17 @@ from sepo.evaluation.degeneration import degeneration, distinct_ngrams, ngrams, 
 tokens = st.lists(st.integers(0, 4), max_size=12)
 
 
-def test_a_healthy_a_stuck_and_an_empty_answer():
+def test_a_normal_a_repetitive_and_an_empty_answer():
     found = degeneration([[1, 2, 3, 4], [7, 7, 7, 7, 7, 7], []], [True, False, True])
     assert (found.answers, found.empty, found.median_tokens) == (3, 1, 4.0)
     assert found.tokens.value == pytest.approx(10 / 3)
     assert found.truncated.value == pytest.approx(1 / 3)
     assert found.distinct == {1: 5 / 10, 2: 4 / 8, 3: 3 / 6}
-    # 4 of the 5 pairs of the stuck answer came before, none of the other's; the empty one has no pair.
+    # 4 of the 5 bigrams of the repetitive answer occur before, none of the normal one; the empty one has no bigram.
     assert {n: share.value for n, share in found.repeated.items()} == pytest.approx({2: 2 / 5, 3: 3 / 8, 4: 1 / 3})
 
 
-def test_answers_too_short_for_an_ngram_say_nothing():
+def test_answers_too_short_for_an_ngram_have_no_statistics():
     found = degeneration([[1], []], [True, True])
     assert found.distinct == {1: 1.0, 2: None, 3: None}
     assert found.repeated == {2: None, 3: None, 4: None}
@@ -29,7 +29,7 @@ def test_answers_too_short_for_an_ngram_say_nothing():
 
 
 @given(tokens, st.integers(1, 4))
-def test_repetition_counts_what_came_before(ids, n):
+def test_repetition_counts_earlier_occurrences(ids, n):
     seen, again = set(), 0
     for gram in ngrams(ids, n):
         again += gram in seen

@@ -1,4 +1,4 @@
-"""Sums over answers and their KL against full logits in float64, whatever the batches."""
+"""Sums over responses and their KL against full logits in float64, for any batching."""
 
 import copy
 import random
@@ -68,7 +68,7 @@ def test_sums_and_kl_equal_full_logits(exact_models, answers, expected, scoring,
 
 
 def test_the_direction_is_from_the_policy(exact_models, answers, expected, scoring):
-    """Exchanged, the other divergence comes out, and it is another number."""
+    """With the models exchanged, the result is the other divergence, a different number."""
     policy, reference = map(scoring, exact_models)
     turned = answer_sums(reference, answers, reference=policy, batch_tokens=1000)
     np.testing.assert_allclose(turned.kl, slow_sums(*reversed(exact_models), answers)[:, 2], rtol=1e-10)
@@ -90,7 +90,7 @@ def test_neither_order_nor_batches_matter_in_float32(world, exact_models, answer
     np.testing.assert_allclose(columns(moved), columns(straight)[list(order)], rtol=2e-6, atol=2e-6)
 
 
-def test_a_model_is_at_no_distance_from_itself(exact_models, answers, scoring):
+def test_a_model_has_zero_kl_from_itself(exact_models, answers, scoring):
     model = exact_models[0].float()
     try:
         for reference in (scoring(model), scoring(copy.deepcopy(model))):
@@ -114,7 +114,7 @@ def test_the_same_state_is_run_once(exact_models, answers, scoring):
 
 @pytest.mark.parametrize("target", ["q_proj", "lm_head"])
 def test_the_reference_is_the_policy_without_its_adapter(exact_models, answers, scoring, target):
-    """An adapter on the head, too: what the policy's head was must not be the reference's when both are compared."""
+    """Also with an adapter on the head: the reference must not use the policy's adapted head."""
     base = copy.deepcopy(exact_models[1])
     torch.manual_seed(0)
     policy = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, target_modules=[target])).double().eval()
@@ -131,7 +131,7 @@ def test_the_reference_is_the_policy_without_its_adapter(exact_models, answers, 
 
 
 class LargestLogits(TorchDispatchMode):
-    """The most rows that any tensor of the width of the vocabulary had."""
+    """Records the maximum number of rows of any tensor with the width of the vocabulary."""
 
     def __init__(self, width):
         super().__init__()
@@ -154,7 +154,7 @@ def test_no_more_logits_exist_than_a_chunk(exact_models, answers, scoring):
     assert seen.rows == 5
 
 
-def test_two_vocabularies_are_refused_by_name(exact_models, answers, scoring):
+def test_different_vocabularies_are_an_error(exact_models, answers, scoring):
     other = LlamaForCausalLM(tiny.config(exact_models[0].config.vocab_size + 8)).double().eval()
     size = exact_models[0].config.vocab_size
     with pytest.raises(
@@ -163,10 +163,10 @@ def test_two_vocabularies_are_refused_by_name(exact_models, answers, scoring):
         answer_sums(scoring(exact_models[0]), answers, reference=scoring(other), batch_tokens=99)
 
 
-def test_broken_weights_are_told(exact_models, answers, scoring):
+def test_broken_weights_are_reported(exact_models, answers, scoring):
     broken = copy.deepcopy(exact_models[0])
     broken.lm_head.weight.data[7] = float("nan")
-    with pytest.raises(SepoError, match=r"log-probability under the policy of answer 0 \(of 18\) is nan"):
+    with pytest.raises(SepoError, match=r"log-probability under the policy of response 0 \(of 18\) is nan"):
         answer_sums(scoring(broken), answers, reference=scoring(exact_models[1]), batch_tokens=999)
 
 
@@ -178,8 +178,8 @@ def test_parts_keep_their_rows(exact_models, answers, scoring):
     assert answer_sums(scoring(exact_models[0]), answers, reference=None, batch_tokens=9).part(slice(2)).kl is None
 
 
-def test_long_answers_sum_in_float64(exact_models, scoring):
-    """A thousand tokens, where sums in float32 lose what margins of close answers are made of."""
+def test_long_responses_sum_in_float64(exact_models, scoring):
+    """A thousand tokens, for which sums in float32 lose the precision that close margins need."""
     draw = random.Random(5)
     row = ScoredSequence([draw.randrange(3, 300) for _ in range(1001)], 1)
     sums = answer_sums(scoring(exact_models[0]), [row], reference=scoring(exact_models[1]), batch_tokens=2000)

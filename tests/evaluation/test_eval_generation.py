@@ -1,4 +1,4 @@
-"""Answers against a plain loop of argmax over full logits; samples against their distribution; conversations."""
+"""Greedy answers against a loop of argmax over full logits; samples against their distribution; conversations."""
 
 import copy
 
@@ -55,7 +55,7 @@ def test_greedy_answers_equal_the_plain_loop_in_any_batch(model, scoring, greedy
     assert turned[::-1] == found
 
 
-def test_answers_end_at_the_first_stop_token_and_say_so(model, scoring, greedy):
+def test_answers_end_at_the_first_stop_token_and_are_finished(model, scoring, greedy):
     stop_ids = (greedy[0][4], greedy[2][0], NEVER)
     found = answered(scoring(model), stop_ids=stop_ids, max_new_tokens=12)
     assert [each.ids for each in found] == [slow_answer(model, prompt, stop_ids, 12) for prompt in PROMPTS]
@@ -66,7 +66,7 @@ def test_answers_end_at_the_first_stop_token_and_say_so(model, scoring, greedy):
     assert unfinished.answer == unfinished.ids
 
 
-def test_the_models_own_settings_do_not_count_and_come_back(model, scoring, greedy):
+def test_the_models_generation_settings_are_ignored_and_restored(model, scoring, greedy):
     own = GenerationConfig(
         repetition_penalty=5.0, do_sample=True, temperature=3.0, min_new_tokens=3, suppress_tokens=[greedy[0][0]]
     )
@@ -80,7 +80,7 @@ def test_the_models_own_settings_do_not_count_and_come_back(model, scoring, gree
 
 
 def test_scoring_pairs_before_changes_no_answer(model, scoring, greedy, answers):
-    """It exchanges the model's attention for one that takes pairs."""
+    """Scoring pairs replaces the model's attention by one for pairs."""
     policy = scoring(model)
     answer_sums(policy, answers, reference=None, batch_tokens=1000, pairs=True)
     assert model.config._attn_implementation.startswith("sepo_")
@@ -110,31 +110,31 @@ def test_samples_have_the_distribution_of_the_temperature():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; at least 1"),
-        ({"temperature": -0.1}, "temperature is -0.1; 0 .greedy. or"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
+        ({"temperature": -0.1}, "temperature is -0.1, expected 0 .greedy. or"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
     ],
 )
-def test_impossible_decoding_is_refused(wrong, said):
-    with pytest.raises(SepoError, match=said):
+def test_invalid_decoding_settings_are_errors(wrong, message):
+    with pytest.raises(SepoError, match=message):
         Decoding(**wrong)
 
 
-def test_what_cannot_be_answered_is_refused(model, scoring):
-    with pytest.raises(SepoError, match="no token is known that ends an answer"):
+def test_prompts_that_cannot_be_answered_are_errors(model, scoring):
+    with pytest.raises(SepoError, match="no stop token is set"):
         answered(scoring(model), stop_ids=())
     with pytest.raises(SepoError, match="prompt 1 has no tokens"):
         answered(scoring(model), [[4], []])
 
 
 def encode(messages, system, tools):
-    """A template of one token for each letter, a marker for each speaker, and one where the assistant begins."""
-    said = [("system", system)] * bool(system) + [(message["role"], message["content"]) for message in messages]
+    """Encode one token for each letter, a marker for each role, and one for the start of the assistant's turn."""
+    turns = [("system", system)] * bool(system) + [(message["role"], message["content"]) for message in messages]
     marks = {"system": 301, "user": 302, "assistant": 303}
-    return [token for role, text in said for token in (marks[role], *(50 + ord(letter) for letter in text))] + [303]
+    return [token for role, text in turns for token in (marks[role], *(50 + ord(letter) for letter in text))] + [303]
 
 
 VOICE = Voice(encode, lambda ids: "".join(chr(max(32, token % 128)) for token in ids), (NEVER,), 0, positions=60)
@@ -146,22 +146,22 @@ def prompt(*turns, system=""):
 
 def test_a_second_turn_follows_the_first_answer(model, scoring):
     prompts = [prompt("ab", "cd"), prompt("e", system="be brief"), prompt("fg", "h")]
-    said = converse(scoring(model), prompts, VOICE, decoding=Decoding(max_new_tokens=5), batch_tokens=100)
-    assert [len(turns) for turns in said] == [2, 1, 2]
-    for asked, turns in zip(prompts, said, strict=True):
-        heard = list(asked.messages)
-        for turn, spoken in enumerate(turns):
+    answers = converse(scoring(model), prompts, VOICE, decoding=Decoding(max_new_tokens=5), batch_tokens=100)
+    assert [len(turns) for turns in answers] == [2, 1, 2]
+    for asked, turns in zip(prompts, answers, strict=True):
+        history = list(asked.messages)
+        for turn, answer in enumerate(turns):
             if turn:
-                heard += [
+                history += [
                     {"role": "assistant", "content": turns[0].text},
                     {"role": "user", "content": asked.question.turns[1]},
                 ]
-            assert spoken.prompt_ids == encode(heard, asked.system, "")
-            assert spoken.generated.ids == slow_answer(model, spoken.prompt_ids, (NEVER,), 5)
-            assert spoken.text == VOICE.decode(spoken.generated.ids)
+            assert answer.prompt_ids == encode(history, asked.system, "")
+            assert answer.generated.ids == slow_answer(model, answer.prompt_ids, (NEVER,), 5)
+            assert answer.text == VOICE.decode(answer.generated.ids)
 
 
-def test_prompts_without_room_are_refused_before_anything_runs():
+def test_prompts_that_may_exceed_the_positions_are_errors_before_anything_runs():
     asked = PromptSet("mt_bench", [prompt("a"), prompt("b" * 20, "c" * 20)], None, "questions.jsonl")
     check_room(asked, VOICE, Decoding(max_new_tokens=8))
     with pytest.raises(

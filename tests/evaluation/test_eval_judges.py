@@ -1,4 +1,4 @@
-"""Benchmarks' questions by their fields, answers as their judges read them, and files that are no questions."""
+"""Questions of benchmarks by their fields, answers in the judges' formats, and files that are not questions."""
 
 import json
 
@@ -29,7 +29,7 @@ def saved(path, rows, *, lines):
 
 @pytest.mark.parametrize("lines", [True, False])
 @pytest.mark.parametrize("name", FILES)
-def test_questions_are_known_by_their_fields(tmp_path, name, lines):
+def test_benchmarks_are_identified_by_the_fields_of_their_questions(tmp_path, name, lines):
     judge, questions = read_questions(saved(tmp_path / "q", FILES[name], lines=lines))
     assert judge.name == name
     assert [question.row for question in questions] == FILES[name]
@@ -53,7 +53,7 @@ def without_ids(rows, key):
 
 
 def lines(path):
-    with path.open() as file:  # as the judges read it: U+2028 within a text ends no line
+    with path.open() as file:  # as the judges read it: U+2028 in a text does not end the line
         return [json.loads(line) for line in file]
 
 
@@ -89,7 +89,7 @@ def test_mt_bench_reads_the_texts_of_both_turns(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", [name for name, judge in JUDGES.items() if judge.asked])
+@pytest.mark.parametrize("name", [name for name, judge in JUDGES.items() if judge.question_row])
 def test_other_prompts_take_a_benchmarks_form_and_are_read_back(tmp_path, name):
     own = [own_question(JUDGES[name], number, text, dataset="mine") for number, text in ((3, "a?"), (8, "b\u2028?"))]
     judge, questions = read_questions(write_questions(own, folder=tmp_path))
@@ -105,38 +105,41 @@ def test_other_prompts_take_a_benchmarks_form_and_are_read_back(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("", "holds no rows"),
-        ("[]", "holds no rows"),
-        ("3", "holds rows that are no objects"),
-        ("[1, 2]", "holds rows that are no objects"),
+        ("", "has no rows"),
+        ("[]", "has no rows"),
+        ("3", "has rows that are not objects"),
+        ("[1, 2]", "has rows that are not objects"),
         ("{", "is neither a JSON list nor JSON lines"),
         ("[" * 100_000, "is neither a JSON list nor JSON lines"),
         ('{"question": "?"}', r"has the fields question. Expected: AlpacaEval: a JSON list .* MT-Bench: JSON lines"),
         ("{}", "has the fields .none."),
-        ('{"uid": "a", "prompt": "x"}\n{"uid": "b"}', r"row 2 is no question. Expected Arena-Hard: JSON lines of .uid"),
-        ('{"uid": "a", "prompt": "x"}\n{"uid": "a", "prompt": "y"}', "uid 'a' is there twice"),
-        ('{"uid": ["a"], "prompt": "x"}', r"row 1 has \['a'\] as uid; a text or a whole number"),
+        (
+            '{"uid": "a", "prompt": "x"}\n{"uid": "b"}',
+            r"row 2 is not a question. Expected Arena-Hard: JSON lines of .uid",
+        ),
+        ('{"uid": "a", "prompt": "x"}\n{"uid": "a", "prompt": "y"}', "uid 'a' occurs twice"),
+        ('{"uid": ["a"], "prompt": "x"}', r"row 1 has \['a'\] as uid, expected a string or an integer"),
         ('{"uid": true, "prompt": "x"}', "row 1 has True as uid"),
-        ('{"uid": "a", "prompt": " "}', "row 1 is no question"),
-        ('{"uid": "a", "prompt": 7}', "row 1 is no question"),
-        ('{"uid": "a", "prompt": "\\ud800"}', "row 1 has half a character"),
-        ('{"question_id": 1, "turns": []}', "row 1 is no question. Expected MT-Bench"),
+        ('{"uid": "a", "prompt": " "}', "row 1 is not a question"),
+        ('{"uid": "a", "prompt": 7}', "row 1 is not a question"),
+        ('{"uid": "a", "prompt": "\\ud800"}', "row 1 has a lone surrogate"),
+        ('{"question_id": 1, "turns": []}', "row 1 is not a question. Expected MT-Bench"),
         ('{"question_id": 1, "turns": "ab"}', "has the fields question_id, turns"),
-        ('{"question_id": 1, "turns": ["a", 7]}', "row 1 is no question. Expected MT-Bench"),
-        ('{"question_id": 1, "turns": [{"text": "a"}]}', "row 1 is no question. Expected Arena-Hard of 2024"),
+        ('{"question_id": 1, "turns": ["a", 7]}', "row 1 is not a question. Expected MT-Bench"),
+        ('{"question_id": 1, "turns": [{"text": "a"}]}', "row 1 is not a question. Expected Arena-Hard of 2024"),
     ],
 )
-def test_files_that_are_no_questions_are_told_so(tmp_path, text, said):
+def test_files_that_are_not_questions_are_errors(tmp_path, text, message):
     (tmp_path / "q.jsonl").write_text(text)
-    with pytest.raises(SepoError, match=said) as error:
+    with pytest.raises(SepoError, match=message) as error:
         read_questions(tmp_path / "q.jsonl")
     assert str(error.value).startswith("--questions ")
 
 
 def test_a_missing_and_an_unreadable_file(tmp_path):
-    with pytest.raises(SepoError, match="there is no such file"):
+    with pytest.raises(SepoError, match="the file does not exist"):
         read_questions(tmp_path / "none.json")
     (tmp_path / "latin.json").write_bytes(b'[{"instruction": "\xe9"}]')
     with pytest.raises(SepoError, match="cannot be read"):

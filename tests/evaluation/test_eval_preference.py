@@ -1,4 +1,4 @@
-"""Accuracy and margins against a plain loop; intervals; what changed."""
+"""Accuracy and margins against a plain loop; intervals; changes."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_measures_equal_a_plain_loop(rows):
 
 
 @given(pairs)
-def test_exchanged_sides_are_the_rest(rows):
+def test_exchanged_sides_have_opposite_margins(rows):
     chosen, rejected = (sums([row[i] for row in rows], [row[4] for row in rows]) for i in (0, 1))
     there, back = preference(margins(chosen, rejected)), preference(margins(rejected, chosen))
     assert list(there) == ["summed", "length_normalized"]  # no reference, no reward
@@ -52,15 +52,15 @@ def test_exchanged_sides_are_the_rest(rows):
         assert there[name].margin.value == pytest.approx(-back[name].margin.value)
 
 
-def test_what_changed_is_paired():
-    """Margins that differ a lot between pairs and change by the same: the interval is of the change, not of pairs."""
+def test_changes_are_paired():
+    """Margins that vary between pairs but change by the same amount: the interval is that of the change."""
     before = {"summed": np.array([-3.0, 50.0, 400.0, -0.5]), "length_normalized": np.array([0.0, 1.0, -1.0, 2.0])}
     after = {name: values + 1.0 for name, values in before.items()} | {"reward": np.ones(4)}
     changed = preference_change(before, after)
     assert list(changed) == ["summed", "length_normalized"]
     assert changed["summed"]["margin"] == Estimate(1.0, 1.0, 1.0)
     assert changed["summed"]["accuracy"].value == 0.25  # -0.5 to 0.5
-    assert changed["length_normalized"]["accuracy"].value == 0.25  # a tie no more
+    assert changed["length_normalized"]["accuracy"].value == 0.25  # no longer a tie
 
 
 def test_intervals_are_those_of_the_normal_approximation_where_it_holds():

@@ -1,4 +1,4 @@
-"""eval.json: every key documented, plain JSON, stable; folders that have results are left alone; the tables."""
+"""eval.json: every key documented, plain JSON, stable; directories with results are not overwritten; the tables."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.evaluation.generation import Decoding, Generated
 from sepo.evaluation.judges import JUDGES, Question
 from sepo.evaluation.preference import preference
-from sepo.evaluation.prompts import Prompt, PromptSet, Spoken, question_prompts
+from sepo.evaluation.prompts import AnsweredTurn, Prompt, PromptSet, question_prompts
 from sepo.evaluation.report import print_result
 from sepo.evaluation.result import EvaluatedPolicy, claimed_folder, result_values, write_results
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
@@ -36,8 +36,10 @@ def policy(name, spec, *, reference, prompts, shift=0.0):
     kl = Divergence(Estimate(0.25 + shift, 0.2, 0.3), Estimate(5.0, 4.0, 6.0), 400) if reference else None
     sets = {}
     for each in prompts:
-        spoken = [[Spoken([1, 2], Generated((3, 4, 5), True), "said")] * len(p.question.turns) for p in each.prompts]
-        sets[each.name] = SetResult(spoken, degeneration([[3, 4]] * len(spoken[0]), [True] * len(spoken[0])), kl)
+        answers = [
+            [AnsweredTurn([1, 2], Generated((3, 4, 5), True), "text")] * len(p.question.turns) for p in each.prompts
+        ]
+        sets[each.name] = SetResult(answers, degeneration([[3, 4]] * len(answers[0]), [True] * len(answers[0])), kl)
     result = PolicyResult(
         margins, preference(margins), {"chosen": -20.0, "rejected": -30.0}, kl and {"chosen": kl, "rejected": kl}, sets,
         {"heldout": 1.234, "generations": 0.0},
@@ -58,7 +60,7 @@ def values_of(*, before=True, reference=True, prompts=(HELDOUT, MT)):
 
 
 def paths(values, stops, prefix=()):
-    """Every path of a result down to the fields that are documented as a whole."""
+    """Yield every path of a result, down to the fields that are documented as a whole."""
     for name, value in values.items():
         path = (*prefix, name)
         if any(matches(path, stop) for stop in stops) or not isinstance(value, dict) or not value:
@@ -73,7 +75,7 @@ def matches(path, field):
 
 
 def test_every_key_is_documented_and_every_documented_key_is_there():
-    """`policies.*.kl` and `generations` are documented themselves and below."""
+    """`policies.*.kl` and `generations` are documented as a whole and by their fields."""
     deeper = [field for field in FIELDS if not any(other.startswith(f"{field}.") for other in FIELDS)]
     found = set()
     for before, reference in itertools.product((True, False), repeat=2):
@@ -85,7 +87,7 @@ def test_every_key_is_documented_and_every_documented_key_is_there():
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("eval-*.json")), ids=lambda file: file.stem)
-def test_results_that_were_published_have_this_schema(file):
+def test_recorded_results_have_this_schema(file):
     values = json.loads(file.read_text())
     assert values["schema_version"] == SCHEMA_VERSION
     deeper = [field for field in FIELDS if not any(other.startswith(f"{field}.") for other in FIELDS)]
@@ -137,7 +139,7 @@ def test_everything_is_written_and_nothing_twice(tmp_path, monkeypatch):
         for role in ("before", "after")
         for rest in (("heldout", 7, 0, "Why?"), ("mt_bench", 81, 0, "One?"), ("mt_bench", 81, 1, "Two?"))
     ]
-    assert rows[0] | {"answer": "said", "tokens": 2, "finished": True} == rows[0]
+    assert rows[0] | {"answer": "text", "tokens": 2, "finished": True} == rows[0]
     files = {str(path.relative_to(written[2])) for path in written[2].rglob("*") if path.is_file()}
     names = ("run", "run-before")
     assert files == {
@@ -152,10 +154,10 @@ def test_everything_is_written_and_nothing_twice(tmp_path, monkeypatch):
         claimed_folder(folder)
 
 
-def test_folders_that_cannot_be_made(tmp_path):
+def test_directories_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(SepoError, match="no such folder can be made"):
+        with pytest.raises(SepoError, match="cannot create the directory"):
             claimed_folder(place)
     made = claimed_folder(tmp_path / "a" / "b")
     assert made.is_dir()
@@ -163,7 +165,7 @@ def test_folders_that_cannot_be_made(tmp_path):
     assert claimed_folder(made) == made
 
 
-def test_numbers_that_are_none_are_never_written(tmp_path):
+def test_nan_is_never_written(tmp_path):
     values, policies = values_of()
     values["policies"]["after"]["logps"]["chosen"] = float("nan")
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -171,7 +173,7 @@ def test_numbers_that_are_none_are_never_written(tmp_path):
     assert not (tmp_path / "eval.json").exists()
 
 
-def test_the_tables_say_it(capsys):
+def test_tables_contain_the_results(capsys):
     print_result(values_of()[0])
     text = capsys.readouterr().out
     for piece in ("20 pairs of pairs", "before", "change", "accuracy, summed", "margin, per token (nats)", "+1.000",
@@ -181,6 +183,6 @@ def test_the_tables_say_it(capsys):
         assert piece in text, piece
     print_result(values_of(before=False, reference=False, prompts=())[0])
     text = capsys.readouterr().out
-    assert "no reference is known, so there is no KL" in text
+    assert "no reference is set, so there is neither KL" in text
     for piece in ("before", "change", "log-ratio (nats)", "answers to"):
         assert piece not in text

@@ -1,4 +1,4 @@
-"""Subjects of reports that tests make: one like the demo's, and hostile ones."""
+"""Subjects of reports for tests: one like the demo's, and hostile ones."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ RATIO = 0.3
 
 
 def side(text, *, low, rng, largest, end="<|im_end|>"):
-    """An answer of a text: words as tokens, scores near 0 but in the spans of ``low``, the best selected."""
+    """Return a response: words as tokens, scores near 0 except in the spans of ``low``, the best selected."""
     matches = list(re.finditer(r"\s?\w+|\s?[^\w\s]", text))
     tokens = (*(match.group() for match in matches), end)
     scores = rng.normal(0.15 if largest else -0.1, 0.5, len(tokens))
@@ -74,7 +74,7 @@ def log(steps=60, every=5, *, seed=0):
 
 
 def demo_pairs(rows=60, *, seed=0):
-    """Pairs of the project's own set, every second row of a data set of twice as many."""
+    """Return pairs of the demo's data set, as every second row of a data set with twice as many."""
     rng = np.random.default_rng(seed)
     pairs = []
     for number, row in enumerate(generate_pairs(rows=max(250, 2 * rows)).train[:rows]):
@@ -86,7 +86,7 @@ def demo_pairs(rows=60, *, seed=0):
 
 
 def demo_subject(*, name="policy", rows=60, seed=0, **changed):
-    """A run as the demo leaves it behind."""
+    """Return a run like the demo's."""
     pairs = demo_pairs(rows, seed=seed)
     edges = np.linspace(-12, 3, 76)
     subject = {
@@ -129,11 +129,11 @@ HOSTILE = (
     "$\\frac{1}{0}$ %s %(x)d \\N{DEL}",
     f"javascript:{ATTACK}",
 )
-"""What a prompt, an answer, a path, a name or a recipe can hold."""
+"""Texts that a prompt, a response, a path, a name or a recipe can contain."""
 
 
 def hostile_subject(*, name=HOSTILE[0], **changed):
-    """A subject each of whose texts is an attack, with scores that are no numbers."""
+    """Return a subject with an attack in each of its texts, and with scores that are not finite."""
     scores = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e-30, 5, -5, 1, 2, 3], np.float32)
     selected = np.arange(len(scores)) % 2 == 0
     pairs = [

@@ -1,4 +1,4 @@
-"""Whatever is damaged, half-written or absurd in a run or a store: what is there is read, the rest is a sentence."""
+"""Damaged, partial and absurd files of runs and stores: available data is read, the rest is reported."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sepo.report.reading import read_subject
 from sepo.report.subject import Subject
 from sepo.score_store import AnswerText, RowText, ScoreStore
-from told import SELECT, SIDES, make_run, make_store, table
+from stored_runs import SELECT, SIDES, make_run, make_store, table
 
 ROWS = table()
 
@@ -34,7 +34,7 @@ def run(store, tmp_path):
 
 
 def sound(subject: Subject) -> Subject:
-    """What a page may rely on, whatever was read."""
+    """Check the invariants that a page relies on."""
     assert all(isinstance(sentence, str) and sentence for sentence in subject.missing)
     for pair in subject.pairs:
         assert isinstance(pair.row, int)
@@ -160,14 +160,14 @@ def test_absurd_logs_and_recipes(tmp_path):
         assert {"step": 2, "loss": 2} in sound(read_subject(run)).log
 
 
-def test_a_killed_run_says_so(run):
+def test_a_killed_run_is_reported(run):
     log = (run / "sepo_log.jsonl").read_text().splitlines()
     (run / "sepo_log.jsonl").write_text("\n".join(log[:3]) + '\n{"event": "log", "ste')
     subject = sound(read_subject(run))
     assert [entry["step"] for entry in subject.log] == [1, 2]
-    said = " ".join(subject.missing)
-    assert "1 lines of sepo_log.jsonl cannot be read" in said
-    assert "had not finished (step 2 of 4)" in said
+    missing = " ".join(subject.missing)
+    assert "1 lines of sepo_log.jsonl cannot be read" in missing
+    assert "had not finished (step 2 of 4)" in missing
 
 
 def test_values_that_are_not_finite_are_counted(run):
@@ -180,7 +180,7 @@ def test_values_that_are_not_finite_are_counted(run):
 
 
 def test_texts_of_other_tokens_are_not_shown(store):
-    """A file that passes its checksum and belongs to other scores all the same."""
+    """A file with a valid checksum that belongs to other scores."""
     rows = [row for _, row in store.texts.read(range(9))]
     rows[2] = RowText("other", AnswerText(("x",)), AnswerText(("y",)))
     for name in ("texts.parquet", "texts.json"):

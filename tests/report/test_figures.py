@@ -1,4 +1,4 @@
-"""Figures show the subject's numbers, look the same every time and leave matplotlib as it was."""
+"""Figures show the subject's numbers, are deterministic and leave matplotlib's state unchanged."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ def by_key(subjects):
 
 
 def curves(chart):
-    """What the axes hold, by place: of lines and of histograms."""
+    """Return the data of the axes, by position: of lines and of histograms."""
     (axes,) = figure(chart).axes
     drawn = [line.get_xydata() for line in axes.lines]
     steps = [patch.get_data() for patch in axes.patches if not patch.get_fill()]
@@ -38,14 +38,14 @@ def logged(subject, name):
     return np.array([[entry["step"], entry[name]] for entry in subject.log if name in entry], float)
 
 
-def test_scores_accumulate_as_the_subject_says(subject):
+def test_accumulation_shows_the_subjects_numbers(subject):
     lines, _ = curves(by_key([subject])["accumulation"])
     for line, side in zip(lines, ("chosen", "rejected"), strict=False):
         np.testing.assert_array_equal(line, np.stack([SHARES, subject.spreads[side].accumulated], 1))
     np.testing.assert_array_equal(lines[2][:, 0], [0.3, 0.3])  # the selected share, marked
 
 
-def test_scores_are_distributed_as_the_subject_says(subject):
+def test_distribution_shows_the_subjects_numbers(subject):
     _, steps = curves(by_key([subject])["distribution"])
     for drawn, side in zip(steps, ("chosen", "rejected"), strict=True):
         spread = subject.spreads[side]
@@ -65,7 +65,7 @@ def test_scores_are_distributed_as_the_subject_says(subject):
         ("training-objective-rejected-clamped", ("objective/rejected_clamped",)),
     ],
 )
-def test_training_is_drawn_as_it_was_logged(subject, key, names):
+def test_training_charts_show_the_logged_values(subject, key, names):
     lines, _ = curves(by_key([subject])[key])
     for line, name in zip(lines, names, strict=True):
         np.testing.assert_array_equal(line, logged(subject, name))
@@ -94,14 +94,14 @@ def test_a_long_name_loses_its_middle_in_a_legend():
     assert [text.get_text() for text in legend.get_texts()] == [f"/data/experim…earning-rate-{n}" for n in (1, 2)]
 
 
-def test_evaluations_of_several_data_sets_are_told_apart():
+def test_evaluations_of_several_data_sets_are_distinguished():
     log = [{"step": 1, "loss": 1.0, "eval_one_loss": 2.0, "eval_two_loss": 3.0, "eval_one_runtime": 9.0}]
     found = by_key([demo_subject(log=log, spreads={})])
     assert [line.label for line in found["training-loss"].lines] == ["training", "evaluation (one)", "evaluation (two)"]
     assert list(found) == ["training-loss"]
 
 
-def test_unknown_metrics_are_drawn_too_and_what_is_no_number_is_left_out():
+def test_other_metrics_are_plotted_without_values_that_are_not_finite():
     log = [
         {"step": step, "objective/own": value, "flag": True, "time": 5.0, "text": "x"}
         for step, value in enumerate([1.0, float("nan"), 3.0, float("inf"), 10**400, -5])
@@ -112,7 +112,7 @@ def test_unknown_metrics_are_drawn_too_and_what_is_no_number_is_left_out():
     np.testing.assert_array_equal(chart.lines[0].y, [1, 3, -5])
 
 
-def test_metrics_of_nearly_the_same_name_have_pictures_of_their_own():
+def test_metrics_with_similar_names_have_separate_charts():
     names = ["a/b", "a-b", "A b", "€", "x" * 300]
     found = charts([demo_subject(log=[{"step": 1, **dict.fromkeys(names, 1.0)}], spreads={})])
     keys = [chart.key for chart in found]
@@ -140,7 +140,7 @@ def test_a_long_log_is_thinned_evenly_with_both_ends():
     assert thinned(0).tolist() == []
 
 
-def test_the_table_says_what_the_picture_shows(subject):
+def test_the_table_has_the_numbers_of_the_chart(subject):
     found = by_key([subject])
     rewards = table(found["training-rewards-margins"])
     assert rewards.columns == ["step", "training"]
@@ -154,7 +154,7 @@ def test_the_table_says_what_the_picture_shows(subject):
     assert len(table(found["distribution"]).rows) == 2 * 75
 
 
-def test_svg_takes_its_colours_from_the_page_and_its_names_are_its_own(subject):
+def test_svg_uses_the_colors_of_the_page_and_unique_identifiers(subject):
     pictures = [svg(chart) for chart in charts([subject, demo_subject(name="b", seed=1)])]
     names = []
     for picture in pictures:
@@ -173,7 +173,7 @@ def test_svg_takes_its_colours_from_the_page_and_its_names_are_its_own(subject):
     assert len(names) == len(set(names))
 
 
-def test_pictures_are_the_same_every_time_and_know_no_date(subject):
+def test_figures_are_deterministic_and_have_no_date(subject):
     chart = by_key([subject])["training-loss"]
     assert svg(chart) == svg(chart)
     first = png(chart)
@@ -183,7 +183,7 @@ def test_pictures_are_the_same_every_time_and_know_no_date(subject):
     assert b"tIME" not in first
 
 
-def test_any_name_can_be_drawn():
+def test_any_name_can_be_rendered():
     subjects = [
         dataclasses.replace(hostile_subject(), name=text, log=[{"step": 1, "loss": float(place)}], spreads={})
         for place, text in enumerate(HOSTILE[:6])
@@ -195,7 +195,7 @@ def test_any_name_can_be_drawn():
     assert "nul␀ bell␇" in texts
 
 
-def test_matplotlib_is_left_as_it_was_and_pyplot_is_not_loaded(monkeypatch):
+def test_matplotlib_is_unchanged_and_pyplot_is_not_loaded(monkeypatch):
     line = Line("a", np.arange(3.0), np.arange(3.0), "0")
     chart = Chart("key", "Title", "Text.", "x", "y", [line])
     plain = svg(chart)

@@ -1,4 +1,4 @@
-"""The rows of the heat-map: what is in them, and that they fit."""
+"""The rows of the heat map: their contents, and that they fit the budget."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_margin_is_between_the_means_of_selected_finite_scores():
     assert mean_margin(Pair(0, "", chosen, side("ab", [np.inf, 7], [1, 0]))) is None
 
 
-def test_scores_that_are_no_numbers_are_valid_json():
+def test_scores_that_are_not_finite_are_valid_json():
     shown = heat_map([subject([pair(0, scores=(np.nan, np.inf, -np.inf))])], budget=EVERYTHING)
     assert "NaN" not in shown.text
     assert "Infinity" not in shown.text
@@ -62,7 +62,7 @@ def test_scores_that_are_no_numbers_are_valid_json():
     assert json.loads(unscored.text)["subjects"][0]["scored"] is False
 
 
-def test_the_colour_scale_ends_where_nearly_all_scores_lie():
+def test_the_color_scale_covers_nearly_all_scores():
     scores = (*np.linspace(-1, 1, 99), 1000.0)
     one = Pair(0, "", side("a" * 100, scores, [1] * 100), side("b" * 100, scores, [1] * 100))
     limit = json.loads(heat_map([subject([one])], budget=EVERYTHING).text)["subjects"][0]["limit"]
@@ -138,7 +138,7 @@ def test_as_many_rows_as_fit_are_spread_over_all(lengths, budget):
         assert len(heat_map([subject(one.pairs[:1])], budget=EVERYTHING).text) > budget
 
 
-def test_what_is_too_long_is_cut_and_says_so():
+def test_long_texts_are_truncated_and_marked():
     long = Pair(0, "p" * 50_000, side(["w" * 500] * 9_000, [1] * 9_000, [1] * 9_000), side("x", [1], [1]))
     (row,) = json.loads(heat_map([subject([long])], budget=EVERYTHING).text)["rows"]
     assert row["prompt"].endswith("… (50,000 characters)")

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a user sees, reaches by keyboard and hears, and that nothing of the data runs."""
+"""The page in a real browser: display, keyboard and screen reader, and that no data is executed."""
 
 import itertools
 import math
@@ -75,7 +75,7 @@ def file(tmp_path_factory, subject):
 
 @pytest.fixture
 def opened(browser, file):
-    """The page of a subject like the demo's, at its first visit; in the end nothing was wrong and nothing asked for."""
+    """The page of a subject like the demo's, at its first visit; checks console messages and requests at the end."""
     browser.resize(*SCREENS[0])
     browser.prefer("light")
     browser.open(file)
@@ -175,7 +175,7 @@ def test_tokens_are_reached_and_spoken_by_keyboard(opened, subject):
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_what_has_the_focus_is_never_covered(opened, screen):
+def test_the_focused_element_is_never_covered(opened, screen):
     opened.resize(*screen)
     opened.run("document.querySelector('.token').focus()")
     for _ in range(9):
@@ -199,12 +199,12 @@ def test_rows_are_filtered_by_number(opened):
     assert opened.find("#found").text == "No row matches."
     fill(opened, "#filter-rows", "two")
     assert opened.find("#filter-rows").get_attribute("aria-invalid") == "true"
-    assert "are written as" in opened.find("#found").text
+    assert "Expected row numbers such as" in opened.find("#found").text
     fill(opened, "#filter-rows", "")
     assert len(rows(opened)) == 5
 
 
-def test_rows_are_found_by_text_of_prompts_and_answers(opened, subject):
+def test_rows_are_found_by_text_of_prompts_and_responses(opened, subject):
     choose(opened, "#per-page", "20")
     for text in ("LESSON starts", subject.pairs[7].rejected.tokens[3].upper()):
         fill(opened, "#filter-text", text)
@@ -280,7 +280,7 @@ def test_charts_have_words_and_numbers(opened):
     assert numbers.find_element("css selector", "table").is_displayed()
 
 
-def test_everything_that_can_be_reached_has_a_name_and_a_place(opened):
+def test_every_focusable_element_has_a_name_and_is_visible(opened):
     bare = opened.run(
         "return [...document.querySelectorAll('button, a, input, select, summary, [tabindex=\"0\"]')]"
         ".filter((node) => node.checkVisibility())"
@@ -297,7 +297,7 @@ def test_everything_that_can_be_reached_has_a_name_and_a_place(opened):
 
 
 def overflow(browser):
-    """Elements that stick out of the page to the right, without those that scroll by themselves."""
+    """Return elements that overflow the page to the right, without those that scroll by themselves."""
     return browser.run(
         "return document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll('body *')]"
         ".filter((node) => node.getBoundingClientRect().right > innerWidth + 1)"
@@ -333,7 +333,7 @@ def test_a_hostile_subject_is_shown_and_nothing_of_it_runs(browser, tmp_path):
         assert prompts == [visible(attack) for attack in HOSTILE]
         tokens = browser.run("return [...document.querySelector('.tokens').children].map((token) => token.textContent)")
         assert tokens == [visible(attack) for attack in HOSTILE]
-        assert "Row not known" in text
+        assert "Row unknown" in text
         assert browser.console() == []
         assert browser.network_requests() == []
 

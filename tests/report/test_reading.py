@@ -1,4 +1,4 @@
-"""What is read of a run or a store is what it holds: texts, scores, training's selection, spreads over all rows."""
+"""Reading of runs and stores: texts, scores, the selection of training, distributions over all rows."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from sepo.score_store import write_names
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.row_texts import PolicyTokens
 from sepo.training import SELECTION, SelectionCollator
-from told import SELECT, SIDES, make_run, make_store, record_line, table, texts_of
+from stored_runs import SELECT, SIDES, make_run, make_store, record_line, table, texts_of
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def pad(rows):
 
 
 def slow_accumulation(scores, *, highest):
-    """The mean sum of the best tokens, token by token, the last one in part."""
+    """Return the mean sum of the best tokens, token by token, with a fraction of the last one."""
     sums = []
     for row in scores:
         best = sorted(map(float, row), reverse=highest)
@@ -100,18 +100,18 @@ SELECTIONS = [
 
 @pytest.mark.parametrize("changed", SELECTIONS, ids=str)
 @pytest.mark.parametrize("end", ["lowest", "highest"])
-def test_the_selection_of_a_run_is_the_one_that_its_collator_made(rows, tmp_path, changed, end):
-    """Through the host's own columns (steps, shares of the data set), with the texts that a run leaves."""
-    asked = {**SELECT, **changed}
+def test_the_selection_of_a_run_equals_its_collators(rows, tmp_path, changed, end):
+    """Through the host's columns (steps, shares of the data set), with the texts that a run stores."""
+    settings = {**SELECT, **changed}
     words, data = tiny.tokenizer(), Dataset.from_list([{k: v for k, v in row.items() if k != "prompt"} for row in rows])
-    method = resolve_method("simpo", token_scorer="oracle", **{k: v for k, v in asked.items() if k != "span_tokens"})
+    method = resolve_method("simpo", token_scorer="oracle", **{k: v for k, v in settings.items() if k != "span_tokens"})
     method = replace(method, token_scorer=TokenScorer("mine", stored=True, rejected_largest=end == "highest"))
     prepared = selection_columns({"train_dataset": data}, method, tokenizer=words, seed=1)["train_dataset"]
-    wanted = SelectionCollator(pad, method=method)([prepared[index] for index in range(len(rows))])[SELECTION]
+    expected = SelectionCollator(pad, method=method)([prepared[index] for index in range(len(rows))])[SELECTION]
     store = make_store(tmp_path / "scores", rows, texts=False)
     assert store.texts.leave(lambda: [PolicyTokens(words)(data[:])])
     run = make_run(
-        tmp_path / "run", None, select=asked, token_scorer="mine", registered_scores={"train": str(store.path)},
+        tmp_path / "run", None, select=settings, token_scorer="mine", registered_scores={"train": str(store.path)},
         rejected_selects=end,
     )  # fmt: skip
     subject = read_subject(run)
@@ -120,11 +120,11 @@ def test_the_selection_of_a_run_is_the_one_that_its_collator_made(rows, tmp_path
     for number, side in enumerate(SIDES):
         for row, pair in zip(rows, subject.pairs, strict=True):
             first = sum(label == -100 for label in row[f"{side}_labels"])
-            kept = wanted[number * len(rows) + pair.row][first : len(row[f"{side}_labels"])]
+            kept = expected[number * len(rows) + pair.row][first : len(row[f"{side}_labels"])]
             assert getattr(pair, side).selected.tolist() == kept.tolist()
 
 
-def test_a_run_says_what_it_is(store, tmp_path):
+def test_a_run_has_its_settings_recipe_log_and_versions(store, tmp_path):
     run = make_run(tmp_path / "run", store.path)
     subject = read_subject(run, name="mine")
     assert (subject.name, subject.kind, subject.path, subject.rows) == ("mine", "run", run, 9)
@@ -144,7 +144,7 @@ def test_rows_are_spread_or_named(store):
 
 
 def test_a_token_without_a_score_is_at_the_front(rows, tmp_path):
-    """A row without a prompt: its first token has no predecessor, so there is a text more than there are scores."""
+    """A row without a prompt: its first token has no predecessor, so there is one text more than scores."""
     cut = [{**row, **{f"{side}_scores": row[f"{side}_scores"][1:] for side in SIDES}} for row in rows]
     subject = read_subject(make_store(tmp_path, cut).path)
     for row, pair in zip(rows, subject.pairs, strict=True):
@@ -154,29 +154,31 @@ def test_a_token_without_a_score_is_at_the_front(rows, tmp_path):
         assert np.array_equal(pair.chosen.scores[1:], np.float32(row["chosen_scores"][1:]))
 
 
-def test_an_old_store_shows_its_scores_and_says_how_to_get_texts(rows, tmp_path):
+def test_an_old_store_shows_its_scores_and_how_to_add_texts(rows, tmp_path):
     store = make_store(tmp_path / "scores", rows, texts=False)
     subject = read_subject(store.path)
     assert set(subject.pairs[3].chosen.tokens) == {NO_TEXT}
     assert subject.pairs[3].chosen.selected.any()
     (sentence,) = subject.missing
-    assert "`sepo score RECIPE.yaml` with the recipe that scored it adds them and computes nothing again" in sentence
+    assert "`sepo score RECIPE.yaml` with the recipe that scored it adds them without rescoring" in sentence
     run = make_run(tmp_path / "run", store.path)
     recorded = read_subject(run)
     assert [(pair.row, pair.step) for pair in recorded.pairs] == [(3, 1), (0, 2)]
     (sentence,) = recorded.missing
-    assert "no texts, so shown are the pairs that were recorded while it trained (2, at steps 1 to 2)" in sentence
+    assert "no texts, so the pairs recorded during training (2, at steps 1 to 2) are shown" in sentence
     (run / "_sepo_tokens.jsonl").unlink()
     subject = read_subject(run)
     assert len(subject.pairs) == 9
-    assert any("holds no texts" in sentence for sentence in subject.missing)
+    assert any("has no texts" in sentence for sentence in subject.missing)
 
 
 def test_steps_are_not_guessed_without_texts(rows, tmp_path):
     store = make_store(tmp_path / "scores", rows, texts=False)
     run = make_run(tmp_path / "run", store.path, recorded=(), select={**SELECT, "unit": "step"})
     subject = read_subject(run)
-    assert any("steps (lines and sentences), which cannot be told without texts" in text for text in subject.missing)
+    assert any(
+        "steps (lines and sentences), which cannot be determined without texts" in text for text in subject.missing
+    )
     assert subject.pairs[0].chosen.selected.sum() == max(1, int(0.3 * len(subject.pairs[0].chosen.scores)))
 
 
@@ -191,9 +193,9 @@ def test_live_scores_are_the_recorded_ones(tmp_path):
     assert subject.spreads["chosen"].tokens == 4
     assert subject.rows is None
     (sentence,) = subject.missing
-    assert "those of the step that used them" in sentence
+    assert "computed at the step that uses them" in sentence
     assert [pair.row for pair in read_subject(run, rows=[0]).pairs] == [0]
-    assert "none of them was asked for: 0, 3" in " ".join(read_subject(run, rows=[5]).missing)
+    assert "none of them was requested: 0, 3" in " ".join(read_subject(run, rows=[5]).missing)
 
 
 def test_a_projecting_run_shows_the_policys_tokens(rows, tmp_path):
@@ -215,7 +217,7 @@ def test_token_rewards_of_a_run_that_selects_nothing(store, tmp_path):
     )  # fmt: skip
     subject = read_subject(run)
     assert subject.missing == []
-    assert subject.scored_by == "token rewards: saves/policy (they select nothing)"
+    assert subject.scored_by == "token rewards: saves/policy (not used for selection)"
     assert all(pair.rejected.selected.all() for pair in subject.pairs)
 
 
@@ -224,7 +226,7 @@ def test_a_store_that_moved_is_found_by_its_key(store, tmp_path, monkeypatch):
     shutil.move(store.path.parent, tmp_path / "moved")
     subject = read_subject(run)
     assert [pair.row for pair in subject.pairs] == [3, 0]
-    assert any(f"score store {store.path} is gone" in sentence for sentence in subject.missing)
+    assert any(f"score store {store.path} does not exist any more" in sentence for sentence in subject.missing)
     monkeypatch.setenv("SEPO_TOKEN_SCORES_DIR", str(tmp_path / "moved"))
     assert len(read_subject(run).pairs) == 9
     assert read_subject(store.key[:6]).path == tmp_path / "moved" / store.key
@@ -237,7 +239,7 @@ def test_a_store_that_moved_is_found_by_its_key(store, tmp_path, monkeypatch):
         ("trainer_log.jsonl", {"step": 1, "loss": 0.75, "learning_rate": 1e-5}),
     ],
 )
-def test_the_hosts_logs_are_read_where_ours_is_not_there(tmp_path, name, first):
+def test_the_hosts_logs_are_read_without_a_sepo_log(tmp_path, name, first):
     run = make_run(tmp_path / "run", None)
     for other in {"sepo_log.jsonl", "trainer_state.json", "trainer_log.jsonl"} - {name}:
         (run / other).unlink()
@@ -253,12 +255,12 @@ def test_the_last_checkpoint_of_a_killed_run_has_its_log(tmp_path):
     assert read_subject(run).log == [{"step": 10, "loss": 0.25}]
 
 
-def test_what_is_neither_run_nor_store_is_refused(store, tmp_path, monkeypatch):
+def test_neither_run_nor_store_is_an_error(store, tmp_path, monkeypatch):
     monkeypatch.setenv("SEPO_TOKEN_SCORES_DIR", str(tmp_path / "no_root"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SepoError, match=r"holds neither a run .* nor a score store"):
+    with pytest.raises(SepoError, match=r"has neither a run .* nor a score store"):
         read_subject(tmp_path / "empty")
-    with pytest.raises(SepoError, match=f"In it are: {re.escape(str(store.path))}"):
+    with pytest.raises(SepoError, match=f"It contains: {re.escape(str(store.path))}"):
         read_subject(store.path.parent)
     for nothing in (tmp_path / "nowhere", "ffff", "\0"):
         with pytest.raises(SepoError, match="neither the directory of a score store nor the prefix of a key"):

@@ -1,4 +1,4 @@
-"""The page as text: what is in it, that it is inert, and that it stays small."""
+"""The page as text: its contents, that it is inert, and that it stays small."""
 
 import base64
 import dataclasses
@@ -51,7 +51,7 @@ def made(*subjects, **options):
 
 
 NO_CHARTS = {"log": [], "spreads": {}}
-"""They take a tenth of a second each."""
+"""Overrides for a subject without charts, which take a tenth of a second each."""
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ def test_the_page_has_its_parts(demo):
             assert attributes["href"][1:] in identifiers
     assert sum(tag == "svg" for tag, _ in parsed.elements) == sum(tag == "figure" for tag, _ in parsed.elements) == 13
     assert "60 rows of 120" in re.sub(r"\s+", " ", demo.text)
-    assert demo.says == "60 of 120 rows"
+    assert demo.summary == "60 of 120 rows"
     assert PAGE_MARK in demo.text[:300]
 
 
-def test_the_page_asks_for_nothing(demo, hostile):
+def test_the_page_loads_nothing(demo, hostile):
     for text in (demo.text, hostile.text):
         parsed = Parsed(text)
         for tag, attributes in parsed.elements:
@@ -128,7 +128,7 @@ def test_the_page_is_the_same_every_time():
     assert made(demo_subject(log=[])).text == made(demo_subject(log=[])).text
 
 
-def test_what_is_missing_is_said_before_anything_else():
+def test_missing_data_is_reported_first():
     text = made(demo_subject(missing=["The log stops in a line."], **NO_CHARTS)).text
     assert text.index("The log stops in a line.") < text.index('id="tokens"')
     assert "Not everything could be read" not in made(demo_subject(rows=1, **NO_CHARTS)).text
@@ -138,7 +138,7 @@ def test_a_subject_without_anything_has_a_page_too():
     empty = made(Subject("empty", Path("/runs/empty"), "run", missing=["Nothing is there."]))
     parsed = Parsed(empty.text)
     assert "No rows could be shown" in empty.text
-    assert empty.says == "no rows"
+    assert empty.summary == "no rows"
     assert parsed.open == []
     assert not [tag for tag, _ in parsed.elements if tag == "svg"]
 
@@ -159,7 +159,7 @@ def test_many_subjects_with_many_long_rows_stay_under_five_megabytes():
     subjects = [long_subject(f"store {number}", rows=60, tokens=900) for number in range(6)]
     big = made(*subjects)
     assert 4_500_000 < len(big.text.encode()) <= 4_800_000
-    shown, of = map(int, re.fullmatch(r"(\d+) of (\d+) rows", big.says).groups())
+    shown, of = map(int, re.fullmatch(r"(\d+) of (\d+) rows", big.summary).groups())
     assert 10 < shown < of == 60
     assert f"{shown} rows of 60" in re.sub(r"\s+", " ", big.text)
 
@@ -170,14 +170,14 @@ def test_a_limit_of_any_size_is_kept():
     rows = []
     for limit in (0, len(whole.text) // 2, len(whole.text) - 5_000, 4_800_000):
         small = made(subject, limit=limit)
-        rows.append(int(small.says.split()[0]))
+        rows.append(int(small.summary.split()[0]))
         assert len(small.text.encode()) <= limit or rows[-1] == 0
     assert rows == sorted(rows)
     assert (rows[0], rows[-1]) == (0, 60)
     assert 0 < rows[-2] < 60
 
 
-def test_anything_large_outside_of_the_rows_is_cut():
+def test_large_content_outside_of_the_rows_is_truncated():
     recipe = {f"key{number}.{'k' * 5000}": "v" * 5000 for number in range(3000)}
     text = made(demo_subject(recipe=recipe, missing=["m" * 9000] * 500, name="n" * 5000, rows=1, **NO_CHARTS)).text
     assert len(text.encode()) < 1_000_000
@@ -196,7 +196,7 @@ def test_anything_large_outside_of_the_rows_is_cut():
         (["/a/b", "/a/c"], ["", "tab\there"], ["unnamed", "tab␉here"]),
     ],
 )
-def test_names_tell_subjects_apart(places, names, unique):
+def test_names_of_subjects_are_unique(places, names, unique):
     subjects = [Subject(name, Path(place), "run") for place, name in zip(places, names, strict=True)]
     assert [subject.name for subject in with_unique_names(subjects)] == unique
 
@@ -208,13 +208,13 @@ def test_settings_are_compared_key_by_key():
     assert rows == [("a", ["1", "2"], True), ("b.c", ["1, none, true", ""], True), ("d", ["", "{}"], True)]
 
 
-def test_the_overview_counts_what_is_selected():
+def test_the_overview_has_the_selected_share():
     facts = {fact.key: fact.values[0] for fact in overview([demo_subject()])}
     pairs = demo_subject().pairs
     kept = sum(int(pair.chosen.selected.sum()) for pair in pairs)
     tokens = sum(len(pair.chosen.tokens) for pair in pairs)
-    assert facts["Selected, chosen"] == f"{100 * kept / tokens:.3g} % of {tokens:,} tokens in 60 rows, asked for 30 %"
+    assert facts["Selected, chosen"] == f"{100 * kept / tokens:.3g} % of {tokens:,} tokens in 60 rows, ratio 30 %"
     assert facts["Tokens scored by"].startswith("oracle: ")
     without = dataclasses.replace(demo_subject(), pairs=[])
     facts = {fact.key: fact.values[0] for fact in overview([without])}
-    assert facts["Selected, chosen"].endswith("at the last logged step, asked for 30 %")
+    assert facts["Selected, chosen"].endswith("at the last logged step, ratio 30 %")

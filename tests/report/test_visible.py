@@ -1,4 +1,4 @@
-"""Text that can be seen."""
+"""Escaping of invisible characters."""
 
 import unicodedata
 
@@ -22,7 +22,7 @@ def test_nothing_is_hidden_and_everything_can_be_encoded(text):
 
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S"])))
-def test_ordinary_text_stays_as_it_is(text):
+def test_ordinary_text_is_unchanged(text):
     assert visible(text) == text
 
 
@@ -42,11 +42,11 @@ def test_ordinary_text_stays_as_it_is(text):
         ("nbsp\u00a0 שלום", "nbsp\u00a0 שלום"),
     ],
 )
-def test_what_would_be_hidden_is_written_out(text, shown):
+def test_hidden_characters_are_escaped(text, shown):
     assert visible(text) == shown
 
 
-def test_long_text_says_how_long_it_is():
+def test_truncated_text_has_its_length():
     assert clipped("abc", 3) == "abc"
     assert clipped("abcd" * 1000, 3) == "abc … (4,000 characters)"
     assert shortened("abcd", 3) == "ab…"
@@ -69,5 +69,5 @@ def test_long_text_says_how_long_it_is():
         (float("-inf"), "−∞"),
     ],
 )
-def test_numbers_are_written_for_people(value, text):
+def test_numbers_are_formatted_for_reading(value, text):
     assert number(value) == text

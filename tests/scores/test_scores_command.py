@@ -125,7 +125,7 @@ def test_export_of_a_store_has_its_numbers_in_order(root, said, tmp_path):
 
 def test_rm_asks_and_refuses_while_somebody_fills(root, said, monkeypatch):
     store = filled(root)
-    assert "write --yes" in said("rm", store.path, expect=2)
+    assert "pass --yes" in said("rm", store.path, expect=2)
     answers = io.StringIO("n\n")
     answers.isatty = lambda: True
     monkeypatch.setattr("sys.stdin", answers)

@@ -1,4 +1,4 @@
-"""`sepo enable`, `sepo disable` and `sepo webui`: the host's own commands with the stages of this package."""
+"""`sepo enable`, `sepo disable` and `sepo webui`: the host's own commands with sepo's stages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 
 def run_enable(options: argparse.Namespace) -> int:
-    """Register the stages in every interpreter of this environment.
+    """Register sepo's stages in every interpreter of this environment.
 
     Returns:
         The exit status.
@@ -18,7 +18,7 @@ def run_enable(options: argparse.Namespace) -> int:
     from sepo.hosts.llamafactory.recipe import require_host
 
     require_host("enable")
-    print(f"enabled: {enable()}\n`llamafactory-cli train` and `webui` know our stages now; `sepo disable` undoes it.")
+    print(f"enabled: {enable()}\n`llamafactory-cli train` and `webui` now run sepo's stages; `sepo disable` undoes it.")
     return 0
 
 
@@ -30,15 +30,17 @@ def run_disable(options: argparse.Namespace) -> int:
     """
     from sepo.hosts.llamafactory.enable import disable, pth_file
 
-    print(f"disabled: removed {pth_file()}" if disable() else "nothing to undo: sepo was not enabled here")
+    print(
+        f"disabled: removed {pth_file()}" if disable() else "nothing to undo: sepo is not enabled in this environment"
+    )
     return 0
 
 
 def add_webui(parser: argparse.ArgumentParser) -> None:
-    """Describe the environment variables of `sepo webui`."""
+    """Add an epilog with the environment variables of `sepo webui`."""
     parser.epilog = (
-        "As `llamafactory-cli webui`: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE, GRADIO_ROOT_PATH and the "
-        "other variables of gradio apply. After `sepo enable` the host's own command shows the same."
+        "As for `llamafactory-cli webui`, GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE, GRADIO_ROOT_PATH and "
+        "the other variables of gradio apply. After `sepo enable`, the host's own command serves the same page."
     )
 
 

@@ -1,4 +1,4 @@
-"""Arguments that several commands have."""
+"""Arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 
 
 def add_recipe(parser: argparse.ArgumentParser, what: str, *, override: str) -> None:
-    """Add a recipe and its overrides.
+    """Add the arguments for a recipe and its overrides.
 
     Args:
-        parser: the command's.
-        what: help for the recipe.
+        parser: the parser of the command.
+        what: help text of the recipe.
         override: an example of an override.
     """
     parser.add_argument("recipe", type=Path, help=what)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {override}")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help=f"overrides of the recipe, such as {override}"
+    )
 
 
 def add_json_output(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--output``, a JSON file that gets ``what`` too."""
+    """Add ``--output``, a JSON file that ``what`` is also written to."""
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help=f"also write {what} as JSON")

@@ -10,22 +10,26 @@ from sepo.cli.arguments import add_json_output, add_recipe
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and options of `sepo bench`."""
     parser.description = (
-        "Pairs and tokens per second and peak memory of our stages and of LLaMA-Factory's own dpo and simpo, with this "
-        "recipe's model, data and training settings. Nothing is trained, scored or saved."
+        "Measure pairs and tokens per second and peak memory of sepo's stages and of LLaMA-Factory's dpo and simpo, "
+        "with the model, data and training settings of this recipe. Nothing is trained, scored or saved."
     )
-    add_recipe(parser, "a recipe of one of our stages, or of the host's dpo", override="per_device_train_batch_size=4")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5); every round is another batch")
+    add_recipe(
+        parser, "a recipe of one of sepo's stages, or of the host's dpo", override="per_device_train_batch_size=4"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="number of timed rounds, each with another batch (default: 5)"
+    )
     parser.add_argument(
         "--stages",
-        help="a comma-separated subset of host_dpo, host_simpo, sepo, dpo, simpo, selective_dpo, minor_dpo and treg; "
-        "recipe: the recipe's own method, where it is none of these",
+        help="a comma-separated subset of host_dpo, host_simpo, sepo, dpo, simpo, selective_dpo, minor_dpo and treg, "
+        "or recipe: the recipe's own method, if it is none of these",
     )
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
-    add_json_output(parser, "everything")
+    add_json_output(parser, "all results")
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    """Measure, and print the results.
+    """Run the benchmark and print its results.
 
     Returns:
         The exit status.

@@ -1,4 +1,4 @@
-"""`sepo credit`: how well token scorers find known errors."""
+"""`sepo credit`: measure how well token scorers find known errors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from sepo.runs.oracle_of_run import ScoredRun
 
 _DESCRIPTION = """\
-Measure how well token scores find the tokens that are known to be wrong, in rejected answers whose errors are marked:
-AUROC and average precision, precision and recall at the selection ratio, within each answer, with intervals, by type of
-error; and the differences between scorers.
+Measure how well token scores find the tokens that are known to be wrong, in rejected responses whose errors are marked:
+AUROC and average precision, precision and recall at the selection ratio, within each response, with intervals, by type
+of error; and the differences between scorers.
 
-DATA is a JSON file of ranking rows with rejected_error_spans, in characters of the rejected answer
-([{"start": 0, "end": 4, "type": "Wrong-Name"}]), or this project's held-out pairs: demo, or demo:fluent.
-RUN_DIR is a run (or pipeline) of ours, whose oracle is measured on --data."""
+DATA is a JSON file of ranking rows with rejected_error_spans, in characters of the rejected response
+([{"start": 0, "end": 4, "type": "Wrong-Name"}]), or one of the built-in held-out sets: demo, or demo:fluent.
+RUN_DIR is the output_dir of a sepo run (or pipeline), whose oracle is measured on --data."""
 
 _EPILOG = """examples:
-  sepo credit saves/run --data my_pairs.json            a run's oracle, against surprisal and chance
+  sepo credit saves/run --data my_pairs.json            the oracle of a run, against surprisal and chance
   sepo credit demo_output --data demo:fluent -o out.json --figure out.png
   sepo credit my_pairs.json --model Qwen/Qwen3-0.6B --template qwen3_nothink --scorers contrastive,surprisal
 """
@@ -36,46 +36,61 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", metavar="DATA | RUN_DIR")
-    parser.add_argument("--data", help="the pairs, where a run is named (demo)")
+    parser.add_argument("--data", help="the pairs to measure a run's oracle on (default: demo)")
     parser.add_argument(
         "--scorers",
         help="comma-separated: oracle, surprisal, contrastive, policy_ref, random, any other token_scorer of a recipe, "
-        "store:FOLDER; default: oracle and surprisal where their models are named, and random",
+        "store:FOLDER; default: random, and oracle and surprisal if their models are given",
     )
-    models = parser.add_argument_group("models (folders or hub names; adapters comma-separated, in their order)")
+    models = parser.add_argument_group("models (local directories or hub names; adapters comma-separated, in order)")
     models.add_argument(
         "--model",
-        help="whose surprise is measured, who gets contrastive prompts, the policy of policy_ref (the oracle's base); "
-        "its tokenizer makes the tokens",
+        help="the model for surprisal and contrastive prompts, and the policy of policy_ref; its tokenizer is used "
+        "(default: the oracle's base)",
     )
-    models.add_argument("--adapters", help="of --model")
-    models.add_argument("--oracle-model", help="default: the oracle's base")
-    models.add_argument("--oracle-adapters", "--oracle-model-adapters", help="of the oracle")
-    models.add_argument("--oracle-base", "--oracle-base-model", help="what the oracle was trained from (--model)")
-    models.add_argument("--oracle-base-adapters", "--oracle-base-model-adapters", help="of the base")
-    models.add_argument("--ref-model", help="the reference of policy_ref (--model)")
-    models.add_argument("--ref-adapters", "--ref-model-adapters", help="of the reference")
-    models.add_argument("--quantization-bit", type=int, choices=(4, 8), help="of all of them")
-    reading = parser.add_argument_group("reading")
+    models.add_argument("--adapters", help="adapters of --model")
+    models.add_argument("--oracle-model", help="the oracle (default: the oracle's base, with --oracle-adapters)")
+    models.add_argument("--oracle-adapters", "--oracle-model-adapters", help="adapters of the oracle")
+    models.add_argument(
+        "--oracle-base", "--oracle-base-model", help="the model that the oracle was trained from (default: --model)"
+    )
+    models.add_argument("--oracle-base-adapters", "--oracle-base-model-adapters", help="adapters of the oracle's base")
+    models.add_argument("--ref-model", help="the reference of policy_ref (default: --model)")
+    models.add_argument("--ref-adapters", "--ref-model-adapters", help="adapters of the reference")
+    models.add_argument("--quantization-bit", type=int, choices=(4, 8), help="load all models quantized to 4 or 8 bits")
+    reading = parser.add_argument_group("tokenization and scoring")
     reading.add_argument(
-        "--template", help="LLaMA-Factory's name, as in a recipe; default: the run's, or the tokenizer's chat template"
+        "--template",
+        help="a template of LLaMA-Factory, as in a recipe (default: the run's, or the tokenizer's chat template)",
     )
-    reading.add_argument("--cutoff-len", type=int, help="tokens of a conversation with its answer (the run's, or 2048)")
-    reading.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: the run's, or the host's choice")
-    reading.add_argument("--text-tokens", action="store_true", help="leave out the end of turn")
-    reading.add_argument("--rows", type=int, help="only the first rows")
-    reading.add_argument("--batch-tokens", type=int, help="tokens per scoring batch (8192)")
-    measuring = parser.add_argument_group("measuring")
-    measuring.add_argument("--ratio", type=float, help="share of an answer's tokens selected (the run's, or 0.3)")
-    measuring.add_argument("--seed", type=int, default=0, help="of the bootstrap and of random scores (0)")
-    measuring.add_argument("--bootstrap", type=int, default=1000, metavar="SAMPLES", help="(1000)")
-    parser.add_argument("-o", "--output", metavar="FILE.json", help="also write everything as JSON")
-    parser.add_argument("--figure", metavar="FILE.png", help="also draw it (.png, .svg or .pdf)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    reading.add_argument(
+        "--cutoff-len", type=int, help="maximum tokens of prompt and response (default: the run's, or 2048)"
+    )
+    reading.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        help="precision of the models (default: the run's, or the host's choice)",
+    )
+    reading.add_argument("--text-tokens", action="store_true", help="exclude the end of turn")
+    reading.add_argument("--rows", type=int, help="measure only the first ROWS rows")
+    reading.add_argument("--batch-tokens", type=int, help="tokens per scoring batch (default: 8192)")
+    measuring = parser.add_argument_group("measures")
+    measuring.add_argument(
+        "--ratio", type=float, help="share of a response's tokens that is selected (default: the run's, or 0.3)"
+    )
+    measuring.add_argument(
+        "--seed", type=int, default=0, help="seed of the bootstrap and of random scores (default: 0)"
+    )
+    measuring.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="SAMPLES", help="number of bootstrap samples (default: 1000)"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE.json", help="also write all results as JSON")
+    parser.add_argument("--figure", metavar="FILE.png", help="also plot them (.png, .svg or .pdf)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def run_credit(options: argparse.Namespace) -> int:
-    """Measure, print, and write what was asked for.
+    """Measure the scorers, print the results and write the requested files.
 
     Returns:
         The exit status.
@@ -84,7 +99,7 @@ def run_credit(options: argparse.Namespace) -> int:
         SepoError: the data, a model or an option is wrong.
     """
     output = _target(options.output, "-o", (".json",), overwrite=options.overwrite)
-    picture = _target(options.figure, "--figure", (".png", ".svg", ".pdf"), overwrite=options.overwrite)
+    plot = _target(options.figure, "--figure", (".png", ".svg", ".pdf"), overwrite=options.overwrite)
     from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
 
     quiet_on_one_device()
@@ -101,25 +116,25 @@ def run_credit(options: argparse.Namespace) -> int:
     if output is not None:
         _write(result, output)
         print(f"written: {output}")
-    if picture is not None:
+    if plot is not None:
         from sepo.credit.figure import draw, save
 
-        save(draw(result), picture)
-        print(f"drawn: {picture}")
+        save(draw(result), plot)
+        print(f"drawn: {plot}")
     return 0
 
 
 def _target(name: str | None, option: str, endings: tuple[str, ...], *, overwrite: bool) -> Path | None:
-    """Where a file goes; refused before anything is computed."""
+    """Return the checked path of an output file. Raise before anything is computed if it cannot be written."""
     if name is None:
         return None
     path = Path(name).expanduser()
     if path.suffix not in endings:
-        raise SepoError(f"{option} {name}: the ending is {path.suffix!r}; {' or '.join(endings)} is expected.")
+        raise SepoError(f"{option} {name}: the file ends in {path.suffix!r}; expected {' or '.join(endings)}.")
     if not path.absolute().parent.is_dir():
-        raise SepoError(f"{option} {name}: there is no folder {path.absolute().parent}.")
+        raise SepoError(f"{option} {name}: the directory {path.absolute().parent} does not exist.")
     if path.exists() and not overwrite:
-        raise SepoError(f"{option} {name} is there already; name another file, or add --overwrite.")
+        raise SepoError(f"{option} {name} already exists; name another file, or add --overwrite.")
     return path
 
 
@@ -131,7 +146,7 @@ def _write(result: dict[str, Any], path: Path) -> None:
 
 
 def _request(options: argparse.Namespace) -> CreditRequest:
-    """What the command line asks for."""
+    """Return the request that the command line describes."""
     from sepo.credit.run import CreditRequest
     from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
     from sepo.runs.oracle_of_run import is_run, read_run
@@ -143,11 +158,11 @@ def _request(options: argparse.Namespace) -> CreditRequest:
     if folder.is_dir():
         if not is_run(folder):
             raise SepoError(
-                f"{folder} is a folder without a run of ours; name a JSON file of pairs, or a run's folder."
+                f"{folder} is a directory without a sepo run; expected a JSON file of pairs, or a run's directory."
             )
         run, source = read_run(folder), options.data or "demo"
     elif options.data is not None:
-        raise SepoError(f"--data goes with a run's folder; '{options.source}' is taken for the data itself.")
+        raise SepoError(f"--data needs a run's directory; '{options.source}' is read as the data. Remove --data.")
     models = _models(options, run)
     ratio = options.ratio if options.ratio is not None else (run and run.ratio) or 0.3
     check_ratio(ratio, name="--ratio")
@@ -155,7 +170,7 @@ def _request(options: argparse.Namespace) -> CreditRequest:
     limits = (("--cutoff-len", cutoff, 2), ("--bootstrap", options.bootstrap, 1), ("--rows", options.rows, 1))
     for name, value, least in (*limits, ("--batch-tokens", options.batch_tokens, 1)):
         if value is not None and value < least:
-            raise SepoError(f"{name} is {value}; at least {least} is expected.")
+            raise SepoError(f"{name} is {value}, expected at least {least}.")
     return CreditRequest(
         source,
         _scorers(options, models),
@@ -179,7 +194,7 @@ def _scorers(options: argparse.Namespace, models: CreditModels) -> list[str]:
 
 
 def _models(options: argparse.Namespace, run: ScoredRun | None) -> CreditModels:
-    """The models that the options name; a run's oracle where they name none."""
+    """Return the models that the options name, with the run's oracle if they name none."""
     from sepo.credit.scorers import CreditModels
     from sepo.recipe.settings import ModelSpec, OracleSpec
 
@@ -197,19 +212,19 @@ def _models(options: argparse.Namespace, run: ScoredRun | None) -> CreditModels:
         trained = spec(options.oracle_model or options.oracle_base or options.model, options.oracle_adapters)
         if base is None or trained is None:
             raise SepoError(
-                "--oracle-adapters belong to a model: name what the oracle was trained from, --oracle-base."
+                "--oracle-adapters needs a model: name the one that the oracle was trained from with --oracle-base."
             )
         oracle = OracleSpec(trained, base)
     elif options.oracle_base or options.oracle_base_adapters:
-        raise SepoError("--oracle-base is named without its oracle; name --oracle-model or --oracle-adapters too.")
+        raise SepoError("--oracle-base is set without an oracle; set --oracle-model or --oracle-adapters too.")
     elif oracle is not None and bits is not None:
         oracle = OracleSpec(*(replace(side, quantization_bit=bits) for side in (oracle.oracle, oracle.base)))
     model = spec(options.model, options.adapters)
     if model is None:
         if options.adapters:
-            raise SepoError("--adapters belong to --model; name it too.")
+            raise SepoError("--adapters is set without --model; set --model too.")
         model = None if oracle is None else oracle.base
     reference = spec(options.ref_model or (options.ref_adapters and options.model), options.ref_adapters)
     if reference is None and options.ref_adapters:
-        raise SepoError("--ref-adapters belong to a model; name --ref-model.")
+        raise SepoError("--ref-adapters is set without a model; set --ref-model too.")
     return CreditModels(model, oracle, reference)

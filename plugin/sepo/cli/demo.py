@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sepo demo`."""
-    parser.add_argument("-o", "--output", default="demo_output", help="folder for everything that it makes")
+    parser.add_argument("-o", "--output", default="demo_output", help="directory for data, models and results")
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -18,7 +18,7 @@ def run_demo(options: argparse.Namespace) -> int:
         The exit status.
 
     Raises:
-        SepoError: its model or the host is not installed, or the directory holds something else.
+        SepoError: the model or the host is not installed, or the directory holds other files.
     """
     from sepo.demo import run
 

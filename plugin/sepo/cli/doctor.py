@@ -1,4 +1,4 @@
-"""`sepo doctor`: which host is installed, what of its environment is wrong, and what repairs it."""
+"""`sepo doctor`: report which host is installed, what is wrong with its environment, and how to repair it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sepo.plugins import GROUPS, registered
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    """Print the report.
+    """Print the report of the environment.
 
     Returns:
         0 if nothing is wrong, else 1.
@@ -45,7 +45,7 @@ def run_doctor(options: argparse.Namespace) -> int:
         good &= _section(f"packages of {host.title}", _packages(host, found))
         loads &= all(package.version is not None and package.failure is None for package in found)
     if not loads:
-        print("something is wrong: see WRONG above; nothing else is looked at before packages are there and load")
+        print("something is wrong: see WRONG above; nothing else is checked until all packages are there and load")
         return 1
     good &= _section("devices", _devices())
     for host in hosts:
@@ -90,7 +90,7 @@ def _packages(host: Host, found: Sequence[Package]) -> Iterator[Finding]:
     wrong = [package for package in found if not package.sound]
     yield from (Finding(True, str(package)) for package in found if package.sound)
     if not requirements(host.name):
-        yield Finding(True, "versions are not compared: sepo is on the path and not installed, so none are recorded")
+        yield Finding(True, "versions are not compared: sepo is on the path but not installed, so none are recorded")
     if wrong:
         yield Finding(False, what_is_wrong(host, wrong))
 
@@ -120,7 +120,7 @@ def _host_sections(host: Host) -> Iterator[tuple[str, Iterable[Finding]]]:
 
 
 def _known_keys(hosts: Sequence[Host]) -> tuple[str, ...]:
-    """The recipe keys of the hosts; none of a host that cannot be imported, which is a finding of its own section."""
+    """Return the recipe keys of the hosts; none for a host that cannot be imported, as its own section reports that."""
     keys: list[str] = []
     for host in hosts:
         try:
@@ -138,7 +138,7 @@ def _known_keys(hosts: Sequence[Host]) -> tuple[str, ...]:
 
 
 def registered_findings(host_keys: tuple[str, ...]) -> Iterator[Finding]:
-    """Load what other packages register, and resolve each with its defaults.
+    """Load what other packages register and resolve each entry with its defaults.
 
     Args:
         host_keys: recipe keys that no registered objective may take.

@@ -9,40 +9,54 @@ from pathlib import Path
 def add_eval(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and options of `sepo eval`."""
     parser.description = (
-        "Measure a policy on held-out pairs: preference accuracy and margins, the KL from its reference, and, of "
-        "answers that it writes, length, distinct n-grams, repetition and truncation; the answers also as AlpacaEval "
-        "2, Arena-Hard and MT-Bench read them. One process, one device."
+        "Measure a policy on held-out pairs: preference accuracy and margins, the KL from its reference, and, for "
+        "answers that it generates, length, distinct n-grams, repetition and truncation; the answers are also written "
+        "in the formats of AlpacaEval 2, Arena-Hard and MT-Bench. One process, one device."
     )
     parser.add_argument(
         "recipe",
         metavar="RECIPE.yaml | RUN_DIR",
-        help="a recipe for training or evaluation (model_name_or_path, template, eval_dataset or dataset, ...), or a "
-        "run's folder that has its recipe",
+        help="a recipe for training or evaluation (model_name_or_path, template, eval_dataset or dataset, ...), or the "
+        "output_dir of a run that recorded its recipe",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as adapter_name_or_path=saves/run or max_samples=500"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="overrides of the recipe, such as adapter_name_or_path=saves/run or max_samples=500",
     )
-    parser.add_argument("--before", action="store_true", help="also the policy before training (its adapter off)")
     parser.add_argument(
-        "--generate", type=int, default=0, metavar="N", help="answer N prompts of the held-out pairs (default: 0)"
+        "--before", action="store_true", help="also measure the policy before training (its adapter disabled)"
+    )
+    parser.add_argument(
+        "--generate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="generate answers to N prompts of the held-out pairs (default: 0)",
     )
     parser.add_argument(
         "--questions",
         action="append",
         default=[],
         metavar="FILE",
-        help="answer these, too: AlpacaEval's JSON, or question.jsonl of Arena-Hard or MT-Bench; can be repeated",
+        help="also answer these questions: AlpacaEval's JSON, or question.jsonl of Arena-Hard or MT-Bench; can be "
+        "repeated",
     )
-    parser.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: the recipe's, or 256)")
-    parser.add_argument("--temperature", type=float, help="of samples (default: the recipe's, or 0: greedy)")
-    parser.add_argument("--seed", type=int, default=0, help="of samples, drawn prompts and intervals (0)")
-    parser.add_argument("--batch-tokens", type=int, help="tokens per batch; changes no figure (8192)")
-    parser.add_argument("--name", help="of the policy in the files for judges (default: its folder's)")
-    parser.add_argument("-o", "--output", metavar="DIR", help="folder for eval.json and answers (default: eval_output)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="maximum tokens of an answer (default: the recipe's, or 256)"
+    )
+    parser.add_argument("--temperature", type=float, help="sampling temperature (default: the recipe's, or 0: greedy)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of samples, drawn prompts and intervals (default: 0)")
+    parser.add_argument("--batch-tokens", type=int, help="tokens per batch; changes no result (default: 8192)")
+    parser.add_argument("--name", help="name of the policy in the files for judges (default: its directory's)")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="directory for eval.json and answers (default: eval_output)"
+    )
 
 
 def run_eval(options: argparse.Namespace) -> int:
-    """Run the evaluation that was parsed.
+    """Run the evaluation that the options describe.
 
     Returns:
         The exit status.

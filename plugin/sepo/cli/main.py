@@ -1,4 +1,4 @@
-"""The `sepo` command. Commands import torch or a host when they run, so that `sepo --help` is instant."""
+"""The `sepo` command. Commands import torch or a host only when they run, so that `sepo --help` is instant."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from sepo.cli.status import add_status, run_status
 from sepo.errors import SepoError
 
 Command = Callable[[argparse.Namespace], int]
-"""Runs what was parsed and returns the exit status."""
+"""Runs a command with its parsed options and returns the exit status."""
 
 EPILOG = """examples:
-  sepo train recipe.yaml learning_rate=1e-5     a LLaMA-Factory recipe, ours or theirs
-  sepo score recipe.yaml                        its token scores alone; `sepo train` then finds them
-  sepo scores ls                                which scores there are
-  sepo show saves/run --row 3                   which tokens were selected
-  sepo pipeline recipe.yaml                     base, oracle, scores, policy
-  sepo plan recipe.yaml --gpu 24GiB             what memory it needs, and whether it fits
-  sepo status saves/run                         how far a run is
-  sepo report saves/run                         one page: tokens, scores, training
+  sepo train recipe.yaml learning_rate=1e-5     train a recipe of LLaMA-Factory or of sepo's stages
+  sepo score recipe.yaml                        only compute its token scores; `sepo train` reuses them
+  sepo scores ls                                list stored scores
+  sepo show saves/run --row 3                   show which tokens were selected
+  sepo pipeline recipe.yaml                     train base and oracle, score, train the policy
+  sepo plan recipe.yaml --gpu 24GiB             report the memory that it needs, and whether it fits
+  sepo status saves/run                         report the progress of a run
+  sepo report saves/run                         write one page: tokens, scores, training
   sepo eval recipe.yaml adapter_name_or_path=saves/run --before --generate 64
-                                                what training changed, on held-out pairs
-  sepo credit saves/run --data pairs.json       how well its oracle finds errors that are marked
-  sepo bench recipe.yaml                        our stages and the host's own: speed and memory, here
-  sepo webui                                    LLaMA Board with our stages
-  sepo enable                                   plain `llamafactory-cli train` knows our stages from now on
+                                                measure what training changed, on held-out pairs
+  sepo credit saves/run --data pairs.json       measure how well its oracle finds marked errors
+  sepo bench recipe.yaml                        compare speed and memory of sepo's and the host's stages
+  sepo webui                                    open LLaMA Board with sepo's stages
+  sepo enable                                   make plain `llamafactory-cli train` run sepo's stages
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands."""
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="sepo",
         description="Token-selective preference optimization for LLaMA-Factory recipes.",
@@ -62,24 +62,30 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in train.COMMANDS.items():  # parsed by the host; see main
         command(name, text)
     add_scores(command("scores", "List, show, check, export and remove stores of token scores.", run_scores))
-    add_show(command("show", "Print pairs with their tokens coloured by score, the selected ones marked.", run_show))
-    add_pipeline(command("pipeline", "Train base and oracle, score, train the policy: one recipe.", run_pipeline))
+    add_show(command("show", "Print pairs with their tokens colored by score and the selected ones marked.", run_show))
+    add_pipeline(
+        command("pipeline", "Train base and oracle, score, and train the policy, from one recipe.", run_pipeline)
+    )
     add_plan(
-        command("plan", "Report what memory a recipe needs, and whether it fits, before anything is loaded.", run_plan)
+        command(
+            "plan", "Report the memory that a recipe needs, and whether it fits, before anything is loaded.", run_plan
+        )
     )
     add_status(
-        command("status", "Report how far a run is: step, rate, time left, last metrics, selection.", run_status)
+        command("status", "Report the progress of a run: step, rate, time left, last metrics, selection.", run_status)
     )
-    add_report(command("report", "Show what a run or a store holds: one HTML page, and figures.", run_report))
-    add_eval(command("eval", "Measure a policy on held-out pairs: preferences, KL, and what it writes.", run_eval))
-    add_webui(command("webui", "Open LLaMA Board with our stages among its training stages.", run_webui))
-    add_credit(command("credit", "Measure how well token scorers find errors that are known.", run_credit))
-    add_bench(command("bench", "Measure our stages against the host's dpo and simpo, on this machine.", run_bench))
-    command("enable", "Make plain `llamafactory-cli train` know our stages, in its workers too.", run_enable)
+    add_report(command("report", "Write the contents of runs or stores as one HTML page, and figures.", run_report))
+    add_eval(command("eval", "Measure a policy on held-out pairs: preferences, KL and generated answers.", run_eval))
+    add_webui(command("webui", "Open LLaMA Board with sepo's stages among its training stages.", run_webui))
+    add_credit(command("credit", "Measure how well token scorers find known errors.", run_credit))
+    add_bench(command("bench", "Benchmark sepo's stages against the host's dpo and simpo, on this machine.", run_bench))
+    command("enable", "Make plain `llamafactory-cli train` and its workers run sepo's stages.", run_enable)
     command("disable", "Undo `sepo enable` completely.", run_disable)
-    command("doctor", "Report what is installed, what is active and what is wrong.", _doctor)
+    command("doctor", "Report which packages are installed, which host is active and what is wrong.", _doctor)
     add_demo(
-        command("demo", "Align a real small model with SePO on this machine and show what was selected.", run_demo)
+        command(
+            "demo", "Align a real small model with SePO on this machine and show which tokens were selected.", run_demo
+        )
     )
     return parser
 
@@ -91,7 +97,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Parse; ``key=value`` may also stand behind options, where argparse does not look for them."""
+    """Parse the command line; ``key=value`` may also follow options, where argparse does not look for them."""
     options, more = parser.parse_known_args(words)
     misplaced = [word for word in more if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
     if misplaced:
@@ -105,10 +111,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        words: the command line without the program's name; None for the process's own.
+        words: the command line without the program's name; None for ``sys.argv``.
 
     Returns:
-        0, or 2 where the user's input was wrong, or what the host returned.
+        0, or 2 if the user's input is wrong, or the exit status of the host.
     """
     words = list(sys.argv[1:] if words is None else words)
     try:

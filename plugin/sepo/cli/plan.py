@@ -10,20 +10,25 @@ from sepo.cli.arguments import add_json_output, add_recipe
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and options of `sepo plan`."""
     parser.description = (
-        "An account of memory from the models' configurations alone: weights, adapters, gradients, optimizer, "
-        "activations, head, reference and scoring models, phase by phase; whether it fits, and what would make it fit."
+        "Compute the memory that a recipe needs from the models' configurations alone: weights, adapters, gradients, "
+        "optimizer, activations, head, reference and scoring models, phase by phase; whether it fits, and which "
+        "changes would make it fit."
     )
-    add_recipe(parser, "a recipe of one of our stages", override="quantization_bit=4")
-    parser.add_argument("--gpu", metavar="SIZE", help="memory of a device, such as 24GiB; default: this machine's")
-    parser.add_argument("--processes", type=int, help="how many processes train (NPROC_PER_NODE x NNODES, or 1)")
+    add_recipe(parser, "a recipe of one of sepo's stages", override="quantization_bit=4")
+    parser.add_argument("--gpu", metavar="SIZE", help="memory of a device, such as 24GiB (default: this machine's)")
     parser.add_argument(
-        "--tokens", type=int, help="of the longest device batch, each prompt once; default: what cutoff_len allows"
+        "--processes", type=int, help="number of training processes (default: NPROC_PER_NODE x NNODES, or 1)"
     )
-    add_json_output(parser, "the account")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        help="tokens of the longest device batch, each prompt counted once (default: the most that cutoff_len allows)",
+    )
+    add_json_output(parser, "the plan")
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Print the account.
+    """Print the memory plan.
 
     Returns:
         The exit status.

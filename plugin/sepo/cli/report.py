@@ -1,4 +1,4 @@
-"""`sepo report` and `sepo show`: what a run or a store holds, as one page and pictures, and in the terminal."""
+"""`sepo report` and `sepo show`: the contents of a run or a store as one page with figures, and in the terminal."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ _SHOWN_ROWS = 3
 def add_report(report: argparse.ArgumentParser) -> None:
     """Add the options of `sepo report` to its parser."""
     report.description = (
-        "One HTML file that needs no network: a heat-map of the tokens and what was selected, how scores accumulate "
-        "and are distributed, what training logged, recipe and versions. Several runs or stores are shown side by side."
+        "Write one HTML file that needs no network: a heat map of the tokens with the selected ones outlined, "
+        "distribution and accumulation of the scores, training metrics, recipe and versions. Several runs or stores "
+        "are shown side by side."
     )
     report.add_argument(
         "places",
         nargs="+",
         metavar="RUN_DIR_OR_STORE",
-        help="output_dir of a run, or a store: its folder, or the beginning of its key as `sepo scores ls` shows it",
+        help="output_dir of a run, or a store: its directory, or a prefix of its key as `sepo scores ls` prints it",
     )
     report.add_argument(
         "-o",
         "--output",
         metavar="FILE.html",
-        help="default: report.html in a run's folder, NAME-report.html here for a store, report.html here for several",
+        help="default: report.html in a run's directory; in the working directory, NAME-report.html for a store and "
+        "report.html for several runs or stores",
     )
-    report.add_argument("--figures", metavar="FOLDER", help="also write each chart as a PNG into this folder")
-    report.add_argument("--force", action="store_true", help="replace files that are no reports")
+    report.add_argument("--figures", metavar="FOLDER", help="also write each chart as a PNG to this directory")
+    report.add_argument("--force", action="store_true", help="replace files that are not reports")
 
 
 def run_report(options: argparse.Namespace) -> int:
@@ -47,7 +49,7 @@ def run_report(options: argparse.Namespace) -> int:
         The exit status, 0.
 
     Raises:
-        SepoError: there is no such run or store, too many of them, or a file may not or cannot be written.
+        SepoError: a run or store does not exist, too many are given, or a file may not or cannot be written.
     """
     from sepo.console import print_lines
     from sepo.report.drawing import MOST_SUBJECTS
@@ -56,7 +58,7 @@ def run_report(options: argparse.Namespace) -> int:
     from sepo.report.reading import read_subject
 
     if len(options.places) > MOST_SUBJECTS:
-        raise SepoError(f"{len(options.places)} runs and stores are named; a report shows {MOST_SUBJECTS} at most.")
+        raise SepoError(f"{len(options.places)} runs and stores are given, expected at most {MOST_SUBJECTS}.")
     if options.output is not None:
         check_output(Path(options.output), mark=PAGE_MARK, force=options.force)
     folder = None if options.figures is None else _figures_folder(Path(options.figures))
@@ -64,14 +66,14 @@ def run_report(options: argparse.Namespace) -> int:
     output = Path(options.output) if options.output is not None else _default_output(subjects)
     output = check_output(output, mark=PAGE_MARK, force=options.force)
     drawn = charts(subjects)
-    pictures = [] if folder is None else _write_figures(drawn, folder, force=options.force)
+    figures = [] if folder is None else _write_figures(drawn, folder, force=options.force)
     made = page(subjects, drawn)
     write_report(output, made.text.encode())
     print_lines(
         [
             *(f"missing in {subject.name}: {text}" for subject in subjects for text in subject.missing),
-            f"written: {output} ({len(made.text.encode()) / 1e6:.1f} MB, {made.says})",
-            *([f"written: {folder} ({len(pictures)} figures)"] if folder is not None else []),
+            f"written: {output} ({len(made.text.encode()) / 1e6:.1f} MB, {made.summary})",
+            *([f"written: {folder} ({len(figures)} figures)"] if folder is not None else []),
         ]
     )
     return 0
@@ -80,26 +82,26 @@ def run_report(options: argparse.Namespace) -> int:
 def add_show(show: argparse.ArgumentParser) -> None:
     """Add the options of `sepo show` to its parser."""
     show.description = (
-        "Print pairs with their tokens coloured by score, the selected ones marked. STORE_OR_RUN is the output_dir of "
-        "a run, the folder of a store of token scores, or the beginning of its key as `sepo scores ls` shows it."
+        "Print pairs with their tokens colored by score and the selected ones marked. STORE_OR_RUN is the output_dir "
+        "of a run, the directory of a store of token scores, or a prefix of its key as `sepo scores ls` prints it."
     )
     show.add_argument("place", metavar="STORE_OR_RUN")
     which = show.add_mutually_exclusive_group()
-    which.add_argument("--row", type=int, metavar="N", help="this row of the data set, counted from 0")
-    spread = f"so many rows, spread over the data set ({_SHOWN_ROWS})"
+    which.add_argument("--row", type=int, metavar="N", help="print this row of the data set, counted from 0")
+    spread = f"print K rows, spread over the data set (default: {_SHOWN_ROWS})"
     which.add_argument("--rows", type=int, metavar="K", default=_SHOWN_ROWS, help=spread)
-    show.add_argument("--side", choices=("both", "chosen", "rejected"), default="both", help="which answers")
-    show.add_argument("--scores", action="store_true", help="also every token's score, in a table")
+    show.add_argument("--side", choices=("both", "chosen", "rejected"), default="both", help="which responses")
+    show.add_argument("--scores", action="store_true", help="also print a table with the score of every token")
 
 
 def run_show(options: argparse.Namespace) -> int:
-    """Print what was asked for.
+    """Print the requested pairs.
 
     Returns:
-        The exit status: 1 where there is nothing to show.
+        The exit status: 1 if there is nothing to show.
 
     Raises:
-        SepoError: there is no such run, store or row.
+        SepoError: the run, store or row does not exist.
     """
     from sepo.report.reading import read_subject
     from sepo.report.show import show
@@ -109,13 +111,13 @@ def run_show(options: argparse.Namespace) -> int:
     rows = None if options.row is None else [options.row]
     subject = read_subject(Path(options.place), pairs=options.rows, rows=rows, spread=False)
     if rows and not subject.pairs and subject.rows is not None and not 0 <= options.row < subject.rows:
-        raise SepoError(f"--row is {options.row}, expected one from 0 to {subject.rows - 1} of {options.place}.")
+        raise SepoError(f"--row is {options.row}, expected a row from 0 to {subject.rows - 1} of {options.place}.")
     show(subject, sides=("chosen", "rejected") if options.side == "both" else (options.side,), scores=options.scores)
     return 0 if subject.pairs else 1
 
 
 def _name(place: str) -> str:
-    """The folder's name; of a store's key the beginning, as `sepo scores ls` shows it."""
+    """Return the directory's name, or for a store's key the prefix that `sepo scores ls` prints."""
     name = Path(place).expanduser().absolute().name
     return name[:_KEY_CHARACTERS] if re.fullmatch(r"[0-9a-f]{32}", name) else name
 
@@ -134,7 +136,7 @@ def _figures_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SepoError(f"--figures {folder}: no folder can be made there: {error.strerror or error}.") from error
+        raise SepoError(f"--figures {folder}: cannot create the directory: {error.strerror or error}.") from error
     return folder
 
 

@@ -1,4 +1,4 @@
-"""`sepo scores ls | show | verify | export | rm`."""
+"""`sepo scores ls | show | verify | export | rm`: manage stores of token scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _SHORT = 12
 def add_scores(scores: argparse.ArgumentParser) -> None:
     """Add the subcommands and their options to the parser of `sepo scores`."""
     scores.description = (
-        "Stores of token scores. STORE is the folder of one, or the beginning of its key as `sepo scores ls` shows it."
+        "Manage stores of token scores. STORE is the directory of a store, or a prefix of its key as `sepo scores ls` "
+        "prints it."
     )
     tasks = scores.add_subparsers(dest="subcommand", required=True, metavar="task")
 
@@ -24,38 +25,42 @@ def add_scores(scores: argparse.ArgumentParser) -> None:
         added = tasks.add_parser(name, help=text, description=text)
         added.set_defaults(task=run)
         added.add_argument(
-            "--dir", metavar="FOLDER", help="where stores are (token_scores_dir of a recipe; default: as for a run)"
+            "--dir",
+            metavar="FOLDER",
+            help="directory of the stores (token_scores_dir of a recipe; default: the default of a run)",
         )
         return added
 
-    task("ls", _ls, "List all stores: key, what they hold, rows, size.")
-    show = task("show", _show, "Show what a store depends on, how its scores are distributed, and a few rows.")
+    task("ls", _ls, "List all stores: key, scorer, models, data, rows, size.")
+    show = task("show", _show, "Print what a store depends on, the distribution of its scores, and a few rows.")
     show.add_argument("store", metavar="STORE")
-    verify = task("verify", _verify, "Read every file again and compare checksums; exit status 1 if any is damaged.")
+    verify = task("verify", _verify, "Read every file and compare checksums; exit status 1 if any is damaged.")
     verify.add_argument("store", metavar="STORE", nargs="?", help="default: all stores")
     export = task("export", _export, "Write text, tokens, scores and character offsets as a plain data set.")
     export.description = (
         "Write the rows of a recipe with their scores as a data set that `token_scorer: file` reads: conversation, "
-        "both answers, and for each of their tokens its text, id, score and character offsets. For these name the "
-        "recipe that scored it; of a STORE, the scores alone are written (`sepo show` shows its texts)."
+        "both responses, and for each of their tokens its text, id, score and character offsets. Texts and tokens need "
+        "the recipe that scored the rows; from a STORE, only the scores are written (`sepo show` prints its texts)."
     )
     export.add_argument("store", metavar="RECIPE.yaml | STORE")
-    export.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
-    export.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .jsonl, .json or .parquet")
-    export.add_argument("--part", help="which rows of a recipe: train (the default), eval, or 'eval NAME'")
-    remove = task("rm", _rm, "Remove a store, after asking.")
+    export.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe")
+    export.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="a file that ends in .jsonl, .json or .parquet"
+    )
+    export.add_argument("--part", help="which rows of a recipe: train (default), eval, or 'eval NAME'")
+    remove = task("rm", _rm, "Remove a store, after confirmation.")
     remove.add_argument("store", metavar="STORE")
-    remove.add_argument("--yes", action="store_true", help="do not ask")
+    remove.add_argument("--yes", action="store_true", help="remove without confirmation")
 
 
 def run_scores(options: argparse.Namespace) -> int:
-    """Run the subcommand that was parsed.
+    """Run the chosen subcommand.
 
     Returns:
         The exit status.
 
     Raises:
-        SepoError: there is no such store, or it cannot be used.
+        SepoError: the store does not exist or cannot be used.
     """
     task: Callable[[argparse.Namespace], int] = options.task
     return task(options)
@@ -68,7 +73,7 @@ def _root(options: argparse.Namespace) -> Path:
         return default_store_root()
     root = Path(options.dir).expanduser()
     if not root.is_dir():
-        raise SepoError(f"--dir {options.dir}: there is no such folder (from {Path.cwd()}).")
+        raise SepoError(f"--dir {options.dir}: the directory does not exist (from {Path.cwd()}).")
     return root.absolute()
 
 
@@ -135,7 +140,7 @@ def _verify(options: argparse.Namespace) -> int:
             print(f"  {problem}")
     print(f"{len(paths)} stores: {damaged} damaged, {unfinished} unfinished" if paths else f"no score stores in {root}")
     if damaged:
-        print("a run that uses a damaged store computes its damaged shards again; or remove it: sepo scores rm")
+        print("the next run that uses a damaged store recomputes its damaged shards; or remove it: sepo scores rm")
     return 1 if damaged else 0
 
 
@@ -156,11 +161,11 @@ def _export(options: argparse.Namespace) -> int:
         print(f"written: {output}, {rows:,} rows; token_scorer: file reads it as a data set (docs/scores.md)")
         return 0
     if options.overrides or options.part:
-        raise SepoError("overrides and --part go with a recipe; a store is exported as it is.")
+        raise SepoError("overrides and --part need a recipe, and a store is given; remove them, or name the recipe.")
     from sepo.score_store import ScoreStore, find_store
 
     rows = export_scores(ScoreStore.at(find_store(options.store, root=_root(options))), output)
-    print(f"written: {output}, {rows:,} rows of scores; for text and tokens name the recipe in place of the store")
+    print(f"written: {output}, {rows:,} rows of scores; for text and tokens, name the recipe instead of the store")
     return 0
 
 
@@ -173,7 +178,7 @@ def _rm(options: argparse.Namespace) -> int:
         what = ", ".join(filter(None, (names.get("scorer"), names.get("models"), _data(names))))
         question = f"remove {path} ({what or 'unnamed'}, {disk_size(path):,} bytes)? [y/N] "
         if not sys.stdin.isatty():
-            raise SepoError(f"nobody is there to be asked whether {path} should go; write --yes.")
+            raise SepoError(f"stdin is not a terminal, so removing {path} cannot be confirmed; pass --yes.")
         if input(question).strip().lower() not in ("y", "yes"):
             print("kept")
             return 1

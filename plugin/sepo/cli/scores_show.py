@@ -1,4 +1,4 @@
-"""`sepo scores show`: a store's manifest in words, its distribution and a few rows."""
+"""`sepo scores show`: print a store's manifest, the distribution of its scores and a few rows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sepo.score_store.tables import print_summary
 
 
 def show(store: ScoreStore, *, rows: int) -> None:
-    """Print everything about a store that fits a screen.
+    """Print a summary of a store.
 
     Args:
         store: the store.
-        rows: how many of its first rows are shown.
+        rows: number of its first rows that are printed.
 
     Raises:
         SepoError: a shard is damaged.
@@ -27,7 +27,7 @@ def show(store: ScoreStore, *, rows: int) -> None:
     names = read_names(path.parent, path.name)
     print(f"store     {path}")
     for name, value in names.items():
-        print(f"{name:<9} {value}  (as the last run called it)" if value else f"{name:<9} -")
+        print(f"{name:<9} {value}  (as named by the last run)" if value else f"{name:<9} -")
     done = store.rows_written
     print(f"rows      {done:,} of {manifest.rows:,} pairs, {manifest.shard_rows} to a shard, {size(disk_size(path))}")
     print(f"columns   {', '.join(manifest.columns)}")
@@ -36,9 +36,7 @@ def show(store: ScoreStore, *, rows: int) -> None:
     for part, content in sorted(manifest.identity.items()):
         print(f"  {part:<16} {content if isinstance(content, str) else json.dumps(content)}")
     if missing := store.missing():
-        print(
-            f"unfinished: {len(missing)} of {len(store.shards)} shards are not there; the next run goes on from here."
-        )
+        print(f"unfinished: {len(missing)} of {len(store.shards)} shards are missing; the next run resumes from here.")
         return
     print()
     print_summary(summarize(store), title="distribution")

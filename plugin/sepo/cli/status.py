@@ -1,4 +1,4 @@
-"""`sepo status`."""
+"""`sepo status`: print the progress of a run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 def add_status(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and options of `sepo status`."""
-    parser.add_argument("folder", metavar="DIR", help="output_dir of a run, going on or ended")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("folder", metavar="DIR", help="output_dir of a run, in progress or ended")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run_status(options: argparse.Namespace) -> int:
-    """Print how far a run is.
+    """Print the progress of a run.
 
     Returns:
         The exit status.

@@ -1,4 +1,4 @@
-"""`sepo train` and `sepo score`. Their arguments are the host's to parse, so that argparse sees none of them."""
+"""`sepo train` and `sepo score`. Their arguments are parsed by the host, not by argparse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sepo.errors import SepoError
 
 COMMANDS = {
     "train": "Train a LLaMA-Factory recipe: recipe.yaml [key=value ...].",
-    "score": "Score what a recipe scores before it trains, and nothing else: recipe.yaml [key=value ...].",
+    "score": "Compute the scores that a recipe needs before training, and nothing else: recipe.yaml [key=value ...].",
 }
 """The commands with their help."""
 
@@ -18,7 +18,7 @@ def run_train(command: str, words: Sequence[str]) -> int:
 
     Args:
         command: a key of ``COMMANDS``.
-        words: the command line after it.
+        words: the command line after the command.
 
     Returns:
         The exit status.
@@ -27,7 +27,7 @@ def run_train(command: str, words: Sequence[str]) -> int:
         SepoError: the recipe is missing or wrong.
     """
     if command == "score" and not words:
-        raise SepoError("no recipe is named; run: sepo score recipe.yaml [key=value ...]")
+        raise SepoError("no recipe is given; run: sepo score recipe.yaml [key=value ...]")
     from sepo.hosts.llamafactory.launcher import train
 
     return train(words, score_only=command == "score")

@@ -1,5 +1,6 @@
-"""How well token scores find the tokens that are known to be wrong: a benchmark of token-level credit.
+"""A benchmark of token-level credit: how well token scores find the tokens that are known to be wrong.
 
-``measures`` is arithmetic on arrays; ``data`` reads span-labelled pairs; ``scorers`` says what each scorer needs and
-which way its numbers point; ``run`` puts them together, ``report`` prints and draws. Importing this package is cheap.
+``measures`` computes measures of arrays; ``data`` reads span-labelled pairs; ``scorers`` defines the models that each
+scorer needs and the sign of its scores; ``run`` combines them, ``report`` prints the results and ``figure`` plots them.
+Importing this package is cheap.
 """

@@ -1,6 +1,6 @@
-"""Span-labelled pairs: rows of a ranking data set whose rejected answers have their errors marked, read and checked.
+"""Reading and checking of span-labelled pairs: rows of a ranking data set with marked errors in rejected responses.
 
-A file is a JSON list, or one JSON object a line (``.jsonl``), of rows like these (LLaMA-Factory's ranking format, in
+A file is a JSON list, or one JSON object per line (``.jsonl``), of rows like these (LLaMA-Factory's ranking format, in
 its sharegpt and OpenAI forms)::
 
     {"conversations": [{"from": "human", "value": "How many legs has a spider?"}],
@@ -9,8 +9,8 @@ its sharegpt and OpenAI forms)::
      "rejected_error_spans": [{"start": 7, "end": 10, "type": "Wrong-Number"}],
      "system": "", "tools": ""}
 
-``conversations`` may be ``messages`` with ``role`` and ``content``, or ``prompt``, a text; ``type``, ``system`` and
-``tools`` may be absent. Spans are in characters of the rejected answer, ``rejected[start:end]``; they may overlap.
+``conversations`` may be ``messages`` with ``role`` and ``content``, or ``prompt``, a string; ``type``, ``system`` and
+``tools`` may be absent. Spans are in characters of the rejected response, ``rejected[start:end]``; they may overlap.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from sepo.errors import SepoError, nearest
 
 SPANS = "rejected_error_spans"
 UNTYPED = "untyped"
-"""What errors without a type are called."""
+"""Type of errors without a type."""
 
 DEMO_PARTS: Mapping[str, str] = {
     "demo": "demo_heldout",
     "demo:obvious": "demo_heldout",
     "demo:fluent": "fluent_heldout",
 }
-"""The project's own sets: held-out pairs with errors of either kind (see ``sepo.demo.dataset``)."""
+"""The built-in data sets: held-out pairs with obvious or fluent errors (see ``sepo.demo.dataset``)."""
 
 _TURNS = (("conversations", "from", "value"), ("messages", "role", "content"))
 _ROLES = {
@@ -43,12 +43,12 @@ _ROLES = {
     "function_call": "function",
     "system": "system",
 }
-_HOW = '[{"start": 0, "end": 4, "type": "Wrong-Name"}], in characters of the rejected answer'
+_HOW = '[{"start": 0, "end": 4, "type": "Wrong-Name"}], in characters of the rejected response'
 
 
 @dataclass(frozen=True)
 class ErrorSpan:
-    """Characters ``start`` up to, not including, ``end`` of the rejected answer, and what is wrong there."""
+    """Characters ``start`` to ``end`` (exclusive) of the rejected response, and the type of error."""
 
     start: int
     end: int
@@ -57,14 +57,14 @@ class ErrorSpan:
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """One row.
+    """One row of a ranking data set with the known errors of its rejected response.
 
     Args:
-        row: its number in the file, from 0.
-        messages: the turns up to the answers, ``role`` and ``content``.
-        chosen: the better answer.
-        rejected: the other one.
-        spans: the known errors of the rejected answer.
+        row: index of the row in the file, from 0.
+        messages: the turns before the responses, ``role`` and ``content``.
+        chosen: the chosen response.
+        rejected: the rejected response.
+        spans: the known errors of the rejected response.
         system: the system prompt, or the empty string.
         tools: the tools as JSON text, or the empty string.
     """
@@ -79,7 +79,7 @@ class LabelledPair:
 
     @property
     def conversation(self) -> dict[str, Any]:
-        """The row as prompts and other tokenizers read it: ``messages``, ``answers``, ``system``, ``tools``."""
+        """The row as chat readers and prompts take it: ``messages``, ``answers``, ``system``, ``tools``."""
         return {
             "messages": [dict(turn) for turn in self.messages],
             "answers": [self.chosen, self.rejected],
@@ -89,13 +89,13 @@ class LabelledPair:
 
 
 def read_pairs(source: str) -> list[LabelledPair]:
-    """Read a file, or one of the project's own sets.
+    """Read the pairs of a file or of a built-in data set.
 
     Args:
-        source: a path, or a name of ``DEMO_PARTS``.
+        source: a path, or a key of ``DEMO_PARTS``.
 
     Raises:
-        SepoError: there is no such file, or a row of it cannot be used; names the row and the field.
+        SepoError: the file does not exist, or a row cannot be used; the message names the row and the field.
     """
     if source in DEMO_PARTS:
         file = resources.files("sepo.demo").joinpath("data", f"{DEMO_PARTS[source]}.json")
@@ -103,8 +103,8 @@ def read_pairs(source: str) -> list[LabelledPair]:
     path = Path(source).expanduser()
     if not path.is_file():
         raise SepoError(
-            f"'{source}' is no file (from {Path.cwd()}) and none of {', '.join(DEMO_PARTS)}; name a JSON file of pairs "
-            f"with {SPANS}.{nearest(source, DEMO_PARTS)}"
+            f"'{source}' is not a file (from {Path.cwd()}), nor one of {', '.join(DEMO_PARTS)}; name a JSON file of "
+            f"pairs with {SPANS}.{nearest(source, DEMO_PARTS)}"
         )
     return checked_pairs(_parsed(path), name=str(path))
 
@@ -125,7 +125,7 @@ def _json(text: str, *, where: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise SepoError(
-            f"{where} is no JSON ({error}); a list of rows is expected, or .jsonl with a row a line."
+            f"{where} is not JSON ({error}); expected a list of rows, or .jsonl with one row per line."
         ) from None
 
 
@@ -133,18 +133,18 @@ def checked_pairs(rows: Any, *, name: str) -> list[LabelledPair]:
     """Check rows as parsed from JSON.
 
     Args:
-        rows: the list.
-        name: what errors call the file.
+        rows: the list of rows.
+        name: name of the file in error messages.
 
     Raises:
-        SepoError: it is no list, is empty, no row has a span, or a row cannot be used.
+        SepoError: ``rows`` is not a list or is empty, no row has a span, or a row cannot be used.
     """
     if not isinstance(rows, list) or not rows:
-        what = f"has {'no rows' if isinstance(rows, list) else f'a {type(rows).__name__} at its top'}"
-        raise SepoError(f"{name} {what}; a list of pairs with {SPANS} is expected.")
+        what = f"has {'no rows' if isinstance(rows, list) else f'a {type(rows).__name__} at its top level'}"
+        raise SepoError(f"{name} {what}; expected a list of pairs with {SPANS}.")
     pairs = [_pair(row, index, f"row {index} of {name}") for index, row in enumerate(rows)]
     if not any(pair.spans for pair in pairs):
-        raise SepoError(f"no row of {name} has a span in {SPANS}, so there is nothing to find; give them as {_HOW}.")
+        raise SepoError(f"no row of {name} has a span in {SPANS}; expected known errors as {_HOW}.")
     return pairs
 
 
@@ -157,11 +157,13 @@ def _pair(row: Any, index: int, where: str) -> LabelledPair:
         system = system or messages[0]["content"]
         messages = messages[1:]
     if not messages or len(messages) % 2 == 0:
-        raise SepoError(f"{where}: {len(messages)} turns before the answer, expected 1, 3, ... (the user's is last).")
-    rejected = _answer(row, "rejected", where)
+        raise SepoError(
+            f"{where}: {len(messages)} turns before the response, expected 1, 3, ..., the last one from the user."
+        )
+    rejected = _response(row, "rejected", where)
     spans = _spans(row, rejected, where)
     return LabelledPair(
-        index, messages, _answer(row, "chosen", where), rejected, spans, system, _text(row, "tools", where)
+        index, messages, _response(row, "chosen", where), rejected, spans, system, _text(row, "tools", where)
     )
 
 
@@ -174,40 +176,42 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[dict[str, str], ...]:
             if not isinstance(turns, list):
                 raise SepoError(f"{where}: {field} is {_short(turns)}, expected a list of turns.")
             return tuple(_turn(turn, role, content, f"{where}: {field}[{place}]") for place, turn in enumerate(turns))
-    raise SepoError(f"{where} has the fields {', '.join(map(str, row))}; conversations, messages or prompt is missing.")
+    raise SepoError(f"{where} has the fields {', '.join(map(str, row))}; expected conversations, messages or prompt.")
 
 
 def _turn(turn: Any, role: str, content: str, where: str) -> dict[str, str]:
     known = isinstance(turn, dict) and isinstance(turn.get(content), str) and turn.get(role) in _ROLES
     if not known:
         raise SepoError(
-            f"{where} is {_short(turn)}, expected {{'{role}': ..., '{content}': a text}} with {role} one of "
+            f"{where} is {_short(turn)}, expected {{'{role}': ..., '{content}': a string}} with {role} one of "
             f"{', '.join(_ROLES)}."
         )
     return {"role": _ROLES[turn[role]], "content": turn[content]}
 
 
-def _answer(row: Mapping[str, Any], side: str, where: str) -> str:
-    answer = row.get(side)
-    if isinstance(answer, dict):
-        answer = answer.get("value", answer.get("content"))
-    if not isinstance(answer, str) or not answer:
-        raise SepoError(f"{where}: {side} is {_short(row.get(side))}, expected an answer: a text, or a turn with one.")
-    return answer
+def _response(row: Mapping[str, Any], side: str, where: str) -> str:
+    response = row.get(side)
+    if isinstance(response, dict):
+        response = response.get("value", response.get("content"))
+    if not isinstance(response, str) or not response:
+        raise SepoError(
+            f"{where}: {side} is {_short(row.get(side))}, expected a response: a string, or a turn with one."
+        )
+    return response
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     value = row.get(field)
     if value is None or isinstance(value, str):
         return value or ""
-    raise SepoError(f"{where}: {field} is {_short(value)}, expected a text.")
+    raise SepoError(f"{where}: {field} is {_short(value)}, expected a string.")
 
 
 def _spans(row: Mapping[str, Any], text: str, where: str) -> tuple[ErrorSpan, ...]:
     spans = row.get(SPANS)
     if not isinstance(spans, list):
         what = f"is {_short(spans)}" if SPANS in row else "is missing"
-        raise SepoError(f"{where}: {SPANS} {what}, expected a list of spans (empty where nothing is wrong): {_HOW}.")
+        raise SepoError(f"{where}: {SPANS} {what}, expected a list of spans (empty if nothing is wrong): {_HOW}.")
     return tuple(_span(span, text, f"{where}: {SPANS}[{place}]") for place, span in enumerate(spans))
 
 
@@ -216,13 +220,14 @@ def _span(span: Any, text: str, where: str) -> ErrorSpan:
         raise SepoError(f"{where} is {_short(span)}, expected an object with start and end: {_HOW}.")
     start, end, kind = span["start"], span["end"], span.get("type", UNTYPED)
     if not all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end)):
-        raise SepoError(f"{where} goes from {start!r} to {end!r}, expected two whole numbers of characters.")
+        raise SepoError(f"{where} has start {start!r} and end {end!r}, expected two integers, in characters.")
     if not 0 <= start < end <= len(text):
         raise SepoError(
-            f"{where} goes from {start} to {end}, expected 0 <= start < end <= {len(text)}, the characters of rejected."
+            f"{where} has start {start} and end {end}, expected 0 <= start < end <= {len(text)}, the characters of "
+            "rejected."
         )
     if not isinstance(kind, str) or not kind:
-        raise SepoError(f"{where}.type is {_short(kind)}, expected a name such as Wrong-Name.")
+        raise SepoError(f"{where}.type is {_short(kind)}, expected a string such as Wrong-Name.")
     return ErrorSpan(start, end, kind)
 
 
@@ -232,7 +237,7 @@ def _short(value: Any) -> str:
 
 
 def error_types(pairs: Sequence[LabelledPair]) -> list[str]:
-    """The types of all spans, the most frequent first."""
+    """Return the types of all spans, most frequent first."""
     counts: dict[str, int] = {}
     for pair in pairs:
         for span in pair.spans:

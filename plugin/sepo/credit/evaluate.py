@@ -1,4 +1,4 @@
-"""From scores and marks of many responses to what each scorer is worth: arrays in, numbers with intervals out."""
+"""Evaluation of scorers from scores and marked errors of many responses: arrays in, estimates with intervals out."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from sepo.errors import SepoError
 from sepo.selection.select import select_tokens
 
 MEASURES = ("auroc", "average_precision", "precision", "recall")
-"""Of every scorer. The last two are of the tokens that the selection takes at the ratio."""
+"""Measures of every scorer. The last two are of the tokens selected at the ratio."""
 
 TYPE_MEASURES = ("auroc", "average_precision", "recall")
-"""Of every scorer and type of error. A selection's precision has no share that belongs to one type."""
+"""Measures of every scorer and type of error. The precision of a selection cannot be split by type."""
 
 Scores = Sequence[Sequence[Array]]
-"""A scorer's draws (one, where chance plays no part), each with every response's numbers [T], low = wrong."""
+"""Scores of a scorer: draws (one unless it is random), each with an array [T] per response, low = wrong."""
 
 
 @dataclass(frozen=True)
 class MarkedResponse:
-    """One rejected answer, token by token.
+    """The marked tokens of one rejected response.
 
     Args:
-        marked: bool [T], True where a token overlaps a known error.
-        types: by type of error, bool [T], True where a token overlaps an error of that type.
+        marked: bool [T], True for tokens that overlap a known error.
+        types: by type of error, bool [T], True for tokens that overlap an error of that type.
     """
 
     marked: Array
@@ -38,25 +38,25 @@ class MarkedResponse:
 
     @property
     def measurable(self) -> bool:
-        """Whether there are marked tokens and unmarked ones."""
+        """Whether there are both marked and unmarked tokens."""
         return bool(self.marked.any() and not self.marked.all())
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of it.
+    """Results of an evaluation.
 
     Args:
-        responses: how many were measured.
-        unmarked: how many were left out because none of their tokens is marked.
-        all_marked: how many were left out because all of them are.
-        tokens: of the measured responses.
-        marked_tokens: of these.
-        best: precision and recall at the ratio of a scorer that ranks every marked token first.
-        scorers: by scorer, by measure.
-        types: by scorer, by type of error, by measure.
-        type_responses: by type, how many responses have it and unmarked tokens.
-        differences: (first scorer, second scorer, by measure: first minus second, response by response).
+        responses: number of measured responses.
+        unmarked: number of responses excluded because none of their tokens is marked.
+        all_marked: number of responses excluded because all of their tokens are marked.
+        tokens: number of tokens of the measured responses.
+        marked_tokens: number of marked tokens among them.
+        best: precision and recall, at the ratio, of a scorer that ranks every marked token first.
+        scorers: estimates by scorer and measure.
+        types: estimates by scorer, type of error and measure.
+        type_responses: by type, number of responses with errors of that type and unmarked tokens.
+        differences: (first scorer, second scorer, estimates by measure of first minus second, paired by response).
     """
 
     responses: int
@@ -99,28 +99,26 @@ class Evaluation:
 def evaluate(
     responses: Sequence[MarkedResponse], scores: Mapping[str, Scores], *, ratio: float, samples: int, seed: int
 ) -> Evaluation:
-    """Measure scorers on the same responses.
+    """Evaluate scorers on the same responses.
 
-    A response is measured where some of its tokens are marked and some are not. A type's AUROC and average precision
-    tell its tokens from those that no error of any type covers; its recall is of the selection that is made from all
-    tokens.
+    A response is measured if some of its tokens are marked and some are not. The AUROC and average precision of a type
+    separate its tokens from those that no error of any type covers; its recall is of the selection among all tokens.
 
     Args:
-        responses: the answers.
-        scores: by scorer; the measures of several draws are averaged within each response.
+        responses: the responses with their marked tokens.
+        scores: scores by scorer; the measures of several draws are averaged within each response.
         ratio: share of a response's tokens that is selected, those with the lowest scores (rule ``floor``).
-        samples: of the bootstrap.
-        seed: of the bootstrap.
+        samples: number of bootstrap samples.
+        seed: seed of the bootstrap.
 
     Raises:
-        SepoError: no response can be measured; a scorer gives numbers of another count than a response's tokens, or
-            some that are not finite.
+        SepoError: no response can be measured, or a scorer does not give one finite score per token.
     """
     kept = [index for index, response in enumerate(responses) if response.measurable]
     if not kept:
         raise SepoError(
-            f"none of the {len(responses)} rejected answers has both marked and unmarked tokens, so nothing can be "
-            "measured; check the spans, and that cutoff_len leaves the answers whole."
+            f"none of the {len(responses)} rejected responses has both marked and unmarked tokens, so nothing can be "
+            "measured; check the spans, and that cutoff_len does not truncate the responses."
         )
     measured = [responses[index] for index in kept]
     kinds = sorted({kind for response in measured for kind, marks in response.types.items() if marks.any()})
@@ -176,7 +174,7 @@ def _has(response: MarkedResponse, kind: str) -> bool:
 
 
 def _response(response: MarkedResponse, draws: Sequence[Array], ratio: float, name: str) -> dict[str, dict[str, float]]:
-    """The measures of one response, under "" for all errors and under each type, averaged over the draws."""
+    """Return the measures of one response, under "" for all errors and under each type, averaged over the draws."""
     made = [_draw(response, np.asarray(scores, dtype=np.float64), ratio, name) for scores in draws]
     return {
         kind: {measure: float(np.mean([draw[kind][measure] for draw in made])) for measure in of}
@@ -188,8 +186,8 @@ def _draw(response: MarkedResponse, scores: Array, ratio: float, name: str) -> d
     marked = response.marked
     if scores.shape != marked.shape or not np.isfinite(scores).all():
         raise SepoError(
-            f"scorer {name} gives {scores.size} numbers for an answer of {marked.size} tokens, or some that are not "
-            "finite; expected one finite number per token."
+            f"scorer {name} gives {scores.size} scores for a response of {marked.size} tokens, or some that are not "
+            "finite; expected one finite score per token."
         )
     mask = torch.ones(1, scores.size, dtype=torch.bool)
     selected = select_tokens(torch.from_numpy(scores)[None], mask, ratio=ratio, largest=False)[0].numpy()
@@ -204,10 +202,10 @@ def _draw(response: MarkedResponse, scores: Array, ratio: float, name: str) -> d
     }
     for kind, of_kind in response.types.items():
         if of_kind.any():
-            told_apart = of_kind | ~marked
+            compared = of_kind | ~marked
             made[kind] = {
-                "auroc": auroc(scores[told_apart], of_kind[told_apart]),
-                "average_precision": average_precision(scores[told_apart], of_kind[told_apart]),
+                "auroc": auroc(scores[compared], of_kind[compared]),
+                "average_precision": average_precision(scores[compared], of_kind[compared]),
                 "recall": precision_recall(selected, of_kind)[1],
             }
     return made

@@ -1,4 +1,4 @@
-"""A measurement as a picture: every scorer's AUROC with its interval, overall and by type of error."""
+"""A plot of the results: AUROC and recall of every scorer with intervals, overall and by type of error."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from sepo.credit.report import heading
 from sepo.errors import SepoError
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
-"""Okabe and Ito's, told apart by colour-blind readers too."""
+"""The palette of Okabe and Ito, which color-blind readers can distinguish."""
 
 _MARKERS = "osD^vPX"
 ALL = "all errors"
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Draw a measurement.
+    """Plot the results of a measurement.
 
     Args:
-        result: as ``sepo.credit.run.measure`` gives it.
+        result: the return value of ``sepo.credit.run.measure``.
 
     Returns:
-        On the left AUROC (0.5 is chance), on the right recall at the ratio; a row for all errors and one for each
-        type, a point with its interval for each scorer.
+        A figure with AUROC (0.5 is chance) on the left and recall at the ratio on the right; one row for all errors and
+        one for each type, with a point and its interval for each scorer.
     """
     scorers, data = result["scorers"], result["data"]
     kinds = sorted(next(iter(scorers.values()))["by_type"], key=lambda kind: (-data["spans"].get(kind, 0), kind))
@@ -42,7 +42,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
             estimates = [of[measure], *(of["by_type"][kind][measure] for kind in kinds)]
             heights = [row + (number - (len(scorers) - 1) / 2) * step for row in range(len(rows))]
             means = [estimate["mean"] for estimate in estimates]
-            # A percentile interval need not hold the mean of a skewed sample.
+            # A percentile interval need not contain the mean of a skewed sample.
             below = [max(0.0, estimate["mean"] - estimate["low"]) for estimate in estimates]
             above = [max(0.0, estimate["high"] - estimate["mean"]) for estimate in estimates]
             axes.errorbar(
@@ -59,23 +59,23 @@ def draw(result: Mapping[str, Any]) -> Figure:
         axes.set_xlabel(heading(measure, result["settings"]["ratio"]))
         axes.grid(axis="x", alpha=0.3)
     left.axvline(0.5, color="0.6", linestyle="--", linewidth=1)
-    left.set_yticks(range(len(rows)), [f"{row}\n({_answers(result, row)} answers)" for row in rows])
+    left.set_yticks(range(len(rows)), [f"{row}\n({_responses(result, row)} responses)" for row in rows])
     left.set_ylim(len(rows) - 0.5, -0.5)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=min(5, len(scorers)))
     return figure
 
 
-def _answers(result: Mapping[str, Any], row: str) -> int:
+def _responses(result: Mapping[str, Any], row: str) -> int:
     if row == ALL:
         return int(result["data"]["responses"])
     return int(next(iter(result["scorers"].values()))["by_type"][row]["responses"])
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure.
+    """Write a figure to a file.
 
     Raises:
-        SepoError: the disk refuses, or the ending is none that can be drawn.
+        SepoError: the file cannot be written, or matplotlib does not support its format.
     """
     try:
         figure.savefig(path, dpi=150)

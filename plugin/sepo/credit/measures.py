@@ -1,8 +1,8 @@
-"""How well numbers per token find marked tokens: within one response, averaged over responses, with intervals.
+"""Measures of how well token scores find marked tokens: within a response, averaged over responses, with intervals.
 
-Everything here takes arrays of one response, [T], or of many responses, [R]. A *low* number calls a token wrong, as an
-oracle's score of a rejected answer does. All measures are within a response, and averaged over responses afterwards:
-scores of different responses are never compared, as a selection within responses never compares them.
+Arrays are of one response, [T], or of many responses, [R]. A *low* score marks a token as wrong, as an oracle's score
+of a rejected response does. All measures are computed within a response and then averaged over responses: scores of
+different responses are never compared, as a selection within responses does not compare them either.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from sepo.errors import SepoError
 Array = np.ndarray
 
 _TAIL = 2.5
-"""Percent of the bootstrap's means outside the interval, on each side: 95 % lie within."""
+"""Percentage of bootstrap means beyond the interval at each end: the interval has 95 %."""
 
 
 def auroc(scores: Array, marked: Array) -> float:
-    """The probability that a marked token has a lower score than an unmarked one; equal scores count one half.
+    """Compute the probability that a marked token has a lower score than an unmarked one; ties count one half.
 
     Args:
-        scores: [T] any finite numbers; low calls a token wrong.
+        scores: [T] any finite numbers; low scores mark tokens as wrong.
         marked: [T] bool, at least one True and one False.
 
     Returns:
-        In [0, 1]; 0.5 for random scores, and for equal ones.
+        A number in [0, 1]; 0.5 for random and for constant scores.
 
     Raises:
-        SepoError: all tokens are marked, or none; shapes that differ; a number that is not finite.
+        SepoError: all tokens or none are marked, the shapes differ, or a score is not finite.
 
     Example:
         >>> auroc(np.array([0.0, 1.0, 2.0]), np.array([True, False, False]))
         1.0
     """
     _check(scores, marked)
-    ranks = rankdata(-scores)  # the lowest score has the highest rank; ties share theirs
+    ranks = rankdata(-scores)  # the lowest score has the highest rank; ties share their mean rank
     count, others = int(marked.sum()), int((~marked).sum())
     wins = ranks[marked].sum() - count * (count + 1) / 2
     return float(wins / (count * others))
 
 
 def average_precision(scores: Array, marked: Array) -> float:
-    """Average precision: the mean over marked tokens of the precision at each one's own score.
+    """Compute average precision: the mean over marked tokens of the precision at each token's score.
 
-    Sum over the distinct scores, from the lowest, of (recall gained there) x (precision of all tokens up to there):
-    tokens of one score enter together, so that the order of equal scores does not matter.
+    This is the sum over the distinct scores, from the lowest, of (recall gained at this score) x (precision of all
+    tokens up to this score): tied tokens enter together, so that their order does not matter.
 
     Args:
-        scores: as ``auroc``.
-        marked: as ``auroc``.
+        scores: see ``auroc``.
+        marked: see ``auroc``.
 
     Returns:
-        In (0, 1]; for equal scores the share of marked tokens.
+        A number in (0, 1]; for constant scores, the share of marked tokens.
 
     Raises:
-        SepoError: as ``auroc``.
+        SepoError: see ``auroc``.
     """
     _check(scores, marked)
     values, place = np.unique(scores, return_inverse=True)  # ascending
@@ -69,19 +69,19 @@ def average_precision(scores: Array, marked: Array) -> float:
 
 
 def precision_recall(selected: Array, marked: Array) -> tuple[float, float]:
-    """Share of the selected tokens that are marked, and share of the marked tokens that are selected.
+    """Return the share of selected tokens that are marked, and the share of marked tokens that are selected.
 
     Args:
         selected: [T] bool, at least one True.
         marked: [T] bool, at least one True.
 
     Raises:
-        SepoError: nothing is selected or nothing marked; shapes that differ.
+        SepoError: no token is selected or marked, or the shapes differ.
     """
     if selected.shape != marked.shape or not selected.any() or not marked.any():
         raise SepoError(
             f"{int(selected.sum())} of {selected.size} tokens are selected and {int(marked.sum())} of {marked.size} "
-            "marked, expected at least one of each in one response."
+            "are marked, expected at least one of each, and the same number of tokens."
         )
     found = int((selected & marked).sum())
     return found / int(selected.sum()), found / int(marked.sum())
@@ -90,26 +90,28 @@ def precision_recall(selected: Array, marked: Array) -> tuple[float, float]:
 def _check(scores: Array, marked: Array) -> None:
     if scores.shape != marked.shape or scores.ndim != 1 or marked.dtype != np.bool_:
         raise SepoError(
-            f"scores of shape {scores.shape} and marks of shape {marked.shape} and dtype {marked.dtype} are not one "
+            f"scores have shape {scores.shape}, marks have shape {marked.shape} and dtype {marked.dtype}; expected one "
             "number and one bool for each token of a response."
         )
     if not np.isfinite(scores).all():
-        raise SepoError(f"{int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite numbers.")
+        raise SepoError(
+            f"{int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite; expected finite numbers."
+        )
     if marked.all() or not marked.any():
         raise SepoError(
-            f"{int(marked.sum())} of {marked.size} tokens are marked: there is nothing to tell apart; leave the "
-            "response out."
+            f"{int(marked.sum())} of {marked.size} tokens are marked, expected both marked and unmarked tokens; "
+            "exclude the response."
         )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over responses with its interval.
+    """A mean over responses with its 95 % interval.
 
     Args:
-        mean: of the responses.
-        low: the lower end of the 95 % interval.
-        high: its upper end.
+        mean: the mean over responses.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
     """
 
     mean: float
@@ -122,25 +124,25 @@ class Estimate:
 
 
 class Bootstrap:
-    """Resampled means over a set of responses: the percentile bootstrap, with responses as its units.
+    """The percentile bootstrap of means over a set of responses, which are resampled with replacement.
 
-    The same resamples serve all measures and all scorers, so that a difference between two scorers is one of pairs:
-    responses that are hard for both do not widen its interval.
+    All measures and scorers share the same resamples, so that differences between two scorers are paired: responses
+    that are hard for both do not widen the interval.
 
     Args:
-        responses: R, how many there are.
-        samples: how many times R of them are drawn with replacement; at least 1.
-        seed: of the draws.
+        responses: number of responses, R.
+        samples: number of resamples of size R; at least 1.
+        seed: seed of the draws.
 
     Raises:
-        SepoError: there is no response, or no sample is asked for.
+        SepoError: ``responses`` or ``samples`` is below 1.
     """
 
     def __init__(self, responses: int, *, samples: int, seed: int) -> None:
         if responses < 1 or samples < 1:
             raise SepoError(
-                f"{samples} bootstrap samples of {responses} responses: at least one sample and one response with "
-                "marked and unmarked tokens are expected."
+                f"{samples} bootstrap samples of {responses} responses, expected at least one sample and one response "
+                "with marked and unmarked tokens."
             )
         draws = np.random.default_rng(seed).integers(responses, size=(samples, responses))
         offsets = np.arange(samples)[:, None] * responses
@@ -148,11 +150,11 @@ class Bootstrap:
         self._shares = counts.reshape(samples, responses) / responses
 
     def mean(self, values: Array) -> Estimate:
-        """The mean of values, [R], and the 2.5 % and 97.5 % quantiles of its resamples."""
+        """Return the mean of values, [R], with the 2.5 % and 97.5 % quantiles of its resamples."""
         means = self._shares @ np.asarray(values, dtype=np.float64)
         low, high = np.percentile(means, [_TAIL, 100 - _TAIL])
         return Estimate(float(np.mean(values)), float(low), float(high))
 
     def difference(self, first: Array, second: Array) -> Estimate:
-        """The mean of ``first - second``, response by response."""
+        """Return the mean of ``first - second``, paired by response."""
         return self.mean(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Rejected answers as a model's tokens: in the tokenizer's own chat template, and which of them are marked."""
+"""Tokenization of rejected responses in a chat template, and marking of the tokens that overlap known errors."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from sepo.training.row_scores import contrastive_pair
 
 
 class Reader(Protocol):
-    """How pairs become tokens."""
+    """Interface for tokenizing pairs."""
 
     def read(self, pair: LabelledPair) -> ReadResponse:
-        """The rejected answer behind its conversation; the tokens from ``response_start`` on are the measured ones."""
+        """Tokenize the conversation with its rejected response; tokens from ``response_start`` on are measured."""
 
     def contrastive(self, pair: LabelledPair, read: ReadResponse) -> ContrastivePair:
-        """The same answer behind T-REG's two prompts."""
+        """Tokenize the same response after T-REG's two prompts."""
 
 
 class ChatTemplateReader:
-    """Reads in a tokenizer's chat template, as an oracle with a tokenizer of its own does before training.
+    """A reader with a tokenizer's chat template, as used before training for an oracle with another tokenizer.
 
     Args:
-        tokenizer: one of transformers'.
-        name: what errors call the model.
-        chat_template: in place of the tokenizer's own (the one that was saved with an adapter), or None.
-        max_tokens: most tokens of a conversation with its answer.
+        tokenizer: a tokenizer of transformers.
+        name: name of the model in error messages.
+        chat_template: replaces the tokenizer's chat template (saved with an adapter, for example), or None.
+        max_tokens: maximum tokens of a conversation with its response.
 
     Raises:
-        SepoError: there is no chat template.
+        SepoError: the tokenizer has no chat template.
     """
 
     def __init__(self, tokenizer: Any, *, name: str, chat_template: str | None, max_tokens: int) -> None:
         self._chats = ChatReader(tokenizer, name=name, chat_template=chat_template, max_tokens=max_tokens)
 
     def read(self, pair: LabelledPair) -> ReadResponse:
-        """As ``Reader``.
+        """See ``Reader``.
 
         Raises:
-            SepoError: the template refuses the conversation, or the tokens do not spell the answer.
+            SepoError: the template raises for the conversation, or the tokens do not decode to the response.
         """
         _, rejected = self._chats.read(pair.conversation)
         return rejected
 
     def contrastive(self, pair: LabelledPair, read: ReadResponse) -> ContrastivePair:
-        """As ``Reader``."""
+        """See ``Reader``."""
         return contrastive_pair(
             quoted_conversation(pair.messages, system=pair.system, tools=pair.tools),
             pair.rejected,
@@ -63,13 +63,13 @@ class ChatTemplateReader:
 
 
 def mark(pair: LabelledPair, read: ReadResponse, *, text_only: bool) -> MarkedResponse:
-    """Mark the tokens that overlap the known errors.
+    """Mark the tokens of a rejected response that overlap its known errors.
 
     Args:
         pair: the row.
-        read: its rejected answer's tokens.
-        text_only: leave out tokens that cover no character of the answer (end of turn, words of the template); else
-            they count as unmarked.
+        read: the tokens of its rejected response.
+        text_only: exclude tokens that cover no character of the response (end of turn, text of the template); otherwise
+            they are unmarked.
     """
     offsets = read.spans.offsets
     kept = text_mask(read) if text_only else np.ones(len(offsets), dtype=bool)
@@ -83,12 +83,12 @@ def mark(pair: LabelledPair, read: ReadResponse, *, text_only: bool) -> MarkedRe
 
 
 def text_mask(read: ReadResponse) -> np.ndarray:
-    """Bool [T], True where a token covers a character of the answer."""
+    """Return a bool mask [T], True for tokens that cover a character of the response."""
     return np.array([end > start for start, end in read.spans.offsets], dtype=bool)
 
 
 def lost_errors(pairs: Sequence[LabelledPair], reads: Sequence[ReadResponse]) -> int:
-    """How many spans lie wholly in what truncation cut from the answers."""
+    """Count the spans that lie entirely in the truncated part of their responses."""
     lost = 0
     for pair, read in zip(pairs, reads, strict=True):
         last = max((end for _, end in read.spans.offsets), default=0)

@@ -1,4 +1,4 @@
-"""A measurement as tables on the terminal; ``figure`` draws it."""
+"""Results as tables in the terminal; ``figure`` plots them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _HEADS = {"auroc": "AUROC", "average_precision": "average precision", "precision
 
 
 def heading(measure: str, ratio: float) -> str:
-    """What a measure is called: precision and recall with the ratio that they are at."""
+    """Return the heading of a measure; precision and recall include the selection ratio."""
     return f"{_HEADS[measure]} at {ratio:.0%}" if measure in ("precision", "recall") else _HEADS[measure]
 
 
 def interval(estimate: Mapping[str, float], *, signed: bool = False) -> str:
-    """A mean with its interval.
+    """Format a mean with its interval.
 
     >>> interval({"mean": 0.92, "low": 0.8849, "high": 0.95})
     '0.920 [0.885, 0.950]'
@@ -26,10 +26,10 @@ def interval(estimate: Mapping[str, float], *, signed: bool = False) -> str:
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Print what came of a measurement.
+    """Print the results of a measurement.
 
     Args:
-        result: as ``sepo.credit.run.measure`` gives it.
+        result: the return value of ``sepo.credit.run.measure``.
     """
     ratio, scorers, data = result["settings"]["ratio"], result["scorers"], result["data"]
     columns = ("scorer", *(heading(measure, ratio) for measure in _HEADS))
@@ -39,7 +39,7 @@ def print_result(result: Mapping[str, Any]) -> None:
     if len(kinds) > 1:
         print_table(
             "AUROC by type of error",
-            ("type", "answers", *scorers),
+            ("type", "responses", *scorers),
             [
                 [
                     kind,
@@ -51,7 +51,7 @@ def print_result(result: Mapping[str, Any]) -> None:
         )
     if result["differences"]:
         print_table(
-            "differences, answer by answer",
+            "differences, paired by response",
             ("", "AUROC", heading("recall", ratio)),
             [
                 [
@@ -67,35 +67,35 @@ def print_result(result: Mapping[str, Any]) -> None:
 def _title(result: Mapping[str, Any]) -> str:
     data = result["data"]
     share = data["marked_tokens"] / data["tokens"]
-    size = f"{data['responses']:,} rejected answers, {data['tokens']:,} tokens"
+    size = f"{data['responses']:,} rejected responses, {data['tokens']:,} tokens"
     return f"{data['source']}: {size}, {share:.0%} of them wrong"
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """What a reader of the tables must know.
+    """Return notes on how to read the tables.
 
     Args:
-        result: as ``sepo.credit.run.measure`` gives it.
+        result: the return value of ``sepo.credit.run.measure``.
     """
     data, settings, best = result["data"], result["settings"], result["best_possible"]
     left = data["left_out"]
     lines = [
-        f"A scorer that ranked every wrong token first would have precision {best['precision']:.3f} and recall "
+        f"A scorer that ranks every wrong token first has precision {best['precision']:.3f} and recall "
         f"{best['recall']:.3f} at {settings['ratio']:.0%}.",
-        f"Measured within each answer, then averaged; in brackets 95 % intervals ({settings['bootstrap']:,} bootstrap "
-        f"samples of the answers, seed {settings['seed']}).",
+        "Measures are computed within each response and averaged; in brackets, 95 % intervals "
+        f"({settings['bootstrap']:,} bootstrap samples of the responses, seed {settings['seed']}).",
     ]
     if "random" in result["scorers"]:
-        lines.append(f"random: the mean of {settings['random_draws']} draws for each answer.")
+        lines.append(f"random: the mean of {settings['random_draws']} draws for each response.")
     for name, what in (("no_token_marked", "no wrong token"), ("all_tokens_marked", "only wrong tokens")):
         if left[name]:
-            lines.append(f"{left[name]:,} answers with {what} are left out.")
+            lines.append(f"{left[name]:,} responses with {what} are excluded.")
     if data["spans_cut"]:
-        lines.append(f"{data['spans_cut']:,} marked errors lie behind the truncation; raise --cutoff-len.")
+        lines.append(f"{data['spans_cut']:,} marked errors were truncated; increase --cutoff-len.")
     counted = result["reading"]["end_of_turn"] == "counted"
     lines.append(
-        "The end of turn counts as right: training selects among it too (--text-tokens leaves it out)."
+        "The end of turn counts as right, as training may select it too (--text-tokens excludes it)."
         if counted
-        else "Tokens that cover no character of the answer (the end of turn) are left out."
+        else "Tokens that cover no character of the response (the end of turn) are excluded."
     )
     return lines

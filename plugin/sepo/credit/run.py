@@ -1,22 +1,22 @@
-"""One measurement: pairs, models and scorers in; the result as plain JSON values out.
+"""One measurement of token-level credit: pairs, models and scorers in, results as plain JSON values out.
 
-The result's form is ``SCHEMA``; a change that breaks readers gets another number::
+The results have the schema ``SCHEMA``; its number changes when a change breaks readers::
 
     schema          "sepo.credit/1"
     sepo            version of this package
     data            source, sha256 (of the rows that were read), rows, responses (measured), left_out
                     {no_token_marked, all_tokens_marked}, tokens, marked_tokens (of the measured responses),
-                    spans {type: how many}, spans_cut (wholly behind a truncation)
+                    spans {type: count}, spans_cut (entirely truncated)
     reading         template (null: the tokenizer's chat template), cutoff_len, dtype (null: the host's choice),
                     end_of_turn ("counted" or "left out")
     models          model, oracle, oracle_base, reference: null or {model, adapters, quantization_bit}
     settings        ratio, rule, seed, bootstrap (samples), interval (0.95), random_draws
-    best_possible   precision and recall at the ratio of a scorer that ranks every marked token first
+    best_possible   precision and recall, at the ratio, of a scorer that ranks every marked token first
     scorers         by name: auroc, average_precision, precision, recall, each {mean, low, high}; by_type: by type of
                     error: responses, auroc, average_precision, recall
     differences     a list of {first, second, auroc, average_precision, precision, recall}: first minus second,
-                    response by response
-    seconds         how long it took
+                    paired by response
+    seconds         duration
 """
 
 from __future__ import annotations
@@ -64,20 +64,20 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class CreditRequest:
-    """What is measured, and how.
+    """Data, scorers, models and settings of a measurement.
 
     Args:
-        source: what the data is called.
-        scorers: names, as ``find_scorers`` takes them.
-        models: the models that are named.
-        template: the host's name of a template, or None for the tokenizer's own chat template.
-        cutoff_len: most tokens of a conversation with its answer.
-        dtype: ``fp32``, ``bf16`` or ``fp16``, or None for what the host would choose.
-        ratio: share of an answer's tokens that is selected.
-        text_only: leave out tokens that cover no character of the answer.
-        seed: of the bootstrap and of random scores.
-        bootstrap: samples.
-        random_draws: how often random scores are drawn; their measures are averaged within each answer.
+        source: name of the data.
+        scorers: names of scorers, see ``find_scorers``.
+        models: the given models.
+        template: name of a template of the host, or None for the tokenizer's chat template.
+        cutoff_len: maximum tokens of a conversation with its response.
+        dtype: ``fp32``, ``bf16`` or ``fp16``, or None for the host's choice.
+        ratio: share of a response's tokens that is selected.
+        text_only: exclude tokens that cover no character of the response.
+        seed: seed of the bootstrap and of random scores.
+        bootstrap: number of bootstrap samples.
+        random_draws: number of draws of random scores; their measures are averaged within each response.
         batch_tokens: tokens per scoring batch.
     """
 
@@ -97,11 +97,11 @@ class CreditRequest:
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs in tokens, with every scorer's numbers.
+    """Tokenized pairs with the scores of every scorer.
 
     Args:
-        reads: the rejected answers as the tokenizer has them; the tokens from ``response_start`` on are measured.
-        scores: by scorer: draws (one, where chance plays no part) of every answer's numbers, [T] each, low = wrong.
+        reads: the tokenized rejected responses; the tokens from ``response_start`` on are measured.
+        scores: by scorer, draws (one unless it is random) with an array [T] per response, low = wrong.
     """
 
     reads: Sequence[ReadResponse]
@@ -111,21 +111,21 @@ class ScoredPairs:
 def score_pairs(
     pairs: Sequence[LabelledPair], request: CreditRequest, *, open_host: OpenHost, progress: bool = False
 ) -> ScoredPairs:
-    """Ask scorers for their numbers.
+    """Compute the scores of all scorers.
 
     Args:
         pairs: from ``sepo.credit.data``.
-        request: what is measured.
+        request: the settings.
         open_host: opens the host whose templates and models are used.
-        progress: whether to show a bar for every model on standard error.
+        progress: whether to show a progress bar for every model on standard error.
 
     Raises:
-        SepoError: a model or a scorer is missing or does not fit, or an answer's spans cannot be placed.
+        SepoError: a model or a scorer is missing or unsuitable, or the spans of a response cannot be aligned.
     """
     scorers = find_scorers(request.scorers, request.models)
     named = _named(request.models)
     if not named:
-        raise SepoError("no model is named, and tokens are those of one: name --model (its tokenizer alone is read).")
+        raise SepoError("no model is given, but a tokenizer is needed: set --model (only its tokenizer is loaded).")
     host = open_host(named[0], template=request.template, cutoff_len=request.cutoff_len, dtype=request.dtype)
     host.check(named)
     reader = _reader(host, scorers, request)
@@ -136,19 +136,19 @@ def score_pairs(
 def measure(
     pairs: Sequence[LabelledPair], request: CreditRequest, *, open_host: OpenHost, progress: bool = False
 ) -> dict[str, Any]:
-    """Measure scorers on pairs.
+    """Evaluate scorers on pairs.
 
     Args:
-        pairs: as ``score_pairs``.
-        request: as ``score_pairs``.
-        open_host: as ``score_pairs``.
-        progress: as ``score_pairs``.
+        pairs: see ``score_pairs``.
+        request: see ``score_pairs``.
+        open_host: see ``score_pairs``.
+        progress: see ``score_pairs``.
 
     Returns:
-        Plain JSON values, in the form of this module's docstring.
+        Plain JSON values with the schema in the docstring of this module.
 
     Raises:
-        SepoError: as ``score_pairs``; or no answer can be measured.
+        SepoError: see ``score_pairs``; or no response can be measured.
     """
     started = time.monotonic()
     scored = score_pairs(pairs, request, open_host=open_host, progress=progress)
@@ -180,7 +180,7 @@ def measure(
 
 
 def _settings(request: CreditRequest) -> dict[str, Any]:
-    """What was asked for, as plain JSON values."""
+    """Return the settings of a request as plain JSON values."""
     return {
         "reading": {
             "template": request.template,
@@ -201,7 +201,7 @@ def _settings(request: CreditRequest) -> dict[str, Any]:
 
 
 def _named(models: CreditModels) -> list[NamedSpec]:
-    """The models, each with the setting that names it; the first one's tokenizer is used."""
+    """Return the models, each with the setting that names it; the tokenizer of the first one is used."""
     oracle = models.oracle
     found = [
         ("model_name_or_path", models.model),
@@ -234,7 +234,7 @@ def _scores(
     request: CreditRequest,
     progress: bool,
 ) -> dict[str, Scores]:
-    """Every scorer's numbers, low = wrong, in the order of the scorers."""
+    """Return the scores of every scorer, low = wrong, in the order of the scorers."""
     answers = [Answer(tuple(read.input_ids), read.response_start) for read in reads]
     logps, rewards = _model_numbers(host, reader, pairs, reads, scorers, request, progress)
     made: dict[str, Scores] = {}
@@ -278,29 +278,29 @@ def _model_numbers(
     request: CreditRequest,
     progress: bool,
 ) -> tuple[dict[ModelSpec, list[Tensor]], list[Array]]:
-    """Log-probabilities of the answers, by model, and contrastive rewards; each model is loaded once."""
-    wanted = [spec for scorer in scorers for spec in scorer.log_probs(request.models)]
+    """Return the log-probabilities of the responses by model, and contrastive rewards; each model is loaded once."""
+    needed = [spec for scorer in scorers for spec in scorer.log_probs(request.models)]
     prompted = request.models.model if any(scorer.kind == "contrastive" for scorer in scorers) else None
     logps: dict[ModelSpec, list[Tensor]] = {}
     rewards: list[Array] = []
     sequences = [ScoredSequence(read.input_ids, read.response_start) for read in reads]
     prompts = [reader.contrastive(*both) for both in zip(pairs, reads, strict=True)] if prompted else []
-    everyone = wanted if prompted is None else [*wanted, prompted]
-    for spec, model in host.each_model(everyone, request.models.oracle):
-        if spec in wanted:
+    specs = needed if prompted is None else [*needed, prompted]
+    for spec, model in host.each_model(specs, request.models.oracle):
+        if spec in needed:
             with _bar(spec, "log-probabilities", len(sequences), progress) as bar:
                 scorer = LogProbScorer(model, batch_tokens=request.batch_tokens)
                 logps[spec] = scorer.score(sequences, on_batch=bar.update)
         if spec == prompted:
             with _bar(spec, "contrastive prompts", len(prompts), progress) as bar:
-                asker = ContrastiveScorer(model, batch_tokens=request.batch_tokens)
-                rewards = [row.numpy() for row in asker.score(prompts, on_batch=bar.update)]
+                contrastive = ContrastiveScorer(model, batch_tokens=request.batch_tokens)
+                rewards = [row.numpy() for row in contrastive.score(prompts, on_batch=bar.update)]
     return logps, rewards
 
 
-def _bar(spec: ModelSpec, what: str, answers: int, progress: bool) -> Any:
+def _bar(spec: ModelSpec, what: str, responses: int, progress: bool) -> Any:
     name = " + ".join(Path(part).name for part in (spec.model, *spec.adapters))
-    return tqdm(total=answers, desc=f"{what} under {name}", unit="answer", disable=not progress)
+    return tqdm(total=responses, desc=f"{what} under {name}", unit="response", disable=not progress)
 
 
 def _models(models: CreditModels) -> dict[str, Any]:

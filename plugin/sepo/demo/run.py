@@ -1,4 +1,4 @@
-"""`sepo demo`: SePO's chain on a real small model and pairs whose errors are known, on a CPU, in minutes."""
+"""`sepo demo`: the SePO pipeline on a real small model and pairs with known errors, on a CPU, in minutes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sepo.installation import LLAMAFACTORY, install_command
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Threads that spin while they wait make a step many times slower as soon as anything else wants a core.
+# Threads that spin while they wait make a step many times slower as soon as another process needs a core.
 _ENVIRONMENT = {
     "LLAMAFACTORY_VERBOSITY": "WARN",
     "TRANSFORMERS_VERBOSITY": "warning",
@@ -32,40 +32,40 @@ _SHOWN_ANSWERS = 4
 
 
 def run_demo(output: Path) -> dict[str, Any]:
-    """Run the chain and print what was selected and what changed.
+    """Run the pipeline and print the selected tokens and the effect of training.
 
     Args:
-        output: folder for data, models, scores and results; steps that finished there before are not run again.
+        output: directory for data, models, scores and results; steps that finished there are not repeated.
 
     Returns:
-        The figures, as written to ``results.json`` in that folder.
+        The results, as written to ``results.json`` in that directory.
 
     Raises:
-        SepoError: something that the demonstration needs is not installed, or a step failed.
+        SepoError: a package that the demonstration needs is not installed, or a step failed.
     """
     from sepo.hosts.llamafactory.recipe import load_host
 
-    with _environment(_ENVIRONMENT):  # some of it is read when the host is imported
+    with _environment(_ENVIRONMENT):  # some variables are read when the host is imported
         load_host("demo")
         try:
             from rich.console import Console
         except ImportError as error:
             command = install_command(LLAMAFACTORY.name, "demo")
-            raise SepoError(f"rich is not installed here, and the demo needs it; run: {command}") from error
+            raise SepoError(f"rich is not installed, but the demo needs it; run: {command}") from error
         return _run(output.resolve(), Console(highlight=False, soft_wrap=True))
 
 
 def _run(output: Path, console: Console) -> dict[str, Any]:
     started = time.monotonic()
-    console.print("[bold]1. A real model:[/] SmolLM2-135M-Instruct, from a package on disk")
+    console.print("[bold]1. A real model:[/] SmolLM2-135M-Instruct, from an installed package")
     model = prepare_model(default_model_directory())
     console.print(f"   {model}")
     console.print("[bold]2. Pairs with known errors,[/] generated")
     data = write_dataset(output / "data")
     console.print(f"   {data}")
-    console.print("[bold]3. The chain:[/] base SFT, oracle DPO, token scores, SePO on 30 % of the tokens")
+    console.print("[bold]3. The pipeline:[/] base SFT, oracle DPO, token scores, SePO on 30 % of the tokens")
     policy = _run_chain(model, data, output)
-    console.print("[bold]4. What came of it[/]")
+    console.print("[bold]4. Results[/]")
     results = _evaluate(model, data, policy)
     results["seconds"] = round(time.monotonic() - started)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -132,13 +132,13 @@ def _evaluate(model_folder: Path, data: Path, policy: Path) -> dict[str, Any]:
         "heldout_pairs": len(heldout),
         "heldout_accuracy": {"before": before[0], "after": after[0]},
         "heldout_margin_nats_per_token": {"before": before[1], "after": after[1]},
-        "heldout_auroc": _found_by_the_oracle(policy),
+        "heldout_auroc": _oracle_auroc(policy),
         "examples": [_example(answer) for answer in answers[:_SHOWN_ANSWERS]],
     }
 
 
-def _found_by_the_oracle(policy: Path) -> dict[str, dict[str, float]]:
-    """How well the oracle finds known errors of facts that it has not seen, and how well plain surprisal does."""
+def _oracle_auroc(policy: Path) -> dict[str, dict[str, float]]:
+    """Measure how well the oracle finds known errors in held-out facts, and how well plain surprisal does."""
     from sepo.credit.data import read_pairs
     from sepo.credit.run import CreditRequest, measure
     from sepo.credit.scorers import CreditModels
@@ -155,7 +155,7 @@ def _found_by_the_oracle(policy: Path) -> dict[str, dict[str, float]]:
         dtype=run.dtype,
         ratio=run.ratio or 0.3,
     )
-    with warnings.catch_warnings():  # the oracle is an adapter over the merged base
+    with warnings.catch_warnings():  # the oracle is an adapter on top of the merged base
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         found = measure(read_pairs("demo"), request, open_host=LlamaFactoryCredit)["scorers"]
     return {
@@ -175,25 +175,25 @@ def _show(console: Any, results: Mapping[str, Any], model: Path, policy: Path, d
     selected, tokens = results["rejected_tokens_selected"], results["rejected_tokens"]
     found, known = results["known_wrong_tokens_selected"], results["known_wrong_tokens"]
     accuracy, margin = results["heldout_accuracy"], results["heldout_margin_nats_per_token"]
-    console.print(f"   tokens selected in rejected answers: {selected:,} of {tokens:,} ({selected / tokens:.0%})")
-    console.print(f"   known wrong tokens among them:       {found:,} of {known:,} ([bold]{found / known:.0%}[/])")
+    console.print(f"   tokens selected in rejected responses: {selected:,} of {tokens:,} ({selected / tokens:.0%})")
+    console.print(f"   known wrong tokens among them:         {found:,} of {known:,} ([bold]{found / known:.0%}[/])")
     console.print(
-        f"   held-out preference accuracy:        {accuracy['before']:.0%} before, [bold]{accuracy['after']:.0%}[/] "
+        f"   held-out preference accuracy:          {accuracy['before']:.0%} before, [bold]{accuracy['after']:.0%}[/] "
         f"after ({results['heldout_pairs']} pairs; margin {margin['before']:+.2f} to {margin['after']:+.2f} nats)"
     )
     oracle, surprisal = (results["heldout_auroc"][name] for name in ("oracle", "surprisal"))
     console.print(
-        f"   held-out errors found by the oracle: AUROC [bold]{oracle['auroc']:.2f}[/] \\[{oracle['low']:.2f}, "
-        f"{oracle['high']:.2f}] (plain surprisal, on errors this plain: {surprisal['auroc']:.2f})"
+        f"   held-out errors found by the oracle:   AUROC [bold]{oracle['auroc']:.2f}[/] \\[{oracle['low']:.2f}, "
+        f"{oracle['high']:.2f}] (plain surprisal, on errors this obvious: {surprisal['auroc']:.2f})"
     )
-    console.print("   rejected answers, [reverse]selected[/] tokens and [red]known errors[/]:")
+    console.print("   rejected responses, [reverse]selected[/] tokens and [red]known errors[/]:")
     for example in results["examples"]:
         console.print(Text("     ").append_text(_marked(example)))
     chat = [
         "llamafactory-cli", "chat", "--model_name_or_path", str(model), "--adapter_name_or_path", str(policy),
         "--template", "smollm",
     ]  # fmt: skip
-    console.print(f"[bold]Adapter:[/] {policy}\n[bold]Data:[/]    {data}\n[bold]Talk to it:[/] {shlex.join(chat)}")
+    console.print(f"[bold]Adapter:[/] {policy}\n[bold]Data:[/]    {data}\n[bold]Chat:[/]    {shlex.join(chat)}")
     console.print(f"done in {results['seconds'] // 60} min {results['seconds'] % 60} s")
 
 

@@ -1,1 +1,1 @@
-"""What a trained policy does on held-out pairs and prompts; no host is imported here."""
+"""Evaluation of a trained policy on held-out pairs and prompts, without importing a host."""

@@ -1,8 +1,8 @@
-"""What a policy that was pushed too far writes: repeated tokens, few words, no end.
+"""Degeneration of generated text, as of an over-optimized policy: repeated tokens, few distinct words, truncation.
 
-MinorDPO (arXiv 2408.09834) reports it of DPO whose penalty on rejected answers goes on: "the DPO optimized model may
-start to generate repeated token". Everything here is counted over token ids, so it compares policies that share a
-tokenizer.
+MinorDPO (arXiv 2408.09834) reports it for DPO, whose penalty on rejected responses never stops: "the DPO optimized
+model may start to generate repeated token". All statistics are computed on token ids, so compare only policies that
+share a tokenizer.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 from sepo.evaluation.estimates import Estimate, estimate
 
 DISTINCT = (1, 2, 3)
-"""Lengths n of distinct-n."""
+"""Values of n for distinct-n."""
 REPEATED = (2, 3, 4)
-"""Lengths of the n-grams whose repetition is counted."""
+"""Values of n for repeated n-grams."""
 
 
 @dataclass(frozen=True)
 class Degeneration:
-    """Statistics of generated answers, their end of turn left out.
+    """Statistics of generated answers, without their end of turn.
 
     Args:
-        answers: how many there are.
+        answers: number of answers.
         tokens: mean length in tokens.
-        median_tokens: median length.
-        distinct: by n, ``distinct_ngrams`` over all answers; None where they have no n-gram.
-        repeated: by n, mean ``repeated_ngrams`` over the answers that have an n-gram; None where none has.
-        truncated: share of answers that had not ended when they were cut off.
-        empty: answers without a token.
+        median_tokens: median length in tokens.
+        distinct: by n, ``distinct_ngrams`` over all answers; None if they have no n-gram.
+        repeated: by n, mean ``repeated_ngrams`` over the answers that have an n-gram; None if none has.
+        truncated: share of answers that were truncated.
+        empty: number of answers without a token.
     """
 
     answers: int
@@ -44,7 +44,7 @@ class Degeneration:
 
 
 def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    """Every run of n tokens.
+    """Return all n-grams of a sequence of tokens.
 
     >>> ngrams([1, 2, 3], 2)
     [(1, 2), (2, 3)]
@@ -53,9 +53,9 @@ def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 def distinct_ngrams(answers: Iterable[Sequence[int]], n: int) -> float | None:
-    """Different n-grams of all answers by all their n-grams (distinct-n; Li et al. 2016, arXiv 1510.03055).
+    """Compute the share of distinct n-grams among all n-grams of all answers (distinct-n; Li et al. 2016, 1510.03055).
 
-    It falls with the amount of text, so compare it between policies that answered the same prompts at similar lengths.
+    It decreases with the amount of text, so compare policies on the same prompts and at similar lengths.
 
     >>> distinct_ngrams([[1, 2], [1, 2, 3]], 2), distinct_ngrams([[1]], 2)
     (0.6666666666666666, None)
@@ -65,14 +65,14 @@ def distinct_ngrams(answers: Iterable[Sequence[int]], n: int) -> float | None:
         n: length of the n-grams.
 
     Returns:
-        A share in (0, 1]; None where there is no n-gram.
+        A share in (0, 1]; None if there is no n-gram.
     """
     found = [gram for ids in answers for gram in ngrams(ids, n)]
     return len(set(found)) / len(found) if found else None
 
 
 def repeated_ngrams(ids: Sequence[int], n: int) -> float | None:
-    """Share of an answer's n-grams that came before in it (seq-rep-n; Welleck et al. 2020, arXiv 1908.04319).
+    """Compute the share of an answer's n-grams that occur earlier in it (seq-rep-n; Welleck et al. 2020, 1908.04319).
 
     >>> repeated_ngrams([7, 7, 7, 7, 7], 2), repeated_ngrams([1, 2, 3], 2), repeated_ngrams([1], 2)
     (0.75, 0.0, None)
@@ -82,19 +82,19 @@ def repeated_ngrams(ids: Sequence[int], n: int) -> float | None:
         n: length of the n-grams.
 
     Returns:
-        A share in [0, 1); None where there is no n-gram.
+        A share in [0, 1); None if there is no n-gram.
     """
     found = ngrams(ids, n)
     return 1 - len(set(found)) / len(found) if found else None
 
 
 def degeneration(answers: Sequence[Sequence[int]], finished: Sequence[bool], *, seed: int = 0) -> Degeneration:
-    """The statistics of generated answers.
+    """Compute the statistics of generated answers.
 
     Args:
-        answers: token ids of each, without the token that ended it; at least one answer.
-        finished: whether each ended by itself.
-        seed: of the bootstrap.
+        answers: token ids of each answer, without the stop token; at least one answer.
+        finished: whether each answer ended with a stop token.
+        seed: seed of the bootstrap.
     """
     lengths = [len(ids) for ids in answers]
     repeated = {}

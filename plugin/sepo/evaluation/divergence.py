@@ -1,13 +1,13 @@
-"""Answers under a policy and its reference: log-probabilities, and the exact KL between the two at every answer token.
+"""Log-probabilities of responses under a policy and its reference, and the exact KL between them at every token.
 
-The estimator of the KL: at each response position the whole next-token distributions are compared,
-KL(policy || reference) = sum_v p_v (log p_v - log q_v) with p the policy's, exactly and over the full vocabulary, and
-the positions' divergences are summed over an answer. This is the divergence of RLHF's objective (MinorDPO,
-arXiv 2408.09834, Eq. 1); TDPO's and the training metric ``kl/*_full`` have the other direction. Over answers that the
-policy itself sampled at temperature 1 the sum's mean is an unbiased estimate of the KL of whole answers, with less
-variance than log-ratios of the sampled tokens have; over given answers it says how far the policy has moved there.
+At each response position the full next-token distributions are compared,
+KL(policy || reference) = sum_v p_v (log p_v - log q_v) with p of the policy, exactly and over the full vocabulary, and
+the divergences are summed over the positions of a response. This is the divergence of RLHF's objective (MinorDPO,
+arXiv 2408.09834, Eq. 1); TDPO and the training metric ``kl/*_full`` use the other direction. Over answers that the
+policy sampled at temperature 1, the mean of the sum is an unbiased estimate of the KL of whole answers, with lower
+variance than log-ratios of the sampled tokens; over given responses, it measures how far the policy has moved on them.
 
-Slow twin: two ``log_softmax`` over full logits. Here the logits of one chunk of tokens exist at a time.
+Slow twin: two ``log_softmax`` over full logits. Here only the logits of one chunk of tokens are materialized at a time.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from sepo.forward.statistics import reference_log_probs, selected_statistics
 
 @dataclass(frozen=True)
 class AnswerSums:
-    """Sums over the response tokens of each answer.
+    """Sums over the tokens of each response.
 
     Args:
-        tokens: how many there are, int64 [N].
+        tokens: number of tokens, int64 [N].
         logps: log-probability under the policy in nats, float64 [N].
-        reference_logps: the same under the reference; None where there is none.
-        kl: KL(policy || reference) over the vocabulary in nats, float64 [N]; None where there is no reference.
+        reference_logps: the same under the reference; None without a reference.
+        kl: KL(policy || reference) over the vocabulary in nats, float64 [N]; None without a reference.
     """
 
     tokens: np.ndarray
@@ -52,7 +52,7 @@ class AnswerSums:
     kl: np.ndarray | None = None
 
     def part(self, rows: slice) -> AnswerSums:
-        """The sums of some of the answers."""
+        """Return the sums of a slice of the responses."""
         return AnswerSums(
             self.tokens[rows],
             self.logps[rows],
@@ -71,24 +71,25 @@ def answer_sums(
     chunk_tokens: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> AnswerSums:
-    """Run answers through a policy and its reference.
+    """Compute sums over responses under a policy and its reference.
 
     Args:
         policy: the policy.
-        sequences: prompts with their answers, in any order.
-        reference: what the policy is compared with, or None; it may be the same weights in another state. The policy
-            itself has a KL of 0 and is run once.
-        batch_tokens: tokens per batch, prompts included; it changes no result beyond rounding.
-        pairs: whether the second half of the sequences are the first half's partners, which share their prompts: these
-            are computed once where both models allow it.
-        chunk_tokens: tokens whose logits exist at a time; None for 64 MiB of logits.
-        on_batch: called with the number of sequences after each batch (a progress bar).
+        sequences: prompts with their responses, in any order.
+        reference: the reference, or None; it may be the same weights in another state. If it is ``policy`` itself, the
+            KL is 0 and the model is run once.
+        batch_tokens: tokens per batch, prompts included; results do not depend on it beyond rounding.
+        pairs: whether the second half of the sequences are the partners of the first half and share their prompts,
+            which are then computed once if both models support it.
+        chunk_tokens: number of tokens whose logits are materialized at a time; None for 64 MiB of logits.
+        on_batch: called with the number of sequences after each batch (for a progress bar).
 
     Returns:
-        The sums of each answer, in the order given.
+        The sums of each response, in the order of ``sequences``.
 
     Raises:
-        SepoError: policy and reference have vocabularies of different sizes, or a model gives no finite numbers.
+        SepoError: policy and reference have vocabularies of different sizes, or a model returns values that are not
+            finite.
     """
     if reference is policy:
         alone = answer_sums(
@@ -126,16 +127,16 @@ def _both(
     chunk_tokens: int | None,
     pairs: bool,
 ) -> list[list[Tensor]]:
-    """Of one batch the policy's and the reference's log-probabilities and the KL, [response_tokens] for each answer."""
-    inputs, labels, wanted = padded_batch(sequences, next(policy.model.parameters()).device)
-    layout = _common_layout(policy, reference, inputs, wanted) if pairs else None
-    tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens, "layout": layout}
+    """Return, for one batch, log-probabilities of policy and reference and the KL, [response_tokens] per response."""
+    inputs, labels, mask = padded_batch(sequences, next(policy.model.parameters()).device)
+    layout = _common_layout(policy, reference, inputs, mask) if pairs else None
+    tokens: dict[str, Any] = {"labels": labels, "wanted": mask, "chunk_tokens": chunk_tokens, "layout": layout}
     with policy.active():
         logps, states = reference_log_probs(policy.model, inputs, **tokens)
     with reference.active():
-        # TDPO's KL(q || p) with the roles exchanged: q is the policy here, and p the reference.
+        # TDPO's KL(q || p) with the roles exchanged: here q is the policy and p the reference.
         other = selected_statistics(reference.model, inputs, reference=states, **tokens)
-    kept = wanted.cpu()
+    kept = mask.cpu()
     return [
         [row[places] for row, places in zip(values.cpu(), kept, strict=True)]
         for values in (logps, other.logps, cast(Tensor, other.kl))
@@ -143,10 +144,10 @@ def _both(
 
 
 def _common_layout(
-    policy: ScoringModel, reference: ScoringModel, inputs: dict[str, Tensor], wanted: Tensor
+    policy: ScoringModel, reference: ScoringModel, inputs: dict[str, Tensor], mask: Tensor
 ) -> PairLayout | None:
-    """The layout of a batch that both models can run; the padded batch where one of them cannot."""
-    layout = batch_layout(inputs, wanted)
+    """Return a layout of the batch that both models support; the padded batch if one of them does not support pairs."""
+    layout = batch_layout(inputs, mask)
     for model in (policy, reference):
         with model.active():
             layout = layout_for(model.model, inputs, layout)
@@ -159,17 +160,17 @@ def _check_finite(sums: np.ndarray) -> None:
         row, column = wrong[0]
         what = ("log-probability under the policy", "log-probability under the reference", "KL")[column]
         raise SepoError(
-            f"the {what} of answer {row} (of {len(sums)}) is {sums[row, column]}: the model's weights are broken, or "
-            "their numbers leave the range of its precision; look at the weights, or load it in another one."
+            f"the {what} of response {row} (of {len(sums)}) is {sums[row, column]}, expected a finite number: the "
+            "model's weights are broken, or its values overflow; check the weights, or load it in another precision."
         )
 
 
 def _check_vocabularies(policy: nn.Module, reference: nn.Module) -> None:
-    ours, theirs = _vocabulary(policy), _vocabulary(reference)
-    if ours != theirs:
+    size, reference_size = _vocabulary(policy), _vocabulary(reference)
+    if size != reference_size:
         raise SepoError(
-            f"the policy's head gives {ours:,} logits per token and the reference's {theirs:,}, but a KL over the "
-            "vocabulary needs one vocabulary: name a ref_model with the policy's, or none."
+            f"the policy's head gives {size:,} logits per token and the reference's {reference_size:,}, but a KL over "
+            "the vocabulary needs a shared one: set a ref_model with the policy's vocabulary, or none."
         )
 
 

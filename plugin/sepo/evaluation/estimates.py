@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.95
-"""Of the intervals."""
+"""Confidence level of the intervals."""
 RESAMPLES = 2000
-"""Drawn for each interval."""
+"""Number of resamples for each interval."""
 _DRAWN_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval.
+    """An estimate and its interval.
 
     Args:
-        value: the number itself.
-        low: where the interval begins; None where there are fewer than two rows to draw from.
-        high: where it ends.
+        value: the estimate.
+        low: the lower end of the interval; None with fewer than two rows.
+        high: the upper end of the interval; None with fewer than two rows.
     """
 
     value: float
@@ -30,21 +30,21 @@ class Estimate:
 
 
 def estimate(values: Any, *, weights: Any = None, seed: int = 0) -> Estimate | None:
-    """Mean of rows, or the ratio of two sums over them, with its percentile bootstrap interval (Efron 1979).
+    """Compute the mean of rows, or the ratio of two sums over them, with a percentile bootstrap interval (Efron 1979).
 
-    Rows are drawn with replacement, their values and weights together. What has no spread in the sample (an accuracy of
-    1.0) has none in the interval either, which then says nothing of the rows that were not seen.
+    Rows are drawn with replacement, values and weights together. A statistic without spread in the sample (an accuracy
+    of 1.0) has an interval of zero width, which is not informative about unseen rows.
 
     >>> estimate([1.0, 0.0, 1.0, 1.0]).value, estimate([6.0, 2.0], weights=[2, 2]).value, estimate([])
     (0.75, 2.0, None)
 
     Args:
-        values: a number per row, [N].
-        weights: what they are divided by together, [N] and above 0; None: one each, which gives the mean.
-        seed: of the draws.
+        values: one number per row, [N].
+        weights: positive numbers, [N], whose sum divides the sum of ``values``; None for ones, which gives the mean.
+        seed: seed of the draws.
 
     Returns:
-        The estimate; None of no rows.
+        The estimate; None without rows.
     """
     numbers = np.asarray(values, dtype=np.float64)
     shares = np.ones_like(numbers) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Answers that a policy writes: left-padded batches under transformers' ``generate``, the same whatever the batches."""
+"""Generation of answers in left-padded batches with transformers' ``generate``, independent of the batching."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sepo.forward.sequences import ScoringModel, item_batches
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded.
+    """Settings for decoding answers.
 
     Args:
-        max_new_tokens: of one answer, its end of turn included.
-        temperature: 0 for the most probable token at each step, otherwise samples of the whole distribution at this
-            temperature; no top-k, top-p or penalties, whatever the model's own generation settings say.
-        seed: of samples.
+        max_new_tokens: maximum tokens of one answer, its end of turn included.
+        temperature: 0 for greedy decoding, otherwise samples from the full distribution at this temperature, without
+            top-k, top-p or penalties; the model's generation settings are ignored.
+        seed: seed of samples.
 
     Raises:
-        SepoError: a value outside its range.
+        SepoError: a value is out of range.
     """
 
     max_new_tokens: int = 256
@@ -37,18 +37,18 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise SepoError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is expected.")
+            raise SepoError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1.")
         if not 0.0 <= self.temperature < float("inf"):
-            raise SepoError(f"temperature is {self.temperature}; 0 (greedy) or a number above it is expected.")
+            raise SepoError(f"temperature is {self.temperature}, expected 0 (greedy) or a positive number.")
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer.
+    """One generated answer.
 
     Args:
-        ids: its tokens, the one that ended it included.
-        finished: whether it ended by itself; False where ``max_new_tokens`` cut it off.
+        ids: its token ids, the stop token included.
+        finished: whether it ended with a stop token; False if ``max_new_tokens`` truncated it.
     """
 
     ids: tuple[int, ...]
@@ -56,7 +56,7 @@ class Generated:
 
     @property
     def answer(self) -> tuple[int, ...]:
-        """The tokens without the one that ended the answer."""
+        """Its token ids without the stop token."""
         return self.ids[:-1] if self.finished else self.ids
 
 
@@ -71,33 +71,33 @@ def generate_answers(
     turn: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Generated]:
-    """Answer prompts.
+    """Generate answers to prompts.
 
-    Each prompt has random numbers of its own, by seed, turn and its place in ``prompts``: neither the batches nor the
-    other prompts change a sample. Rounding differs with padding, so two batchings can part where two tokens are all but
-    equally probable.
+    Each prompt has its own random number generator, seeded by seed, turn and its index in ``prompts``: neither batching
+    nor the other prompts change a sample. Rounding depends on padding, so two batchings can diverge when two tokens are
+    nearly equally probable.
 
     Args:
         model: the policy.
-        prompts: token ids, each up to where the assistant begins to speak.
+        prompts: token ids, each up to the start of the assistant's turn.
         stop_ids: tokens that end an answer.
-        pad_id: the token that pads.
-        decoding: how.
-        batch_tokens: tokens per batch, padding and room for the answers included; a longer prompt goes alone.
-        turn: of the conversation, for the random numbers.
-        on_batch: called with the number of prompts after each batch (a progress bar).
+        pad_id: the padding token.
+        decoding: settings for decoding.
+        batch_tokens: tokens per batch, padding and generated tokens included; a longer prompt has its own batch.
+        turn: turn of the conversation, for the random numbers.
+        on_batch: called with the number of prompts after each batch (for a progress bar).
 
     Returns:
         The answers, in the order of the prompts.
 
     Raises:
-        SepoError: no token ends an answer, or a prompt is empty.
+        SepoError: there is no stop token, or a prompt is empty.
     """
     if not stop_ids:
-        raise SepoError("no token is known that ends an answer, so none would end; name a template that has one.")
+        raise SepoError("no stop token is set, so no answer would end; expected a template with a stop token.")
     for index, prompt in enumerate(prompts):
         if not prompt:
-            raise SepoError(f"prompt {index} has no tokens; an answer needs something to follow.")
+            raise SepoError(f"prompt {index} has no tokens, expected at least one.")
     inner: Any = causal_lm(model.model)
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
@@ -109,7 +109,7 @@ def generate_answers(
     )
     answers: list[Generated] = [Generated((), False)] * len(prompts)
     lengths = [len(prompt) + decoding.max_new_tokens for prompt in prompts]
-    with model.active(), _own_settings_aside(inner):
+    with model.active(), _settings_replaced(inner):
         for items in item_batches(lengths, batch_tokens):
             inputs = _left_padded([prompts[item] for item in items], pad_id, next(inner.parameters()).device)
             noise = [_Noise(decoding, turn, items)] if decoding.temperature else []
@@ -122,8 +122,8 @@ def generate_answers(
 
 
 class _Noise(LogitsProcessor):
-    """Gumbel noise on the logits of each row: the largest sum is a sample (Gumbel 1954; the Gumbel-max
-    trick), and drawn from a generator per row it is the same sample in any batch, on any device."""
+    """Gumbel noise on the logits of each row, so that the argmax is a sample (Gumbel 1954; the Gumbel-max trick). Each
+    row has its own generator, which makes the sample independent of batch and device."""
 
     def __init__(self, decoding: Decoding, turn: int, items: Sequence[int]) -> None:
         seeds = [np.random.SeedSequence([decoding.seed, turn, item]).generate_state(1, np.uint64) for item in items]
@@ -138,8 +138,8 @@ class _Noise(LogitsProcessor):
 
 
 @contextlib.contextmanager
-def _own_settings_aside(inner: Any) -> Iterator[None]:
-    """``generate`` fills what a configuration leaves open with the model's own settings, penalties among them."""
+def _settings_replaced(inner: Any) -> Iterator[None]:
+    """Replace the model's generation settings, which ``generate`` uses for values left unset, such as penalties."""
     own = inner.generation_config
     inner.generation_config = GenerationConfig()
     try:
@@ -159,7 +159,7 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.de
 
 
 def _ended(row: Sequence[int], stop_ids: frozenset[int]) -> Generated:
-    """What of a row is the answer: up to the first token that ends it, what pads the row left out."""
+    """Return the answer in a row of output: the tokens up to the first stop token, without padding."""
     for place, token in enumerate(row):
         if token in stop_ids:
             return Generated(tuple(row[: place + 1]), True)

@@ -1,21 +1,21 @@
-"""Questions and answers in the file formats of AlpacaEval 2, Arena-Hard and MT-Bench, whose judges go on from there.
+"""Questions and answers in the file formats of AlpacaEval 2, Arena-Hard and MT-Bench, for their judges.
 
-Sources of the formats, as read in these projects' own code:
+Sources of the formats, as read in the code of these projects:
 
 - AlpacaEval 2, tatsu-lab/alpaca_eval, README ("Evaluating a model") and ``evaluate`` in src/alpaca_eval/main.py:
   ``--model_outputs`` is a JSON list of {instruction, output}, with ``generator`` (the model's name on the leaderboard)
   and ``dataset`` (of the evaluation set's row); rows in the order of the evaluation set.
 - Arena-Hard, lmarena/arena-hard-auto, src/arenahard/gen_answer.py and gen_judgment.py (the code of April 2025 and
   later, for the sets v0.1 and v2.0): questions {uid, category, prompt}; data/BENCH/model_answer/MODEL.jsonl with {uid,
-  ans_id, model, messages, tstamp}, where the last message's content is {"answer": text}. ``metadata`` (lengths by
-  OpenAI's tokenizer, Markdown counts) is left out: only style control reads it, and their utils/add_markdown_info.py
+  ans_id, model, messages, tstamp}; the content of the last message is {"answer": text}. ``metadata`` (lengths by
+  OpenAI's tokenizer, Markdown counts) is omitted: only style control reads it, and their utils/add_markdown_info.py
   adds it.
-- Arena-Hard v0.1 as it was first released (2024), the same project's gen_answer.py and show_result.py of then:
+- Arena-Hard v0.1 as first released (2024), gen_answer.py and show_result.py of the same project at that time:
   questions {question_id, category, turns: [{content}]}; answers {question_id, answer_id, model_id, choices: [{index,
-  turns: [{content, token_len}]}], tstamp}. show_result.py shows the mean ``token_len``: here in the policy's tokens.
+  turns: [{content, token_len}]}], tstamp}. show_result.py prints the mean ``token_len``: here in the policy's tokens.
 - MT-Bench, lm-sys/FastChat, fastchat/llm_judge/gen_model_answer.py and common.py: questions {question_id, category,
   turns: [text, ...]}; data/mt_bench/model_answer/MODEL.jsonl with {question_id, answer_id, model_id, choices: [{index,
-  turns: [text, ...]}], tstamp}. Its own generation samples at a temperature by category (0.7 for writing, 0 for maths).
+  turns: [text, ...]}], tstamp}. Its own generation uses a temperature by category (0.7 for writing, 0 for math).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Question:
     """One question of a benchmark.
 
     Args:
-        id: what its answers are found by.
-        turns: what the user says, turn by turn; the second one after the first answer.
-        row: the question as its file has it.
+        id: identifier of the question in answers.
+        turns: the user's turns; the second one follows the first answer.
+        row: the row of the question in its file.
     """
 
     id: str | int
@@ -49,11 +49,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a policy answered.
+    """The answer of a policy to a question.
 
     Args:
         turns: the text of each turn.
-        tokens: how many tokens each has.
+        tokens: the number of tokens of each turn.
     """
 
     turns: tuple[str, ...]
@@ -62,25 +62,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class Judge:
-    """A benchmark's formats.
+    """File formats of a benchmark.
 
     Args:
-        name: of the benchmark, and of its folder among the results.
-        expected: a question's fields in words.
-        turns: the user's turns of a question's row; None where the row is not one of its questions.
-        key: the field that names a question; None where its text does.
-        answered: a row of the file of answers, from question, answer, the model's name and the time in seconds.
-        asked: a question's row from its number, its text and its data set's name, for prompts that come from elsewhere;
-            None where these are written in another format of the same benchmark.
-        file: the file of answers below the benchmark's folder, from the model's name.
+        name: name of the benchmark and of its directory among the results.
+        expected: description of a question's fields for error messages.
+        turns: returns the user's turns of a question's row; None if the row is not one of its questions.
+        key: the field that identifies a question; None if its text does.
+        answer_row: returns a row of the file of answers, from question, answer, model name and time in seconds.
+        question_row: returns a question's row from its number, text and data set name, for prompts from other sources;
+            None if these are written in another format of the same benchmark.
+        file: returns the file of answers, relative to the benchmark's directory, from the model name.
     """
 
     name: str
     expected: str
     turns: Callable[[Row], Sequence[Any] | None]
     key: str | None
-    answered: Callable[[Question, Answer, str, float], dict[str, Any]]
-    asked: Callable[[int, str, str], dict[str, Any]] | None
+    answer_row: Callable[[Question, Answer, str, float], dict[str, Any]]
+    question_row: Callable[[int, str, str], dict[str, Any]] | None
     file: Callable[[str], str]
 
 
@@ -134,8 +134,8 @@ def _choices(question: Question, model: str, turns: list[Any], time: float) -> d
 
 
 def _old_arena_answer(question: Question, answer: Answer, model: str, time: float) -> dict[str, Any]:
-    said = zip(answer.turns, answer.tokens, strict=True)
-    turns = [{"content": text.strip(), "token_len": tokens} for text, tokens in said]
+    texts = zip(answer.turns, answer.tokens, strict=True)
+    turns = [{"content": text.strip(), "token_len": tokens} for text, tokens in texts]
     return _choices(question, model, turns, time)
 
 
@@ -185,30 +185,30 @@ JUDGES: Mapping[str, Judge] = {
 
 
 def read_questions(path: Path) -> tuple[Judge, list[Question]]:
-    """Read a benchmark's questions; which benchmark it is, their fields tell.
+    """Read the questions of a benchmark, which is identified by their fields.
 
     Args:
-        path: JSON (a list) or JSON lines.
+        path: a JSON file (a list) or JSON lines.
 
     Returns:
         The benchmark and its questions, in the order of the file.
 
     Raises:
-        SepoError: there is no such file, or it holds no questions of a benchmark that is known here.
+        SepoError: the file does not exist, or has no questions of a supported benchmark.
     """
     rows = _rows(path)
     judge = next((judge for judge in JUDGES.values() if judge.turns(rows[0]) is not None), None)
     if judge is None:
         expected = "; ".join(judge.expected for judge in JUDGES.values())
         raise SepoError(
-            f"--questions {path}: its first row has the fields {', '.join(rows[0]) or '(none)'}. Expected: {expected}."
+            f"--questions {path}: the first row has the fields {', '.join(rows[0]) or '(none)'}. Expected: {expected}."
         )
     questions, seen = [], set()
     for number, row in enumerate(rows, start=1):
         question = _question(judge, row, f"--questions {path}: row {number}", number)
         if question.id in seen:
             raise SepoError(
-                f"--questions {path}: {judge.key} {question.id!r} is there twice; each question needs its own."
+                f"--questions {path}: {judge.key} {question.id!r} occurs twice; each question needs a unique one."
             )
         seen.add(question.id)
         questions.append(question)
@@ -218,16 +218,16 @@ def read_questions(path: Path) -> tuple[Judge, list[Question]]:
 def _question(judge: Judge, row: Row, where: str, number: int) -> Question:
     turns = judge.turns(row)
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise SepoError(f"{where} is no question. Expected {judge.expected}, with text in every turn.")
+        raise SepoError(f"{where} is not a question. Expected {judge.expected}, with text in every turn.")
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise SepoError(
-            f"{where} has half a character (a lone surrogate), which no text has; mend or leave out the row."
+            f"{where} has a lone surrogate (half a character), expected valid Unicode; fix or remove the row."
         ) from None
     name = number if judge.key is None else row[judge.key]
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise SepoError(f"{where} has {name!r} as {judge.key}; a text or a whole number is expected.")
+        raise SepoError(f"{where} has {name!r} as {judge.key}, expected a string or an integer.")
     return Question(name, tuple(turns), row)
 
 
@@ -235,7 +235,7 @@ def _rows(path: Path) -> list[Row]:
     try:
         text = path.expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise SepoError(f"--questions {path}: there is no such file (from {Path.cwd()}).") from None
+        raise SepoError(f"--questions {path}: the file does not exist (from {Path.cwd()}).") from None
     except (OSError, UnicodeError) as error:
         raise SepoError(f"--questions {path} cannot be read: {error}.") from error
     try:
@@ -245,7 +245,7 @@ def _rows(path: Path) -> list[Row]:
         raise SepoError(f"--questions {path} is neither a JSON list nor JSON lines: {error}.") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise SepoError(
-            f"--questions {path} holds {'rows that are no objects' if rows else 'no rows'}; a list of them is expected."
+            f"--questions {path} has {'rows that are not objects' if rows else 'no rows'}, expected a list of objects."
         )
     return list(rows)
 
@@ -259,40 +259,42 @@ def write_answers(
     folder: Path,
     time: float,
 ) -> Path:
-    """Write a policy's answers as a benchmark reads them.
+    """Write the answers of a policy in the format of a benchmark.
 
     Args:
         judge: the benchmark.
         questions: its questions.
-        answers: theirs.
-        model: the policy's name.
-        folder: the benchmark's among the results; made if it is not there.
-        time: when, in seconds since 1970.
+        answers: the answers to these questions.
+        model: the name of the policy.
+        folder: directory of the benchmark among the results; created if absent.
+        time: time of the answers, in seconds since 1970.
 
     Returns:
-        The file.
+        The path of the file.
     """
     file = folder / judge.file(model)
-    rows = [judge.answered(question, answer, model, time) for question, answer in zip(questions, answers, strict=True)]
+    rows = [
+        judge.answer_row(question, answer, model, time) for question, answer in zip(questions, answers, strict=True)
+    ]
     return _written(file, rows)
 
 
 def own_question(judge: Judge, number: int, text: str, *, dataset: str) -> Question:
-    """A question that a benchmark does not have, in its form.
+    """Return a question from another source in the format of a benchmark.
 
     Args:
-        judge: one that has ``asked``.
-        number: of the prompt, by which its answer is found.
-        text: what the user says.
-        dataset: where the prompt is from.
+        judge: a benchmark with ``question_row``.
+        number: number of the prompt, which identifies its answer.
+        text: the user's turn.
+        dataset: source of the prompt.
     """
-    assert judge.asked is not None
-    row = judge.asked(number, text, dataset)
+    assert judge.question_row is not None
+    row = judge.question_row(number, text, dataset)
     return Question(number if judge.key is None else row[judge.key], (text,), row)
 
 
 def write_questions(questions: Sequence[Question], *, folder: Path) -> Path:
-    """Write questions of ``own_question`` where their benchmark's judge looks for its own."""
+    """Write questions of ``own_question`` to the file from which the judge of the benchmark reads questions."""
     return _written(folder / "question.jsonl", [question.row for question in questions])
 
 

@@ -1,4 +1,4 @@
-"""Preference accuracy and margins: how much more probable a policy finds chosen answers than rejected ones."""
+"""Preference accuracy and margins of a policy: log-probabilities of chosen minus rejected responses."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sepo.evaluation.divergence import AnswerSums
 from sepo.evaluation.estimates import Estimate, estimate
 
 Margins = Mapping[str, np.ndarray]
-"""Margins of pairs in nats by measure, float64 [N] each: chosen minus rejected."""
+"""Margins of pairs (chosen minus rejected) in nats, by measure, float64 [N] each."""
 
 
 @dataclass(frozen=True)
 class Preference:
-    """How often and by how much chosen answers are ahead.
+    """Preference accuracy and mean margin by one measure.
 
     Args:
         accuracy: share of pairs with a margin above 0.
         margin: mean margin in nats.
-        ties: pairs with a margin of exactly 0, which count as wrong.
+        ties: number of pairs with a margin of exactly 0, which count as wrong.
     """
 
     accuracy: Estimate
@@ -30,16 +30,16 @@ class Preference:
 
 
 def margins(chosen: AnswerSums, rejected: AnswerSums) -> Margins:
-    """The margins of pairs.
+    """Compute the margins of pairs.
 
     Args:
-        chosen: the chosen answers.
-        rejected: their partners.
+        chosen: sums over the chosen responses.
+        rejected: sums over the rejected responses, in the same order.
 
     Returns:
-        ``summed``: of the answers' log-probabilities; ``length_normalized``: of these divided by the answers' tokens
-        (SimPO's reward without its factor); ``reward``, where there is a reference: of the summed log-ratios to it
-        (DPO's implicit reward divided by beta).
+        ``summed``: margins of the summed log-probabilities; ``length_normalized``: of these divided by the number of
+        tokens (SimPO's reward without its factor); with a reference, ``reward``: of the summed log-ratios to it (DPO's
+        implicit reward divided by beta).
     """
     found = {
         "summed": chosen.logps - rejected.logps,
@@ -51,44 +51,44 @@ def margins(chosen: AnswerSums, rejected: AnswerSums) -> Margins:
 
 
 def accuracy_and_margin(values: np.ndarray) -> tuple[float, float]:
-    """Share of margins [N] above 0, and their mean."""
+    """Return the share of margins [N] above 0, and their mean."""
     return float((values > 0).mean()), float(values.mean())
 
 
 def preference(found: Margins, *, seed: int = 0) -> dict[str, Preference]:
-    """Accuracy and margin by measure, with bootstrap intervals over the pairs.
+    """Compute accuracy and margin by measure, with bootstrap intervals over the pairs.
 
     Args:
-        found: as ``margins`` gives it, of at least one pair.
-        seed: of the bootstrap.
+        found: return value of ``margins``, with at least one pair.
+        seed: seed of the bootstrap.
     """
     return {
-        name: Preference(_known((values > 0), seed), _known(values, seed), int((values == 0).sum()))
+        name: Preference(_estimate((values > 0), seed), _estimate(values, seed), int((values == 0).sum()))
         for name, values in found.items()
     }
 
 
 def preference_change(before: Margins, after: Margins, *, seed: int = 0) -> dict[str, dict[str, Estimate]]:
-    """What training changed: differences of the same pairs, after minus before.
+    """Compute the effect of training: paired differences, after minus before.
 
     Args:
-        before: margins of the starting policy.
-        after: margins of the trained one, on the same pairs.
-        seed: of the bootstrap.
+        before: margins of the initial policy.
+        after: margins of the trained policy, on the same pairs.
+        seed: seed of the bootstrap.
 
     Returns:
-        By measure, ``accuracy`` and ``margin``; an interval that leaves 0 out says that other pairs would hardly turn
-        the change around. ``reward`` is not among them: a policy that is its own reference has none, and the margin's
-        change is that of ``summed``.
+        By measure, ``accuracy`` and ``margin``; if an interval excludes 0, other pairs would hardly change the sign.
+        ``reward`` is not included: a policy that is its own reference has none, and the change of its margin is that of
+        ``summed``.
     """
     changed = {}
     for name in ("summed", "length_normalized"):
         right = (after[name] > 0).astype(np.float64) - (before[name] > 0)
-        changed[name] = {"accuracy": _known(right, seed), "margin": _known(after[name] - before[name], seed)}
+        changed[name] = {"accuracy": _estimate(right, seed), "margin": _estimate(after[name] - before[name], seed)}
     return changed
 
 
-def _known(values: np.ndarray, seed: int) -> Estimate:
+def _estimate(values: np.ndarray, seed: int) -> Estimate:
     found = estimate(values, seed=seed)
-    assert found is not None  # there is a pair
+    assert found is not None  # there is at least one pair
     return found

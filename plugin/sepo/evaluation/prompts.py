@@ -1,4 +1,4 @@
-"""What a policy is asked, and the conversations that come of it."""
+"""Prompts for a policy, and multi-turn generation of its answers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sepo.evaluation.judges import Judge, Question
 from sepo.forward.sequences import ScoringModel
 
 Message = Mapping[str, str]
-"""``role`` and ``content`` of a turn."""
+"""A turn with ``role`` and ``content``."""
 
 
 @dataclass(frozen=True)
 class Voice:
-    """How a policy reads and speaks: its template and tokenizer.
+    """Template and tokenizer of a policy.
 
     Args:
-        encode: token ids of messages up to where the assistant begins, given also the system prompt and the tools
-            (empty where there are none).
-        decode: the text of an answer's tokens.
+        encode: returns the token ids of messages up to the start of the assistant's turn, from messages, system prompt
+            and tools (empty strings for none).
+        decode: returns the text of an answer's tokens.
         stop_ids: tokens that end an answer.
-        pad_id: the token that pads.
-        positions: how many tokens the model can read; None where it has no limit.
+        pad_id: the padding token.
+        positions: maximum sequence length of the model; None without a limit.
     """
 
     encode: Callable[[Sequence[Message], str, str], list[int]]
@@ -36,13 +36,13 @@ class Voice:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation to go on with.
+    """One conversation to be continued.
 
     Args:
-        question: its turns after the first are said after the policy's answers.
-        messages: everything up to the first answer.
-        system: the system prompt, or empty.
-        tools: the tools as text, or empty.
+        question: the question; its turns after the first follow the policy's answers.
+        messages: all turns before the first answer.
+        system: the system prompt, or the empty string.
+        tools: the tools as text, or the empty string.
     """
 
     question: Question
@@ -53,13 +53,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts that are answered and counted together.
+    """Prompts whose answers are evaluated together.
 
     Args:
-        name: ``heldout``, or the benchmark's.
-        prompts: at least one.
-        judge: the benchmark that they are from; None for prompts of held-out pairs.
-        dataset: what the recipe calls their data set, or the file that they are from.
+        name: ``heldout``, or the name of the benchmark.
+        prompts: at least one prompt.
+        judge: the benchmark of the prompts; None for prompts of held-out pairs.
+        dataset: name of their data set in the recipe, or their file.
     """
 
     name: str
@@ -69,13 +69,13 @@ class PromptSet:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """One answer with what it follows.
+class AnsweredTurn:
+    """One generated answer with its prompt.
 
     Args:
-        prompt_ids: what the policy read.
-        generated: what it wrote.
-        text: the same as text.
+        prompt_ids: token ids of the prompt.
+        generated: the generated tokens.
+        text: the answer as text.
     """
 
     prompt_ids: Sequence[int]
@@ -84,21 +84,21 @@ class Spoken:
 
 
 def question_prompts(judge: Judge, questions: Sequence[Question], *, dataset: str) -> PromptSet:
-    """The prompts of a benchmark's questions."""
+    """Return the prompts of a benchmark's questions."""
     prompts = [Prompt(question, ({"role": "user", "content": question.turns[0]},)) for question in questions]
     return PromptSet(judge.name, prompts, judge, dataset)
 
 
 def check_room(prompts: PromptSet, voice: Voice, decoding: Decoding) -> None:
-    """Refuse prompts that the model may have no positions for, before anything is computed.
+    """Raise before anything is computed if prompts and answers may exceed the maximum sequence length of the model.
 
     Args:
         prompts: the prompts.
-        voice: the policy's.
-        decoding: of the answers; each turn may be as long as it allows.
+        voice: template and tokenizer of the policy.
+        decoding: settings for decoding; each turn may have the maximum number of tokens.
 
     Raises:
-        SepoError: naming the question.
+        SepoError: a prompt may be too long; the message names its question.
     """
     if voice.positions is None:
         return
@@ -109,8 +109,8 @@ def check_room(prompts: PromptSet, voice: Voice, decoding: Decoding) -> None:
         if most > voice.positions:
             raise SepoError(
                 f"prompt {prompt.question.id} of {prompts.dataset} has {read} tokens and its answers may have "
-                f"{most - read} more, but the model has {voice.positions} positions: lower --max-new-tokens or leave "
-                "the prompt out."
+                f"{most - read} more, but the model has {voice.positions} positions: lower --max-new-tokens or remove "
+                "the prompt."
             )
 
 
@@ -122,35 +122,35 @@ def converse(
     decoding: Decoding,
     batch_tokens: int,
     on_batch: Callable[[int], None] | None = None,
-) -> list[list[Spoken]]:
-    """Answer prompts turn by turn: a second turn is asked after the policy's own first answer.
+) -> list[list[AnsweredTurn]]:
+    """Generate answers turn by turn: a second turn follows the policy's first answer.
 
     Args:
         model: the policy.
         prompts: the prompts.
-        voice: the policy's.
-        decoding: how answers are decoded.
+        voice: template and tokenizer of the policy.
+        decoding: settings for decoding.
         batch_tokens: see ``generate_answers``.
         on_batch: see ``generate_answers``.
 
     Returns:
-        For each prompt its answers, one for each of its question's turns.
+        For each prompt, one answer for each turn of its question.
     """
-    said: list[list[Spoken]] = [[] for _ in prompts]
-    heard = [list(prompt.messages) for prompt in prompts]
+    answered: list[list[AnsweredTurn]] = [[] for _ in prompts]
+    histories = [list(prompt.messages) for prompt in prompts]
     for turn in range(max((len(prompt.question.turns) for prompt in prompts), default=0)):
-        asked = [index for index, prompt in enumerate(prompts) if turn < len(prompt.question.turns)]
+        active = [index for index, prompt in enumerate(prompts) if turn < len(prompt.question.turns)]
         if turn:
-            for index in asked:
-                heard[index] += [
-                    {"role": "assistant", "content": said[index][-1].text},
+            for index in active:
+                histories[index] += [
+                    {"role": "assistant", "content": answered[index][-1].text},
                     {"role": "user", "content": prompts[index].question.turns[turn]},
                 ]
-        ids = [voice.encode(heard[index], prompts[index].system, prompts[index].tools) for index in asked]
+        ids = [voice.encode(histories[index], prompts[index].system, prompts[index].tools) for index in active]
         answers = generate_answers(
             model, ids, stop_ids=voice.stop_ids, pad_id=voice.pad_id, decoding=decoding, batch_tokens=batch_tokens,
             turn=turn, on_batch=on_batch,
         )  # fmt: skip
-        for index, prompt_ids, answer in zip(asked, ids, answers, strict=True):
-            said[index].append(Spoken(prompt_ids, answer, voice.decode(answer.answer)))
-    return said
+        for index, prompt_ids, answer in zip(active, ids, answers, strict=True):
+            answered[index].append(AnsweredTurn(prompt_ids, answer, voice.decode(answer.answer)))
+    return answered

@@ -1,4 +1,4 @@
-"""The figures as tables."""
+"""Evaluation results as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ Row = list[str]
 
 
 def print_result(values: Values) -> None:
-    """Print what ``eval.json`` says.
+    """Print the contents of ``eval.json``.
 
     Args:
-        values: its content.
+        values: the contents of ``eval.json``.
     """
     roles = [role for role in ROLES if values["policies"][role] is not None]
     policies = [values["policies"][role] for role in roles]
     data, settings, change = values["data"], values["settings"], values["change"]
     title = f"{data['pairs']:,} pairs of {data['dataset']}; {settings['confidence']:.0%} intervals in brackets"
     print_table(title, ["", *roles, *(["change"] if change else [])], pair_rows(policies, change))
-    for name, asked in values["prompts"].items():
-        title = f"answers to {name} ({asked['dataset']}), {settings['decoding']}: {asked['answers']:,}"
+    for name, prompts in values["prompts"].items():
+        title = f"answers to {name} ({prompts['dataset']}), {settings['decoding']}: {prompts['answers']:,}"
         print_table(title, ["", *roles], answer_rows([policy["generations"][name] for policy in policies]))
     lines = [f"{role}: {_model(policy['model'])}" for role, policy in zip(roles, policies, strict=True)]
     reference = values["reference"]
     lines.append(
-        "no reference is known, so there is no KL and no log-ratio (name a ref_model, or an adapter)"
+        "no reference is set, so there is neither KL nor log-ratio (set a ref_model, or an adapter)"
         if reference is None
-        else f"reference: {_model(reference)}; KL(policy || reference) over the whole vocabulary, mean over positions"
+        else f"reference: {_model(reference)}; KL(policy || reference) over the full vocabulary, mean over positions"
     )
     print_lines(lines)
 
 
 def pair_rows(policies: Sequence[Values], change: Values | None) -> list[Row]:
-    """The cells about held-out pairs, a row per measure.
+    """Return the cells for held-out pairs, one row per measure.
 
     Args:
-        policies: of ``eval.json``, in the order of the columns.
-        change: of ``eval.json``.
+        policies: ``policies`` of ``eval.json``, in the order of the columns.
+        change: ``change`` of ``eval.json``.
     """
     rows = []
     for name in MEASURES:
@@ -51,7 +51,7 @@ def pair_rows(policies: Sequence[Values], change: Values | None) -> list[Row]:
         if found[-1] is None:
             continue
         label = _MEASURES[name]
-        # A policy that is its own reference prefers nothing over it.
+        # A policy that is its own reference has a log-ratio of 0, so its accuracy and margin are not shown.
         cells = [None if each["ties"] and not each["margin"]["value"] else each for each in found]
         for field, title, show, show_change in (
             ("accuracy", f"accuracy, {label}", _percent, _points),
@@ -70,14 +70,14 @@ def pair_rows(policies: Sequence[Values], change: Values | None) -> list[Row]:
 
 
 def answer_rows(found: Sequence[Values]) -> list[Row]:
-    """The cells about the answers to one set of prompts, a row per measure.
+    """Return the cells for the answers to one set of prompts, one row per measure.
 
     Args:
-        found: of each policy, in the order of the columns.
+        found: statistics of each policy, in the order of the columns.
     """
     shown: list[tuple[str, Callable[[Values], str]]] = [
         ("tokens per answer", lambda each: _length(each["tokens"])),
-        ("cut off", lambda each: _percent(each["truncated"])),
+        ("truncated", lambda each: _percent(each["truncated"])),
         ("distinct-1, -2, -3", lambda each: _shares(each["distinct"].values())),
         ("repeated 2-, 3-, 4-grams", lambda each: _shares(r and r["value"] for r in each["repeated"].values())),
     ]

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: ``eval.json``, every generation, and the files for judges."""
+"""Output files of an evaluation: ``eval.json``, all generations, and the files for judges."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sepo.files import write_whole
 from sepo.recipe.settings import ModelSpec
 
 HELDOUT = "heldout"
-"""The name of the prompts of held-out pairs."""
+"""Name of the prompts of held-out pairs."""
 
 RESULT, GENERATIONS, JUDGED = "eval.json", "generations.jsonl", "judges"
 
@@ -32,14 +32,14 @@ _DEFAULT_FOLDER = "eval_output"
 
 @dataclass(frozen=True)
 class EvaluatedPolicy:
-    """A policy that was measured.
+    """An evaluated policy.
 
     Args:
-        name: for files and leaderboards.
+        name: name of the policy in files and leaderboards.
         spec: the model.
-        dtype: in which it computes.
-        result: what was measured.
-        load_seconds: loading it took.
+        dtype: data type of its weights.
+        result: the results.
+        load_seconds: time to load it.
     """
 
     name: str
@@ -49,27 +49,28 @@ class EvaluatedPolicy:
     load_seconds: float
 
 
-def claimed_folder(wanted: Path | None) -> Path:
-    """Make the folder for the results, before anything is computed that could not be written afterwards.
+def claimed_folder(path: Path | None) -> Path:
+    """Create the directory for the results, before anything is computed that could not be written afterwards.
 
     Args:
-        wanted: the user's, or None for ``eval_output`` here, with a number where results are there already.
+        path: the user's directory, or None for ``eval_output`` in the working directory, with a number appended if that
+            has results already.
 
     Raises:
-        SepoError: results are in the user's folder already, or it cannot be made.
+        SepoError: the user's directory has results already, or the directory cannot be created.
     """
-    if wanted is not None and _taken(wanted.expanduser()):
+    if path is not None and _taken(path.expanduser()):
         raise SepoError(
-            f"-o {wanted} has results already ({', '.join(_taken(wanted.expanduser()))}); name another folder."
+            f"-o {path} has results already ({', '.join(_taken(path.expanduser()))}); name another directory."
         )
-    folder, number = Path(_DEFAULT_FOLDER) if wanted is None else wanted.expanduser(), 1
+    folder, number = Path(_DEFAULT_FOLDER) if path is None else path.expanduser(), 1
     while _taken(folder):
         number += 1
         folder = Path(f"{_DEFAULT_FOLDER}-{number}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SepoError(f"-o {folder}: no such folder can be made ({error.strerror}); name another one.") from error
+        raise SepoError(f"-o {folder}: cannot create the directory ({error.strerror}); name another one.") from error
     return folder
 
 
@@ -86,15 +87,15 @@ def result_values(
     settings: EvaluationSettings,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The content of ``eval.json``; ``sepo.evaluation.fields`` says what each field is.
+    """Return the contents of ``eval.json``, whose fields are documented in ``sepo.evaluation.fields``.
 
     Args:
-        policies: by role, ``after`` and perhaps ``before``.
-        reference: the recipe's key that names it, and the model; or None.
+        policies: evaluated policies by role, ``after`` and optionally ``before``.
+        reference: the recipe key that names the reference, and the model; or None.
         data: the fields of ``data``.
-        prompts: what was asked.
-        settings: the rest.
-        versions: of packages.
+        prompts: the prompts that were answered.
+        settings: all other settings.
+        versions: versions of packages.
     """
     before, after = (policies.get(role) for role in ROLES)
     change = (
@@ -165,16 +166,16 @@ def _spec(spec: ModelSpec) -> dict[str, Any]:
 def write_results(
     folder: Path, values: Mapping[str, Any], policies: Mapping[str, EvaluatedPolicy], prompts: Sequence[PromptSet]
 ) -> list[Path]:
-    """Write everything; ``eval.json`` comes last, so that a folder that has it has the rest.
+    """Write all output files; ``eval.json`` comes last, so that a directory with it is complete.
 
     Args:
-        folder: from ``claimed_folder``.
-        values: from ``result_values``.
-        policies: by role.
-        prompts: what was asked.
+        folder: directory from ``claimed_folder``.
+        values: return value of ``result_values``.
+        policies: evaluated policies by role.
+        prompts: the prompts that were answered.
 
     Returns:
-        What was written: files, and the folder of the files for judges.
+        The paths of the files, and of the directory of the files for judges.
     """
     written = []
     if prompts:
@@ -194,36 +195,36 @@ def write_results(
 def _generations(role: str, policy: EvaluatedPolicy, prompts: Sequence[PromptSet]) -> list[str]:
     lines = []
     for each in prompts:
-        for prompt, turns in zip(each.prompts, policy.result.sets[each.name].spoken, strict=True):
-            for turn, spoken in enumerate(turns):
+        for prompt, turns in zip(each.prompts, policy.result.sets[each.name].answers, strict=True):
+            for turn, answered in enumerate(turns):
                 row = {
                     "policy": role,
                     "prompts": each.name,
                     "id": prompt.question.id,
                     "turn": turn,
                     "prompt": prompt.question.turns[turn],
-                    "answer": spoken.text,
-                    "tokens": len(spoken.generated.answer),
-                    "finished": spoken.generated.finished,
+                    "answer": answered.text,
+                    "tokens": len(answered.generated.answer),
+                    "finished": answered.generated.finished,
                 }
                 lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return lines
 
 
 def _write_judged(folder: Path, prompts: PromptSet, policy: EvaluatedPolicy, now: float) -> None:
-    """A benchmark's own questions in its format; prompts of held-out pairs in every format, with their questions."""
-    spoken = policy.result.sets[prompts.name].spoken
+    """Write answers for judges: those of a benchmark in its format, those of held-out prompts in every format."""
+    conversations = policy.result.sets[prompts.name].answers
     answers = [
         Answer(tuple(turn.text for turn in turns), tuple(len(turn.generated.answer) for turn in turns))
-        for turns in spoken
+        for turns in conversations
     ]
-    asked = [prompt.question for prompt in prompts.prompts]
+    questions = [prompt.question for prompt in prompts.prompts]
     if prompts.judge is not None:
         judge = prompts.judge
-        write_answers(judge, asked, answers, model=policy.name, folder=folder / judge.name, time=now)
+        write_answers(judge, questions, answers, model=policy.name, folder=folder / judge.name, time=now)
         return
-    for judge in (judge for judge in JUDGES.values() if judge.asked is not None):
-        own = [own_question(judge, int(each.id), each.turns[0], dataset=prompts.dataset) for each in asked]
+    for judge in (judge for judge in JUDGES.values() if judge.question_row is not None):
+        own = [own_question(judge, int(each.id), each.turns[0], dataset=prompts.dataset) for each in questions]
         place = folder / prompts.name / judge.name
         write_answers(judge, own, answers, model=policy.name, folder=place, time=now)
         if judge.key is not None:  # AlpacaEval reads the questions from the answers

@@ -1,4 +1,4 @@
-"""One policy on held-out pairs and prompts: everything that is measured of it."""
+"""Evaluation of one policy on held-out pairs and prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sepo.evaluation.divergence import AnswerSums, answer_sums
 from sepo.evaluation.estimates import Estimate, estimate
 from sepo.evaluation.generation import Decoding
 from sepo.evaluation.preference import Margins, Preference, margins, preference
-from sepo.evaluation.prompts import PromptSet, Spoken, Voice, converse
+from sepo.evaluation.prompts import AnsweredTurn, PromptSet, Voice, converse
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
 
 
@@ -25,9 +25,9 @@ class HeldOut:
     """Held-out pairs as token ids.
 
     Args:
-        name: of the data set.
-        chosen: the better answers with their prompts.
-        rejected: their partners.
+        name: name of the data set.
+        chosen: prompts with chosen responses.
+        rejected: prompts with rejected responses, in the same order.
     """
 
     name: str
@@ -37,12 +37,12 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What the figures depend on beside models and data.
+    """Settings of an evaluation besides models and data.
 
     Args:
-        decoding: of the generations.
-        seed: of prompts that are drawn and of bootstrap intervals.
-        batch_tokens: tokens per batch; no figure depends on it beyond rounding.
+        decoding: settings for generating answers.
+        seed: seed of drawn prompts and bootstrap intervals.
+        batch_tokens: tokens per batch; results do not depend on it beyond rounding.
     """
 
     decoding: Decoding = field(default_factory=Decoding)
@@ -52,12 +52,12 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(policy || reference) over some answers.
+    """KL(policy || reference) over a set of responses.
 
     Args:
         per_token: mean over all their tokens, in nats.
-        per_answer: mean over answers of the sum over their tokens, in nats.
-        tokens: how many tokens there are.
+        per_answer: mean over responses of the sum over their tokens, in nats.
+        tokens: number of tokens.
     """
 
     per_token: Estimate
@@ -67,30 +67,30 @@ class Divergence:
 
 @dataclass(frozen=True)
 class SetResult:
-    """A policy's answers to one set of prompts.
+    """The answers of a policy to one set of prompts.
 
     Args:
-        spoken: by prompt, then by turn.
-        statistics: of all these answers.
-        kl: over the same, the tokens that end them included; None where there is no reference.
+        answers: answers by prompt and turn.
+        statistics: statistics of all answers.
+        kl: KL over the answers, their stop tokens included; None without a reference.
     """
 
-    spoken: Sequence[Sequence[Spoken]]
+    answers: Sequence[Sequence[AnsweredTurn]]
     statistics: Degeneration
     kl: Divergence | None
 
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """Everything that was measured of a policy.
+    """All results of a policy.
 
     Args:
-        margins: of the pairs, by measure.
-        preference: by measure.
-        mean_logps: by side, the mean summed log-probability of an answer in nats.
-        kl: by side; None where there is no reference.
-        sets: by the name of the prompts.
-        seconds: what each part took.
+        margins: margins of the pairs, by measure.
+        preference: accuracy and margin, by measure.
+        mean_logps: by side, the mean summed log-probability of a response in nats.
+        kl: KL by side; None without a reference.
+        sets: answers by name of the prompts.
+        seconds: duration of each part.
     """
 
     margins: Margins
@@ -111,23 +111,23 @@ def evaluate_policy(
     settings: EvaluationSettings,
     name: str,
 ) -> PolicyResult:
-    """Measure a policy.
+    """Evaluate a policy.
 
     Args:
         policy: the policy.
-        reference: what its KL is taken from, or None.
+        reference: the reference of the KL, or None.
         heldout: the pairs.
-        prompts: what it answers; may be empty.
-        voice: how it reads and speaks.
-        settings: the rest.
-        name: what progress bars call it.
+        prompts: prompts to be answered; may be empty.
+        voice: template and tokenizer of the policy.
+        settings: all other settings.
+        name: name of the policy in progress bars.
 
     Raises:
         SepoError: policy and reference have vocabularies of different sizes, or a prompt cannot be answered.
     """
     started = time.monotonic()
     pairs = [*heldout.chosen, *heldout.rejected]
-    with _bar(f"{name}: held-out answers", len(pairs)) as advance:
+    with _bar(f"{name}: held-out responses", len(pairs)) as advance:
         sums = answer_sums(
             policy, pairs, reference=reference, batch_tokens=settings.batch_tokens, pairs=True, on_batch=advance
         )
@@ -159,24 +159,24 @@ def _answered(
 ) -> SetResult:
     turns = sum(len(prompt.question.turns) for prompt in prompts.prompts)
     with _bar(f"{name}: answers to {prompts.name}", turns) as advance:
-        spoken = converse(
+        conversations = converse(
             policy, prompts.prompts, voice, decoding=settings.decoding, batch_tokens=settings.batch_tokens,
             on_batch=advance,
         )  # fmt: skip
-    answers = [answer for conversation in spoken for answer in conversation]
+    answers = [answer for conversation in conversations for answer in conversation]
     statistics = degeneration(
         [answer.generated.answer for answer in answers],
         [answer.generated.finished for answer in answers],
         seed=settings.seed,
     )
     if reference is None:
-        return SetResult(spoken, statistics, None)
+        return SetResult(conversations, statistics, None)
     sequences = [
         ScoredSequence([*answer.prompt_ids, *answer.generated.ids], len(answer.prompt_ids)) for answer in answers
     ]
     with _bar(f"{name}: KL over {prompts.name}", turns) as advance:
         sums = answer_sums(policy, sequences, reference=reference, batch_tokens=settings.batch_tokens, on_batch=advance)
-    return SetResult(spoken, statistics, _divergence(sums, settings.seed))
+    return SetResult(conversations, statistics, _divergence(sums, settings.seed))
 
 
 def _divergence(sums: AnswerSums, seed: int) -> Divergence | None:
@@ -189,7 +189,7 @@ def _divergence(sums: AnswerSums, seed: int) -> Divergence | None:
 
 @contextmanager
 def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    with tqdm(total=total, desc=title, unit="answer", file=sys.stderr) as bar:
+    with tqdm(total=total, desc=title, unit="response", file=sys.stderr) as bar:
 
         def advance(count: int) -> None:
             bar.update(count)

@@ -1,1 +1,1 @@
-"""Reads what runs leave behind: figures and one self-contained HTML page."""
+"""Reports on the files of runs and stores: figures and one self-contained HTML page."""

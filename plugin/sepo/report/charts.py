@@ -1,4 +1,4 @@
-"""Charts as data: lines, labels, and the table that says the same without a picture."""
+"""Charts as data: lines, labels, and an equivalent table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sepo.selection import SIDES
 
 _TABLE_ROWS = 100
 _POINTS = 600
-"""Most points of a line; a longer one is thinned evenly."""
+"""Maximum points of a line; longer lines are thinned evenly."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Line:
     """One curve.
 
     Args:
-        label: in the legend.
+        label: label in the legend.
         x: [N], or [N + 1] for ``steps``: the edges of the bins.
-        y: [N]; NaN where there is no value.
-        colour: ``chosen``, ``rejected``, or the number of a subject as text, of ``drawing.COLOURS``.
+        y: [N]; NaN for missing values.
+        colour: a key of ``drawing.COLOURS``: ``chosen``, ``rejected``, or the index of a subject as a string.
         style: ``line``, ``points`` (few values, such as those of evaluations) or ``steps`` (a histogram).
     """
 
@@ -37,20 +37,20 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture with one pair of axes.
+    """One plot with one pair of axes.
 
     Args:
-        key: its name in files and addresses: lower-case letters, digits and hyphens.
-        title: what it shows.
-        description: how it is read, one or two sentences.
-        x_label: of the horizontal axis.
-        y_label: of the vertical axis.
+        key: name in files and identifiers: lower-case letters, digits and hyphens.
+        title: the title.
+        description: one or two sentences on how to read it.
+        x_label: label of the horizontal axis.
+        y_label: label of the vertical axis.
         lines: the curves, at least one.
-        x_percent: the horizontal axis is a share, written in percent.
-        y_percent: the vertical axis is a share, written in percent.
-        x_limits: where the horizontal axis is cut off, or None.
-        marks: vertical lines by what they mark.
-        section: of the page: ``scores`` or ``training``.
+        x_percent: whether the horizontal axis is a share, formatted in percent.
+        y_percent: whether the vertical axis is a share, formatted in percent.
+        x_limits: limits of the horizontal axis, or None.
+        marks: positions of vertical lines, by label.
+        section: section of the page: ``scores`` or ``training``.
     """
 
     key: str
@@ -73,7 +73,7 @@ class Table:
     Args:
         columns: the headings.
         rows: the cells.
-        note: what is left out, or the empty string.
+        note: a note on omitted rows, or the empty string.
     """
 
     columns: Sequence[str]
@@ -82,23 +82,23 @@ class Table:
 
 
 def thinned(count: int, most: int = _POINTS) -> np.ndarray:
-    """Indices of at most so many of ``count`` points, evenly spread, the first and the last among them."""
+    """Return the indices of at most ``most`` of ``count`` points, evenly spaced, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)) if count else np.arange(0)
 
 
 def by_side(
     subjects: Sequence[Subject], make: Callable[[Subject, str], Sequence[Line]], build: Callable[..., Chart], key: str
 ) -> list[Chart]:
-    """Charts of something that both sides have: both in one for one subject, a chart of each side for several.
+    """Build charts of a quantity of both sides: one chart for a single subject, one chart per side for several.
 
     Args:
-        subjects: what the report is about.
-        make: ``make(subject, side)``: lines of one side, as many as there are, with any label and colour.
-        build: ``build(key, side, lines)``: the chart; ``side`` is None where both are in it.
-        key: of the chart; that of a side has the side behind it.
+        subjects: the subjects of the report.
+        make: ``make(subject, side)`` returns the lines of one side.
+        build: ``build(key, side, lines)`` returns the chart; ``side`` is None for both sides.
+        key: key of the chart; the side is appended to the key of a chart of one side.
 
     Returns:
-        Charts that have a line.
+        The charts that have at least one line.
     """
     if len(subjects) == 1:
         lines = [line for side in SIDES for line in make(subjects[0], side)]
@@ -108,14 +108,14 @@ def by_side(
 
 
 def look(subjects: Sequence[Subject], subject: Subject, side: str | None) -> tuple[str, str]:
-    """Label and colour of a subject's line: by side where there is one subject, else by subject."""
+    """Return label and color of a subject's line: by side for a single subject, otherwise by subject."""
     if len(subjects) == 1:
         return (side or subject.name, side or "0")
     return subject.name, str([other is subject for other in subjects].index(True))
 
 
 def table(chart: Chart) -> Table:
-    """The chart's numbers; one row for each x where all lines have the same, else one for each point."""
+    """Return the chart's numbers: one row for each x if all lines share them, otherwise one for each point."""
     if chart.lines[0].style == "steps":
         return _bins(chart)
     first = chart.lines[0]
@@ -152,4 +152,4 @@ def _cell(value: float, *, percent: bool) -> str:
 
 
 def _left_out(kept: int, points: int) -> str:
-    return "" if kept == points else f"{kept} of {points:,} points, evenly spread."
+    return "" if kept == points else f"{kept} of {points:,} points, evenly spaced."

@@ -1,4 +1,4 @@
-"""Charts as pictures: PNG files, and SVG that takes its colours from the page."""
+"""Rendering of charts: PNG files, and SVG with the colors of the page."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ COLOURS = {
     "4": "#6b6100",
     "5": "#5a5f68",
 }
-"""By what they stand for, on a white ground. The page has the same names with colours for each of its themes."""
+"""Colors by role, for a white background. The page defines the same roles for each of its themes."""
 MOST_SUBJECTS = 6
-"""As many as there are colours that can be told apart; each has its own line pattern too."""
+"""Number of distinguishable colors for subjects; each has its own line pattern too."""
 
 PNG_MARK = "sepo report"
-"""In the metadata of our PNG files."""
+"""Mark in the metadata of PNG files of reports."""
 _SIZE = (4.4, 3.0)
 _PATTERNS: tuple[Any, ...] = (
     "-",
@@ -43,20 +43,20 @@ _PATTERNS: tuple[Any, ...] = (
 )
 _LABEL_CHARACTERS = 28
 _HANDLE_POINTS, _CHARACTER_POINTS = 42, 5.6
-"""What a legend needs for a line and its spaces, and for a character, at most; it decides how many are in a row."""
+"""Maximum width of a handle with its spaces, and of a character, in a legend; determines the number of columns."""
 _TICKS = (1, 2, 2.5, 5, 10)
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "http://www.w3.org/1999/xlink"
 _ROLES = {colour: role for role, colour in reversed(COLOURS.items())}
-"""The first role of each colour: a side and a subject share some."""
+"""The first role of each color, as sides and subjects share some."""
 
 
 @contextmanager
 def _settings(chart: Chart) -> Iterator[None]:
-    """Matplotlib's settings for our drawing, and nothing of them afterwards; names are not read as mathematics."""
+    """Set matplotlib's settings for a report and restore them; names are not parsed as mathematics."""
     import matplotlib
 
-    # What a user has in matplotlibrc is for the user's figures. To read the backend would be to choose one.
+    # The user's matplotlibrc is ignored. Reading the backend from rcParams would select one.
     defaults: dict[Any, Any] = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
     changed = {
         **defaults,
@@ -69,20 +69,20 @@ def _settings(chart: Chart) -> Iterator[None]:
         "path.simplify": True,
     }
     with matplotlib.rc_context(changed), warnings.catch_warnings():
-        # A name may have characters that the font does not: the page shows them in the browser's.
+        # A name may have characters that the font lacks; the page shows them in the browser's font.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph")
         yield
 
 
 def figure(chart: Chart, *, titled: bool = False) -> Any:
-    """Draw a chart.
+    """Render a chart.
 
     Args:
-        chart: what is drawn.
-        titled: with its title above and the legend below, for a picture on its own; else the legend is above.
+        chart: the chart.
+        titled: put the title above and the legend below, for a standalone figure; otherwise the legend is above.
 
     Returns:
-        A matplotlib figure that no window or global state knows.
+        A matplotlib figure that is not registered with pyplot.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -143,7 +143,7 @@ def _axes(axes: Any, chart: Chart) -> None:
 
 
 def _marks(axes: Any, marks: Mapping[str, float]) -> list[Any]:
-    """Vertical lines; the legend says what they are."""
+    """Draw vertical lines and return their handles for the legend."""
     patterns = [(0, (2, 2)), (0, (5, 2)), (0, (1, 3)), (0, (8, 3))]
     return [
         axes.axvline(place, color=COLOURS["muted"], linewidth=1.2, linestyle=patterns[index % len(patterns)])
@@ -152,7 +152,7 @@ def _marks(axes: Any, marks: Mapping[str, float]) -> list[Any]:
 
 
 def _legend(drawn: Any, handles: Sequence[Any], labels: Sequence[str], *, below: bool) -> None:
-    """Above the axes, or below. The texts are set afterwards: a legend leaves out what begins with an underscore."""
+    """Add the legend above or below the axes. Texts are set afterwards, as a legend skips labels that begin with _."""
     texts = [_middle_out(one_line(label)) for label in labels]
     legend = drawn.legend(
         handles,
@@ -170,7 +170,7 @@ def _legend(drawn: Any, handles: Sequence[Any], labels: Sequence[str], *, below:
 
 
 def _middle_out(text: str) -> str:
-    """A long name without its middle: names of runs often differ at the end."""
+    """Replace the middle of a long name by an ellipsis: names of runs often differ at the end."""
     if len(text) <= _LABEL_CHARACTERS:
         return text
     half = _LABEL_CHARACTERS // 2
@@ -178,7 +178,7 @@ def _middle_out(text: str) -> str:
 
 
 def _columns(texts: Sequence[str]) -> int:
-    """The most columns of a legend that fit, filled from the left, each one from the top."""
+    """Return the largest number of columns of a legend that fit, filled column by column."""
     for count in range(len(texts), 1, -1):
         rows = -(-len(texts) // count)
         columns = [texts[place : place + rows] for place in range(0, len(texts), rows)]
@@ -189,7 +189,7 @@ def _columns(texts: Sequence[str]) -> int:
 
 
 def png(chart: Chart) -> bytes:
-    """The chart as a PNG on white, its title above it; the same chart gives the same bytes."""
+    """Render a chart as PNG on a white background with its title; deterministic to the byte."""
     with _settings(chart):
         drawn, buffer = figure(chart, titled=True), io.BytesIO()
         drawn.savefig(buffer, format="png", dpi=200, metadata={"Software": PNG_MARK})
@@ -197,10 +197,10 @@ def png(chart: Chart) -> bytes:
 
 
 def svg(chart: Chart) -> str:
-    """The chart as an SVG element for a page: no colours of its own, no style sheet, names that are its own.
+    """Render a chart as an SVG element for a page, without fixed colors or style sheet, and with unique identifiers.
 
-    Text is text, colours are the page's custom properties (``--chart-ink`` and the like), and ``<title>`` and
-    ``<desc>`` say to a screen reader what is drawn. The same chart gives the same text.
+    Text remains text, colors are custom properties of the page (``--chart-ink`` and others), and ``<title>`` and
+    ``<desc>`` describe the chart for screen readers. The output is deterministic.
     """
     with _settings(chart):
         drawn, buffer = figure(chart), io.StringIO()
@@ -214,7 +214,7 @@ def svg(chart: Chart) -> str:
 
 
 def _clean(root: ET.Element, key: str) -> None:
-    """Take out what a page has no use for, and make identifiers the chart's own."""
+    """Remove what a page does not need, and make identifiers unique to the chart."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
@@ -237,7 +237,7 @@ def _clean(root: ET.Element, key: str) -> None:
 
 
 def _properties(style: str) -> Iterator[tuple[str, str]]:
-    """A style as attributes: a strict page allows no inline style."""
+    """Yield a style as attributes: the content security policy of the page allows no inline styles."""
     for part in filter(None, (part.strip() for part in style.split(";"))):
         name, _, value = (word.strip() for word in part.partition(":"))
         if name == "font":

@@ -1,4 +1,4 @@
-"""What the page says in tables: the subjects side by side, their settings, recipes and versions."""
+"""Tables of the page: overview, settings, recipes and versions of the subjects, side by side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sepo.selection import SIDES
 _CELL_CHARACTERS = 600
 _KEY_CHARACTERS = 120
 _MOST_ROWS = 400
-"""The most of a cell and of a table that is shown: a recipe can hold anything."""
+"""Limits of cells and tables, as a recipe may contain anything."""
 _KINDS = {"run": "training run", "store": "store of token scores"}
 
 
@@ -26,9 +26,9 @@ class Fact:
     """A row of a table.
 
     Args:
-        key: what it is about.
-        values: of each subject, in their order; the empty string where it has none.
-        differs: whether the subjects' values are not the same.
+        key: name of the row.
+        values: one value for each subject, in their order; the empty string if it has none.
+        differs: whether the values of the subjects differ.
     """
 
     key: str
@@ -41,9 +41,9 @@ class Comparison:
     """A table with a column for each subject.
 
     Args:
-        title: its heading.
-        rows: its rows; none where nothing is known.
-        left_out: rows that are not shown, for there are too many.
+        title: the heading.
+        rows: the rows.
+        left_out: number of rows beyond the limit, which are not shown.
     """
 
     title: str
@@ -52,10 +52,10 @@ class Comparison:
 
 
 def overview(subjects: Sequence[Subject]) -> list[Fact]:
-    """What a subject is, in a dozen lines; without those that no subject has."""
+    """Return the rows of the overview, without those that are empty for all subjects."""
     rows: list[tuple[str, Callable[[Subject], str]]] = [
         (
-            "What",
+            "Type",
             lambda subject: _KINDS.get(subject.kind, subject.kind),
         ),
         ("Stage", lambda subject: _setting(subject, "stage")),
@@ -68,14 +68,14 @@ def overview(subjects: Sequence[Subject]) -> list[Fact]:
         ("Loss, last logged", lambda subject: _last(subject, "loss")),
         ("Accuracy, last logged", lambda subject: _last(subject, "rewards/accuracies", percent=True)),
         ("Reward margin, last logged", lambda subject: _last(subject, "rewards/margins")),
-        ("Folder", lambda subject: str(subject.path)),
+        ("Directory", lambda subject: str(subject.path)),
     ]
     made = (_fact(key, [value(subject) for subject in subjects]) for key, value in rows)
     return [fact for fact in made if any(fact.values)]
 
 
 def comparisons(subjects: Sequence[Subject]) -> list[Comparison]:
-    """Settings, recipe and versions, nested keys written with dots; without tables that have no row."""
+    """Return tables of settings, recipe and versions, with dots in nested keys; without empty tables."""
     parts: list[tuple[str, Callable[[Subject], Mapping[str, Any]]]] = [
         ("Settings", lambda subject: subject.settings),
         ("Recipe", lambda subject: subject.recipe),
@@ -106,7 +106,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, st
 
 
 def plain(value: Any) -> str:
-    """A JSON value as a recipe would have it."""
+    """Format a JSON value as in a recipe."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -131,11 +131,11 @@ def _scored(subject: Subject, side: str) -> str:
 
 
 def _selected(subject: Subject, side: str) -> str:
-    """Of the tokens that are shown, and what was asked for."""
+    """Format the share of selected tokens among the shown rows, and the configured ratio."""
     masks = [np.asarray(getattr(pair, side).selected, bool) for pair in subject.pairs]
     tokens = sum(len(mask) for mask in masks)
-    asked = selected_ratio(subject.settings, side)
-    words = [] if asked is None else [f"asked for {number(100 * asked, digits=3)} %"]
+    ratio = selected_ratio(subject.settings, side)
+    words = [] if ratio is None else [f"ratio {number(100 * ratio, digits=3)} %"]
     if tokens:
         share = number(100 * sum(int(mask.sum()) for mask in masks) / tokens, digits=3)
         return ", ".join([f"{share} % of {number(tokens)} tokens in {number(len(masks))} rows", *words])

@@ -1,4 +1,4 @@
-"""The rows of the heat-map as data for the page, as many as fit."""
+"""The rows of the heat map as data for the page, as many as fit."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from sepo.report.visible import clipped, visible
 
 _PROMPT_CHARACTERS = 20_000
 _TOKEN_CHARACTERS = 200
-_ANSWER_TOKENS = 4_000
-"""The most that is shown of one prompt, token and answer; the page says where it left something out."""
+_RESPONSE_TOKENS = 4_000
+"""Maximum lengths of a prompt, a token and a response; the page marks truncation."""
 _BRACKETS = len(',"rows":[]}')
 _LIMIT = 0.98
-"""The part of the scores within the colour scale; what lies beyond has its end's colour."""
+"""Quantile of the absolute scores at the ends of the color scale; larger scores are clipped to it."""
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What the page shows of the rows.
+    """The rows that the page shows.
 
     Args:
-        text: JSON that can stand inside a ``script`` element.
-        shown: rows in it.
-        sampled: rows that the subjects hold.
-        rows: rows of the data set; None where unknown.
+        text: JSON that is safe inside a ``script`` element.
+        shown: number of rows in it.
+        sampled: number of rows of the subjects.
+        rows: number of rows of the data set; None if unknown.
     """
 
     text: str
@@ -41,15 +41,15 @@ class HeatMap:
 
 
 def heat_map(subjects: Sequence[Subject], *, budget: int) -> HeatMap:
-    """Put the subjects' rows side by side.
+    """Encode the rows of the subjects side by side.
 
     Args:
-        subjects: what the report is about; rows are the same where their numbers are.
-        budget: the most bytes of UTF-8 that the data may have; where all rows have more, as many as fit are taken,
-            spread over them.
+        subjects: the subjects of the report; rows are matched by number.
+        budget: maximum size of the data in bytes of UTF-8; if all rows exceed it, as many as fit are taken, evenly
+            spaced.
 
     Returns:
-        The data and what part of the rows it is.
+        The data with the numbers of rows.
     """
     head = _escaped({"subjects": [_subject(subject) for subject in subjects]})[:-1]
     encoded = [_escaped(_row(pairs)) for pairs in side_by_side(subjects)]
@@ -65,9 +65,9 @@ def heat_map(subjects: Sequence[Subject], *, budget: int) -> HeatMap:
 
 
 def side_by_side(subjects: Sequence[Subject]) -> list[list[Pair | None]]:
-    """The pairs of each row, one of each subject or None, by row number; those whose number is not known come last.
+    """Return the pairs of each row, one per subject or None, by row number; rows with unknown number come last.
 
-    A row that a subject has several times, of different steps, is matched with the others' in the order of the steps.
+    If a subject has a row several times, at different steps, they are matched with the others' in order of the steps.
     """
     groups: dict[tuple[bool, int, int, int], list[Pair | None]] = {}
     for place, subject in enumerate(subjects):
@@ -75,14 +75,14 @@ def side_by_side(subjects: Sequence[Subject]) -> list[list[Pair | None]]:
         for pair in sorted(subject.pairs, key=lambda pair: -1 if pair.step is None else pair.step):
             times[pair.row] += 1
             unknown = pair.row < 0
-            # What has no number is not the same row as what has none elsewhere.
+            # Rows without a number are never matched.
             key = (unknown, pair.row, place if unknown else times[pair.row], times[pair.row])
             groups.setdefault(key, [None] * len(subjects))[place] = pair
     return [groups[key] for key in sorted(groups)]
 
 
 def mean_margin(pair: Pair) -> float | None:
-    """Mean score of the selected chosen tokens minus that of the selected rejected ones; None where one has none."""
+    """Return the mean score of selected chosen tokens minus that of selected rejected ones; None if either is empty."""
     means = []
     for side in (pair.chosen, pair.rejected):
         scores = np.asarray(side.scores, float)[np.asarray(side.selected, bool)]
@@ -94,7 +94,7 @@ def mean_margin(pair: Pair) -> float | None:
 
 
 def _spread(sizes: Sequence[int], budget: int) -> list[int]:
-    """The most rows, evenly spread, whose sizes fit."""
+    """Return the indices of the most rows, evenly spaced, whose total size fits."""
     low, high = 0, len(sizes)
     while low < high:
         count = (low + high + 1) // 2
@@ -105,8 +105,8 @@ def _spread(sizes: Sequence[int], budget: int) -> list[int]:
     return _evenly(len(sizes), low)
 
 
-def _evenly(count: int, wanted: int) -> list[int]:
-    return [int(place * count / wanted) for place in range(wanted)]
+def _evenly(count: int, kept: int) -> list[int]:
+    return [int(place * count / kept) for place in range(kept)]
 
 
 def _subject(subject: Subject) -> dict[str, Any]:
@@ -147,20 +147,20 @@ def _pair(pair: Pair, before: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _side(side: Side, before: Sequence[Side]) -> dict[str, Any]:
-    """Tokens ``t``, scores ``s``, selection ``k`` as ones and zeros, tokens left out ``more``."""
-    scores = np.asarray(side.scores, float)[:_ANSWER_TOKENS]
+    """Encode tokens ``t``, scores ``s``, selection ``k`` as ones and zeros, and ``more``, how many are omitted."""
+    scores = np.asarray(side.scores, float)[:_RESPONSE_TOKENS]
     same = next((place for place, other in enumerate(before) if other.tokens == side.tokens), None)
-    texts = [visible(clipped(token, _TOKEN_CHARACTERS)) for token in side.tokens[:_ANSWER_TOKENS]]
+    texts = [visible(clipped(token, _TOKEN_CHARACTERS)) for token in side.tokens[:_RESPONSE_TOKENS]]
     return {
         "t": texts if same is None else same,
         "s": [_score(score) for score in scores.tolist()],
-        "k": "".join("1" if kept else "0" for kept in side.selected[:_ANSWER_TOKENS]),
-        "more": max(0, len(side.tokens) - _ANSWER_TOKENS),
+        "k": "".join("1" if kept else "0" for kept in side.selected[:_RESPONSE_TOKENS]),
+        "more": max(0, len(side.tokens) - _RESPONSE_TOKENS),
     }
 
 
 def _agreement(pairs: Sequence[Pair]) -> float | None:
-    """The least overlap of two subjects' selections over the same tokens: selected by both over selected by any."""
+    """Return the smallest overlap of two subjects' selections of the same tokens: intersection over union."""
     if len(pairs) < 2:
         return None
     shares = []
@@ -176,7 +176,7 @@ def _agreement(pairs: Sequence[Pair]) -> float | None:
 
 
 def _score(score: float) -> float | str | None:
-    """JSON has no infinity: it is a string there; None where a token has no score."""
+    """Encode a score: infinity as a string, as JSON has none; None for a token without a score."""
     if math.isnan(score):
         return None
     return _rounded(score) if math.isfinite(score) else ("inf" if score > 0 else "-inf")
@@ -187,7 +187,7 @@ def _rounded(value: float) -> float:
 
 
 def _escaped(value: Any) -> str:
-    """JSON in which nothing ends or opens an element or a comment of the page."""
+    """Return JSON that neither opens nor closes an element or comment of the page."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else."""
+"""The page: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 PAGE_BYTES = 4_800_000
-"""The most that a page may have; a page of 5 MB opens at once and can be sent by mail."""
+"""Maximum size of a page; a page of 5 MB opens instantly and can be sent by mail."""
 PAGE_MARK = '<meta name="generator" content="sepo report">'
-"""Near the beginning of every page of ours, by which it is known again."""
+"""Mark near the beginning of every page, which identifies it as a report."""
 _NAME_CHARACTERS = 80
 _MOST_MISSING = 40
 _AROUND_ROWS = 20_000
-"""More than the bytes of what the page has around the rows where there are any."""
+"""Upper bound on the bytes around the rows that the page has only if there are rows."""
 
 
 def charts(subjects: Sequence[Subject]) -> list[Chart]:
-    """Every chart of a report, in the page's order."""
+    """Return all charts of a report, in the order of the page."""
     return [*score_charts(subjects), *training_charts(subjects)]
 
 
 def with_unique_names(subjects: Sequence[Subject]) -> list[Subject]:
-    """The subjects with names of one line that tell them apart: where two are the same, with as much of the path.
+    """Return the subjects with unique names of one line; equal names are replaced by distinct ends of the paths.
 
     Example:
         >>> from pathlib import Path
@@ -62,7 +62,7 @@ def with_unique_names(subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def _tails(paths: Sequence[Sequence[str]]) -> list[str]:
-    """As much of the ends of paths as tells them apart."""
+    """Return the shortest ends of the paths that are unique."""
     longest = max(len(path) for path in paths)
     for parts in range(1, longest + 1):
         ends = [tuple(path[-parts:]) for path in paths]
@@ -73,44 +73,44 @@ def _tails(paths: Sequence[Sequence[str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Page:
-    """A page.
+    """A rendered page.
 
     Args:
-        text: HTML without any address in it that a browser would load.
-        says: how many rows it shows, in words.
+        text: HTML without any URL that a browser would load.
+        summary: number of rows that it shows, in words.
     """
 
     text: str
-    says: str
+    summary: str
 
 
 def page(subjects: Sequence[Subject], drawn: Sequence[Chart], *, limit: int = PAGE_BYTES) -> Page:
-    """Make the page.
+    """Render the page.
 
     Args:
-        subjects: what it is about, with names that differ.
-        drawn: the charts, as ``charts`` makes them.
-        limit: the most bytes of UTF-8 that it may have; rows of the heat-map are left out until it does.
+        subjects: the subjects of the report, with unique names.
+        drawn: return value of ``charts``.
+        limit: maximum size in bytes of UTF-8; rows of the heat map are omitted to meet it.
 
     Returns:
-        The page and what it shows.
+        The page and its summary.
     """
-    pictures = [{"chart": chart, "svg": svg(chart), "table": table(chart)} for chart in drawn]
-    # Without rows the page says so, in fewer words than it needs for what stands around them.
-    around = len(_render(subjects, pictures, HeatMap("", 0, 0, None)).encode()) + _AROUND_ROWS
+    plots = [{"chart": chart, "svg": svg(chart), "table": table(chart)} for chart in drawn]
+    # A page without rows has a note instead, which is shorter than the markup around rows.
+    around = len(_render(subjects, plots, HeatMap("", 0, 0, None)).encode()) + _AROUND_ROWS
     rows = heat_map(subjects, budget=limit - around)
     of = max(rows.rows or 0, rows.sampled)
-    says = f"{number(rows.shown)} of {number(of)} rows" if of else "no rows"
-    return Page(_render(subjects, pictures, rows), says)
+    summary = f"{number(rows.shown)} of {number(of)} rows" if of else "no rows"
+    return Page(_render(subjects, plots, rows), summary)
 
 
-def _render(subjects: Sequence[Subject], pictures: Sequence[dict[str, Any]], rows: HeatMap) -> str:
+def _render(subjects: Sequence[Subject], plots: Sequence[dict[str, Any]], rows: HeatMap) -> str:
     from markupsafe import Markup
 
     script, style = _asset("report.js"), _asset("report.css")
     sections: dict[str, list[dict[str, Any]]] = {"scores": [], "training": []}
-    for picture in pictures:
-        sections[picture["chart"].section].append({**picture, "svg": Markup(picture["svg"])})
+    for plot in plots:
+        sections[plot["chart"].section].append({**plot, "svg": Markup(plot["svg"])})
     return (
         _environment()
         .get_template("report.html")
@@ -139,7 +139,7 @@ def _missing(subject: Subject) -> list[str]:
 
 
 def _hash(text: str) -> str:
-    """As a content security policy names a script or a style sheet."""
+    """Return the hash of a script or style sheet in the format of a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

@@ -1,4 +1,4 @@
-"""A run or a store as data to look at. Reading never fails over what is damaged or absent: it is said."""
+"""Reading of runs and stores for reports. Damaged or missing files are reported in ``missing``, not raised."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _LISTED = 5
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What of the tokens is to be read, as ``read_subject`` takes it."""
+class _Request:
+    """Which tokens are read, see ``read_subject``."""
 
     pairs: int
     rows: Sequence[int] | None
@@ -45,31 +45,31 @@ def read_subject(
     """Read a run or a store.
 
     Args:
-        path: a run's ``output_dir``, a store's folder, or the beginning of a store's key in the default root.
-        name: how to tell it apart from others; None for the path as it is given.
-        pairs: most rows to read with their tokens, spread evenly over the data set.
-        rows: these rows and no others, as far as they are there.
+        path: a run's ``output_dir``, a store's directory, or a prefix of a store's key in the default root.
+        name: name of the subject; None for the path as given.
+        pairs: maximum number of rows that are read with their tokens, evenly spaced over the data set.
+        rows: read only these rows, if available.
         spread: whether to read all scores for their distribution.
 
     Returns:
-        What is there; what is not is in ``missing``.
+        The available data, with sentences on unavailable data in ``missing``.
 
     Raises:
-        SepoError: there is neither a run nor a store.
+        SepoError: the path is neither a run nor a store.
     """
     given = Path(path).expanduser()
     name = str(path) if name is None else name
-    asked = _Asked(pairs, rows, spread)
+    request = _Request(pairs, rows, spread)
     if _is_store(given):
-        return _read_store(given.absolute(), name, asked)
+        return _read_store(given.absolute(), name, request)
     if _is_run(given):
-        return _read_run(given, name, asked)
+        return _read_run(given, name, request)
     if os.path.isdir(given):
         raise SepoError(
-            f"'{path}' holds neither a run (no {', '.join(RUN_FILES)}) nor a score store (no manifest.json). Name the "
-            f"output_dir of a run, or a store as `sepo scores ls` lists them.{_inside(given)}"
+            f"'{path}' has neither a run (no {', '.join(RUN_FILES)}) nor a score store (no manifest.json). Name the "
+            f"output_dir of a run, or a store from `sepo scores ls`.{_inside(given)}"
         )
-    return _read_store(find_store(str(path), root=default_store_root()), name, asked)
+    return _read_store(find_store(str(path), root=default_store_root()), name, request)
 
 
 def _is_store(folder: Path) -> bool:
@@ -83,28 +83,28 @@ def _is_run(folder: Path) -> bool:
 
 
 def _inside(folder: Path) -> str:
-    """The runs and stores that a folder holds, where it is none itself."""
+    """Return a sentence that lists the runs and stores in a directory, or the empty string."""
     try:
         found = sorted(str(path) for path in folder.iterdir() if path.is_dir() and (_is_store(path) or _is_run(path)))
     except OSError:
         return ""
-    return f" In it are: {', '.join(found[:_LISTED])}." if found else ""
+    return f" It contains: {', '.join(found[:_LISTED])}." if found else ""
 
 
 def _attempt(missing: list[str], what: str, read: Callable[[], T], otherwise: T) -> T:
-    """What ``read`` returns; where it fails a sentence, and what is given otherwise."""
+    """Return the result of ``read``; if it fails, append a sentence to ``missing`` and return ``otherwise``."""
     try:
         return read()
     except SepoError as error:
         missing.append(f"{what}: {error}")
-    except Exception as error:  # files of any content, read by libraries that raise what they like
+    except Exception as error:  # files may have any content, and libraries may raise any exception
         missing.append(f"{what} ({type(error).__name__}: {str(error)[:200]}).")
     return otherwise
 
 
-def _read_store(path: Path, name: str, asked: _Asked) -> Subject:
+def _read_store(path: Path, name: str, request: _Request) -> Subject:
     missing: list[str] = []
-    reader = _attempt(missing, "Of the score store nothing can be read", lambda: StoreReader(path, missing), None)
+    reader = _attempt(missing, "The score store cannot be read", lambda: StoreReader(path, missing), None)
     if reader is None:
         return Subject(name, path, "store", missing=missing)
     method = selecting_method(Selector(SHARE, SHARE))
@@ -113,18 +113,18 @@ def _read_store(path: Path, name: str, asked: _Asked) -> Subject:
         name,
         path,
         "store",
-        pairs=_store_pairs(reader, method, asked, missing),
+        pairs=_store_pairs(reader, method, request, missing),
         rows=reader.rows,
-        spreads=_spreads(reader, [], method, asked, missing),
+        spreads=_spreads(reader, [], method, request, missing),
         scored_by=store_scored_by(names, reader.store.manifest.identity),
         settings={**store_settings(reader.store), "names": names},
         missing=missing,
     )
 
 
-def _read_run(folder: Path, name: str, asked: _Asked) -> Subject:
+def _read_run(folder: Path, name: str, request: _Request) -> Subject:
     missing: list[str] = []
-    consequence = "what the run was asked for is not known (a run that was killed early, or of another stage)"
+    consequence = "the settings of the run are unknown (it was killed early, or is of another stage)"
     settings = read_object(folder / SETTINGS_FILE, missing, consequence=consequence)
     recipe, versions = read_recipe(folder, missing)
     nothing: tuple[list[dict[str, Any]], dict[str, Any]] = ([], {})
@@ -134,7 +134,7 @@ def _read_run(folder: Path, name: str, asked: _Asked) -> Subject:
     no_pairs: list[Pair] = []
     recorded = _attempt(missing, f"{RECORD_FILE} cannot be read", lambda: recorded_pairs(folder, missing), no_pairs)
     reader = _store_reader(settings, missing)
-    pairs = _run_pairs(settings, reader, recorded, method, asked, missing)
+    pairs = _run_pairs(settings, reader, recorded, method, request, missing)
     if not versions and isinstance(settings.get("sepo"), str):
         versions = {"sepo": settings["sepo"]}
     return Subject(
@@ -143,8 +143,8 @@ def _read_run(folder: Path, name: str, asked: _Asked) -> Subject:
         "run",
         pairs=pairs,
         rows=None if reader is None else reader.rows,
-        spreads=_spreads(reader, recorded, method, asked, missing),
-        scored_by=_attempt(missing, "Who scored the tokens is not known", lambda: scored_by(settings), None),
+        spreads=_spreads(reader, recorded, method, request, missing),
+        scored_by=_attempt(missing, "The token scorer cannot be determined", lambda: scored_by(settings), None),
         settings=settings,
         recipe=recipe,
         log=numbers,
@@ -157,27 +157,27 @@ def _method(settings: Mapping[str, Any], missing: list[str]) -> Method | None:
     try:
         return method_of(settings)
     except SepoError as error:
-        missing.append(f"How the run selects is not known, so {SHARE:.0%} of each answer are marked: {error}")
+        missing.append(f"The run's selection is unknown, so {SHARE:.0%} of each response are marked: {error}")
         return selecting_method(Selector(SHARE, SHARE))
 
 
 def _store_reader(settings: Mapping[str, Any], missing: list[str]) -> StoreReader | None:
-    """The store that has the scores of the run's training rows, where they are stored and still there."""
+    """Return the store with the scores of the run's training rows, or None."""
     path = store_of(settings)
     if path is None:
         return None
     if not os.path.isdir(path):
         elsewhere = default_store_root() / path.name
         if not os.path.isdir(elsewhere):
-            missing.append(f"The run's score store {path} is gone: its scores over the data set are not shown.")
+            missing.append(f"The run's score store {path} does not exist any more, so its scores are not shown.")
             return None
         path = elsewhere
-    return _attempt(missing, "Of the run's score store nothing can be read", lambda: StoreReader(path, missing), None)
+    return _attempt(missing, "The run's score store cannot be read", lambda: StoreReader(path, missing), None)
 
 
-def _store_pairs(reader: StoreReader, method: Method | None, asked: _Asked, missing: list[str]) -> list[Pair]:
-    rows = [row for row in asked.rows or () if 0 <= row < reader.rows]
-    chosen = evenly(reader.available, asked.pairs) if asked.rows is None else rows
+def _store_pairs(reader: StoreReader, method: Method | None, request: _Request, missing: list[str]) -> list[Pair]:
+    rows = [row for row in request.rows or () if 0 <= row < reader.rows]
+    chosen = evenly(reader.available, request.pairs) if request.rows is None else rows
     none: list[Pair] = []
     return _attempt(missing, "The rows cannot be read", lambda: reader.pairs(chosen, method), none)
 
@@ -187,52 +187,52 @@ def _run_pairs(
     reader: StoreReader | None,
     recorded: Sequence[Pair],
     method: Method | None,
-    asked: _Asked,
+    request: _Request,
     missing: list[str],
 ) -> list[Pair]:
-    """From the store, spread over the data set, where it has the policy's tokens with their texts; otherwise those
-    that the run recorded; otherwise from the store as it is."""
-    wanted = [pair for pair in recorded if asked.rows is None or pair.row in asked.rows]
-    few = [wanted[index] for index in evenly(np.arange(len(wanted)), asked.pairs)]
+    """Return pairs from the store, evenly spaced, if it has the policy's tokens with their texts; otherwise those that
+    the run recorded; otherwise pairs from the store as they are."""
+    matching = [pair for pair in recorded if request.rows is None or pair.row in request.rows]
+    few = [matching[index] for index in evenly(np.arange(len(matching)), request.pairs)]
     if reader is not None and not reader.reads_own_tokens and (reader.store.texts.present or not few):
-        return _store_pairs(reader, method, asked, missing)
+        return _store_pairs(reader, method, request, missing)
     if few:
         missing.append(_why_recorded(settings, reader, recorded))
         return few
     if reader is not None:
         missing.append(
-            "The scores are of the oracle's own tokens, which are not the policy's, and the run recorded none of "
-            "those: shown are the oracle's, with the same share selected there."
+            "The scores are of the oracle's tokens, which are not the policy's, and the run did not record the "
+            "policy's: the oracle's tokens are shown, with the same share selected."
         )
-        return _store_pairs(reader, method, asked, missing)
+        return _store_pairs(reader, method, request, missing)
     if recorded:
         rows = ", ".join(str(row) for row in sorted({pair.row for pair in recorded if pair.row >= 0}))
-        missing.append(f"Only rows that the run recorded can be shown, and none of them was asked for: {rows}.")
+        missing.append(f"Only the rows that the run recorded can be shown, and none of them was requested: {rows}.")
     else:
         missing.append(f"The run recorded no tokens (no {RECORD_FILE}; older versions wrote none), so none are shown.")
     return []
 
 
 def _why_recorded(settings: Mapping[str, Any], reader: StoreReader | None, recorded: Sequence[Pair]) -> str:
-    """Why the pairs are the recorded ones, and what that means."""
+    """Return a sentence on why the recorded pairs are shown."""
     steps = sorted(pair.step for pair in recorded if pair.step is not None)
-    which = f"the pairs that were recorded while it trained ({len(recorded)}, at steps {steps[0]} to {steps[-1]})"
+    which = f"the pairs recorded during training ({len(recorded)}, at steps {steps[0]} to {steps[-1]})"
     if reader is not None and reader.reads_own_tokens:
         return (
-            f"The oracle's tokens are not the policy's: shown are {which}, in the policy's tokens and with the scores "
-            "that were projected onto them. The distributions over all rows are of the oracle's own tokens."
+            f"The oracle's tokens are not the policy's: {which} are shown, in the policy's tokens and with the scores "
+            "projected onto them. The distributions over all rows are of the oracle's tokens."
         )
     if reader is not None:
-        return f"The run's score store has no texts, so shown are {which}. {HOW_TO_GET_TEXTS}."
+        return f"The run's score store has no texts, so {which} are shown. {HOW_TO_GET_TEXTS}."
     if is_live(settings):
-        return f"The scores are those of the step that used them, so there are no others than of {which}."
-    return f"The scores of all rows are not there (not stored, or gone): shown are {which}, and nothing of the others."
+        return f"The scores are computed at the step that uses them, so only those of {which} are available."
+    return f"The scores of all rows are not available (not stored, or removed): only {which} are shown."
 
 
 def _spreads(
-    reader: StoreReader | None, recorded: Sequence[Pair], method: Method | None, asked: _Asked, missing: list[str]
+    reader: StoreReader | None, recorded: Sequence[Pair], method: Method | None, request: _Request, missing: list[str]
 ) -> Mapping[str, Spread]:
-    if not asked.spread:
+    if not request.spread:
         return {}
     largest = method is not None and method.token_scorer.rejected_largest
     what = "The distribution of the scores cannot be read"

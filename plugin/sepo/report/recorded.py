@@ -1,4 +1,4 @@
-"""Pairs and spreads of what a run recorded while it trained."""
+"""Pairs and score distributions that a run recorded during training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sepo.selection import SIDES
 
 
 def recorded_pairs(folder: Path, missing: list[str]) -> list[Pair]:
-    """The pairs of a run's record, in their order.
+    """Return the pairs of a run's record, in their order.
 
     Args:
         folder: the run's ``output_dir``.
-        missing: takes a sentence for what cannot be read.
+        missing: list to which a sentence is appended for each unreadable part.
     """
     try:
         found, unread = read_record(folder)
@@ -31,7 +31,7 @@ def recorded_pairs(folder: Path, missing: list[str]) -> list[Pair]:
 
 
 def recorded_spreads(pairs: Iterable[Pair], *, rejected_largest: bool) -> dict[str, Spread]:
-    """How the scores of the recorded pairs are distributed, by side."""
+    """Return the score distributions of the recorded pairs, by side."""
     sides = {side: _pieces([getattr(pair, side).scores for pair in pairs]) for side in SIDES}
     return spreads(sides, highest={"chosen": True, "rejected": rejected_largest})
 

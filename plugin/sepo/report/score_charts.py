@@ -1,4 +1,4 @@
-"""Charts of token scores: how they accumulate (SePO's Figure 1) and how they are distributed (its Figure 6)."""
+"""Charts of token scores: their accumulation (SePO's Figure 1) and distribution (its Figure 6)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sepo.report.subject import SHARES, Subject
 from sepo.selection import SIDES
 
 _TAIL = 0.001
-"""What part of a side's tokens may lie outside of the chart, at each end."""
+"""Share of a side's tokens that may lie beyond the chart, at each end."""
 _ORDER = {"chosen": "highest first", "rejected": "lowest first"}
 
 
 def score_charts(subjects: Sequence[Subject]) -> list[Chart]:
-    """Charts of what the subjects' tokens score, none where nothing is scored."""
+    """Return the charts of the subjects' token scores; none if no tokens are scored."""
     scored = [subject for subject in subjects if subject.spreads]
     return [*_accumulation(subjects, scored), *_distribution(subjects, scored)] if scored else []
 
@@ -32,11 +32,11 @@ def _accumulation(subjects: Sequence[Subject], scored: Sequence[Subject]) -> lis
         order = _ORDER[side] if side else "chosen: highest first, rejected: lowest first"
         return Chart(
             key=key,
-            title=f"How scores accumulate{f', {side} answers' if side else ''}",
-            description=f"A response's tokens in the order of their scores ({order}) and the sum so far, mean over "
-            "rows: the steeper the beginning, the fewer tokens carry the preference (SePO, Figure 1).",
+            title=f"Accumulated scores{f', {side} responses' if side else ''}",
+            description=f"Cumulative sum over a response's tokens sorted by score ({order}), mean over rows: the "
+            "steeper the beginning, the fewer tokens carry the preference (SePO, Figure 1).",
             x_label="share of a response's tokens",
-            y_label="sum of scores so far",
+            y_label="cumulative sum of scores",
             lines=drawn,
             x_percent=True,
             x_limits=(0.0, 1.0),
@@ -47,7 +47,7 @@ def _accumulation(subjects: Sequence[Subject], scored: Sequence[Subject]) -> lis
 
 
 def selected_ratio(settings: Mapping[str, Any], side: str) -> float | None:
-    """The share of a side's tokens that a run was asked to select, where its settings say it."""
+    """Return the share of a side's tokens that a run selects according to its settings, or None."""
     select = settings.get("select")
     value = select.get(f"{side}_ratio") if isinstance(select, Mapping) else None
     sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
@@ -76,9 +76,9 @@ def _distribution(subjects: Sequence[Subject], scored: Sequence[Subject]) -> lis
         tokens = sum(spread.tokens for spread in spreads)
         return Chart(
             key=key,
-            title=f"How scores are distributed{f', {side} answers' if side else ''}",
-            description=f"Scores of all {tokens:,} tokens, as a density (SePO, Figure 6). The first and the last bin "
-            "hold all that lies beyond them.",
+            title=f"Distribution of scores{f', {side} responses' if side else ''}",
+            description=f"Density of the scores of all {tokens:,} tokens (SePO, Figure 6). The first and the last bin "
+            "include all scores beyond them.",
             x_label="score",
             y_label="density",
             lines=drawn,
@@ -89,7 +89,7 @@ def _distribution(subjects: Sequence[Subject], scored: Sequence[Subject]) -> lis
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """Where all but the tails of every line are."""
+    """Return the range that contains all but the tails of every line."""
     lows, highs = [], []
     for line in lines:
         share = np.cumsum(line.y * np.diff(line.x))

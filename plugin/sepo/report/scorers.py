@@ -1,4 +1,4 @@
-"""Who scored the tokens of a run or a store: in words, and in which of its stores."""
+"""The token scorer of a run or a store in words, and the store of its scores."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from sepo.objectives import SCORERS
 
 _WORDS = {
-    "file": "file: the data set's own scores",
-    "random": "random: by the run's seed",
-    "policy_ref": "policy_ref: the reference against the policy, at each step",
-    "confidence": "confidence: what the policy expects least, at each step",
+    "file": "file: scores in the data set",
+    "random": "random: seeded by the run",
+    "policy_ref": "policy_ref: reference against policy, at each step",
+    "confidence": "confidence: tokens that the policy finds least probable, at each step",
 }
 
 
 def scored_by(settings: Mapping[str, Any]) -> str | None:
-    """The token scorer of a run in words; None where nothing is scored.
+    """Return the token scorer of a run in words; None if no tokens are scored.
 
     Args:
         settings: the run's settings file.
@@ -31,18 +31,18 @@ def scored_by(settings: Mapping[str, Any]) -> str | None:
     if scorer == "contrastive":
         return f"contrastive: {prompted}"
     if scorer in (None, "none"):
-        return f"token rewards: {prompted} (they select nothing)" if isinstance(rewards, Mapping) else None
+        return f"token rewards: {prompted} (not used for selection)" if isinstance(rewards, Mapping) else None
     return _WORDS.get(str(scorer), str(scorer))
 
 
 def is_live(settings: Mapping[str, Any]) -> bool:
-    """Whether the scores of a run are those of the step that used them."""
+    """Return whether the scores of a run are computed at the step that uses them."""
     scorer = SCORERS.get(str(settings.get("token_scorer")))
     return scorer is not None and scorer.live
 
 
 def store_of(settings: Mapping[str, Any]) -> Path | None:
-    """The folder of the store that has the scores of a run's training rows, or None where they are in none.
+    """Return the directory of the store with the scores of a run's training rows, or None if they are not stored.
 
     Args:
         settings: the run's settings file.
@@ -66,7 +66,7 @@ def store_of(settings: Mapping[str, Any]) -> Path | None:
 
 
 def store_scored_by(names: Mapping[str, str], identity: Mapping[str, Any]) -> str:
-    """The scorer of a store in words, as the last run that used it called it."""
+    """Return the scorer of a store in words, as named by the last run that used it."""
     scorer = names.get("scorer") or str(identity.get("scorer", "?"))
     return f"{scorer}: {names['models']}" if names.get("models") else scorer
 

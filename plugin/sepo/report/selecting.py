@@ -1,4 +1,4 @@
-"""The selection of a run or a store, made again from stored scores by the very functions that training uses."""
+"""The selection of a run or a store, recomputed from stored scores with the functions that training uses."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from sepo.selection import SIDES
 from sepo.selection.threshold import dataset_threshold
 
 ScorePieces = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
-"""Gives one side's scores as (flat float32 scores, tokens of each response), in the data set's order."""
+"""Function that returns one side's scores as (flat float32 scores, tokens of each response), in data set order."""
 
 
 def selecting_method(selector: Selector, *, rejected_largest: bool = False) -> Method:
-    """A method that selects by stored scores with this selector; only its selection is meant."""
+    """Return a method that selects by stored scores with this selector; only its selection is used."""
     scorer = TokenScorer("stored", stored=True, rejected_largest=rejected_largest)
     return replace(resolve_method("simpo"), token_scorer=scorer, selector=selector)
 
 
 def method_of(settings: Mapping[str, Any]) -> Method | None:
-    """How a run selects, from its settings file.
+    """Return the method with which a run selects, from its settings file.
 
     Args:
         settings: ``sepo_settings.json``.
 
     Returns:
-        None where it selects nothing: all tokens are trained on.
+        The method; None if the run does not select, so that it trains on all tokens.
 
     Raises:
-        SepoError: what is there describes no selection.
+        SepoError: the settings do not describe a selection.
     """
-    asked = settings.get("select")
-    if asked is None:
+    given = settings.get("select")
+    if given is None:
         return None
     known = {item.name for item in fields(Selector)}
-    if not isinstance(asked, Mapping) or not set(asked) <= known:
-        raise SepoError(f"its 'select' is {str(asked)[:120]}, expected an object with {', '.join(sorted(known))}")
+    if not isinstance(given, Mapping) or not set(given) <= known:
+        raise SepoError(f"its 'select' is {str(given)[:120]}, expected an object with {', '.join(sorted(known))}")
     end = settings.get("rejected_selects")  # not in the files of older versions
     scorer = SCORERS.get(str(settings.get("token_scorer")))
     largest = end == "highest" if isinstance(end, str) else scorer is not None and scorer.rejected_largest
     try:
-        return selecting_method(Selector(**asked), rejected_largest=largest)
+        return selecting_method(Selector(**given), rejected_largest=largest)
     except TypeError as error:
-        raise SepoError(f"its 'select' is {str(asked)[:120]}, which describes no selection ({error})") from error
+        raise SepoError(f"its 'select' is {str(given)[:120]}, expected a selection ({error})") from error
 
 
 def select_pair(
@@ -61,16 +61,16 @@ def select_pair(
     """Select the tokens of one pair.
 
     Args:
-        method: one that selects by stored scores.
-        scores: of the chosen and of the rejected answer, [T] each.
-        steps: the number of each token's step, by side; where the method needs them.
-        counts: each answer's share of a data set's budget; where the method needs them.
+        method: a method that selects by stored scores.
+        scores: scores of the chosen and of the rejected response, [T] each.
+        steps: the step index of each token, by side; needed if the method selects steps.
+        counts: number of tokens to select, by side; needed if the method has the scope ``dataset``.
 
     Returns:
-        bool [T] for each side.
+        A bool mask [T] for each side.
 
     Raises:
-        SepoError: an answer without scores, a score that is not finite, something that is needed and missing.
+        SepoError: a response has no scores, a score is not finite, or a needed argument is missing.
     """
     given: dict[str, Any] = {}
     for number, side in enumerate(SIDES):
@@ -84,14 +84,14 @@ def select_pair(
 
 
 def dataset_counts(method: Method, sides: Mapping[str, ScorePieces]) -> dict[str, np.ndarray]:
-    """How many tokens of each response a data set's thresholds keep, by side, [rows].
+    """Count the tokens of each response that the thresholds over a data set select, by side, [rows].
 
     Args:
-        method: one with the scope ``dataset``.
+        method: a method with the scope ``dataset``.
         sides: all scores, by side.
 
     Raises:
-        SepoError: no token, or a score that is not finite.
+        SepoError: there are no tokens, or a score is not finite.
     """
     assert method.selector is not None
     result = {}

@@ -1,4 +1,4 @@
-"""`sepo show`: pairs in the terminal, each token coloured by its score, the selected ones marked."""
+"""`sepo show`: pairs in the terminal, with tokens colored by score and the selected ones marked."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _FAVOURS, _AGAINST = (33, 102, 172), (217, 95, 2)
-"""The ends of the colours: blue favours the chosen answer, orange speaks against it (told apart by all eyes)."""
+"""Ends of the color scale: blue favors the chosen response, orange disfavors it (distinguishable for color-blind)."""
 
 _PALE = (244, 244, 244)
 _FAINT = 0.05
-"""Scores below this share of the largest ones have no colour."""
+"""Scores below this share of the largest ones are not colored."""
 
 
 def show(subject: Subject, *, sides: Sequence[str] = SIDES, scores: bool = False) -> None:
     """Print a subject's pairs.
 
-    Everything from data is written so that it can be seen: no control character or escape sequence of a text reaches
-    the terminal.
+    All text from data is made visible: no control character or escape sequence of a text reaches the terminal.
 
     Args:
-        subject: from ``read_subject``.
-        sides: of each pair.
-        scores: also a table of every token's score.
+        subject: return value of ``read_subject``.
+        sides: the sides to print.
+        scores: also print a table with the score of every token.
     """
-    with suppress(AttributeError, ValueError, OSError):  # a stream that is no file
+    with suppress(AttributeError, ValueError, OSError):  # a stream that is not a file
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     console = terminal()
     marks = _marks(console)
@@ -56,7 +55,7 @@ def show(subject: Subject, *, sides: Sequence[str] = SIDES, scores: bool = False
 
 
 def _marks(console: Console) -> tuple[str, str] | None:
-    """What stands around selected tokens where colours and lines cannot be seen; None where they can."""
+    """Return the marks around selected tokens if colors and underlines are not available; None if they are."""
     if console.is_terminal and not console.no_color and console.color_system is not None:
         return None
     for marks in (("⟦", "⟧"), ("[[", "]]")):
@@ -72,14 +71,14 @@ def _print_legend(console: Console, marks: tuple[str, str] | None) -> None:
     from rich.text import Text
 
     if marks is not None:
-        _print_line(console, f"selected tokens stand in {marks[0]}{marks[1]}")
+        _print_line(console, f"selected tokens are in {marks[0]}{marks[1]}")
         return
     legend = Text()
     legend.append("selected", style="bold underline")
     legend.append("   ")
-    legend.append("favours the chosen answer", style=_style(1.0))
+    legend.append("favors the chosen response", style=_style(1.0))
     legend.append("   ")
-    legend.append("speaks against it", style=_style(-1.0))
+    legend.append("disfavors it", style=_style(-1.0))
     console.print(legend)
 
 
@@ -94,7 +93,7 @@ def _print_pair(
 ) -> None:
     from rich.text import Text
 
-    row = "row not known" if pair.row < 0 else f"row {pair.row:,}"
+    row = "row unknown" if pair.row < 0 else f"row {pair.row:,}"
     console.print()
     _print_line(console, row if pair.step is None else f"{row}, at step {pair.step:,}", style="bold")
     if pair.prompt:
@@ -102,9 +101,9 @@ def _print_pair(
     for name in sides:
         side: Side = getattr(pair, name)
         _print_line(console, f"{name}: {_summary(side)}")
-        _print_indented(console, _answer(side, marks=marks, largest=largest))
+        _print_indented(console, _response(side, marks=marks, largest=largest))
         if scores:
-            print_table(None, ("token", "selected", "place", "score"), _score_rows(side), words=2)
+            print_table(None, ("token", "selected", "position", "score"), _score_rows(side), words=2)
 
 
 def _summary(side: Side) -> str:
@@ -118,8 +117,8 @@ def _summary(side: Side) -> str:
     return f"{count:,} tokens, {kept:,} selected{share}, {sums}"
 
 
-def _answer(side: Side, *, marks: tuple[str, str] | None, largest: float) -> Text:
-    """The answer, token by token; runs of selected tokens stand between marks where there are any."""
+def _response(side: Side, *, marks: tuple[str, str] | None, largest: float) -> Text:
+    """Return the response, token by token, with ``marks`` around each run of selected tokens, if given."""
     from rich.text import Text
 
     line = Text()
@@ -138,7 +137,7 @@ def _answer(side: Side, *, marks: tuple[str, str] | None, largest: float) -> Tex
 
 
 def _style(relative: float) -> str:
-    """Black or white on the colour of a score, in shares of the largest; nothing for a small one."""
+    """Return the style of a score relative to the largest: black or white on its color; none for small scores."""
     strength = min(1.0, abs(relative))
     if strength < _FAINT:
         return ""
@@ -149,7 +148,7 @@ def _style(relative: float) -> str:
 
 
 def _largest(pairs: Iterable[Pair]) -> float:
-    """The size of score that has the full colour: few are larger."""
+    """Return the absolute score with the full color, which few scores exceed."""
     scores = np.concatenate([np.empty(0), *(side.scores for pair in pairs for side in (pair.chosen, pair.rejected))])
     sizes = np.abs(scores[np.isfinite(scores)])
     return float(np.quantile(sizes, 0.98)) if len(sizes) else 0.0

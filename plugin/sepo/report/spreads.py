@@ -1,4 +1,4 @@
-"""How scores are distributed over a whole data set, read piece by piece: nothing of the data set's size is held."""
+"""Distribution of scores over a whole data set, computed piece by piece in memory independent of its size."""
 
 from __future__ import annotations
 
@@ -11,41 +11,42 @@ import numpy as np
 from sepo.report.subject import SHARES, Spread
 
 Pieces = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
-"""Gives one side's scores as (flat float32 scores, tokens of each response), in any pieces. Called once per pass."""
+"""Function that yields one side's scores as (flat float32 scores, tokens of each response), in any pieces. Called once
+per pass."""
 
 _BINS = 60
 _TAIL = 0.001
-"""Share of the tokens at either end that lies beyond the histogram: one outlier would squeeze everything else."""
+"""Share of the tokens beyond the histogram at either end, as one outlier would compress all other scores."""
 
-_LOOKED_AT = 4096
-"""Tokens of a piece from which the histogram's ends are estimated."""
+_SAMPLED = 4096
+"""Number of tokens of a piece from which the histogram's ends are estimated."""
 
 
 @dataclass
 class _Side:
-    """What the first pass finds."""
+    """Results of the first pass."""
 
     tokens: int = 0
     total: float = 0.0
     squares: float = 0.0
-    looked_at: list[np.ndarray] = field(default_factory=list)
+    sample: list[np.ndarray] = field(default_factory=list)
 
 
 def spreads(sides: Mapping[str, Pieces], *, highest: Mapping[str, bool]) -> dict[str, Spread]:
-    """Describe the scores of both sides, with the same bins.
+    """Compute the distributions of both sides, with the same bins.
 
     Args:
-        sides: the scores, by side. Those that are not finite are left out.
-        highest: by side, whether its best tokens are those with the highest scores.
+        sides: the scores, by side. Scores that are not finite are excluded.
+        highest: by side, whether the best tokens are those with the highest scores.
 
     Returns:
-        By side; without a side that has no score.
+        Distributions by side, without sides that have no score.
     """
     first = {side: _first_pass(pieces) for side, pieces in sides.items()}
     first = {side: found for side, found in first.items() if found.tokens}
     if not first:
         return {}
-    edges = _edges([np.concatenate(found.looked_at) for found in first.values()])
+    edges = _edges([np.concatenate(found.sample) for found in first.values()])
     return {side: _spread(sides[side], found, edges, highest=highest[side]) for side, found in first.items()}
 
 
@@ -64,12 +65,12 @@ def _first_pass(pieces: Pieces) -> _Side:
         found.tokens += len(scores)
         found.total += float(scores.sum())
         found.squares += float(np.square(scores).sum())
-        found.looked_at.append(scores[:: max(1, len(scores) // _LOOKED_AT)])
+        found.sample.append(scores[:: max(1, len(scores) // _SAMPLED)])
     return found
 
 
 def _edges(samples: list[np.ndarray]) -> np.ndarray:
-    """Bins of one width; zero, where it lies among them, is between two."""
+    """Return the edges of bins of equal width; zero is an edge if it is in their range."""
     low = min(float(np.quantile(scores, _TAIL)) for scores in samples)
     high = max(float(np.quantile(scores, 1 - _TAIL)) for scores in samples)
     width = (high - low) / _BINS
@@ -92,7 +93,7 @@ def _spread(pieces: Pieces, first: _Side, edges: np.ndarray, *, highest: bool) -
 
 
 def _accumulated(scores: np.ndarray, lengths: np.ndarray, *, highest: bool) -> np.ndarray:
-    """The sums over the best shares of each response's tokens, added up over the responses, [len(SHARES)]."""
+    """Return the sums over the best shares of each response's tokens, summed over responses, [len(SHARES)]."""
     lengths = lengths[lengths > 0]
     rows = np.repeat(np.arange(len(lengths)), lengths)
     best = scores[np.lexsort((-scores if highest else scores, rows))]

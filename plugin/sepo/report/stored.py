@@ -1,4 +1,4 @@
-"""Pairs and spreads of a score store, read a shard at a time; what of it is damaged or absent is a sentence."""
+"""Pairs and distributions of a score store, read one shard at a time; damaged or missing parts are reported."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from sepo.score_store.summary import pieces
 from sepo.selection import SIDES
 from sepo.text.steps import step_ids
 
-HOW_TO_GET_TEXTS = "`sepo score RECIPE.yaml` with the recipe that scored it adds them and computes nothing again"
+HOW_TO_GET_TEXTS = "`sepo score RECIPE.yaml` with the recipe that scored it adds them without rescoring"
 
 Lists = tuple[np.ndarray, np.ndarray]
-"""Responses one after another, and how many tokens each has."""
+"""Flat scores of concatenated responses, and the number of tokens of each."""
 
 
 class StoreReader:
-    """A store, whole or in pieces.
+    """A reader of a complete or incomplete store.
 
     Args:
-        path: its folder.
-        missing: takes a sentence for everything that is not there.
+        path: directory of the store.
+        missing: list to which a sentence is appended for each unavailable part.
 
     Raises:
-        SepoError: its manifest is missing or damaged, or it has no columns of the two sides.
+        SepoError: its manifest is missing or damaged, or it does not have one column for each side.
     """
 
     def __init__(self, path: Path, missing: list[str]) -> None:
@@ -47,28 +47,28 @@ class StoreReader:
             lost = len(self.store.shards) - len(self._shards)
             missing.append(
                 f"{lost} of the {len(self.store.shards)} shards of the score store {path} are damaged or not written: "
-                f"{len(self.available):,} of {self.rows:,} rows can be shown. The next run with this store computes "
-                "them; `sepo scores verify` names them."
+                f"{len(self.available):,} of {self.rows:,} rows can be shown. `sepo scores verify` lists these shards; "
+                "the next run with this store computes them."
             )
 
     @property
     def whole(self) -> bool:
-        """Whether every shard is there."""
+        """Whether every shard is available."""
         return len(self._shards) == len(self.store.shards)
 
     @property
     def reads_own_tokens(self) -> bool:
-        """Whether the scores are of an oracle's tokens that are not the policy's."""
+        """Whether the scores are of an oracle's tokens instead of the policy's."""
         return "reads" in self.store.manifest.identity
 
     @property
     def available(self) -> np.ndarray:
-        """The rows whose scores can be read, [N] int64."""
+        """Rows with readable scores, [N] int64."""
         ranges = [np.arange(shard.start, shard.stop) for shard, _ in self._shards]
         return np.concatenate(ranges) if ranges else np.empty(0, dtype=np.int64)
 
     def pieces(self, side: str) -> Iterator[Lists]:
-        """One side's scores, a shard at a time."""
+        """Yield the scores of one side, one shard at a time."""
         for _, table in self._shards:
             yield from ((flat.numpy(), lengths.numpy()) for flat, lengths in pieces(table, self.columns[side]))
 
@@ -76,15 +76,15 @@ class StoreReader:
         return {side: partial(self.pieces, side) for side in SIDES}
 
     def spreads(self, *, rejected_largest: bool = False) -> dict[str, Spread]:
-        """How the scores of all rows are distributed, by side."""
+        """Return the distributions of the scores of all rows, by side."""
         return spreads(self._sides(), highest={"chosen": True, "rejected": rejected_largest})
 
     def pairs(self, rows: Sequence[int], method: Method | None) -> list[Pair]:
-        """Some rows with what a method selects of them.
+        """Return rows with the tokens that a method selects.
 
         Args:
-            rows: which, of those that are available.
-            method: selects by stored scores; None takes all tokens.
+            rows: available rows.
+            method: a method that selects by stored scores; None for all tokens.
         """
         texts = self._texts(rows)
         method, counts = self._usable(method, has_texts=bool(texts))
@@ -99,13 +99,13 @@ class StoreReader:
         return made
 
     def _usable(self, method: Method | None, *, has_texts: bool) -> tuple[Method | None, dict[str, np.ndarray] | None]:
-        """The method, or the nearest that can be told from what is there; and a data set's budgets."""
+        """Return the method, or the closest one that the available data supports, and the budgets over the data set."""
         if method is None or method.selector is None:
             return None, None
         if method.needs_steps and not has_texts:
             self.missing.append(
-                "The run selects steps (lines and sentences), which cannot be told without texts: single tokens of the "
-                f"same share are marked. {HOW_TO_GET_TEXTS}."
+                "The run selects steps (lines and sentences), which cannot be determined without texts: single tokens "
+                f"of the same share are marked. {HOW_TO_GET_TEXTS}."
             )
             method = replace(method, selector=replace(method.selector, unit="token"))
         if not method.needs_counts:
@@ -114,9 +114,9 @@ class StoreReader:
             try:
                 return method, dataset_counts(method, self._sides())
             except SepoError as error:
-                self.missing.append(f"The threshold over the data set cannot be found: {error}")
+                self.missing.append(f"The threshold over the data set cannot be computed: {error}")
         self.missing.append(
-            "The run selects a share of the whole data set, which is not all there: that share of each answer is shown."
+            "The run selects a share of the whole data set, which is incomplete: that share of each response is marked."
         )
         assert method.selector is not None
         return replace(method, selector=replace(method.selector, scope="response")), None
@@ -133,7 +133,7 @@ class StoreReader:
         answers = [AnswerText((NO_TEXT,) * len(found)) for found in scores]
         if text is not None:
             found = [text.chosen, text.rejected]
-            # One text more than scores: the first token of a row cannot be scored.
+            # There may be one text more than scores: the first token of a row without a prompt has no score.
             if all(len(answer.tokens) - len(own) in (0, 1) for answer, own in zip(found, scores, strict=True)):
                 answers = found
             else:
@@ -143,20 +143,20 @@ class StoreReader:
         if method is None:
             selected = [~none for none in selected]
         elif method.needs_steps and text is None:
-            odd.setdefault("what was selected is not known, for steps cannot be told without texts.", []).append(row)
+            odd.setdefault("the selection is unknown, as steps cannot be determined without texts.", []).append(row)
         else:
             steps = [_steps(*both) for both in zip(answers, scores, strict=True)] if method.needs_steps else None
             try:
                 selected = select_pair(method, scores, steps=steps, counts=counts)
-            except (TypeError, ValueError, RuntimeError) as error:  # settings of any content
-                odd.setdefault(f"what was selected is not known: {error}", []).append(row)
+            except (TypeError, ValueError, RuntimeError) as error:  # settings may have any content
+                odd.setdefault(f"the selection is unknown: {error}", []).append(row)
         sides = [_side(*parts) for parts in zip(answers, scores, selected, strict=True)]
         return Pair(row, "" if text is None else text.prompt, sides[0], sides[1])
 
     def _scores(self, rows: Sequence[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
-        wanted = np.unique(np.asarray(rows, dtype=np.int64))
+        requested = np.unique(np.asarray(rows, dtype=np.int64))
         for shard, table in self._shards:
-            here = wanted[(wanted >= shard.start) & (wanted < shard.stop)]
+            here = requested[(requested >= shard.start) & (requested < shard.stop)]
             if len(here):
                 taken = table.take(pa.array(here - shard.start))
                 split = [_split(taken, self.columns[side]) for side in SIDES]
@@ -166,8 +166,8 @@ class StoreReader:
         texts = self.store.texts
         if not texts.present:
             self.missing.append(
-                f"The score store {self.store.path} holds no texts (an older version wrote it): tokens have their "
-                f"scores only. {HOW_TO_GET_TEXTS}."
+                f"The score store {self.store.path} has no texts (an older version wrote it): only the scores of "
+                f"tokens are shown. {HOW_TO_GET_TEXTS}."
             )
             return {}
         problem = texts.problem()
@@ -176,7 +176,7 @@ class StoreReader:
                 return dict(texts.read(rows))
             except SepoError as error:
                 problem = str(error)
-        self.missing.append(f"The texts of the score store {self.store.path} are unusable: {problem}.")
+        self.missing.append(f"The texts of the score store {self.store.path} cannot be used: {problem}.")
         return {}
 
     def _column(self, side: str) -> str:
@@ -188,25 +188,25 @@ class StoreReader:
 
 
 def evenly(rows: np.ndarray, count: int) -> list[int]:
-    """At most ``count`` of the rows, spread over them, the first and the last included."""
+    """Return at most ``count`` of the rows, evenly spaced, including the first and the last."""
     if len(rows) <= count:
         return [int(row) for row in rows]
     return [int(row) for row in rows[np.unique(np.linspace(0, len(rows) - 1, max(count, 0)).round().astype(np.int64))]]
 
 
 def store_settings(store: ScoreStore) -> dict[str, Any]:
-    """A store's manifest as plain JSON values."""
+    """Return a store's manifest as plain JSON values."""
     manifest = store.manifest
     return {"identity": dict(manifest.identity), "rows": manifest.rows, "columns": list(manifest.columns)}
 
 
 def _split(table: pa.Table, column: str) -> list[np.ndarray]:
-    """The rows of a column."""
+    """Return the rows of a column."""
     return [row.numpy() for flat, lengths in pieces(table, column) for row in flat.split(lengths.tolist())]
 
 
 def _steps(answer: AnswerText, scores: np.ndarray) -> list[int]:
-    """The step of each scored token, as training numbers them."""
+    """Return the step index of each scored token, as in training."""
     texts = list(answer.tokens)
     for token, text in answer.step_texts:
         if 0 <= token < len(texts):

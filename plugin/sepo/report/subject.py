@@ -1,4 +1,4 @@
-"""What a report is about: a run or a store of token scores, read from disk."""
+"""The subject of a report: a run or a store of token scores, read from disk."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 NO_TEXT = " \u25aa"
-"""Stands for each token of an answer whose text is not known."""
+"""Placeholder for each token of a response with unknown text."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One answer of a pair.
+    """One response of a pair.
 
     Args:
-        tokens: the tokens' text, end of turn included; together they spell the answer. Of the tokens that make up one
-            character the first has it and the others are empty; ``NO_TEXT`` each where the texts are not known.
-        scores: float32, [T]: what they were selected by (nats for an oracle); NaN where a token has none.
-        selected: bool, [T]: which of them train the policy.
+        tokens: texts of the tokens, end of turn included, which concatenate to the response. If several tokens form one
+            character, the first has it and the others are empty; ``NO_TEXT`` each if the texts are unknown.
+        scores: float32, [T]: scores of the tokens (nats for an oracle); NaN for tokens without a score.
+        selected: bool, [T], True for tokens that train the policy.
     """
 
     tokens: tuple[str, ...]
@@ -34,12 +34,12 @@ class Pair:
     """One row of the data set.
 
     Args:
-        row: its number in the data set, as it is trained on (rows without an answer left out); -1 where not known.
-        prompt: what the answers answer, as plain text; the empty string where it is not known.
-        chosen: the better answer.
-        rejected: the other one.
-        step: of training, where the pair was recorded there (a live scorer's scores move with the policy); None where
-            the scores are a store's. A row that was recorded twice is two pairs.
+        row: index of the row in the training data (without rows with an empty response); -1 if unknown.
+        prompt: the prompt as plain text; the empty string if unknown.
+        chosen: the chosen response.
+        rejected: the rejected response.
+        step: training step at which the pair was recorded (scores of a live scorer change with the policy); None if
+            the scores are from a store. A row that was recorded twice is two pairs.
     """
 
     row: int
@@ -51,17 +51,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Spread:
-    """How the scores of one side are distributed over all rows, not only the shown ones.
+    """Distribution of the scores of one side over all rows, not only the shown ones.
 
     Args:
-        tokens: how many.
-        edges: of the histogram's bins, [N + 1]; of one width, and the same for both sides.
-        counts: tokens in each bin, [N]; the first and the last have all that lie beyond them too.
-        mean: of all scores.
-        std: of all scores.
-        accumulated: what part of a response's sum of scores its best tokens carry (SePO's Figure 1): at the shares
-            0, 0.05, ..., 1 of its tokens (highest first for chosen, lowest first for rejected), the mean over rows
-            of the sum so far, [21], in the scores' unit; a part of a token counts with its part of the score.
+        tokens: number of tokens.
+        edges: edges of the histogram's bins, [N + 1]; equal widths, and the same for both sides.
+        counts: number of tokens in each bin, [N]; the first and the last include all scores beyond them.
+        mean: mean of all scores.
+        std: standard deviation of all scores.
+        accumulated: accumulation of a response's scores over its best tokens (SePO's Figure 1): at the shares 0, 0.05,
+            ..., 1 of its tokens (highest first for chosen, lowest first for rejected), the mean over rows of the
+            cumulative sum, [21], in the unit of the scores; a fraction of a token counts with that fraction of its
+            score.
     """
 
     tokens: int
@@ -73,26 +74,26 @@ class Spread:
 
 
 SHARES = np.linspace(0.0, 1.0, 21)
-"""Of a response's tokens, at which ``Spread.accumulated`` is given."""
+"""Shares of a response's tokens at which ``Spread.accumulated`` is given."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run or a store.
+    """The data of a run or a store.
 
     Args:
-        name: how the user told it apart from others.
-        path: the folder that was read.
+        name: name of the subject.
+        path: the directory that was read.
         kind: ``run`` or ``store``.
-        pairs: a sample of the rows, spread over the data set; all of them where they are few.
-        rows: how many the data set has; None where unknown.
-        spreads: by side, ``chosen`` and ``rejected``; empty where nothing is scored.
+        pairs: a sample of the rows, spread over the data set; all rows if there are few.
+        rows: number of rows of the data set; None if unknown.
+        spreads: score distributions by side, ``chosen`` and ``rejected``; empty without scores.
         scored_by: the token scorer in words (``oracle: NAME over NAME``), or None.
-        settings: what the run was asked for (``sepo_settings.json``, or a store's manifest), as plain JSON values.
-        recipe: the recipe's keys and values, where the run wrote it.
-        log: logged numbers in their order, each with ``step``; metrics as the trainer names them.
-        versions: of the packages that ran it, by name.
-        missing: what could not be read, one sentence each that says what it is and what that means.
+        settings: settings of the run (``sepo_settings.json``, or a store's manifest), as plain JSON values.
+        recipe: keys and values of the recipe, if the run recorded it.
+        log: logged metrics in their order, each entry with ``step``; named as by the trainer.
+        versions: versions of the packages that ran it, by name.
+        missing: one sentence for each part that could not be read, with its consequence.
     """
 
     name: str

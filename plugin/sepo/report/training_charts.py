@@ -1,4 +1,4 @@
-"""Charts of what training logged, whatever of it there is."""
+"""Charts of all logged training metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sepo.selection import SIDES
 
 _KEY_CHARACTERS = 60
 _MOST_OTHERS = 24
-"""Charts of metrics that are not known here; a log can have any number of names."""
+"""Maximum number of charts of other metrics, as a log may have any number of them."""
 _NOT_DRAWN = re.compile(
     r"step|time|event|epoch|process|total_flos|train_.*|.*_(runtime|per_second|flos)|num_input_tokens_seen"
 )
@@ -22,7 +22,7 @@ _NOT_DRAWN = re.compile(
 
 @dataclass(frozen=True)
 class _Metric:
-    """A metric that is known; ``{}`` in its name stands for a side."""
+    """A metric with title and description; ``{}`` in its name stands for a side."""
 
     name: str
     title: str
@@ -31,32 +31,30 @@ class _Metric:
 
 
 _METRICS = (
-    _Metric("loss", "Loss", "What training minimizes."),
-    _Metric("rewards/{}", "Rewards", "Mean reward of the answers, as the objective's link sees it."),
-    _Metric("rewards/margins", "Reward margin", "Mean of the chosen answer's reward minus the rejected one's."),
+    _Metric("loss", "Loss", "Training loss."),
+    _Metric("rewards/{}", "Rewards", "Mean reward of the responses, the input of the objective's link."),
+    _Metric("rewards/margins", "Reward margin", "Mean of the chosen response's reward minus the rejected one's."),
     _Metric(
-        "rewards/accuracies", "Accuracy", "Share of pairs whose chosen answer has the higher reward.", percent=True
+        "rewards/accuracies", "Accuracy", "Share of pairs whose chosen response has the higher reward.", percent=True
     ),
-    _Metric("select/{}_ratio", "Selected share", "Share of the answers' tokens that train the policy.", percent=True),
+    _Metric("select/{}_ratio", "Selected share", "Share of the responses' tokens that train the policy.", percent=True),
     _Metric("select/tokens", "Selected tokens", "Selected tokens per device batch."),
-    _Metric(
-        "kl/{}", "Drift from the reference", "Mean of log π − log π_ref over the tokens that were computed, in nats."
-    ),
+    _Metric("kl/{}", "Drift from the reference", "Mean of log π − log π_ref over the computed tokens, in nats."),
     _Metric("kl/{}_full", "KL from the reference", "Mean KL(π_ref ‖ π) over the vocabulary, per token, in nats."),
-    _Metric("objective/{}_kl", "KL from the reference per answer", "The same KL, summed over the answer, in nats."),
+    _Metric("objective/{}_kl", "KL from the reference per response", "The same KL, summed over the response, in nats."),
     _Metric(
         "objective/rejected_clamped",
         "Clamped share",
-        "Share of pairs whose penalty on the rejected answer has stopped (MinorDPO).",
+        "Share of pairs whose penalty on the rejected response is clamped to zero (MinorDPO).",
         percent=True,
     ),
     _Metric(
         "objective/chosen_penalised",
         "Penalised share",
-        "Share of pairs whose chosen answer has fallen below the reference (DPOP).",
+        "Share of pairs whose chosen response is less probable than under the reference (DPOP).",
         percent=True,
     ),
-    _Metric("treg/reward_{}", "Token rewards", "Mean token reward over the tokens that are regularized (T-REG)."),
+    _Metric("treg/reward_{}", "Token rewards", "Mean token reward over the regularized tokens (T-REG)."),
     _Metric("objective/treg_weight", "Regularizer's weight", "Mean weight of T-REG's regularizer."),
     _Metric("objective/pair_weight", "Weight of the pairs", "Mean weight of the pairs, in (0, 1] (WPO)."),
     _Metric(
@@ -65,14 +63,14 @@ _METRICS = (
         "Share of the added terms in the loss.",
         percent=True,
     ),
-    _Metric("logps/{}", "Log-probabilities", "Summed log-probabilities of the tokens that were computed, in nats."),
-    _Metric("grad_norm", "Gradient norm", "Norm of the gradient before it is clipped."),
-    _Metric("learning_rate", "Learning rate", "Of the optimizer."),
+    _Metric("logps/{}", "Log-probabilities", "Summed log-probabilities of the computed tokens, in nats."),
+    _Metric("grad_norm", "Gradient norm", "Norm of the gradient before clipping."),
+    _Metric("learning_rate", "Learning rate", "Learning rate of the optimizer."),
 )
 
 
 def training_charts(subjects: Sequence[Subject]) -> list[Chart]:
-    """A chart for every logged metric that has a value, evaluations as points; chosen and rejected together."""
+    """Return a chart for every logged metric with values, evaluations as points; chosen and rejected together."""
     charts: list[Chart] = []
     drawn: set[str] = set()
     for metric in _METRICS:
@@ -80,14 +78,14 @@ def training_charts(subjects: Sequence[Subject]) -> list[Chart]:
         drawn |= set(names)
         charts += _charts(subjects, metric)
     others = sorted({_plain(name) for subject in subjects for entry in subject.log for name in entry} - drawn)
-    unknown = [_Metric(name, name, "As the trainer logged it.") for name in others if not _NOT_DRAWN.fullmatch(name)]
-    # A name with braces would be read as a side's.
+    unknown = [_Metric(name, name, "As logged by the trainer.") for name in others if not _NOT_DRAWN.fullmatch(name)]
+    # A name with braces would be taken for one with a side.
     more = [chart for metric in unknown if "{" not in metric.name for chart in _charts(subjects, metric)]
     return _with_unique_keys(charts + more[:_MOST_OTHERS])
 
 
 def _with_unique_keys(charts: Sequence[Chart]) -> list[Chart]:
-    """A log's names can be the same but for signs that a key does not have."""
+    """Make keys unique: names of metrics may differ only in characters that are not in keys."""
     seen: dict[str, int] = {}
     unique = []
     for chart in charts:
@@ -97,7 +95,7 @@ def _with_unique_keys(charts: Sequence[Chart]) -> list[Chart]:
 
 
 def _plain(name: str) -> str:
-    """A metric's name without what an evaluation puts before it: ``eval_``, and the data set's name."""
+    """Return a metric's name without the prefix of an evaluation: ``eval_``, and the data set's name."""
     if not name.startswith("eval_"):
         return name
     rest = name.removeprefix("eval_")
@@ -111,7 +109,7 @@ def _charts(subjects: Sequence[Subject], metric: _Metric) -> list[Chart]:
     def build(name: str, side: str | None, lines: Sequence[Line]) -> Chart:
         return Chart(
             key=f"training-{name}",
-            title=f"{metric.title}{f', {side} answers' if side else ''}",
+            title=f"{metric.title}{f', {side} responses' if side else ''}",
             description=metric.text,
             x_label="step",
             y_label=metric.name.format(side or "*"),
@@ -143,7 +141,7 @@ def _lines(subjects: Sequence[Subject], subject: Subject, name: str, side: str |
 
 
 def _series(subject: Subject, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values; what is not finite is left out."""
+    """Return steps and values, without values that are not finite."""
     points = [
         (float(entry["step"]), float(entry[name]))
         for entry in subject.log
@@ -156,5 +154,5 @@ def _series(subject: Subject, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it can be drawn; an integer of a log may be too large for a float."""
+    """Return whether a value can be plotted; an integer of a log may be too large for a float."""
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53)

@@ -1,4 +1,4 @@
-"""Text of any origin as text that can be seen: nothing in it is hidden, or turns the reading direction."""
+"""Untrusted text made visible: without hidden characters or changes of reading direction."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 _KEPT = "\n\t"
 _JOINERS = "\u200c\u200d"
-"""Zero-width joiners, which emoji and several scripts are written with."""
+"""Zero-width joiners, which are part of emoji and several scripts."""
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _LARGE = 1e15
 _PICTURES = 0x2400
-"""Where Unicode has pictures of the control characters."""
+"""Start of the Unicode block of control pictures."""
 
 
 def visible(text: str) -> str:
-    r"""Write out what would not be seen: control and format characters, lone surrogates, unassigned code points.
+    r"""Escape invisible characters: control and format characters, lone surrogates, unassigned code points.
 
-    Line breaks and tabs stay, and so do joiners between letters that are not Latin.
+    Line breaks and tabs are kept, and so are joiners between non-Latin letters.
 
     Args:
         text: any string, lone surrogates included.
@@ -35,17 +35,17 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same with line breaks and tabs written out too, for names."""
+    """Escape like ``visible``, and line breaks and tabs too, for names."""
     return visible(text).replace("\n", "␊").replace("\t", "␉")
 
 
 def clipped(text: str, most: int) -> str:
-    """The beginning of a long text and how long it is; a text of up to ``most`` characters as it is."""
+    """Truncate a text to ``most`` characters and append its length; shorter texts are unchanged."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"
 
 
 def shortened(text: str, most: int) -> str:
-    """At most so many characters, the last of them an ellipsis where some are left out."""
+    """Truncate a text to ``most`` characters, the last of them an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -62,7 +62,7 @@ def _shown(text: str, place: int, character: str) -> str:
 
 
 def number(value: Any, *, digits: int = 4) -> str:
-    """A number as a person reads it, with a true minus sign; ``–`` where there is none.
+    """Format a number for reading, with a true minus sign; ``–`` for None.
 
     Example:
         >>> number(-1234.5), number(0.00001234), number(float("nan"))

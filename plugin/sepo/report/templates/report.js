@@ -1,5 +1,5 @@
 "use strict";
-/* The heat-map of tokens and the theme. Everything from data becomes text nodes and attributes, never markup. */
+/* The heat map of tokens and the theme. Everything from data becomes text nodes and attributes, never markup. */
 (() => {
   const find = (selector) => document.querySelector(selector);
   const data = JSON.parse(find("#heat-map-data").textContent);
@@ -7,7 +7,7 @@
   const withRows = data.subjects.map((_, place) => data.rows.some((row) => row.by[place]));
   const NO_TEXT = "▪";
   const SIDES = ["chosen", "rejected"];
-  const about = new WeakMap(); // of a token's element: what is known of it
+  const about = new WeakMap(); // information on the token of an element
   const state = { rows: data.rows, first: 0 };
 
   function make(tag, attributes, ...children) {
@@ -41,7 +41,7 @@
     return { ...own, t: typeof own.t === "number" ? known[own.t][side].t : own.t };
   }
 
-  /* ---- one answer ---- */
+  /* ---- one response ---- */
 
   function ranks(scores, side) {
     const known = scores.map((score, place) => [wide(score), place]).filter(([score]) => score !== null);
@@ -58,13 +58,13 @@
   }
 
   function spoken(text) {
-    if (text === "") return "part of the character before";
+    if (text === "") return "part of the previous character";
     if (text.trim() === NO_TEXT) return "token of unknown text";
     if (text.trim() !== "") return text.trim();
     return text.includes("\n") ? "line break" : text.includes("\t") ? "tab" : "space";
   }
 
-  /* Spaces before a word and line breaks after it stand outside of its box, so that a box is where its text is. */
+  /* Spaces before a word and line breaks after it are outside of its box, so that the box surrounds only its text. */
   function tokenNodes(info, limit, last) {
     const [, before, text] = /^( *)([^]*)$/.exec(shown(info.text));
     const breaks = last ? "" : "\n".repeat(info.text.split("\n").length - 1);
@@ -93,9 +93,9 @@
     const box = make("div", {
       class: "tokens", role: "listbox", dir: "auto", "aria-multiselectable": "true", "aria-readonly": "true",
       "aria-orientation": "horizontal",
-      "aria-label": `${side} answer, ${rowName(row.row)}${name}: ${texts.length} tokens; arrow keys move`,
+      "aria-label": `${side} response, ${rowName(row.row)}${name}: ${texts.length} tokens; arrow keys move`,
     });
-    const end = texts.findLastIndex((text) => text.trim() !== ""); // line breaks behind it would be empty lines
+    const end = texts.findLastIndex((text) => text.trim() !== ""); // line breaks after it would be empty lines
     texts.forEach((text, index) => {
       const info = {
         text, side, place, row: row.row, index, total: texts.length, score: scores[index] ?? null,
@@ -120,7 +120,7 @@
     return node;
   }
 
-  const rowName = (row) => (row < 0 ? "row not known" : `row ${amount(row)}`);
+  const rowName = (row) => (row < 0 ? "row unknown" : `row ${amount(row)}`);
 
   function entryText(entry) {
     const margin = entry.margin === null ? "no margin" : `margin ${scoreText(entry.margin)}`;
@@ -142,7 +142,7 @@
       if (several) {
         const swatch = make("span", { class: `swatch swatch-${place}`, "aria-hidden": "true" });
         const title = make("h4", {}, swatch, make("bdi", {}, data.subjects[place].name));
-        const note = entry ? entryText(entry) : "does not have this row, or does not show it";
+        const note = entry ? entryText(entry) : "row missing or not shown";
         node.append(make("div", { class: "subject" }, title, make("span", {}, note)));
       }
       if (!entry) return;
@@ -205,7 +205,7 @@
     const text = find("#filter-text").value.trim().toLocaleLowerCase();
     state.rows = sorted(data.rows.filter((row) => (wanted || (() => false))(row.row) && searched(row).includes(text)));
     state.first = 0;
-    show(wanted === null ? "Row numbers are written as 3 or 3, 10-20." : null);
+    show(wanted === null ? "Expected row numbers such as 3 or 3, 10-20." : null);
   }
 
   function show(problem) {
@@ -248,7 +248,7 @@
     pointed = node;
     const details = find("#details");
     if (!node) {
-      details.replaceChildren(make("span", {}, "Point at a token, or reach it with Tab and the arrow keys."));
+      details.replaceChildren(make("span", {}, "Point at a token, or move to it with Tab and the arrow keys."));
       return;
     }
     node.classList.add("pointed");

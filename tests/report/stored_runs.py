@@ -1,4 +1,4 @@
-"""Stores and runs on disk for the tests that read them, made without a host."""
+"""Stores and runs on disk for the tests that read them, written without a host."""
 
 import json
 import time
@@ -17,7 +17,7 @@ SELECT = {"chosen_ratio": 0.3, "rejected_ratio": 0.3, "rule": "floor", "unit": "
 
 
 def table(rows: int = 9) -> list[dict]:
-    """Tokenized pairs in the host's columns, with scores of one decimal, so that some are equal."""
+    """Return tokenized pairs in the host's columns, with scores of one decimal, so that some are tied."""
     words, draw, made = tiny.tokenizer(), np.random.default_rng(5), []
     for pair in tiny.pairs(rows):
         prompt = words.encode(pair["conversations"][0]["value"])
@@ -52,7 +52,7 @@ def record_line(row: int | None, step: int, **changed) -> str:
 
 
 def make_run(folder: Path, store: Path | None, *, recorded=((3, 1), (0, 2)), **settings) -> Path:
-    """A finished run of four steps."""
+    """Write a finished run of four steps."""
     folder.mkdir(parents=True)
     known = {
         "sepo": "0.1.0", "stage": "sepo", "objective": "sepo", "token_scorer": "oracle", "select": SELECT,
