@@ -116,7 +116,7 @@ def scorer_of(kind, folder, watch):
 def measure(options, folder):
     from sepo.score_store import ScoreStore
     from sepo.score_store.summary import summarize
-    from sepo.training.tokenized_pairs import skip_empty_responses
+    from sepo.training.trainable_rows import skip_empty_responses
 
     points, began = [], time.perf_counter()
 

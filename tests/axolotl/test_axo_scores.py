@@ -12,7 +12,7 @@ import foreign
 import tiny
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import conversation
-from sepo.hosts.axolotl.responses import PolicyResponses
+from sepo.hosts.axolotl.response_tokens import PolicyResponses
 from sepo.training.selection_columns import IGNORE_INDEX
 
 SIDES = ("chosen", "rejected")

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sepo.forward.layout
-from sepo.forward.layout import is_right_padded, pair_layout, token_groups
+import sepo.forward.shared_prompt
+from sepo.forward.shared_prompt import is_right_padded, pair_layout, token_groups
 
 
 @st.composite
@@ -85,4 +85,4 @@ def test_right_padding_is_told_from_other_masks(mask, padded):
 
 
 def test_docstring_examples():
-    assert doctest.testmod(sepo.forward.layout).failed == 0
+    assert doctest.testmod(sepo.forward.shared_prompt).failed == 0

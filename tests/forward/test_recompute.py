@@ -8,10 +8,10 @@ from test_sharing import MODELS, PAIRS, batch_of, model_of, values_and_gradients
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
-from sepo.forward.layout import pair_layout
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import is_computed_again, recompute_as_before, recompute_less
-from sepo.forward.sharing import batch_layout, layout_for
+from sepo.forward.shared_prompt import pair_layout
+from sepo.forward.sharing_support import batch_layout, layout_for
 
 
 def adapted(name="Llama", **checkpointing):

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from sepo.errors import SepoError
 from sepo.forward import sequences as scoring
-from sepo.forward import sharing
+from sepo.forward import sharing_support as sharing
 from sepo.forward.sequences import OracleScorer, ScoredSequence, ScoringModel, length_batches
 from tolerance import SCORE
 

@@ -9,12 +9,12 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch._dynamo.testing import CompileCounter
 
-from sepo.forward import sharing
+from sepo.forward import sharing_support as sharing
 from sepo.forward.attention import PREFIX
 from sepo.forward.head import selected_log_probs
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
-from sepo.forward.sharing import batch_layout, layout_for, refusal_of
+from sepo.forward.sharing_support import batch_layout, layout_for, refusal_of
 
 VOCABULARY = 97
 SMALL = {

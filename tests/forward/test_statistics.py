@@ -10,7 +10,7 @@ from torch import nn
 
 from sepo.errors import SepoError
 from sepo.forward import reference_log_probs, selected_log_probs, selected_statistics
-from sepo.training.reference import StartingPolicy
+from sepo.training.starting_policy import StartingPolicy
 
 
 def full_log_probs(model, inputs):

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, Seq2SeqTrainingArguments
 
 import tiny
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.file_scores import carried_scores
+from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.text.token_texts import TokenTexts
 
 IGNORE = -100

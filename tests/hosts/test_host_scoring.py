@@ -10,7 +10,7 @@ from datasets import Dataset
 from sepo.errors import SepoError
 from sepo.scoring import oracle as scoring
 from sepo.scoring import stored_columns as scored_rows
-from sepo.training.tokenized_pairs import skip_empty_responses
+from sepo.training.trainable_rows import skip_empty_responses
 
 IGNORE = -100
 

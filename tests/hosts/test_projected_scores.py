@@ -17,7 +17,7 @@ import tiny
 from recipes import adapter, logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.conversations import TextReadingProcessor, _conversation
-from sepo.hosts.llamafactory.responses import PolicyResponses
+from sepo.hosts.llamafactory.response_tokens import PolicyResponses
 from sepo.recipe.settings import ModelSpec, OracleSpec
 from sepo.report.reading import read_subject
 from sepo.score_store import ScoreStore

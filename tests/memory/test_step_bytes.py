@@ -7,7 +7,7 @@ from test_sharing import batch_of, model_of, values_and_gradients
 
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
-from sepo.forward.sharing import batch_layout, layout_for
+from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.memory import step
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import Adapters, Trained

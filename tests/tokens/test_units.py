@@ -12,7 +12,7 @@ import sepo.selection.units
 import sepo.text.spans
 import sepo.text.steps
 from sepo.errors import SepoError
-from sepo.selection.budgets import Responses, select_pairs, select_units
+from sepo.selection.scopes import Responses, select_pairs, select_units
 from sepo.selection.scores import random_scores, uncertainty_scores
 from sepo.selection.select import select_tokens
 from sepo.selection.threshold import dataset_threshold

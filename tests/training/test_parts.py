@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import preference_step
-from sepo.training.parts import Parts, part_of
-from sepo.training.splitting import SplitsBatches
+from sepo.training.batch_parts import Parts, part_of
+from sepo.training.split_backward import SplitsBatches
 
 PAIRS = make_pairs(5, seed=4)
 METHODS = {

@@ -17,7 +17,7 @@ from sepo.runs.token_samples import PAIRS, TokenRecord, recorded_steps
 from sepo.runs.token_samples_reader import RECORD_FILE, read_record
 from sepo.text.token_texts import TokenTexts
 from sepo.training import SELECTION, StepCollator, preference_step
-from sepo.training.parts import Parts
+from sepo.training.batch_parts import Parts
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import preference_step
-from sepo.training.reference import StartingPolicy
+from sepo.training.starting_policy import StartingPolicy
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from sepo.errors import SepoError
 from sepo.objectives import preference_loss, resolve_method
 from sepo.training import preference_step
-from sepo.training.reference import StartingPolicy
+from sepo.training.starting_policy import StartingPolicy
 
 OBJECTIVES = pytest.mark.parametrize("objective", ["tdpo1", "tdpo2", "wpo"])
 BETA, ALPHA = 0.3, 0.7

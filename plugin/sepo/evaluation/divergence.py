@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from sepo.errors import SepoError
 from sepo.forward.head import causal_lm
-from sepo.forward.layout import PairLayout
 from sepo.forward.sequences import (
     ScoredSequence,
     ScoringModel,
@@ -31,7 +30,8 @@ from sepo.forward.sequences import (
     pair_units,
     scoring_log_probs,
 )
-from sepo.forward.sharing import batch_layout, layout_for, refusal_of
+from sepo.forward.shared_prompt import PairLayout
+from sepo.forward.sharing_support import batch_layout, layout_for, refusal_of
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
 from sepo.errors import SepoError
-from sepo.forward.layout import LAYOUT, PairLayout
+from sepo.forward.shared_prompt import LAYOUT, PairLayout
 
 PREFIX = "sepo_"
 """Prefix of the registered names: ``sepo_sdpa`` replaces ``sdpa``."""

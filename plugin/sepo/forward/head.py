@@ -25,7 +25,7 @@ from sepo.forward.chunked import (
 )
 from sepo.forward.exchange import exchanged
 from sepo.forward.last_layer import last_mlp_only_at
-from sepo.forward.layout import PairLayout, row_inputs
+from sepo.forward.shared_prompt import PairLayout, row_inputs
 
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[str, object], ...]] = weakref.WeakKeyDictionary()
 """Models that were verified not to change the head's output, with the settings at that time."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sepo.errors import SepoError
 from sepo.forward.head import causal_lm, selected_log_probs
-from sepo.forward.sharing import batch_layout, layout_for, refusal_of
+from sepo.forward.sharing_support import batch_layout, layout_for, refusal_of
 from sepo.selection.scores import oracle_scores
 
 DEFAULT_BATCH_TOKENS = 8192

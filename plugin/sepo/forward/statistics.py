@@ -19,7 +19,7 @@ from sepo.forward.chunked import (
     token_statistics_by_module,
 )
 from sepo.forward.head import Head, run_through_head, storage_pointer
-from sepo.forward.layout import PairLayout
+from sepo.forward.shared_prompt import PairLayout
 from sepo.forward.vocabulary import ReferenceStates, TokenStatistics
 
 

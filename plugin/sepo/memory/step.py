@@ -13,10 +13,10 @@ from torch import Tensor
 from sepo.forward.attention import UnknownAttentionError, register
 from sepo.forward.chunked import default_chunk_tokens, token_log_probs
 from sepo.forward.head import known_transforms
-from sepo.forward.layout import LAYOUT, PairLayout, PairSpan
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
-from sepo.forward.sharing import refusal_of
+from sepo.forward.shared_prompt import LAYOUT, PairLayout, PairSpan
+from sepo.forward.sharing_support import refusal_of
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import NOTHING_TRAINS, Trained, model_with, on_cpu_without_data, without_data
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from sepo.errors import SepoError
 from sepo.objectives.method import Method
 from sepo.objectives.settings import Choice, Number, Setting, Whole
-from sepo.selection.budgets import DEFAULT_SPAN_TOKENS, SCOPES
+from sepo.selection.scopes import DEFAULT_SPAN_TOKENS, SCOPES
 from sepo.selection.select import RULES
 from sepo.selection.units import UNITS
 

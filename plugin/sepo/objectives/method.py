@@ -15,7 +15,7 @@ from sepo.objectives.regularizers import Regularizer
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Value
 from sepo.objectives.weights import PairWeight
-from sepo.selection.budgets import DEFAULT_SPAN_TOKENS, SCOPES
+from sepo.selection.scopes import DEFAULT_SPAN_TOKENS, SCOPES
 from sepo.selection.scorer_inputs import LiveTokens, RowTokens, StoredScorer
 from sepo.selection.scores import alignment_scores, uncertainty_scores
 from sepo.selection.select import RULES
@@ -110,7 +110,7 @@ class Selector:
         rejected_ratio: share of the rejected responses' tokens; equal to ``chosen_ratio`` with scope ``pair``.
         rule: count rule, see ``sepo.selection.select``.
         unit: what is selected as a whole: ``token``, ``span`` or ``step`` (see ``sepo.selection.units``).
-        scope: what the ratio refers to: ``response``, ``pair`` or ``dataset`` (see ``sepo.selection.budgets``).
+        scope: what the ratio refers to: ``response``, ``pair`` or ``dataset`` (see ``sepo.selection.scopes``).
         span_tokens: minimum length of a span.
 
     Raises:

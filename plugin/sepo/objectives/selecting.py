@@ -8,7 +8,7 @@ from sepo.errors import SepoError
 from sepo.objectives.inputs import given, present
 from sepo.objectives.method import Method, Selector
 from sepo.objectives.sides import zero_outside
-from sepo.selection.budgets import Responses, select_pairs, select_units
+from sepo.selection.scopes import Responses, select_pairs, select_units
 from sepo.selection.scorer_inputs import LiveTokens
 from sepo.selection.select import check_mask, require_counted_tokens, select_tokens
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from sepo.errors import SepoError
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
 from sepo.objectives.presets import BUILT_IN, find_objective
-from sepo.selection.budgets import SCOPES
+from sepo.selection.scopes import SCOPES
 from sepo.selection.select import RULES
 from sepo.selection.units import UNITS
 

@@ -19,7 +19,7 @@ from sepo.recipe.keys import (
     names_of,
     typed,
 )
-from sepo.recipe.reference_keys import (
+from sepo.recipe.reference import (
     base_of_reference_adapters,
     precomputed_reference,
     reference_notes,
@@ -33,7 +33,7 @@ from sepo.recipe.stages import (
     registered_parts,
     with_stage_defaults,
 )
-from sepo.recipe.treg_keys import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
+from sepo.recipe.token_rewards import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
 
 TOKEN_SCORERS = ("oracle", "policy_ref", CONTRASTIVE, "confidence", "file", "random", "none")
 """Built-in values of ``token_scorer``; registered scorers are valid as well."""

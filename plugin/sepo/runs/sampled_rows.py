@@ -11,7 +11,7 @@ from datasets import Dataset
 from sepo.selection import SIDES
 from sepo.training.reward_columns import REWARD_COLUMNS
 from sepo.training.selection_columns import SCORE_COLUMNS
-from sepo.training.tokenized_pairs import list_arrays
+from sepo.training.trainable_rows import list_arrays
 
 _COLUMNS = tuple(f"{side}_input_ids" for side in SIDES)
 _ROWS = 1000

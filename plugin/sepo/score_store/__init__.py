@@ -23,7 +23,7 @@ store holds no time, host, path or process id: its bytes do not depend on interr
 from sepo.score_store.catalog import disk_size, find_store, read_names, remove_store, stored, write_names
 from sepo.score_store.disk import file_digest
 from sepo.score_store.identity import JSON, content_key, default_store_root
-from sepo.score_store.shards import Scores, ShardRange
+from sepo.score_store.shard_format import Scores, ShardRange
 from sepo.score_store.store import ScoreStore
 from sepo.score_store.texts import AnswerText, RowText, StoredTexts
 

@@ -24,7 +24,7 @@ from sepo.score_store.disk import (
     replace_durably,
 )
 from sepo.score_store.identity import JSON, Manifest, canonical_json, read_manifest
-from sepo.score_store.shards import Scores, ShardRange, encode_shard, map_shard, shard_schema, split_rows
+from sepo.score_store.shard_format import Scores, ShardRange, encode_shard, map_shard, shard_schema, split_rows
 from sepo.score_store.texts import TEXTS_FILE, StoredTexts
 
 _LOG = logging.getLogger("sepo.score_store")

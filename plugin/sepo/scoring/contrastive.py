@@ -13,7 +13,7 @@ from datasets import Dataset
 from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastivePair, ContrastiveScorer
 from sepo.forward.sequences import ScoredSequence
-from sepo.recipe.reference_keys import OWN_START
+from sepo.recipe.reference import OWN_START
 from sepo.recipe.settings import RunSettings
 from sepo.score_store import ScoreStore
 from sepo.scoring.model_files import check_tokenizers, max_positions

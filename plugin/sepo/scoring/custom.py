@@ -20,7 +20,7 @@ from sepo.selection import SIDES
 from sepo.selection.scorer_inputs import BatchScorer
 from sepo.text.token_texts import TokenTexts
 from sepo.training.selection_columns import SCORE_COLUMNS
-from sepo.training.tokenized_pairs import response_start
+from sepo.training.trainable_rows import response_start
 
 
 class RegisteredScores(StoredScores):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.objectives import Method, RowTokens, TokenScorer
-from sepo.recipe.treg_keys import CONTRASTIVE
+from sepo.recipe.token_rewards import CONTRASTIVE
 from sepo.scoring.custom_results import scores_of_row
 from sepo.selection import SIDES
 from sepo.selection.scores import random_scores
@@ -22,7 +22,7 @@ from sepo.selection.threshold import Threshold, dataset_threshold
 from sepo.text.token_texts import TokenTexts
 from sepo.training.reward_columns import REWARD_COLUMNS
 from sepo.training.selection_columns import COUNT_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
-from sepo.training.tokenized_pairs import each_dataset, response_start
+from sepo.training.trainable_rows import each_dataset, response_start
 
 logger = logging.getLogger(__name__)
 

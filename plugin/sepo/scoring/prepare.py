@@ -13,7 +13,7 @@ from sepo.scoring.reference import ReferenceScores
 from sepo.scoring.stored_columns import StoredScores
 from sepo.text.chat_encoding import ChatReader
 from sepo.text.conversations import without_conversations
-from sepo.training.tokenized_pairs import each_dataset
+from sepo.training.trainable_rows import each_dataset
 
 
 def scorers_of(

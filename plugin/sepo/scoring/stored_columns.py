@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sepo.errors import SepoError
 from sepo.forward.sequences import ScoredSequence
-from sepo.recipe.reference_keys import OWN_START
+from sepo.recipe.reference import OWN_START
 from sepo.recipe.settings import ModelSpec, RunSettings
 from sepo.score_store import ScoreStore, ShardRange, content_key, default_store_root, write_names
 from sepo.score_store.fingerprint import model_fingerprint
@@ -25,7 +25,7 @@ from sepo.scoring.model_files import spec_folders
 from sepo.scoring.models import give_memory_back
 from sepo.scoring.row_texts import RowTexts, write_texts
 from sepo.selection import SIDES
-from sepo.training.tokenized_pairs import list_arrays, response_start
+from sepo.training.trainable_rows import list_arrays, response_start
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from sepo.errors import SepoError
 from sepo.forward.evaluation_mode import in_evaluation_mode
 from sepo.forward.head import selected_log_probs
-from sepo.forward.layout import PairLayout
-from sepo.forward.sharing import batch_layout, layout_for
+from sepo.forward.shared_prompt import PairLayout
+from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
 from sepo.objectives import Method, preference_loss, select
+from sepo.training.batch_parts import PartLoss, Parts
 from sepo.training.float_columns import REF_LOGPS, batch_floats
 from sepo.training.metrics import mean_by_side, plain_numbers, reward_metrics, token_metrics
-from sepo.training.parts import PartLoss, Parts
 from sepo.training.reward_columns import TOKEN_REWARDS, token_rewards
 from sepo.training.selection_columns import IGNORE_INDEX, SELECTION, STEPS
 

@@ -19,8 +19,8 @@ from sepo.forward.lora import fuse_lora
 from sepo.objectives import Method
 from sepo.training.encoded_pairs import PairCollator, check_row
 from sepo.training.loading import register_numbered_cpus
-from sepo.training.reference import StartingPolicy
-from sepo.training.splitting import SplitsBatches
+from sepo.training.split_backward import SplitsBatches
+from sepo.training.starting_policy import StartingPolicy
 from sepo.training.step import StepOutput, preference_step
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
 from sepo.hosts.axolotl.logs import log_as_the_host
 from sepo.hosts.axolotl.lost_answers import without_lost_answers
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
-from sepo.hosts.axolotl.responses import PolicyResponses, UserScores
+from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
 from sepo.recipe.settings import RunSettings
 from sepo.runs.log_writer import note_preparation
 from sepo.scoring.live_columns import mapped, selection_columns
@@ -30,7 +30,7 @@ from sepo.scoring.user_scores import score_columns
 from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.tokenized_pairs import each_dataset, skip_empty_responses
+from sepo.training.trainable_rows import each_dataset, skip_empty_responses
 
 logger = logging.getLogger(__name__)
 

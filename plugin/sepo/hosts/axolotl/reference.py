@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 from sepo.hosts.axolotl.models import host_arguments
-from sepo.recipe.reference_keys import OWN_START
+from sepo.recipe.reference import OWN_START
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.models import load_scoring_model
 

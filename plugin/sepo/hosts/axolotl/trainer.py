@@ -23,7 +23,7 @@ from sepo.runs.token_samples import TokenRecord
 from sepo.selection import SIDES
 from sepo.training.loading import register_numbered_cpus
 from sepo.training.selection_columns import IGNORE_INDEX
-from sepo.training.splitting import SplitsBatches
+from sepo.training.split_backward import SplitsBatches
 from sepo.training.step import StepTokens, preference_step
 
 _PAD_TO = 8

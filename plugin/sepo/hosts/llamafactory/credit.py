@@ -18,7 +18,7 @@ from sepo.credit.host import NamedSpec
 from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastivePair
 from sepo.forward.sequences import ScoringModel
-from sepo.hosts.llamafactory.responses import PolicyResponses, example_row
+from sepo.hosts.llamafactory.response_tokens import PolicyResponses, example_row
 from sepo.recipe.settings import ModelSpec, OracleSpec
 from sepo.scoring.contrastive import PromptEncoder
 from sepo.scoring.model_files import check_tokenizers, max_positions, spec_folders
@@ -28,7 +28,7 @@ from sepo.text.chat_encoding import ReadResponse
 from sepo.text.projection import TokenSpans
 from sepo.text.revision_prompts import quoted_conversation
 from sepo.training.selection_columns import IGNORE_INDEX
-from sepo.training.tokenized_pairs import response_start
+from sepo.training.trainable_rows import response_start
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

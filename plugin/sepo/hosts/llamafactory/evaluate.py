@@ -40,7 +40,7 @@ from sepo.scoring.stored_columns import row_sequences
 from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, EVALUATED
 from sepo.text.revision_prompts import quoted_conversation
-from sepo.training.tokenized_pairs import each_dataset
+from sepo.training.trainable_rows import each_dataset
 
 _ROWS = 1000
 

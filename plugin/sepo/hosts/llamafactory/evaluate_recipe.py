@@ -13,7 +13,7 @@ from sepo.hosts.llamafactory.bench.recipe import check_keys
 from sepo.hosts.llamafactory.pipeline import SECTIONS, override_values, read_pipeline
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.recipe.keys import as_flag, as_number
-from sepo.recipe.reference_keys import base_of_reference_adapters, reference_spec
+from sepo.recipe.reference import base_of_reference_adapters, reference_spec
 from sepo.recipe.settings import ModelSpec
 from sepo.recipe.stages import check_stage
 from sepo.runs.provenance import HIDDEN, RECIPE_FILE

@@ -22,7 +22,7 @@ from sepo.text.token_texts import TokenTexts
 from sepo.training.float_columns import REF_COLUMNS
 from sepo.training.reward_columns import REWARD_COLUMNS
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.tokenized_pairs import each_dataset
+from sepo.training.trainable_rows import each_dataset
 
 logger = logging.getLogger(__name__)
 

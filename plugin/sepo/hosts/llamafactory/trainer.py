@@ -14,8 +14,8 @@ from sepo.forward.recompute import recompute_less
 from sepo.recipe.settings import RunSettings
 from sepo.runs.token_samples import TokenRecord
 from sepo.training.loading import register_numbered_cpus
-from sepo.training.reference import StartingPolicy
-from sepo.training.splitting import SplitsBatches
+from sepo.training.split_backward import SplitsBatches
+from sepo.training.starting_policy import StartingPolicy
 from sepo.training.step import StepTokens, preference_step
 
 

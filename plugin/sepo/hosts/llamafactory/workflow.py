@@ -23,10 +23,10 @@ import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
-from sepo.hosts.llamafactory.file_scores import carried_scores
 from sepo.hosts.llamafactory.recipe import recipe_of
-from sepo.hosts.llamafactory.responses import PolicyResponses
+from sepo.hosts.llamafactory.response_tokens import PolicyResponses
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
+from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.recipe.settings import RunSettings
 from sepo.runs.files import method_collator, write_settings
 from sepo.runs.log_writer import RunLog, note_preparation
@@ -37,8 +37,8 @@ from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
-from sepo.training.reference import StartingPolicy
-from sepo.training.tokenized_pairs import each_dataset, joined_column, skip_empty_responses
+from sepo.training.starting_policy import StartingPolicy
+from sepo.training.trainable_rows import each_dataset, joined_column, skip_empty_responses
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.objectives.presets import find_objective
 from sepo.recipe.keys import OUR_KEYS
-from sepo.recipe.reference_keys import base_of_reference_adapters
+from sepo.recipe.reference import base_of_reference_adapters
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
 from sepo.recipe.stages import find_stage, is_ours, objective_keys, with_stage_defaults

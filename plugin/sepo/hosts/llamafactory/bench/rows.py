@@ -11,12 +11,12 @@ from datasets import Dataset, concatenate_datasets
 
 from sepo.errors import SepoError
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.treg_keys import CONTRASTIVE
+from sepo.recipe.token_rewards import CONTRASTIVE
 from sepo.selection import SIDES
 from sepo.training.float_columns import REF_COLUMNS
 from sepo.training.reward_columns import REWARD_COLUMNS
 from sepo.training.selection_columns import SCORE_COLUMNS
-from sepo.training.tokenized_pairs import response_start
+from sepo.training.trainable_rows import response_start
 
 _STORED = ("oracle", "file", CONTRASTIVE)
 

@@ -24,8 +24,8 @@ from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
 from sepo.scoring.live_columns import selection_columns
-from sepo.training.reference import StartingPolicy
-from sepo.training.tokenized_pairs import skip_empty_responses
+from sepo.training.starting_policy import StartingPolicy
+from sepo.training.trainable_rows import skip_empty_responses
 
 _LOOKED_AT = 5000
 """Maximum number of rows whose lengths are read."""

@@ -15,7 +15,7 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.memory.shapes import Adapters, Trained
 from sepo.recipe.keys import as_flag, as_number, names_of
-from sepo.recipe.reference_keys import reference_spec
+from sepo.recipe.reference import reference_spec
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import ModelSpec, RunSettings
 from sepo.recipe.stages import check_stage, is_ours

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.recipe.resolve import STEP_IN_BACKWARD
-from sepo.training.parts import Parts
+from sepo.training.batch_parts import Parts
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -50,7 +50,7 @@ class SplitsBatches(_Base):
 
     def shares_prompts(self) -> bool:
         """Return whether pairs may go through the model as one row; if not, log the reason."""
-        from sepo.forward.sharing import warn_once
+        from sepo.forward.sharing_support import warn_once
 
         if self.shards_rows():
             warn_once("rows are sharded over processes (context or sequence parallelism)")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sepo.forward.layout import PairLayout, token_groups
+from sepo.forward.shared_prompt import PairLayout, token_groups
 from sepo.training.metrics import Metric, added
 
 PartLoss = tuple[Tensor, dict[str, Metric]]

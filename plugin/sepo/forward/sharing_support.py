@@ -15,7 +15,7 @@ from sepo.forward.attention import PREFIX, SUPPORTED, UnknownAttentionError, reg
 from sepo.forward.chunked import matmul_dtype
 from sepo.forward.evaluation_mode import in_evaluation_mode
 from sepo.forward.head import Head, causal_lm, run_through_head
-from sepo.forward.layout import PairLayout, is_right_padded, pair_layout
+from sepo.forward.shared_prompt import PairLayout, is_right_padded, pair_layout
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from llamafactory.data import loader
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo import __version__
-from sepo.hosts.llamafactory.responses import PolicyResponses
+from sepo.hosts.llamafactory.response_tokens import PolicyResponses
 from sepo.scoring.user_scores import (
     SPAN_COLUMNS,
     checked_scores,

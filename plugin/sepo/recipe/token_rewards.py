@@ -8,7 +8,7 @@ from typing import Any
 from sepo.errors import SepoError
 from sepo.objectives import Method, resolve_method
 from sepo.recipe.keys import SepoArguments
-from sepo.recipe.reference_keys import reference_spec
+from sepo.recipe.reference import reference_spec
 from sepo.recipe.settings import ModelSpec, TokenRewardSource
 
 CONTRASTIVE = "contrastive"
