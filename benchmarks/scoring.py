@@ -84,7 +84,7 @@ def sequences(options):
 
     file = options.data_dir / f"{DATASET}.json"
     if not file.is_file():
-        raise SepoError(f"--data-dir {options.data_dir} has no {file.name}; name the folder that has it.")
+        raise SepoError(f"--data-dir {options.data_dir} has no {file.name}; name the directory that has it.")
     rows = json.loads(file.read_text(encoding="utf-8"))
     if wanted > len(rows):
         raise SepoError(f"--rows {options.rows} times --rounds {options.rounds} are more than {len(rows)} pairs.")

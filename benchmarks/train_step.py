@@ -41,7 +41,7 @@ def checked_data(folder, dataset):
     for name in ("dataset_info.json", f"{dataset}.json"):
         if not (folder / name).is_file():
             raise SepoError(
-                f"--data-dir {folder} has no {name}: a folder with dataset_info.json and the ranking data set "
+                f"--data-dir {folder} has no {name}: a directory with dataset_info.json and the ranking data set "
                 f"{dataset}.json, as LLaMA-Factory has them, is expected."
             )
     return folder

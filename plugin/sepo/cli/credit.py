@@ -40,7 +40,7 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scorers",
         help="comma-separated: oracle, surprisal, contrastive, policy_ref, random, any other token_scorer of a recipe, "
-        "store:FOLDER; default: random, and oracle and surprisal if their models are given",
+        "store:DIR; default: random, and oracle and surprisal if their models are given",
     )
     models = parser.add_argument_group("models (local directories or hub names; adapters comma-separated, in order)")
     models.add_argument(
