@@ -1,22 +1,23 @@
-"""How well token scorers find errors that are marked: `sepo credit` on obvious, fluent and human-marked ones.
+"""Token-level credit: how well token scorers find marked errors that are obvious, fluent, or marked by humans.
 
-    python benchmarks/credit.py demo                   # the demo's chain where demo_output has none, then a minute
-    python benchmarks/credit.py fluent                 # trains an oracle: a quarter of an hour on two cores
-    python benchmarks/credit.py qa                     # half an hour; needs ../shared/data/qa_feedback_spans.json
+    python benchmarks/credit.py demo                   # a minute, after `sepo demo` if demo_output has no results
+    python benchmarks/credit.py fluent                 # trains an oracle: 15 minutes on two cores
+    python benchmarks/credit.py qa                     # 30 minutes; needs ../shared/data/qa_feedback_spans.json
 
-writes benchmarks/results/credit-<set>-smollm2-<processor>.json and .png. The model is the demonstration's,
-SmolLM2-135M-Instruct (made offline under ~/.cache/sepo/demo), in float32. Every oracle is a LoRA adapter trained on the
-set's training pairs, whose rejected answers carry no marks for it; what is measured are held-out rejected answers:
+Writes benchmarks/results/credit-<set>-smollm2-<processor>.json and .png. The model is the demonstration's,
+SmolLM2-135M-Instruct (converted offline under ~/.cache/sepo/demo), in float32. Every oracle is a LoRA adapter trained
+on the set's training pairs, without the marks; held-out rejected responses are measured:
 
 - demo: `demo_heldout`, words of another domain; the oracle and its base are those of `sepo demo`.
-- fluent: `fluent_heldout`, names, numbers and opposites that the prompt rules out. As in SePO's chain, the oracle's
-  base is trained on the chosen answers first; surprisal is the plain model's.
-- qa: every third pair of QA feedback (allenai/FineGrainedRLHF): people marked what is irrelevant, unverifiable, wrong
-  or incoherent in a model's answer, and corrected it. The others train the oracle. The base is the plain model.
+- fluent: `fluent_heldout`, names, numbers and opposites that the prompt rules out. As in the SePO pipeline, the
+  oracle's base is first trained on the chosen responses; surprisal is under the initial model.
+- qa: every third pair of QA feedback (allenai/FineGrainedRLHF): annotators marked irrelevant, unverifiable, wrong or
+  incoherent parts of a model's response, and corrected it. The other pairs train the oracle. The base is the initial
+  model.
 
-Beside the oracle: the contrastive scorer of demo and qa (the plain model, asked for a better and for a worse answer; of
-the demo its base), surprisal under the same model, and chance. An oracle that is trained stays in --work and is trained
-once.
+Besides the oracle: the contrastive scorer for demo and qa (the initial model with prompts for a better and for a worse
+response; for the demo, its base), surprisal under the same model, and chance. A trained oracle is kept in --work and
+reused.
 """
 
 import argparse
@@ -55,12 +56,12 @@ COMMON = {
     "report_to": "none",
     "do_train": True,
 }
-"""What the trained models have in common, as a recipe."""
+"""Recipe keys shared by all trained models."""
 
 ORACLE = {
     "stage": "minor_dpo",
-    "objective": "dpo",  # plain DPO, by our step
-    "pref_beta": 0.5,  # a margin of some nats is enough; at 0.1 whole answers drift, right tokens with wrong ones
+    "objective": "dpo",  # plain DPO, with sepo's training step
+    "pref_beta": 0.5,  # a margin of a few nats suffices; at 0.1 whole responses drift, right tokens with wrong ones
     "per_device_train_batch_size": 4,
 }
 BASE = {"stage": "sft", "per_device_train_batch_size": 8}
@@ -71,11 +72,11 @@ STEPS = {
     },
     "qa": {"oracle": {**ORACLE, "dataset": "pairs", "cutoff_len": 512, "max_steps": 20}},
 }
-"""What is trained for a set, in this order."""
+"""Training steps of each set, in order."""
 
 
 def qa_rows():
-    """QA feedback's training pairs and held-out ones."""
+    """Return training and held-out pairs of QA feedback."""
     source = ROOT.parent / "shared" / "data" / f"{QA}.json"
     if not source.is_file():
         raise SepoError(f"there is no {source}; the set qa needs it.")
@@ -88,7 +89,7 @@ def qa_rows():
 
 
 def write_data(folder, rows, heldout):
-    """Write the pairs, their chosen answers and the host's list of data sets; return the file of held-out pairs."""
+    """Write the pairs, their chosen responses and the host's list of data sets; return the file of held-out pairs."""
     folder.mkdir(parents=True, exist_ok=True)
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
     pairs = {"file_name": "pairs.json", "ranking": True, "formatting": "sharegpt", "columns": columns}
@@ -104,7 +105,7 @@ def write_data(folder, rows, heldout):
 
 
 def trained(name, folder):
-    """The plain model, and the adapters in their order, each trained where it is not there yet with this recipe."""
+    """Return the initial model and the adapters in order; train those that are missing."""
     import yaml
 
     from sepo.demo.model import default_model_directory, prepare_model
@@ -130,7 +131,7 @@ def trained(name, folder):
 
 
 def request_for(name, folder):
-    """What is measured: the set's held-out pairs, and the oracle over its base."""
+    """Return the request: the held-out pairs of the set, and the oracle with its base."""
     from sepo.credit.run import CreditRequest
     from sepo.credit.scorers import CreditModels
     from sepo.recipe.settings import ModelSpec, OracleSpec
@@ -155,7 +156,7 @@ def request_for(name, folder):
     source = write_data(folder / "data", rows, heldout)
     model, adapters = trained(name, folder)
     oracle = OracleSpec(ModelSpec(model, adapters), ModelSpec(model, adapters[:-1]))
-    cutoff = 4 * STEPS[name]["oracle"]["cutoff_len"]  # no mark is cut off
+    cutoff = 4 * STEPS[name]["oracle"]["cutoff_len"]  # no marked error is truncated
     models = CreditModels(ModelSpec(model, ()), oracle, None)
     return CreditRequest(
         str(source), SCORERS[name], models, template=COMMON["template"], cutoff_len=cutoff, dtype="fp32"
@@ -190,8 +191,10 @@ def run(options):
 def parsed(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("set", choices=WORK)
-    parser.add_argument("--work", type=Path, help="folder of the oracle (demo_output, or one in it)")
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument(
+        "--work", type=Path, help="directory of the oracle (default: demo_output, or a directory in it)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(argv)
 
 

@@ -1,20 +1,20 @@
-"""The training step at the size that the papers train, on one GPU, with random weights: nothing is downloaded.
+"""The training step at the papers' model sizes, on one GPU, with random weights: nothing is downloaded.
 
     python benchmarks/gpu_step.py                                   # Llama-2-7B's shape, LoRA in bfloat16
     python benchmarks/gpu_step.py --shape 13b --quantization 4      # 13B's, NF4 QLoRA
     python benchmarks/gpu_step.py --shape tiny --length 64          # a smoke test on a CPU
 
-Speed and memory do not depend on what weights and tokens mean, so both are random: the weights in bfloat16, written
-once to a cache folder, and words out of a vocabulary of whole words, so that a text of n words is n tokens. Half of
-every sequence is prompt. LoRA of rank 16 on all linear layers, 2 pairs a step; all else is LLaMA-Factory's default.
-The steps are measured as `sepo bench` measures them: the trainers' own training step, without the optimizer's.
+Speed and memory do not depend on the values of weights and tokens, so both are random: the weights in bfloat16, written
+once to a cache directory, and words of a word-level vocabulary, so that a text of n words has n tokens. Half of every
+sequence is prompt. LoRA of rank 16 on all linear layers, 2 pairs per step; everything else is LLaMA-Factory's default.
+Steps are measured as in `sepo bench`: the trainers' training step, without the optimizer step.
 
-Beside pairs per second and peak memory above the weights: model FLOPs per second, as a share of what one large bfloat16
-matrix product reaches on the same card. Counted per step, with N parameters in matrix products (embedding lookups,
-attention's own products and LoRA's weights left out) and T tokens of the batch without padding: 2 N T for a forward
-pass, 2 N T for the backward pass (frozen weights get no gradient of their own), 2 N T for a reference that runs in the
-step. Activations that are computed again for the backward pass are not counted, and a stage that computes less than the
-plain method is counted as if it did not: it shows as a higher share.
+Besides pairs per second and peak memory above the weights, it reports model FLOPs per second, as a share of the rate of
+one large bfloat16 matrix product on the same GPU. Counted per step, with N parameters in matrix products (without
+embedding lookups, attention's products and LoRA weights) and T tokens of the batch without padding: 2 N T for a forward
+pass, 2 N T for the backward pass (frozen weights have no gradient), 2 N T for a reference that runs in the step.
+Recomputed activations are not counted, and a stage that computes less than the plain method is counted as if it did
+not, which results in a higher share.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHAPES = {
 VOCABULARY = {"7b": 32000, "13b": 32000, "tiny": 512}
 SPECIAL = ["<unk>", "<|im_start|>", "<|im_end|>", "<pad>", "user", "assistant", "system"]
 PAIRS_PER_STEP = 2
-PROMPT_OVERHEAD, RESPONSE_OVERHEAD = 5, 1  # of the template chatml, in this vocabulary
+PROMPT_OVERHEAD, RESPONSE_OVERHEAD = 5, 1  # tokens of the template chatml in this vocabulary
 
 
 def save_tokenizer(folder, size):
@@ -55,7 +55,7 @@ def save_tokenizer(folder, size):
 
 
 def save_model(folder, shape, device):
-    """The weights of a shape, made on the device and written once."""
+    """Create random weights of a shape on the device and write them, once; return their directory."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -121,7 +121,7 @@ def recipe(model, data, options, cuda):
 
 
 def matrix_peak(size=8192, products=50):
-    """FLOPs per second of one large bfloat16 matrix product on the GPU."""
+    """Measure FLOPs per second of one large bfloat16 matrix product on the GPU."""
     import torch
 
     left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -137,7 +137,7 @@ def matrix_peak(size=8192, products=50):
 
 
 def multiplied(shape):
-    """Parameters in matrix products: of the layers and of the head."""
+    """Count parameters in matrix products: of the layers and of the head."""
     values = SHAPES[shape]
     hidden = values["hidden_size"]
     layer = 4 * hidden * hidden + 3 * hidden * values["intermediate_size"]
@@ -168,14 +168,14 @@ def parsed(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", choices=tuple(SHAPES), default="7b")
     parser.add_argument("--quantization", choices=("none", "4"), default="none")
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a sequence, half of them prompt")
+    parser.add_argument("--length", type=int, default=2048, help="tokens per sequence, half of them prompt")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stages", default=",".join(STAGES), help="a comma-separated subset, as for `sepo bench`")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument(
-        "--cache", type=Path, default=Path.home() / ".cache" / "sepo" / "bench", help="folder for the random weights"
+        "--cache", type=Path, default=Path.home() / ".cache" / "sepo" / "bench", help="directory for the random weights"
     )
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(argv)
 
 

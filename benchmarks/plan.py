@@ -1,11 +1,11 @@
-"""`sepo plan` against measurement: real runs on a CPU, each in a process of its own.
+"""`sepo plan` against measurements: real runs on a CPU, each in a separate process.
 
     python benchmarks/plan.py    # writes benchmarks/results/plan-<cpu>.json
 
-SmolLM2-135M-Instruct (the demonstration's model, made offline under ~/.cache/sepo/demo) and pairs that fill the cutoff.
-Measured is the growth of a process's resident memory from after its imports to its highest in a run of two steps,
-scoring included; planned is the highest phase of the account. The 160 MiB that an account counts for a process beside
-its tensors are from here, so that much of each is fitted; the rest is not. On a GPU nothing has been measured yet.
+SmolLM2-135M-Instruct (the demonstration's model, converted offline under ~/.cache/sepo/demo) and pairs that fill the
+cutoff. The measured value is the growth of a process's resident memory from after its imports to its peak in a run of
+two steps, scoring included; the planned value is the highest phase of the plan. The 160 MiB that a plan adds for a
+process besides its tensors were fitted here; the rest is not fitted. Nothing has been measured on a GPU yet.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from sepo.errors import SepoError
 
 RESULTS = Path(__file__).parent / "results"
-# What hides or adds a fifth of a step: freed blocks that glibc keeps.
+# Freed blocks that glibc keeps would hide or add a fifth of a step.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 CASES = {
     "sepo, LoRA": {"token_scorer": "random"},
@@ -70,7 +70,7 @@ def save_pairs(folder):
 
 
 def save_oracle(model, folder):
-    """The model with noise, so that its scores are not all zero."""
+    """Write the model with noise, so that its scores are not all zero."""
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -86,7 +86,7 @@ def save_oracle(model, folder):
 
 
 def measured(recipe, folder):
-    """Growth of resident memory of a run, in bytes."""
+    """Return the growth of resident memory of a run, in bytes."""
     file = folder / "recipe.json"
     file.write_text(json.dumps(recipe))
     environment = {**os.environ, **MALLOC, "PLAN_RESULT": str(folder / "grown")}
@@ -157,7 +157,7 @@ def run(options):
             print(f"{case:36s} {peak.name:22s} planned {peak.total / 2**20:8,.0f} MiB  measured "
                   f"{grown / 2**20:8,.0f} MiB  ratio {peak.total / grown:.2f}", flush=True)  # fmt: skip
     if len(results) < len(CASES):
-        return  # not the whole: nothing to keep
+        return  # a subset of the cases is not recorded
     options.output.write_text(json.dumps({"machine": machine(cuda=False), "cases": results}, indent=1) + "\n")
     print(f"written: {options.output}")
 

@@ -1,18 +1,20 @@
-"""Oracle scoring against the SePO authors' way of it, on a real small model and real pairs, in the same run.
+"""Oracle scoring against the SePO authors' implementation, on a real small model and real pairs, in the same run.
 
     python benchmarks/scoring.py --dtype bf16     # writes benchmarks/results/scoring-smollm2-<dtype>-<processor>.json
     python benchmarks/scoring.py --shape tiny --rows 8 --rounds 2    # a smoke test, on random weights and tokens
 
-SmolLM2-135M-Instruct (the demonstration's model, made offline under ~/.cache/sepo/demo) is the base, a copy of it that
-seeded noise moved a little is the oracle; the pairs are gsm8k_pairs, in the model's chat template. On a GPU where there
-is one. Three ways score the same pairs, in every round other ones, in an order that rotates:
+SmolLM2-135M-Instruct (the demonstration's model, converted offline under ~/.cache/sepo/demo) is the base, a copy with
+seeded noise is the oracle; the pairs are gsm8k_pairs, in the model's chat template. It runs on a GPU if there is one.
+Three implementations score the same pairs, other ones in every round, in rotating order:
 
-- authors: a sequence at a time through both models, logits of all its tokens, in float32 for the log-softmax;
-- ours: sequences of similar length in batches under a budget of padded tokens, the head on response tokens, in chunks;
-- ours, no padding budget (one sequence at a time): what the head alone is worth.
+- authors: one sequence at a time through both models, logits of all tokens, in float32 for the log-softmax;
+- ours (sepo): sequences of similar length in batches with a budget of padded tokens, the head on response tokens, in
+  chunks;
+- ours, one by one: sepo without batching (one sequence at a time), to isolate the effect of the head.
 
-Tokens per second are those of prompts and answers of both sides, without padding, counted once (each goes through two
-models). Peak memory is what scoring needs above the two models: of a GPU in this process, else a process for each way.
+Tokens per second count prompts and responses of both sides, without padding, once (each goes through two models). Peak
+memory is that of scoring above the two models: of the GPU in this process, otherwise of a separate process for each
+implementation.
 """
 
 import argparse
@@ -41,7 +43,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.5}
 
 
 def models(options, device):
-    """The oracle and its base, frozen."""
+    """Return the oracle and its base, frozen."""
     import copy
 
     import torch
@@ -64,7 +66,7 @@ def models(options, device):
 
 
 def sequences(options):
-    """As many sequences as all rounds need: chosen and rejected answers of a pair, one after the other."""
+    """Return sequences for all rounds: the chosen and the rejected response of each pair in turn."""
     from sepo.forward.sequences import ScoredSequence
 
     draw = random.Random(options.seed)
@@ -82,7 +84,7 @@ def sequences(options):
 
     file = options.data_dir / f"{DATASET}.json"
     if not file.is_file():
-        raise SepoError(f"--data-dir {options.data_dir} has no {file.name}; name the folder that has it.")
+        raise SepoError(f"--data-dir {options.data_dir} has no {file.name}; name the directory that has it.")
     rows = json.loads(file.read_text(encoding="utf-8"))
     if wanted > len(rows):
         raise SepoError(f"--rows {options.rows} times --rounds {options.rounds} are more than {len(rows)} pairs.")
@@ -100,7 +102,7 @@ def sequences(options):
 
 
 def authors_scores(oracle, base, batch):
-    """A sequence at a time through both models, with the logits of all its tokens."""
+    """Score one sequence at a time with both models, with the logits of all tokens."""
     import torch
 
     scores = []
@@ -116,7 +118,7 @@ def authors_scores(oracle, base, batch):
 
 
 def way_of(name, oracle, base, options):
-    """A function that scores sequences."""
+    """Return a function that scores sequences."""
     import contextlib
 
     from sepo.forward.sequences import OracleScorer, ScoringModel
@@ -130,7 +132,7 @@ def way_of(name, oracle, base, options):
     )
 
     def score(batch):
-        # A batch has the two answers of a pair side by side; the scorer takes all chosen ones and then all rejected.
+        # A batch has the two responses of a pair side by side; the scorer takes all chosen ones, then all rejected.
         pairs = [*batch[::2], *batch[1::2]]
         scores = scorer.score(pairs, pairs=True)
         half = len(scores) // 2
@@ -140,10 +142,10 @@ def way_of(name, oracle, base, options):
 
 
 def timed(ways, rounds, synchronize):
-    """Seconds of every way in every round, and the scores of the first round."""
+    """Return the seconds of every implementation in every round, and the scores of the first round."""
     seconds, first = {name: [] for name in ways}, {}
     for way in ways.values():
-        way(rounds[0])  # buffers grow to their largest before anything is timed
+        way(rounds[0])  # buffers reach their final size before anything is timed
     for number, batch in enumerate(rounds):
         names = list(ways)
         for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -157,7 +159,7 @@ def timed(ways, rounds, synchronize):
 
 
 def peak(name, options, oracle, base, batch):
-    """Peak memory of scoring above the models, in bytes, in this process."""
+    """Return the peak memory of scoring above the models, in bytes, in this process."""
     import torch
 
     from sepo.hosts.llamafactory.bench.memory import cuda_peak, resident_peak
@@ -170,7 +172,7 @@ def peak(name, options, oracle, base, batch):
 
 
 def child_peak(name, argv):
-    """The same in a process of its own, since resident memory seldom falls."""
+    """Return the same from a separate process, as resident memory seldom shrinks."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "peak.json")
         command = [sys.executable, __file__, *argv, "--child", name, "--output", str(result)]
@@ -186,13 +188,13 @@ def parsed(argv):
     parser.add_argument("--shape", choices=("smollm2", "tiny"), default="smollm2")
     parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="fp32")
-    parser.add_argument("--rows", type=int, default=32, help="pairs of a round")
+    parser.add_argument("--rows", type=int, default=32, help="pairs per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-tokens", type=int, default=8192, help="score_batch_tokens of a recipe")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-memory", dest="memory", action="store_false")
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

@@ -1,13 +1,13 @@
-"""Memory of the process that scores a large data set: it stays flat, whatever the number of rows.
+"""Memory of a process that scores a large data set: it is independent of the number of rows.
 
-    python benchmarks/scoring_memory.py                        # 200,000 short pairs; a minute, some hundred MB of disk
+    python benchmarks/scoring_memory.py                        # 200,000 short pairs; a minute, a few hundred MB of disk
     python benchmarks/scoring_memory.py --rows 2000            # a smoke test
-    python benchmarks/scoring_memory.py --scorer tiny          # two tiny models in place of made-up numbers
+    python benchmarks/scoring_memory.py --scorer tiny          # two tiny models instead of fake scores
 
-The pairs lie in an Arrow file as the host leaves them. They go through what `sepo score` and `sepo train` do with them:
-rows without an answer are dropped, all rows are digested, scored shard by shard into a store, their texts left beside
-the scores, joined, summed up, and read again in batches. Memory is the process's own (RssAnon): pages of mapped files
-are the system's to drop.
+The pairs are in an Arrow file as written by the host, and are processed as in `sepo score` and `sepo train`: rows with
+an empty response are dropped, all rows are hashed, scored shard by shard into a store, their texts stored with the
+scores, joined, summarized, and read again in batches. Memory is the anonymous memory of the process (RssAnon), as the
+system can drop pages of mapped files.
 """
 
 import argparse
@@ -27,7 +27,7 @@ VOCABULARY = 256
 
 
 def own_memory():
-    """Bytes of this process that no file backs."""
+    """Return the anonymous resident memory of this process in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -35,7 +35,7 @@ def own_memory():
 
 
 def dataset(rows, folder):
-    """Pairs of 4 prompt tokens and answers of 1 to 24 tokens, mapped from a file; a row in a thousand has no answer."""
+    """Return pairs with 4 prompt tokens and responses of 1 to 24 tokens, mapped from a file; every 1000th has none."""
     import numpy as np
     import pyarrow as pa
     from datasets import Dataset
@@ -59,7 +59,7 @@ def dataset(rows, folder):
 
 
 def tokenizer():
-    """One word for each number of the vocabulary."""
+    """Return a tokenizer with one word for each id of the vocabulary."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -69,7 +69,7 @@ def tokenizer():
 
 
 def scorer_of(kind, folder, watch):
-    """Stored scores with a scorer of no models or of two tiny ones."""
+    """Return a stored scorer without models or with two tiny ones."""
     import contextlib
 
     import numpy as np
@@ -154,7 +154,7 @@ def parsed(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--scorer", choices=SCORERS, default="fake")
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(argv)
 
 

@@ -1,18 +1,18 @@
-"""MinorDPO's claim: where DPO drives the log-probabilities of chosen answers down, MinorDPO keeps them up.
+"""MinorDPO's claim: when DPO decreases the log-probabilities of chosen responses, MinorDPO preserves them.
 
     python benchmarks/stability.py    # minutes on one CPU core; writes benchmarks/results/stability-<cpu>.json and .png
 
 Source: MinorDPO (arXiv 2408.09834), Figures 2 to 5: rewards over training for DPO and for MinorDPO at two learning
-rates, linear decay after a warm-up of 0.1, pairs that are close to each other (MetaMath answers, the rejected one with
-a calculation corrupted). Here the same in small. A Llama of two layers learns by SFT to answer with the running sums
-modulo 10 of the digits that it is asked, from answers in which every digit is wrong with some probability, so that it
-is unsure as a language model is. A pair is the right answer and the same with one digit wrong. The SFT model is the
-policy's start and the reference; AdamW, gradients clipped to norm 1. The learning rates are those of a model of
-this size, and so are not the paper's.
+rates, linear decay after a warm-up of 0.1, similar responses in each pair (MetaMath answers, the rejected one with a
+corrupted calculation). This benchmark is a small version. A Llama of two layers is trained by SFT to answer with the
+running sums modulo 10 of the digits of a question, on answers in which every digit is wrong with some probability, so
+that it has the uncertainty of a language model. A pair is the right answer and a copy with one wrong digit. The SFT
+model is the initial policy and the reference; AdamW, gradients clipped to norm 1. The learning rates suit a model of
+this size, and are not the paper's.
 
-What is measured, on pairs trained on and on held-out ones: the mean of log pi - log pi_ref over chosen and over
-rejected answers (nats per answer, no beta in it), the share of pairs whose margin is positive, and the share of
-questions that greedy decoding answers right throughout.
+Measured on training and held-out pairs: the mean of log pi - log pi_ref over chosen and over rejected responses (nats
+per response, without beta), the share of pairs with a positive margin, and the share of questions that greedy decoding
+answers correctly in every digit.
 """
 
 import argparse
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run of this benchmark is made of."""
+    """Settings of this benchmark."""
 
     learning_rates: tuple[float, ...]
     seeds: int
@@ -69,7 +69,7 @@ def right_answer(question):
 
 
 def corrupted(answer, draw, place):
-    """The answer with another digit at one place; what follows is as it was."""
+    """Return the answer with another digit at one position; the following digits are unchanged."""
     wrong = list(answer)
     wrong[place] = (wrong[place] + draw.randrange(1, 10)) % 10
     return wrong
@@ -108,7 +108,7 @@ def update(model, optimizer, schedule, loss):
 
 
 def pretrained(setting, seed, progress):
-    """A small Llama after SFT on noisy answers."""
+    """Return a small Llama after SFT on noisy answers."""
     torch.manual_seed(seed)
     draw = random.Random(seed)
     config = LlamaConfig(
@@ -137,7 +137,7 @@ def pretrained(setting, seed, progress):
 
 @torch.no_grad()
 def log_probs(model, batch):
-    """Summed log-probabilities of the answers [2B] in nats, and which of them greedy decoding would give."""
+    """Return summed log-probabilities of the responses [2B] in nats, and whether greedy decoding generates each."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     wanted = batch["labels"][:, 1:] != -100
     logps = selected_log_probs(model, inputs, labels=batch["labels"], wanted=wanted).sum(-1)
@@ -146,7 +146,7 @@ def log_probs(model, batch):
 
 
 def measured(model, reference, batches):
-    """Means over the pairs of each batch, by its name."""
+    """Return means over the pairs of each batch, by name."""
     result = {}
     for name, batch in batches.items():
         (logps, greedy), (ref_logps, _) = log_probs(model, batch), log_probs(reference, batch)
@@ -161,7 +161,7 @@ def measured(model, reference, batches):
 
 
 def run(objective, learning_rate, seed, reference, setting, progress):
-    """Train one policy; return what was measured on the way."""
+    """Train one policy; return the measurements during training."""
     method = resolve_method(objective, beta=setting.beta)
     collate = PairCollator(method)
     draw = random.Random(1000 + seed)
@@ -188,7 +188,7 @@ def run(objective, learning_rate, seed, reference, setting, progress):
 
 
 def summarized(runs, setting):
-    """The end of the runs: mean, lowest and highest over the seeds, by data, objective and learning rate."""
+    """Return final values of the runs: mean, lowest and highest over seeds, by data, objective and learning rate."""
     rows = []
     for data in ("trained", "held_out"):
         for rate in setting.learning_rates:
@@ -207,7 +207,7 @@ def summarized(runs, setting):
 
 
 def verdict(summary, data):
-    """At which learning rates DPO ends with chosen answers below the reference, and MinorDPO there with them above."""
+    """Return the learning rates at which chosen responses end below the reference with DPO, and above with MinorDPO."""
     chosen = {(row["learning_rate"], row["objective"]): row["chosen"] for row in summary if row["data"] == data}
     rates = sorted({rate for rate, _ in chosen})
     falls = [rate for rate in rates if chosen[rate, "dpo"]["mean"] < 0]
@@ -288,7 +288,7 @@ def parsed(argv):
     parser.add_argument("--digits", type=int, default=6, help="digits of a question and of its answer")
     parser.add_argument("--noise", type=float, default=0.15, help="share of wrong digits in the SFT answers")
     parser.add_argument("--sft-steps", type=int, default=1200)
-    parser.add_argument("--output", type=Path, help="JSON file; a plot is written beside it")
+    parser.add_argument("--output", type=Path, help="JSON file for the results; a plot is written next to it")
     return parser.parse_args(argv)
 
 

@@ -1,11 +1,11 @@
-"""The training step of each stage against LLaMA-Factory's own dpo and simpo, on a real small model and real data.
+"""The training step of each stage against LLaMA-Factory's dpo and simpo, on a real small model and real data.
 
     python benchmarks/train_step.py --dtype bf16    # writes benchmarks/results/train_step-<dataset>-<dtype>-<cpu>.json
 
-SmolLM2-135M-Instruct (the demonstration's model, made offline under ~/.cache/sepo/demo), LoRA of rank 8 on all linear
-layers, pairs cut to 512 tokens, 2 pairs a step, gradient checkpointing as LLaMA-Factory has it by default, on the CPU.
-What is measured, and how, is `sepo bench`: forward and backward of the trainers' own training steps, interleaved, on
-the same batches; optimizer steps are left out; tokens are selected by random scores, as many as with an oracle's.
+SmolLM2-135M-Instruct (the demonstration's model, converted offline under ~/.cache/sepo/demo), LoRA of rank 8 on all
+linear layers, pairs truncated to 512 tokens, 2 pairs per step, gradient checkpointing as by LLaMA-Factory's default, on
+the CPU. Measured as in `sepo bench`: forward and backward passes of the trainers' training steps, interleaved, on the
+same batches, without optimizer steps; tokens are selected by random scores, as many as with an oracle's.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def checked_data(folder, dataset):
     for name in ("dataset_info.json", f"{dataset}.json"):
         if not (folder / name).is_file():
             raise SepoError(
-                f"--data-dir {folder} has no {name}: a folder with dataset_info.json and the ranking data set "
+                f"--data-dir {folder} has no {name}: a directory with dataset_info.json and the ranking data set "
                 f"{dataset}.json, as LLaMA-Factory has them, is expected."
             )
     return folder
@@ -56,7 +56,7 @@ def parsed(argv):
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stages", help="a comma-separated subset, as for `sepo bench`")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(argv)
 
 

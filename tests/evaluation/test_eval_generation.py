@@ -148,27 +148,27 @@ def test_a_second_turn_follows_the_first_answer(model, scoring):
     prompts = [prompt("ab", "cd"), prompt("e", system="be brief"), prompt("fg", "h")]
     answers = converse(scoring(model), prompts, VOICE, decoding=Decoding(max_new_tokens=5), batch_tokens=100)
     assert [len(turns) for turns in answers] == [2, 1, 2]
-    for asked, turns in zip(prompts, answers, strict=True):
-        history = list(asked.messages)
+    for item, turns in zip(prompts, answers, strict=True):
+        history = list(item.messages)
         for turn, answer in enumerate(turns):
             if turn:
                 history += [
                     {"role": "assistant", "content": turns[0].text},
-                    {"role": "user", "content": asked.question.turns[1]},
+                    {"role": "user", "content": item.question.turns[1]},
                 ]
-            assert answer.prompt_ids == encode(history, asked.system, "")
+            assert answer.prompt_ids == encode(history, item.system, "")
             assert answer.generated.ids == slow_answer(model, answer.prompt_ids, (NEVER,), 5)
             assert answer.text == VOICE.decode(answer.generated.ids)
 
 
 def test_prompts_that_may_exceed_the_positions_are_errors_before_anything_runs():
-    asked = PromptSet("mt_bench", [prompt("a"), prompt("b" * 20, "c" * 20)], None, "questions.jsonl")
-    check_room(asked, VOICE, Decoding(max_new_tokens=8))
+    item = PromptSet("mt_bench", [prompt("a"), prompt("b" * 20, "c" * 20)], None, "questions.jsonl")
+    check_room(item, VOICE, Decoding(max_new_tokens=8))
     with pytest.raises(
         SepoError, match=r"prompt b{20} of questions.jsonl has 44 tokens .* 18 more, but the model has 60"
     ):
-        check_room(asked, VOICE, Decoding(max_new_tokens=9))
-    check_room(asked, Voice(encode, str, (1,), 0), Decoding(max_new_tokens=10**6))
+        check_room(item, VOICE, Decoding(max_new_tokens=9))
+    check_room(item, Voice(encode, str, (1,), 0), Decoding(max_new_tokens=10**6))
 
 
 def test_random_numbers_of_many_rows_differ():

@@ -155,19 +155,19 @@ def test_the_table_has_the_numbers_of_the_chart(subject):
 
 
 def test_svg_uses_the_colors_of_the_page_and_unique_identifiers(subject):
-    pictures = [svg(chart) for chart in charts([subject, demo_subject(name="b", seed=1)])]
+    plots = [svg(chart) for chart in charts([subject, demo_subject(name="b", seed=1)])]
     names = []
-    for picture in pictures:
-        root = ET.fromstring(picture)
-        assert not re.search(r"#[0-9a-fA-F]{6}\b", picture)
-        assert not any(colour in picture for colour in COLOURS.values())
-        assert " style=" not in picture
-        assert "<style" not in picture
-        assert "<metadata" not in picture
+    for plot in plots:
+        root = ET.fromstring(plot)
+        assert not re.search(r"#[0-9a-fA-F]{6}\b", plot)
+        assert not any(colour in plot for colour in COLOURS.values())
+        assert " style=" not in plot
+        assert "<style" not in plot
+        assert "<metadata" not in plot
         assert root.get("role") == "img"
         own = [node.get("id") for node in root.iter() if node.get("id")]
         assert root.get("aria-labelledby").split() == own[:2]
-        targets = re.findall(r'(?:href="#|url\(#)([\w-]+)', picture)
+        targets = re.findall(r'(?:href="#|url\(#)([\w-]+)', plot)
         assert set(targets) <= set(own)
         names += own
     assert len(names) == len(set(names))

@@ -40,7 +40,7 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scorers",
         help="comma-separated: oracle, surprisal, contrastive, policy_ref, random, any other token_scorer of a recipe, "
-        "store:FOLDER; default: random, and oracle and surprisal if their models are given",
+        "store:DIR; default: random, and oracle and surprisal if their models are given",
     )
     models = parser.add_argument_group("models (local directories or hub names; adapters comma-separated, in order)")
     models.add_argument(
@@ -55,7 +55,7 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
         "--oracle-base", "--oracle-base-model", help="the model that the oracle was trained from (default: --model)"
     )
     models.add_argument("--oracle-base-adapters", "--oracle-base-model-adapters", help="adapters of the oracle's base")
-    models.add_argument("--ref-model", help="the reference of policy_ref (default: --model)")
+    models.add_argument("--ref-model", help="the reference of policy_ref (default: --model, with --ref-adapters)")
     models.add_argument("--ref-adapters", "--ref-model-adapters", help="adapters of the reference")
     models.add_argument("--quantization-bit", type=int, choices=(4, 8), help="load all models quantized to 4 or 8 bits")
     reading = parser.add_argument_group("tokenization and scoring")

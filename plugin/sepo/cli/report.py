@@ -38,7 +38,7 @@ def add_report(report: argparse.ArgumentParser) -> None:
         help="default: report.html in a run's directory; in the working directory, NAME-report.html for a store and "
         "report.html for several runs or stores",
     )
-    report.add_argument("--figures", metavar="FOLDER", help="also write each chart as a PNG to this directory")
+    report.add_argument("--figures", metavar="DIR", help="also write each chart as a PNG to this directory")
     report.add_argument("--force", action="store_true", help="replace files that are not reports")
 
 

@@ -26,7 +26,7 @@ def add_scores(scores: argparse.ArgumentParser) -> None:
         added.set_defaults(task=run)
         added.add_argument(
             "--dir",
-            metavar="FOLDER",
+            metavar="DIR",
             help="directory of the stores (token_scores_dir of a recipe; default: the default of a run)",
         )
         return added

@@ -1,7 +1,7 @@
 """Token scorers of the benchmark, by name: the models that each needs, and scores with the sign that low = wrong.
 
 The names are those that ``token_scorer`` takes in a recipe (registered ones too), and two more: ``surprisal``, the
-usual name of ``confidence``, and ``store:FOLDER``, the scores that a run stored for the same rows. A scorer is
+usual name of ``confidence``, and ``store:DIR``, the scores that a run stored for the same rows. A scorer is
 evaluated by what training would select from a rejected response: if training selects the lowest scores, they are used
 as they are; if it selects the highest (``policy_ref``, ``confidence``, some registered ones), they are negated.
 """
@@ -108,7 +108,7 @@ def _found(name: str, models: CreditModels) -> Scorer:
         if not (folder / "manifest.json").is_file():
             raise SepoError(f"--scorers {name}: {folder} is not a score store; `sepo scores ls` lists the stores.")
         return Scorer(name, store=folder)
-    known = (SURPRISAL, *(scorer for scorer in available_scorers() if scorer not in _NOT_HERE), f"{STORE}FOLDER")
+    known = (SURPRISAL, *(scorer for scorer in available_scorers() if scorer not in _NOT_HERE), f"{STORE}DIR")
     recipe_name = "confidence" if name == SURPRISAL else name
     if name in _NOT_HERE or recipe_name not in available_scorers():
         raise SepoError(f"--scorers: unknown '{name}', expected some of {', '.join(known)}.{nearest(name, known)}")
