@@ -23,7 +23,7 @@ TRANSFORMS = pytest.mark.parametrize(
     ids=["identity", "softcap", "scale", "both"],
 )
 BIAS = pytest.mark.parametrize("with_bias", [False, True], ids=["no_bias", "bias"])
-# Relative to the largest entry, against float64: how far the plain head in that dtype is off, with some room.
+# Relative to the largest entry, against float64: the error of the plain head in that dtype, with a margin.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
 
@@ -52,8 +52,8 @@ def gradients(logps, upstream, *tensors):
 
 
 def assert_close(actual, expected, tolerance):
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance * theirs.abs().max().item())
+    for result, target in zip(actual, expected, strict=True):
+        torch.testing.assert_close(result.double(), target, rtol=0, atol=tolerance * target.abs().max().item())
 
 
 @CHUNKS
@@ -109,7 +109,7 @@ def test_gradcheck(trains, with_bias):
     assert torch.autograd.gradcheck(function, (hidden, weight, bias))
 
 
-def test_a_second_derivative_is_refused():
+def test_a_second_derivative_raises():
     hidden, weight, bias, targets, _ = inputs(frozen=True)
     loss = token_log_probs(hidden, weight, targets, bias=bias).square().sum()
     (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
@@ -126,10 +126,10 @@ def test_autocast_equals_the_plain_head_under_autocast(dtype, frozen):
         logps = token_log_probs(hidden, weight, targets, bias=bias, chunk_tokens=3)
         expected = plain(hidden, weight, bias, targets)
     torch.testing.assert_close(logps, expected, rtol=1e-6, atol=1e-6)  # the same bfloat16 logits
-    bfloat16_rounding = 1e-2 if dtype == torch.float32 else 1e-13  # autocast leaves float64 alone
-    ours, theirs = gradients(logps, upstream, *leaves), gradients(expected, upstream, *leaves)
-    assert_close(ours, [grad.double() for grad in theirs], bfloat16_rounding)
-    assert [grad.dtype for grad in ours] == [dtype] * len(ours)
+    bfloat16_rounding = 1e-2 if dtype == torch.float32 else 1e-13  # autocast does not cast float64
+    result, target = gradients(logps, upstream, *leaves), gradients(expected, upstream, *leaves)
+    assert_close(result, [grad.double() for grad in target], bfloat16_rounding)
+    assert [grad.dtype for grad in result] == [dtype] * len(result)
 
 
 @pytest.mark.parametrize("trains", ["weight", "bias"])
@@ -143,7 +143,7 @@ def test_only_what_trains_gets_a_gradient(trains):
 
 @pytest.mark.parametrize("transform", [IDENTITY, LogitTransform(softcap=30.0)], ids=["identity", "softcap"])
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
-def test_extreme_logits_stay_finite_and_right(frozen, transform):
+def test_extreme_logits_stay_finite_and_correct(frozen, transform):
     hidden, weight, bias, targets, upstream = inputs(torch.float32, frozen=frozen)
     with torch.no_grad():
         bias *= 1e4
@@ -182,7 +182,7 @@ def test_no_tokens_give_an_empty_result_with_a_graph(by_module, frozen):
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
 @pytest.mark.parametrize("by_module", [True, False])
-def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_vocabulary(by_module, frozen):
+def test_memory_for_the_backward_pass_does_not_grow_with_the_vocabulary(by_module, frozen):
     tokens, vocabulary = 512, 20_000
     hidden = torch.randn(tokens, H, requires_grad=True)
     weight = torch.randn(vocabulary, H, requires_grad=not frozen)
@@ -190,7 +190,7 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_vocabulary(by
     kept = []
 
     def pack(tensor):
-        if tensor.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():  # the head is there anyway
+        if tensor.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():  # the head exists anyway
             kept.append(tensor.numel())
         return tensor
 
@@ -203,7 +203,7 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_vocabulary(by
 
 
 @pytest.mark.parametrize("chunk_tokens", [0, -1])
-def test_a_chunk_below_one_token_is_refused(chunk_tokens):
+def test_a_chunk_below_one_token_raises(chunk_tokens):
     hidden, weight, _, targets, _ = inputs()
     with pytest.raises(SepoError, match=f"chunk_tokens is {chunk_tokens}, expected at least 1"):
         token_log_probs(hidden, weight, targets, chunk_tokens=chunk_tokens)

@@ -1,4 +1,4 @@
-"""A policy in training that runs once without dropout trains on as if it had not."""
+"""A forward pass without dropout does not change the training of the policy."""
 
 import bitsandbytes as bnb
 import torch
@@ -6,7 +6,7 @@ import torch
 from sepo.forward.evaluation_mode import in_evaluation_mode
 
 
-def test_modules_are_in_the_mode_that_they_were_in():
+def test_modules_return_to_their_previous_mode():
     model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
     model[2].eval()
     ones = torch.ones(3, 4)
@@ -15,8 +15,8 @@ def test_modules_are_in_the_mode_that_they_were_in():
     assert [module.training for module in model] == [True, True, False]
 
 
-def test_a_quantized_layer_has_its_gradient_afterwards():
-    """bitsandbytes repacks 4-bit weights in evaluation mode on a CPU with AVX512-BF16; here on any CPU."""
+def test_a_quantized_layer_still_has_a_gradient_afterwards():
+    """bitsandbytes repacks 4-bit weights in evaluation mode on a CPU with AVX512-BF16; simulated here on any CPU."""
     torch.manual_seed(0)
     layer = bnb.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
     layer.support_avx512bf16_for_cpu = True

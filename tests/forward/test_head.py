@@ -1,4 +1,4 @@
-"""Log-probabilities at wanted positions against the model's own full logits, by family and by wrapper."""
+"""Log-probabilities at wanted positions against the model's full logits, by family and by wrapper."""
 
 import contextlib
 import copy
@@ -63,7 +63,7 @@ def lora(model, **settings):
 
 
 def batch(seed=0):
-    """Three rows padded on the right, random wanted positions, none of them in the padding."""
+    """Return three rows padded on the right and random wanted positions outside the padding."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, VOCABULARY, (len(LENGTHS), max(LENGTHS)), generator=generator)
     real = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS).unsqueeze(-1)
@@ -79,7 +79,7 @@ def from_full_logits(model, inputs, labels, wanted):
 
 
 def gradients(model, logps):
-    """Gradients of an uneven sum, so that no position can stand in for another."""
+    """Return gradients of a weighted sum, so that positions are not interchangeable."""
     model.zero_grad()
     (logps * torch.linspace(0.5, 2.0, logps.numel()).to(logps).view_as(logps)).sum().backward()
     trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
@@ -106,7 +106,7 @@ def test_families(family, trains, dtype):
     model = make(family, dtype)
     if trains == "lora":
         model = lora(model, fan_in_fan_out=family == "GPT2")  # GPT-2's layers are transposed
-    # Some families compute rotations and norms in float32 whatever the model's dtype: both sides share that.
+    # Some families always compute rotary embeddings and norms in float32: both sides share that.
     assert_equals_full_logits(model, tolerance={torch.float64: 1e-10, torch.float32: 1e-4}[dtype])
 
 
@@ -118,7 +118,7 @@ def test_families(family, trains, dtype):
         ("Granite", {"logits_scaling": 1.0}),
     ],
 )
-def test_what_follows_the_head_matters_in_these_models(family, neutral):
+def test_the_transform_after_the_head_matters_in_these_models(family, neutral):
     inputs, labels, wanted = batch()
     with_it, without = (
         selected_log_probs(model, inputs, labels=labels, wanted=wanted)
@@ -160,7 +160,7 @@ def test_gradient_checkpointing(trains, use_reentrant):
 
 
 def test_lora_dropout_on_the_head_is_the_same_in_the_backward_pass():
-    """Chunks are computed twice; the second time must draw the first one's dropout."""
+    """Chunks are computed twice, with the same dropout mask both times."""
     model = lora(make(), target_modules=["lm_head"], lora_dropout=0.5).train()
     inputs, labels, wanted = batch()
 
@@ -200,7 +200,7 @@ def test_autocast_and_half_precision_give_float32(dtype):
 
 
 class RoundsItsOutput(nn.Module):
-    """What FSDP2's mixed precision does to whatever leaves the model."""
+    """A wrapper that rounds outputs, as FSDP2's mixed precision does."""
 
     def __init__(self, module):
         super().__init__()
@@ -212,7 +212,7 @@ class RoundsItsOutput(nn.Module):
         return output
 
 
-def test_a_wrapper_that_rounds_its_output_costs_no_digits():
+def test_a_wrapper_that_rounds_its_output_does_not_change_the_values():
     model, (inputs, labels, wanted) = make(dtype=torch.float32), batch()
     arguments = {"labels": labels, "wanted": wanted}
     expected = selected_log_probs(model, inputs, **arguments)
@@ -221,11 +221,11 @@ def test_a_wrapper_that_rounds_its_output_costs_no_digits():
     assert actual.requires_grad
 
 
-# Refusals, and what is left behind
+# Errors, and restored state
 
 
 class Changed(transformers.LlamaForCausalLM):
-    """A made-up model that does something to its logits that nobody told us about."""
+    """A model with an unknown transform of its logits."""
 
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **kwargs)
@@ -252,14 +252,14 @@ def changed(change):
 
 @pytest.mark.parametrize("nothing_wanted", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_unknown_change_of_the_logits_is_refused(change, nothing_wanted):
+def test_an_unknown_transform_of_the_logits_raises(change, nothing_wanted):
     model, (inputs, labels, wanted) = changed(CHANGES[change]), batch()
     for _ in range(2):  # the second call too
         with pytest.raises(SepoError, match="Changed changes its logits after the head in an unsupported way"):
             selected_log_probs(model, inputs, labels=labels, wanted=wanted & (not nothing_wanted))
 
 
-def test_a_head_that_is_not_called_is_refused():
+def test_a_head_that_is_not_called_raises():
     model, (inputs, labels, wanted) = changed(lambda logits: logits), batch()
     stand_in = nn.Linear(32, VOCABULARY)
     model.get_output_embeddings = lambda: stand_in
@@ -267,7 +267,7 @@ def test_a_head_that_is_not_called_is_refused():
         selected_log_probs(model, inputs, labels=labels, wanted=wanted)
 
 
-def test_a_change_that_a_setting_switches_on_later_is_refused():
+def test_a_transform_that_is_enabled_later_raises():
     model, (inputs, labels, wanted) = changed(lambda logits: logits), batch()
     model.change = lambda logits: logits * getattr(model.config, "temperature_of_mine", 1.0)
     selected_log_probs(model, inputs, labels=labels, wanted=wanted)
@@ -276,7 +276,7 @@ def test_a_change_that_a_setting_switches_on_later_is_refused():
         selected_log_probs(model, inputs, labels=labels, wanted=wanted)
 
 
-def test_a_softcap_set_later_is_honoured():
+def test_a_softcap_set_later_is_applied():
     model = make("Gemma2", final_logit_softcapping=None)
     assert_equals_full_logits(model)
     model.config.final_logit_softcapping = 5.0
@@ -292,7 +292,7 @@ def test_the_check_runs_once():
     assert torch.equal(first, second)
 
 
-def test_models_without_a_head_and_prompt_tuning_are_refused():
+def test_models_without_a_head_and_prompt_tuning_raise():
     inputs, labels, wanted = batch()
     with pytest.raises(SepoError, match="LlamaModel has no language-model head"):
         selected_log_probs(make().model, inputs, labels=labels, wanted=wanted)
@@ -304,7 +304,7 @@ def test_models_without_a_head_and_prompt_tuning_are_refused():
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("family", ["Gemma2", "Cohere", "Granite", "GPT2"])
-def test_nothing_is_left_behind(family, hooked, fails):
+def test_the_model_is_restored(family, hooked, fails):
     model, (inputs, labels, wanted) = make(family), batch()
     head = model.get_output_embeddings()
     if hooked:  # as accelerate's hooks do
@@ -318,7 +318,7 @@ def test_nothing_is_left_behind(family, hooked, fails):
     assert (dict(vars(head)), dict(vars(model)), model.config.to_dict()) == before
 
 
-def test_a_head_with_a_forward_of_its_own_is_asked():
+def test_a_replaced_forward_of_the_head_is_called():
     """A hook that accelerate puts on the head (moved or offloaded weights) must run."""
     model, calls = make(), []
     own = model.lm_head.forward
@@ -332,7 +332,7 @@ def test_a_head_with_a_forward_of_its_own_is_asked():
 # Wrappers
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it between two graphs
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo reads it between two graphs
 def test_compiled_wrapper():
     model, (inputs, labels, wanted) = make(), batch()
     compiled = torch.compile(model, backend="eager")
@@ -353,10 +353,10 @@ def ddp_batch():
     return joined, torch.cat([labels, more_labels]), torch.cat([wanted, more_wanted])
 
 
-def ddp_gradients(rank, folder):
-    """One of two processes: its rows, gradients averaged by DDP, written down by the first."""
+def ddp_gradients(rank, directory):
+    """Run one of two processes on its rows, with gradients averaged by DDP and saved by the first."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     for trains in ("all", "lora"):
         wrapped = DistributedDataParallel(ddp_model(trains))
         inputs, labels, wanted = ddp_batch()
@@ -365,7 +365,7 @@ def ddp_gradients(rank, folder):
         logps = selected_log_probs(wrapped, mine, labels=labels[rows], wanted=wanted[rows])
         logps.sum().backward()
         if rank == 0:
-            torch.save(trained_gradients(wrapped.module), f"{folder}/{trains}.pt")
+            torch.save(trained_gradients(wrapped.module), f"{directory}/{trains}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -374,7 +374,7 @@ def trained_gradients(model):
 
 
 def test_ddp_over_two_processes_equals_one_process(tmp_path):
-    # Both are forks of one process that imports these once.
+    # Both are forks of one process, so that imports run once.
     torch.multiprocessing.set_forkserver_preload(["peft", "sepo.forward.head", "transformers.models.llama"])
     start_processes(ddp_gradients, (str(tmp_path),), nprocs=2, start_method="forkserver")
     for trains in ("all", "lora"):

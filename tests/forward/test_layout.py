@@ -1,4 +1,4 @@
-"""Pairs in one row: every wanted token sees exactly its own sequence, and nothing is computed for nobody."""
+"""Pairs in one row: every wanted token attends exactly to its own sequence, and no unneeded token is computed."""
 
 import doctest
 
@@ -13,7 +13,7 @@ from sepo.forward.shared_prompt import is_right_padded, pair_layout, token_group
 
 @st.composite
 def batches(draw):
-    """Right-padded pairs of few different tokens, so that responses share beginnings, and what is wanted of them."""
+    """Right-padded pairs of few distinct tokens, so that responses share prefixes, and their wanted positions."""
     pairs = draw(st.integers(1, 4))
     tokens = st.lists(st.integers(1, 3), min_size=1, max_size=6)
     rows = [[], []]
@@ -33,7 +33,7 @@ def batches(draw):
 
 
 def visible(layout, place):
-    """Places of the row that the token at ``place`` attends to, itself the last."""
+    """Return the positions in the row that the token at ``place`` attends to, including itself at the end."""
     span = next(span for span in layout.spans if span.start <= place < span.end)
     if place < span.split:
         return list(range(span.start, place + 1))
@@ -41,7 +41,7 @@ def visible(layout, place):
 
 
 @given(batches())
-def test_wanted_tokens_see_their_own_sequence(batch):
+def test_wanted_tokens_attend_to_their_own_sequence(batch):
     ids, wanted = batch
     layout = pair_layout(ids, wanted)
     row = ids.flatten()[layout.source]
@@ -57,7 +57,7 @@ def test_wanted_tokens_see_their_own_sequence(batch):
 
 
 @given(batches())
-def test_spans_lie_side_by_side(batch):
+def test_spans_are_adjacent(batch):
     ids, wanted = batch
     layout = pair_layout(ids, wanted)
     starts = [span.start for span in layout.spans] + [layout.tokens]
@@ -66,12 +66,12 @@ def test_spans_lie_side_by_side(batch):
 
 
 @given(st.lists(st.integers(1, 20)), st.integers(1, 30))
-def test_groups_keep_to_the_budget(lengths, budget):
+def test_groups_stay_within_the_budget(lengths, budget):
     groups = token_groups(lengths, budget)
     assert [index for group in groups for index in group] == list(range(len(lengths)))
     totals = [sum(lengths[index] for index in group) for group in groups]
     assert all(total <= budget or len(group) == 1 for total, group in zip(totals, groups, strict=True))
-    # No two neighbours would have fitted into one.
+    # No two adjacent groups would have fitted into one.
     firsts = [lengths[group[0]] for group in groups[1:]]
     assert all(total + first > budget for total, first in zip(totals, firsts, strict=False))
 
@@ -80,7 +80,7 @@ def test_groups_keep_to_the_budget(lengths, budget):
     ("mask", "padded"),
     [([1, 1, 0], True), ([1, 1, 1], True), ([0, 1, 1], False), ([1, 0, 1], False), ([0, 0, 0], False)],
 )
-def test_right_padding_is_told_from_other_masks(mask, padded):
+def test_right_padding_is_distinguished_from_other_masks(mask, padded):
     assert is_right_padded(torch.tensor([[1, 1, 1], mask])) is padded
 
 

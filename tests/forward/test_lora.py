@@ -1,4 +1,4 @@
-"""LoRA in fewer passes: PEFT's values and gradients, or PEFT's own forward where a layer does more."""
+"""Fused LoRA: PEFT's values and gradients, or PEFT's own forward for layers that do more."""
 
 import copy
 
@@ -12,7 +12,7 @@ from sepo.forward.lora import _forward, _low_rank, fuse_lora, unfuse_lora
 
 
 def adapted(dtype=torch.float64, name="Phi", **config):
-    """A model whose adapters do something; Phi's layers have biases."""
+    """Return a model with nonzero adapters; Phi's layers have biases."""
     torch.manual_seed(5)
     values = {"target_modules": "all-linear", "init_lora_weights": False, "r": 3, "lora_alpha": 7, **config}
     return get_peft_model(model_of(name, dtype=dtype), LoraConfig(task_type="CAUSAL_LM", **values)).train()
@@ -32,8 +32,8 @@ def run(model, autocast=False):
 def assert_same(model, tolerance, autocast=False):
     expected, gradients = run(model, autocast)
     assert fuse_lora(model) > 0
-    ours, fused = run(model, autocast)
-    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+    result, fused = run(model, autocast)
+    torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
     assert fused.keys() == gradients.keys()
     largest = max(gradient.abs().max().item() for gradient in gradients.values())
     torch.testing.assert_close(fused, gradients, rtol=tolerance, atol=tolerance * largest)
@@ -43,7 +43,7 @@ def assert_same(model, tolerance, autocast=False):
 
 
 def used(model):
-    """How many layers take the short way."""
+    """Count the layers that take the fused path."""
     states = torch.zeros(1, 1, 1)
     layers = [
         module for module in model.modules() if getattr(module.__dict__.get("forward"), "__func__", 0) is _forward
@@ -53,7 +53,7 @@ def used(model):
 
 
 @pytest.mark.parametrize("name", ["Phi", "GPTNeoX"])
-def test_values_and_gradients_are_pefts(name):
+def test_values_and_gradients_equal_pefts(name):
     assert_same(adapted(name=name), 1e-12)
 
 
@@ -62,7 +62,7 @@ def test_in_float32_and_with_rank_stabilized_scaling():
 
 
 def test_under_autocast():
-    """Frozen bfloat16 weights, float32 adapters, as the host trains."""
+    """Frozen bfloat16 weights and float32 adapters, as in the host."""
     model = adapted(torch.bfloat16)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -119,7 +119,7 @@ def test_dropout_is_off_in_evaluation():
 
 
 def test_states_of_an_adapter():
-    """Off, merged, and two at once."""
+    """Disabled, merged, and two active adapters."""
     model = adapted()
     inputs, _ = batch_of(PAIRS)
     expected = {}
@@ -135,8 +135,8 @@ def test_states_of_an_adapter():
             model.unmerge_adapter()
             values.append(model(**inputs).logits)
         expected[fused] = values
-    for ours, theirs in zip(expected[True], expected[False], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    for result, target in zip(expected[True], expected[False], strict=True):
+        torch.testing.assert_close(result, target, rtol=1e-11, atol=1e-11)
     model.add_adapter("other", LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     model.base_model.set_adapter(["default", "other"])
     assert used(model) == len([name for name, _ in model.named_modules() if name.endswith("lora_A")]) - 3
@@ -153,7 +153,7 @@ def test_a_copied_model_uses_its_own_weights():
     assert torch.equal(run(copied)[0], before)
 
 
-def test_weights_that_an_engine_shards_are_left_to_it():
+def test_layers_with_sharded_weights_keep_their_own_forward():
     model = adapted()
     fuse_lora(model)
     whole = used(model)

@@ -1,4 +1,4 @@
-"""What checkpointed layers compute again, and what the last one computes at all; values are those of before."""
+"""Recomputation in checkpointed layers and computation in the last layer; values do not change."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def step(model, *, share=1.0):
 
 
 def products(model, monkeypatch, run):
-    """Products with each frozen matrix of a step, by the name of its layer: forward passes, first and repeated."""
+    """Count the products with each frozen matrix in a step, by layer name: in first and repeated forward passes."""
     names = {id(module.weight): name for name, module in model.named_modules() if name.endswith("base_layer")}
     counts = dict.fromkeys(names.values(), 0)
     linear = F.linear
@@ -55,8 +55,8 @@ def test_values_and_gradients_are_the_same(name):
     fuse_lora(model)
     expected, gradients = step(model, share=0.4)
     assert recompute_less(model) == 3
-    ours, lean = step(model, share=0.4)
-    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    result, lean = step(model, share=0.4)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
     largest = max(gradient.abs().max().item() for gradient in gradients.values())
     torch.testing.assert_close(lean, gradients, rtol=0, atol=1e-10 * largest)
 
@@ -64,7 +64,7 @@ def test_values_and_gradients_are_the_same(name):
 def test_a_layers_last_product_and_the_last_layer_run_once(monkeypatch):
     model = adapted()
     fuse_lora(model)
-    step(model)  # the model is looked at
+    step(model)  # the model is checked here
     before = products(model, monkeypatch, lambda: step(model))
     assert set(before.values()) == {2}
     recompute_less(model)
@@ -77,7 +77,7 @@ def test_a_layers_last_product_and_the_last_layer_run_once(monkeypatch):
 
 
 class Unpacked(torch.autograd.Function):
-    """Keeps its weight as bitsandbytes does, past what checkpointing sees."""
+    """A function that keeps its weight as bitsandbytes does, outside of the tensors saved for the backward pass."""
 
     @staticmethod
     def forward(ctx, x, weight):
@@ -97,7 +97,7 @@ class Packed(torch.nn.Linear):
         return Unpacked.apply(x, self.weight)
 
 
-def test_quantized_weights_are_not_unpacked_for_nothing():
+def test_quantized_weights_are_not_unpacked_unnecessarily():
     model = adapted()
     down = model.base_model.model.model.layers[0].mlp.down_proj.base_layer
     down.__class__ = Packed
@@ -108,13 +108,13 @@ def test_quantized_weights_are_not_unpacked_for_nothing():
     assert down.calls == 2
     recompute_less(model)
     down.calls = 0
-    ours, lean = step(model)
+    result, lean = step(model)
     assert down.calls == 1
-    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(lean, gradients, rtol=1e-9, atol=1e-9)
 
 
-def test_other_functions_and_sharded_weights_are_left_alone():
+def test_other_functions_and_sharded_weights_are_not_changed():
     assert recompute_less(adapted(use_reentrant=False)) == 0
     model = adapted()
     layers = model.base_model.model.model.layers
@@ -128,7 +128,7 @@ def test_other_functions_and_sharded_weights_are_left_alone():
     assert own[2].func is checkpoint
 
 
-def test_it_may_be_asked_for_twice():
+def test_it_is_idempotent():
     model = adapted()
     assert recompute_less(model) == recompute_less(model) == 3
     recompute_as_before(model)
@@ -136,7 +136,7 @@ def test_it_may_be_asked_for_twice():
 
 
 def read_positions(layout, wanted):
-    """Distinct positions of the row before wanted tokens; the end of a prompt may be read for both answers."""
+    """Count distinct positions before wanted tokens; the end of a prompt may be read for both responses."""
     return len(set(layout.placed[:, :-1][wanted].tolist()))
 
 
@@ -157,7 +157,7 @@ def test_the_last_mlp_runs_where_hidden_states_are_read(name):
 
 
 def test_a_last_layer_in_torchs_wrapper_runs_whole():
-    """FSDP's activation checkpointing wraps layers, which know nothing of it."""
+    """FSDP's activation checkpointing wraps layers, without a sign of it inside."""
     plain, wrapped = model_of("Llama"), model_of("Llama")
     for place, layer in enumerate(wrapped.model.layers):
         wrapped.model.layers[place] = checkpoint_wrapper(layer)

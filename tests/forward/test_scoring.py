@@ -1,4 +1,4 @@
-"""Oracle scores against a slow loop over single rows with full logits, and the batches that they are computed in."""
+"""Oracle scores against a slow loop over single rows with full logits, and their batches."""
 
 import contextlib
 import copy
@@ -29,7 +29,7 @@ def models(world):
 
 @pytest.fixture(scope="module")
 def sequences():
-    """Rows of many lengths, among them the shortest possible, a whole-row response and an empty one."""
+    """Rows of many lengths, including the shortest possible, a whole-row response and an empty one."""
     draw = random.Random(0)
     rows = [ScoredSequence([5, 6], 1), ScoredSequence([7], 1), ScoredSequence([8, 9, 10], 3)]
     for length in [3, 3, 17, 40, 8, 25, 12, 12]:
@@ -60,8 +60,8 @@ def scorer(oracle, base, batch_tokens=64, **settings):
 
 def assert_scores(actual, expected):
     assert [scores.dtype for scores in actual] == [torch.float32] * len(actual)
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=SCORE)
+    for result, target in zip(actual, expected, strict=True):
+        torch.testing.assert_close(result.double(), target, rtol=0, atol=SCORE)
 
 
 @pytest.mark.parametrize("chunk_tokens", [None, 1])
@@ -76,18 +76,18 @@ def test_scores_equal_the_slow_loop(models, sequences, slow_scores, batch_tokens
 
 @pytest.mark.parametrize("batch_tokens", [1, 64, 10_000])
 def test_pairs_share_their_prompts(models, batch_tokens, monkeypatch):
-    """Prompts of many lengths, a pair that begins alike, one that is alike throughout, and empty responses."""
+    """Prompts of many lengths, a pair with a common prefix, one of equal responses, and empty responses."""
     draw = random.Random(7)
     sides = [[], []]
     for number in range(9):
         prompt = [draw.randrange(3, 300) for _ in range(draw.randrange(1, 12))]
-        answers = [[draw.randrange(3, 300) for _ in range(draw.randrange(0, 9))] for _ in sides]
+        responses = [[draw.randrange(3, 300) for _ in range(draw.randrange(0, 9))] for _ in sides]
         if number == 4:
-            answers[1] = answers[0][:1] + answers[1]
+            responses[1] = responses[0][:1] + responses[1]
         if number == 5:
-            answers[1] = answers[0]
-        for side, answer in zip(sides, answers, strict=True):
-            side.append(ScoredSequence(prompt + answer, len(prompt)))
+            responses[1] = responses[0]
+        for side, response in zip(sides, responses, strict=True):
+            side.append(ScoredSequence(prompt + response, len(prompt)))
     sequences = sides[0] + sides[1]
     rows = []
     monkeypatch.setattr(scoring, "layout_for", lambda *given: rows.append(sharing.layout_for(*given)) or rows[-1])
@@ -129,7 +129,7 @@ def test_no_sequences(models):
 
 
 @pytest.mark.parametrize("start", [-1, 0, 4])
-def test_a_response_that_starts_outside_the_row_is_refused(start):
+def test_a_response_that_starts_outside_the_row_raises(start):
     with pytest.raises(SepoError, match=f"response_start is {start} in a row of 3 tokens, expected 1 to 3"):
         ScoredSequence([1, 2, 3], start)
 
@@ -143,4 +143,4 @@ def test_length_batches(lengths, budget):
     for batch, following in itertools.pairwise(batches):
         longest, next_longest = lengths[batch[0]], lengths[following[0]]
         assert longest >= next_longest  # similar lengths together
-        assert longest * (len(batch) + 1) > budget  # and no batch smaller than it must be
+        assert longest * (len(batch) + 1) > budget  # no batch is smaller than necessary

@@ -57,17 +57,17 @@ def model_of(name, *, attention="sdpa", dtype=torch.float32, **changes):
 
 
 def batch_of(lengths, *, seed=0, padding=3):
-    """Right-padded pairs of (prompt, chosen, rejected) lengths; half of the rejected answers begin as the chosen do."""
+    """Right-padded pairs of (prompt, chosen, rejected) lengths; half of the responses share a prefix."""
     draw = torch.Generator().manual_seed(seed)
     sides, prompts = [[], []], []
     for number, (prompt, chosen, rejected) in enumerate(lengths):
-        text, *answers = (
+        text, *responses = (
             torch.randint(3, VOCABULARY, (length,), generator=draw) for length in (prompt, chosen, rejected)
         )
         if number % 2:
-            answers[1][:2] = answers[0][:2]
-        for side, answer in zip(sides, answers, strict=True):
-            side.append(torch.cat([text, answer]))
+            responses[1][:2] = responses[0][:2]
+        for side, response in zip(sides, responses, strict=True):
+            side.append(torch.cat([text, response]))
         prompts.append(prompt)
     rows = sides[0] + sides[1]
     ids = torch.zeros(len(rows), max(map(len, rows)) + padding, dtype=torch.long)
@@ -110,18 +110,18 @@ def assert_equal_ways(model, *, lengths=PAIRS, tolerance=2e-5, share=1.0):
 @pytest.mark.parametrize("share", [1.0, 0.3], ids=["all tokens", "some tokens"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_row_gives_what_the_batch_gives(name, attention, share):
+def test_the_row_equals_the_batch(name, attention, share):
     assert_equal_ways(model_of(name, attention=attention), share=share)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS)
 def test_in_bfloat16(name, attention):
-    # 8 bits of mantissa through three layers; what a pair must not see would change values by whole nats.
+    # 8 bits of mantissa through three layers; attention to other pairs would change values by whole nats.
     assert_equal_ways(model_of(name, attention=attention, dtype=torch.bfloat16), tolerance=0.04)
 
 
-@pytest.mark.parametrize("name", ["Phi", "GPT2", "GPTNeoX"])  # the others compute norms in float32 whatever they are
+@pytest.mark.parametrize("name", ["Phi", "GPT2", "GPTNeoX"])  # the others always compute norms in float32
 def test_in_float64(name):
     assert_equal_ways(model_of(name, dtype=torch.float64), tolerance=1e-13)
 
@@ -136,7 +136,7 @@ def test_with_gradient_checkpointing(name, reentrant):
 
 
 def test_two_rows_before_one_backward_pass():
-    """Checkpointed layers run again in the backward pass, each with the layout of its own row."""
+    """Checkpointed layers are recomputed in the backward pass, each with the layout of its row."""
     model = model_of("Llama")
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
@@ -154,7 +154,7 @@ def test_two_rows_before_one_backward_pass():
     torch.testing.assert_close(sums["shared"], sums["plain"], rtol=2e-5, atol=2e-5)
 
 
-def test_lora_with_its_adapter_on_and_off():
+def test_lora_with_its_adapter_enabled_and_disabled():
     model = get_peft_model(model_of("Llama"), LoraConfig(target_modules="all-linear", init_lora_weights=False))
     assert_equal_ways(model)
     inputs, wanted = batch_of(PAIRS)
@@ -166,7 +166,7 @@ def test_lora_with_its_adapter_on_and_off():
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_the_model_is_as_it_was_for_everybody_else(attention, tmp_path):
+def test_other_uses_of_the_model_are_unchanged(attention, tmp_path):
     model = model_of("Gemma2", attention=attention).eval()
     before = copy.deepcopy(model)
     inputs, wanted = batch_of(PAIRS)
@@ -182,7 +182,7 @@ def test_the_model_is_as_it_was_for_everybody_else(attention, tmp_path):
 
 
 class Shifted(torch.nn.Module):
-    """An MLP that mixes in what stands before each token: state that no attention sees."""
+    """An MLP that mixes in the previous token: state outside of attention."""
 
     def __init__(self, inner):
         super().__init__()
@@ -205,7 +205,7 @@ def half_ours():
     return model
 
 
-def asking():
+def with_unknown_argument():
     model = model_of("Llama")
     layer = model.model.layers[2].self_attn
     own = layer.forward
@@ -218,10 +218,10 @@ def asking():
     [
         (leaking, "returns other log-probabilities for a row of pairs than for a batch"),
         (half_ours, "2 of the 3 layers of LlamaForCausalLM used sepo's attention"),
-        (asking, "LlamaAttention passes s_aux to its attention"),
+        (with_unknown_argument, "LlamaAttention passes s_aux to its attention"),
     ],
 )
-def test_a_model_that_cannot_is_found_out_and_takes_the_plain_path(make, reason, caplog):
+def test_an_unsupported_model_is_detected_and_takes_the_plain_path(make, reason, caplog):
     model = make()
     inputs, wanted = batch_of(PAIRS)
     sharing._WARNED.clear()
@@ -247,11 +247,11 @@ def test_a_model_that_cannot_is_found_out_and_takes_the_plain_path(make, reason,
         (transformers.MixtralConfig(**SMALL, num_local_experts=2, output_router_logits=True), "router"),
     ],
 )
-def test_refusals_name_their_reason(config, reason):
+def test_unsupported_models_have_a_reason(config, reason):
     assert reason in refusal_of(transformers.AutoModelForCausalLM.from_config(config))
 
 
-def test_layers_with_state_are_refused():
+def test_layers_with_state_are_unsupported():
     config = transformers.Qwen3NextConfig(**SMALL, head_dim=8, num_experts=2, num_experts_per_tok=1)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
@@ -266,7 +266,7 @@ def test_layers_with_state_are_refused():
         (lambda inputs: {**inputs, "attention_mask": torch.ones(6, 1, 4, 4)}, "not a padding mask"),
     ],
 )
-def test_batches_that_cannot_be_laid_out_run_as_they_are(change, reason, caplog):
+def test_batches_without_a_layout_run_padded(change, reason, caplog):
     inputs, wanted = batch_of(PAIRS)
     sharing._WARNED.clear()
     with caplog.at_level(logging.WARNING, logger="sepo"):
@@ -281,7 +281,7 @@ def test_a_batch_without_a_mask_has_no_padding():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it between two graphs
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
-def test_compiled_models_are_not_compiled_for_every_batch(checkpointed):
+def test_compiled_models_are_not_recompiled_for_every_batch(checkpointed):
     config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(model_of("Llama", num_hidden_layers=2), config).train()
     if checkpointed:
@@ -296,8 +296,8 @@ def test_compiled_models_are_not_compiled_for_every_batch(checkpointed):
         inputs, wanted = batch_of([(7 + more, 5, 9), (2, 8 + more, 7)], seed=more)
         layout = layout_for(model, inputs, batch_layout(inputs, wanted))
         expected, gradients = values_and_gradients(model, inputs, wanted, layout)
-        ours, found = values_and_gradients(compiled, inputs, wanted, layout)
-        torch.testing.assert_close(ours, expected)
+        result, found = values_and_gradients(compiled, inputs, wanted, layout)
+        torch.testing.assert_close(result, expected)
         found = {name.removeprefix("_orig_mod."): gradient for name, gradient in found.items()}
         torch.testing.assert_close(found, gradients, rtol=2e-5, atol=2e-5 * max(g.abs().max() for g in found.values()))
         frames.append(counter.frame_count)

@@ -1,4 +1,4 @@
-"""KL over the vocabulary and sum of squared probabilities through real models, whoever the reference is."""
+"""KL over the vocabulary and sum of squared probabilities in real models, for every kind of reference."""
 
 import contextlib
 import inspect
@@ -18,7 +18,7 @@ def full_log_probs(model, inputs):
 
 
 def slow(policy, ref_log_probs, inputs, labels, wanted):
-    """The three numbers from both models' full logits, each [B, T - 1]."""
+    """Compute the three statistics from both models' full logits, each [B, T - 1]."""
     log_p = full_log_probs(policy, inputs)
     logps = log_p.gather(-1, labels[:, 1:].clamp(min=0).unsqueeze(-1)).squeeze(-1)
     kl = (ref_log_probs.exp() * (ref_log_probs - log_p)).sum(-1)
@@ -27,11 +27,11 @@ def slow(policy, ref_log_probs, inputs, labels, wanted):
 
 
 def loss_of(logps, kl):
-    return logps.flip(0) + 3.0 * kl  # gradients() weighs the positions
+    return logps.flip(0) + 3.0 * kl  # gradients() weights the positions
 
 
 def assert_equals_full_logits(policy, in_place, *, chunk_tokens=2, tolerance=1e-9):
-    """``in_place`` gives the reference in the state in which it is one, for as long as it is entered."""
+    """Compare with full logits; ``in_place`` is a context manager with the reference in its state as the reference."""
     inputs, labels, wanted = batch()
     with torch.no_grad(), in_place() as model:
         ref_log_probs = full_log_probs(model, inputs)
@@ -44,14 +44,14 @@ def assert_equals_full_logits(policy, in_place, *, chunk_tokens=2, tolerance=1e-
     actual = selected_statistics(
         policy, inputs, labels=labels, wanted=wanted, chunk_tokens=chunk_tokens, reference=states, with_p2=True
     )
-    ours = gradients(policy, loss_of(actual.logps, actual.kl))
+    result = gradients(policy, loss_of(actual.logps, actual.kl))
     expected = slow(policy, ref_log_probs, inputs, labels, wanted)
-    theirs = gradients(policy, loss_of(*expected[:2]))
+    target = gradients(policy, loss_of(*expected[:2]))
     assert expected[1].abs().max() > 1e-3
     torch.testing.assert_close([actual.logps, actual.kl, actual.log_sum_p2], expected, rtol=tolerance, atol=tolerance)
-    assert ours.keys() == theirs.keys()
-    largest = max(grad.abs().max().item() for grad in theirs.values())
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * largest)
+    assert result.keys() == target.keys()
+    largest = max(grad.abs().max().item() for grad in target.values())
+    torch.testing.assert_close(result, target, rtol=tolerance, atol=tolerance * largest)
 
 
 def running(model):
@@ -64,7 +64,7 @@ def test_another_model_is_the_reference(family, trains):
     policy = make(family)
     if trains == "lora":
         policy = lora(policy, fan_in_fan_out=family == "GPT2")
-    # Of another width, with its own bias, scale or cap.
+    # With another width, bias, scale or cap.
     reference = make("Gemma2", hidden_size=16) if family == "Llama" else make(family)
     with torch.no_grad():
         for parameter in reference.parameters():
@@ -82,7 +82,7 @@ PEFT_HEADS = pytest.mark.parametrize("settings", HEADS.values(), ids=HEADS)
 
 
 def moved(model):
-    """The model after some training: what trains has changed."""
+    """Return the model after changes of its trainable weights."""
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -132,15 +132,15 @@ def test_a_starting_policy_with_a_trainable_plain_head():
     assert_equals_full_logits(model, as_it_was)
 
 
-def test_a_head_with_a_forward_of_its_own():
-    """As accelerate's hooks give it, on both sides."""
+def test_a_head_with_a_replaced_forward():
+    """As with accelerate's hooks, in both models."""
     policy, reference = make(), make("Gemma2")
     for model in (policy, reference):
         model.lm_head.forward = type(model.lm_head).forward.__get__(model.lm_head)
     assert_equals_full_logits(policy, running(reference))
 
 
-def test_nothing_is_copied_or_kept_where_the_weights_stay():
+def test_weights_that_stay_in_place_are_not_copied():
     model, (inputs, labels, wanted) = lora(make(), target_modules=["q_proj", "lm_head"]), batch()
     head = model.base_model.model.lm_head
     with model.disable_adapter():
@@ -153,7 +153,7 @@ def test_nothing_is_copied_or_kept_where_the_weights_stay():
 
 
 class Sharded(nn.Module):
-    """What ZeRO-3 and FSDP do: a parameter's values exist during the forward pass only, and are overwritten then."""
+    """Simulate ZeRO-3 and FSDP: a parameter's values exist in the forward pass only, and are overwritten after it."""
 
     def __init__(self, module, *names):
         super().__init__()
@@ -180,14 +180,14 @@ def test_a_sharded_reference_is_kept_for_the_step(family):
     assert_equals_full_logits(make(family), running(Sharded(reference, *head)))
 
 
-def test_a_sharded_head_with_an_adapter_is_refused():
+def test_a_sharded_head_with_an_adapter_raises():
     reference, (inputs, labels, wanted) = lora(make(), target_modules=["lm_head"]), batch()
     sharded = Sharded(reference, "base_model.model.lm_head.base_layer.weight")
     with pytest.raises(SepoError, match=r"head is a Linear and this engine shards.*leave lm_head out of lora_target"):
         reference_log_probs(sharded, inputs, labels=labels, wanted=wanted)
 
 
-def test_a_reference_with_another_vocabulary_is_refused():
+def test_a_reference_with_another_vocabulary_raises():
     inputs, labels, wanted = batch()
     _, states = reference_log_probs(make(vocab_size=VOCABULARY + 3), inputs, labels=labels, wanted=wanted)
     with pytest.raises(SepoError, match=r"gives 64 logits per token and the policy's 61.*name a ref_model"):
@@ -222,4 +222,4 @@ def test_the_head_runs_once():
     _, states = reference_log_probs(model, inputs, labels=labels, wanted=wanted)
     selected_statistics(model, inputs, labels=labels, wanted=wanted, reference=states, with_p2=True)
     assert len(seen) == 2  # the reference's pass and the policy's
-    assert seen[1] == 2 * wanted.sum()  # log-probabilities and KL leave the model; p^2 carries no gradient
+    assert seen[1] == 2 * wanted.sum()  # the model returns log-probabilities and KL; p^2 carries no gradient

@@ -9,12 +9,12 @@ from sepo.errors import SepoError
 from sepo.forward import ReferenceStates, token_log_probs, token_statistics
 from sepo.forward.chunked import LogitTransform, token_statistics_by_module
 
-WIDTH = 5  # of the reference's hidden states, another than the policy's
+WIDTH = 5  # width of the reference's hidden states, which differs from the policy's
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 def a_reference(dtype=torch.float64, *, n=N, transform=IDENTITY, vocabulary=V):
-    """Its states, and its full logits."""
+    """Return the states of the reference, and its full logits."""
     generator = torch.Generator().manual_seed(7)
     hidden, weight = (
         torch.randn(size, WIDTH, generator=generator, dtype=torch.float64).to(dtype) for size in (n, vocabulary)
@@ -46,7 +46,7 @@ def compute(by_module, hidden, weight, bias, targets, *, chunk_tokens, **options
 
 
 def gradients(logps, kl, upstream, *leaves):
-    """Of a sum in which every token's two numbers count differently."""
+    """Return gradients of a sum with different weights for the two numbers of every token."""
     total = (logps * upstream.to(logps)).sum() + (kl * upstream.flip(0).to(kl) * 1.3).sum()
     return torch.autograd.grad(total, [leaf for leaf in leaves if leaf is not None and leaf.requires_grad])
 
@@ -75,7 +75,7 @@ def test_values_and_gradients_equal_full_logits(by_module, frozen, with_bias, tr
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_narrow_dtypes_are_as_right_as_the_plain_head(dtype, frozen):
+def test_narrow_dtypes_are_as_accurate_as_the_plain_head(dtype, frozen):
     hidden, weight, bias, targets, upstream = inputs(dtype, frozen=frozen)
     reference, ref_logits = a_reference(dtype)
     wide = [t.detach().double().requires_grad_(t.requires_grad) for t in (hidden, weight, bias)]
@@ -114,15 +114,17 @@ def test_one_of_the_two_alone_carries_its_own_gradient(frozen):
     reference, ref_logits = a_reference()
     actual = compute(False, hidden, weight, bias, targets, chunk_tokens=3, reference=reference)
     expected = slow(hidden, weight, bias, targets, ref_logits)
-    for ours, theirs in ((actual.logps, expected[0]), (actual.kl, expected[1])):
-        ours, theirs = (torch.autograd.grad((x * upstream).sum(), leaves, retain_graph=True) for x in (ours, theirs))
-        assert_close(ours, theirs, 1e-12)
+    for result, target in ((actual.logps, expected[0]), (actual.kl, expected[1])):
+        result, target = (
+            torch.autograd.grad((x * upstream).sum(), leaves, retain_graph=True) for x in (result, target)
+        )
+        assert_close(result, target, 1e-12)
 
 
 @pytest.mark.parametrize("transform", [IDENTITY, LogitTransform(softcap=30.0)], ids=["identity", "softcap"])
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
 @pytest.mark.parametrize("by_module", [True, False], ids=["module", "linear"])
-def test_logits_of_ten_thousand_stay_finite_and_right(by_module, frozen, transform):
+def test_logits_of_ten_thousand_stay_finite_and_correct(by_module, frozen, transform):
     hidden, weight, bias, targets, upstream = inputs(torch.float32, frozen=frozen)
     with torch.no_grad():
         bias *= 1e4
@@ -140,8 +142,8 @@ def test_logits_of_ten_thousand_stay_finite_and_right(by_module, frozen, transfo
     assert all(value.isfinite().all() for value in (*values, *grads))
     assert transform.softcap is not None or actual.kl.max() > 1e4
     # float32 holds a logit of 10,000 to 0.001, and the largest difference of two to 1e-7 of itself
-    for ours, theirs in zip(values, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=5e-3)
+    for result, target in zip(values, expected, strict=True):
+        torch.testing.assert_close(result.double(), target, rtol=1e-6, atol=5e-3)
     assert_close(grads, gradients(*expected[:2], upstream, *wide), 5e-3)
 
 
@@ -155,7 +157,7 @@ def test_an_equal_reference_has_no_divergence_and_no_gradient():
     assert not any(grad.any() for grad in torch.autograd.grad(kl.sum(), (hidden, weight, bias)))
 
 
-def test_a_small_divergence_is_right_to_a_millionth_of_a_nat():
+def test_a_small_divergence_is_accurate_to_a_millionth_of_a_nat():
     hidden, weight, bias, targets, _ = inputs(torch.float32)
     reference = ReferenceStates(
         hidden.detach() + 0.05, lambda states: nn.functional.linear(states, weight.detach(), bias.detach())
@@ -169,7 +171,7 @@ def test_a_small_divergence_is_right_to_a_millionth_of_a_nat():
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
-def test_log_probabilities_are_the_same_bit_for_bit_without_the_rest(frozen):
+def test_log_probabilities_are_bitwise_equal_without_the_other_statistics(frozen):
     hidden, weight, bias, targets, upstream = inputs(torch.float32, frozen=frozen)
     reference, _ = a_reference(torch.float32)
     leaves = [leaf for leaf in (hidden, weight, bias) if leaf.requires_grad]
@@ -178,12 +180,12 @@ def test_log_probabilities_are_the_same_bit_for_bit_without_the_rest(frozen):
         hidden, weight, targets, bias=bias, chunk_tokens=3, reference=reference, with_p2=True
     ).logps
     assert torch.equal(alone, beside)
-    ours, theirs = (torch.autograd.grad((x * upstream.float()).sum(), leaves) for x in (alone, beside))
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    result, target = (torch.autograd.grad((x * upstream.float()).sum(), leaves) for x in (alone, beside))
+    assert all(torch.equal(a, b) for a, b in zip(result, target, strict=True))
 
 
 @pytest.mark.parametrize("by_module", [True, False], ids=["module", "linear"])
-def test_another_vocabulary_is_refused(by_module):
+def test_another_vocabulary_raises(by_module):
     hidden, weight, bias, targets, _ = inputs()
     reference, _ = a_reference(vocabulary=V + 1)
     with pytest.raises(SepoError, match=r"returns 38 logits per token and the policy's 37.*set a ref_model with"):
@@ -202,7 +204,7 @@ def test_no_tokens_give_empty_statistics_with_a_graph(by_module):
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
 @pytest.mark.parametrize("by_module", [True, False], ids=["module", "linear"])
-def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_vocabulary(by_module, frozen):
+def test_memory_for_the_backward_pass_does_not_grow_with_the_vocabulary(by_module, frozen):
     tokens, vocabulary = 256, 20_000
     hidden = torch.randn(tokens, H, requires_grad=True)
     weight = torch.randn(vocabulary, H, requires_grad=not frozen)
@@ -212,7 +214,7 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_vocabulary(by
     kept = []
 
     def pack(tensor):
-        if tensor.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():  # the head is there anyway
+        if tensor.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():  # the head exists anyway
             kept.append(tensor.numel())
         return tensor
 

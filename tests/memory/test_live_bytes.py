@@ -1,4 +1,4 @@
-"""The count of live bytes is what tensors hold, with and without data."""
+"""Live bytes of tensors with and without data."""
 
 import contextlib
 
@@ -10,7 +10,7 @@ from sepo.memory.shapes import without_data
 
 
 @pytest.mark.parametrize("data", [contextlib.nullcontext, without_data], ids=["with data", "without data"])
-def test_views_count_once_and_what_is_dropped_is_gone(data):
+def test_views_count_once_and_freed_tensors_not_at_all(data):
     with data():
         live = LiveBytes()
         with live:
@@ -26,7 +26,7 @@ def test_views_count_once_and_what_is_dropped_is_gone(data):
         assert (live.now, live.peak) == (0, 600)
 
 
-def test_what_was_there_is_left_out():
+def test_existing_tensors_are_excluded():
     weight = torch.nn.Linear(4, 3)
     live = LiveBytes()
     live.leave_out(tensors_of(weight))
@@ -38,7 +38,7 @@ def test_what_was_there_is_left_out():
         assert transposed.shape == (4, 3)
 
 
-def test_a_backward_pass_frees_what_it_read():
+def test_a_backward_pass_frees_its_saved_tensors():
     with without_data():
         live = LiveBytes()
         with live:

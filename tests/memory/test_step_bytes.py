@@ -1,4 +1,4 @@
-"""What a step holds, counted without data, is what the real step holds."""
+"""Memory of a step counted without data equals that of the real step."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ PAIRS = ((7, 30, 41), (2, 25, 33))
 
 
 def real_bytes(model, *, autocast=None):
-    """Peak of a step of the real model on a real batch, the whole path of a training step but its loss."""
+    """Return the peak of a real model's training step on a real batch, without the loss."""
     fuse_lora(model)
     recompute_less(model)
     inputs, wanted = batch_of(PAIRS)
     layout = layout_for(model, inputs, batch_layout(inputs, wanted))
     context = torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None)
     with context:
-        values_and_gradients(model, inputs, wanted, layout)  # gradients are there from now on
+        values_and_gradients(model, inputs, wanted, layout)  # gradients exist from here on
     live = LiveBytes()
     live.leave_out([*tensors_of(model), *(weight.grad for weight in model.parameters() if weight.grad is not None)])
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
@@ -39,14 +39,14 @@ def real_bytes(model, *, autocast=None):
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Phi", "Gemma2"])
-def test_a_step_without_data_needs_what_the_real_one_needs(name, checkpointing):
+def test_a_step_without_data_needs_as_much_as_the_real_one(name, checkpointing):
     model = model_of(name)
     config = model.config.to_dict()
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
     model = get_peft_model(model, lora).train()
     if checkpointing:
         model.base_model.model.gradient_checkpointing_enable({"use_reentrant": True})
-    # rejected tokens lose their last one, which nothing is predicted from
+    # without the last rejected token, which predicts no token
     row = Row(tuple((prompt, chosen - 1, rejected - 1) for prompt, chosen, rejected in PAIRS), 30 + 41 + 25 + 33)
     planned = step_bytes(type(model_of(name).config).from_dict(config), row,
                          Pass(torch.float32, trained=Trained(Adapters(4)), checkpointing=checkpointing))  # fmt: skip
@@ -55,7 +55,7 @@ def test_a_step_without_data_needs_what_the_real_one_needs(name, checkpointing):
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_a_step_that_trains_all_weights_in_bfloat16(checkpointing):
-    """Under ``pure_bf16`` weights train as they are loaded."""
+    """Under ``pure_bf16`` weights train in the dtype in which they are loaded."""
     model = model_of("Llama", dtype=torch.bfloat16).train()
     config = model.config
     if checkpointing:
@@ -80,7 +80,7 @@ def test_more_tokens_layers_and_no_checkpointing_cost_more():
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("name", ["Llama", "Gemma3"])
-def test_deep_models_cost_what_their_layers_cost(name, checkpointing, monkeypatch):
+def test_deep_models_cost_as_much_as_their_layers(name, checkpointing, monkeypatch):
     config = model_of(name).config
     values = {**config.to_dict(), "num_hidden_layers": 12}
     if values.get("layer_types"):
@@ -93,7 +93,7 @@ def test_deep_models_cost_what_their_layers_cost(name, checkpointing, monkeypatc
     assert short == pytest.approx(step_bytes(deep, row, how), rel=0.01)
 
 
-def test_rows_keep_to_the_budget():
+def test_rows_stay_within_the_budget():
     assert largest_row(4, cutoff=100, batch_tokens=None, share=0.3).tokens == 4 * 199
     assert largest_row(4, cutoff=100, batch_tokens=450, share=0.3) == Row(((1, 99, 99),) * 2, 119)
     assert largest_row(4, cutoff=100, batch_tokens=10, share=1.0).tokens == 199

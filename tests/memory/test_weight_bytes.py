@@ -1,4 +1,4 @@
-"""Weights counted from a configuration are those of the real model."""
+"""Weights counted from a configuration equal those of the real model."""
 
 import bitsandbytes
 import pytest
@@ -24,7 +24,7 @@ def config_of(name):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_are_the_real_models(name, dtype):
+def test_weights_equal_the_real_models(name, dtype):
     real = model_of(name, dtype=dtype)
     counted = weight_bytes(shaped_model(real.config, dtype).requires_grad_(False))
     assert counted.parameters == sum(weight.numel() for weight in real.parameters())
@@ -34,7 +34,7 @@ def test_weights_are_the_real_models(name, dtype):
 
 @pytest.mark.parametrize("name", ["Llama", "Phi", "Gemma2", "GPTNeoX"])
 @pytest.mark.parametrize("targets", [("all",), ("q_proj", "k_proj")])
-def test_adapters_are_pefts(name, targets):
+def test_adapters_equal_pefts(name, targets):
     if name == "GPTNeoX" and targets != ("all",):
         targets = ("query_key_value",)
     wanted = "all-linear" if targets == ("all",) else list(targets)
@@ -43,11 +43,11 @@ def test_adapters_are_pefts(name, targets):
     counted = weight_bytes(model_with(config, torch.bfloat16, Trained(Adapters(3, targets))))
     trainable = sum(weight.numel() for weight in real.parameters() if weight.requires_grad)
     assert counted.trainable == trainable
-    assert counted.trained == 4 * trainable  # float32, whatever the frozen weights are
+    assert counted.trained == 4 * trainable  # float32 for any dtype of the frozen weights
 
 
 @pytest.mark.parametrize(("in_float32", "width"), [(True, 4), (False, 2)])
-def test_weights_train_in_float32_or_as_they_are_loaded(in_float32, width):
+def test_weights_train_in_float32_or_in_the_loaded_dtype(in_float32, width):
     config = config_of("Llama")
     every = weight_bytes(model_with(config, torch.bfloat16, Trained(everything=True, in_float32=in_float32)))
     assert every.trained == width * every.trainable == width * every.parameters
@@ -67,7 +67,7 @@ def test_tied_heads_count_once_and_whole_modules_twice():
 
 
 @pytest.mark.parametrize(("double", "per_weight"), [(True, NF4_DOUBLE_BYTES), (False, NF4_BYTES)])
-def test_bytes_of_four_bits_are_those_of_bitsandbytes(double, per_weight):
+def test_four_bit_sizes_equal_those_of_bitsandbytes(double, per_weight):
     weights = torch.randn(512, 1024)
     packed, state = bitsandbytes.functional.quantize_4bit(weights, quant_type="nf4", compress_statistics=double)
     held = packed.nbytes + state.absmax.nbytes
@@ -76,7 +76,7 @@ def test_bytes_of_four_bits_are_those_of_bitsandbytes(double, per_weight):
     assert held / weights.numel() == pytest.approx(per_weight, rel=1e-6)
 
 
-def test_quantization_packs_linear_layers_but_the_head():
+def test_quantization_packs_linear_layers_except_the_head():
     config = config_of("Llama")
     plain = weight_bytes(shaped_model(config, torch.bfloat16).requires_grad_(False))
     packed = weight_bytes(shaped_model(config, torch.bfloat16).requires_grad_(False), quantization_bit=8)

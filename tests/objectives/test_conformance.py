@@ -1,4 +1,4 @@
-"""Golden values: those of golden/README.md, and some worked by hand."""
+"""Golden values of golden/README.md, and values worked by hand."""
 
 import json
 import lzma

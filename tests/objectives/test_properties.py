@@ -1,4 +1,4 @@
-"""What must hold for every objective, whatever its formula."""
+"""Properties that hold for every objective."""
 
 import copy
 import math
@@ -23,7 +23,7 @@ from sepo.objectives import (
 from sepo.objectives.links import LARGEST_MEAN_LOGP, Hinge, Logistic, Odds, Rank, Square
 
 OBJECTIVES = available_objectives()
-# Compositions that no preset is: they must keep the same promises.
+# Compositions beyond the presets, with the same properties.
 COMPOSITIONS = {
     "oracle minor_dpo": ("minor_dpo", {"token_scorer": "oracle"}),
     "oracle simpo": ("simpo", {"token_scorer": "oracle", "chosen_ratio": 0.5}),
@@ -48,13 +48,13 @@ SIDES = ("chosen", "rejected")
 KINDS = ("policy_{}_logps", "ref_{}_logps", "{}_scores", "{}_token_rewards", "{}_kl", "{}_log_sum_p2")
 
 SELECTING = ("_mask", "_scores", "_steps", "_counts")
-"""What a selection reads and a loss does not."""
+"""Inputs of a selection that the loss does not read."""
 
 every_case = pytest.mark.parametrize("case", CASES)
 
 
 def make_batch(seed=0, pairs=3, widths=(7, 5), dtype=torch.float64):
-    """Random inputs, with masked positions in every place a response can have them."""
+    """Return random inputs, with masked positions at all places of a response."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low, high, width):
@@ -82,7 +82,7 @@ def run(case, batch, **more):
 
 
 def policy_gradients(case, batch):
-    """The output, and the gradients of the summed losses with respect to the policy's log-probabilities."""
+    """Return the output, and the gradients of the summed losses with respect to the policy's log-probabilities."""
     leaves = {f"policy_{side}_logps": batch[f"policy_{side}_logps"].clone().requires_grad_() for side in SIDES}
     out = run(case, batch | leaves)
     return out, torch.autograd.grad(out.losses.sum(), list(leaves.values()))
@@ -92,7 +92,7 @@ def same(first, second, **tolerance):
     torch.testing.assert_close(first, second, **({"rtol": 1e-12, "atol": 1e-12} | tolerance))
 
 
-# --- what must not matter ---------------------------------------------------------------------------------------------
+# --- invariances ---------------------------------------------------------------------------------------------
 
 
 @every_case
@@ -102,7 +102,7 @@ def same(first, second, **tolerance):
     extra=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     junk=st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1e30]),
 )
-def test_padding_matters_neither_to_values_nor_to_gradients(case, seed, extra, junk):
+def test_padding_changes_neither_values_nor_gradients(case, seed, extra, junk):
     batch = make_batch(seed)
     out, gradients = policy_gradients(case, batch)
     padded = {}
@@ -151,7 +151,7 @@ def test_masking_a_token_is_deleting_it(case):
 
 
 @every_case
-def test_unselected_tokens_get_no_gradient_and_may_hold_anything(case):
+def test_unselected_tokens_get_no_gradient_and_may_have_any_value(case):
     objective, hyperparameters = CASES[case]
     method = resolve_method(objective, **hyperparameters)
     batch = make_batch(seed=3)
@@ -161,7 +161,7 @@ def test_unselected_tokens_get_no_gradient_and_may_hold_anything(case):
         assert not (selections[side] & ~batch[f"{side}_mask"]).any()
         assert (gradient[~selections[side]] == 0).all()
 
-    for junk in (0.0, math.nan, 7.0):  # what a forward over the selected tokens alone may leave elsewhere
+    for junk in (0.0, math.nan, 7.0):  # possible values of unselected positions after a partial forward pass
         filled = {}
         for name, tensor in batch.items():
             side = "chosen" if "chosen" in name else "rejected"
@@ -172,8 +172,8 @@ def test_unselected_tokens_get_no_gradient_and_may_hold_anything(case):
         )
         same(partial.losses, out.losses)
         leaves = [filled[f"policy_{side}_logps"] for side in SIDES]
-        for ours, theirs in zip(torch.autograd.grad(partial.losses.sum(), leaves), gradients, strict=True):
-            same(ours, theirs)
+        for result, target in zip(torch.autograd.grad(partial.losses.sum(), leaves), gradients, strict=True):
+            same(result, target)
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if resolve_method(CASES[name][0], **CASES[name][1]).selects])
@@ -214,13 +214,13 @@ def test_policy_equal_to_reference_gives_log_two(objective):
     for side in SIDES:
         batch[f"ref_{side}_logps"] = batch[f"policy_{side}_logps"].clone()
         batch[f"{side}_kl"] = torch.zeros_like(batch[f"{side}_kl"])
-        if objective == "wpo":  # a pair that the policy is certain to have written weighs 1
+        if objective == "wpo":  # a pair with probability 1 under the policy has weight 1
             batch[f"{side}_log_sum_p2"] = batch[f"policy_{side}_logps"].clone()
     out = compute_preference_loss(objective, **batch)
     same(out.losses, torch.full_like(out.losses, math.log(2.0)))
 
 
-def test_relatives_coincide():
+def test_related_objectives_coincide():
     batch = make_batch(seed=4)
 
     def losses(objective, **hyperparameters):
@@ -256,7 +256,7 @@ def test_swapping_chosen_and_rejected_negates_the_margin(objective):
 
 
 @every_case
-def test_rewards_are_the_terms_that_the_link_sees(case):
+def test_rewards_are_the_terms_of_the_link(case):
     objective, hyperparameters = CASES[case]
     method = resolve_method(objective, **hyperparameters)
     batch = make_batch(seed=7)
@@ -274,7 +274,7 @@ def test_rewards_are_the_terms_that_the_link_sees(case):
     same(out.losses.detach(), expected + weight * out.metrics.get("nll_selected", 0.0))
 
 
-def test_pref_ftx_reads_all_chosen_tokens_whatever_is_selected():
+def test_pref_ftx_reads_all_chosen_tokens_regardless_of_the_selection():
     batch = make_batch(seed=8)
     plain, _ = policy_gradients("sepo", batch)
     CASES["sepo with pref_ftx"] = ("sepo", {"pref_ftx": 0.5})
@@ -301,7 +301,7 @@ def test_pref_ftx_reads_all_chosen_tokens_whatever_is_selected():
 
 @every_case
 def test_gradcheck(case):
-    """Numerical gradients, with what the paper detaches (selection, weights) held where the analytic ones have it."""
+    """Numerical gradients, with the terms that the paper detaches (selection, weights) held fixed."""
     objective, hyperparameters = CASES[case]
     method = resolve_method(objective, **hyperparameters)
     batch = make_batch(seed=9)
@@ -309,7 +309,7 @@ def test_gradcheck(case):
     fixed = {name: tensor for name, tensor in batch.items() if not name.endswith(SELECTING)}
     scale = base.metrics.get("treg_weight", torch.ones_like(base.losses))
     pair_weight = base.metrics.get("pair_weight", torch.ones_like(base.losses))
-    # The weights move with the policy; freeze them by asking for the static form and applying them here.
+    # The weights depend on the policy; freeze them by using the static form and applying them here.
     treg = tuple(term for term in method.regularizers if hasattr(term, "weighting"))
     kept = tuple(term for term in method.regularizers if not hasattr(term, "weighting"))
     main = replace(method, pair_weight=None, regularizers=kept)
@@ -327,13 +327,13 @@ def test_gradcheck(case):
     leaves = [batch[f"policy_{side}_logps"].clone().requires_grad_() for side in SIDES]
     assert torch.autograd.gradcheck(losses, leaves)
     frozen = torch.autograd.grad(losses(*leaves).sum(), leaves)
-    for ours, theirs in zip(policy_gradients(case, batch)[1], frozen, strict=True):
-        same(ours, theirs)
+    for result, target in zip(policy_gradients(case, batch)[1], frozen, strict=True):
+        same(result, target)
 
 
 @pytest.mark.parametrize(("objective", "carries"), [("tdpo1", (True, True)), ("tdpo2", (False, True))])
 def test_tdpo_kl_gradients(objective, carries):
-    """TDPO2 stops the gradient of the chosen KL; every other KL term carries it."""
+    """TDPO2 stops the gradient of the chosen KL; all other KL terms carry a gradient."""
     batch = make_batch(seed=10)
     leaves = [batch[f"{side}_kl"].requires_grad_() for side in SIDES]
     out = compute_preference_loss(objective, **batch)
@@ -359,7 +359,7 @@ def test_detached_inputs_carry_no_gradient(case):
     assert all(gradient is None for gradient in gradients)
 
 
-def test_minor_dpo_leaves_a_rejected_response_at_or_below_the_reference_alone():
+def test_minor_dpo_has_no_gradient_for_a_rejected_response_at_or_below_the_reference():
     batch = make_batch(seed=12, pairs=3)
     offsets = torch.tensor([[0.5], [0.0], [-0.5]], dtype=torch.float64)
     batch["ref_rejected_logps"] = batch["policy_rejected_logps"] - offsets
@@ -369,7 +369,7 @@ def test_minor_dpo_leaves_a_rejected_response_at_or_below_the_reference_alone():
     assert out.metrics["rejected_clamped"].tolist() == [0.0, 1.0, 1.0]
 
 
-def test_a_wpo_weight_never_exceeds_one_and_scales_what_treg_adds():
+def test_a_wpo_weight_never_exceeds_one_and_scales_the_treg_term():
     batch = make_batch(seed=17)
     for side in SIDES:  # alignments of hundreds of nats: exp() of their sum overflows even float64
         batch[f"{side}_log_sum_p2"] = batch[f"policy_{side}_logps"] - 500.0
@@ -380,7 +380,7 @@ def test_a_wpo_weight_never_exceeds_one_and_scales_what_treg_adds():
     batch = make_batch(seed=17)
     wpo = compute_preference_loss("wpo", treg_alpha=0.25, **batch)
     assert (wpo.metrics["pair_weight"] < 1).all()
-    dpo = compute_preference_loss("dpo_reg", **batch)  # footnote 6: the weight follows the pair's own gradient
+    dpo = compute_preference_loss("dpo_reg", **batch)  # footnote 6: the weight is that of the pair's own gradient
     same(wpo.metrics["treg_weight"], wpo.metrics["pair_weight"] * dpo.metrics["treg_weight"])
     same(wpo.losses, wpo.metrics["pair_weight"] * dpo.losses)
 
@@ -398,7 +398,7 @@ LINKS = [
 
 
 @pytest.mark.parametrize("link", LINKS, ids=repr)
-def test_a_links_slope_is_the_size_of_its_derivative(link):
+def test_a_links_slope_is_its_absolute_derivative(link):
     h = torch.tensor([-1e4, -30.0, -1.5, -0.2, 0.3, 0.9, 1.7, 40.0, 1e4], dtype=torch.float64, requires_grad=True)
     (derivative,) = torch.autograd.grad(link.loss(h).sum(), h)
     same(link.slope(h), derivative.abs())
@@ -447,7 +447,7 @@ def test_orpo_odds_near_certainty():
 
 
 def test_long_responses_keep_float32_digits():
-    """Log-ratios are taken token by token: the difference of two sums of a million nats would be noise."""
+    """Log-ratios are computed per token: the difference of two sums of a million nats would be noise."""
     width = 100_000
     logps = torch.full((1, width), -10.0)
     mask = torch.ones(1, width, dtype=torch.bool)
@@ -465,7 +465,7 @@ def test_long_responses_keep_float32_digits():
     assert out.chosen_rewards.item() == pytest.approx(0.1 * 0.03125, rel=1e-6)
 
 
-# --- composition and refusals -----------------------------------------------------------------------------------------
+# --- composition and errors -----------------------------------------------------------------------------------------
 
 
 def test_the_sixteen_objectives():
@@ -509,8 +509,8 @@ NEEDED = {"needs_token_rewards": "{}_token_rewards", "needs_kl": "{}_kl", "needs
 
 
 @every_case
-def test_exactly_what_a_method_needs_is_needed(case):
-    """Nothing else changes the result, and each needed tensor is missed by name."""
+def test_a_method_reads_exactly_the_tensors_that_it_needs(case):
+    """No other tensor changes the result, and a missing one is named in the error."""
     objective, hyperparameters = CASES[case]
     method = resolve_method(objective, **hyperparameters)
     kinds = [kind for attribute, kind in NEEDED.items() if getattr(method, attribute)]
@@ -578,7 +578,7 @@ def test_ratio_one_is_no_selection_in_any_unit_and_scope(unit, scope, scorer):
     same(out.losses, compute_preference_loss("minor_dpo", **batch).losses)
 
 
-def test_confidence_selects_what_the_policy_expects_least_without_a_reference():
+def test_confidence_selects_the_least_likely_tokens_without_a_reference():
     method = resolve_method("simpo", token_scorer="confidence", chosen_ratio=0.4, rejected_ratio=0.4)
     assert not method.needs_reference
     assert method.needs_all_tokens
@@ -589,7 +589,7 @@ def test_confidence_selects_what_the_policy_expects_least_without_a_reference():
         assert selection.tolist() == [[False, True, False, True, False]]
 
 
-def test_contradictory_parts_are_refused():
+def test_contradictory_parts_raise():
     minor = resolve_method("minor_dpo")
     with pytest.raises(ValueError, match="RejectedClamp to rewards without a reference"):
         replace(minor, reward=ResponseReward(over_reference=False, average=True))
@@ -641,12 +641,12 @@ def test_contradictory_parts_are_refused():
         ("dpo", {"treg_alpha": -1.0}, r"treg_alpha of objective 'dpo' is -1.0, expected a number in \[0, inf\)"),
     ],
 )
-def test_refusals_say_what_was_found_and_what_to_do(objective, hyperparameters, message):
+def test_errors_have_what_was_found_and_what_to_do(objective, hyperparameters, message):
     with pytest.raises(ValueError, match=message):
         resolve_method(objective, **hyperparameters)
 
 
-def test_tensors_that_do_not_fit_are_refused():
+def test_tensors_that_do_not_match_raise():
     batch = make_batch()
 
     def refused(message, objective="dpo", **changes):
@@ -672,7 +672,7 @@ def test_tensors_that_do_not_fit_are_refused():
     refused("chosen response in row 2, position 3 is nan", "sepo", chosen_scores=nan, chosen_mask=seen)
 
 
-def test_a_selection_without_a_token_is_refused():
+def test_a_selection_without_a_token_raises():
     batch = make_batch()
     logps = {name: tensor for name, tensor in batch.items() if name.startswith("policy")}
     selection = batch["chosen_mask"].clone()

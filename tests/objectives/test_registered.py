@@ -1,4 +1,4 @@
-"""Objectives and token scorers of other packages: the promises of the built-in ones, and what is refused."""
+"""Objectives and token scorers of other packages: the properties of the built-in ones, and errors."""
 
 import math
 import pickle
@@ -28,7 +28,7 @@ from sepo.objectives.presets import BUILT_IN
 SCORERS = """
 from sepo.objectives import TokenScorer
 
-def mean_gap(tokens):  # the mean is over counted tokens, as the zeros outside the mask allow
+def mean_gap(tokens):  # the mean is over counted tokens, since values outside the mask are 0
     mean = tokens.policy_logps.sum(-1, keepdim=True) / tokens.mask.sum(-1, keepdim=True)
     return (mean - tokens.policy_logps).abs()
 
@@ -57,10 +57,10 @@ CASES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory):
-    folder = write_example(tmp_path_factory.mktemp("site"))
-    write_package(folder, "own-scorers", {"selectors": SELECTORS}, SCORERS)
-    with on_path(folder):
-        yield folder
+    directory = write_example(tmp_path_factory.mktemp("site"))
+    write_package(directory, "own-scorers", {"selectors": SELECTORS}, SCORERS)
+    with on_path(directory):
+        yield directory
 
 
 def batch(seed=0, pairs=3, widths=(7, 5)):
@@ -84,7 +84,7 @@ def computed(case, tensors):
 SIDES = ("chosen", "rejected")
 
 
-def test_the_loss_is_what_the_module_says():
+def test_the_loss_is_that_of_the_module():
     tensors = batch()
     out = compute_preference_loss("focal_dpo", focus=3, beta=0.4, **tensors)
     margin = out.chosen_rewards - out.rejected_rewards
@@ -93,7 +93,7 @@ def test_the_loss_is_what_the_module_says():
     torch.testing.assert_close(compute_preference_loss("focal_dpo", focus=0, beta=0.4, **tensors).losses, plain.losses)
 
 
-def test_names_are_listed_behind_ours():
+def test_names_are_listed_after_the_built_in_ones():
     assert available_objectives() == (*BUILT_IN, "focal_dpo")
     assert available_scorers()[-4:] == ("as_list", "empty", "live", "with_reference")
     method = resolve_method("focal_dpo", token_scorer="live")
@@ -134,7 +134,7 @@ def test_no_gradient_at_unselected_tokens(case):
         assert (gradient[selection] != 0).all()
 
 
-def test_a_live_scorer_decides_which_end_of_a_rejected_answer_is_wanted():
+def test_a_live_scorer_sets_which_scores_of_a_rejected_response_are_selected():
     tensors = batch(seed=1)
     out = compute_preference_loss("focal_dpo", token_scorer="with_reference", rejected_ratio=0.2, **tensors)
     for row, mask in enumerate(tensors["rejected_mask"]):  # rejected_largest is False: the lowest score
@@ -149,7 +149,7 @@ def test_slope_is_the_derivative_of_the_loss():
     torch.testing.assert_close(link.slope(h), gradient.abs())
 
 
-def test_a_pair_weight_of_ones_own_needs_nothing_of_the_vocabulary():
+def test_a_custom_pair_weight_needs_no_sums_over_the_vocabulary():
     class Half(PairWeight):
         def weight(self, *, chosen, rejected):
             return torch.full_like(chosen.policy[:, 0], 0.5)
@@ -171,7 +171,7 @@ def refused(call, *words):
         assert word in str(caught.value)
 
 
-def test_mistakes_of_a_caller():
+def test_mistakes_of_a_caller_raise():
     refused(lambda: resolve_method("focal_dop"), "unknown objective 'focal_dop'", "Did you mean 'focal_dpo'")
     refused(lambda: resolve_method("focal_dpo", focsu=1), "no hyperparameter 'focsu'", "Did you mean 'focus'")
     refused(lambda: resolve_method("focal_dpo", focus=-1), "focus of objective 'focal_dpo' is -1", "[0, inf)")
@@ -213,7 +213,7 @@ text = "dpo"
         ("focal_dpo", "broken:nothing", ["'focal_dpo'", "broken 0.1 (broken:nothing)", "own-loss 0.1 (own_loss:focal"]),
     ],
 )
-def test_a_package_that_cannot_be_used_is_named_where_its_name_is_used_and_only_there(tmp_path, name, target, words):
+def test_an_unusable_package_raises_only_if_its_name_is_used(tmp_path, name, target, words):
     with on_path(write_package(tmp_path, "broken", {"objectives": {name: target}}, BROKEN)):
         refused(lambda: resolve_method(name), *words)
         assert resolve_method("dpo").name == "dpo"
@@ -231,7 +231,7 @@ def test_declarations_are_checked_when_they_are_made():
     refused(lambda: TokenScorer("x", from_row=build, compares_with_reference=True), "without from_logps")
 
 
-def test_finding_names_imports_no_torch_and_no_package(installed):
+def test_listing_names_imports_neither_torch_nor_the_packages(installed):
     code = (
         "import sys\nfrom sepo.plugins import names\n"
         "assert names('objective', built_in=()) == ('focal_dpo',)\n"

@@ -1,4 +1,4 @@
-"""What the tests of the store share."""
+"""Fixtures of the score store tests."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from stores import filled, tree
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> dict[str, bytes]:
-    """The files of a store that nothing happened to."""
+    """The files of a store that was filled without interruption."""
     return tree(filled(tmp_path_factory.mktemp("undisturbed")))

@@ -1,4 +1,4 @@
-"""A small score store that the tests of the store fill, kill, damage and read."""
+"""A small score store for tests that fill, interrupt, damage and read it."""
 
 import math
 from pathlib import Path

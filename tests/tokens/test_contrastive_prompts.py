@@ -1,10 +1,10 @@
-"""The words of T-REG's prompts: Figure 2's, for both directions, whatever the data quotes."""
+"""The text of T-REG's prompts (Figure 2), for both directions and any quoted data."""
 
 import pytest
 
 from sepo.text.revision_prompts import answer_marker, quoted_conversation, revision_prompt
 
-# Figure 2 with its caption's description in place, written out once by hand.
+# Figure 2 with the description of its caption filled in by hand.
 WORSE = """\
 Instruction: Below is a conversation between an user and an AI Assistant.
 
@@ -31,7 +31,7 @@ def test_the_prompt_is_figure_2():
     assert revision_prompt("How many legs has a spider?", "Eight.", "worse") == WORSE
 
 
-def test_better_differs_in_direction_and_description_alone():
+def test_better_differs_only_in_direction_and_description():
     expected = WORSE.replace("worse", "better").replace(
         "unhelpful, incorrect, incoherent, verbose", "helpful, correct, coherent, concise"
     )
@@ -39,7 +39,7 @@ def test_better_differs_in_direction_and_description_alone():
 
 
 @pytest.mark.parametrize("direction", ["better", "worse"])
-def test_the_marker_is_the_line_that_the_prompt_asks_for(direction):
+def test_the_marker_is_the_line_that_the_prompt_requires(direction):
     marker = answer_marker(direction)
     assert marker == f"[The start of a rewritten {direction} answer]\n"
     assert f"\n{marker}" in revision_prompt("q", "a", direction)
@@ -51,7 +51,7 @@ def test_braces_in_the_data_are_data():
     assert "{direction} %s {0}" in text
 
 
-def test_one_question_is_quoted_as_it_is():
+def test_a_single_question_is_quoted_unchanged():
     assert quoted_conversation([{"role": "user", "content": "Hi?\n"}]) == "Hi?\n"
     assert quoted_conversation([{"role": "user", "content": "Hi?"}], system="", tools=None) == "Hi?"
 

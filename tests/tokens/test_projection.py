@@ -1,4 +1,4 @@
-"""Scores between tokenizers: nothing lost, nothing moved where the tokens are the same, equal to a slow loop."""
+"""Projection of scores between tokenizers: preserves totals, is the identity for equal tokens, equals a slow loop."""
 
 import doctest
 import itertools
@@ -34,7 +34,7 @@ TEXTS = [
 
 
 def spans_of(name, text):
-    """The places of a tokenizer's tokens in a text, and of an end of turn, by its own offsets."""
+    """Return the spans of a tokenizer's tokens in a text and of an end of turn, from its own offsets."""
     encoded = foreign.tokenizer(name)(text, add_special_tokens=False, return_offsets_mapping=True)
     return TokenSpans((*encoded["offset_mapping"], (len(text), len(text))), len(encoded["input_ids"]))
 
@@ -56,13 +56,13 @@ def test_the_same_spans_give_exactly_the_scores(name, text):
     spans = spans_of(name, text)
     scores = scores_for(spans)
     assert project_scores(scores, spans, TokenSpans(tuple(spans.offsets), spans.end_of_turn)) == scores
-    # Not by the short cut either: another end of turn makes the sides differ.
+    # Also without the shortcut for equal sides: here they differ in the end of turn.
     open_ended = TokenSpans(spans.offsets)
     assert project_scores(scores, TokenSpans((*spans.offsets,), spans.end_of_turn), open_ended)[:-1] == scores[:-1]
 
 
 @pytest.mark.parametrize(("first", "second"), itertools.permutations(NAMES, 2))
-def test_totals_stay_and_the_slow_loop_agrees(first, second):
+def test_totals_are_preserved_and_the_slow_loop_agrees(first, second):
     for text in TEXTS:
         source, target = spans_of(first, text), spans_of(second, text)
         scores = scores_for(source)
@@ -79,7 +79,7 @@ def test_totals_stay_and_the_slow_loop_agrees(first, second):
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=400)
 @given(text=st.text(min_size=1, max_size=60), seed=st.integers(0, 2**16))
-def test_totals_of_random_texts_stay_to_and_from_every_tokenizer(name, text, seed):
+def test_totals_of_random_texts_are_preserved_between_all_tokenizers(name, text, seed):
     """2,000 texts in all, each from one tokenizer to the other four."""
     source = spans_of(name, text)
     scores = scores_for(source, seed)
@@ -99,19 +99,19 @@ def test_tokens_whose_boundaries_coincide_are_selected_as_with_one_tokenizer(fir
         given, taken = token_intervals(source.offsets), token_intervals(target.offsets)
         same = [(given.index(place), index) for index, place in enumerate(taken) if taken.count(place) == 1
                 and given.count(place) == 1 and place[1] > place[0]]  # fmt: skip
-        gap_free = [(ours, theirs) for ours, theirs in same if projected[theirs] == scores[ours]]
-        # A neighbour whose characters the target does not have gives its score to the nearest token: no other moves.
+        gap_free = [(old, new) for old, new in same if projected[new] == scores[old]]
+        # The score of a neighbour whose characters the target lacks goes to the nearest token: only such scores move.
         strays = sum(1 for start, end in given if not any(left < end and right > start for left, right in taken))
         assert len(same) - len(gap_free) <= strays
         if not gap_free:
             continue
-        ours, theirs = zip(*gap_free, strict=True)
+        old, new = zip(*gap_free, strict=True)
         alone = [torch.tensor([[numbers[index] for index in indices]])
-                 for numbers, indices in ((scores, ours), (projected, theirs))]  # fmt: skip
+                 for numbers, indices in ((scores, old), (projected, new))]  # fmt: skip
         mask = torch.ones_like(alone[0], dtype=torch.bool)
         selected = [select_tokens(numbers, mask, ratio=0.5, largest=True) for numbers in alone]
         assert torch.equal(*selected)
-        compared += len(ours)
+        compared += len(old)
     assert compared > 20
 
 
@@ -152,7 +152,7 @@ def test_bytes_of_one_character_share_it_evenly_and_in_order():
 def test_tokens_without_characters_go_to_their_place():
     source = TokenSpans(((0, 0), (0, 2), (2, 2), (2, 4), (4, 4), (4, 4)), end_of_turn=5)
     plain = TokenSpans(((0, 2), (2, 4), (4, 4)), end_of_turn=2)
-    # The mark before a word goes to that word, a template's space after the text to the last word.
+    # A marker before a word goes to that word, a space of the template after the text to the last word.
     assert project_scores([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], source, plain) == [3.0, 28.0, 32.0]
     assert project_scores([1.0, 2.0, 4.0], plain, source) == [0.0, 1.0, 0.0, 2.0, 0.0, 4.0]
     headed = TokenSpans(((0, 0), (0, 0), (0, 4), (4, 4)), end_of_turn=3)
@@ -179,7 +179,7 @@ def test_shared_boundaries_are_those_inside_the_text():
     assert shared_boundaries(cut(9, {1}), cut(9, set())) == (0, 0)
 
 
-def test_wrong_input_is_refused():
+def test_wrong_input_raises():
     spans = cut(3, {1})
     with pytest.raises(SepoError, match="3 scores for 2 tokens, expected one per token"):
         project_scores([1.0, 2.0, 3.0], spans, spans)
@@ -193,8 +193,8 @@ def test_wrong_input_is_refused():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", TEXTS)
-def test_tokens_of_a_response_are_placed_whatever_stands_around_them(name, text):
-    """The policy's side: ids alone, with a template's words on both sides."""
+def test_tokens_of_a_response_are_located_between_any_template_text(name, text):
+    """The policy's side: from ids only, with text of the template before and after."""
     words = foreign.tokenizer(name)
     encoded = words(text, add_special_tokens=False)["input_ids"]
     before, after = words.encode("legs", add_special_tokens=False), [words.eos_token_id]

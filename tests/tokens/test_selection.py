@@ -1,4 +1,4 @@
-"""Token selection against a slow twin, and the scores that feed it."""
+"""Token selection against a slow twin, and token scores."""
 
 import doctest
 import math
@@ -21,7 +21,7 @@ PADDING = [0.0, math.nan, math.inf, -math.inf, 1e30, -1e30]
 
 @st.composite
 def batches(draw):
-    """Rows of (score, counted), counted tokens anywhere in the row, junk scores elsewhere."""
+    """Rows of (score, counted), with counted tokens anywhere in the row and arbitrary scores elsewhere."""
     width = draw(st.integers(1, 24))
     rows = []
     for _ in range(draw(st.integers(1, 4))):
@@ -36,7 +36,7 @@ def tensors(rows, dtype=torch.float64):
 
 
 def slow_floor(rows, ratio, largest):
-    """One row at a time: sort (score, position), keep the first n."""
+    """Select row by row: sort (score, position), keep the first n."""
     selections = []
     for row in rows:
         counted = [(-score if largest else score, t) for t, (score, counts) in enumerate(row) if counts]
@@ -47,7 +47,7 @@ def slow_floor(rows, ratio, largest):
 
 
 def slow_quantile(rows, ratio, largest):
-    """One row at a time, with torch's own quantile in float64."""
+    """Select row by row, with torch.quantile in float64."""
     selections = []
     for row in rows:
         counted = torch.tensor([score for score, counts in row if counts], dtype=torch.float64)
@@ -135,12 +135,12 @@ SCORE = torch.zeros(2, 3)
 
 
 @pytest.mark.parametrize("ratio", [0, 0.0, -0.1, 1.0001, math.nan, math.inf, True, "0.3", None])
-def test_a_ratio_out_of_range_is_refused(ratio):
+def test_a_ratio_out_of_range_raises(ratio):
     with pytest.raises(SepoError, match=r"ratio is .*expected a number in \(0, 1\]"):
         select_tokens(SCORE, MASK, ratio=ratio, largest=True)
 
 
-def test_an_unknown_rule_is_refused_with_the_nearest():
+def test_an_unknown_rule_raises_with_the_nearest():
     with pytest.raises(SepoError, match=r"'flor', expected one of floor, quantile.*Did you mean 'floor'"):
         select_tokens(SCORE, MASK, ratio=0.5, largest=True, rule="flor")
 

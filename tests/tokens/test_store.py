@@ -1,4 +1,4 @@
-"""The score store: what finds it, what goes in and what comes out."""
+"""The score store: its key, the scores that it accepts, and reading."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TREES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.
 
 @settings(max_examples=40)
 @given(st.dictionaries(st.text(), TREES, min_size=1))
-def test_the_key_ignores_order_and_sees_every_change(identity):
+def test_the_key_ignores_order_and_depends_on_every_value(identity):
     key = content_key(identity)
     assert len(key) == 32
     assert set(key) <= set("0123456789abcdef")
@@ -42,13 +42,13 @@ def test_the_key_ignores_order_and_sees_every_change(identity):
 
 
 def test_the_key_is_pinned():
-    # A change here orphans every store that users have.
+    # A change of this value orphans all existing stores.
     rendered = rb'{"a":{"\u00e9":"x"},"b":[1,2.5,null,true]}'
     assert content_key({"b": (1, 2.5, None, True), "a": {"é": "x"}}) == hashlib.sha256(rendered).hexdigest()[:32]
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (math.nan, r"identity\.a\[1\] is nan"),
         (-math.inf, r"identity\.a\[1\] is -inf"),
@@ -59,8 +59,8 @@ def test_the_key_is_pinned():
         ({1: "x"}, r"identity\.a\[1\] has the key 1 of type int"),
     ],
 )
-def test_what_is_not_json_has_no_key(value, said):
-    with pytest.raises(SepoError, match=said):
+def test_values_that_are_not_json_raise(value, message):
+    with pytest.raises(SepoError, match=message):
         content_key({"a": [0, value]})
 
 
@@ -84,7 +84,7 @@ def test_the_default_root(monkeypatch, tmp_path):
     assert default_store_root() == tmp_path / "sepo" / "token_scores"
 
 
-# --- what compute may return -----------------------------------------------------------------------------------------
+# --- results of compute -----------------------------------------------------------------------------------------
 
 
 def _with(column: str, row: int, value) -> Callable[[int, int], dict]:
@@ -98,7 +98,7 @@ def _with(column: str, row: int, value) -> Callable[[int, int], dict]:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ([0.0, math.nan], "token 1 has the score nan"),
         (np.array([math.inf]), "token 0 has the score inf"),
@@ -109,15 +109,15 @@ def _with(column: str, row: int, value) -> Callable[[int, int], dict]:
         (np.ones((2, 2)), "not a one-dimensional sequence of float32"),
     ],
 )
-def test_a_score_that_is_none_is_refused_by_row(tmp_path, value, said):
+def test_an_invalid_score_raises_with_its_row(tmp_path, value, message):
     store = open_store(tmp_path)
-    with pytest.raises(SepoError, match=rf"compute\(10, 15\), column 'rejected_scores', row 12: {said}"):
+    with pytest.raises(SepoError, match=rf"compute\(10, 15\), column 'rejected_scores', row 12: {message}"):
         store.fill(_with("rejected_scores", 12, value))
     assert [shard.index for shard in store.missing()] == list(range(2, SHARDS))
 
 
 @pytest.mark.parametrize(
-    ("result", "said"),
+    ("result", "message"),
     [
         ({name: [[1.0]] * 4 for name in COLUMNS}, r"4 rows in column 'chosen_scores', expected 5 \(rows 0 to 4"),
         ({name: [[1.0]] * 6 for name in COLUMNS}, r"6 rows in column 'chosen_scores', expected 5 \(rows 0 to 4"),
@@ -126,13 +126,13 @@ def test_a_score_that_is_none_is_refused_by_row(tmp_path, value, said):
         ([[1.0]] * 5, "returned list, expected the columns"),
     ],
 )
-def test_wrong_rows_and_columns_are_refused(tmp_path, result, said):
-    with pytest.raises(SepoError, match=said):
+def test_wrong_rows_and_columns_raise(tmp_path, result, message):
+    with pytest.raises(SepoError, match=message):
         open_store(tmp_path).fill(lambda start, stop: result)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"rows": 0}, "rows of at least 1, found 0"),
         ({"rows": True}, "rows of at least 1, found True"),
@@ -141,13 +141,13 @@ def test_wrong_rows_and_columns_are_refused(tmp_path, result, said):
         ({"columns": ["a", "a"]}, "distinct, non-empty column names"),
     ],
 )
-def test_arguments_out_of_range_are_refused(tmp_path, changed, said):
-    with pytest.raises(SepoError, match=said):
+def test_arguments_out_of_range_raise(tmp_path, changed, message):
+    with pytest.raises(SepoError, match=message):
         open_store(tmp_path, **changed)
     assert not any(tmp_path.iterdir())
 
 
-def test_an_error_in_compute_goes_through_and_frees_the_lock(tmp_path, undisturbed):
+def test_an_error_in_compute_propagates_and_releases_the_lock(tmp_path, undisturbed):
     class OutOfMemory(RuntimeError):
         pass
 
@@ -179,7 +179,7 @@ def test_offset_wraps_round_and_progress_counts_all_rows(tmp_path):
     st.lists(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=5), min_size=1, max_size=9)
 )
 @settings(max_examples=20)
-def test_what_goes_in_comes_out_in_order(tmp_path_factory, rows):
+def test_scores_are_read_in_the_order_in_which_they_were_written(tmp_path_factory, rows):
     store = open_store(tmp_path_factory.mktemp("round"), rows=len(rows), columns=["scores"], shard_rows=4)
     store.fill(lambda start, stop: {"scores": rows[start:stop]}, offset=1)
     assert store.table()["scores"].to_pylist() == rows
@@ -196,7 +196,7 @@ def test_the_table_is_mapped_not_read(tmp_path):
     assert pa.total_allocated_bytes() - before < 64 * 1024
     assert table["chosen_scores"][200].as_py()[:2] == [200.0, 201.0]
     assert table.schema.metadata is None
-    # Another process may replace a shard; what is mapped stays what it was.
+    # Another process may replace a shard; the mapped file does not change.
     (store.path / "shard-00003.arrow").unlink()
     assert table["rejected_scores"][255].as_py()[-1] == 4095.0 + 255
 
@@ -229,10 +229,10 @@ def test_datasets_maps_the_shards_and_joins_them_to_the_rows(tmp_path):
     assert tree(store) == before
 
 
-# --- nothing of the machine ------------------------------------------------------------------------------------------
+# --- independence of the machine --------------------------------------------------------------------------------------
 
 
-def test_the_files_hold_content_only(tmp_path, undisturbed):
+def test_the_files_contain_no_data_of_the_machine(tmp_path, undisturbed):
     store = filled(tmp_path / "elsewhere", columns=COLUMNS)
     assert tree(store) == undisturbed
     assert not any(b"/" in data for name, data in undisturbed.items() if name.endswith(".json"))

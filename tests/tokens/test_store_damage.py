@@ -1,4 +1,4 @@
-"""The score store and what happens to disks: flipped bits, missing and foreign files, no space."""
+"""The score store with disk failures: flipped bits, missing and foreign files, no space left."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ def test_a_flipped_bit_in_any_file_is_found(victim, name, data):
 
 
 @pytest.mark.parametrize("name", ["shard-00003.arrow", "shard-00003.json"])
-def test_a_damaged_shard_is_computed_again_and_only_that(tmp_path, undisturbed, caplog, name):
+def test_only_a_damaged_shard_is_computed_again(tmp_path, undisturbed, caplog, name):
     path = filled(tmp_path).path / name
     path.write_bytes(path.read_bytes()[:-9] + bytes(b ^ 1 for b in path.read_bytes()[-9:]))
     store = open_store(tmp_path)
-    asked = []
+    computed = []
     assert [shard.index for shard in store.missing()] == [3]
-    store.fill(lambda start, stop: asked.append((start, stop)) or scores(start, stop))
-    assert asked == [(15, 20)]
+    store.fill(lambda start, stop: computed.append((start, stop)) or scores(start, stop))
+    assert computed == [(15, 20)]
     assert tree(store) == undisturbed
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
     assert "shard-00003.arrow: damaged" in warnings[0]
 
 
-def test_a_shard_that_is_gone_or_truncated_is_computed_again(tmp_path, undisturbed):
+def test_a_missing_or_truncated_shard_is_computed_again(tmp_path, undisturbed):
     store = filled(tmp_path)
     (store.path / "shard-00001.arrow").unlink()
     (store.path / "shard-00002.arrow").write_bytes(b"")
@@ -90,7 +90,7 @@ def test_a_shard_computed_again_to_other_values_gets_a_new_complete_file(tmp_pat
     assert not store.complete
 
 
-def test_files_of_another_place_do_not_pass(tmp_path):
+def test_files_of_another_store_fail_verification(tmp_path):
     store = filled(tmp_path)
     for ending in ("arrow", "json"):
         shutil.copy(store.path / f"shard-00001.{ending}", store.path / f"shard-00002.{ending}")
@@ -109,13 +109,13 @@ def test_files_of_another_place_do_not_pass(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"no Arrow", "not a readable Arrow stream"),
         (None, r"holds 5 rows of \['other'\], expected 5 of \['chosen_scores', 'rejected_scores'\]"),
     ],
 )
-def test_verify_reads_what_passes_its_checksum(tmp_path, undisturbed, data, said):
+def test_verify_reads_files_with_a_valid_checksum(tmp_path, undisturbed, data, message):
     store = filled(tmp_path)
     if data is None:
         other = open_store(tmp_path / "other", columns=["other"])
@@ -128,14 +128,14 @@ def test_verify_reads_what_passes_its_checksum(tmp_path, undisturbed, data, said
     sidecar.write_text(sidecar.read_text().replace(old, file_digest(path)))
     problems = store.verify()
     assert [problem.split(":")[0] for problem in problems] == ["shard-00001", "complete.json"]
-    assert re.search(said, problems[0])
+    assert re.search(message, problems[0])
     assert [shard.index for shard in store.missing()] == [1]
     store.fill(scores)
     assert tree(store) == undisturbed
     assert store.verify() == []
 
 
-def test_verify_of_an_unfinished_store_lists_what_is_not_written(tmp_path):
+def test_verify_of_an_unfinished_store_lists_missing_shards(tmp_path):
     store = open_store(tmp_path)
     assert len(store.verify()) == SHARDS + 1
     assert all("not written yet" in problem for problem in store.verify())
@@ -148,7 +148,7 @@ def _manifest_with(store: ScoreStore, **changed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda store: (store.path / "manifest.json").write_bytes(b""), "no readable manifest"),
         (lambda store: (store.path / "manifest.json").write_bytes(b"[1]"), "no readable manifest"),
@@ -158,15 +158,15 @@ def _manifest_with(store: ScoreStore, **changed) -> None:
         (lambda store: _manifest_with(store, shard_rows=6), "does not match its own checksum"),
     ],
 )
-def test_a_manifest_that_disagrees_is_refused(tmp_path, spoil, said):
+def test_a_contradictory_manifest_raises(tmp_path, spoil, message):
     spoil(open_store(tmp_path))
-    with pytest.raises(SepoError, match=said) as refusal:
+    with pytest.raises(SepoError, match=message) as refusal:
         open_store(tmp_path)
     assert str(tmp_path) in str(refusal.value)
     assert "set another token_scores_dir" in str(refusal.value)
 
 
-def test_other_rows_columns_or_identity_under_the_same_key_are_refused(tmp_path):
+def test_other_rows_columns_or_identity_under_the_same_key_raise(tmp_path):
     store = open_store(tmp_path)
     with pytest.raises(SepoError, match=f"rows {ROWS} found, 48 expected under the same identity"):
         open_store(tmp_path, rows=48)
@@ -179,7 +179,7 @@ def test_other_rows_columns_or_identity_under_the_same_key_are_refused(tmp_path)
 
 
 @pytest.mark.parametrize("budget", [0, 100, 1500, 5000])
-def test_a_full_disk_is_told_and_the_store_resumes(tmp_path, monkeypatch, undisturbed, budget):
+def test_a_full_disk_raises_and_the_store_resumes(tmp_path, monkeypatch, undisturbed, budget):
     store = open_store(tmp_path)
     left = [budget]
     real = os.write
@@ -195,11 +195,11 @@ def test_a_full_disk_is_told_and_the_store_resumes(tmp_path, monkeypatch, undist
         patch.setattr(os, "write", write)
         with pytest.raises(SepoError) as refusal:
             store.fill(scores)
-    said = str(refusal.value)
-    assert f"cannot write {store.path}" in said
-    assert "No space left on device; free space or set another token_scores_dir; finished shards are kept" in said
-    assert " bytes needed, " in said
-    assert " bytes free" in said
+    message = str(refusal.value)
+    assert f"cannot write {store.path}" in message
+    assert "No space left on device; free space or set another token_scores_dir; finished shards are kept" in message
+    assert " bytes needed, " in message
+    assert " bytes free" in message
     assert not [name for name in tree(store) if name.endswith(".tmp")]
     done = SHARDS - len(open_store(tmp_path).missing())
     assert done < SHARDS
@@ -208,7 +208,7 @@ def test_a_full_disk_is_told_and_the_store_resumes(tmp_path, monkeypatch, undist
     assert tree(store) == undisturbed
 
 
-def test_a_failing_sync_or_an_unwritable_folder_is_told(tmp_path, monkeypatch, undisturbed):
+def test_a_failing_sync_or_an_unwritable_directory_raises(tmp_path, monkeypatch, undisturbed):
     def fsync(descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -224,7 +224,7 @@ def test_a_failing_sync_or_an_unwritable_folder_is_told(tmp_path, monkeypatch, u
         open_store(tmp_path / "file")
 
 
-def test_a_really_full_file_system(small_disk):
+def test_a_full_file_system(small_disk):
     mounted, enlarge = small_disk
     place = mounted(64)
     store = open_store(place)
@@ -234,8 +234,8 @@ def test_a_really_full_file_system(small_disk):
     assert 0 < kept < SHARDS
     assert not list(store.path.glob(".*.tmp"))
     assert enlarge(4096)
-    asked = []
-    store.fill(lambda start, stop: asked.append(start) or scores(start, stop))
-    assert len(asked) == SHARDS - kept
+    computed = []
+    store.fill(lambda start, stop: computed.append(start) or scores(start, stop))
+    assert len(computed) == SHARDS - kept
     assert store.complete
     assert store.verify() == []

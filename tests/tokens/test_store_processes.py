@@ -1,4 +1,4 @@
-"""The score store and processes: killed, started together, waiting for each other."""
+"""The score store with several processes: killed, started together, waiting for each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sepo.score_store import ShardRange
 from sepo.score_store import store as _store
 from stores import COLUMNS, IDENTITY, ROWS, SHARD_ROWS, SHARDS, filled, open_store, scores, tree
 
-# One program for every test that needs processes of its own. argv: what to do, root, log of computed shards.
+# One program for all tests that need processes of their own. argv: action, root, log of computed shards.
 PROGRAM = """
 import logging, os, signal, sys, time
 from pathlib import Path
@@ -51,7 +51,7 @@ def tree(store):
     return {{file.name: file.read_bytes() for file in store.path.iterdir()}}
 
 def die_at(moment):
-    # The process kills itself at its n-th step on the disk; a write is cut in half first.
+    # The process kills itself at its n-th disk operation; a write is truncated to its half before.
     steps = iter(range(moment))
     def guarded(name, real):
         def step(*args, **kwargs):
@@ -96,7 +96,7 @@ else:
 
 @pytest.fixture
 def start(tmp_path) -> Callable[..., subprocess.Popen]:
-    """Start the program and wait until it has imported everything; a line on its stdin lets it go."""
+    """Start the program and wait until its imports are done; a line on its stdin starts the work."""
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM.format(constants=(IDENTITY, ROWS, COLUMNS, SHARD_ROWS))))
     environment = {**os.environ, "PYTHONPATH": str(Path(sepo.__file__).parents[1])}
@@ -134,7 +134,7 @@ def computed(tmp_path: Path) -> list[tuple[str, int]]:
     return [(pid, int(row)) for pid, row in map(str.split, lines)]
 
 
-def test_killed_at_random_moments_then_resumed_is_the_undisturbed_store(tmp_path, start, undisturbed):
+def test_killed_at_random_times_then_resumed_equals_the_undisturbed_store(tmp_path, start, undisturbed):
     moments = random.Random(20240823)
     kills = 10
     for _ in range(kills):
@@ -153,11 +153,11 @@ def test_killed_at_random_moments_then_resumed_is_the_undisturbed_store(tmp_path
     assert SHARDS <= len(computed(tmp_path)) <= SHARDS + kills
 
 
-def test_killed_at_every_single_step_on_the_disk_then_resumed_is_the_undisturbed_store(tmp_path, start):
+def test_killed_at_every_disk_operation_then_resumed_equals_the_undisturbed_store(tmp_path, start):
     process = start("every-moment", root=tmp_path / "root")
     output = process.communicate(timeout=90)[0]
     assert process.returncode == 0
-    # A manifest, three shards with a sidecar each and complete.json, of at least four steps each.
+    # A manifest, three shards with a sidecar each and complete.json, of at least four disk operations each.
     assert int(output) >= 8 * 4
 
 
@@ -202,7 +202,7 @@ def test_a_wait_is_logged_once_and_names_the_shards(tmp_path, start, caplog):
     assert waits == [f"waiting for other processes to score shard-00000 in {store.path}"]
 
 
-def test_a_shard_finished_between_the_look_and_the_lock_is_not_computed_again(tmp_path, monkeypatch, undisturbed):
+def test_a_shard_finished_between_check_and_lock_is_not_computed_again(tmp_path, monkeypatch, undisturbed):
     store = open_store(tmp_path)
     real = _store.locked
 
@@ -213,13 +213,13 @@ def test_a_shard_finished_between_the_look_and_the_lock_is_not_computed_again(tm
         return real(path, wait=wait)
 
     monkeypatch.setattr(_store, "locked", late)
-    asked = []
-    store.fill(lambda start, stop: asked.append(start) or scores(start, stop))
-    assert asked == [0, 5, 10]
+    starts = []
+    store.fill(lambda start, stop: starts.append(start) or scores(start, stop))
+    assert starts == [0, 5, 10]
     assert tree(store) == undisturbed
 
 
-def test_leftovers_of_dead_writers_go(tmp_path, undisturbed):
+def test_temporary_files_of_dead_writers_are_removed(tmp_path, undisturbed):
     store = open_store(tmp_path)
     for name in ("shard-00002.arrow", "shard-00002.json", "complete.json"):
         (store.path / f".{name}.4242-0badcafe.tmp").write_bytes(b"half a fi")
@@ -227,7 +227,7 @@ def test_leftovers_of_dead_writers_go(tmp_path, undisturbed):
     assert tree(store) == undisturbed
 
 
-def test_a_second_shard_size_yields_to_the_manifest(tmp_path, undisturbed):
+def test_the_shard_size_of_the_manifest_takes_precedence(tmp_path, undisturbed):
     first = open_store(tmp_path)
     second = open_store(tmp_path, shard_rows=11)
     assert second.shards == first.shards
@@ -235,7 +235,7 @@ def test_a_second_shard_size_yields_to_the_manifest(tmp_path, undisturbed):
     assert tree(first) == undisturbed
 
 
-def test_shard_sizes_that_race_for_a_new_store_agree(tmp_path):
+def test_processes_with_different_shard_sizes_agree_on_a_new_store(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         stores = list(pool.map(lambda size: open_store(tmp_path, shard_rows=size), range(3, 19)))
     assert len({tuple(store.shards) for store in stores}) == 1

@@ -1,4 +1,4 @@
-"""Texts beside a store: what is read is what was left, and nothing that happens to them reaches the scores."""
+"""Texts next to a store: they are read as written, and damage to them does not affect the scores."""
 
 import os
 import subprocess
@@ -23,8 +23,8 @@ ANSWER = st.builds(
 )
 
 
-def said(row):
-    """What a row says, with characters of several bytes and an empty token."""
+def row_text(row):
+    """Return the text of a row, with multi-byte characters and an empty token."""
     return RowText(
         f"question {row} ☃\x1b",
         AnswerText(("It", " has", f" {row}", "🕷", "", ".", "<|im_end|>"), ((3, "\ufffd"), (6, ""))),
@@ -33,10 +33,10 @@ def said(row):
 
 
 def batches(size=10, rows=ROWS):
-    return lambda: ([said(row) for row in range(start, min(start + size, rows))] for start in range(0, rows, size))
+    return lambda: ([row_text(row) for row in range(start, min(start + size, rows))] for start in range(0, rows, size))
 
 
-def test_rows_are_read_as_they_were_left_whatever_the_batches(tmp_path):
+def test_rows_are_read_as_written_for_any_batches(tmp_path):
     first, second = filled(tmp_path / "a"), filled(tmp_path / "b")
     bare = disk_size(first.path)
     assert not first.texts.present
@@ -44,19 +44,19 @@ def test_rows_are_read_as_they_were_left_whatever_the_batches(tmp_path):
     assert second.texts.leave(batches(size=ROWS))
     assert tree(first) == tree(second)
     assert disk_size(first.path) == bare + sum((first.path / f"texts.{x}").stat().st_size for x in ("parquet", "json"))
-    assert list(first.texts.read([5, 0, 46, 5, 99])) == [(row, said(row)) for row in (0, 5, 46)]
+    assert list(first.texts.read([5, 0, 46, 5, 99])) == [(row, row_text(row)) for row in (0, 5, 46)]
     assert first.verify() == []
 
 
 @given(rows=st.lists(st.builds(RowText, prompt=CLEAN, chosen=ANSWER, rejected=ANSWER), min_size=1, max_size=4))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_text_comes_back(tmp_path_factory, rows):
+def test_any_text_is_read_back(tmp_path_factory, rows):
     store = open_store(tmp_path_factory.mktemp("any"), rows=len(rows))
     assert store.texts.leave(lambda: [rows])
     assert [row for _, row in store.texts.read(range(len(rows)))] == rows
 
 
-def test_sound_texts_are_not_written_again_and_damaged_ones_are(tmp_path):
+def test_only_damaged_texts_are_written_again(tmp_path):
     store = filled(tmp_path)
     assert store.texts.leave(batches())
     whole = tree(store)
@@ -75,7 +75,7 @@ def test_sound_texts_are_not_written_again_and_damaged_ones_are(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [ROWS - 1, ROWS + 1])
-def test_texts_of_other_data_are_refused(tmp_path, rows):
+def test_texts_of_other_data_raise(tmp_path, rows):
     store = filled(tmp_path)
     before = tree(store)
     with pytest.raises(SepoError, match=f"{rows} rows of texts for a store of {ROWS}"):
@@ -83,12 +83,12 @@ def test_texts_of_other_data_are_refused(tmp_path, rows):
     assert tree(store) == before
 
 
-def test_what_fails_on_the_way_leaves_nothing(tmp_path, small_disk):
+def test_a_failed_write_leaves_no_files(tmp_path, small_disk):
     store = filled(tmp_path / "root")
     before = tree(store)
 
     def broken():
-        yield [said(0)]
+        yield [row_text(0)]
         raise RuntimeError("a tokenizer")
 
     with pytest.raises(RuntimeError):
@@ -106,7 +106,7 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path, small_disk):
     assert small.texts.leave(batches())
 
 
-def test_nobody_waits_for_another_process_and_a_store_in_use_is_not_removed(tmp_path):
+def test_no_process_waits_for_another_and_a_store_in_use_is_not_removed(tmp_path):
     store = filled(tmp_path)
 
     def meanwhile():
@@ -159,10 +159,10 @@ for moment in range(100):
 """
 
 
-def test_killed_at_every_step_on_the_disk_the_next_run_leaves_them(tmp_path):
+def test_killed_at_every_disk_operation_the_next_run_writes_them(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM.format(tests=str(Path(__file__).parent))))
     env = {**os.environ, "PYTHONPATH": str(Path(sepo.__file__).parents[1])}
     done = subprocess.run([sys.executable, program, tmp_path / "root"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) >= 6  # two files, each synced, renamed, and its folder synced
+    assert int(done.stdout) >= 6  # two files, each synced, renamed, and its directory synced

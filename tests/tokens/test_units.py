@@ -1,4 +1,4 @@
-"""Units, scopes and the data set's threshold against slow twins, and what must not change them."""
+"""Units, scopes and the data set's threshold against slow twins, and their invariances."""
 
 import doctest
 import math
@@ -26,12 +26,12 @@ RESPONSES = st.lists(st.lists(SCORES, min_size=1, max_size=14), min_size=1, max_
 
 
 def owners(group):
-    """(response, place in it) of every token of a group."""
+    """Return (response, position) of every token of a group."""
     return [(number, place) for number, response in enumerate(group) for place in range(len(response))]
 
 
 def runs_of(flags):
-    """Lengths of the maximal runs of True."""
+    """Return the lengths of the maximal runs of True."""
     lengths, length = [], 0
     for flag in [*flags, False]:
         if flag:
@@ -55,7 +55,7 @@ def slow_tokens(group, budget):
     where = owners(group)
     order = sorted(range(len(flat)), key=lambda t: (-flat[t], t))
     kept = set(order[: max(budget, len(group))])
-    for number in range(len(group)):  # a response that got nothing takes the place of the worst kept token
+    for number in range(len(group)):  # a response without a token replaces the worst selected token
         if not any(where[t][0] == number for t in kept):
             kept.remove(max(kept, key=order.index))
             kept.add(next(t for t in order if where[t][0] == number))
@@ -63,7 +63,7 @@ def slow_tokens(group, budget):
 
 
 def slow_grown(group, taken, seed, minimum):
-    """All tokens of the run around a seed, one step at a time on sets, without the tokens that are taken already."""
+    """Return the tokens of the run around a seed, grown one token at a time on sets, without selected tokens."""
     flat, where = [score for response in group for score in response], owners(group)
     number = where[seed][0]
     run = {seed}
@@ -121,7 +121,7 @@ def test_tokens_equal_their_slow_twin(group, budget):
 
 @settings(max_examples=200)
 @given(group=RESPONSES, budget=st.integers(1, 30), minimum=st.integers(1, 5))
-def test_spans_equal_their_slow_twin_have_their_length_and_the_exact_count(group, budget, minimum):
+def test_spans_equal_their_slow_twin_with_minimum_length_and_exact_count(group, budget, minimum):
     picked = pick_spans(group, budget, minimum=minimum)
     assert picked == slow_spans(group, budget, minimum)
     least = sum(min(minimum, len(response)) for response in group)
@@ -157,7 +157,7 @@ def test_steps_equal_their_slow_twin_and_are_whole(case, budget):
             assert len(flags) == 1
             lengths += [numbers.count(number)] if flags == {True} else []
     assert sum(picked) >= min(budget, len(picked))
-    if len(lengths) > len(group):  # the last one taken is what reached the budget
+    if len(lengths) > len(group):  # the last one reached the budget
         assert sum(lengths) - min(budget, len(picked)) < max(lengths)
 
 
@@ -166,7 +166,7 @@ def test_steps_equal_their_slow_twin_and_are_whole(case, budget):
 
 @st.composite
 def batches(draw):
-    """Two sides of a batch with junk in the padding, holes in the masks, and steps."""
+    """Two sides of a batch with arbitrary values in the padding, holes in the masks, and steps."""
     rows = draw(st.integers(1, 3))
     sides = []
     for largest in (True, draw(st.booleans())):
@@ -240,7 +240,7 @@ def test_a_pair_shares_one_budget(sides, ratio):
             assert won[chosen[row]].min() >= lost[sides[1][1][row] & ~rejected[row]].max()
 
 
-def test_what_does_not_fit_is_refused():
+def test_inputs_that_do_not_match_raise():
     mask = torch.ones(2, 3, dtype=torch.bool)
     side = Responses(scores=torch.zeros(2, 3), mask=mask, ratio=0.5, largest=True, what="chosen response")
     with pytest.raises(
@@ -262,7 +262,7 @@ DATASETS = st.lists(st.lists(SCORES, min_size=1, max_size=8), min_size=1, max_si
 
 
 def pieces(rows, size):
-    """The rows some at a time, as (flat scores, lengths)."""
+    """Yield the rows in chunks, as (flat scores, lengths)."""
     return [
         (
             torch.tensor([x for row in rows[i : i + size] for x in row], dtype=torch.float32),
@@ -290,7 +290,7 @@ def test_the_threshold_equals_the_global_sort(rows, ratio, largest, size):
     assert threshold.ties == flat.count(threshold.value)
     assert threshold.kept_ties == flat[:wanted].count(threshold.value)
     assert threshold == threshold_of(rows[::-1], ratio, largest, size)
-    # The rows' shares: what is better for certain, and the ties spread by a running floor.
+    # The budgets of the rows: scores above the threshold, and ties spread by a running floor.
     kept, seen, given_out, forced = [], 0, 0, 0
     for row in rows:
         better = sum(x > threshold.value if largest else x < threshold.value for x in row)
@@ -320,7 +320,7 @@ def test_without_ties_the_kept_tokens_are_those_of_the_global_sort():
         assert kept.tolist() == expected or (not any(expected) and kept.sum() == 1)
 
 
-def test_thresholds_refuse_nothing_and_nan():
+def test_thresholds_of_no_scores_and_of_nan_raise():
     with pytest.raises(SepoError, match="no scored token"):
         dataset_threshold(list, ratio=0.5, largest=True)
     with pytest.raises(SepoError, match="a token score is nan"):

@@ -1,4 +1,4 @@
-"""Models that are float64 throughout, so that twins can be compared to their last digits."""
+"""Models that compute in float64 throughout, so that slow twins can be compared to the last digits."""
 
 import pytest
 
@@ -7,5 +7,5 @@ import tiny
 
 @pytest.fixture(autouse=True)
 def exact_norms(monkeypatch):
-    """Without it every difference below 1e-7 is drowned by a float32 rounding inside the model."""
+    """Patch the norm: its float32 rounding would hide differences below 1e-7."""
     monkeypatch.setattr(tiny.LlamaRMSNorm, "forward", tiny.exact_norm)

@@ -1,4 +1,4 @@
-"""Conversations in another tokenizer and chat template: what is read, where its tokens are, what does not fit."""
+"""Conversations in another tokenizer and chat template: encoding, token spans, truncation."""
 
 import pytest
 
@@ -9,45 +9,45 @@ from sepo.text.chat_encoding import ChatReader
 PLAIN = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
 
 
-def conversation(*answers, system="", tools="", turns=("How many legs?",)):
+def conversation(*responses, system="", tools="", turns=("How many legs?",)):
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
-    return {"messages": messages, "answers": list(answers), "system": system, "tools": tools}
+    return {"messages": messages, "answers": list(responses), "system": system, "tools": tools}
 
 
 def reader(template=PLAIN, name="byte_level", **options):
     return ChatReader(foreign.tokenizer(name), name="the oracle", chat_template=template, **options)
 
 
-def covered(read, answer):
-    return [answer[start:end] for start, end in read.spans.offsets]
+def covered(read, response):
+    return [response[start:end] for start, end in read.spans.offsets]
 
 
 @pytest.mark.parametrize("name", sorted(foreign.MAKERS))
-@pytest.mark.parametrize("answer", ["It has 8 legs.", "  a tail\n", "你好 🕷️", "wings <s> or </s> none", "a", "s"])
-def test_the_answer_is_the_tokens_after_what_the_template_writes(name, answer):
-    (read,) = reader(name=name).read(conversation(answer))
+@pytest.mark.parametrize("response", ["It has 8 legs.", "  a tail\n", "你好 🕷️", "wings <s> or </s> none", "a", "s"])
+def test_the_response_is_the_tokens_after_the_text_of_the_template(name, response):
+    (read,) = reader(name=name).read(conversation(response))
     words = foreign.tokenizer(name)
-    text = f"<s>user\nHow many legs?</s>\n<s>assistant\n{answer}</s>\n"
+    text = f"<s>user\nHow many legs?</s>\n<s>assistant\n{response}</s>\n"
     assert read.input_ids == words(text, add_special_tokens=False)["input_ids"]
     ids = read.input_ids[read.response_start :]
     assert len(ids) == len(read.spans.offsets)
     assert ids[read.spans.end_of_turn] == words.eos_token_id
-    letters = {i for i, letter in enumerate(answer) if letter.isascii() and letter.isalnum()}
+    letters = {i for i, letter in enumerate(response) if letter.isascii() and letter.isalnum()}
     places = [range(start, end) for start, end in read.spans.offsets]
     assert letters <= {place for part in places for place in part}
 
 
-def test_a_template_that_trims_is_followed_and_the_places_are_those_of_the_whole_answer():
+def test_spans_of_a_trimming_template_are_those_in_the_whole_response():
     template = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} </s>{% endfor %}"
-    answer = " \n It has 8 legs.  "
-    (read,) = reader(template).read(conversation(answer))
+    response = " \n It has 8 legs.  "
+    (read,) = reader(template).read(conversation(response))
     assert foreign.tokenizer("byte_level").decode(read.input_ids).endswith("[assistant] It has 8 legs. </s>")
-    assert "".join(covered(read, answer)) == "It has 8 legs."
-    assert read.spans.offsets[-1] == (len(answer), len(answer))
+    assert "".join(covered(read, response)) == "It has 8 legs."
+    assert read.spans.offsets[-1] == (len(response), len(response))
 
 
-def test_words_that_a_template_puts_before_an_answer_are_no_part_of_it():
+def test_text_that_a_template_adds_before_a_response_belongs_to_the_prompt():
     template = PLAIN.replace("{{ m.content }}", "{% if m.role == 'assistant' %}a tail: {% endif %}{{ m.content }}")
     read, other = reader(template).read(conversation("a tail", "It"))
     words = foreign.tokenizer("byte_level")
@@ -56,7 +56,7 @@ def test_words_that_a_template_puts_before_an_answer_are_no_part_of_it():
     assert "".join(covered(other, "It")) == "It"
 
 
-def test_a_system_prompt_goes_into_the_first_turn_where_the_template_refuses_one():
+def test_a_system_prompt_goes_into_the_first_turn_if_the_template_rejects_it():
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
     (read,) = reader(refusing).read(conversation("x", system="Be brief."))
     assert "<s>user\nBe brief.\n\nHow many legs?</s>" in foreign.tokenizer("byte_level").decode(read.input_ids)
@@ -64,7 +64,7 @@ def test_a_system_prompt_goes_into_the_first_turn_where_the_template_refuses_one
     assert "<s>system\nBe brief.</s>\n<s>user" in foreign.tokenizer("byte_level").decode(read.input_ids)
 
 
-def test_what_a_template_refuses_is_one_line():
+def test_errors_of_a_template_are_one_line():
     never = "{{ raise_exception('roles must alternate\nalways') }}"
     with pytest.raises(SepoError, match="the oracle rejects the conversation that begins with 'How many") as caught:
         reader(never).read(conversation("x"))
@@ -85,20 +85,20 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day():
     assert foreign.tokenizer("byte_level").decode(read.input_ids).startswith("26 Jul 2024 26 Jul 2024\n")
 
 
-def test_what_does_not_fit_goes_from_the_conversation_first():
-    answer = "It has 8 legs."
-    (whole,) = reader().read(conversation(answer))
-    response = len(whole.input_ids) - whole.response_start
+def test_the_conversation_is_truncated_before_the_response():
+    response = "It has 8 legs."
+    (whole,) = reader().read(conversation(response))
+    length = len(whole.input_ids) - whole.response_start
     for limit in range(2, len(whole.input_ids) + 2):
-        (read,) = reader(max_tokens=limit).read(conversation(answer))
+        (read,) = reader(max_tokens=limit).read(conversation(response))
         assert len(read.input_ids) == min(limit, len(whole.input_ids))
         assert read.input_ids[0] == whole.input_ids[0]
         kept = len(read.input_ids) - read.response_start
-        assert kept == min(response, limit - 1) == len(read.spans.offsets)
+        assert kept == min(length, limit - 1) == len(read.spans.offsets)
         assert read.input_ids[read.response_start :] == whole.input_ids[whole.response_start :][:kept]
         assert read.spans.offsets == whole.spans.offsets[:kept]
         assert (read.spans.end_of_turn is None) == (kept <= whole.spans.end_of_turn)
-        assert read.response_cut == (kept < response)
+        assert read.response_cut == (kept < length)
         assert read.prompt_cut == (limit < len(whole.input_ids))
 
 
@@ -114,13 +114,13 @@ class Slow:
         return getattr(self.words, name)
 
 
-def test_a_slow_tokenizer_is_placed_by_what_its_tokens_decode_to():
+def test_tokens_of_a_slow_tokenizer_are_located_by_decoding():
     made = ChatReader(Slow(foreign.tokenizer("byte_level")), name="the oracle", chat_template=PLAIN)
-    answer = "It has 8 🕷️."
-    (read,) = made.read(conversation(answer))
-    (fast,) = reader().read(conversation(answer))
+    response = "It has 8 🕷️."
+    (read,) = made.read(conversation(response))
+    (fast,) = reader().read(conversation(response))
     assert (read.input_ids, read.response_start) == (fast.input_ids, fast.response_start)
     assert read.spans == fast.spans
     lossy = ChatReader(Slow(foreign.tokenizer("wordpiece")), name="the oracle", chat_template=PLAIN)
     with pytest.raises(SepoError, match=r"do not decode to the response 'It has 8 .* returns no offsets"):
-        lossy.read(conversation(answer))
+        lossy.read(conversation(response))

@@ -1,4 +1,4 @@
-"""The selection beside the host's batch: aligned with the labels, refused where counts disagree."""
+"""The selection in the host's batch: aligned with the labels, with an error if counts disagree."""
 
 import doctest
 
@@ -12,7 +12,7 @@ from sepo.training import SELECTION, STEPS, SelectionCollator, StepCollator
 
 
 def pad(rows):
-    """A host's pairwise collator: chosen rows first, padded on the right."""
+    """Collate like a host's pairwise collator: chosen rows first, padded on the right."""
     labels = [row["chosen_labels"] for row in rows] + [row["rejected_labels"] for row in rows]
     width = max(map(len, labels)) + 2
     return {"labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]), "other": "kept"}
@@ -37,7 +37,7 @@ def test_docstring_examples():
     assert results.failed == 0
 
 
-def test_selection_is_bool_and_stands_where_the_labels_stand():
+def test_selection_is_bool_and_aligned_with_the_labels():
     batch = collate(
         feature([-100, -100, 5, 6, 7], [-100, 8, 9], [0.1, 0.9, 0.5], [0.3, -0.3]),
         feature([-100, 5, -100, 6], [-100, -100, -100, 7, 8, 9], [0.2, 0.1], [0.0, -1.0, 1.0]),  # a hole in a response
@@ -65,10 +65,10 @@ def test_ratio_one_selects_every_scorable_label():
 
 
 def test_the_first_token_of_a_row_cannot_be_scored():
-    """A response without a prompt: position 0 has no predecessor, so its label takes no score and is not selected."""
+    """A response without a prompt: position 0 has no predecessor, so its label has no score and is not selected."""
     batch = collate(feature([5, 6, 7], [8, 9], [0.1, 0.9], [0.5]), chosen_ratio=0.5)
     assert batch[SELECTION].int().tolist() == [[0, 0, 1, 0, 0], [0, 1, 0, 0, 0]]
-    assert batch["labels"][0, 0] == 5  # the host's labels stay as they are
+    assert batch["labels"][0, 0] == 5  # the host's labels are not changed
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_first_token_of_a_row_cannot_be_scored():
         ([0.1, 0.2], [], "0 scores for a rejected response of 1 tokens"),
     ],
 )
-def test_scores_of_other_data_are_refused(chosen_scores, rejected_scores, message):
+def test_scores_of_other_data_raise(chosen_scores, rejected_scores, message):
     with pytest.raises(SepoError, match=message):
         collate(
             feature([-100, 5], [-100, 7], [0.1], [0.1]),
@@ -88,13 +88,13 @@ def test_scores_of_other_data_are_refused(chosen_scores, rejected_scores, messag
 
 
 def test_scores_are_compared_in_float32():
-    """Neighbours that bfloat16 cannot tell apart: the later one is higher and must win."""
+    """Two scores that are equal in bfloat16: the later one is higher and must be selected."""
     batch = collate(feature([-100, 5, 6], [-100, 7, 8], [1.0, 1.0 + 2**-20], [-1.0, -1.0 - 2**-20]), chosen_ratio=0.5)
     assert batch[SELECTION].int().tolist() == [[0, 0, 1, 0, 0], [0, 0, 1, 0, 0]]
 
 
 def test_steps_and_counts_reach_the_selection():
-    """By steps whole sentences are taken; by counts each response its own number, whatever the ratio."""
+    """Steps select whole sentences; counts set the budget of each response, independent of the ratio."""
     row = feature([-100, 5, 6, 7, 8], [-100, 8, 9], [0.1, 0.9, 0.6, 0.0], [0.3, -0.3])
     row |= {"chosen_steps": [0, 0, 1, 1], "rejected_steps": [0, 1], "chosen_counts": 3, "rejected_counts": 1}
 
@@ -109,7 +109,7 @@ def test_steps_and_counts_reach_the_selection():
     assert both == [[0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]
 
 
-def test_step_numbers_stand_where_the_labels_stand():
+def test_step_numbers_are_aligned_with_the_labels():
     rows = [
         feature([-100, 5, -100, 6], [-100, 7], [], []) | {"chosen_steps": [1, 2], "rejected_steps": [3]},
         feature([5, 6], [-100, -100, 7, 8], [], []) | {"chosen_steps": [4], "rejected_steps": [5, 6]},

@@ -1,4 +1,4 @@
-"""A reference that was run beforehand: its log-probabilities beside the batch give the step that a live one gives."""
+"""A precomputed reference: the step with stored log-probabilities equals that with a live reference."""
 
 import contextlib
 import doctest
@@ -21,7 +21,7 @@ FLOAT32 = 1e-6
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
 def models(world, request):
-    """Policy and reference, and how far apart two ways to compute the same step may be."""
+    """Policy and reference, and the tolerance between two ways to compute the same step."""
     names = ("policy", "base")
     loaded = [LlamaForCausalLM.from_pretrained(world / name, dtype=request.param).eval() for name in names]
     return *loaded, FLOAT32 if request.param == torch.float64 else 2e-5
@@ -32,7 +32,7 @@ def running(model):
 
 
 def stored(reference, pairs, batch_tokens=64):
-    """The pairs with their reference log-probabilities, computed in batches of their own."""
+    """Return the pairs with their reference log-probabilities, computed in separate batches."""
     scorer = LogProbScorer(ScoringModel(reference, contextlib.nullcontext), batch_tokens=batch_tokens)
     rows = [dict(pair) for pair in pairs]
     for side in ("chosen", "rejected"):
@@ -57,7 +57,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_stored_reference_gives_the_step_of_a_live_one(models, name):
+def test_a_stored_reference_equals_a_live_one(models, name):
     policy, reference, tolerance = models
     objective = next(word for word in name.replace(",", "").split() if not word.startswith("oracle"))
     method = resolve_method(objective, **METHODS[name])
@@ -69,7 +69,7 @@ def test_a_stored_reference_gives_the_step_of_a_live_one(models, name):
     assert abs(live.metrics["kl/chosen"]) > 1e-3
 
 
-def test_it_goes_with_token_rewards(models):
+def test_it_composes_with_token_rewards(models):
     policy, reference, tolerance = models
     method = resolve_method("dpo_reg")
     live = RewardCollator(lambda rows: collate(rows, method), origin="oracle")
@@ -87,7 +87,7 @@ def test_padding_and_order_do_not_matter(models):
     assert_same(policy, preference_step(policy, moved, method=method).loss, whole.loss, tolerance=tolerance)
 
 
-def test_a_reference_that_is_given_is_run(models):
+def test_a_given_reference_takes_precedence(models):
     policy, reference, _ = models
     method = resolve_method("dpo")
     batch = batch_of(stored(policy, PAIRS), method)
@@ -107,13 +107,13 @@ def test_log_probabilities_survive_an_engine_that_casts_floating_inputs(models):
     batch = batch_of(rows, resolve_method("dpo"))
     cast = {name: x.bfloat16() if x.is_floating_point() else x for name, x in batch.items()}
     found = batch_floats(cast, REF_LOGPS, missing="")
-    answers = batch["labels"] != -100
+    at_responses = batch["labels"] != -100
     for index, side in enumerate(["chosen"] * 4 + ["rejected"] * 4):
-        assert found[index, answers[index]].tolist() == rows[index % 4][f"{side}_ref_logps"]
-    assert not found[~answers].any()
+        assert found[index, at_responses[index]].tolist() == rows[index % 4][f"{side}_ref_logps"]
+    assert not found[~at_responses].any()
 
 
-def test_log_probabilities_of_other_data_are_refused(models):
+def test_log_probabilities_of_other_data_raise(models):
     rows = stored(models[1], PAIRS)
     rows[1]["rejected_ref_logps"] += [-1.0]
     with pytest.raises(SepoError, match=r"\d+ reference log-probabilities for a rejected response of \d+ tokens"):
@@ -127,7 +127,7 @@ def test_log_probabilities_of_other_data_are_refused(models):
         ("tdpo2", "stored log-probabilities are not enough: it needs the whole distribution"),
     ],
 )
-def test_what_is_missing_is_said(models, objective, message):
+def test_missing_references_raise(models, objective, message):
     policy, reference, _ = models
     method = resolve_method(objective)
     batch = collate(PAIRS, method) if objective == "dpo" else batch_of(stored(reference, PAIRS), method)

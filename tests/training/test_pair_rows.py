@@ -1,4 +1,4 @@
-"""Rows for a bare trainer: what a chat template makes of pairs, their scores and rewards, their batches."""
+"""Rows for PreferenceTrainer: encoding with a chat template, scores and rewards, batches."""
 
 import copy
 import doctest
@@ -39,7 +39,7 @@ def load(world, name):
     return LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64).eval()
 
 
-def test_the_template_puts_prompt_and_answer_together(words):
+def test_the_template_joins_prompt_and_response(words):
     first, second = encode_pairs(PAIRS, words)
     prompt = "<|im_start|>user\nHow many legs has a spider?<|im_end|>\n<|im_start|>assistant\n"
     assert words.decode(first["prompt_ids"]) == prompt
@@ -50,7 +50,7 @@ def test_the_template_puts_prompt_and_answer_together(words):
     assert first["prompt"] == PAIRS[0]["prompt"]
 
 
-def test_max_tokens_cuts_the_responses_end(words):
+def test_max_tokens_truncates_the_end_of_responses(words):
     (whole,) = encode_pairs(PAIRS[:1], words)
     room = len(whole["prompt_ids"]) + 3
     (cut,) = encode_pairs(PAIRS[:1], words, max_tokens=room)
@@ -74,12 +74,12 @@ def test_max_tokens_cuts_the_responses_end(words):
         ({"prompt": "?", "chosen": "a", "rejected": [{"content": "b"}] * 2}, "expected one response"),
     ],
 )
-def test_rows_that_are_no_pairs_are_named(words, row, message):
+def test_rows_that_are_not_pairs_raise(words, row, message):
     with pytest.raises(SepoError, match=message):
         encode_pairs([row], words)
 
 
-def test_templates_that_cannot_be_followed_are_refused(words):
+def test_unsupported_templates_raise(words):
     changed = copy.deepcopy(words)
     changed.chat_template = "{{ messages | length }}" + words.chat_template
     with pytest.raises(SepoError, match="writes the prompt of row 0 differently"):
@@ -101,8 +101,8 @@ def test_scores_are_the_oracles_log_ratios(world, words):
             for side in ("chosen", "rejected"):
                 ids = [*row["prompt_ids"], *row[f"{side}_ids"]]
                 labels = [-100] * len(row["prompt_ids"]) + row[f"{side}_ids"]
-                ours, theirs = (torch.stack(slow_log_probs(m.eval(), ids, labels)) for m in (oracle, base))
-                assert row[f"{side}_scores"] == pytest.approx((ours - theirs).tolist(), rel=1e-4, abs=1e-6)
+                result, target = (torch.stack(slow_log_probs(m.eval(), ids, labels)) for m in (oracle, base))
+                assert row[f"{side}_scores"] == pytest.approx((result - target).tolist(), rel=1e-4, abs=1e-6)
     assert "chosen_scores" not in rows[0]
 
 
@@ -118,7 +118,7 @@ def test_a_peft_oracle_is_its_own_base_without_the_adapter(world, words):
     assert score_rows(rows, oracle=adapted) == expected
 
 
-def test_scoring_models_that_cannot_score_are_refused(world, words):
+def test_unsuitable_scoring_models_raise(world, words):
     rows, oracle = encode_pairs(PAIRS, words), load(world, "oracle")
     for base in (oracle, None):
         with pytest.raises(SepoError, match="the oracle and its base are the same model"):
@@ -129,14 +129,14 @@ def test_scoring_models_that_cannot_score_are_refused(world, words):
 
 
 def test_rewards_compare_the_two_prompts(world, words):
-    """Row by row from full logits: the answer's own tokens after each prompt with its marker line."""
+    """Row by row from full logits: the response's own tokens after each prompt with its marker line."""
     rows, model = encode_pairs(PAIRS[:1], words), load(world, "policy")
     (row,) = reward_rows(rows, model=model, tokenizer=words)
     for side in ("chosen", "rejected"):
         logps = {}
         for direction in ("better", "worse"):
-            asked = revision_prompt(PAIRS[0]["prompt"], PAIRS[0][side], direction)
-            text = f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{answer_marker(direction)}"
+            content = revision_prompt(PAIRS[0]["prompt"], PAIRS[0][side], direction)
+            text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n{answer_marker(direction)}"
             prefix = words.encode(text, add_special_tokens=False)
             labels = [-100] * len(prefix) + row[f"{side}_ids"]
             with torch.no_grad():
@@ -148,7 +148,7 @@ def test_rewards_compare_the_two_prompts(world, words):
         reward_rows(long, model=model, tokenizer=words)
 
 
-def test_an_oracles_scores_stand_in_for_rewards(world, words):
+def test_an_oracles_scores_can_replace_rewards(world, words):
     method = resolve_method("dpo_reg")
     (row,) = score_rows(encode_pairs(PAIRS[:1], words), oracle=load(world, "oracle"), base=load(world, "base"))
     rewards = token_rewards(PairCollator(method)([row]))
@@ -171,7 +171,7 @@ def test_steps_follow_the_sentences(words):
         PairCollator(method)(encode_pairs(PAIRS[:1], words))
 
 
-def test_a_dataset_scope_asks_for_its_counts(world, words):
+def test_the_scope_dataset_requires_counts(world, words):
     rows = score_rows(encode_pairs(PAIRS[:1], words), oracle=load(world, "oracle"), base=load(world, "base"))
     method = resolve_method("sepo", scope="dataset")
     with pytest.raises(SepoError, match=r"scope 'dataset' reads .* no chosen_counts, rejected_counts"):

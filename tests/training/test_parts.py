@@ -1,4 +1,4 @@
-"""A batch in parts: the loss, the gradients and the metrics of the whole, whatever the budget."""
+"""A batch in parts: loss, gradients and metrics equal those of the whole for every budget."""
 
 import contextlib
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def models(world):
 
 
 def gradients_of(model, loss):
-    """The gradients after the last part's backward pass."""
+    """Return the gradients after the backward pass of the last part."""
     loss.backward()
     made = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -61,11 +61,11 @@ def run_backward(compute):
     return loss.detach()
 
 
-def assert_same(ours, theirs):
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-11)
-    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-10, atol=1e-11)
-    assert list(ours[2]) == list(theirs[2])
-    assert ours[2] == pytest.approx(theirs[2], rel=1e-5, abs=1e-6)
+def assert_same(result, target):
+    assert result[0] == pytest.approx(target[0], rel=1e-11)
+    torch.testing.assert_close(result[1], target[1], rtol=1e-10, atol=1e-11)
+    assert list(result[2]) == list(target[2])
+    assert result[2] == pytest.approx(target[2], rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared prompts", "padded"])
@@ -118,7 +118,7 @@ def test_evaluation_needs_no_backward_pass(models):
     assert split.loss.item() == pytest.approx(whole.loss.item(), rel=1e-12)
 
 
-def test_optimizers_that_step_in_the_backward_pass_are_refused():
+def test_optimizers_that_step_in_the_backward_pass_raise():
     class Trainer(SplitsBatches):
         args = type("Arguments", (), {"optim": "adalomo"})
         batch_tokens = 10
@@ -127,12 +127,12 @@ def test_optimizers_that_step_in_the_backward_pass_are_refused():
         Trainer().check_batch_tokens()
 
 
-def test_rows_that_are_shared_out_are_not_laid_out(monkeypatch):
-    """By the parallelism that accelerate's own trainer would have; some versions know one kind of the two only."""
+def test_sharded_rows_have_no_layout(monkeypatch):
+    """With the parallelism configuration of accelerate; some versions have only one of the two kinds."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     trainer = SplitsBatches()
     trainer.args = SimpleNamespace(neftune_noise_alpha=None)
-    for sizes, shared_out in (({"cp_size": 2}, True), ({"dp_replicate_size": 2}, False)):
+    for sizes, sharded in (({"cp_size": 2}, True), ({"dp_replicate_size": 2}, False)):
         trainer.accelerator = SimpleNamespace(parallelism_config=ParallelismConfig(**sizes))
-        assert trainer.shards_rows() is shared_out
-        assert trainer.shares_prompts() is not shared_out
+        assert trainer.shards_rows() is sharded
+        assert trainer.shares_prompts() is not sharded

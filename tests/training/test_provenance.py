@@ -1,4 +1,4 @@
-"""What a run leaves of its recipe holds no secret."""
+"""The recipe that a run saves contains no secrets."""
 
 import json
 
@@ -16,7 +16,7 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def test_what_is_no_secret_is_kept_as_it_is():
+def test_other_values_are_kept_unchanged():
     assert redacted(HARMLESS) == HARMLESS
 
 

@@ -1,4 +1,4 @@
-"""The record of what a run selected is what its steps used: stored, live, in parts, over several batches, resumed."""
+"""The record of selected tokens equals what the steps used: stored, live, in parts, accumulated, resumed."""
 
 import contextlib
 import json
@@ -45,10 +45,10 @@ def models(world):
     return [LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64).eval() for name in ("policy", "base")]
 
 
-def begun(folder, method, *, rows=ROWS, last=4, step=0):
+def started(directory, method, *, rows=ROWS, last=4, step=0):
     record = TokenRecord(method=method, tokenizer=tiny.tokenizer(), rows=Rows(rows))
     state = SimpleNamespace(max_steps=last, global_step=step)
-    record.on_train_begin(SimpleNamespace(output_dir=str(folder)), state, None)
+    record.on_train_begin(SimpleNamespace(output_dir=str(directory)), state, None)
     return record
 
 
@@ -61,13 +61,13 @@ def step(models, record, batch, method, number, **options):
 
 
 def places(row, side, kept):
-    """Selected tokens [T - 1, shifted] as indices in the answer."""
+    """Return the selected tokens [T - 1], shifted, as indices in the response."""
     first = row[f"{side}_labels"].index(next(label for label in row[f"{side}_labels"] if label != IGNORE))
     return [int(place) + 1 - first for place in kept.nonzero().flatten()]
 
 
 def test_stored_scores_with_the_selection_of_the_collator(models, tmp_path):
-    record = begun(tmp_path, SEPO)
+    record = started(tmp_path, SEPO)
     batch = collate(ROWS, extra=3)
     plain = preference_step(models[0], batch, method=SEPO)
     assert step(models, record, batch, SEPO, 1).loss.item() == plain.loss.item()
@@ -76,11 +76,11 @@ def test_stored_scores_with_the_selection_of_the_collator(models, tmp_path):
     for index, (row, pair) in enumerate(zip(ROWS, pairs, strict=True)):
         assert (pair.row, pair.step) == (index, 1)
         for number, side in enumerate(SIDES):
-            answer, labels = getattr(pair, side), [x for x in row[f"{side}_labels"] if x != IGNORE]
-            assert list(answer.tokens) == TokenTexts(tiny.tokenizer()).spelling(labels)
-            assert answer.scores == pytest.approx(row[f"{side}_scores"], rel=1e-8)
+            response, labels = getattr(pair, side), [x for x in row[f"{side}_labels"] if x != IGNORE]
+            assert list(response.tokens) == TokenTexts(tiny.tokenizer()).spelling(labels)
+            assert response.scores == pytest.approx(row[f"{side}_scores"], rel=1e-8)
             kept = batch[SELECTION][number * len(ROWS) + index][1:]
-            assert [i for i, on in enumerate(answer.selected) if on] == places(row, side, kept)
+            assert [i for i, on in enumerate(response.selected) if on] == places(row, side, kept)
 
 
 @pytest.mark.parametrize("name", ["selective_dpo", "confidence"])
@@ -90,7 +90,7 @@ def test_live_scores_are_those_that_selected(models, tmp_path, name):
         if name == "selective_dpo"
         else resolve_method("simpo", token_scorer="confidence", chosen_ratio=0.5, rejected_ratio=0.5)
     )
-    record = begun(tmp_path, method)
+    record = started(tmp_path, method)
     step(models, record, collate(ROWS, method), method, 1)
     for pair in read_record(tmp_path)[0]:
         given = {}
@@ -104,19 +104,19 @@ def test_live_scores_are_those_that_selected(models, tmp_path, name):
             assert kept[0].tolist() == list(getattr(pair, side).selected)
 
 
-def test_no_scorer_no_scores_and_every_token(models, tmp_path):
+def test_without_a_scorer_there_are_no_scores_and_all_tokens(models, tmp_path):
     method = resolve_method("simpo")
-    record = begun(tmp_path, method, rows=[{k: v for k, v in row.items() if "scores" not in k} for row in ROWS])
+    record = started(tmp_path, method, rows=[{k: v for k, v in row.items() if "scores" not in k} for row in ROWS])
     step(models, record, collate(ROWS, method), method, 1)
     pairs, _ = read_record(tmp_path)
     assert all(all(getattr(pair, side).selected) for pair in pairs for side in SIDES)
     assert all(score != score for pair in pairs for side in SIDES for score in getattr(pair, side).scores)
 
 
-def test_an_answer_at_the_very_start_has_a_token_that_nothing_selects(models, tmp_path):
+def test_the_first_token_of_a_response_without_a_prompt_is_never_selected(models, tmp_path):
     row = {"chosen_input_ids": [7, 8, 9], "chosen_labels": [7, 8, 9], "rejected_input_ids": [5, 6],
            "rejected_labels": [5, 6], "chosen_scores": [1.0, -1.0], "rejected_scores": [2.0]}  # fmt: skip
-    record = begun(tmp_path, SEPO, rows=[row])
+    record = started(tmp_path, SEPO, rows=[row])
     step(models, record, collate([row]), SEPO, 1)
     (pair,) = read_record(tmp_path)[0]
     assert pair.prompt == ""
@@ -126,10 +126,10 @@ def test_an_answer_at_the_very_start_has_a_token_that_nothing_selects(models, tm
 
 
 def test_parts_record_pairs_of_the_first_one_once(models, tmp_path):
-    """Two processes agreed on more parts than this one has: its first part runs twice and is recorded once."""
-    record = begun(tmp_path, SEPO)
+    """If another process has more parts, the first part runs twice and is recorded once."""
+    record = started(tmp_path, SEPO)
     step(models, record, collate(ROWS), SEPO, 1, parts=Parts(30, agree=lambda parts: parts + 2))
-    whole = begun(tmp_path / "whole", SEPO)
+    whole = started(tmp_path / "whole", SEPO)
     (tmp_path / "whole").mkdir()
     step(models, whole, collate(ROWS), SEPO, 1)
     pairs, _ = read_record(tmp_path)
@@ -138,8 +138,8 @@ def test_parts_record_pairs_of_the_first_one_once(models, tmp_path):
     assert {pair.row: pair for pair in pairs}.items() <= {p.row: p for p in read_record(tmp_path / "whole")[0]}.items()
 
 
-def test_few_steps_and_few_pairs_of_each_whatever_the_accumulation(models, tmp_path):
-    record = begun(tmp_path, SEPO, last=1000)
+def test_few_steps_and_few_pairs_of_each_for_any_accumulation(models, tmp_path):
+    record = started(tmp_path, SEPO, last=1000)
     steps = recorded_steps(1000)
     watched = [number for number in range(1, 1001) if record.watch(number) is not None]
     assert watched == steps
@@ -155,9 +155,9 @@ def test_few_steps_and_few_pairs_of_each_whatever_the_accumulation(models, tmp_p
         assert recorded_steps(last)[-1] == last
 
 
-def test_a_run_that_goes_on_does_its_later_steps_again(models, tmp_path):
-    def trained(steps, begin, folder=tmp_path):
-        record = begun(folder, SEPO, step=begin)
+def test_a_resumed_run_records_its_later_steps_again(models, tmp_path):
+    def trained(steps, begin, directory=tmp_path):
+        record = started(directory, SEPO, step=begin)
         for number in steps:
             step(models, record, collate(ROWS[number - 1 : number]), SEPO, number)
 
@@ -167,14 +167,14 @@ def test_a_run_that_goes_on_does_its_later_steps_again(models, tmp_path):
     (tmp_path / RECORD_FILE).write_bytes(whole[:-40])  # killed in the middle of a line
     trained(range(3, 5), 2)
     assert (tmp_path / RECORD_FILE).read_bytes() == whole
-    trained(range(1, 5), 0)  # begun anew in the same folder
+    trained(range(1, 5), 0)  # restarted in the same directory
     assert (tmp_path / RECORD_FILE).read_bytes() == whole
 
 
-@pytest.mark.parametrize("trouble", ["folder", "tokenizer"])
-def test_what_hinders_it_is_one_warning_and_the_step_is_the_same(models, tmp_path, caplog, trouble):
-    record = begun(tmp_path, SEPO)
-    if trouble == "folder":
+@pytest.mark.parametrize("trouble", ["directory", "tokenizer"])
+def test_a_failure_is_one_warning_and_does_not_change_the_step(models, tmp_path, caplog, trouble):
+    record = started(tmp_path, SEPO)
+    if trouble == "directory":
         (tmp_path / RECORD_FILE).mkdir()
     else:
         record.tokenizer = SimpleNamespace()
@@ -185,10 +185,10 @@ def test_what_hinders_it_is_one_warning_and_the_step_is_the_same(models, tmp_pat
     assert "the run continues" in line
 
 
-def test_steps_of_units_do_not_hinder_it(models, tmp_path):
+def test_it_records_with_step_units(models, tmp_path):
     method = resolve_method("simpo", token_scorer="confidence", unit="step")
     rows = [{**row, **{f"{s}_steps": [i // 2 for i in range(len(row[f"{s}_scores"]))] for s in SIDES}} for row in ROWS]
-    record = begun(tmp_path, method, rows=rows)
+    record = started(tmp_path, method, rows=rows)
     step(models, record, StepCollator(lambda given: collate(given, method))(rows), method, 1)
     assert len(read_record(tmp_path)[0]) == 6
 
@@ -202,8 +202,8 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", [*CHANGES, "[]", "null", "[" * 5000, "\0"])
-def test_a_line_that_is_no_pair_is_counted_and_left_out(models, tmp_path, change):
-    record = begun(tmp_path, SEPO)
+def test_a_line_that_is_not_a_pair_is_counted_and_skipped(models, tmp_path, change):
+    record = started(tmp_path, SEPO)
     step(models, record, collate(ROWS[:2]), SEPO, 1)
     first, second = (tmp_path / RECORD_FILE).read_text().splitlines()
     assert json.loads(first)["row"] == 0

@@ -1,4 +1,4 @@
-"""Steps that compare the policy with a reference, against a loop over full logits; and whose reference it is."""
+"""Steps with a reference against a loop over full logits, and the kinds of references."""
 
 import contextlib
 import copy
@@ -31,10 +31,10 @@ def running(model):
 
 def log_ratios(policy, reference, pair, side):
     ids, labels = pair[f"{side}_input_ids"], pair[f"{side}_labels"]
-    ours = slow_log_probs(policy, ids, labels)
+    policy_logps = slow_log_probs(policy, ids, labels)
     with torch.no_grad():
-        theirs = slow_log_probs(reference, ids, labels)
-    return [a - b for a, b in zip(ours, theirs, strict=True)]
+        ref_logps = slow_log_probs(reference, ids, labels)
+    return [a - b for a, b in zip(policy_logps, ref_logps, strict=True)]
 
 
 def slow_loss(policy, reference, objective, beta):
@@ -60,7 +60,7 @@ def test_step_equals_the_slow_loss(policy, reference, objective, beta):
     assert all(parameter.grad is None for parameter in reference.parameters())
 
 
-def test_live_selection_is_logged_and_keeps_to_its_ratio(policy, reference):
+def test_live_selection_is_logged_and_has_its_ratio(policy, reference):
     method = resolve_method("selective_dpo", chosen_ratio=0.5, rejected_ratio=0.25)
     metrics = preference_step(policy, collate(PAIRS, method), method=method, reference=running(reference)).metrics
     lengths = [[len(pair[f"{side}_scores"]) for pair in PAIRS] for side in ("chosen", "rejected")]
@@ -82,7 +82,7 @@ def test_drift_and_clamped_share(policy, reference):
 
 @pytest.mark.parametrize("objective", ["minor_dpo", "simpo", "ipo"])
 def test_oracle_selection_composes_with_any_objective(policy, reference, objective):
-    """Over the selected tokens the loss is the objective's own over responses that hold these tokens only."""
+    """The loss over selected tokens equals the objective over responses with these tokens only."""
     selective = resolve_method(objective, token_scorer="oracle", chosen_ratio=0.4, rejected_ratio=0.25)
     plain = resolve_method(objective)
     batch = collate(PAIRS, selective)
@@ -93,7 +93,7 @@ def test_oracle_selection_composes_with_any_objective(policy, reference, objecti
     assert_same(policy, output.loss, expected.loss)
 
 
-def test_a_method_with_a_reference_asks_for_one(policy):
+def test_a_method_with_a_reference_requires_one(policy):
     method = resolve_method("dpo")
     with pytest.raises(SepoError, match="dpo compares the policy with a reference, and none was given"):
         preference_step(policy, collate(PAIRS, method), method=method)
@@ -109,7 +109,7 @@ def adapted(world):
     return model
 
 
-def test_starting_policy_is_the_policy_as_it_was(world):
+def test_starting_policy_is_the_initial_policy(world):
     method = resolve_method("minor_dpo", beta=0.3)
     model = adapted(world)
     frozen = copy.deepcopy(model).requires_grad_(False)
@@ -139,7 +139,7 @@ def test_starting_policy_is_the_policy_as_it_was(world):
         assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trainable
 
 
-def test_starting_policy_comes_back_after_an_error(world):
+def test_current_weights_are_restored_after_an_error(world):
     model = adapted(world)
     start = StartingPolicy(model)
     parameter = next(parameter for parameter in model.parameters() if parameter.requires_grad)
@@ -152,7 +152,7 @@ def test_starting_policy_comes_back_after_an_error(world):
     assert torch.equal(parameter, now)
 
 
-def test_adapter_off_equals_a_separate_reference_model(world):
+def test_a_disabled_adapter_equals_a_separate_reference_model(world):
     method = resolve_method("dpo")
     model = adapted(world)
     base = LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64).eval()
@@ -175,7 +175,7 @@ def test_adapter_off_equals_a_separate_reference_model(world):
 
 
 def test_dropout_does_not_reach_the_reference(world):
-    """A policy with LoRA dropout that goes on with its adapter is its own reference, without the dropout."""
+    """A policy that continues training an adapter with dropout is its own reference, without the dropout."""
     base = LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64)
     model = get_peft_model(base, LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear"))
     with torch.no_grad():

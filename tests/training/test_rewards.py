@@ -1,4 +1,4 @@
-"""Token rewards beside the batch, and the step with T-REG's regularizer against a loop over full logits."""
+"""Token rewards in the batch, and the step with T-REG's regularizer against a loop over full logits."""
 
 import contextlib
 import doctest
@@ -17,7 +17,7 @@ from sepo.training.reward_columns import token_rewards
 
 
 def rewarded(pairs):
-    """Rewards that bfloat16 cannot hold, in [-0.5, 0.5]; the pairs' scores double as an oracle's log-ratios."""
+    """Add rewards in [-0.5, 0.5] that are not exact in bfloat16; the pairs' scores serve as an oracle's log-ratios."""
     return [
         {**pair, **{f"{side}_token_rewards": [math.tanh(s + 1e-4) / 2 for s in pair[f"{side}_scores"]]
                     for side in ("chosen", "rejected")}}
@@ -27,7 +27,7 @@ def rewarded(pairs):
 
 REWARDED = rewarded(PAIRS)
 SUMMED = 2e-6
-"""Where two passes' gradients are added: Llama's norm is float32 inside and rounds each pass by itself."""
+"""Tolerance for added gradients of two passes: Llama's norm computes in float32 and rounds in each pass."""
 
 
 def batch_of(pairs, method, origin="prompts", extra=0):
@@ -79,7 +79,7 @@ def test_an_oracles_log_ratios_become_rewards():
         ("nan", "a token reward of a chosen response is nan"),
     ],
 )
-def test_rewards_of_other_data_are_refused(rewards, message):
+def test_rewards_of_other_data_raise(rewards, message):
     pair = dict(REWARDED[0])
     tokens = len(pair["chosen_token_rewards"])
     pair["chosen_token_rewards"] = [float(rewards)] * tokens if isinstance(rewards, str) else rewards * (tokens != 1)
@@ -87,14 +87,14 @@ def test_rewards_of_other_data_are_refused(rewards, message):
         batch_of([pair], resolve_method("dpo_reg"))
 
 
-def test_a_batch_without_rewards_is_refused(policy):
+def test_a_batch_without_rewards_raises(policy):
     method = resolve_method("simpo_reg")
     with pytest.raises(SepoError, match="the batch has no 'token_rewards'"):
         preference_step(policy, collate(PAIRS, method), method=method)
 
 
 def slow_loss(policy, reference, pairs, objective, *, weighting="sequence", key="token_rewards", squash=float):
-    """Eq. 2 (and its reading for SimPO), token by token."""
+    """Compute Eq. 2 (and its form for SimPO), token by token."""
     losses = []
     for pair in pairs:
         logps, ratios, credits = {}, {}, {}
@@ -195,7 +195,7 @@ def test_metrics(policy, reference):
 
 @pytest.mark.parametrize("ftx", [0.0, 0.3])
 def test_dpo_with_sft_is_dpo_plus_the_mean_likelihood_of_the_chosen(policy, reference, ftx):
-    """Table 2's DPO-SFT is the host's ``pref_ftx``, per token; with the regularizer on, both are added."""
+    """DPO-SFT in Table 2 is the host's ``pref_ftx``, per token; with the regularizer, both are added."""
     for objective in ("dpo", "dpo_reg"):
         method = resolve_method(objective)
         batch = batch_of(REWARDED, method)

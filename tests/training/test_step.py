@@ -1,4 +1,4 @@
-"""The step against a loop over full logits, and what must not change its loss: batching, padding, order."""
+"""The step against a loop over full logits, and its invariance to batching, padding and order."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ def policy(world):
 
 
 def make_pairs(count, seed=0):
-    """Pairs with prompts and responses of many lengths, a score for every response token."""
+    """Return pairs with prompts and responses of many lengths and a score for every response token."""
     draw = random.Random(seed)
     made = []
     for _ in range(count):
@@ -44,7 +44,7 @@ PAIRS = make_pairs(4)
 
 
 def collate(pairs, method=SEPO, extra=0):
-    """The batch as a host makes it, ``extra`` positions wider than it must be."""
+    """Collate like a host, with ``extra`` positions of additional padding."""
 
     def pad(rows):
         def padded(key, value):
@@ -64,13 +64,13 @@ def logsigmoid(x):
 
 
 def slow_log_probs(model, ids, labels):
-    """Log-probability of every response token of one row, from full logits."""
+    """Compute the log-probability of every response token of one row from full logits."""
     log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     return [log_probs[t - 1, label] for t, label in enumerate(labels) if label != -100]
 
 
 def slow_sides(model, pair):
-    """(log-probabilities, selected ones) of the chosen and of the rejected response."""
+    """Return (log-probabilities, selected ones) of the chosen and of the rejected response."""
     sides = []
     for side, ratio, sign in (("chosen", CHOSEN_RATIO, -1), ("rejected", REJECTED_RATIO, 1)):
         logps = slow_log_probs(model, pair[f"{side}_input_ids"], pair[f"{side}_labels"])
@@ -97,11 +97,11 @@ def gradients(model, loss):
 
 
 def assert_same(model, loss, expected, tolerance=1e-11):
-    """The same loss and the same gradient of every parameter, to a share of the largest gradient."""
+    """Assert equal losses and gradients of all parameters, relative to the largest gradient."""
     assert math.isclose(loss.item(), expected.item(), rel_tol=tolerance)
-    ours, theirs = gradients(model, loss), gradients(model, expected)
-    largest = max(1.0, *(gradient.abs().max().item() for gradient in theirs.values()))
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * largest)
+    result, target = gradients(model, loss), gradients(model, expected)
+    largest = max(1.0, *(gradient.abs().max().item() for gradient in target.values()))
+    torch.testing.assert_close(result, target, rtol=tolerance, atol=tolerance * largest)
 
 
 @pytest.mark.parametrize("chunk_tokens", [None, 1])
@@ -113,8 +113,8 @@ def test_sepo_equals_the_slow_loss(policy, nll_weight, chunk_tokens):
     assert_same(policy, output.loss, slow_sepo(policy, PAIRS, nll_weight))
 
 
-def test_the_methods_own_nll_equals_the_step_s(policy):
-    """``pref_ftx`` as a part of the method reads all chosen tokens too, not the selected ones only."""
+def test_the_nll_of_the_method_equals_that_of_the_step(policy):
+    """``pref_ftx`` as a part of the method also reads all chosen tokens, not only the selected ones."""
     method = resolve_method("sepo", gamma=GAMMA, chosen_ratio=CHOSEN_RATIO, rejected_ratio=REJECTED_RATIO, pref_ftx=0.3)
     output = preference_step(policy, collate(PAIRS, method), method=method)
     assert_same(policy, output.loss, slow_sepo(policy, PAIRS, 0.3))
@@ -162,7 +162,7 @@ def test_padding_and_order_do_not_matter(world, order, extra, seed):
 
 
 def test_only_selected_tokens_carry_gradient(policy):
-    """Another token in place of an unselected last one: nothing before it can see it, so nothing changes."""
+    """Replacing an unselected last token changes nothing, since no token before it attends to it."""
     pairs = copy.deepcopy(PAIRS)
     for pair in pairs:
         pair["rejected_input_ids"] = [*pair["rejected_input_ids"], 7]
@@ -171,8 +171,8 @@ def test_only_selected_tokens_carry_gradient(policy):
     other = copy.deepcopy(pairs)
     for pair in other:
         pair["rejected_input_ids"][-1] = pair["rejected_labels"][-1] = 9
-    ours, theirs = (preference_step(policy, collate(some), method=SEPO).loss for some in (pairs, other))
-    assert_same(policy, ours, theirs, tolerance=1e-14)
+    result, target = (preference_step(policy, collate(some), method=SEPO).loss for some in (pairs, other))
+    assert_same(policy, result, target, tolerance=1e-14)
 
 
 @pytest.mark.parametrize("nll_weight", [0.0, 0.3])
@@ -227,14 +227,14 @@ def test_methods_without_selection_and_reference(policy, objective):
         ("sepo", "the batch has no 'selection'.*SelectionCollator"),
     ],
 )
-def test_what_a_method_needs_and_the_batch_lacks_is_named(policy, objective, missing):
+def test_missing_inputs_of_a_method_are_named(policy, objective, missing):
     batch = collate(PAIRS)
     del batch[SELECTION]
     with pytest.raises(SepoError, match=missing):
         preference_step(policy, batch, method=resolve_method(objective))
 
 
-def test_a_response_without_a_token_is_refused_by_row(policy):
+def test_a_response_without_a_token_raises_with_its_row(policy):
     batch = collate(PAIRS)
     batch["labels"][2] = -100
     batch[SELECTION][2] = False
@@ -246,7 +246,7 @@ def test_the_head_runs_on_selected_tokens_only(policy):
     counts = []
     hook = policy.lm_head.register_forward_hook(lambda head, arguments, output: counts.append(output.numel()))
     batch = collate(PAIRS)
-    for nll_weight in (0.0, 0.0, 0.3):  # the first call may carry the check of the head along
+    for nll_weight in (0.0, 0.0, 0.3):  # the first call may include the check of the head
         preference_step(policy, batch, method=SEPO, chosen_nll_weight=nll_weight)
     hook.remove()
     rejected = int(batch[SELECTION][4:].sum())
@@ -257,7 +257,7 @@ def test_the_head_runs_on_selected_tokens_only(policy):
 @pytest.mark.parametrize("unit", ["token", "span", "step"])
 @pytest.mark.parametrize("scope", ["response", "pair"])
 def test_confidence_in_every_unit_and_scope(policy, unit, scope):
-    """Selected live from the step's own log-probabilities, over whole units, and without a reference."""
+    """Live selection of whole units from the step's own log-probabilities, without a reference."""
     method = resolve_method("simpo", token_scorer="confidence", unit=unit, scope=scope)
     pairs = copy.deepcopy(PAIRS)
     for pair in pairs:

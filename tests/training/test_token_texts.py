@@ -1,4 +1,4 @@
-"""Texts of tokens that spell an answer, prompts as plain text, and steps told from them afterwards."""
+"""Texts of tokens that join to a response, prompts as plain text, and steps computed from the texts."""
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +19,7 @@ def words():
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_tokens_of_bytes_spell_the_answer_with_each_character_in_one_of_them(words, text):
+def test_byte_tokens_join_to_the_text_with_each_character_in_one_token(words, text):
     ids = [*words.encode(text, add_special_tokens=False), words.eos_token_id]
     spelled = TokenTexts(words).spelling(ids)
     assert len(spelled) == len(ids)
@@ -29,7 +29,7 @@ def test_tokens_of_bytes_spell_the_answer_with_each_character_in_one_of_them(wor
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_kind_of_tokenizer_spells_what_it_decodes(name, text):
+def test_token_texts_of_every_kind_of_tokenizer_join_to_the_decoded_text(name, text):
     tokenizer = foreign.tokenizer(name)
     ids = tokenizer.encode(text, add_special_tokens=False)
     texts = TokenTexts(tokenizer)
@@ -42,8 +42,8 @@ def test_every_kind_of_tokenizer_spells_what_it_decodes(name, text):
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30), cut=st.integers(0, 9))
 @settings(max_examples=60)
-def test_steps_can_be_told_from_the_spelled_tokens(words, text, cut):
-    """Also where a character is cut in its middle, and where special tokens stand between."""
+def test_steps_can_be_computed_from_the_token_texts(words, text, cut):
+    """Also with a truncated character and special tokens in between."""
     ids = words.encode(text + ". 你好。 No!\n", add_special_tokens=False)
     ids = [*ids[: len(ids) - cut], words.eos_token_id, *words.encode("\n")]
     texts = TokenTexts(words)
@@ -55,12 +55,12 @@ def test_steps_can_be_told_from_the_spelled_tokens(words, text, cut):
     assert step_ids(pieces) == texts.steps(ids)
 
 
-def test_a_character_that_was_cut_off_is_said_to_be_broken(words):
+def test_a_truncated_character_is_the_replacement_character(words):
     ids = words.encode("a🕷", add_special_tokens=False)[:-1]
     assert set("".join(TokenTexts(words).spelling(ids))) == {"a", "\ufffd"}
 
 
-def test_a_prompt_has_a_line_for_what_special_tokens_divide(words):
+def test_a_prompt_has_a_line_break_for_special_tokens(words):
     texts = TokenTexts(words)
     chat = words.apply_chat_template(
         [{"role": "user", "content": "How many?"}], add_generation_prompt=True, tokenize=False

@@ -1,4 +1,4 @@
-"""PreferenceTrainer: its losses are the step's, however pairs are split; its metrics, reference and refusals."""
+"""PreferenceTrainer: losses equal the step's for any split of pairs; metrics, references and errors."""
 
 import contextlib
 import copy
@@ -38,16 +38,16 @@ def rows_of(count, seed=0):
 ROWS = rows_of(4)
 
 LIVE = resolve_method("selective_dpo", beta=0.5)
-"""Live selection, at a beta at which a wrong selection shows in the weights."""
+"""Live selection, at a beta at which a wrong selection changes the weights noticeably."""
 
 
 def load(world, name="policy"):
     return LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64)
 
 
-def arguments(folder, **overrides):
+def arguments(directory, **overrides):
     values = {
-        "output_dir": str(folder), "max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3,
+        "output_dir": str(directory), "max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3,
         "learning_rate": 1e-2, "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.0,
         "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
         "dataloader_pin_memory": False,
@@ -55,10 +55,14 @@ def arguments(folder, **overrides):
     return TrainingArguments(**{**values, **overrides})
 
 
-def trained(world, folder, objective, rows=ROWS, ref_model=None, **overrides):
+def trained(world, directory, objective, rows=ROWS, ref_model=None, **overrides):
     method = LIVE if objective == "live" else resolve_method(objective)
     trainer = PreferenceTrainer(
-        model=load(world), ref_model=ref_model, method=method, args=arguments(folder, **overrides), train_dataset=rows
+        model=load(world),
+        ref_model=ref_model,
+        method=method,
+        args=arguments(directory, **overrides),
+        train_dataset=rows,
     )
     trainer.train()
     return trainer
@@ -76,7 +80,7 @@ def weights(trainer):
 
 
 @pytest.mark.parametrize("objective", STAGES)
-def test_losses_metrics_and_weights_are_the_steps_own(world, tmp_path, objective):
+def test_losses_metrics_and_weights_equal_those_of_the_step(world, tmp_path, objective):
     trainer = trained(world, tmp_path, objective, max_steps=2, num_train_epochs=2)
     model, reference = load(world), load(world)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
@@ -107,22 +111,22 @@ def whole_batches(world, tmp_path_factory):
 @pytest.mark.parametrize("objective", ["sepo", "minor_dpo", "dpo_reg", "live"])
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2), (3, 2)])
 def test_accumulated_batches_equal_one_batch(world, whole_batches, tmp_path, objective, batch, accumulation):
-    """3 x 2 holds a device batch of three pairs and one of one: the mean is over pairs, not over batches.
+    """3 x 2 has device batches of three pairs and of one: the mean is over pairs, not over batches.
 
-    Live selection is against another model: against its own start a policy's scores are ties that rounding breaks.
+    Live selection uses another model as reference: with the initial policy all scores are ties, broken by rounding.
     """
     split = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 2}
     ref_model = load(world, "base") if objective == "live" else None
     whole = whole_batches(objective)
     parts = trained(world, tmp_path, objective, ref_model=ref_model, **split)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-9)
-    ours, theirs = ([e for e in t.state.log_history if "loss" in e] for t in (parts, whole))
+    result, target = ([e for e in t.state.log_history if "loss" in e] for t in (parts, whole))
     for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen"):
-        assert [e[name] for e in ours] == pytest.approx([e[name] for e in theirs], rel=1e-5), name
+        assert [e[name] for e in result] == pytest.approx([e[name] for e in target], rel=1e-5), name
 
 
 def test_evaluation_is_the_mean_over_pairs(world, tmp_path):
-    """Four pairs in batches of three and one; a data set per name; the metrics are returned and logged."""
+    """Four pairs in batches of three and one, several named data sets; the metrics are returned and logged."""
     trainer = PreferenceTrainer(
         model=load(world),
         method=resolve_method("minor_dpo"),
@@ -140,7 +144,7 @@ def test_evaluation_is_the_mean_over_pairs(world, tmp_path):
     assert {"eval_near_rewards/margins", "eval_far_kl/chosen"} <= logged
 
 
-def test_evaluation_while_training_leaves_training_metrics_alone(world, tmp_path):
+def test_evaluation_during_training_does_not_change_training_metrics(world, tmp_path):
     trainer = PreferenceTrainer(
         model=load(world),
         method=resolve_method("sepo"),
@@ -160,8 +164,8 @@ def test_evaluation_while_training_leaves_training_metrics_alone(world, tmp_path
     assert all("rewards/margins" not in entry and "eval_rewards/margins" in entry for entry in evaluations)
 
 
-def test_the_reference_stays_the_policy_as_it_was(world, tmp_path):
-    """Full weights and an adapter that SFT had trained: after a step the rewards are against the start."""
+def test_the_reference_stays_the_initial_policy(world, tmp_path):
+    """Full weights and an adapter trained by SFT: after a step the rewards are relative to the initial policy."""
     full = load(world)
     torch.manual_seed(0)
     adapted = get_peft_model(load(world), LoraConfig(r=2, target_modules="all-linear"))
@@ -181,8 +185,8 @@ def test_the_reference_stays_the_policy_as_it_was(world, tmp_path):
 
 
 def test_the_reference_runs_in_the_policys_precision(world, tmp_path):
-    """bfloat16 autocast: another model with the same weights, and the policy's start, give rewards of exactly zero
-    at the first step and the same ones after it."""
+    """Under bfloat16 autocast, another model with the same weights and the initial policy give rewards of exactly zero
+    at the first step and equal rewards after it."""
     seen = []
     for reference in (None, LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float32)):
         trainer = PreferenceTrainer(
@@ -200,7 +204,7 @@ def test_the_reference_runs_in_the_policys_precision(world, tmp_path):
 
 
 def test_save_load_and_resume(world, tmp_path):
-    """A saved policy is an ordinary checkpoint; a resumed run ends where an uninterrupted one does."""
+    """A saved policy is a standard checkpoint; a resumed run ends with the weights of an uninterrupted one."""
     whole = trained(world, tmp_path / "whole", "minor_dpo", max_steps=2)
     trained(world, tmp_path / "parts", "minor_dpo", save_strategy="steps", save_steps=1)
     resumed = PreferenceTrainer(
@@ -240,7 +244,7 @@ def without(*names):
         ("minor_dpo", [], "has no rows"),
     ],
 )
-def test_rows_without_what_the_method_needs_are_refused_before_training(world, tmp_path, objective, rows, message):
+def test_rows_without_needed_columns_raise_before_training(world, tmp_path, objective, rows, message):
     for role in ("train_dataset", "eval_dataset"):
         with pytest.raises(SepoError, match=message):
             PreferenceTrainer(
@@ -248,7 +252,7 @@ def test_rows_without_what_the_method_needs_are_refused_before_training(world, t
             )
 
 
-def test_references_that_cannot_be_are_refused(world, tmp_path, monkeypatch):
+def test_unsupported_references_raise(world, tmp_path, monkeypatch):
     model, method = load(world), resolve_method("selective_dpo")
     settings = {"model": model, "args": arguments(tmp_path), "train_dataset": ROWS}
     with pytest.raises(SepoError, match="ref_model is the policy itself"):
@@ -259,7 +263,7 @@ def test_references_that_cannot_be_are_refused(world, tmp_path, monkeypatch):
     assert PreferenceTrainer(method=resolve_method("sepo"), **settings).starting_policy is None
 
 
-def test_arguments_without_effect_are_refused(world, tmp_path, monkeypatch):
+def test_arguments_without_effect_raise(world, tmp_path, monkeypatch):
     settings = {"model": load(world), "method": resolve_method("sepo"), "train_dataset": ROWS}
     with pytest.raises(SepoError, match="compute_loss_func"):
         PreferenceTrainer(args=arguments(tmp_path), compute_loss_func=len, **settings)
@@ -288,7 +292,7 @@ def test_means_are_weighted_by_pairs():
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_batch_tokens_change_memory_and_nothing_else(world, tmp_path, accumulated):
-    """Parts with backward passes of their own, in accumulation steps too: the weights and the log of whole batches."""
+    """Parts with separate backward passes, also with accumulation: weights and log equal those of whole batches."""
     split, whole = (
         PreferenceTrainer(
             model=load(world),
@@ -303,8 +307,8 @@ def test_batch_tokens_change_memory_and_nothing_else(world, tmp_path, accumulate
     for trainer in (split, whole):
         trainer.train()
     torch.testing.assert_close(weights(split), weights(whole), rtol=1e-9, atol=1e-9)
-    for ours, theirs in zip(split.state.log_history[:2], whole.state.log_history[:2], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+    for result, target in zip(split.state.log_history[:2], whole.state.log_history[:2], strict=True):
+        assert result == pytest.approx(target, rel=1e-4)
 
 
 RANK = """
@@ -317,34 +321,34 @@ from test_trainer import LIVE, ROWS, arguments, load, PreferenceTrainer
 tiny.LlamaRMSNorm.forward = tiny.exact_norm
 world = Path({world!r})
 for batch_tokens in (None, 20):
-    folder = {folder!r} + f"/{{batch_tokens}}"
+    directory = {directory!r} + f"/{{batch_tokens}}"
     trainer = PreferenceTrainer(
         model=load(world), ref_model=load(world, "base"), method=LIVE, train_dataset=ROWS, eval_dataset=ROWS,
-        args=arguments(folder, per_device_train_batch_size=2, per_device_eval_batch_size=2, max_steps=2),
+        args=arguments(directory, per_device_train_batch_size=2, per_device_eval_batch_size=2, max_steps=2),
         batch_tokens=batch_tokens,
     )
     trainer.train()
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         trainer.save_model()
-        torch.save([metrics["eval_loss"], metrics["eval_rewards/margins"]], folder + "/evaluation.pt")
+        torch.save([metrics["eval_loss"], metrics["eval_rewards/margins"]], directory + "/evaluation.pt")
 """
 
 
 @pytest.fixture(scope="module")
 def two_processes(world, tmp_path_factory):
-    """A folder of runs of two processes, by ``batch_tokens``; one start of the processes for both."""
-    folder = tmp_path_factory.mktemp("two")
-    values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "folder": str(folder)}
-    (folder / "rank.py").write_text(RANK.format(**values))
+    """A directory of runs of two processes, by ``batch_tokens``, from one start of the processes."""
+    directory = tmp_path_factory.mktemp("two")
+    values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "directory": str(directory)}
+    (directory / "rank.py").write_text(RANK.format(**values))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(folder / "rank.py")], check=True, capture_output=True, cwd=folder)
-    return folder
+    subprocess.run([*command, str(directory / "rank.py")], check=True, capture_output=True, cwd=directory)
+    return directory
 
 
 @pytest.mark.parametrize("batch_tokens", [None, 20])
 def test_two_processes_equal_one(world, two_processes, tmp_path, batch_tokens):
-    """DDP, two pairs on each rank, live selection: the weights and the evaluation of one process with four."""
+    """DDP with two pairs per rank and live selection: weights and evaluation equal those of one process with four."""
     trainer = PreferenceTrainer(
         model=load(world),
         ref_model=load(world, "base"),

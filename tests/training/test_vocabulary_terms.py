@@ -38,7 +38,7 @@ def reference(world):
 
 
 def full(model, pair, side):
-    """Log-probabilities over the vocabulary at every response token of a row, and these tokens."""
+    """Return the log-probabilities over the vocabulary at every response token of a row, and these tokens."""
     ids, labels = pair[f"{side}_input_ids"], pair[f"{side}_labels"]
     positions = [t for t, label in enumerate(labels) if label != -100]
     log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -46,7 +46,7 @@ def full(model, pair, side):
 
 
 def slow_side(policy, ref_log_probs, pair, side, keep):
-    """Log-ratio, KL(ref || policy) summed, and the alignment of WPO, over the tokens that ``keep`` names."""
+    """Return the log-ratio, the summed KL(ref || policy) and WPO's alignment, over the tokens selected by ``keep``."""
     log_p, tokens = full(policy, pair, side)
     log_q = ref_log_probs[id(pair), side]
     keep = keep(side, log_p, log_q, tokens, pair)
@@ -63,14 +63,14 @@ def everything(side, log_p, log_q, tokens, pair):
 
 
 def by_score(side, log_p, log_q, tokens, pair):
-    """SePO's selection at 0.4: highest in chosen, lowest in rejected."""
+    """Select as SePO at 0.4: the highest scores in chosen, the lowest in rejected."""
     scores = torch.tensor(pair[f"{side}_scores"])
     order = scores.sort(descending=side == "chosen", stable=True).indices
     return order[: max(1, int(0.4 * len(tokens) + 1e-9))]
 
 
 def by_lag(side, log_p, log_q, tokens, pair):
-    """Selective-DPO's at 0.4: where a chosen token lags behind the reference, a rejected one is ahead."""
+    """Select as Selective-DPO at 0.4: chosen tokens below the reference, rejected ones above it."""
     rows = torch.arange(len(tokens))
     lag = (log_q[rows, tokens] - log_p[rows, tokens]).detach()
     order = lag.sort(descending=side == "chosen", stable=True).indices
@@ -106,10 +106,10 @@ def trained_gradients(model, loss):
 
 def assert_same(model, loss, expected, tolerance=1e-9):
     assert math.isclose(loss.item(), expected.item(), rel_tol=tolerance)
-    ours, theirs = trained_gradients(model, loss), trained_gradients(model, expected)
-    assert ours.keys() == theirs.keys()
-    largest = max(grad.abs().max().item() for grad in theirs.values())
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * largest)
+    result, target = trained_gradients(model, loss), trained_gradients(model, expected)
+    assert result.keys() == target.keys()
+    largest = max(grad.abs().max().item() for grad in target.values())
+    torch.testing.assert_close(result, target, rtol=tolerance, atol=tolerance * largest)
 
 
 @pytest.mark.parametrize("chunk_tokens", [None, 1, 5])
@@ -200,7 +200,7 @@ def test_which_divergence_carries_gradient():
 
 
 @pytest.mark.parametrize("nll_weight", [0.0, 0.3])
-def test_the_divergence_is_logged_over_the_tokens_that_were_computed(policy, reference, nll_weight):
+def test_the_divergence_is_logged_over_the_computed_tokens(policy, reference, nll_weight):
     method = method_of("tdpo2", token_scorer="oracle", chosen_ratio=0.4, rejected_ratio=0.4)
     metrics = preference_step(
         policy, collate(PAIRS, method), method=method, reference=running(reference), chosen_nll_weight=nll_weight
@@ -216,14 +216,14 @@ def test_the_divergence_is_logged_over_the_tokens_that_were_computed(policy, ref
         assert metrics[f"kl/{side}_full"] == pytest.approx(total / count, rel=1e-6)
 
 
-def test_no_divergence_is_logged_where_none_was_computed(policy, reference):
+def test_no_divergence_is_logged_if_none_was_computed(policy, reference):
     method = method_of("wpo")
     metrics = preference_step(policy, collate(PAIRS, method), method=method, reference=running(reference)).metrics
     assert not any(name.endswith("_full") for name in metrics)
     assert 0 < metrics["objective/pair_weight"] <= 1
 
 
-def test_a_reference_with_another_vocabulary_is_refused(policy):
+def test_a_reference_with_another_vocabulary_raises(policy):
     from tiny import config
 
     method = method_of("tdpo1")
