@@ -105,11 +105,11 @@ def on_several_cpus() -> bool:
 
 
 def train_on_several_cpus() -> None:
-    """Make the processes of torchrun one run on a machine without an accelerator, before Axolotl looks at them.
+    """Configure the processes of torchrun as one run on a machine without an accelerator, before Axolotl initializes.
 
-    The first ``PartialState`` decides: made without ``cpu=True``, every process trains alone. Axolotl queries CUDA for
+    The first ``PartialState`` is shared: without ``cpu=True`` every process would train alone. Axolotl queries CUDA for
     peer access between the ranks, which raises ``RuntimeError`` if torch is built with CUDA and the machine has no
-    driver; a build without CUDA raises ``AssertionError``, which Axolotl takes for True.
+    driver; a build without CUDA raises ``AssertionError``, which Axolotl treats as True.
     """
     from accelerate import PartialState
     from axolotl.utils import environment
