@@ -1,4 +1,4 @@
-"""Configs over the tiny world, for Axolotl."""
+"""Configs for Axolotl with tiny models and data."""
 
 import json
 import os
@@ -15,7 +15,7 @@ STAGES = ("sepo", "selective_dpo", "treg", "minor_dpo")
 
 
 def messages(rows):
-    """LLaMA-Factory's sharegpt rows as Axolotl's ``chat_template.default`` reads them."""
+    """Convert LLaMA-Factory's sharegpt rows to the format of Axolotl's ``chat_template.default``."""
     return [
         {
             "messages": [{"role": "user", "content": row["conversations"][0]["value"]}],
@@ -31,7 +31,7 @@ def save_rows(path: Path, rows) -> Path:
 
 
 def rows_at(path: Path) -> dict:
-    """The entry of a file of rows."""
+    """Return the config's entry for a file of rows."""
     return {"path": str(path), "ds_type": "json", "split": "train", "type": "chat_template.default"}
 
 
@@ -44,7 +44,7 @@ def world(root: Path) -> Path:
 
 
 def config(root: Path, output: Path, **overrides) -> dict:
-    """A LoRA run of 4 steps; what ``sepo`` needs of ``overrides["sepo"]`` is there for each stage."""
+    """Return the config of a LoRA run of 4 steps, with ``overrides`` applied; None removes a key."""
     made = {
         "base_model": str(root / "policy"),
         "chat_template": "chatml",
@@ -80,7 +80,7 @@ def config(root: Path, output: Path, **overrides) -> dict:
 
 
 def block(root: Path, output: Path, stage: str, **more) -> dict:
-    """The block ``sepo`` of a stage."""
+    """Return the block ``sepo`` of a stage."""
     made = {"token_scores_dir": str(output.parent / "scores"), **more}
     if stage == "sepo":
         made |= {"oracle_model": str(root / "oracle"), "oracle_base_model": str(root / "base")}

@@ -1,4 +1,4 @@
-"""Tiny models for all tests, and Axolotl's own `train` in this process: its import takes most of a run."""
+"""Tiny models for all tests, and Axolotl's `train` in this process, because its import takes most of a run's time."""
 
 import importlib.util
 import json
@@ -22,13 +22,14 @@ def pytest_configure(config):
         raise pytest.UsageError(
             "axolotl is not installed here: run `make test-axolotl`, which has an environment for it"
         )
-    # What packages say while they are imported would follow pytest's closing line.
+    # Output of packages during import would follow pytest's last line.
     config.pluginmanager.getplugin("capturemanager").read_global_capture()
 
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """Tiny models `base`, `oracle` and `policy` and the rows `pairs.jsonl`: real ones, where they are beside us."""
+    """Directory with tiny models `base`, `oracle` and `policy`, rows `pairs.jsonl`, and `pandalm.jsonl` with real rows
+    if the shared data is available."""
     import tiny
 
     folder = axo.world(tmp_path_factory.mktemp("world"))
@@ -40,7 +41,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def plugin():
-    """The plugin is registered before anything imports `axolotl.core`, as in a run."""
+    """The plugin, registered before `axolotl.core` is imported, as in a run."""
     from axolotl.integrations.base import PluginManager
 
     PluginManager.get_instance().register(axo.PLUGIN)
@@ -49,7 +50,7 @@ def plugin():
 
 @pytest.fixture(autouse=True)
 def no_debug_log(monkeypatch):
-    """The host's copy of its output into a file takes pytest's streams, and its end waits for a lock that it holds."""
+    """Disable the host's copy of its output to a file, which replaces pytest's streams and deadlocks when it ends."""
     import axolotl.cli.config
 
     monkeypatch.setattr(axolotl.cli.config, "prepare_debug_log", lambda *args, **kwargs: None)
@@ -57,7 +58,7 @@ def no_debug_log(monkeypatch):
 
 @pytest.fixture
 def train(plugin, tmp_path, monkeypatch):
-    """Trains a config as ``axolotl train`` does, in this process, and returns the trainer."""
+    """Return a function that trains a config as ``axolotl train`` does, in this process, and returns the trainer."""
     import axolotl.cli.train as cli
     import axolotl.train as host
     import transformers
@@ -74,7 +75,7 @@ def train(plugin, tmp_path, monkeypatch):
 
     def run(config):
         made.clear()
-        transformers.set_seed(0)  # as a process of its own begins: the host makes adapters before it sets its seed
+        transformers.set_seed(0)  # as in a new process: the host creates adapters before it sets its seed
         cli.do_cli(config=str(axo.write(config, tmp_path / "config.yaml")))
         return made[-1]
 
@@ -83,5 +84,5 @@ def train(plugin, tmp_path, monkeypatch):
 
 @pytest.fixture
 def losses():
-    """What a trainer logged as its loss, step by step."""
+    """Return a function that returns the losses that a trainer logged, by step."""
     return lambda trainer: [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

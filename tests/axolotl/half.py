@@ -1,8 +1,8 @@
-"""One host's half of the parity test: the same rows through that host's own trainer, results into a file.
+"""One host's half of the parity test: the same rows through that host's trainer, with the results written to a file.
 
     python half.py llamafactory|axolotl JOB.json RESULT.safetensors
 
-The job names the stage, the models, the rows as token ids, scores or rewards by row, and an adapter's start.
+The job holds the stage, the models, the rows as token ids, scores or rewards by row, and the adapter's initial weights.
 """
 
 import json
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 
 def rows_of(job, *more):
-    """The job's rows; LLaMA-Factory's have masks, and columns for media, beside ours."""
+    """Return the job's rows, with the masks and media columns that LLaMA-Factory's collator expects."""
     from datasets import Dataset
 
     rows = []
@@ -25,7 +25,7 @@ def rows_of(job, *more):
 
 
 def policy(job):
-    """The policy with the job's adapter, its weights as the job has them."""
+    """Return the policy with the job's adapter and its initial weights."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -81,7 +81,7 @@ def axolotl_trainer(job):
         per_device_train_batch_size=len(job["rows"]), remove_unused_columns=False, seed=3,
     )  # fmt: skip
     model = policy(job)
-    model.peft_config["default"].target_parameters = ["none"]  # no second adapter for TRL's own reference
+    model.peft_config["default"].target_parameters = ["none"]  # no second adapter for TRL's reference
     return PreferenceTrainer(
         model,
         None,
@@ -92,8 +92,8 @@ def axolotl_trainer(job):
 
 
 def results(trainer, host, count):
-    """Loss of each pair alone, and the gradients of all pairs together."""
-    trainer.model.eval()  # no dropout anywhere in these models; evaluation mode keeps it so
+    """Return the loss of each pair alone, and the gradients of all pairs together."""
+    trainer.model.eval()  # these models have no dropout; evaluation mode guarantees it
 
     def loss_of(features):
         batch = trainer._prepare_inputs(trainer.data_collator(features))

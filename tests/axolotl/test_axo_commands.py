@@ -1,4 +1,4 @@
-"""Commands in an environment with Axolotl: which work, and what the others say."""
+"""Commands in an environment with Axolotl: which of them work, and the errors of the others."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def test_every_command_is_in_the_table():
 
 
 @pytest.mark.parametrize("command", NEEDED)
-def test_a_command_of_the_other_host_says_so_in_one_line(command, tmp_path, monkeypatch, capsys):
+def test_a_command_of_the_other_host_fails_with_one_line(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [word for word in command.split() if word != "RECIPE"]
     assert main([*words, *NEEDED[command]]) == 2
@@ -74,15 +74,15 @@ def test_the_commands_that_work_read_a_run_and_its_store(root, tmp_path, train, 
         "disable": ([], "nothing to undo"),
     }
     assert {*done, "doctor"} == {row for row, what in ROWS.items() if what == "works"}
-    for command, (words, said) in done.items():
+    for command, (words, printed) in done.items():
         capsys.readouterr()
         name = [word for word in command.split() if word.islower()]
         assert main([*name, *map(str, words)]) == 0, command
-        assert said in capsys.readouterr().out, command
+        assert printed in capsys.readouterr().out, command
     assert not store.exists()
 
 
-def test_doctor_looks_at_this_host(tmp_path):
+def test_doctor_checks_this_host(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "sepo", "doctor"],
         cwd=tmp_path, env=axo.environment(), capture_output=True, text=True, check=False,

@@ -1,4 +1,4 @@
-"""What we rely on in Axolotl and TRL, by name and parameters; see plugin/sepo/hosts/PATCHES.md for why."""
+"""Contract with Axolotl and TRL, by name and parameters; plugin/sepo/hosts/PATCHES.md gives the reasons."""
 
 import inspect
 import tomllib
@@ -16,7 +16,7 @@ NAMES = {str(entry) for entry in CONTRACT}
 PATCHES = (ROOT / "plugin" / "sepo" / "hosts" / "PATCHES.md").read_text()
 
 
-def test_the_installed_version_is_in_the_range_that_was_run():
+def test_the_installed_version_is_a_tested_one():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["axolotl"]
     assert "axolotl>=0.19,!=0.20.*,<0.22" in extra
     versions = {name: ".".join(metadata.version(name).split(".")[:2]) for name in ("axolotl", "trl")}
@@ -36,11 +36,11 @@ def parameters(function):
 
 
 @pytest.mark.parametrize("entry", CONTRACT, ids=str)
-def test_what_is_relied_on_is_there(plugin, entry):
+def test_the_contract_is_fulfilled(plugin, entry):
     assert gap(entry) is None
 
 
-def test_the_hosts_filter_of_log_lines_is_the_one_that_we_rebind(plugin):
+def test_the_hosts_log_filter_is_the_one_that_is_patched(plugin):
     from axolotl.logging_config import AxolotlLogger, AxolotlOrWarnErrorFilter
 
     assert parameters(AxolotlOrWarnErrorFilter.filter) == ["self", "record"]
@@ -48,7 +48,7 @@ def test_the_hosts_filter_of_log_lines_is_the_one_that_we_rebind(plugin):
     assert [type(one) for one in AxolotlLogger("sepo.x").filters] == [AxolotlOrWarnErrorFilter]
 
 
-def test_the_hooks_that_we_have_are_the_hosts(plugin):
+def test_the_plugins_hooks_have_the_hosts_signatures(plugin):
     from axolotl.integrations.base import BasePlugin
 
     for name, function in vars(type(plugin)).items():
@@ -57,7 +57,7 @@ def test_the_hooks_that_we_have_are_the_hosts(plugin):
             assert f"axolotl.integrations.base.BasePlugin.{name}" in NAMES, name
 
 
-def test_the_trainers_methods_that_we_override_are_there(plugin):
+def test_the_overridden_trainer_methods_have_the_expected_signatures(plugin):
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
     expected = {
@@ -75,7 +75,7 @@ def test_the_trainers_methods_that_we_override_are_there(plugin):
 
 
 def test_the_hosts_step_adds_nothing_but_collecting(plugin):
-    """Ours leaves the host's out, and would leave out what it does besides; 0.21 has none."""
+    """The subclass skips the host's method, and with it anything else that it might do; 0.21 has no such method."""
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
     from sepo.hosts.axolotl.trainer import PreferenceTrainer
@@ -95,15 +95,15 @@ def test_the_hosts_step_adds_nothing_but_collecting(plugin):
     )
 
 
-def test_the_hosts_enum_does_not_know_our_stages(plugin):
-    """So that a config with `rl: sepo` stops where the plugin is missing."""
+def test_the_hosts_enum_has_no_sepo_stage(plugin):
+    """So that a config with `rl: sepo` fails if the plugin is missing."""
     from axolotl.utils.schemas.enums import RLType
 
     assert not {item.value for item in RLType} & set(axo.STAGES)
 
 
 def test_the_host_loads_no_adapter_into_a_dpo_run(plugin):
-    """Why `lora_model_dir` is refused."""
+    """The reason why `lora_model_dir` is refused."""
     from axolotl.loaders.adapter import load_lora
 
     source = inspect.getsource(load_lora)

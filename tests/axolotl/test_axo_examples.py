@@ -1,4 +1,4 @@
-"""Every recipe in yaml_examples/axolotl resolves, passes Axolotl's validation, and trains on a stand-in."""
+"""Every recipe in yaml_examples/axolotl resolves, passes Axolotl's validation, and trains on tiny models and data."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ assert len(EXAMPLES) >= 3
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_a_recipe_trains_on_a_stand_in(path, root, tmp_path, train, losses):
+def test_a_recipe_trains_on_tiny_models(path, root, tmp_path, train, losses):
     text = path.read_text()
     assert f"#   axolotl train {path.relative_to(ROOT)}" in text
     recipe, output = yaml.safe_load(text), tmp_path / "out"

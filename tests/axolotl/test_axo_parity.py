@@ -1,4 +1,4 @@
-"""The same rows, weights and settings through both hosts' trainers, each in its environment; and one store for both."""
+"""The same rows, weights and settings in both hosts' trainers, each in its environment; and a store shared by both."""
 
 import json
 import os
@@ -17,7 +17,7 @@ HALF = Path(__file__).parent / "half.py"
 
 
 def other_python():
-    """The interpreter of LLaMA-Factory's environment, which `make test-axolotl` names."""
+    """Return the interpreter of LLaMA-Factory's environment, which `make test-axolotl` sets."""
     path = os.environ.get("SEPO_LLAMAFACTORY_PYTHON")
     if not path or not Path(path).exists():
         pytest.fail("SEPO_LLAMAFACTORY_PYTHON names no interpreter with LLaMA-Factory: run `make test-axolotl`")
@@ -35,18 +35,18 @@ def run_other(words, folder):
 
 
 def token_rows(count=6):
-    """Rows of token ids with prompts, answers, scores and rewards that differ."""
+    """Return rows of token ids with different prompts, responses, scores and rewards."""
     random = np.random.default_rng(0)
     rows = []
     for _ in range(count):
         prompt = random.integers(3, 300, 7).tolist()
         row = {}
         for side, scores, rewards in zip(("chosen", "rejected"), SCORE_COLUMNS, REWARD_COLUMNS, strict=True):
-            answer = [*random.integers(3, 300, int(random.integers(4, 15))).tolist(), 2]
-            row[f"{side}_input_ids"] = prompt + answer
-            row[f"{side}_labels"] = [IGNORE_INDEX] * len(prompt) + answer
-            row[scores] = random.normal(size=len(answer)).astype("f4").tolist()
-            row[rewards] = random.uniform(-0.5, 0.5, len(answer)).astype("f4").tolist()
+            response = [*random.integers(3, 300, int(random.integers(4, 15))).tolist(), 2]
+            row[f"{side}_input_ids"] = prompt + response
+            row[f"{side}_labels"] = [IGNORE_INDEX] * len(prompt) + response
+            row[scores] = random.normal(size=len(response)).astype("f4").tolist()
+            row[rewards] = random.uniform(-0.5, 0.5, len(response)).astype("f4").tolist()
         rows.append(row)
     return rows
 
@@ -69,14 +69,15 @@ def test_losses_and_gradients_of_every_stage_are_those_of_the_other_host(root, t
             },
         }  # fmt: skip
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    theirs, ours = tmp_path / "llamafactory.safetensors", tmp_path / "axolotl.safetensors"
-    run_other([HALF, "llamafactory", tmp_path / "jobs.json", theirs], tmp_path)
+    files = {host: tmp_path / f"{host}.safetensors" for host in ("llamafactory", "axolotl")}
+    run_other([HALF, "llamafactory", tmp_path / "jobs.json", files["llamafactory"]], tmp_path)
     subprocess.run(
-        [sys.executable, HALF, "axolotl", tmp_path / "jobs.json", ours], cwd=tmp_path, env=axo.environment(), check=True
-    )
+        [sys.executable, HALF, "axolotl", tmp_path / "jobs.json", files["axolotl"]],
+        cwd=tmp_path, env=axo.environment(), check=True,
+    )  # fmt: skip
     from safetensors.torch import load_file
 
-    first, second = load_file(theirs), load_file(ours)
+    first, second = load_file(files["llamafactory"]), load_file(files["axolotl"])
     assert first.keys() == second.keys()
     worst = {}
     for stage in axo.STAGES:
@@ -95,7 +96,7 @@ LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eo
 
 
 def llama3_world(folder):
-    """Models whose tokenizer knows Llama 3's turns: there both hosts end an answer with the end of turn alone."""
+    """Create models with Llama 3's turn tokens: both hosts then end a response with the end of turn alone."""
     from tokenizers import AddedToken
 
     import tiny

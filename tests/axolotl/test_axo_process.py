@@ -1,4 +1,4 @@
-"""Runs in processes of their own: a plugin that cannot be imported, and the real command with two processes."""
+"""Runs in separate processes: a plugin that cannot be imported, and the real command with two processes."""
 
 import json
 import subprocess
@@ -17,8 +17,8 @@ _SAFE = {**_BLOCK, "trainer_cls": TRAINER}
 @pytest.mark.parametrize(
     ("words", "broken"), [(_ALIAS, "sepo"), (_SAFE, "sepo.hosts.axolotl"), (_BLOCK, "sepo.recipe.keys")]
 )
-def test_a_run_whose_plugin_cannot_be_imported_stops(root, tmp_path, words, broken):
-    """In a process of its own, up to the trainer: nothing is trained."""
+def test_a_run_whose_plugin_cannot_be_imported_fails(root, tmp_path, words, broken):
+    """In a separate process, up to the trainer: nothing is trained."""
     path = axo.write(axo.config(root, tmp_path / "out", **words), tmp_path / "config.yaml")
     code = (
         "import sys\n"
@@ -36,7 +36,7 @@ def test_a_run_whose_plugin_cannot_be_imported_stops(root, tmp_path, words, brok
     assert "TRAINED" not in done.stdout
 
 
-def test_two_processes_by_the_real_command(root, tmp_path):
+def test_the_real_command_with_two_processes(root, tmp_path):
     output = tmp_path / "out"
     path = axo.write(
         axo.config(root, output, rl="sepo", sepo=axo.block(root, output, "sepo"), max_steps=2), tmp_path / "config.yaml"
@@ -47,8 +47,8 @@ def test_two_processes_by_the_real_command(root, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (output / "adapter_model.safetensors").is_file()
-    for said in ("stage sepo: {", "scoring train: 24 of 24 rows missing"):  # by the first process, as the host's own
-        (line,) = [line for line in done.stdout.splitlines() if said in line]
+    for message in ("stage sepo: {", "scoring train: 24 of 24 rows missing"):  # from the first process only
+        (line,) = [line for line in done.stdout.splitlines() if message in line]
         assert "[INFO] [sepo." in line
     entries = [json.loads(line) for line in (output / "sepo_log.jsonl").read_text().splitlines()]
     assert [entry["event"] for entry in entries].count("begin") == 1

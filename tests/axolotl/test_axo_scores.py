@@ -1,4 +1,4 @@
-"""Scores that are not of the policy's own tokens: the user's, and those of an oracle with another tokenizer."""
+"""Scores from other sources than the policy's tokens: the user's, and those of an oracle with another tokenizer."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ SIDES = ("chosen", "rejected")
 
 @pytest.fixture
 def prepared(root, plugin, tmp_path):
-    """A run's rows as they are before training, in the order of the file."""
+    """Return a function that prepares a run's rows for training, in the order of the file."""
     from axolotl.cli.config import load_cfg
     from axolotl.integrations.base import PluginManager
 
@@ -34,7 +34,7 @@ def prepared(root, plugin, tmp_path):
         )  # fmt: skip
         made["dataset_prepared_path"] = str(tmp_path / f"prepared-{len(list(tmp_path.iterdir()))}")
         cfg = load_cfg(str(axo.write(made, tmp_path / "config.yaml")))
-        resolved = PluginManager.get_instance().plugins[axo.PLUGIN].resolved  # a config makes its plugins anew
+        resolved = PluginManager.get_instance().plugins[axo.PLUGIN].resolved  # a config creates new plugin instances
         return load_pairs(cfg, resolved.settings, preprocess=False)
 
     return make
@@ -57,8 +57,8 @@ def tokens_of(words, row, side):
     return words(row[side]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
 
 
-def test_the_users_numbers_stand_at_their_tokens(prepared, words):
-    """Each token's own id as its score, so that every number can be found again."""
+def test_the_users_scores_are_assigned_to_their_tokens(prepared, words):
+    """With the id of each token as its score, so that every score identifies its token."""
     rows = [{**row, **{f"{side}_scores": tokens_of(words, row, side) for side in SIDES}} for row in ROWS]
     meta, _ = prepared(rows, FILE)
     assert len(meta.train_dataset) == len(rows)
@@ -72,7 +72,7 @@ def spans_of(text, *marked):
 
 
 def test_the_users_spans_become_scores_of_their_tokens(prepared, words):
-    """High in chosen, negated in rejected, zero elsewhere; in rows of conversations and of whole ones."""
+    """High in chosen, negated in rejected, zero elsewhere; with a shared prompt, and with whole conversations."""
     rows = []
     for row in ROWS:
         chosen, rejected = row["chosen"]["content"], row["rejected"]["content"]
@@ -93,12 +93,12 @@ def test_the_users_spans_become_scores_of_their_tokens(prepared, words):
                 assert scores[-1] == 0.0  # end of turn
                 for span in rows[index][f"{side}_spans"]:
                     marked = [t for t, score in zip(tokens, scores, strict=True) if abs(score) == span["weight"]]
-                    said = rows[index][side]["content"][span["start"] : span["end"]]
-                    assert said in words.decode(marked)
+                    text = rows[index][side]["content"][span["start"] : span["end"]]
+                    assert text in words.decode(marked)
 
 
 def test_a_run_trains_on_the_users_spans(root, train, tmp_path):
-    """What the run's record has as selected are the marked words."""
+    """The selected tokens in the run's record are those of the marked words."""
     rows = []
     for row in ROWS:
         spans = {f"{side}_spans": spans_of(row[side]["content"], ("has", 1.0)) for side in SIDES}
@@ -110,24 +110,27 @@ def test_a_run_trains_on_the_users_spans(root, train, tmp_path):
     assert {line["step"] for line in recorded} == {1, 2}
     for line in recorded:
         for side in SIDES:
-            told = line[side]
-            marked = "".join(told["tokens"][index] for index in told["selected"])
+            response = line[side]
+            marked = "".join(response["tokens"][index] for index in response["selected"])
             assert marked.strip()
             assert marked.strip() in "has"
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         ({}, "which hold no scores for token_scorer: file"),
-        ({"chosen_scores": [0.0], "rejected_scores": [0.0]}, r"whose chosen answer begins 'It has.*has 1 numbers, exp"),
+        (
+            {"chosen_scores": [0.0], "rejected_scores": [0.0]},
+            r"chosen response starts with 'It has.*has 1 numbers, exp",
+        ),
         ({"chosen_scores": 3, "rejected_scores": 3}, "chosen_scores is 3, expected a list of numbers"),
-        ({"chosen_spans": [{"start": 0, "end": 999, "weight": 1.0}], "rejected_spans": []}, "goes from 0 to 999"),
+        ({"chosen_spans": [{"start": 0, "end": 999, "weight": 1.0}], "rejected_spans": []}, "has start 0 and end 999"),
     ],
     ids=["none", "count", "type", "outside"],
 )
-def test_numbers_that_do_not_fit_are_refused(prepared, columns, said):
-    with pytest.raises(SepoError, match=said):
+def test_scores_that_do_not_fit_are_refused(prepared, columns, message):
+    with pytest.raises(SepoError, match=message):
         prepared([{**row, **columns} for row in ROWS], FILE)
 
 
@@ -141,8 +144,8 @@ def test_spans_need_rows_that_are_conversations(prepared):
         prepared(text, FILE, kind="chatml.prompt_pairs")
 
 
-def test_an_answer_that_the_host_loses_is_not_trained_on(prepared, words, caplog, monkeypatch):
-    """A template that trims its turns, in 0.19: the last character of the turn would be the answer."""
+def test_a_response_that_the_host_loses_is_not_trained_on(prepared, words, caplog, monkeypatch):
+    """If a template trims its turns, 0.19 would take the last character of the turn as the response."""
     monkeypatch.setattr(logging.getLogger("sepo"), "handlers", [caplog.handler])
     random = {"token_scorer": "random"}
     rows = [dict(row) for row in ROWS]
@@ -153,28 +156,30 @@ def test_an_answer_that_the_host_loses_is_not_trained_on(prepared, words, caplog
     assert len(meta.train_dataset) == (6 if old else 8)
     for row in meta.train_dataset:
         for side in SIDES:
-            said = words.decode(response(row, side))
-            assert said.startswith(("It has", "<|eot_id|>"))
-            assert "dummy" not in said
-    assert ("skipped 2 of 8 rows of train, which have lost an answer (rows 1, 4)" in caplog.text) is old
+            text = words.decode(response(row, side))
+            assert text.startswith(("It has", "<|eot_id|>"))
+            assert "dummy" not in text
+    assert ("skipped 2 of 8 rows of train, which have lost a response (rows 1, 4)" in caplog.text) is old
     if old:
-        with pytest.raises(SepoError, match=r"every row has lost an answer.* Strip the answers"):
+        with pytest.raises(SepoError, match=r"every row has lost a response.* Strip the responses"):
             prepared(rows[1:2], random, chat_template="llama3")
 
 
-def test_rows_with_images_are_refused_where_the_host_reads_them(words):
+def test_rows_with_images_are_refused(words):
     from datasets import Dataset
 
     from sepo.hosts.axolotl.data import tokenized
 
     rows = Dataset.from_list([{"chosen": [{"role": "assistant", "content": "A cat."}], "images": ["a.png"]}])
-    with pytest.raises(SepoError, match="the rows of train have images, and in Axolotl a stage trains on text alone"):
+    with pytest.raises(
+        SepoError, match="the rows of train have images, and in Axolotl sepo's stages train on text only"
+    ):
         tokenized(rows, None, None, tokenizer=words, name="train")
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
-    """An oracle and its base with a tokenizer as Llama 2's."""
+    """An oracle and its base with a tokenizer like Llama 2's."""
     folder = tmp_path_factory.mktemp("others")
     words = foreign.metaspace_bpe()
     tiny.save_model(folder / "base", seed=5, words=words)
@@ -183,8 +188,8 @@ def others(tmp_path_factory):
 
 
 def test_an_oracle_with_another_tokenizer_scores_the_policys_tokens(prepared, others, caplog, monkeypatch):
-    """Each answer's total is the oracle's; answers that were cut have the first of the whole one's scores."""
-    monkeypatch.setattr(logging.getLogger("sepo"), "handlers", [caplog.handler])  # a run's lines go to the host's own
+    """The sum of the scores of each response is the oracle's."""
+    monkeypatch.setattr(logging.getLogger("sepo"), "handlers", [caplog.handler])  # a run logs to the host's handlers
     meta, stores = prepared(ROWS, others)
     assert "its scores are projected onto the policy's tokens by characters" in caplog.text
     from sepo.score_store import ScoreStore
@@ -201,26 +206,27 @@ def test_an_oracle_with_another_tokenizer_scores_the_policys_tokens(prepared, ot
 
 
 @pytest.mark.parametrize("text", ["It has 3 legs 🕷️ or more.", "  Led by spaces,\nand lines. ", "x"])
-def test_an_answers_tokens_are_placed_whole_cut_or_trimmed(words, text):
-    """Against the tokenizer's own offsets; a cut answer has the first places of the whole one, and no end of turn."""
+def test_spans_of_whole_truncated_and_trimmed_responses(words, text):
+    """Compared with the tokenizer's offsets; a truncated response has the first spans of the whole one, and no end of
+    turn."""
     encoded = words(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, known = encoded["input_ids"], encoded["offset_mapping"]
-    told = {"answers": ["another", text]}
+    row = {"answers": ["another", text]}
     place = PolicyResponses(words).place
-    whole = place(told, [*ids, words.eos_token_id], "rejected")
+    whole = place(row, [*ids, words.eos_token_id], "rejected")
     assert whole.end_of_turn == len(ids)
     for (start, stop), (known_start, known_stop) in zip(whole.offsets, known, strict=False):
         assert start <= known_start < known_stop <= stop
     for kept in range(1, len(ids)):
-        cut = place(told, ids[:kept], "rejected")
-        if "\ufffd" in words.decode(ids[:kept]):  # inside a character: what is whole before it is placed
+        cut = place(row, ids[:kept], "rejected")
+        if "\ufffd" in words.decode(ids[:kept]):  # inside a character: only the whole characters before it have spans
             continue
         assert (cut.offsets, cut.end_of_turn) == (whole.offsets[:kept], None)
     trimmed = words(text.strip(), add_special_tokens=False)["input_ids"]
-    moved = place(told, [*trimmed, words.eos_token_id], "rejected")
+    moved = place(row, [*trimmed, words.eos_token_id], "rejected")
     assert moved.offsets[0][0] == text.index(text.strip())
     assert max(stop for start, stop in moved.offsets if stop > start) == len(text.rstrip())
-    assert place(told, words("Something else.")["input_ids"], "rejected") is None
+    assert place(row, words("Something else.")["input_ids"], "rejected") is None
 
 
 def test_such_an_oracle_needs_rows_that_are_conversations(prepared, others):
@@ -229,8 +235,8 @@ def test_such_an_oracle_needs_rows_that_are_conversations(prepared, others):
         prepared(rows, others, kind="chatml.prompt_pairs")
 
 
-def test_a_conversation_is_kept_as_the_other_host_keeps_it():
-    """Its text finds a store, so both hosts write it alike; tests/hosts has the other half."""
+def test_a_conversation_is_kept_in_the_form_of_the_other_host():
+    """Its text is part of a store's key, so both hosts must write the same; tests/hosts has the other half."""
     for row, kept in zip(ROWS, tiny.kept_conversations(8), strict=True):
         assert json.dumps(conversation(row, rows={}, whole=False), ensure_ascii=False) == kept
         whole = {side: [*row["messages"], row[side]] for side in SIDES}

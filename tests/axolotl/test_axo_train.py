@@ -1,4 +1,4 @@
-"""Runs in Axolotl: four stages, adapters, quantized and full, records; without our block nothing changes."""
+"""Runs in Axolotl: four stages, adapters, quantized and full training, records; no change without the block `sepo`."""
 
 import copy
 import json
@@ -49,11 +49,11 @@ def test_a_quantized_policy_and_its_store(root, tmp_path, train, losses, caplog)
     assert len(first) == 2
     with caplog.at_level("INFO", logger="sepo"):
         again = losses(train({**made, "max_steps": 2}))
-    assert again == first  # a run that scored and one that found the store start alike
+    assert again == first  # a run that scores and one that finds the store start with the same weights
 
 
 @pytest.mark.parametrize(("stage", "second"), [("sepo", False), ("minor_dpo", True)])
-def test_full_training_has_a_second_model_only_where_it_is_compared_with(root, tmp_path, train, losses, stage, second):
+def test_full_training_loads_a_second_model_only_if_needed(root, tmp_path, train, losses, stage, second):
     output = tmp_path / "out"
     made = axo.config(root, output, rl=stage, sepo=axo.block(root, output, stage), adapter=None, max_steps=2)
     trainer = train({name: value for name, value in made.items() if not name.startswith("lora_")})
@@ -61,7 +61,7 @@ def test_full_training_has_a_second_model_only_where_it_is_compared_with(root, t
     assert len(losses(trainer)) == 2
 
 
-def test_a_named_reference_and_a_precomputed_one_give_the_same(root, tmp_path, train, losses):
+def test_a_live_and_a_precomputed_reference_give_the_same_losses(root, tmp_path, train, losses):
     output = tmp_path / "out"
     block = {**axo.block(root, output, "selective_dpo"), "ref_model": str(root / "base")}
     live = train(axo.config(root, output, rl="selective_dpo", sepo=block, max_steps=2))
@@ -81,8 +81,8 @@ def test_evaluation_rows_are_scored_and_evaluated(root, tmp_path, train):
     assert set(json.loads((output / "sepo_settings.json").read_text())["token_scores"]) == {"train", "eval"}
 
 
-def test_without_a_stage_of_ours_nothing_changes(root, tmp_path, train, losses):
-    """Plain DPO with the plugin and without it, loss for loss."""
+def test_without_a_sepo_stage_nothing_changes(root, tmp_path, train, losses):
+    """Plain DPO has the same losses with the plugin and without it."""
     made = axo.config(root, tmp_path / "out", rl="dpo")
     with_plugin = train(copy.deepcopy(made))
     assert type(with_plugin).__module__.startswith("axolotl.")
@@ -91,7 +91,7 @@ def test_without_a_stage_of_ours_nothing_changes(root, tmp_path, train, losses):
     assert not list((tmp_path / "out").glob("*sepo*"))
 
 
-def test_another_trainer_in_its_place_is_noticed(root, tmp_path, train, monkeypatch):
+def test_another_trainer_in_its_place_is_refused(root, tmp_path, train, monkeypatch):
     import axolotl.core.builders.rl as builder
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 

@@ -91,7 +91,7 @@ def test_oracle_with_another_tokenizer(world, tmp_path):
     check_tokenizers(policy, ModelSpec(str(world / "oracle")), key="oracle_model", model_args=HubAccess)
     tiny.tokenizer(["completely other words make other merges zebra quartz"] * 9).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text((world / "oracle" / "config.json").read_text())
-    with pytest.raises(SepoError, match=r"has another tokenizer than the policy: .* tokens, not "):
+    with pytest.raises(SepoError, match=r"has another tokenizer than the policy: .* tokens, expected "):
         check_tokenizers(policy, ModelSpec(str(tmp_path / "other")), key="oracle_model", model_args=HubAccess)
 
 

@@ -141,9 +141,12 @@ def changed(monkeypatch):
     [
         (Entry("changed_host", "Changed.step", ("model",)), None),
         (Entry("changed_host", "Changed.model", on_instances=True), None),
-        (Entry("changed_host", "gone"), "changed_host.gone is not there"),
-        (Entry("no_such_host.train", "step"), "no_such_host.train.step is not there (No module named 'no_such_host')"),
-        (Entry("changed_host", "Gone.step"), "changed_host.Gone.step is not there"),
+        (Entry("changed_host", "gone"), "changed_host.gone does not exist"),
+        (
+            Entry("no_such_host.train", "step"),
+            "no_such_host.train.step does not exist (No module named 'no_such_host')",
+        ),
+        (Entry("changed_host", "Gone.step"), "changed_host.Gone.step does not exist"),
         (Entry("changed_host", "Changed.step", ("model", "inputs")), "changed_host.Changed.step does not take inputs"),
         (Entry("changed_host", "Changed.args", on_instances=True), "changed_host.Changed.args is not an attribute"),
     ],

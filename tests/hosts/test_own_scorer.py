@@ -120,7 +120,8 @@ def test_a_recipe_uses_it_and_scores_before_training():
     assert settings.scores_before_training
     assert settings.method.needs_scores
     assert settings.method.token_scorer.rejected_largest
-    assert "another package's: token_scorer 'rarity' of package own-scorer 0.1 (own_scorer:rarity)." in settings.notes
+    note = "registered by another package: token_scorer 'rarity' of package own-scorer 0.1 (own_scorer:rarity)."
+    assert note in settings.notes
     assert "rarity" in available_scorers()
     assert hash(settings.method) == hash(resolve(keys, host_keys=HOST_KEYS)[1].method)
     with pytest.raises(SepoError, match="load of a stored scorer is 3"):

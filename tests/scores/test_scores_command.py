@@ -1,4 +1,4 @@
-"""`sepo scores`: what it lists, shows, finds damaged, exports and removes, on stores without a host."""
+"""`sepo scores`: list, show, verify, export and remove stores, without a host."""
 
 import io
 import json
@@ -30,7 +30,9 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def said(capsys):
+def printed(capsys):
+    """Return a function that runs `sepo scores` and returns its output."""
+
     def run(*words, expect=0):
         assert main(["scores", *map(str, words)]) == expect
         output = capsys.readouterr()
@@ -39,18 +41,18 @@ def said(capsys):
     return run
 
 
-def test_ls_lists_every_store_with_what_it_holds(root, said, tmp_path):
-    text = said("ls", "--dir", root)
+def test_ls_lists_every_store_with_what_it_holds(root, printed, tmp_path):
+    text = printed("ls", "--dir", root)
     assert "2 stores" in text
     for piece in (
         "oracle", "saves/oracle over", "my_pairs (train)", f"{ROWS} of {ROWS}", f"0 of {ROWS}", "yes", "no", "KiB",
     ):  # fmt: skip
         assert piece in text
     (tmp_path / "empty").mkdir()
-    assert "no score stores" in said("ls", "--dir", tmp_path / "empty")
+    assert "no score stores" in printed("ls", "--dir", tmp_path / "empty")
 
 
-def test_names_are_no_part_of_a_store(root):
+def test_names_are_not_part_of_a_store(root):
     store = filled(root)
     before = tree(store)
     write_names(root, store.key, {**NAMES, "dataset": "another name"})
@@ -59,16 +61,16 @@ def test_names_are_no_part_of_a_store(root):
     assert store.verify() == []
 
 
-def test_show_says_what_a_store_depends_on_and_a_few_rows(root, said):
+def test_show_prints_what_a_store_depends_on_and_a_few_rows(root, printed):
     store = filled(root)
-    text = said("show", store.key[:8], "--dir", root)
+    text = printed("show", store.key[:8], "--dir", root)
     for piece in (str(store.path), "saves/oracle over saves/base", f"{ROWS} of {ROWS} pairs", "cutoff_len 2048",
                   "quantization_bit", "first rows", "selected 30%", "chosen_scores, rejected_scores"):  # fmt: skip
         assert piece in text
-    assert "unfinished" in said("show", open_store(root, identity={**IDENTITY, "cutoff_len": 1}).path)
+    assert "unfinished" in printed("show", open_store(root, identity={**IDENTITY, "cutoff_len": 1}).path)
 
 
-def test_the_summary_is_what_numpy_says(root):
+def test_the_summary_agrees_with_numpy(root):
     store = filled(root)
     summary = summarize(store)
     rows = scores(0, ROWS)
@@ -96,26 +98,26 @@ def test_a_share_of_sums_with_different_signs_is_none():
     assert distribution(lambda: [(values, lengths)], ratio=0.34, largest=False).carried is None
 
 
-def test_verify_finds_a_flipped_byte_in_every_file(root, said):
+def test_verify_finds_a_flipped_byte_in_every_file(root, printed):
     store = filled(root)
-    assert "ok" in said("verify", store.path)
+    assert "ok" in printed("verify", store.path)
     files = sorted(store.path.iterdir())
     assert len(files) == 2 * SHARDS + 2
     for number, path in enumerate(files):
         whole = path.read_bytes()
         place = number * 7919 % len(whole)
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
-        text = said("verify", "--dir", root, expect=1)
+        text = printed("verify", "--dir", root, expect=1)
         assert path.stem in text
         assert "1 damaged, 1 unfinished" in text
         path.write_bytes(whole)
-    assert "0 damaged" in said("verify", "--dir", root)
+    assert "0 damaged" in printed("verify", "--dir", root)
 
 
-def test_export_of_a_store_has_its_numbers_in_order(root, said, tmp_path):
+def test_export_of_a_store_has_its_numbers_in_order(root, printed, tmp_path):
     store = filled(root)
-    said("export", store.path, "-o", tmp_path / "x.jsonl")
-    said("export", store.path, "-o", tmp_path / "x.parquet")
+    printed("export", store.path, "-o", tmp_path / "x.jsonl")
+    printed("export", store.path, "-o", tmp_path / "x.parquet")
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == list(range(ROWS))
     assert [line["rejected_scores"] for line in lines] == store.table()["rejected_scores"].to_pylist()
@@ -123,28 +125,28 @@ def test_export_of_a_store_has_its_numbers_in_order(root, said, tmp_path):
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_rm_asks_and_refuses_while_somebody_fills(root, said, monkeypatch):
+def test_rm_prompts_and_refuses_while_another_process_fills(root, printed, monkeypatch):
     store = filled(root)
-    assert "pass --yes" in said("rm", store.path, expect=2)
+    assert "pass --yes" in printed("rm", store.path, expect=2)
     answers = io.StringIO("n\n")
     answers.isatty = lambda: True
     monkeypatch.setattr("sys.stdin", answers)
-    assert "kept" in said("rm", store.path, expect=1)
+    assert "kept" in printed("rm", store.path, expect=1)
     other = open_store(root, identity={**IDENTITY, "cutoff_len": 1})
 
     def compute(start, stop):
-        assert "another process is filling" in said("rm", other.path, "--yes", expect=2)
+        assert "another process is filling" in printed("rm", other.path, "--yes", expect=2)
         return scores(start, stop)
 
     other.fill(compute)
-    said("rm", store.path, "--yes")
+    printed("rm", store.path, "--yes")
     assert not store.path.exists()
     assert read_names(root, store.key) == {}
-    assert "1 stores" in said("ls", "--dir", root)
+    assert "1 stores" in printed("ls", "--dir", root)
     assert filled(root).complete
 
 
-def test_a_dead_writer_is_in_nobodys_way(root, said):
+def test_a_dead_writer_blocks_no_other_process(root, printed):
     code = (
         "import os, signal, sys; from stores import *; store = open_store(Path(sys.argv[1]), shard_rows=3,"
         " identity={'a': 1}); store.fill(lambda a, b: os.kill(os.getpid(), signal.SIGKILL))"
@@ -154,13 +156,13 @@ def test_a_dead_writer_is_in_nobodys_way(root, said):
     assert done.returncode == -9
     dead = open_store(root, identity={"a": 1})
     assert list((root / ".locks" / dead.key).glob("user-*.lock"))
-    said("rm", dead.path, "--yes")
+    printed("rm", dead.path, "--yes")
     assert not list((root / ".locks" / dead.key).glob("user-*.lock"))
 
 
-def test_a_store_that_was_removed_after_it_was_opened_is_made_again(root, said):
+def test_a_store_that_is_removed_after_opening_is_created_again(root, printed):
     opened = open_store(root)
-    said("rm", opened.path, "--yes")
+    printed("rm", opened.path, "--yes")
     opened.fill(scores)
     assert open_store(root).complete
 

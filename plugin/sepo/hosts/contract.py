@@ -65,7 +65,7 @@ def gap(entry: Entry) -> str | None:
             return None if _is_assigned(holder, name) else f"{entry} is not an attribute of its instances"
         found = getattr(holder, name)
     except (ModuleNotFoundError, AttributeError) as error:
-        return f"{entry} is not there ({error})"
+        return f"{entry} does not exist ({error})"
     if not entry.parameters:
         return None
     has = inspect.signature(found).parameters
@@ -91,7 +91,7 @@ def check(entries: Sequence[Entry], *, expected: str) -> list[Finding]:
     absent = [found for found in map(gap, entries) if found is not None]
     if absent:
         return [Finding(False, f"{found}; use {expected}") for found in absent]
-    return [Finding(True, f"all {len(entries)} names that are relied on are there")]
+    return [Finding(True, f"all {len(entries)} names of the host's contract exist")]
 
 
 SHARED = (

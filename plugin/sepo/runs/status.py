@@ -31,12 +31,12 @@ def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
     Raises:
         SepoError: If the directory does not exist or holds no run of a sepo stage.
     """
-    known = run_status(folder)
+    progress = run_status(folder)
     if as_json:
-        print(json.dumps(_plain(known), indent=1, allow_nan=False))
+        print(json.dumps(_plain(progress), indent=1, allow_nan=False))
     else:
-        print("\n".join(_lines(known)))
-    return known
+        print("\n".join(_lines(progress)))
+    return progress
 
 
 def run_status(folder: Path) -> dict[str, Any]:
@@ -136,36 +136,37 @@ def _checkpoint(folder: Path) -> str | None:
     return max(numbered)[1] if numbered else None
 
 
-def _lines(known: dict[str, Any]) -> list[str]:
+def _lines(progress: dict[str, Any]) -> list[str]:
     state = {
         "unknown": "on another machine; whether it is running cannot be determined here",
         "stopped": "stopped before its last step",
-    }.get(known["state"], known["state"])
-    lines = [f"{known['folder']}: stage {known['stage']}, objective {known['objective']}, {state}"]
-    if known["state"] == "preparing":
+    }.get(progress["state"], progress["state"])
+    lines = [f"{progress['folder']}: stage {progress['stage']}, objective {progress['objective']}, {state}"]
+    if progress["state"] == "preparing":
         lines.append("scoring rows or loading models; training has not started")
-    if known["total_steps"]:
-        done = f"step {known['step']:,} of {known['total_steps']:,} ({known['step'] / known['total_steps']:.0%})"
-        pace = known["seconds_per_step"]
-        left = known["seconds_left"]
+    if progress["total_steps"]:
+        step, total = progress["step"], progress["total_steps"]
+        done = f"step {step:,} of {total:,} ({step / total:.0%})"
+        pace = progress["seconds_per_step"]
+        left = progress["seconds_left"]
         if pace is not None:
             done += f", {pace:.2f} s per step"
-        if left and known["state"] != "stopped":
+        if left and progress["state"] != "stopped":
             done += f", {timedelta(seconds=round(left))} left"
         lines.append(done)
-    if known["last"]:
-        shown = {name: value for name, value in known["last"].items() if name not in _SELECTED}
+    if progress["last"]:
+        shown = {name: value for name, value in progress["last"].items() if name not in _SELECTED}
         lines.append("last: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-    if known["selected"]:
-        lines.append("selected: " + ", ".join(f"{share:.1%} of {side}" for side, share in known["selected"].items()))
-    if known["checkpoint"]:
-        lines.append(f"checkpoint: {known['checkpoint']}")
-    for name, store in known["stores"].items():
+    if progress["selected"]:
+        lines.append("selected: " + ", ".join(f"{share:.1%} of {side}" for side, share in progress["selected"].items()))
+    if progress["checkpoint"]:
+        lines.append(f"checkpoint: {progress['checkpoint']}")
+    for name, store in progress["stores"].items():
         lines.append(f"{name}: {store['folder']}" + ("" if store["there"] else " (no longer exists)"))
-    if known["state"] == "stopped":
+    if progress["state"] == "stopped":
         lines.append(
             "the same command resumes from this checkpoint (unless it sets overwrite_output_dir)"
-            if known["checkpoint"]
+            if progress["checkpoint"]
             else "no checkpoint was saved, so the same command starts from the beginning"
         )
     return lines

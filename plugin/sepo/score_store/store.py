@@ -292,7 +292,7 @@ class ScoreStore:
         try:
             digest = file_digest(self._arrow(shard))
         except OSError as error:
-            return _Check(problem=f"its sidecar is there, its file cannot be read: {error.strerror}", recorded=recorded)
+            return _Check(problem=f"its sidecar exists, its file cannot be read: {error.strerror}", recorded=recorded)
         if record == self._sidecar_bytes(shard, digest):
             return _Check(problem=None, digest=digest, recorded=recorded)
         found = "its sidecar is damaged" if recorded is None else f"its sidecar records sha256 {recorded}"

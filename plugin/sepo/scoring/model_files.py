@@ -106,11 +106,11 @@ def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, model_args: Any,
     token = differing_token(policy, tokenizer)
     if token is not None:
         expected, found = policy.get_vocab(), tokenizer.get_vocab()
+        differs = f"has the id {found[token]}, expected {expected[token]}" if token in found else "is missing"
         raise SepoError(
             f"{key}: '{spec.model}' has another tokenizer than {owner}: {len(found):,} tokens, expected "
-            f"{len(expected):,}, and {token!r} has the id {found.get(token, 'unknown')}, expected {expected[token]}. "
-            f"Scores are per token, so a scoring model must share {owner}'s tokenizer, added tokens included; use one "
-            f"of {owner}'s model family."
+            f"{len(expected):,}, and {token!r} {differs}. Scores are per token, so a scoring model must share "
+            f"{owner}'s tokenizer, added tokens included; use one of {owner}'s model family."
         )
 
 

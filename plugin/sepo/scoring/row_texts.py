@@ -27,8 +27,8 @@ RowTexts = Callable[[Rows], Sequence[RowText]]
 
 
 def write_texts(store: ScoreStore, dataset: Dataset, row_texts: RowTexts) -> None:
-    """Write the texts of a data set into its store, unless they are there. No run depends on them, so any failure is
-    logged as a warning.
+    """Write the texts of a data set to its store, unless they exist. No run depends on them, so any failure is logged
+    as a warning.
 
     Args:
         store: a complete store.

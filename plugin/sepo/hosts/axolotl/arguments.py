@@ -1,4 +1,4 @@
-"""What our stages add to Axolotl's config and to its training arguments."""
+"""Additions of sepo's stages to Axolotl's config schema and training arguments."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sepo.recipe.stages import objective_of_key
 
 
 class _Block(BaseModel):
-    """The block ``sepo``: a key that it does not know is an error. Values are read by the resolution of all hosts."""
+    """Schema of the block ``sepo``; unknown keys are errors. The resolution that all hosts share parses the values."""
 
     model_config = ConfigDict(extra="forbid")
 
     own: dict[str, Any] | None = Field(
-        default=None, json_schema_extra={"description": "Keys of a registered objective's own settings."}
+        default=None, json_schema_extra={"description": "Keys of the settings of a registered objective."}
     )
 
     @model_validator(mode="before")
@@ -44,19 +44,19 @@ SePOBlock = create_model("SePOBlock", __base__=_Block, **_FIELDS)
 
 
 class SePOConfig(BaseModel):
-    """The field that the plugin adds to Axolotl's config."""
+    """Field that the plugin adds to Axolotl's config."""
 
     sepo: SePOBlock | None = Field(  # type: ignore[valid-type]
-        default=None, json_schema_extra={"description": "Settings of a stage of sepo."}
+        default=None, json_schema_extra={"description": "Settings of a sepo stage."}
     )
 
 
 @dataclass
 class SePOTrainingArguments:
-    """The field that the plugin adds to Axolotl's training arguments.
+    """Field that the plugin adds to Axolotl's training arguments.
 
     Attributes:
-        sepo: the keys that the stage was resolved from, as JSON; None where no stage of ours runs.
+        sepo: the keys that the stage was resolved from, as JSON; None if the run has no sepo stage.
     """
 
-    sepo: str | None = field(default=None, metadata={"help": "Keys of a stage of sepo, as JSON."})
+    sepo: str | None = field(default=None, metadata={"help": "Keys of a sepo stage, as JSON."})

@@ -1,4 +1,4 @@
-"""A stage in Axolotl's config: found, checked against the host's own keys, and resolved as for every host."""
+"""A sepo stage in Axolotl's config: detection, checks against the host's keys, and the resolution that hosts share."""
 
 from __future__ import annotations
 
@@ -26,34 +26,35 @@ _SAME = {
     "simpo_gamma": ("simpo_gamma",),
     "dpo_label_smoothing": ("dpo_label_smoothing",),
 }
-"""Axolotl's keys for the same thing, by ours."""
+"""Axolotl's keys with the same meaning, by the key of the block ``sepo``."""
 
 _MODEL_KEYS = ("model_name_or_path", "quantization_bit", "finetuning_type", "seed")
 
 _REFUSED = {
-    "dpo_use_liger_kernel": "it replaces the loss and the forward pass, which are the stage's; remove it",
-    "dpo_padding_free": "the stage runs its batches without padding by itself; remove it",
-    "precompute_ref_log_probs": "it keeps sums over whole answers, and the stage needs a number per token; write "
+    "dpo_use_liger_kernel": "it replaces the loss and the forward pass, which the stage implements; remove it",
+    "dpo_padding_free": "the stage already runs its batches without padding; remove it",
+    "precompute_ref_log_probs": "it stores sums over whole responses, and the stage needs one value per token; set "
     "ref_precompute: true in the sepo block",
-    "dpo_loss_type": "the objective decides; write objective: in the sepo block, or rl: dpo without the block",
-    "dpo_loss_weights": "the objective decides; remove it",
-    "dpo_use_weighting": "it is WPO's weight; write objective: wpo in the sepo block",
-    "streaming": "scores are joined to the data by row, and a stream has none; remove it",
-    "pretraining_dataset": "a stage trains on pairs; remove it",
+    "dpo_loss_type": "the key objective sets the loss; set objective: in the sepo block, or remove the block and set "
+    "rl: dpo",
+    "dpo_loss_weights": "the key objective sets the loss; remove it",
+    "dpo_use_weighting": "it enables WPO's weight; set objective: wpo in the sepo block",
+    "streaming": "scores are joined to the data by row number, and a stream has no row numbers; remove it",
+    "pretraining_dataset": "a sepo stage trains on pairs; remove it",
     "lora_model_dir": "Axolotl does not load it in DPO runs; merge it first (axolotl merge-lora)",
-    "reward_model": "a stage trains a policy; remove it",
-    "use_ray": "stages are not run under Ray in Axolotl; use torchrun or accelerate",
-    "chunked_cross_entropy": "it exchanges the head's loss, which the stage exchanges itself; remove it",
-    "cut_cross_entropy": "it exchanges the head's loss, which the stage exchanges itself; remove it",
-    "liger_fused_linear_cross_entropy": "it exchanges the head's loss, which the stage exchanges itself; remove it",
+    "reward_model": "a sepo stage trains a policy; remove it",
+    "use_ray": "sepo's stages do not support Ray in Axolotl; use torchrun or accelerate",
+    "chunked_cross_entropy": "it replaces the head's loss, which the stage replaces as well; remove it",
+    "cut_cross_entropy": "it replaces the head's loss, which the stage replaces as well; remove it",
+    "liger_fused_linear_cross_entropy": "it replaces the head's loss, which the stage replaces as well; remove it",
 }
 
 
 def block_keys() -> Iterator[tuple[str, str]]:
-    """The keys of the block ``sepo`` with their help."""
-    yield "stage", "`sepo`, `selective_dpo`, `treg`, `minor_dpo`, or a registered one; `rl` may name it instead."
+    """Yield the keys of the block ``sepo`` with their help."""
+    yield "stage", "The stage: `sepo`, `selective_dpo`, `treg`, `minor_dpo`, or a registered one; also set by `rl`."
     for row in (*KEYS.values(), *HOST_KEYS.values()):
-        same = "".join(f" Axolotl's `{name}` sets it too." for name in _SAME.get(row.name, ())[:1])
+        same = "".join(f" Also set by Axolotl's `{name}`." for name in _SAME.get(row.name, ())[:1])
         yield row.name, row.help + same
 
 
@@ -62,11 +63,11 @@ BLOCK_KEYS = tuple(name for name, _ in block_keys())
 
 @dataclass(frozen=True)
 class Resolved:
-    """A stage of ours in a config.
+    """A sepo stage in a config.
 
     Args:
         given: the keys and values that it was resolved from, under the names that all hosts share.
-        changes: what the config says instead, for Axolotl's schema.
+        changes: keys and values to set in the config, for Axolotl's schema.
     """
 
     given: Mapping[str, Any]
@@ -74,21 +75,21 @@ class Resolved:
 
     @cached_property
     def settings(self) -> RunSettings:
-        """The run's settings."""
+        """Settings of the run."""
         return settings_from(self.given)
 
     @property
     def chosen_nll_weight(self) -> float:
-        """``pref_ftx``."""
+        """Weight of the negative log-likelihood over chosen tokens, ``pref_ftx``."""
         return _weight(self.given.get("pref_ftx"))
 
     def as_json(self) -> str:
-        """What ``from_json`` reads in the trainer."""
+        """Return the JSON that ``from_json`` reads in the trainer."""
         return json.dumps(dict(self.given))
 
     @classmethod
     def from_json(cls, text: str) -> Resolved:
-        """The same stage, for those who have no config."""
+        """Construct from the result of ``as_json``, without a config."""
         return cls(json.loads(text), {})
 
 
@@ -96,23 +97,23 @@ def settings_from(given: Mapping[str, Any]) -> RunSettings:
     """Resolve a stage.
 
     Raises:
-        SepoError: see ``sepo.recipe.resolve.resolve``.
+        SepoError: See ``sepo.recipe.resolve.resolve``.
     """
     _, settings = resolve(dict(given), host_keys=(*HOST_KEYS, *_MODEL_KEYS, "stage"))
     return settings
 
 
 def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
-    """Find a stage of ours in a raw config, and resolve it.
+    """Detect a sepo stage in a raw config, and resolve it.
 
     Args:
-        cfg: the config as it was written, with the command line's values.
+        cfg: the raw config, with the values of the command line.
 
     Returns:
-        None where ``rl`` names no stage of ours and there is no block ``sepo``.
+        The resolved stage, or None if ``rl`` names no sepo stage and there is no block ``sepo``.
 
     Raises:
-        SepoError: the config is wrong.
+        SepoError: If the config is invalid.
     """
     rl, block = cfg.get("rl"), cfg.get("sepo")
     alias = rl if isinstance(rl, str) and rl not in _host_rl() and is_ours(rl) else None
@@ -123,8 +124,8 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     _check_host(cfg)
     if alias is None and cfg.get("trainer_cls") is None:
         logger.warning(
-            "rl is %s, which Axolotl also trains where sepo is not installed: it drops a block that it does not know, "
-            "and trains plain DPO. Write rl: %s, or add trainer_cls: %s, and such a run stops.",
+            "rl is %s, which Axolotl also trains in an environment without sepo: it drops unknown blocks and trains "
+            "plain DPO. To make such a run fail, set rl: %s, or add trainer_cls: %s.",
             rl, stage, TRAINER,
         )  # fmt: skip
     given = {**block, "stage": stage, **_host_values(cfg, block), **_model(cfg)}
@@ -146,12 +147,12 @@ def _checked_block(block: Any) -> dict[str, Any]:
     if block is None:
         return {}
     if not isinstance(block, Mapping):
-        raise SepoError(f"sepo is {block!r}, expected a block of keys: stage, select_ratio, oracle_model, ...")
+        raise SepoError(f"sepo is {block!r}, expected a mapping with keys such as stage, select_ratio, oracle_model.")
     flat = {**{name: value for name, value in block.items() if name != "own"}, **(block.get("own") or {})}
     for name in flat:
         if name not in BLOCK_KEYS and objective_of_key(name) is None:
             raise SepoError(f"sepo.{name}: unknown key.{nearest(name, BLOCK_KEYS)}")
-    # Plain containers: what is read here is written into a run's folder.
+    # Plain containers: the values are written to the run's output_dir as JSON.
     return {name: _plain(value) for name, value in flat.items() if value is not None}
 
 
@@ -164,17 +165,17 @@ def _stage(rl: Any, alias: str | None, block: Mapping[str, Any]) -> str:
     stages = ", ".join(available_stages())
     if alias is not None:
         if named not in (None, alias):
-            raise SepoError(f"rl is {alias} and sepo.stage is {named}; remove one of the two.")
+            raise SepoError(f"rl is {alias} and sepo.stage is {named}; remove one of them.")
         return alias
     if rl != "dpo":
         found = "absent" if rl is None else str(rl)
         raise SepoError(
-            f"there is a block sepo and rl is {found}; one of {stages} is expected, or dpo with a stage in the block."
+            f"there is a block sepo and rl is {found}, expected one of {stages}, or dpo with a stage in the block."
             f"{nearest(found, (*available_stages(), 'dpo'))}"
         )
     if named is None:
         raise SepoError(
-            f"there is a block sepo without a stage and rl is dpo; write rl: or sepo.stage: one of {stages}."
+            f"there is a block sepo without a stage and rl is dpo; set rl or sepo.stage to one of {stages}."
         )
     return str(named)
 
@@ -186,34 +187,38 @@ def _check_host(cfg: Mapping[str, Any]) -> None:
     for name, value in cfg.items():
         if str(name).startswith("unsloth_") and value:
             raise SepoError(
-                f"{name} is set, but Unsloth replaces the forward pass in which our stages exchange the head; "
+                f"{name} is set, but Unsloth replaces the forward pass in which sepo's stages replace the head; "
                 "remove it."
             )
     if (cfg.get("context_parallel_size") or cfg.get("sequence_parallel_degree") or 1) > 1:
         raise SepoError(
-            "context_parallel_size is above 1, but Axolotl cuts the rows in the model's forward, and a stage needs "
-            "whole answers; remove it (batch_tokens limits the memory of a batch)."
+            "context_parallel_size is above 1, but Axolotl splits the rows in the model's forward pass, and a sepo "
+            "stage needs whole responses; remove it (batch_tokens limits the memory of a batch)."
         )
     if cfg.get("trainer_cls") not in (None, TRAINER):
-        raise SepoError(f"trainer_cls is {cfg['trainer_cls']}, but the stage brings its own trainer; remove it.")
+        raise SepoError(f"trainer_cls is {cfg['trainer_cls']}, but the stage sets the trainer; remove it.")
 
 
 def _host_values(cfg: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of Axolotl's keys for what the block sets under our name."""
+    """Return the values of Axolotl's keys with the same meaning, under the names of the block's keys.
+
+    Raises:
+        SepoError: If keys with the same meaning have different values.
+    """
     values: dict[str, Any] = {}
-    for ours, theirs in _SAME.items():
-        found = {f"sepo.{ours}": block[ours]} if ours in block else {}
-        for name in theirs:
+    for key, aliases in _SAME.items():
+        found = {f"sepo.{key}": block[key]} if key in block else {}
+        for name in aliases:
             value: Any = cfg
             for part in name.split("."):
                 value = value.get(part) if isinstance(value, Mapping) else None
             if value is not None:
                 found[name] = value
         if len({str(_number(name, value)) for name, value in found.items()}) > 1:
-            said = " and ".join(f"{name} is {value}" for name, value in found.items())
-            raise SepoError(f"{said}, which mean the same; write one of them.")
+            differing = " and ".join(f"{name} is {value}" for name, value in found.items())
+            raise SepoError(f"{differing}, but they have the same meaning; set one of them.")
         if found:
-            values[ours] = next(iter(found.values()))
+            values[key] = next(iter(found.values()))
     return values
 
 
@@ -221,18 +226,18 @@ def _number(name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise SepoError(f"{name} is {value!r}; a number is expected.") from None
+        raise SepoError(f"{name} is {value!r}, expected a number.") from None
 
 
 def _weight(value: Any) -> float:
     number = 0.0 if value is None else _number("sepo.pref_ftx", value)
     if not 0 <= number < float("inf"):
-        raise SepoError(f"sepo.pref_ftx is {value}; a number of at least 0 is expected.")
+        raise SepoError(f"sepo.pref_ftx is {value}, expected a number of at least 0.")
     return number
 
 
 def _model(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The policy under the names that all hosts share."""
+    """Return the keys of the policy under the names that all hosts share."""
     quantized = 4 if cfg.get("load_in_4bit") else 8 if cfg.get("load_in_8bit") else None
     return {
         "model_name_or_path": cfg.get("base_model"),
@@ -245,7 +250,7 @@ def _check_settings(cfg: Mapping[str, Any], settings: RunSettings) -> None:
     if settings.method.scorer == "file" and str(cfg.get("excess_length_strategy") or "drop").lower() == "truncate":
         raise SepoError(
             "excess_length_strategy is truncate and token_scorer is file: Axolotl truncates the text and tokenizes it "
-            "again, and the rows' scores would stand at other tokens; write excess_length_strategy: drop or raise."
+            "again, so the rows' scores would belong to other tokens; set excess_length_strategy: drop or raise."
         )
     if settings.prompts_for_rewards:
         check_types(cfg.get("datasets") or [], QUOTED)

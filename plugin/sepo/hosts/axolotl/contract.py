@@ -1,4 +1,4 @@
-"""What is relied on in Axolotl, and in the TRL that it builds on; see ``../PATCHES.md`` for why."""
+"""Names of Axolotl and of TRL that the adapter relies on; ``../PATCHES.md`` gives the reasons."""
 
 from __future__ import annotations
 

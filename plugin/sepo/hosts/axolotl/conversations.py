@@ -1,4 +1,4 @@
-"""Conversations for T-REG's prompts: kept beside the rendered rows, and rendered with the run's chat template."""
+"""Conversations of rows, kept next to the rendered rows, and the run's chat template for T-REG's prompts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sepo.text.conversations import CONVERSATION
 
 
 class ChatTemplate:
-    """The run's chat template, as T-REG's prompts call a host's.
+    """The run's chat template, with the interface of a host's template that T-REG's prompts use.
 
     Args:
         cfg: Axolotl's config.
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
     """
 
     def __init__(self, cfg: Any, tokenizer: Any) -> None:
@@ -25,11 +25,11 @@ class ChatTemplate:
         self._text: str | None = None
 
     def encode_oneturn(self, tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[int]]:
-        """A question, up to where its answer begins, as token ids; the answer is not encoded.
+        """Encode the user's turn and the start of the assistant's turn as token ids; the second result is empty.
 
         Args:
-            tokenizer: the policy's.
-            messages: the user's turn and the assistant's.
+            tokenizer: the policy's tokenizer.
+            messages: the user's turn and the assistant's, whose content is not encoded.
         """
         if self._text is None:
             from axolotl.utils.chat_templates import get_chat_template_from_config
@@ -44,41 +44,42 @@ class ChatTemplate:
 
 
 def check_types(datasets: Iterable[Any], reader: tuple[str, str]) -> None:
-    """Refuse data sets whose rows are rendered from something else than a conversation.
+    """Raise if the rows of a data set are not rendered from conversations.
 
     Args:
         datasets: the config's entries.
-        reader: who needs the conversation, ``QUOTED`` or ``READ``, and what to do instead.
+        reader: the feature that needs conversations and the alternative to it, ``QUOTED`` or ``READ``.
 
     Raises:
-        SepoError: names the type.
+        SepoError: If a data set is of another type; the message gives the type.
     """
     for item in datasets:
         kind = item.get("type") if isinstance(item, Mapping) else None
         if not is_conversation(kind):
             raise SepoError(
                 f"a data set has the type {kind}, and {reader[0]} the conversation, which only "
-                f"chat_template.default and chat_template.argilla_chat leave recognizable; use one of them, or "
+                f"chat_template.default and chat_template.argilla_chat preserve; use one of them, or "
                 f"{reader[1].removesuffix(', or text data')}."
             )
 
 
 def is_conversation(kind: Any) -> bool:
-    """Whether rows of a data set's type are conversations."""
+    """Return whether the rows of a data set of this type are conversations."""
     return str(kind).startswith("chat_template")
 
 
 @contextlib.contextmanager
 def conversations_kept(cfg: Any, reader: tuple[str, str] | None, *, where_possible: bool = False) -> Iterator[None]:
-    """While Axolotl loads its pairs, keep each row's conversation in the column ``CONVERSATION``.
+    """Keep each row's conversation in the column ``CONVERSATION`` while Axolotl loads its pairs.
 
     Args:
         cfg: Axolotl's config.
-        reader: who needs it, ``QUOTED`` or ``READ``; None where nobody does.
-        where_possible: keep it all the same in rows of conversations, where the user's spans may have to be placed.
+        reader: the feature that needs conversations, ``QUOTED`` or ``READ``; None if there is none.
+        where_possible: without a reader, still keep the conversations of rows that have one, to which the user's spans
+            may have to be mapped.
 
     Raises:
-        SepoError: a data set has no conversations, and there is a reader.
+        SepoError: If there is a reader and a data set has no conversations.
     """
     if reader is None and not where_possible:
         yield
@@ -91,7 +92,7 @@ def conversations_kept(cfg: Any, reader: tuple[str, str] | None, *, where_possib
     rl.load_dpo = lambda kind, cfg, dataset_idx=0: _keeping(
         load(kind, cfg, dataset_idx=dataset_idx), kind, cfg, dataset_idx
     )
-    # Prepared rows without conversations lie under the host's own name.
+    # Prepared rows without conversations are cached under the host's name, so these need another one.
     rl.generate_dataset_hash_from_config = lambda *args, **kwargs: f"{digest(*args, **kwargs)}-conversations"
     try:
         yield
@@ -100,7 +101,7 @@ def conversations_kept(cfg: Any, reader: tuple[str, str] | None, *, where_possib
 
 
 def _keeping(loaded: Any, kind: str, cfg: Any, index: int) -> Any:
-    """What a strategy of Axolotl's returns, with its function wrapped where its rows are conversations."""
+    """Wrap the function of a prompt strategy of Axolotl to keep the conversation, if its rows are conversations."""
     if loaded is None or not is_conversation(kind):
         return loaded
     function, more = loaded if isinstance(loaded, tuple) else (loaded, {})
@@ -116,15 +117,15 @@ def _keeping(loaded: Any, kind: str, cfg: Any, index: int) -> Any:
 
 
 def conversation(sample: Mapping[str, Any], *, rows: Mapping[str, Any], whole: bool) -> dict[str, Any]:
-    """The conversation of a row as it was before it was rendered.
+    """Return the conversation of a row before rendering.
 
     Args:
         sample: the row.
         rows: the data set's entry in the config: names of fields, roles and properties.
-        whole: whether both answers are whole conversations (``argilla_chat``).
+        whole: whether both responses are whole conversations (``argilla_chat``).
 
     Returns:
-        ``messages`` (the prompt's turns), ``answers`` (chosen, rejected), ``system`` and ``tools``.
+        ``messages`` (the prompt's turns), ``answers`` (the chosen and the rejected response), ``system`` and ``tools``.
     """
     names = rows.get("message_property_mappings") or {"role": "role", "content": "content"}
     roles = {old: new for new, olds in (rows.get("roles") or {}).items() for old in olds}
@@ -132,17 +133,17 @@ def conversation(sample: Mapping[str, Any], *, rows: Mapping[str, Any], whole: b
     def turn(message: Any, role: str) -> dict[str, str]:
         if isinstance(message, str):
             return {"role": role, "content": message}
-        said = message[names["role"]]
-        return {"role": roles.get(said, said), "content": message[names["content"]]}
+        name = message[names["role"]]
+        return {"role": roles.get(name, name), "content": message[names["content"]]}
 
-    answers = [sample[rows.get(f"field_{side}") or side] for side in ("chosen", "rejected")]
-    asked = answers[0][:-1] if whole else sample[rows.get("field_messages") or "messages"]
-    turns = [turn(asked, "user")] if isinstance(asked, str) else [turn(message, "user") for message in asked]
+    responses = [sample[rows.get(f"field_{side}") or side] for side in ("chosen", "rejected")]
+    prompt = responses[0][:-1] if whole else sample[rows.get("field_messages") or "messages"]
+    turns = [turn(prompt, "user")] if isinstance(prompt, str) else [turn(message, "user") for message in prompt]
     system = [message["content"] for message in turns if message["role"] == "system"]
-    ends = [answer[-1] if isinstance(answer, list) else answer for answer in answers]
+    ends = [response[-1] if isinstance(response, list) else response for response in responses]
     return {
         "messages": [message for message in turns if message["role"] != "system"],
-        "answers": [turn(answer, "assistant")["content"] for answer in ends],
+        "answers": [turn(response, "assistant")["content"] for response in ends],
         "system": "\n".join(system),
         "tools": "",
     }

@@ -1,4 +1,4 @@
-"""A run's pairs before any policy is loaded: Axolotl's rows, tokenized as its trainer does it, with their scores."""
+"""Preparation of a run's pairs before the policy is loaded: load, tokenize as Axolotl's trainer does, and score."""
 
 from __future__ import annotations
 
@@ -41,21 +41,22 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     """Load, tokenize and score a run's training and evaluation rows.
 
     Args:
-        cfg: the validated config; its ``device_map`` is cleared for several processes on CPUs, which the host's own
-            value does not fit.
+        cfg: the validated config; its ``device_map`` is cleared for several processes on CPUs, for which the host's
+            value is wrong.
         settings: the run's settings.
-        preprocess: load the rows as the host does, and nothing more.
+        preprocess: only load the rows as the host does.
 
     Returns:
-        The host's ``TrainDatasetMeta`` with our columns in its rows, and the folders of the score stores.
+        The host's ``TrainDatasetMeta`` with the columns of sepo's stages in its rows, and the directories of the score
+        stores.
 
     Raises:
-        SepoError: the data or the scoring models are wrong, or a store cannot be written.
+        SepoError: If the data or the scoring models are invalid, or a store cannot be written.
     """
     from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
     from axolotl.loaders import load_tokenizer
 
-    from sepo.hosts.axolotl.reference import use_our_reference
+    from sepo.hosts.axolotl.reference import install_reference
 
     host = host_arguments(cfg)
     log_as_the_host(first_process=host.training_args.process_index == 0)
@@ -72,11 +73,11 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     resolved = settings.as_dict()
     logger.info("stage %s: %s", settings.stage, json.dumps(resolved))
     if host.training_args.process_index == 0:
-        asked = {name: resolved[name] for name in ("stage", "objective", "token_scorer")}
-        note_preparation(Path(host.training_args.output_dir), **asked)
+        described = {name: resolved[name] for name in ("stage", "objective", "token_scorer")}
+        note_preparation(Path(host.training_args.output_dir), **described)
     if on_several_cpus():
         cfg.device_map = None
-    use_our_reference(settings)
+    install_reference(settings)
     loaded = {"train_dataset": meta.train_dataset, "eval_dataset": meta.eval_dataset}
     datasets = {role: rows for role, rows in loaded.items() if rows is not None}
     datasets = each_dataset(datasets, lambda rows, name: tokenized(rows, cfg, settings, tokenizer=tokenizer, name=name))
@@ -86,7 +87,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     for what, scorer in scorers.items():
         scorer.names = store_names(settings, what, data_args=host.data_args)
     datasets, stores = with_scores(datasets, scorers)
-    # Scoring moves the random state: whether rows were scored or found, the adapter has the same first weights.
+    # Scoring advances the random state; with the seed set again the adapter's initial weights do not depend on it.
     set_seed(cfg.seed or 42)
     datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42)
     steps = math.ceil(len(datasets["train_dataset"]) * cfg.num_epochs / cfg.batch_size)
@@ -94,10 +95,10 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
 
 
 def check_models(settings: RunSettings) -> None:
-    """Refuse scoring models that are not there, before anything is loaded.
+    """Raise if a scoring model does not exist, before anything is loaded.
 
     Raises:
-        SepoError: naming the key and the path.
+        SepoError: If a model is missing; the message gives the key and the path.
     """
     for source in (settings.token_rewards, settings.precomputed_reference):
         if source is not None and source.model is not None:
@@ -108,31 +109,31 @@ def check_models(settings: RunSettings) -> None:
 
 
 def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: Any, name: str) -> Dataset:
-    """Tokenize text pairs with the host's trainer's own method, into the columns that all hosts share.
+    """Tokenize text pairs with the method of the host's trainer, into the columns that all hosts share.
 
     Args:
         dataset: rows with ``prompt``, ``chosen`` and ``rejected``.
         cfg: the config.
         settings: the run's settings.
-        tokenizer: the policy's.
-        name: what the log calls the data set.
+        tokenizer: the policy's tokenizer.
+        name: name of the data set in the log.
 
     Returns:
-        ``*_input_ids`` and ``*_labels``, each cut to ``sequence_len``; the conversation and the user's scores where the
-        method reads them.
+        ``*_input_ids`` and ``*_labels``, each truncated to ``sequence_len``; the conversation and the user's scores if
+        the method reads them.
 
     Raises:
-        SepoError: the rows have images, or scores that do not fit.
+        SepoError: If the rows have images, or scores that do not fit.
     """
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
     if {"image", "images"} & set(dataset.column_names) and not isinstance(dataset[0]["chosen"], str):
         raise SepoError(
-            f"the rows of {name} have images, and in Axolotl a stage trains on text alone; take LLaMA-Factory, or "
+            f"the rows of {name} have images, and in Axolotl sepo's stages train on text only; use LLaMA-Factory, or "
             "remove the column."
         )
     dataset = without_lost_answers(dataset, cfg, name=name)
-    # Of the trainer, its method reads the tokenizer only (see ../PATCHES.md).
+    # The method reads only the tokenizer of the trainer (see ../PATCHES.md).
     stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)
     args = SimpleNamespace(
         dataset_num_proc=cfg.dataset_num_proc, max_length=int(cfg.sequence_len), truncation_mode="keep_start"
@@ -158,14 +159,14 @@ def _columns(
     made: dict[str, list[Any]] = {f"{side}_{what}": [] for side in SIDES for what in ("input_ids", "labels")}
     made |= {column: [] for column in SCORE_COLUMNS} if scores is not None else {}
     for index, prompt in enumerate(rows["prompt_ids"]):
-        # The rendered prompt begins with the token that the tokenizer puts before it once more.
+        # The rendered prompt starts with BOS, and the tokenizer prepends it again.
         prompt = prompt[1:] if bos is not None and prompt[:2] == [bos, bos] else prompt
         for side in SIDES:
-            answer = rows[f"{side}_ids"][index]
-            made[f"{side}_input_ids"].append([*prompt, *answer][:cutoff])
-            made[f"{side}_labels"].append([*[IGNORE_INDEX] * len(prompt), *answer][:cutoff])
+            response = rows[f"{side}_ids"][index]
+            made[f"{side}_input_ids"].append([*prompt, *response][:cutoff])
+            made[f"{side}_labels"].append([*[IGNORE_INDEX] * len(prompt), *response][:cutoff])
             if scores is not None:
-                numbers = scores.of({name: values[index] for name, values in rows.items()}, side, answer)
+                numbers = scores.of({name: values[index] for name, values in rows.items()}, side, response)
                 left = len(made[f"{side}_labels"][-1]) - len(prompt)
                 made[f"{side}_scores"].append(numbers[:left][0 if prompt else 1 :])
     return made

@@ -1,4 +1,4 @@
-"""What `sepo doctor` looks at in Axolotl: what is relied on, and whether the plugin is found."""
+"""Checks of `sepo doctor` for Axolotl: the contract, and whether the plugin is found."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _PLUGIN = "sepo.hosts.axolotl.SePOPlugin"
 
 
 def contract_findings() -> Iterator[Finding]:
-    """Whether the host has what is relied on."""
-    os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")  # importing it is no use of it
+    """Check that the installed Axolotl fulfills the contract."""
+    os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")  # importing it for a check is not usage to report
     try:
         yield from check(CONTRACT, expected="Axolotl 0.19 or 0.21")
     except (ImportError, RuntimeError, OSError) as error:
@@ -28,7 +28,7 @@ def contract_findings() -> Iterator[Finding]:
 
 
 def plugin_findings() -> Iterator[Finding]:
-    """Whether the plugin can be imported, and how a config gets it."""
+    """Check that the plugin can be imported, and report how a config loads it."""
     try:
         importlib.import_module("sepo.hosts.axolotl.plugin")
     except (ImportError, RuntimeError, OSError, SepoError) as error:
@@ -36,6 +36,8 @@ def plugin_findings() -> Iterator[Finding]:
         return
     yield Finding(True, f"plugins: [{_PLUGIN}] can be imported")
     if entry_points(group=_GROUP, name=_NAME):
-        yield Finding(True, f"entry point {_GROUP}: from 0.21 on Axolotl finds the plugin without plugins: in a config")
+        yield Finding(
+            True, f"entry point {_GROUP}: Axolotl 0.21 or later finds the plugin without plugins: in a config"
+        )
     else:
-        yield Finding(True, f"no entry point {_GROUP}, which only an installed sepo has: every config names the plugin")
+        yield Finding(True, f"no entry point {_GROUP} (sepo is not installed): every config must list the plugin")

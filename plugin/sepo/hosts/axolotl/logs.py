@@ -1,4 +1,4 @@
-"""Our log lines in an Axolotl run: where its own go, in its form."""
+"""Log records of sepo in an Axolotl run: sent to the host's handlers, in its format."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ _HOSTS = "_sepo_host_function"
 
 
 def log_as_the_host(*, first_process: bool) -> None:
-    """Send our log lines to Axolotl's handlers, from the first process only; errors from all.
+    """Send sepo's log records to Axolotl's handlers, from the first process only; errors from all processes.
 
-    Axolotl lets what is below a warning pass only where it is its own: by a filter on its handlers, and on every logger
-    that is made after its own. The filter passes ours too from now on.
+    Axolotl drops records below WARNING from other packages, by a filter on its handlers and on every logger created
+    after its own. The filter is extended to pass sepo's records.
 
     Args:
-        first_process: whether this is the run's first process.
+        first_process: whether this is the first process of the run.
     """
     kind: Any = AxolotlOrWarnErrorFilter
     host = getattr(kind.filter, _HOSTS, kind.filter)
 
     def passes(self: Any, record: logging.LogRecord) -> bool:
-        ours = record.name.partition(".")[0] == "sepo" and record.levelno >= self.axolotl_level
-        return ours or bool(host(self, record))
+        from_sepo = record.name.partition(".")[0] == "sepo" and record.levelno >= self.axolotl_level
+        return from_sepo or bool(host(self, record))
 
     setattr(passes, _HOSTS, host)
     kind.filter = passes
-    theirs, ours = logging.getLogger("axolotl"), logging.getLogger("sepo")
-    for handler in theirs.handlers:
-        ours.addHandler(handler)
-    ours.propagate = not theirs.handlers
-    ours.setLevel(logging.INFO if first_process else logging.ERROR)
+    hosts_logger, logger = logging.getLogger("axolotl"), logging.getLogger("sepo")
+    for handler in hosts_logger.handlers:
+        logger.addHandler(handler)
+    logger.propagate = not hosts_logger.handlers
+    logger.setLevel(logging.INFO if first_process else logging.ERROR)

@@ -1,4 +1,4 @@
-"""Axolotl's config in the terms in which rows are scored on every host; how frozen models are loaded here."""
+"""Axolotl's config in the interface that ``sepo.scoring`` expects of a host, and the loader of frozen models."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sepo.scoring.models import load_frozen
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """What of the config says how models are loaded; the names are those of the other host's arguments.
+    """Model arguments from the config; the names are those of LLaMA-Factory's arguments.
 
     Attributes:
-        compute_dtype: None where the run's is float32: a scoring model then has the dtype of its weights.
+        compute_dtype: None if the run's is float32: a scoring model then has the dtype of its weights.
     """
 
     model_name_or_path: str
@@ -32,7 +32,7 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class DataArguments:
-    """What of the config says how rows are made."""
+    """Data arguments from the config."""
 
     template: str | None
     cutoff_len: int
@@ -41,7 +41,7 @@ class DataArguments:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """What of the config says where a run is."""
+    """Arguments of the run and the process: output, ranks, device, precision."""
 
     output_dir: str
     process_index: int
@@ -54,22 +54,22 @@ class RunArguments:
 
 @dataclass(frozen=True)
 class HostArguments:
-    """The three of them, as ``sepo.scoring`` takes them."""
+    """Model, data and run arguments, as ``sepo.scoring`` takes them."""
 
     model_args: ModelArguments
     data_args: DataArguments
     training_args: RunArguments
 
     def as_dict(self) -> dict[str, Any]:
-        """By name."""
+        """Return the arguments by keyword name."""
         return {"model_args": self.model_args, "data_args": self.data_args, "training_args": self.training_args}
 
 
 def host_arguments(cfg: Any) -> HostArguments:
-    """Read a validated config.
+    """Read the arguments from a validated config.
 
     Args:
-        cfg: Axolotl's.
+        cfg: Axolotl's config.
     """
     dtype = cfg.torch_dtype
     rope = (cfg.overrides_of_model_config or {}).get("rope_scaling")
@@ -100,16 +100,16 @@ def host_arguments(cfg: Any) -> HostArguments:
 
 
 def on_several_cpus() -> bool:
-    """Whether this is one of several processes without an accelerator (torchrun on a machine without a GPU)."""
+    """Return whether this is one of several processes without an accelerator (torchrun on a machine without a GPU)."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
 
 
 def train_on_several_cpus() -> None:
-    """Make the processes of torchrun one run on a machine without an accelerator, before Axolotl looks at them.
+    """Configure the processes of torchrun as one run on a machine without an accelerator, before Axolotl initializes.
 
-    The first ``PartialState`` decides: made without ``cpu=True``, every process trains alone. Axolotl queries CUDA for
+    The first ``PartialState`` is shared: without ``cpu=True`` every process would train alone. Axolotl queries CUDA for
     peer access between the ranks, which raises ``RuntimeError`` if torch is built with CUDA and the machine has no
-    driver; a build without CUDA raises ``AssertionError``, which Axolotl takes for True.
+    driver; a build without CUDA raises ``AssertionError``, which Axolotl treats as True.
     """
     from accelerate import PartialState
     from axolotl.utils import environment
@@ -126,7 +126,7 @@ def _device() -> torch.device:
 
 @load_frozen.register(ModelArguments)
 def load_with_transformers(model_args: ModelArguments, spec: ModelSpec, adapters: Sequence[str]) -> Any:
-    """See ``load_frozen``. By transformers and PEFT themselves: Axolotl's loader patches models for training."""
+    """Load a frozen model (see ``load_frozen``) without Axolotl's loader, which patches models for training."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

@@ -1,7 +1,7 @@
-"""What Axolotl calls: the config before it is validated, the data, the trainer that it made.
+"""Plugin hooks that Axolotl calls: config before validation, data loading, training arguments, trainer creation.
 
-Every hook does nothing for a config that names no stage of ours. ``axolotl.core`` is imported by nothing here before a
-run reaches its data: Axolotl merges the plugins' training arguments when it is first imported.
+No hook has an effect for a config without a sepo stage. No module here imports ``axolotl.core`` before a run loads its
+data: Axolotl merges the training arguments of plugins when ``axolotl.core`` is first imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ARGUMENTS = "sepo.hosts.axolotl.arguments"
 
 
 class SePOPlugin(BasePlugin):
-    """Trains with a stage of ours where the config asks for one."""
+    """Axolotl plugin that trains with a sepo stage if the config names one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +30,10 @@ class SePOPlugin(BasePlugin):
         self.stores: dict[str, dict[str, str]] = {}
 
     def register(self, cfg: Any) -> None:
-        """Resolve the stage, and rewrite the config into what Axolotl's schema knows.
+        """Resolve the stage, and rewrite the config to fit Axolotl's schema.
 
         Raises:
-            SepoError: the config is wrong.
+            SepoError: If the config is invalid.
         """
         self.stores = {}
         self.resolved = resolve_config(cfg)
@@ -44,22 +44,22 @@ class SePOPlugin(BasePlugin):
                 train_on_several_cpus()
 
     def get_input_args(self) -> str:
-        """The schema of the block ``sepo``."""
+        """Return the path of the schema of the block ``sepo``."""
         return f"{ARGUMENTS}.SePOConfig"
 
     def get_training_args_mixin(self) -> str:
-        """The training argument that carries the stage's keys to the trainer."""
+        """Return the path of the training argument that passes the stage's keys to the trainer."""
         return f"{ARGUMENTS}.SePOTrainingArguments"
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
-        """Have Axolotl load the pairs, tokenize them as its trainer does, and score them; before any policy is loaded.
+        """Load the pairs with Axolotl, tokenize them as its trainer does, and score them, before the policy is loaded.
 
         Args:
             cfg: the validated config.
             preprocess: whether this is ``axolotl preprocess``, which scores nothing.
 
         Returns:
-            Axolotl's ``TrainDatasetMeta``, or None for a config without a stage of ours.
+            Axolotl's ``TrainDatasetMeta``, or None for a config without a sepo stage.
         """
         if self.resolved is None:
             return None
@@ -69,10 +69,10 @@ class SePOPlugin(BasePlugin):
         return meta
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
-        """The stage's keys, for the trainer.
+        """Return the training arguments with the stage's keys.
 
         Raises:
-            SepoError: Axolotl's argument classes were made before the plugin was registered.
+            SepoError: If Axolotl's argument classes were created before the plugin was registered.
         """
         if self.resolved is None:
             return None
@@ -80,25 +80,25 @@ class SePOPlugin(BasePlugin):
 
         if "sepo" not in {item.name for item in dataclasses.fields(AxolotlDPOConfig)}:
             raise SepoError(
-                "axolotl.core was imported before the plugin was registered, so its training arguments lack ours; "
+                "axolotl.core was imported before the plugin was registered, so its training arguments lack sepo's; "
                 "call axolotl.cli.config.load_cfg (or PluginManager.register) before importing axolotl.core."
             )
         more = {"use_cpu": True} if on_several_cpus() else {}
         return {"sepo": self.resolved.as_json(), "remove_unused_columns": False, **more}
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Make sure that the trainer is ours, and have it leave the records of a run.
+        """Check that the trainer is the stage's, and let it write the records of a run.
 
         Raises:
-            SepoError: it is another.
+            SepoError: If it is another trainer.
         """
         if self.resolved is None or not (cfg.get("sepo") or cfg.get("trainer_cls")):  # a later config of this process
             return
-        from sepo.hosts.axolotl.trainer import PreferenceTrainer, leave_records
+        from sepo.hosts.axolotl.trainer import PreferenceTrainer, write_records
 
         if not isinstance(trainer, PreferenceTrainer):
             raise SepoError(
-                f"Axolotl made a {type(trainer).__module__}.{type(trainer).__name__}, expected the trainer of stage "
-                f"{self.resolved.settings.stage}: another plugin has taken its place. Remove that plugin."
+                f"Axolotl created a {type(trainer).__module__}.{type(trainer).__name__}, expected the trainer of stage "
+                f"{self.resolved.settings.stage}: another plugin has replaced it. Remove that plugin."
             )
-        leave_records(trainer, stores=self.stores, recipe=dict(cfg))
+        write_records(trainer, stores=self.stores, recipe=dict(cfg))

@@ -1,6 +1,6 @@
-"""The reference of a run: none where the method has none, a model that the block names, or the host's own.
+"""The reference of a run: none if the method needs none, the model that the block names, or the host's default.
 
-Axolotl loads a second model for every full-parameter DPO run, also for one whose method compares with nothing.
+Axolotl loads a second model for every full-parameter DPO run, even if the method has no reference.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 _HOSTS = "_sepo_host_function"
 
 
-def use_our_reference(settings: RunSettings) -> None:
-    """Have Axolotl's ``train`` set up the reference of this run.
+def install_reference(settings: RunSettings) -> None:
+    """Patch Axolotl's ``train`` to set up the reference of this run.
 
     Args:
         settings: the run's settings.
@@ -42,7 +42,8 @@ def use_our_reference(settings: RunSettings) -> None:
         if settings.method.scorer == "policy_ref":
             logger.info(
                 "the reference is the starting policy (%s): at step 1 every alignment score is zero, so the rule floor "
-                "takes each answer's first tokens and the rule quantile all of them, until the policy has moved.",
+                "selects the first tokens of each response and the rule quantile all of them, until the policy has "
+                "moved.",
                 OWN_START,
             )
         return host(cfg, tokenizer, processor)

@@ -1,4 +1,4 @@
-"""The policy's tokens of an answer as Axolotl makes them: placed in its text, and with the user's scores."""
+"""The policy's tokens of a response in Axolotl: their character spans in its text, and the user's scores."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ _BROKEN = "\ufffd"
 
 
 class PolicyResponses:
-    """Answers in the policy's tokens.
+    """Mapping of the policy's tokens to the text of responses.
 
     Args:
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._texts = TokenTexts(tokenizer)
 
     def place(self, conversation: Mapping[str, Any], kept: Sequence[int], side: str) -> TokenSpans | None:
-        """Place an answer's tokens in its text.
+        """Map the tokens of a response to its text.
 
         Args:
-            conversation: the row's, with its ``answers``.
-            kept: the tokens of the answer, of which Axolotl may have cut the end.
+            conversation: the row's conversation, with the responses in ``answers``.
+            kept: the tokens of the response, whose end Axolotl may have truncated.
             side: ``chosen`` or ``rejected``.
 
         Returns:
-            Their places, without an end of turn where it was cut; None where they do not spell the text.
+            Their character spans, without an end of turn if it was truncated; None if they do not spell the text.
         """
         text = conversation["answers"][SIDES.index(side)]
-        trimmed = text.strip()  # as some templates write it
-        for said, skipped in ((text, 0), (trimmed, text.find(trimmed))):
-            spans = self._texts.spans(kept, said) or self._cut(kept, said)
+        trimmed = text.strip()  # some templates trim it
+        for candidate, skipped in ((text, 0), (trimmed, text.find(trimmed))):
+            spans = self._texts.spans(kept, candidate) or self._cut(kept, candidate)
             if spans is not None:
-                return moved_spans(spans, skipped, len(said), len(text))
+                return moved_spans(spans, skipped, len(candidate), len(text))
         return None
 
     def _cut(self, kept: Sequence[int], text: str) -> TokenSpans | None:
-        """The places of an answer's tokens where its end is missing, perhaps from inside a character."""
-        said = self._texts.spelled(kept).rstrip(_BROKEN)
-        offsets = self._texts.offsets(kept, said) if said and text.startswith(said) else None
+        """Return the spans of the tokens of a truncated response, which may end inside a character."""
+        prefix = self._texts.spelled(kept).rstrip(_BROKEN)
+        offsets = self._texts.offsets(kept, prefix) if prefix and text.startswith(prefix) else None
         return None if offsets is None else TokenSpans(tuple(offsets))
 
 
 class UserScores:
-    """``token_scorer: file``: numbers or spans of the rows, as one number per token.
+    """``token_scorer: file``: scores or spans of the rows, as one score per token.
 
     Args:
-        columns: the two in which the rows have them, from ``score_columns``.
-        tokenizer: the policy's.
-        name: what errors call the data set.
+        columns: the two columns that hold them, from ``score_columns``.
+        tokenizer: the policy's tokenizer.
+        name: name of the data set in errors.
     """
 
     def __init__(self, columns: Sequence[str], *, tokenizer: Any, name: str) -> None:
@@ -67,33 +67,33 @@ class UserScores:
         self._tokenizer, self._name = tokenizer, name
         self._responses = PolicyResponses(tokenizer)
 
-    def of(self, row: Mapping[str, Any], side: str, answer: Sequence[int]) -> list[float]:
-        """One number per token of an answer.
+    def of(self, row: Mapping[str, Any], side: str, response: Sequence[int]) -> list[float]:
+        """Return one score per token of a response.
 
         Args:
-            row: with the user's columns and, for spans, the conversation.
+            row: the row, with the user's columns and, for spans, the conversation.
             side: ``chosen`` or ``rejected``.
-            answer: its tokens, none cut.
+            response: its tokens, not truncated.
 
         Raises:
-            SepoError: what the row has does not fit its answer.
+            SepoError: If the scores or spans of the row do not fit its response.
         """
-        begins = self._tokenizer.decode(list(answer[:12]))
-        where = f"the row of {self._name} whose {side} answer begins {begins!r}"
+        start = self._tokenizer.decode(list(response[:12]))
+        where = f"the row of {self._name} whose {side} response starts with {start!r}"
         if not self._spans:
             scores = checked_scores(row, side, where=where)
-            if len(scores) != len(answer):
-                raise not_counted(where, side, found=len(scores), expected=len(answer))
+            if len(scores) != len(response):
+                raise not_counted(where, side, found=len(scores), expected=len(response))
             return scores
         if not row.get(CONVERSATION):
             raise SepoError(
-                f"{where} has spans, which are placed in the answer's text, and only data sets of type "
-                "chat_template.default and chat_template.argilla_chat leave it recognizable; use one of them, or give "
+                f"{where} has spans, which refer to characters of the response, and only data sets of type "
+                "chat_template.default and chat_template.argilla_chat preserve its text; use one of them, or give "
                 "per-token chosen_scores and rejected_scores."
             )
         conversation = json.loads(row[CONVERSATION])
         spans = checked_spans(row, side, where=where, characters=len(conversation["answers"][SIDES.index(side)]))
-        placed = self._responses.place(conversation, answer, side)
+        placed = self._responses.place(conversation, response, side)
         if placed is None:
             raise not_spelled(where, side)
         return scores_of_spans(placed, spans, side)

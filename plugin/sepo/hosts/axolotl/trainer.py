@@ -1,4 +1,4 @@
-"""Axolotl's DPO trainer with our step in place of its forward pass and loss."""
+"""Axolotl's DPO trainer with the training step of sepo's stages in place of its forward pass and loss."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _PAD_TO = 8
 
 
 class _WithoutCollecting(AxolotlDPOTrainer):
-    """Axolotl's trainer without what 0.19 does after every step, and 0.21 no more: the garbage collector over the whole
-    process (0.3 to 0.7 s), and the allocator's memory given back."""
+    """Axolotl's trainer without the work of 0.19 after every step, which 0.21 has dropped: garbage collection of the
+    whole process (0.3 to 0.7 s), and emptying of the allocator's cache."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         step: Tensor = super(AxolotlDPOTrainer, self).training_step(*args, **kwargs)
@@ -39,28 +39,29 @@ class _WithoutCollecting(AxolotlDPOTrainer):
 
 
 class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
-    """Optimizers, schedulers, samplers, engines, checkpoints and logging are the host's; the step is ours.
+    """Trainer of sepo's stages. Only the training step differs: optimizers, schedulers, samplers, engines, checkpoints
+    and logging are the host's.
 
     Args:
         model: the policy, as Axolotl loads it.
-        ref_model: the reference as a model of its own, or None.
+        ref_model: the reference as a separate model, or None.
         args: Axolotl's DPO arguments, with the plugin's field.
         processing_class: the tokenizer.
-        **kwargs: what Axolotl's DPO trainer takes; its collator is not used.
+        **kwargs: further arguments of Axolotl's DPO trainer; its collator is not used.
 
     Attributes:
-        record: what notes some of the pairs and their selected tokens, or None.
+        record: callback that records some of the pairs and their selected tokens, or None.
 
     Raises:
-        SepoError: the arguments carry no stage: the plugin was not loaded.
+        SepoError: If the arguments hold no stage, because the plugin was not loaded.
     """
 
     def __init__(self, model: Any, ref_model: Any = None, *, args: Any, processing_class: Any, **kwargs: Any) -> None:
         text = getattr(args, "sepo", None)
         if text is None:
             raise SepoError(
-                "trainer_cls names sepo's trainer, but no stage was given to it: add plugins: "
-                "[sepo.hosts.axolotl.SePOPlugin], and see above whether it could be loaded."
+                "trainer_cls names sepo's trainer, but the training arguments hold no stage: add plugins: "
+                "[sepo.hosts.axolotl.SePOPlugin], and check the log above for errors while loading it."
             )
         resolved = Resolved.from_json(text)
         self.settings, self.chosen_nll_weight = resolved.settings, resolved.chosen_nll_weight
@@ -71,7 +72,7 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
             processing_class.pad_token_id, pad_to=getattr(multiple, "pad_to_multiple_of", None) or _PAD_TO
         )
         alone = ref_model is None
-        # Without a second model TRL loads one itself, unless it is told that none runs in training.
+        # Without a second model TRL loads one itself, unless precompute_ref_log_probs is set.
         args.precompute_ref_log_probs = alone
         super().__init__(
             model, ref_model, args=args, processing_class=processing_class,
@@ -87,27 +88,28 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
     def _check_reference(self) -> None:
         if self.settings.runs_reference and self.ref_model is None and not hasattr(self.model, "disable_adapter"):
             raise SepoError(
-                f"objective {self.settings.method.name} compares the policy with a reference, and Axolotl gave none."
+                f"objective {self.settings.method.name} needs a reference, and Axolotl passed none to the trainer; set "
+                "ref_model in the sepo block."
             )
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """The rows were tokenized before they were scored."""
+        """Return the rows unchanged: they were tokenized before they were scored."""
         missing = {f"{side}_labels" for side in SIDES} - set(dataset.column_names)
         if missing:
             raise SepoError(
-                f"the trainer was given rows with {', '.join(dataset.column_names)}, expected those that the plugin "
-                "has tokenized: another plugin has loaded the data set."
+                f"the trainer got rows with the columns {', '.join(dataset.column_names)}, expected the rows that the "
+                "plugin has tokenized: another plugin has loaded the data set. Remove that plugin."
             )
         return dataset
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's keeps sums over whole answers; see ``__init__``."""
+        """Return the rows unchanged: TRL's method stores sums over whole responses; see ``__init__``."""
         return dataset
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Loss of one device batch, for training and evaluation alike."""
+        """Compute the loss of one device batch, in training and evaluation."""
         training = self.model.training
         output = preference_step(
             model,
@@ -125,12 +127,12 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
         return (output.loss, {}) if return_outputs else output.loss
 
     def _watch(self) -> Callable[[StepTokens], None] | None:
-        """What notes the batch's selected tokens, at the steps that are recorded."""
+        """Return the observer that records the batch's selected tokens, or None if the step is not recorded."""
         return None if self.record is None else self.record.watch(self.state.global_step + 1)
 
     @contextlib.contextmanager
     def _reference(self, model: Any) -> Iterator[Any]:
-        """The reference, as a model to run through the engine's own wrapper."""
+        """Yield the reference, as a model to run through the engine's wrapper."""
         if self.ref_model is not None:
             yield self.ref_model
         else:
@@ -138,14 +140,14 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
                 yield model
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
-        """Evaluate one batch; no step computes logits, so there are no predictions."""
+        """Evaluate one batch; the step returns no logits, so there are no predictions."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log what the host logs; our metrics are means over the batches of all processes."""
+        """Log the host's metrics, and the stage's metrics as means over the batches of all processes."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         if metrics and self.accelerator.num_processes > 1:
             means = torch.tensor([sum(v) / len(v) for v in metrics.values()], device=self.accelerator.device)
@@ -155,7 +157,7 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
 
 
 class PairCollator:
-    """Pad pairs on the right, chosen rows first: what the trainers of all hosts take.
+    """Collator that pads pairs on the right, chosen rows first, as the trainers of all hosts expect.
 
     >>> rows = [{"chosen_input_ids": [5, 6, 7], "chosen_labels": [-100, 6, 7],
     ...          "rejected_input_ids": [5, 8], "rejected_labels": [-100, 8]}]
@@ -164,15 +166,15 @@ class PairCollator:
     ([[5, 6, 7], [5, 8, 0]], [[-100, 6, 7], [-100, 8, -100]])
 
     Args:
-        pad_token_id: the tokenizer's.
-        pad_to: rows are padded to a multiple of this.
+        pad_token_id: padding token id of the tokenizer.
+        pad_to: the width is a multiple of this.
     """
 
     def __init__(self, pad_token_id: int, *, pad_to: int) -> None:
         self.pad_token_id, self.pad_to = pad_token_id, pad_to
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` and ``labels``, each int64 [2B, T]."""
+        """Return ``input_ids``, ``attention_mask`` and ``labels``, each int64 [2B, T]."""
         ids = [row[f"{side}_input_ids"] for side in SIDES for row in features]
         labels = [row[f"{side}_labels"] for side in SIDES for row in features]
         longest = max(map(len, ids))
@@ -188,15 +190,15 @@ class PairCollator:
         }
 
 
-def leave_records(
+def write_records(
     trainer: PreferenceTrainer, *, stores: Mapping[str, Mapping[str, str]], recipe: Mapping[str, Any]
 ) -> None:
-    """Have a run leave what it was asked for, its log, and some of the pairs that it trains on.
+    """Write the settings of a run, and add callbacks that write its log and a sample of its pairs.
 
     Args:
-        trainer: of the run, before it trains.
-        stores: folders of the score stores, by what they hold, then by data set.
-        recipe: the config as Axolotl validated it.
+        trainer: trainer of the run, before training.
+        stores: directories of the score stores, by scorer, then by data set.
+        recipe: the config after Axolotl's validation.
     """
     trainer.add_callback(RunLog())
     if not trainer.is_world_process_zero():
