@@ -177,7 +177,7 @@ def test_invalid_options_are_refused_in_one_line():
     refused(lambda: planned({}), "sft (the default)")
     refused(lambda: planned({"stage": "seppo"}), "Did you mean 'sepo'")
     refused(lambda: planned({"stage": "sepo", "deepspeed": "z3.json"}), "deepspeed", "one process", "deepspeed=null")
-    refused(lambda: drawn_batches([5] * 3, pairs=4, rounds=1, seed=0), "3 pairs", "a batch is 4")
+    refused(lambda: drawn_batches([5] * 3, pairs=4, rounds=1, seed=0), "3 pairs", "a batch has 4")
     refused(lambda: check_keys({"stage": "sepo", "lerning_rate": 1}, host_keys=HOST_KEYS), "'learning_rate'")
     refused(lambda: check_keys({"stage": "dpo", "select_ratio": 1}, host_keys=HOST_KEYS), "key of sepo's stages")
     check_keys({"stage": "dpo", "select_ratio": None}, host_keys=HOST_KEYS)  # removed by an override
@@ -221,7 +221,7 @@ def test_losses_that_differ_are_reported():
         (["{recipe}", "--stages", "host_dpo,unknown"], ["unknown 'unknown'"]),
         (["{recipe}", "--rounds", "0", "seed=1"], ["--rounds is 0"]),
         (["{recipe}", "model_name_or_path=/no/model"], ["/no/model"]),
-        (["{recipe}", "-o", "/no/folder/out.json"], ["no folder /no/folder"]),
+        (["{recipe}", "-o", "/no/folder/out.json"], ["no directory /no/folder"]),
     ],
 )
 def test_the_command_refuses_in_one_line(words, expected, world, tmp_path, capsys, monkeypatch):

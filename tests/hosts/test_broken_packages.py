@@ -74,6 +74,6 @@ def test_a_host_that_fails_for_another_reason_is_reinstalled(monkeypatch):
     from sepo.installation import Package
 
     monkeypatch.setattr(recipe, "packages", lambda host: [Package("torch", "2.11.0")])
-    expected = r"\(ModuleNotFoundError: No module named 'llamafactory.gone'\), though .*; run: pip install"
+    expected = r"\(ModuleNotFoundError: No module named 'llamafactory.gone'\), although .*; run: pip install"
     with pytest.raises(SepoError, match=expected):
         recipe.load_host("train", "llamafactory.gone")

@@ -176,7 +176,7 @@ def test_the_error_for_a_directory_without_recipe_has_the_command(tmp_path, mark
 def test_a_damaged_recipe_of_a_run_is_reported(tmp_path, text):
     run = run_folder(tmp_path, "config.json")
     (run / RECIPE_FILE).write_text(text, encoding="latin-1")
-    with pytest.raises(SepoError, match="cannot be read as a run's recipe"):
+    with pytest.raises(SepoError, match="cannot be read as the recipe of a run"):
         evaluation_recipe(run)
 
 

@@ -26,4 +26,4 @@ def build(*, beta: float, focus: float, mean: bool) -> Method:
 focal_dpo = Objective(
     build, {"beta": Number(0.1, low=0), "focus": Number(2, low=0, low_included=True), "mean": Flag(False)}
 )
-focal_mean = Stage("focal_dpo", keys={"focal_dpo_mean": True, "pref_beta": 2.0})  # independent of length
+focal_mean = Stage("focal_dpo", keys={"focal_dpo_mean": True, "pref_beta": 2.0})  # lengths do not count
