@@ -25,10 +25,10 @@ def test_measures_are_means_of_responses_not_of_tokens():
     responses = [response("x", "", "", ""), response("", "x")]
     scores = [np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 1.0])]
     found = evaluated(responses, {"mine": [scores]})
-    assert found.scorers["mine"]["auroc"].mean == 0.5  # 1 and 0
-    assert found.scorers["mine"]["average_precision"].mean == 0.75  # 1 and 1/2
-    assert found.scorers["mine"]["precision"].mean == 0.25  # one of two selected, none of one
-    assert found.scorers["mine"]["recall"].mean == 0.5
+    assert found.scorers["mine"]["auroc"].value == 0.5  # 1 and 0
+    assert found.scorers["mine"]["average_precision"].value == 0.75  # 1 and 1/2
+    assert found.scorers["mine"]["precision"].value == 0.25  # one of two selected, none of one
+    assert found.scorers["mine"]["recall"].value == 0.5
     assert found.best == {"precision": 0.75, "recall": 1.0}
     assert (found.responses, found.tokens, found.marked_tokens) == (2, 6, 2)
 
@@ -38,7 +38,7 @@ def test_responses_without_two_kinds_of_tokens_are_excluded_and_counted():
     scores = [np.arange(r.marked.size, dtype=float) for r in responses]
     found = evaluated(responses, {"mine": [scores]})
     assert (found.responses, found.unmarked, found.all_marked) == (1, 1, 2)
-    assert found.scorers["mine"]["auroc"].mean == 1.0
+    assert found.scorers["mine"]["auroc"].value == 1.0
     with pytest.raises(SepoError, match="none of the 2 rejected responses"):
         evaluated(responses[:2], {"mine": [scores[:2]]})
 
@@ -50,18 +50,18 @@ def test_a_type_is_compared_with_tokens_that_no_type_covers():
     of = found.types["mine"]
     assert found.type_responses == {"a": 1, "b": 2}
     plain = [0, 1, 3, 4]
-    assert of["a"]["auroc"].mean == auroc(scores[plain], np.array([True, False, True, False]))
-    assert of["a"]["average_precision"].mean == average_precision(scores[plain], np.array([True, False, True, False]))
-    assert of["a"]["recall"].mean == 0.0  # tokens 2 and 1 are selected
-    assert of["b"]["recall"].mean == pytest.approx((0.5 + 1.0) / 2)
+    assert of["a"]["auroc"].value == auroc(scores[plain], np.array([True, False, True, False]))
+    assert of["a"]["average_precision"].value == average_precision(scores[plain], np.array([True, False, True, False]))
+    assert of["a"]["recall"].value == 0.0  # tokens 2 and 1 are selected
+    assert of["b"]["recall"].value == pytest.approx((0.5 + 1.0) / 2)
 
 
 def test_draws_are_averaged_within_each_response():
     marked = [response("x", "", "")]
     draws = [[np.array([0.0, 1.0, 2.0])], [np.array([2.0, 1.0, 0.0])], [np.array([1.0, 0.0, 2.0])]]
     found = evaluated(marked, {"random": draws}, ratio=0.3)
-    assert found.scorers["random"]["auroc"].mean == pytest.approx(0.5)
-    assert found.scorers["random"]["recall"].mean == pytest.approx(1 / 3)
+    assert found.scorers["random"]["auroc"].value == pytest.approx(0.5)
+    assert found.scorers["random"]["recall"].value == pytest.approx(1 / 3)
 
 
 def test_differences_are_paired():
@@ -72,9 +72,9 @@ def test_differences_are_paired():
     found = evaluated([easy, hard] * 10, {"a": [better * 10], "b": [worse * 10], "c": [better * 10]})
     assert [(first, second) for first, second, _ in found.differences] == [("a", "b"), ("a", "c"), ("b", "c")]
     of = found.differences[0][2]["auroc"]
-    assert (of.low, of.mean, of.high) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    assert (of.low, of.value, of.high) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert found.scorers["a"]["auroc"].high > found.scorers["a"]["auroc"].low
-    assert found.differences[1][2]["recall"].mean == 0
+    assert found.differences[1][2]["recall"].value == 0
 
 
 def test_an_oracle_of_the_marks_is_perfect_and_its_opposite_worst():
@@ -82,9 +82,9 @@ def test_an_oracle_of_the_marks_is_perfect_and_its_opposite_worst():
     responses = [MarkedResponse(m, {"x": m}) for m in (rng.random((30, 12)) < 0.25) if m.any() and m.sum() < 6]
     perfect = [-r.marked.astype(float) for r in responses]
     found = evaluated(responses, {"yes": [perfect], "no": [[-row for row in perfect]]})
-    assert found.scorers["yes"]["auroc"].mean == found.scorers["yes"]["recall"].mean == 1.0
-    assert found.scorers["no"]["auroc"].mean == 0.0
-    assert found.scorers["yes"]["precision"].mean == pytest.approx(found.best["precision"])
+    assert found.scorers["yes"]["auroc"].value == found.scorers["yes"]["recall"].value == 1.0
+    assert found.scorers["no"]["auroc"].value == 0.0
+    assert found.scorers["yes"]["precision"].value == pytest.approx(found.best["precision"])
 
 
 @pytest.mark.parametrize("bad", [[0.0, 1.0], [0.0, float("nan"), 1.0]])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepo.credit.measures import Bootstrap, auroc, average_precision, precision_recall
+from sepo.credit.measures import auroc, average_precision, precision_recall
 from sepo.errors import SepoError
 
 
@@ -104,42 +104,3 @@ def test_invalid_scores_and_marks_are_errors(scores, marked, message):
 def test_an_empty_selection_is_an_error():
     with pytest.raises(SepoError, match="0 of 2 tokens are selected"):
         precision_recall(np.array([False, False]), np.array([True, False]))
-
-
-def test_the_bootstrap_is_seeded_and_shared():
-    values = np.random.default_rng(1).normal(size=40)
-    first = Bootstrap(40, samples=500, seed=7)
-    assert first.mean(values) == Bootstrap(40, samples=500, seed=7).mean(values)
-    assert first.mean(values) != Bootstrap(40, samples=500, seed=8).mean(values)
-    assert first.mean(values).mean == pytest.approx(values.mean())
-    shifted = first.difference(values + 0.3, values)
-    assert (shifted.low, shifted.mean, shifted.high) == pytest.approx((0.3, 0.3, 0.3))
-
-
-def test_the_bootstrap_equals_the_slow_twin():
-    values = np.array([0.0, 0.2, 0.9, 1.0, 0.4])
-    draws = np.random.default_rng(3).integers(5, size=(50, 5))
-    means = sorted(float(values[row].mean()) for row in draws)
-    estimate = Bootstrap(5, samples=50, seed=3).mean(values)
-    assert estimate.low == pytest.approx(np.percentile(means, 2.5))
-    assert estimate.high == pytest.approx(np.percentile(means, 97.5))
-
-
-def test_intervals_have_about_nominal_coverage():
-    """Of 300 samples of 60 uniform numbers, the interval contains the true mean in 90 to 99 %."""
-    rng = np.random.default_rng(11)
-    hits = 0
-    for seed in range(300):
-        estimate = Bootstrap(60, samples=400, seed=seed).mean(rng.random(60))
-        hits += estimate.low <= 0.5 <= estimate.high
-    assert 0.90 <= hits / 300 <= 0.99
-
-
-def test_one_response_has_an_interval_of_zero_width():
-    assert Bootstrap(1, samples=10, seed=0).mean(np.array([0.7])) == Bootstrap(1, samples=1, seed=1).mean(
-        np.array([0.7])
-    )
-    with pytest.raises(SepoError, match="0 responses"):
-        Bootstrap(0, samples=10, seed=0)
-    with pytest.raises(SepoError, match="0 bootstrap samples"):
-        Bootstrap(4, samples=0, seed=0)

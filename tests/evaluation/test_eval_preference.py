@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sepo.evaluation.divergence import AnswerSums
-from sepo.evaluation.estimates import Estimate, estimate
+from sepo.evaluation.estimates import estimate
 from sepo.evaluation.preference import accuracy_and_margin, margins, preference, preference_change
+from sepo.intervals import Estimate
 
 numbers = st.floats(-500, 0, allow_nan=False)
 pairs = st.lists(

@@ -9,7 +9,6 @@ import pytest
 
 from sepo.errors import SepoError
 from sepo.evaluation.degeneration import degeneration
-from sepo.evaluation.estimates import Estimate
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.evaluation.generation import Decoding, Generated
 from sepo.evaluation.judges import JUDGES, Question
@@ -18,6 +17,7 @@ from sepo.evaluation.prompts import AnsweredTurn, Prompt, PromptSet, question_pr
 from sepo.evaluation.report import print_result
 from sepo.evaluation.result import EvaluatedPolicy, claimed_folder, result_values, write_results
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
+from sepo.intervals import Estimate
 from sepo.recipe.settings import ModelSpec
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

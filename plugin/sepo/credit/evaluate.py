@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sepo.credit.measures import Array, Bootstrap, Estimate, auroc, average_precision, precision_recall
+from sepo.credit.measures import Array, auroc, average_precision, precision_recall
 from sepo.errors import SepoError
+from sepo.intervals import Bootstrap, Estimate
 from sepo.selection.select import select_tokens
 
 MEASURES = ("auroc", "average_precision", "precision", "recall")
@@ -74,7 +75,10 @@ class Evaluation:
         """Return plain JSON values, as ``sepo.credit.run`` documents them."""
 
         def plain(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-            return {measure: estimate.as_dict() for measure, estimate in estimates.items()}
+            return {
+                measure: {"mean": found.value, "low": found.low, "high": found.high}
+                for measure, found in estimates.items()
+            }
 
         return {
             "responses": self.responses,

@@ -7,17 +7,12 @@ different responses are never compared, as a selection within responses does not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.stats import rankdata
 
 from sepo.errors import SepoError
 
 Array = np.ndarray
-
-_TAIL = 2.5
-"""Percentage of bootstrap means beyond the interval at each end: the interval has 95 %."""
 
 
 def auroc(scores: Array, marked: Array) -> float:
@@ -102,59 +97,3 @@ def _check(scores: Array, marked: Array) -> None:
             f"{int(marked.sum())} of {marked.size} tokens are marked, expected both marked and unmarked tokens; "
             "exclude the response."
         )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over responses with its 95 % interval.
-
-    Args:
-        mean: the mean over responses.
-        low: the lower end of the interval.
-        high: the upper end of the interval.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Return plain JSON values."""
-        return {"mean": self.mean, "low": self.low, "high": self.high}
-
-
-class Bootstrap:
-    """The percentile bootstrap of means over a set of responses, which are resampled with replacement.
-
-    All measures and scorers share the same resamples, so that differences between two scorers are paired: responses
-    that are hard for both do not widen the interval.
-
-    Args:
-        responses: number of responses, R.
-        samples: number of resamples of size R; at least 1.
-        seed: seed of the draws.
-
-    Raises:
-        SepoError: ``responses`` or ``samples`` is below 1.
-    """
-
-    def __init__(self, responses: int, *, samples: int, seed: int) -> None:
-        if responses < 1 or samples < 1:
-            raise SepoError(
-                f"{samples} bootstrap samples of {responses} responses, expected at least one sample and one response "
-                "with marked and unmarked tokens."
-            )
-        draws = np.random.default_rng(seed).integers(responses, size=(samples, responses))
-        offsets = np.arange(samples)[:, None] * responses
-        counts = np.bincount((draws + offsets).ravel(), minlength=samples * responses)
-        self._shares = counts.reshape(samples, responses) / responses
-
-    def mean(self, values: Array) -> Estimate:
-        """Return the mean of values, [R], with the 2.5 % and 97.5 % quantiles of its resamples."""
-        means = self._shares @ np.asarray(values, dtype=np.float64)
-        low, high = np.percentile(means, [_TAIL, 100 - _TAIL])
-        return Estimate(float(np.mean(values)), float(low), float(high))
-
-    def difference(self, first: Array, second: Array) -> Estimate:
-        """Return the mean of ``first - second``, paired by response."""
-        return self.mean(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sepo.evaluation.estimates import Estimate, estimate
+from sepo.evaluation.estimates import estimate
+from sepo.intervals import Estimate
 
 DISTINCT = (1, 2, 3)
 """Values of n for distinct-n."""

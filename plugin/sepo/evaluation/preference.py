@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sepo.evaluation.divergence import AnswerSums
-from sepo.evaluation.estimates import Estimate, estimate
+from sepo.evaluation.estimates import estimate
+from sepo.intervals import Estimate
 
 Margins = Mapping[str, np.ndarray]
 """Margins of pairs (chosen minus rejected) in nats, by measure, float64 [N] each."""

@@ -11,13 +11,14 @@ from typing import Any
 
 from sepo import __version__
 from sepo.errors import SepoError
-from sepo.evaluation.estimates import CONFIDENCE, RESAMPLES
+from sepo.evaluation.estimates import RESAMPLES
 from sepo.evaluation.fields import SCHEMA_VERSION
 from sepo.evaluation.judges import JUDGES, Answer, own_question, write_answers, write_questions
 from sepo.evaluation.preference import preference_change
 from sepo.evaluation.prompts import PromptSet
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
 from sepo.files import write_whole
+from sepo.intervals import CONFIDENCE
 from sepo.recipe.settings import ModelSpec
 
 HELDOUT = "heldout"

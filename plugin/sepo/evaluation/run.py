@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from sepo.evaluation.degeneration import Degeneration, degeneration
 from sepo.evaluation.divergence import AnswerSums, answer_sums
-from sepo.evaluation.estimates import Estimate, estimate
+from sepo.evaluation.estimates import estimate
 from sepo.evaluation.generation import Decoding
 from sepo.evaluation.preference import Margins, Preference, margins, preference
 from sepo.evaluation.prompts import AnsweredTurn, PromptSet, Voice, converse
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
+from sepo.intervals import Estimate
 
 
 @dataclass(frozen=True)

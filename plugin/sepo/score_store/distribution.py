@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sepo.selection.select import floor_counts
 from sepo.selection.threshold import dataset_threshold
 
 Pieces = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -104,7 +105,7 @@ def kept_in_rows(scores: Tensor, lengths: Tensor, *, ratio: float, largest: bool
     by_score = torch.sort(scores, descending=largest, stable=True).indices
     order = by_score[torch.sort(rows[by_score], stable=True).indices]  # by row, then by score, then by position
     starts = lengths.cumsum(0) - lengths
-    counts = (lengths.double() * ratio + 1e-9).floor().long().clamp(min=1)
+    counts = floor_counts(lengths, ratio)
     rank = torch.arange(len(scores)) - starts[rows]  # rank of the token at that position of `order`
     kept = torch.zeros(len(scores), dtype=torch.bool)
     kept[order] = rank < counts[rows]

@@ -110,6 +110,11 @@ def floor_count(n_tokens: int, ratio: float) -> int:
     return max(1, math.floor(ratio * n_tokens + 1e-9))
 
 
+def floor_counts(n_tokens: Tensor, ratio: float) -> Tensor:
+    """Return ``floor_count`` of each response, [B] int64, from the numbers of their tokens, [B] integers."""
+    return torch.floor(n_tokens.double() * ratio + 1e-9).long().clamp(min=1)
+
+
 def check_ratio(ratio: float, *, name: str = "ratio") -> None:
     """Raise a SepoError that names the setting ``name`` if a selection ratio is outside (0, 1]."""
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
@@ -143,9 +148,9 @@ def _floor(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, larges
     # Counted scores are finite, so every masked position sorts behind every counted one.
     keys = scores.masked_fill(~mask, -math.inf if largest else math.inf)
     order = keys.argsort(dim=-1, descending=largest, stable=True)  # stable: the earlier of two equals comes first
-    wanted = torch.floor(counts.double() * ratio + 1e-9).clamp(min=1)  # floor_count, for a batch
+    kept = floor_counts(counts, ratio)
     ranks = torch.arange(scores.shape[-1], device=scores.device)
-    return torch.zeros_like(mask).scatter(-1, order, ranks < wanted.unsqueeze(-1))
+    return torch.zeros_like(mask).scatter(-1, order, ranks < kept.unsqueeze(-1))
 
 
 def _quantile(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, largest: bool) -> Tensor:
