@@ -100,7 +100,7 @@ def test_every_extra_of_this_package_has_one_requirement_of_each():
         ("absent", f"pip install '{ROOT}[llamafactory]'"),
     ],
 )
-def test_the_package_is_installed_from_where_it_came(recorded, direct_url, expected):
+def test_the_extra_is_installed_from_the_source_of_the_package(recorded, direct_url, expected):
     recorded(direct_url)
     assert install_command("llamafactory") == expected
 
@@ -240,7 +240,7 @@ def test_doctor_compares_no_versions_if_none_are_recorded(recorded, monkeypatch,
     assert "versions are not compared: sepo is on the path but not installed" in printed
 
 
-def test_two_hosts_in_one_environment_are_wrong(capsys):
+def test_two_hosts_in_one_environment_are_reported(capsys):
     from sepo.cli.doctor import _hosts, _section
 
     assert not _section("host", _hosts((LLAMAFACTORY, AXOLOTL)))

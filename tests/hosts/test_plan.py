@@ -108,7 +108,7 @@ def test_qlora_of_seven_and_thirteen_billion_is_what_four_bits_weigh(shapes):
     assert "reference" not in phases["training"]
 
 
-def test_a_reference_is_in_memory_only_where_it_runs_in_training(shapes):
+def test_a_reference_is_in_memory_only_if_it_runs_in_training(shapes):
     def items(**changes):
         changes |= {"cutoff_len": 256, "per_device_train_batch_size": 1}
         return {p.name: p.items for p in account("selective_dpo_lora.yaml", **changes).phases}

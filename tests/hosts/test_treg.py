@@ -77,7 +77,7 @@ def test_another_model_is_prompted_while_an_oracle_selects(world, tmp_path):
     assert set(record["token_scores"]) == set(record["token_reward_scores"]) == {"train"}
 
 
-def test_token_rewards_select_where_nothing_regularizes(world, tmp_path):
+def test_token_rewards_select_without_a_regularizer(world, tmp_path):
     """T-REG's rewards replace the oracle: SePO without an oracle, with the data set's threshold."""
     recipe = sepo_recipe(
         world, tmp_path / "out", max_steps=2, token_scorer="contrastive", select_ratio=0.5, select_scope="dataset",
