@@ -47,9 +47,12 @@ def test_the_real_command_with_two_processes(root, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (output / "adapter_model.safetensors").is_file()
-    for message in ("stage sepo: {", "scoring train: 24 of 24 rows missing"):  # from the first process only
-        (line,) = [line for line in done.stdout.splitlines() if message in line]
-        assert "[INFO] [sepo." in line
+    for logger, message in (
+        ("sepo.hosts.axolotl.data", "stage sepo: {"),
+        ("sepo.scoring.stored_columns", "scoring train: 24 of 24 rows missing"),
+    ):
+        (line,) = [line for line in done.stdout.splitlines() if message in line]  # from the first process only
+        assert f"[INFO] [{logger}" in line
     entries = [json.loads(line) for line in (output / "sepo_log.jsonl").read_text().splitlines()]
     assert [entry["event"] for entry in entries].count("begin") == 1
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2]

@@ -118,7 +118,7 @@ def test_which_rows_are_held_out(tmp_path):
         ({"eval_dataset": None}, "eval_dataset is missing; name a ranking data set of data"),
         ({"model_name_or_path": None}, "model_name_or_path is missing"),
         ({"top_p": 0.9}, "top_p is set, but sepo eval decodes greedily or samples"),
-        ({"max_new_tokens": "many"}, "max_new_tokens is 'many'; a whole number"),
+        ({"max_new_tokens": "many"}, "max_new_tokens is 'many', expected a whole number"),
         ({"adapter_name_or_path": "a,b", "quantization_bit": 4}, "2 adapters and quantization_bit is 4"),
         ({"adapter_name_or_path": "a", "resize_vocab": True}, "resize_vocab is set, so the adapter has tokens"),
         ({"mixture_of_depths": "load"}, "mixture_of_depths is set"),

@@ -68,7 +68,7 @@ def test_a_stage_brings_its_objective_and_its_defaults():
     assert host == {"model_name_or_path": "m", "stage": "dpo", "pref_loss": "sigmoid"}
     assert settings.stage == "focal_mean"
     assert settings.method == resolve_method("focal_dpo", mean=True, beta=2.0)
-    assert settings.notes[0] == "pref_beta is 2; objective focal_dpo's own is 0.1."
+    assert settings.notes[0] == "pref_beta is 2; the default of objective focal_dpo is 0.1."
     assert [note.split(": ")[1] for note in settings.notes[1:]] == [
         "stage 'focal_mean' of package own-loss 0.1 (own_loss:focal_mean).",
         "objective 'focal_dpo' of package own-loss 0.1 (own_loss:focal_dpo).",

@@ -151,7 +151,7 @@ def read_setting(key: str, setting: Setting, value: Any) -> Value:
     try:
         return setting.check(value)
     except ValueError as expectation:
-        raise SepoError(f"{key} is {value!r}, expected {expectation} (default: {setting.default!r}).") from None
+        raise SepoError(f"{key} is {value!r}, expected {expectation}; the default is {setting.default!r}.") from None
 
 
 def objective_of_key(key: str) -> str | None:
