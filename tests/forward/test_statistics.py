@@ -183,14 +183,16 @@ def test_a_sharded_reference_is_kept_for_the_step(family):
 def test_a_sharded_head_with_an_adapter_raises():
     reference, (inputs, labels, wanted) = lora(make(), target_modules=["lm_head"]), batch()
     sharded = Sharded(reference, "base_model.model.lm_head.base_layer.weight")
-    with pytest.raises(SepoError, match=r"head is a Linear and this engine shards.*leave lm_head out of lora_target"):
+    with pytest.raises(
+        SepoError, match=r"head is a Linear whose weights are sharded.*leave lm_head out of lora_target"
+    ):
         reference_log_probs(sharded, inputs, labels=labels, wanted=wanted)
 
 
 def test_a_reference_with_another_vocabulary_raises():
     inputs, labels, wanted = batch()
     _, states = reference_log_probs(make(vocab_size=VOCABULARY + 3), inputs, labels=labels, wanted=wanted)
-    with pytest.raises(SepoError, match=r"gives 64 logits per token and the policy's 61.*name a ref_model"):
+    with pytest.raises(SepoError, match=r"returns 64 logits per token and the policy's 61.*set a ref_model"):
         selected_statistics(make(), inputs, labels=labels, wanted=wanted, reference=states)
 
 

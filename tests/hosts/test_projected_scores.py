@@ -266,7 +266,7 @@ def test_what_an_oracle_with_another_tokenizer_needs(world, others, words, tmp_p
     with pytest.raises(SepoError, match=r"oracle_model '.*' has .* no chat template.* set tokenizer.chat_template"):
         reader_of(tmp_path, others / "base", words)
     row = {"_prompt": [{"role": "user", "content": "What is this?"}], "_images": ["a.png"]}
-    with pytest.raises(SepoError, match="a row has images, and an oracle with another tokenizer reads text only; take"):
+    with pytest.raises(SepoError, match="a row has images, and an oracle with another tokenizer reads text only; use"):
         _conversation(row, READ)
 
 
