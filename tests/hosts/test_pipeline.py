@@ -1,12 +1,16 @@
 """`sepo pipeline`: the recipes of its steps, and one real run."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 from recipes import BIN, adapter, environment, run, write
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.pipeline import plan_steps, read_pipeline
+from sepo.hosts.llamafactory import pipeline
+from sepo.hosts.llamafactory.pipeline import Step, plan_steps, read_pipeline
 
 SHARED = {"model_name_or_path": "m", "template": "t", "dataset": "d", "dataset_dir": "data", "output_dir": "out"}
 
@@ -91,6 +95,48 @@ def test_overrides_reach_sections(tmp_path):
         read_pipeline(path, ["seed"])
     with pytest.raises(SepoError, match="does not exist"):
         read_pipeline(tmp_path / "none.yaml")
+
+
+def test_tokens_reach_the_steps_and_no_file(tmp_path, monkeypatch):
+    """They are in a file of this user's that is removed; records without them still tell finished steps."""
+    token, rotated = "hf_" + "a" * 30, "hf_" + "b" * 30
+    step = Step("base", {"model_name_or_path": "m", "output_dir": str(tmp_path / "base"), "hf_hub_token": token})
+    seen = []
+
+    def run(command, *, check):
+        recipe = Path(command[-1])
+        seen.append((recipe, recipe.parent.stat().st_mode & 0o777, yaml.safe_load(recipe.read_text())))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(pipeline.subprocess, "run", run)
+    records = tmp_path / "pipeline"
+    pipeline._run(step, records)
+    pipeline._write_record(step, records)
+    ((recipe, mode, values),) = seen
+    assert (values, mode) == (step.recipe, 0o700)
+    assert not recipe.exists()
+    for file in records.iterdir():
+        assert token not in file.read_text(), file
+    changed = Step("base", {**step.recipe, "hf_hub_token": rotated})
+    assert pipeline._finished(changed, records)
+    with pytest.raises(SepoError, match="model_name_or_path was 'm', now 'n'") as caught:
+        pipeline._finished(Step("base", {**changed.recipe, "model_name_or_path": "n"}), records)
+    assert token not in str(caught.value)
+    assert rotated not in str(caught.value)
+
+
+def test_a_token_that_an_earlier_version_recorded_is_removed(tmp_path):
+    recipe = {"model_name_or_path": "m", "hf_hub_token": "hf_" + "a" * 30}
+    (tmp_path / "base.done.json").write_text(json.dumps(recipe))
+    assert pipeline._finished(Step("base", recipe), tmp_path)
+    assert "hf_a" not in (tmp_path / "base.done.json").read_text()
+
+
+def test_a_failed_step_with_a_token_names_the_key_and_not_its_value(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.subprocess, "run", lambda command, *, check: subprocess.CompletedProcess(command, 1))
+    step = Step("base", {"model_name_or_path": "m", "output_dir": "o", "hf_hub_token": "hf_" + "a" * 30})
+    with pytest.raises(SepoError, match=r"base\.yaml hf_hub_token=\.\.\.$"):
+        pipeline._run(step, tmp_path)
 
 
 @pytest.mark.host

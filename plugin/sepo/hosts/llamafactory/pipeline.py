@@ -7,8 +7,10 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +23,7 @@ from sepo.files import write_whole
 from sepo.recipe.keys import OUR_KEYS, PIPELINE_KEYS
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import objective_keys, with_stage_defaults
+from sepo.runs.provenance import HIDDEN, redacted
 
 SECTIONS = ("base", "oracle", "policy")
 # Shared evaluation keys apply to the policy only: base and oracle train on a sample without evaluation rows.
@@ -251,20 +254,23 @@ def _finished(step: Step, records: Path) -> bool:
     record = records / f"{step.name}.done.json"
     if not record.is_file():
         return False
-    before = json.loads(record.read_text(encoding="utf-8"))
-    changed = sorted(name for name in {*before, *step.recipe} if before.get(name) != step.recipe.get(name))
+    written = json.loads(record.read_text(encoding="utf-8"))
+    before, now = redacted(written), redacted(step.recipe)  # a token that was rotated changes nothing
+    if before != written:  # by a version that recorded tokens
+        write_whole(record, json.dumps(before, indent=1) + "\n")
+    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if changed:
         name = changed[0]
         raise SepoError(
             f"step '{step.name}' in {step.recipe['output_dir']} was run with other settings ({', '.join(changed)}: "
-            f"{name} was {before.get(name)!r}, now {step.recipe.get(name)!r}). Choose another output_dir, or remove "
+            f"{name} was {before.get(name)!r}, now {now.get(name)!r}). Choose another output_dir, or remove "
             f"{record} and {step.recipe['output_dir']} to run it again."
         )
     return True
 
 
 def _write_record(step: Step, records: Path) -> None:
-    write_whole(records / f"{step.name}.done.json", json.dumps(step.recipe, indent=1) + "\n")
+    write_whole(records / f"{step.name}.done.json", json.dumps(redacted(step.recipe), indent=1) + "\n")
 
 
 def _run(step: Step, records: Path) -> None:
@@ -277,11 +283,27 @@ def _run(step: Step, records: Path) -> None:
         print(f"{count} pairs for base and oracle", flush=True)
         return
     recipe_file = records / f"{step.name}.yaml"
-    OmegaConf.save(OmegaConf.create(step.recipe), recipe_file)
-    command = [sys.executable, "-m", "sepo", "train", str(recipe_file)]
-    status = subprocess.run(command, check=False).returncode
+    public = redacted(step.recipe)
+    OmegaConf.save(OmegaConf.create(public), recipe_file)
+    secrets = [name for name, value in public.items() if HIDDEN in json.dumps(value)]
+    train = [sys.executable, "-m", "sepo", "train"]
+    with _with_secrets(step, recipe_file, secrets) as whole:
+        status = subprocess.run([*train, str(whole)], check=False).returncode
     if status:
+        alone = shlex.join([*train, str(recipe_file), *(f"{name}=..." for name in secrets)])
         raise SepoError(
             f"step '{step.name}' failed with exit status {status}; its output is above. Fix the cause and run the same "
-            f"command again: finished steps are skipped. This step alone: {shlex.join(command)}"
+            f"command again: finished steps are skipped. This step alone: {alone}"
         )
+
+
+@contextmanager
+def _with_secrets(step: Step, recipe_file: Path, secrets: Sequence[str]) -> Iterator[Path]:
+    """Give the block a recipe with the values of secrets: a file that only this user can read, and that is removed."""
+    if not secrets:
+        yield recipe_file
+        return
+    with tempfile.TemporaryDirectory(prefix="sepo-") as folder:  # mode 0700
+        whole = Path(folder) / recipe_file.name
+        OmegaConf.save(OmegaConf.create(step.recipe), whole)
+        yield whole
