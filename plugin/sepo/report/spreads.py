@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sepo.report.subject import SHARES, Spread
+from sepo.score_store.distribution import Moments
 
 Pieces = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 """Function that yields one side's scores as (flat float32 scores, tokens of each response), in any pieces. Called once
@@ -26,9 +27,7 @@ _SAMPLED = 4096
 class _Side:
     """Results of the first pass."""
 
-    tokens: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    moments: Moments = field(default_factory=Moments)
     sample: list[np.ndarray] = field(default_factory=list)
 
 
@@ -43,7 +42,7 @@ def spreads(sides: Mapping[str, Pieces], *, highest: Mapping[str, bool]) -> dict
         Distributions by side, without sides that have no score.
     """
     first = {side: _first_pass(pieces) for side, pieces in sides.items()}
-    first = {side: found for side, found in first.items() if found.tokens}
+    first = {side: found for side, found in first.items() if found.moments.count}
     if not first:
         return {}
     edges = _edges([np.concatenate(found.sample) for found in first.values()])
@@ -62,9 +61,7 @@ def _finite(pieces: Pieces) -> Iterable[tuple[np.ndarray, np.ndarray]]:
 def _first_pass(pieces: Pieces) -> _Side:
     found = _Side()
     for scores, _ in _finite(pieces):
-        found.tokens += len(scores)
-        found.total += float(scores.sum())
-        found.squares += float(np.square(scores).sum())
+        found.moments.add(count=len(scores), total=float(scores.sum()), squares=float(np.square(scores).sum()))
         found.sample.append(scores[:: max(1, len(scores) // _SAMPLED)])
     return found
 
@@ -87,9 +84,8 @@ def _spread(pieces: Pieces, first: _Side, edges: np.ndarray, *, highest: bool) -
         counts += np.histogram(np.clip(scores, edges[0], edges[-1]), bins=edges)[0]
         sums += _accumulated(scores, lengths, highest=highest)
         responses += int((lengths > 0).sum())
-    mean = first.total / first.tokens
-    std = math.sqrt(max(0.0, first.squares / first.tokens - mean * mean))
-    return Spread(first.tokens, edges, counts, mean, std, sums / responses)
+    moments = first.moments
+    return Spread(moments.count, edges, counts, moments.mean, moments.std, sums / responses)
 
 
 def _accumulated(scores: np.ndarray, lengths: np.ndarray, *, highest: bool) -> np.ndarray:

@@ -17,6 +17,35 @@ Pieces = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 called once per pass."""
 
 
+@dataclass
+class Moments:
+    """Count, sum and sum of squares of numbers that arrive in pieces.
+
+    Attributes:
+        count: number of numbers.
+        total: their sum.
+        squares: the sum of their squares.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, *, count: int, total: float, squares: float) -> None:
+        """Add a piece."""
+        self.count, self.total, self.squares = self.count + count, self.total + total, self.squares + squares
+
+    @property
+    def mean(self) -> float:
+        """The mean of all numbers."""
+        return self.total / self.count
+
+    @property
+    def std(self) -> float:
+        """The population standard deviation."""
+        return math.sqrt(max(0.0, self.squares / self.count - self.mean * self.mean))
+
+
 @dataclass(frozen=True)
 class Distribution:
     """Distribution of the scores of one side.
@@ -64,12 +93,11 @@ def distribution(pieces: Pieces, *, ratio: float, largest: bool) -> Distribution
     Raises:
         SepoError: If there is no token, or a score is not finite.
     """
-    responses = tokens = 0
-    total = squares = kept = 0.0
+    moments, responses, kept = Moments(), 0, 0.0
     for scores, lengths in pieces():
         wide = scores.double()
-        responses, tokens = responses + len(lengths), tokens + len(scores)
-        total, squares = total + float(wide.sum()), squares + float(wide.square().sum())
+        responses += len(lengths)
+        moments.add(count=len(scores), total=float(wide.sum()), squares=float(wide.square().sum()))
         kept += float(wide[kept_in_rows(scores, lengths, ratio=ratio, largest=largest)].sum())
 
     def quantile(share: float, *, highest: bool) -> float:
@@ -80,9 +108,9 @@ def distribution(pieces: Pieces, *, ratio: float, largest: bool) -> Distribution
         quantile(0.5, highest=False),
         quantile(0.05, highest=True),
     )
-    mean = total / tokens
-    std = math.sqrt(max(0.0, squares / tokens - mean * mean))
-    return Distribution(responses, tokens, mean, std, low, median, high, total, kept)
+    return Distribution(
+        responses, moments.count, moments.mean, moments.std, low, median, high, total=moments.total, kept=kept
+    )
 
 
 def kept_in_rows(scores: Tensor, lengths: Tensor, *, ratio: float, largest: bool) -> Tensor:
