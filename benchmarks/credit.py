@@ -134,7 +134,7 @@ def request_for(name, folder):
     """Return the request: the held-out pairs of the set, and the oracle with its base."""
     from sepo.credit.run import CreditRequest
     from sepo.credit.scorers import CreditModels
-    from sepo.recipe.settings import ModelSpec, OracleSpec
+    from sepo.recipe.model_specs import ModelSpec, OracleSpec
     from sepo.runs.oracle_of_run import read_run
 
     if name == "demo":

@@ -104,7 +104,7 @@ def child(file):
     import torch
     from llamafactory.train import tuner
 
-    import sepo.hosts.llamafactory.plan.run
+    import sepo.hosts.llamafactory.plan.out_of_memory
     import sepo.hosts.llamafactory.workflow  # noqa: F401
     from sepo.hosts.llamafactory.bench.memory import resident
     from sepo.hosts.llamafactory.registration import register

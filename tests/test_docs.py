@@ -35,13 +35,13 @@ def test_pages_are_written_from_the_code(page):
 
 
 def test_every_sepo_key_is_in_the_table():
+    from sepo.objectives import SCORERS
     from sepo.objectives.presets import BUILT_IN
     from sepo.recipe.keys import HOST_KEYS, OUR_KEYS, PIPELINE_KEYS
-    from sepo.recipe.resolve import TOKEN_SCORERS
     from sepo.recipe.stages import STAGES
 
     made = (ROOT / "docs" / "keys.md").read_text()
-    for name in (*OUR_KEYS, *HOST_KEYS, *PIPELINE_KEYS, *BUILT_IN, *STAGES, *TOKEN_SCORERS):
+    for name in (*OUR_KEYS, *HOST_KEYS, *PIPELINE_KEYS, *BUILT_IN, *STAGES, *SCORERS):
         assert f"`{name}`" in made, name
 
 
@@ -55,11 +55,11 @@ def test_every_key_has_a_meaning_and_no_default_is_left_out():
 
 
 def test_every_objective_and_scorer_is_explained():
+    from sepo.objectives import SCORERS
     from sepo.objectives.presets import BUILT_IN
-    from sepo.recipe.resolve import TOKEN_SCORERS
 
     text = (ROOT / "docs" / "methods" / "objectives.md").read_text()
-    for name in (*BUILT_IN, *TOKEN_SCORERS):
+    for name in (*BUILT_IN, *SCORERS):
         assert re.search(rf"^\|[^|]*`{name}`[^|]*\|", text, re.MULTILINE), name
 
 

@@ -14,7 +14,7 @@ from sepo.credit.run import SCHEMA, CreditRequest
 from sepo.credit.scorers import CreditModels
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
-from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from tolerance import LOG_PROB, SCORE
 
 RECIPE = {"dataset": "marked", "template": "chatml", "use_cpu": True}

@@ -18,7 +18,7 @@ from sepo.evaluation.report import print_result
 from sepo.evaluation.result import EvaluatedPolicy, claimed_folder, result_values, write_results
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
 from sepo.intervals import Estimate
-from sepo.recipe.settings import ModelSpec
+from sepo.recipe.model_specs import ModelSpec
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 BASE = ModelSpec("models/base")

@@ -6,8 +6,10 @@ from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.objectives.presets import BUILT_IN as OBJECTIVES
 from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.reference import PrecomputedReference
 from sepo.recipe.resolve import resolve, stage_of
-from sepo.recipe.settings import ModelSpec, PrecomputedReference, TokenRewardSource
+from sepo.recipe.settings import TokenRewardSource
 from sepo.recipe.stages import STAGES, check_stage
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",

@@ -81,7 +81,7 @@ def test_oracle_with_another_tokenizer(world, tmp_path):
 
     import tiny
     from sepo.errors import SepoError
-    from sepo.recipe.settings import ModelSpec
+    from sepo.recipe.model_specs import ModelSpec
     from sepo.scoring.model_files import check_tokenizers
 
     class HubAccess:
@@ -101,7 +101,7 @@ def test_oracle_with_the_weights_of_its_base(world, tmp_path):
     from transformers import AutoTokenizer
 
     from sepo.errors import SepoError
-    from sepo.recipe.settings import ModelSpec, OracleSpec
+    from sepo.recipe.model_specs import ModelSpec, OracleSpec
     from sepo.scoring.oracle import scoring_identity
 
     class Arguments:

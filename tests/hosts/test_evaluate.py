@@ -11,7 +11,7 @@ from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.evaluate import Request, evaluate
 from sepo.hosts.llamafactory.evaluate_recipe import evaluation_recipe
-from sepo.recipe.settings import ModelSpec
+from sepo.recipe.model_specs import ModelSpec
 from sepo.runs.provenance import RECIPE_FILE
 from tolerance import LOG_PROB
 

@@ -66,7 +66,7 @@ def test_rows_digest_sees_ids_order_and_boundaries():
 def scorer(world, tmp_path):
     from transformers import AutoTokenizer
 
-    from sepo.recipe.settings import ModelSpec, OracleSpec
+    from sepo.recipe.model_specs import ModelSpec, OracleSpec
 
     def make(**overrides):
         values = {

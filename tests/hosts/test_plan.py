@@ -14,10 +14,11 @@ from recipes import BIN, run, sepo_recipe, write
 from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.plan import account as accounts
+from sepo.hosts.llamafactory.plan import out_of_memory
 from sepo.hosts.llamafactory.plan import run as plans
 from sepo.hosts.llamafactory.plan.account import account_for
 from sepo.hosts.llamafactory.plan.recipe import planned_run
-from sepo.recipe.settings import ModelSpec
+from sepo.recipe.model_specs import ModelSpec
 
 pytestmark = pytest.mark.host
 
@@ -253,11 +254,11 @@ def test_optimizers(name, bits, noted):
 
 def test_a_run_that_cannot_fit_logs_a_warning_and_trains(world, tmp_path, monkeypatch):
     recipe = sepo_recipe(world, tmp_path / "out")
-    assert plans.warn_if_too_large(recipe) is None
-    monkeypatch.setattr(plans, "device_memory", lambda *, on_cpu: (2.0**20, "this machine's free memory"))
-    warning = plans.warn_if_too_large(recipe)
+    assert out_of_memory.warn_if_too_large(recipe) is None
+    monkeypatch.setattr(out_of_memory, "device_memory", lambda *, on_cpu: (2.0**20, "this machine's free memory"))
+    warning = out_of_memory.warn_if_too_large(recipe)
     assert "does not fit this machine's free memory (1.0 MiB)" in warning
-    assert plans.warn_if_too_large({**recipe, "stage": "nothing"}) is None
+    assert out_of_memory.warn_if_too_large({**recipe, "stage": "nothing"}) is None
 
 
 def test_the_out_of_memory_error_has_the_largest_savings(world, tmp_path, monkeypatch):
@@ -267,7 +268,7 @@ def test_the_out_of_memory_error_has_the_largest_savings(world, tmp_path, monkey
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     with pytest.raises(SepoError) as error:
-        plans.train_with_plan(exhausted, {"args": recipe})
+        out_of_memory.train_with_plan(exhausted, {"args": recipe})
     assert "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB." in str(error.value)
     assert str(error.value).count("saves about") == 3
 

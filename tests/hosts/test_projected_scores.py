@@ -18,7 +18,7 @@ from recipes import adapter, logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.conversations import TextReadingProcessor, _conversation
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses
-from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.report.reading import read_subject
 from sepo.score_store import ScoreStore
 from sepo.scoring.projected import ProjectedScorer, oracle_reader

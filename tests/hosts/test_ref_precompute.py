@@ -10,7 +10,8 @@ import torch
 from recipes import logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
 from sepo.forward.sequences import LogProbScorer, ScoringModel
-from sepo.recipe.settings import ModelSpec, PrecomputedReference
+from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.reference import PrecomputedReference
 from sepo.scoring import reference as reference_scores
 from sepo.scoring.reference import ReferenceScores
 from sepo.scoring.stored_columns import row_sequences

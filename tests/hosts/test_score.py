@@ -172,7 +172,7 @@ def adapter_folder(tmp_path):
 
 
 def test_adapters_and_quantization_are_part_of_what_a_model_is(world, adapter_folder):
-    from sepo.recipe.settings import ModelSpec
+    from sepo.recipe.model_specs import ModelSpec
     from sepo.scoring.stored_columns import spec_identity
 
     oracle = str(world / "oracle")

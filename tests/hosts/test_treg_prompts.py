@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastivePair
 from sepo.forward.sequences import ScoredSequence
-from sepo.recipe.settings import ModelSpec, TokenRewardSource
+from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.settings import TokenRewardSource
 from sepo.scoring import contrastive
 from sepo.scoring.contrastive import ContrastiveDatasetScorer, PromptEncoder
 from sepo.text.conversations import CONVERSATION

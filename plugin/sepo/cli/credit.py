@@ -196,7 +196,7 @@ def _scorers(options: argparse.Namespace, models: CreditModels) -> list[str]:
 def _models(options: argparse.Namespace, run: ScoredRun | None) -> CreditModels:
     """Return the models that the options name, with the run's oracle if they name none."""
     from sepo.credit.scorers import CreditModels
-    from sepo.recipe.settings import ModelSpec, OracleSpec
+    from sepo.recipe.model_specs import ModelSpec, OracleSpec
 
     bits = options.quantization_bit
 

@@ -9,7 +9,7 @@ import torch
 
 from sepo.credit.reading import Reader
 from sepo.forward.sequences import ScoringModel
-from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 
 NamedSpec = tuple[str, ModelSpec]
 """The setting that names a model, for error messages, and the model."""

@@ -52,7 +52,7 @@ from sepo.credit.scorers import (
 from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastiveScorer
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, LogProbScorer, ScoredSequence
-from sepo.recipe.settings import ModelSpec
+from sepo.recipe.model_specs import ModelSpec
 from sepo.selection.scores import oracle_scores
 from sepo.text.chat_encoding import ReadResponse
 from sepo.text.token_texts import TokenTexts

@@ -19,7 +19,7 @@ from sepo.credit.measures import Array
 from sepo.errors import SepoError, nearest
 from sepo.objectives import LiveTokens, RowTokens, TokenScorer, available_scorers
 from sepo.objectives.presets import find_scorer
-from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.score_store import ScoreStore
 from sepo.scoring.custom_results import scores_of_row, scores_of_rows
 from sepo.selection.scores import random_scores

@@ -19,7 +19,7 @@ from sepo.evaluation.prompts import PromptSet
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
 from sepo.files import write_whole
 from sepo.intervals import CONFIDENCE
-from sepo.recipe.settings import ModelSpec
+from sepo.recipe.model_specs import ModelSpec
 
 HELDOUT = "heldout"
 """Name of the prompts of held-out pairs."""

@@ -1,6 +1,6 @@
 """Contract of a host: the non-public names, with their parameters, that an adapter relies on.
 
-``../PATCHES.md`` documents for each name why and how it is used, and which test detects a change of its behaviour; its
+``PATCHES.md`` documents for each name why and how it is used, and which test detects a change of its behaviour; its
 first column holds the names of ``Entry``. Each host has its own contract next to its adapter; this module has the
 shared types, the check and the names that all hosts rely on.
 """

@@ -90,11 +90,11 @@ SCORERS: Mapping[str, TokenScorer] = MappingProxyType(
         scorer.name: scorer
         for scorer in (
             TokenScorer("oracle", stored=True),
+            TokenScorer("policy_ref", rejected_largest=True, compares_with_reference=True, from_logps=_alignment),
             TokenScorer("contrastive", stored=True),
+            TokenScorer("confidence", rejected_largest=True, from_logps=_uncertainty),
             TokenScorer("file", stored=True),
             TokenScorer("random", stored=True),
-            TokenScorer("policy_ref", rejected_largest=True, compares_with_reference=True, from_logps=_alignment),
-            TokenScorer("confidence", rejected_largest=True, from_logps=_uncertainty),
             NO_SCORER,
         )
     }

@@ -1,17 +1,36 @@
-"""The reference in a recipe: its model, and whether its log-probabilities are computed before training."""
+"""The reference in a recipe: whether a run needs one, its model, and whether its log-probabilities are precomputed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sepo.errors import SepoError
 from sepo.objectives import Method
 from sepo.recipe.keys import SepoArguments, as_number, names_of
-from sepo.recipe.settings import ModelSpec, PrecomputedReference
+from sepo.recipe.model_specs import ModelSpec
 
 OWN_START = "model_name_or_path"
 """Key of the reference if ``ref_model`` is not set: the policy before training."""
+
+
+@dataclass(frozen=True)
+class PrecomputedReference:
+    """Reference whose log-probabilities are stored before training, so that training loads no second model.
+
+    Args:
+        model: the reference.
+        key: the recipe key that names it.
+    """
+
+    model: ModelSpec
+    key: str
+
+
+def runs_reference(method: Method, precomputed: PrecomputedReference | None) -> bool:
+    """Return whether a reference model runs in training: the method has a reference, and it is not precomputed."""
+    return method.needs_reference and precomputed is None
 
 
 def reference_spec(given: Mapping[str, Any]) -> tuple[str, ModelSpec]:

@@ -1,4 +1,4 @@
-"""Resolution of this package's keys in a LLaMA-Factory recipe, before the host parses the remaining keys."""
+"""Resolution of this package's keys in a recipe: checked, and separated from the keys that the host parses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.objectives import SCORERS, Method, available_objectives, resolve_method
+from sepo.objectives import Method, available_objectives, available_scorers, resolve_method
 from sepo.objectives.presets import find_objective
-from sepo.plugins import names
 from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
@@ -19,13 +18,14 @@ from sepo.recipe.keys import (
     names_of,
     typed,
 )
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.recipe.reference import (
     base_of_reference_adapters,
     precomputed_reference,
     reference_notes,
     reference_spec,
 )
-from sepo.recipe.settings import ModelSpec, OracleSpec, RunSettings
+from sepo.recipe.settings import RunSettings
 from sepo.recipe.stages import (
     objective_keys,
     objective_of_key,
@@ -34,9 +34,6 @@ from sepo.recipe.stages import (
     with_stage_defaults,
 )
 from sepo.recipe.token_rewards import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
-
-TOKEN_SCORERS = ("oracle", "policy_ref", CONTRASTIVE, "confidence", "file", "random", "none")
-"""Built-in values of ``token_scorer``; registered scorers are valid as well."""
 
 STEP_IN_BACKWARD = ("lomo", "adalomo")
 """Optimizers that update the weights during the backward pass, and therefore allow one backward pass per step."""
@@ -282,7 +279,7 @@ def resolved_method(
         raise SepoError(f"objective is {objective!r}, expected one of {', '.join(known)}.{nearest(objective, known)}")
     declared = find_objective(objective)
     scorer = arguments.token_scorer or declared.scorer
-    scorers = (*TOKEN_SCORERS, *names("token_scorer", built_in=SCORERS))
+    scorers = available_scorers()
     if scorer not in scorers:
         raise SepoError(f"token_scorer is {scorer!r}, expected one of {', '.join(scorers)}.{nearest(scorer, scorers)}")
     own = resolve_method(objective)

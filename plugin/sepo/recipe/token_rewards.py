@@ -8,8 +8,9 @@ from typing import Any
 from sepo.errors import SepoError
 from sepo.objectives import Method, resolve_method
 from sepo.recipe.keys import SepoArguments
+from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import reference_spec
-from sepo.recipe.settings import ModelSpec, TokenRewardSource
+from sepo.recipe.settings import TokenRewardSource
 
 CONTRASTIVE = "contrastive"
 """Token scorer that selects by the token rewards of contrastive prompts."""

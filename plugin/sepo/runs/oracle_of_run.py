@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.score_store import ScoreStore
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.recipe.settings import ModelSpec
+from sepo.recipe.model_specs import ModelSpec
 
 
 def local_folder(name: str, *, key: str, marker: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sepo.forward.sequences import ScoringModel
-from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.forward.sequences import OracleScorer, ScoredSequence
-from sepo.recipe.settings import OracleSpec, RunSettings
+from sepo.recipe.model_specs import OracleSpec
+from sepo.recipe.settings import RunSettings
 from sepo.scoring.model_files import check_tokenizers
 from sepo.scoring.models import load_scoring_models
 from sepo.scoring.row_texts import PolicyTokens, RowTexts

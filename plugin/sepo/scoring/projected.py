@@ -14,7 +14,8 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.forward.sequences import ScoredSequence
-from sepo.recipe.settings import ModelSpec, RunSettings
+from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.settings import RunSettings
 from sepo.score_store import RowText
 from sepo.scoring.live_columns import Rows, mapped
 from sepo.scoring.model_files import check_tokenizers, differing_token, max_positions, own_tokenizer, spec_folders

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sepo.recipe.settings import ModelSpec, RunSettings
+from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.settings import RunSettings
 
 
 def _model_name(spec: ModelSpec) -> str:

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from sepo.errors import SepoError
 from sepo.forward.sequences import ScoredSequence
+from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import OWN_START
-from sepo.recipe.settings import ModelSpec, RunSettings
+from sepo.recipe.settings import RunSettings
 from sepo.score_store import ScoreStore, ShardRange, content_key, default_store_root, write_names
 from sepo.score_store.fingerprint import model_fingerprint
 from sepo.scoring.model_files import spec_folders

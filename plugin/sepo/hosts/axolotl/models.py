@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sepo.recipe.settings import ModelSpec
+from sepo.recipe.model_specs import ModelSpec
 from sepo.scoring.models import load_frozen
 
 

@@ -12,7 +12,8 @@ from llamafactory.extras.misc import use_modelscope, use_openmind
 
 from sepo.errors import SepoError
 from sepo.recipe.keys import names_of
-from sepo.recipe.settings import ModelSpec, RunSettings
+from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.settings import RunSettings
 from sepo.scoring.model_files import adapters_key, local_folder, spec_folders
 
 

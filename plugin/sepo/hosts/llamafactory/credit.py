@@ -19,7 +19,7 @@ from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastivePair
 from sepo.forward.sequences import ScoringModel
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses, example_row
-from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.scoring.contrastive import PromptEncoder
 from sepo.scoring.model_files import check_tokenizers, max_positions, spec_folders
 from sepo.scoring.models import give_memory_back, load_scoring_model, load_scoring_models

@@ -33,7 +33,7 @@ from sepo.hosts.llamafactory.bench.machine import versions
 from sepo.hosts.llamafactory.evaluate_recipe import EvaluationRecipe, evaluation_recipe
 from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
 from sepo.hosts.llamafactory.workflow import PreparedData, prepared_data
-from sepo.recipe.settings import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.scoring.model_files import check_tokenizers, max_positions, spec_folders
 from sepo.scoring.models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.scoring.stored_columns import row_sequences

@@ -13,8 +13,8 @@ from sepo.hosts.llamafactory.bench.recipe import check_keys
 from sepo.hosts.llamafactory.pipeline import SECTIONS, override_values, read_pipeline
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.recipe.keys import as_flag, as_number
+from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import base_of_reference_adapters, reference_spec
-from sepo.recipe.settings import ModelSpec
 from sepo.recipe.stages import check_stage
 from sepo.runs.provenance import HIDDEN, RECIPE_FILE
 

@@ -43,7 +43,7 @@ def register(tuner: ModuleType) -> None:
                 _log_beside_host()
                 score(get_train_args(config["args"]))
             elif is_ours(stage_of(config["args"])):
-                from sepo.hosts.llamafactory.plan.run import train_with_plan
+                from sepo.hosts.llamafactory.plan.out_of_memory import train_with_plan
 
                 _log_beside_host()
                 train_with_plan(host_training_function, config)

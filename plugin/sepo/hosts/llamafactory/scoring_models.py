@@ -8,7 +8,7 @@ from typing import Any
 from llamafactory.hparams import FinetuningArguments, ModelArguments
 from llamafactory.model import load_model, load_tokenizer
 
-from sepo.recipe.settings import ModelSpec
+from sepo.recipe.model_specs import ModelSpec
 from sepo.scoring.models import load_frozen
 
 

@@ -14,7 +14,7 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun, model_config
 from sepo.memory.shapes import NOTHING_TRAINS, Trained, WeightBytes, model_with, weight_bytes
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
-from sepo.recipe.settings import ModelSpec
+from sepo.recipe.model_specs import ModelSpec
 
 MIB = 2**20
 GPU_CONTEXT = 600 * MIB

@@ -15,9 +15,10 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.memory.shapes import Adapters, Trained
 from sepo.recipe.keys import as_flag, as_number, names_of
+from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import reference_spec
 from sepo.recipe.resolve import resolve
-from sepo.recipe.settings import ModelSpec, RunSettings
+from sepo.recipe.settings import RunSettings
 from sepo.recipe.stages import check_stage, is_ours
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}

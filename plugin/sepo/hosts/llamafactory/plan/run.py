@@ -1,28 +1,19 @@
-"""`sepo plan`, and the same estimate before a run and after it ran out of memory."""
+"""`sepo plan` from recipe to printed account."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sepo.console import size
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
 from sepo.hosts.llamafactory.plan.recipe import planned_run
-from sepo.hosts.llamafactory.plan.report import advice, plan_values, print_plan, verdict
-from sepo.recipe.resolve import given_keys
-from sepo.scoring.models import plain_loading
-
-logger = logging.getLogger(__name__)
-
-_SMALL = 0.02
-"""Runs whose policy's weights are below this share of a device's memory are not planned before they start."""
+from sepo.hosts.llamafactory.plan.report import plan_values, print_plan
 
 
 def plan(
@@ -60,7 +51,7 @@ def plan(
     limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
     on_gpu = not run.on_cpu
     account = account_for(run, on_gpu=on_gpu, tokens=tokens)
-    found, fitting = _savings(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
+    found, fitting = savings(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
     print_plan(account, limit=limit, where=where, on_gpu=on_gpu, found=found, fitting=fitting)
     values = plan_values(account, limit=limit, found=found, fitting=fitting)
     if output is not None:
@@ -69,7 +60,7 @@ def plan(
     return values
 
 
-def _savings(
+def savings(
     recipe: Mapping[str, Any], account: Account, *, limit: float | None, on_gpu: bool, tokens: int | None = None
 ) -> tuple[list[Change], tuple[dict[str, Any], float] | None]:
     """Return single changes, and the change that makes a run fit; neither if the run already fits."""
@@ -77,81 +68,6 @@ def _savings(
         return [], None
     found = changes(recipe, account, on_gpu=on_gpu, tokens=tokens)
     return found, None if limit is None else enough(recipe, account, found, limit=limit, on_gpu=on_gpu, tokens=tokens)
-
-
-def train_with_plan(train: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
-    """Train; warn before a run that cannot fit, and name the largest savings if it runs out of memory.
-
-    Args:
-        train: the host's training function.
-        config: its argument; ``args`` is a recipe of one of sepo's stages.
-
-    Raises:
-        SepoError: in place of ``torch.OutOfMemoryError``.
-    """
-    import torch
-
-    recipe = {name: value for name, value in given_keys(config["args"]).items() if value is not None}
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        warn_if_too_large(recipe)
-    try:
-        return train(config)
-    except torch.OutOfMemoryError as error:
-        savings = what_would_help(recipe)
-        raise SepoError(
-            f"out of memory: {str(error).splitlines()[0]}"
-            + (f" Largest savings: {savings}. `sepo plan` shows the account." if savings else "")
-        ) from error
-
-
-def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
-    """Log a warning if a run cannot fit.
-
-    Args:
-        recipe: a checked recipe of one of sepo's stages.
-
-    Returns:
-        The warning, or None.
-    """
-    try:
-        run = planned_run(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
-        limit, where = device_memory(on_cpu=run.on_cpu)
-        if limit is None or _weights_on_disk(run.policy.model) < _SMALL * limit:
-            return None
-        on_gpu = not run.on_cpu
-        with plain_loading():
-            account = account_for(run, on_gpu=on_gpu)
-            if account.peak.total <= limit:
-                return None
-            _, fitting = _savings(recipe, account, limit=limit, on_gpu=on_gpu)
-    except Exception as error:  # a failed estimate must not stop the run
-        logger.debug("no memory plan: %s", error)
-        return None
-    message = f"{verdict(account, limit=limit, where=where)}, if a batch fills cutoff_len. {advice(fitting)}"
-    logger.warning("memory plan: %s (sepo plan shows the account)", message)
-    return message
-
-
-def _weights_on_disk(model: str) -> float:
-    """Return the bytes of the weight files in a model's directory; infinite if it is not a local directory."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return float("inf")
-    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
-
-
-def what_would_help(recipe: Mapping[str, Any]) -> str:
-    """Return the three changes that save most, for a run that ran out of memory; empty if no plan can be made."""
-    try:
-        run = planned_run(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
-        with plain_loading():  # an active engine would partition the models without data
-            account = account_for(run, on_gpu=not run.on_cpu)
-            found = changes(recipe, account, on_gpu=not run.on_cpu)
-    except Exception as error:
-        logger.debug("no memory plan: %s", error)
-        return ""
-    best = sorted(found, key=lambda change: -change.saving)[:3]
-    return "; ".join(f"{change.text} (saves about {size(change.saving)})" for change in best)
 
 
 def device_memory(*, on_cpu: bool) -> tuple[float | None, str]:
