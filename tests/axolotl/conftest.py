@@ -9,10 +9,10 @@ from pathlib import Path
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 os.environ["CI"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-sys.path.insert(0, str(Path(__file__).parent))
 
-import axo
 import pytest
+
+from tests.support import axo
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -30,7 +30,7 @@ def pytest_configure(config):
 def root(tmp_path_factory):
     """Directory with tiny models `base`, `oracle` and `policy`, rows `pairs.jsonl`, and `pandalm.jsonl` with real rows
     if the shared data is available."""
-    import tiny
+    from tests.support import tiny
 
     folder = axo.world(tmp_path_factory.mktemp("world"))
     real = SHARED / "data" / "pandalm_pairs.json"

@@ -1,6 +1,6 @@
 """Print the directory of the environment in which Axolotl's tests run, creating it if it does not exist.
 
-    .venv/bin/python tests/axolotl/environment.py [PYTHON]
+    .venv/bin/python -m tests.axolotl.environment [PYTHON]
 
 PYTHON is the interpreter of the environment (default: the one that runs this file): 3.11 gets Axolotl 0.19, 3.12 gets
 0.21.

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import axo
 import pytest
 
 from sepo.cli import main
 from sepo.cli.main import build_parser
+from tests.support import axo
 
 PAGE = (Path(__file__).parents[2] / "docs" / "axolotl.md").read_text()
 TABLE = PAGE.partition("\n## Commands\n")[2].partition("\n## ")[0]

@@ -1,11 +1,11 @@
 """A stage in Axolotl's config: aliases, the block, and refusals with their reasons, before anything is loaded."""
 
-import axo
 import pytest
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.config import BLOCK_KEYS, TRAINER, resolve_config
 from sepo.recipe.resolve import resolve
+from tests.support import axo
 
 
 def given(root, tmp_path, stage="minor_dpo", rl=None, block=None, **more):

@@ -5,11 +5,11 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-import axo
 import pytest
 
 from sepo.hosts.axolotl.contract import CONTRACT
 from sepo.hosts.contract import gap
+from tests.support import axo
 
 ROOT = Path(__file__).parents[2]
 NAMES = {str(entry) for entry in CONTRACT}

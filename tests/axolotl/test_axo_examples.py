@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import axo
 import pytest
 import yaml
+
+from tests.support import axo
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "yaml_examples" / "axolotl").glob("*.yaml"))

@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import axo
 import numpy as np
 import pytest
 
 from sepo.scoring.contrastive import REWARD_COLUMNS
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
+from tests.support import axo
 
-HALF = Path(__file__).parent / "half.py"
+HALF = Path(__file__).parents[1] / "support" / "half.py"
 
 
 def other_python():
@@ -52,7 +52,7 @@ def token_rows(count=6):
 
 
 def test_losses_and_gradients_of_every_stage_are_those_of_the_other_host(root, tmp_path):
-    import tiny
+    from tests.support import tiny
 
     tiny.save_pairs(tmp_path / "data")
     jobs = {}
@@ -99,7 +99,7 @@ def llama3_world(folder):
     """Create models with Llama 3's turn tokens: both hosts then end a response with the end of turn alone."""
     from tokenizers import AddedToken
 
-    import tiny
+    from tests.support import tiny
 
     words = tiny.tokenizer()
     words.add_special_tokens({

@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 
-import axo
 import pytest
 
 from sepo.hosts.axolotl.config import TRAINER
+from tests.support import axo
 
 _ALIAS = {"rl": "minor_dpo"}
 _BLOCK = {"rl": "dpo", "sepo": {"stage": "minor_dpo"}}

@@ -4,16 +4,14 @@ import json
 import logging
 from importlib import metadata
 
-import axo
 import pytest
 from transformers import AutoTokenizer
 
-import foreign
-import tiny
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import conversation
 from sepo.hosts.axolotl.response_tokens import PolicyResponses
 from sepo.training.selection_columns import IGNORE_INDEX
+from tests.support import axo, foreign, tiny
 
 SIDES = ("chosen", "rejected")
 

@@ -4,11 +4,11 @@ import copy
 import json
 import os
 
-import axo
 import pytest
 import torch
 
 from sepo.errors import SepoError
+from tests.support import axo
 
 
 @pytest.mark.parametrize("stage", axo.STAGES)

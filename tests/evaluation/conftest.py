@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-import tiny
 from sepo.forward.sequences import ScoredSequence, ScoringModel
+from tests.support import tiny
 
 
 @pytest.fixture(autouse=True)

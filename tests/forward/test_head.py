@@ -12,10 +12,10 @@ from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_outputs import CausalLMOutput
 
-import tiny
 from sepo.errors import SepoError
 from sepo.forward import selected_log_probs
 from sepo.forward.head import causal_lm
+from tests.support import tiny
 
 VOCABULARY = 61
 LENGTHS = [11, 7, 9]

@@ -16,7 +16,7 @@ from sepo.errors import SepoError
 from sepo.forward import sequences as scoring
 from sepo.forward import sharing_support as sharing
 from sepo.forward.sequences import OracleScorer, ScoredSequence, ScoringModel, length_batches
-from tolerance import SCORE
+from tests.support.tolerance import SCORE
 
 
 @pytest.fixture(scope="module")

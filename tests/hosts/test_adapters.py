@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from recipes import STAGES, adapter, environment, logged, run, sepo_recipe, sepo_train
-from test_engines import WORKER
+from tests.hosts.test_engines import WORKER
+from tests.support.recipes import STAGES, adapter, environment, logged, run, sepo_recipe, sepo_train
 
 pytestmark = pytest.mark.host
 

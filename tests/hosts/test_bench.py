@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from recipes import BIN, environment, host_recipe, run, sepo_recipe, write
 from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.contenders import CONTENDERS, HOST_DPO, HOST_SIMPO, own_name, plan_contenders
 from sepo.hosts.llamafactory.bench.recipe import check_keys, measured_recipe
 from sepo.hosts.llamafactory.bench.report import loss_notes, table_rows
 from sepo.hosts.llamafactory.bench.rounds import rotated, speeds, timed_rounds
+from tests.support.recipes import BIN, environment, host_recipe, run, sepo_recipe, write
 
 ROOT = Path(__file__).parents[2]
 HOST_KEYS = (

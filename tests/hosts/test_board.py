@@ -24,8 +24,6 @@ from llamafactory.webui.components import train
 from tqdm import tqdm
 
 import sepo.hosts
-from packages import on_path, write_example, write_package
-from recipes import run, sepo_recipe
 from sepo import cli
 from sepo.hosts.llamafactory.board import command, patch
 from sepo.hosts.llamafactory.board.keys import Memory, stage_keys, with_keys_of
@@ -36,6 +34,8 @@ from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
 from sepo.hosts.llamafactory.registration import _log_beside_host
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import STAGES
+from tests.support.packages import on_path, write_example, write_package
+from tests.support.recipes import run, sepo_recipe
 
 HOST_LABELS = ["Supervised Fine-Tuning", "Reward Modeling", "PPO", "DPO", "KTO", "Pre-Training"]
 HOSTILE = "it's <img src=x onerror=alert(1)>; $(touch pwned) `touch pwned` \"\\ \n```\n# x & |"

@@ -13,11 +13,11 @@ from urllib.request import urlopen
 
 import pytest
 
-import tiny
-from browser import Browser, open_browser, require_browser
-from recipes import environment
 from sepo.hosts.llamafactory.board.texts import LABELS
 from sepo.hosts.llamafactory.recipe import check_recipe
+from tests.support import tiny
+from tests.support.browser import Browser, open_browser, require_browser
+from tests.support.recipes import environment
 
 PATIENCE = 150
 FIELD = """

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import sepo.hosts.llamafactory
-from recipes import environment, run
 from sepo.installation import pip_install, requirements
+from tests.support.recipes import environment, run
 
 ROOT = Path(__file__).parents[2]
 COUPLED = ("torch", "torchaudio", "torchvision")

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from recipes import sepo_recipe, write
 from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.checks import check_policy
+from tests.support.recipes import sepo_recipe, write
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +79,10 @@ def test_overrides_are_checked_too(world, tmp_path, capsys):
 def test_oracle_with_another_tokenizer(world, tmp_path):
     from transformers import AutoTokenizer
 
-    import tiny
     from sepo.errors import SepoError
     from sepo.recipe.settings import ModelSpec
     from sepo.scoring.model_files import check_tokenizers
+    from tests.support import tiny
 
     class HubAccess:
         trust_remote_code = False

@@ -7,11 +7,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-import tiny
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.scoring.live_columns import mapped, selection_columns
 from sepo.training import SELECTION, SelectionCollator
+from tests.support import tiny
 
 SIDES = ("chosen", "rejected")
 IGNORE = -100

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from recipes import BIN, adapter, environment, logged, run, sepo_recipe, sepo_train, write
 from sepo.runs.token_samples_reader import read_record
-from tolerance import LOG_PROB
+from tests.support.recipes import BIN, adapter, environment, logged, run, sepo_recipe, sepo_train, write
+from tests.support.tolerance import LOG_PROB
 
 pytestmark = pytest.mark.host
 

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from recipes import BIN, run, sepo_recipe, write
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import enable
+from tests.support.recipes import BIN, run, sepo_recipe, write
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from recipes import sepo_recipe, write
 from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.evaluate import Request, evaluate
 from sepo.hosts.llamafactory.evaluate_recipe import evaluation_recipe
 from sepo.recipe.settings import ModelSpec
 from sepo.runs.provenance import RECIPE_FILE
-from tolerance import LOG_PROB
+from tests.support.recipes import sepo_recipe, write
+from tests.support.tolerance import LOG_PROB
 
 
 def evaluation(**more):

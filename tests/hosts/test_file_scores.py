@@ -5,10 +5,10 @@ import json
 import pytest
 from transformers import AutoTokenizer, Seq2SeqTrainingArguments
 
-import tiny
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.text.token_texts import TokenTexts
+from tests.support import tiny
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")

@@ -6,9 +6,6 @@ import sys
 import pytest
 from datasets import Dataset
 
-import tiny
-from packages import example_wheel, on_path, write_example, write_package
-from recipes import environment, logged, run, sepo_recipe, write
 from sepo.cli.doctor import registered_findings
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pipeline import plan_steps
@@ -16,6 +13,9 @@ from sepo.objectives import resolve_method
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import check_stage, is_ours
 from sepo.scoring.live_columns import selection_columns
+from tests.support import tiny
+from tests.support.packages import example_wheel, on_path, write_example, write_package
+from tests.support.recipes import environment, logged, run, sepo_recipe, write
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "simpo_gamma", "learning_rate", "model_name_or_path")
 

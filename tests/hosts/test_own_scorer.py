@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 
-import tiny
-from packages import SCORER_EXAMPLE, example_wheel, on_path, write_example, write_package
-from recipes import environment, logged, run, sepo_recipe, write
 from sepo.errors import SepoError
 from sepo.objectives import StoredScorer, available_scorers, resolve_method
 from sepo.recipe.resolve import resolve
 from sepo.scoring.custom import RegisteredScores
+from tests.support import tiny
+from tests.support.packages import SCORER_EXAMPLE, example_wheel, on_path, write_example, write_package
+from tests.support.recipes import environment, logged, run, sepo_recipe, write
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "simpo_gamma", "learning_rate", "model_name_or_path")
 NO_ORACLE = {"oracle_model": None, "oracle_base_model": None}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recipes import BIN, adapter, environment, run, write
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import pipeline
 from sepo.hosts.llamafactory.pipeline import Step, plan_steps, read_pipeline
+from tests.support.recipes import BIN, adapter, environment, run, write
 
 SHARED = {"model_name_or_path": "m", "template": "t", "dataset": "d", "dataset_dir": "data", "output_dir": "out"}
 

@@ -9,8 +9,6 @@ import torch
 import transformers
 import yaml
 
-from packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
-from recipes import BIN, run, sepo_recipe, write
 from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.plan import account as accounts
@@ -18,6 +16,8 @@ from sepo.hosts.llamafactory.plan import run as plans
 from sepo.hosts.llamafactory.plan.account import account_for
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.recipe.settings import ModelSpec
+from tests.support.packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
+from tests.support.recipes import BIN, run, sepo_recipe, write
 
 pytestmark = pytest.mark.host
 

@@ -12,9 +12,6 @@ from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.hparams import DataArguments
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-import foreign
-import tiny
-from recipes import adapter, logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.conversations import TextReadingProcessor, _conversation
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses
@@ -23,7 +20,9 @@ from sepo.report.reading import read_subject
 from sepo.score_store import ScoreStore
 from sepo.scoring.projected import ProjectedScorer, oracle_reader
 from sepo.text.conversations import CONVERSATION, READ
-from tolerance import SCORE, of_sum
+from tests.support import foreign, tiny
+from tests.support.recipes import adapter, logged, sepo_recipe, sepo_train
+from tests.support.tolerance import SCORE, of_sum
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")
@@ -299,7 +298,7 @@ def test_rows_without_conversations_are_refused(attach):
 def test_a_conversation_is_kept_as_the_other_host_keeps_it(words, tmp_path):
     """A store is found by this text, so both hosts must write it alike; tests/axolotl has the other half."""
     from sepo.hosts.llamafactory.conversations import conversations_kept
-    from test_file_scores import prepared
+    from tests.hosts.test_file_scores import prepared
 
     tiny.save_pairs(tmp_path, 8)
     with conversations_kept(True, READ):
@@ -310,7 +309,7 @@ def test_a_conversation_is_kept_as_the_other_host_keeps_it(words, tmp_path):
 @pytest.mark.host
 def test_train_with_an_oracle_of_another_family(world, others, tmp_path):
     """The oracle selects, and its rewards regularize; a second run finds the store and ends with the same weights."""
-    from recipes import same_weights
+    from tests.support.recipes import same_weights
 
     foreign_oracle = {"oracle_model": str(others / "oracle"), "oracle_base_model": str(others / "base")}
     recipe = sepo_recipe(

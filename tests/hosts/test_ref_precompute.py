@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recipes import logged, sepo_recipe, sepo_train
 from sepo.errors import SepoError
 from sepo.forward.sequences import LogProbScorer, ScoringModel
 from sepo.recipe.settings import ModelSpec, PrecomputedReference
 from sepo.scoring import reference as reference_scores
 from sepo.scoring.reference import ReferenceScores
 from sepo.scoring.stored_columns import row_sequences
-from test_host_scoring import rows
-from tolerance import LOG_PROB
+from tests.hosts.test_host_scoring import rows
+from tests.support.recipes import logged, sepo_recipe, sepo_train
+from tests.support.tolerance import LOG_PROB
 
 
 @pytest.fixture

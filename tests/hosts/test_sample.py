@@ -27,7 +27,7 @@ def test_the_seed_decides(world, tmp_path):
 
 
 def test_ratio_one_is_every_pair_in_its_order(world, tmp_path):
-    from tiny import pairs
+    from tests.support.tiny import pairs
 
     written = sampled(world, tmp_path, ratio=1.0)
     assert [(row["conversations"], row["chosen"], row["rejected"]) for row in written] == [

@@ -9,12 +9,12 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
-from recipes import environment, run, sepo_recipe, write
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.export import export_recipe
 from sepo.hosts.llamafactory.recipe import check_recipe, refuse_without_scoring
 from sepo.score_store import ScoreStore
-from test_file_scores import prepared
+from tests.hosts.test_file_scores import prepared
+from tests.support.recipes import environment, run, sepo_recipe, write
 
 SEPO = [sys.executable, "-m", "sepo"]
 SIDES = ("chosen", "rejected")

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-import tiny
-from recipes import logged, sepo_recipe, sepo_train
 from sepo.report.reading import read_subject
+from tests.support import tiny
+from tests.support.recipes import logged, sepo_recipe, sepo_train
 
 pytestmark = pytest.mark.host
 

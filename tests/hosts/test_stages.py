@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from recipes import adapter, host_recipe, logged, same_weights, sepo_recipe, sepo_train
-from tolerance import LOG_PROB
+from tests.support.recipes import adapter, host_recipe, logged, same_weights, sepo_recipe, sepo_train
+from tests.support.tolerance import LOG_PROB
 
 pytestmark = pytest.mark.host
 

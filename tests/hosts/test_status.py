@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from recipes import BIN, run, sepo_recipe, sepo_train
 from sepo.cli import main
 from sepo.report.reading import read_subject
 from sepo.runs.log_reader import LOG_FILE, SETTINGS_FILE, read_log
 from sepo.runs.log_writer import note_preparation
 from sepo.runs.status import run_status
 from sepo.runs.token_samples_reader import read_record
+from tests.support.recipes import BIN, run, sepo_recipe, sepo_train
 
 
 def folder_with(tmp_path, *lines, settings=None):

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-import warm
-from recipes import (
+from sepo.runs.token_samples_reader import RECORD_FILE
+from tests.support import warm
+from tests.support.recipes import (
     BIN,
     adapter,
     environment,
@@ -21,7 +22,6 @@ from recipes import (
     sepo_train,
     write,
 )
-from sepo.runs.token_samples_reader import RECORD_FILE
 
 pytestmark = pytest.mark.host
 
@@ -135,7 +135,7 @@ def test_ratio_one_is_the_mean_over_all_tokens(world, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tiny import pairs
+    from tests.support.tiny import pairs
 
     recipe = sepo_recipe(
         world, tmp_path / "out", select_ratio=1.0, max_steps=1, per_device_train_batch_size=24, sepo_gamma=2.0

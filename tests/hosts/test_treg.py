@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from recipes import logged, sepo_recipe, sepo_train
+from tests.support.recipes import logged, sepo_recipe, sepo_train
 
 pytestmark = pytest.mark.host
 

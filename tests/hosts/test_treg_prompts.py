@@ -241,7 +241,7 @@ def test_a_response_beyond_the_models_positions_is_refused_before_a_model_is_loa
 
 
 def test_a_model_with_another_tokenizer_is_refused(scorer, world, words, tmp_path):
-    import tiny
+    from tests.support import tiny
 
     tiny.tokenizer(["completely other words make other merges zebra quartz"] * 9).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text((world / "base" / "config.json").read_text())

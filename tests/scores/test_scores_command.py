@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import subprocess
 import sys
 
@@ -16,7 +15,8 @@ from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.score_store import find_store, read_names, write_names
 from sepo.score_store.summary import summarize
-from stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
+from tests.support.recipes import environment, python_path
+from tests.support.stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
 
 NAMES = {"scorer": "oracle", "models": "saves/oracle over saves/base", "dataset": "my_pairs", "part": "train"}
 
@@ -148,11 +148,12 @@ def test_rm_prompts_and_refuses_while_another_process_fills(root, printed, monke
 
 def test_a_dead_writer_blocks_no_other_process(root, printed):
     code = (
-        "import os, signal, sys; from stores import *; store = open_store(Path(sys.argv[1]), shard_rows=3,"
-        " identity={'a': 1}); store.fill(lambda a, b: os.kill(os.getpid(), signal.SIGKILL))"
+        "import os, signal, sys; from tests.support.stores import *; "
+        "store = open_store(Path(sys.argv[1]), shard_rows=3, identity={'a': 1}); "
+        "store.fill(lambda a, b: os.kill(os.getpid(), signal.SIGKILL))"
     )
-    paths = os.pathsep.join(sys.path)
-    done = subprocess.run([sys.executable, "-c", code, str(root)], env={**os.environ, "PYTHONPATH": paths}, check=False)
+    env = environment(PYTHONPATH=python_path())
+    done = subprocess.run([sys.executable, "-c", code, str(root)], env=env, check=False)
     assert done.returncode == -9
     dead = open_store(root, identity={"a": 1})
     assert list((root / ".locks" / dead.key).glob("user-*.lock"))

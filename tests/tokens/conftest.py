@@ -2,7 +2,7 @@
 
 import pytest
 
-from stores import filled, tree
+from tests.support.stores import filled, tree
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import foreign
 import sepo.text.projection
 from sepo.errors import SepoError
 from sepo.selection.select import select_tokens
 from sepo.text.projection import TokenSpans, project_scores, shared_boundaries, token_intervals
 from sepo.text.token_texts import TokenTexts
+from tests.support import foreign
 
 NAMES = sorted(foreign.MAKERS)
 TEXTS = [

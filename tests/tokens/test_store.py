@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import sepo
 from sepo.errors import SepoError
 from sepo.score_store import content_key, default_store_root, file_digest
-from stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
+from tests.support.stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
 
 # --- the key ---------------------------------------------------------------------------------------------------------
 

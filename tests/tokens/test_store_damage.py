@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sepo.errors import SepoError
 from sepo.score_store import ScoreStore, content_key, file_digest
-from stores import COLUMNS, ROWS, SHARDS, filled, open_store, scores, tree
+from tests.support.stores import COLUMNS, ROWS, SHARDS, filled, open_store, scores, tree
 
 
 @pytest.fixture(scope="module")

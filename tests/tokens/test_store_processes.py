@@ -17,7 +17,7 @@ import pytest
 import sepo
 from sepo.score_store import ShardRange
 from sepo.score_store import store as _store
-from stores import COLUMNS, IDENTITY, ROWS, SHARD_ROWS, SHARDS, filled, open_store, scores, tree
+from tests.support.stores import COLUMNS, IDENTITY, ROWS, SHARD_ROWS, SHARDS, filled, open_store, scores, tree
 
 # One program for all tests that need processes of their own. argv: action, root, log of computed shards.
 PROGRAM = """

@@ -4,16 +4,15 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import sepo
 from sepo.errors import SepoError
 from sepo.score_store import AnswerText, RowText, disk_size, remove_store
-from stores import ROWS, filled, open_store, tree
+from tests.support.recipes import environment, python_path
+from tests.support.stores import ROWS, filled, open_store, tree
 
 CLEAN = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 ANSWER = st.builds(
@@ -122,10 +121,9 @@ def test_no_process_waits_for_another_and_a_store_in_use_is_not_removed(tmp_path
 
 PROGRAM = """
 import os, signal, sys
-sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from stores import filled, open_store, tree
-from test_store_texts import batches
+from tests.support.stores import filled, open_store, tree
+from tests.tokens.test_store_texts import batches
 
 def die_at(moment):
     def guarded(real):
@@ -161,8 +159,8 @@ for moment in range(100):
 
 def test_killed_at_every_disk_operation_the_next_run_writes_them(tmp_path):
     program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM.format(tests=str(Path(__file__).parent))))
-    env = {**os.environ, "PYTHONPATH": str(Path(sepo.__file__).parents[1])}
+    program.write_text(textwrap.dedent(PROGRAM))
+    env = environment(PYTHONPATH=python_path())
     done = subprocess.run([sys.executable, program, tmp_path / "root"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) >= 6  # two files, each synced, renamed, and its directory synced

@@ -2,9 +2,9 @@
 
 import pytest
 
-import foreign
 from sepo.errors import SepoError
 from sepo.text.chat_encoding import ChatReader
+from tests.support import foreign
 
 PLAIN = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
 

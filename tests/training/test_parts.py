@@ -8,7 +8,6 @@ import torch
 from accelerate.parallelism_config import ParallelismConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_step import collate, make_pairs
 from transformers import LlamaForCausalLM
 
 from sepo.errors import SepoError
@@ -16,6 +15,7 @@ from sepo.objectives import resolve_method
 from sepo.training import preference_step
 from sepo.training.batch_parts import Parts, part_of
 from sepo.training.split_backward import SplitsBatches
+from tests.training.test_step import collate, make_pairs
 
 PAIRS = make_pairs(5, seed=4)
 METHODS = {

@@ -8,16 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_step import SEPO, collate, make_pairs
 from transformers import LlamaForCausalLM
 
-import tiny
 from sepo.objectives import resolve_method, select
 from sepo.runs.token_samples import PAIRS, TokenRecord, recorded_steps
 from sepo.runs.token_samples_reader import RECORD_FILE, read_record
 from sepo.text.token_texts import TokenTexts
 from sepo.training import SELECTION, StepCollator, preference_step
 from sepo.training.batch_parts import Parts
+from tests.support import tiny
+from tests.training.test_step import SEPO, collate, make_pairs
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from test_step import PAIRS, assert_same, collate, logsigmoid, make_pairs, slow_log_probs
 from transformers import LlamaForCausalLM
 
 import sepo.training.reward_columns
@@ -14,6 +13,7 @@ from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import TOKEN_REWARDS, RewardCollator, preference_step
 from sepo.training.reward_columns import token_rewards
+from tests.training.test_step import PAIRS, assert_same, collate, logsigmoid, make_pairs, slow_log_probs
 
 
 def rewarded(pairs):

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import foreign
-import tiny
 from sepo.text.steps import step_ids
 from sepo.text.token_texts import TokenTexts
+from tests.support import foreign, tiny
 
 NAMES = ("byte_level", "metaspace_bpe", "unigram", "wordpiece", "characters")
 TEXTS = ["It has 8 legs. Yes!\nWhy 🕷️?", "你好，世界。好。", "  two  spaces ", "naïve café — é", "👨‍👩‍👧 ok", ""]

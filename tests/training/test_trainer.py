@@ -6,19 +6,19 @@ import functools
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from test_step import make_pairs
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainingArguments
 
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import PairCollator, PreferenceTrainer, preference_step
 from sepo.training.trainer import _Means
+from tests.support.recipes import environment, python_path
+from tests.training.test_step import make_pairs
 
 STAGES = ("sepo", "selective_dpo", "dpo_reg", "minor_dpo")
 
@@ -312,12 +312,10 @@ def test_batch_tokens_change_memory_and_nothing_else(world, tmp_path, accumulate
 
 
 RANK = """
-import os, sys
-sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 import torch
 from pathlib import Path
-import tiny
-from test_trainer import LIVE, ROWS, arguments, load, PreferenceTrainer
+from tests.support import tiny
+from tests.training.test_trainer import LIVE, ROWS, arguments, load, PreferenceTrainer
 tiny.LlamaRMSNorm.forward = tiny.exact_norm
 world = Path({world!r})
 for batch_tokens in (None, 20):
@@ -339,10 +337,11 @@ for batch_tokens in (None, 20):
 def two_processes(world, tmp_path_factory):
     """A directory of runs of two processes, by ``batch_tokens``, from one start of the processes."""
     directory = tmp_path_factory.mktemp("two")
-    values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "directory": str(directory)}
+    values = {"world": str(world), "directory": str(directory)}
     (directory / "rank.py").write_text(RANK.format(**values))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(directory / "rank.py")], check=True, capture_output=True, cwd=directory)
+    env = environment(PYTHONPATH=python_path())
+    subprocess.run([*command, str(directory / "rank.py")], check=True, capture_output=True, cwd=directory, env=env)
     return directory
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sepo.plugins import registered
 
-EXAMPLE = Path(__file__).parents[1] / "yaml_examples" / "own_loss"
+EXAMPLE = Path(__file__).parents[2] / "yaml_examples" / "own_loss"
 SCORER_EXAMPLE = EXAMPLE.with_name("own_scorer")
 
 

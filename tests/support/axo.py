@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-import tiny
+from tests.support import tiny
 
 BIN = Path(sys.executable).parent
 PLUGIN = "sepo.hosts.axolotl.SePOPlugin"

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from warm_server import at_import
+from tests.support.warm_server import at_import
 
 SERVER = Path(__file__).with_name("warm_server.py")
 PYTHON = Path(__file__).with_name("warm_python.py")

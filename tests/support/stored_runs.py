@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-import tiny
 from sepo.score_store import AnswerText, RowText, ScoreStore
 from sepo.text.token_texts import TokenTexts
+from tests.support import tiny
 
 SIDES = ("chosen", "rejected")
 COLUMNS = ("chosen_scores", "rejected_scores")

@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-import tiny
+from tests.support import tiny
 
 TEXT = [
     *tiny.TEXT,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-import warm
+from tests.support import warm
 
 BIN = Path(sys.executable).parent
-
+ROOT = Path(__file__).parents[2]
 
 # Keys that turn the SePO recipe below into one of another stage.
 STAGES = {
@@ -60,6 +60,11 @@ def host_recipe(world: Path, output: Path, **overrides) -> dict:
 def write(recipe: dict, path: Path) -> Path:
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH of programs that import ``tests``: this process's, and the repository before it."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def environment(**extra) -> dict:
