@@ -106,8 +106,7 @@ def standing_in(recipe, world, folder):
 def test_every_recipe_of_a_sepo_stage_runs_on_a_stand_in(world, tmp_path):
     """One process runs all of them. Recipes with files, packages and chains of steps have their own tests."""
     from sepo.recipe.stages import is_ours
-    from tests.hosts.test_engines import WORKER
-    from tests.support.recipes import adapter, environment, logged, run
+    from tests.support.recipes import WORKER, adapter, environment, logged, run
 
     recipes = {}
     for path in EXAMPLES:

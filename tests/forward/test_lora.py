@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from sepo.forward.lora import _forward, _low_rank, fuse_lora, unfuse_lora
-from tests.forward.test_sharing import PAIRS, batch_of, model_of
+from tests.support.models import PAIRS, batch_of, model_of
 
 
 def adapted(dtype=torch.float64, name="Phi", **config):

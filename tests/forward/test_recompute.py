@@ -11,7 +11,7 @@ from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import is_computed_again, recompute_as_before, recompute_less
 from sepo.forward.shared_prompt import pair_layout
 from sepo.forward.sharing_support import batch_layout, layout_for
-from tests.forward.test_sharing import MODELS, PAIRS, batch_of, model_of, values_and_gradients
+from tests.support.models import MODELS, PAIRS, batch_of, model_of, values_and_gradients
 
 
 def adapted(name="Llama", **checkpointing):

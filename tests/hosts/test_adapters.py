@@ -9,8 +9,7 @@ import sys
 import pytest
 import torch
 
-from tests.hosts.test_engines import WORKER
-from tests.support.recipes import STAGES, adapter, environment, logged, run, sepo_recipe, sepo_train
+from tests.support.recipes import STAGES, WORKER, adapter, environment, logged, run, sepo_recipe, sepo_train
 
 pytestmark = pytest.mark.host
 

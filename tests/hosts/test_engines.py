@@ -7,18 +7,16 @@ import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support import warm
-from tests.support.recipes import BIN, STAGES, adapter, environment, logged, same_weights, sepo_recipe
+from tests.support.recipes import BIN, STAGES, WORKER, adapter, environment, logged, same_weights, sepo_recipe
 from tests.support.tolerance import LOG_PROB
 
 pytestmark = pytest.mark.host
 
-WORKER = Path(__file__).parents[1] / "support" / "engine_worker.py"
 FSDP2 = """compute_environment: LOCAL_MACHINE
 distributed_type: FSDP
 fsdp_config:

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from transformers import AutoTokenizer, Seq2SeqTrainingArguments
+from transformers import AutoTokenizer
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.text.token_texts import TokenTexts
 from tests.support import tiny
+from tests.support.rows import prepared
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")
@@ -36,23 +36,6 @@ def write(folder, rows, *, name="d", alpaca=False):
     info = json.loads(path.read_text()) if path.exists() else {}
     info[name] = {"file_name": f"{name}.json", "formatting": formatting, "ranking": True, "columns": columns}
     path.write_text(json.dumps(info))
-
-
-def prepared(folder, words, *, dataset="d", carry=True, **options):
-    """Return the host's tokenized data sets."""
-    import contextlib
-
-    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
-
-    from sepo.hosts.llamafactory.sample import DataArguments, ModelArguments, _parsed
-
-    recipe = {"dataset": dataset, "dataset_dir": str(folder), "template": "chatml", "cutoff_len": 128, **options}
-    data_args = _parsed(DataArguments, recipe)
-    model_args = _parsed(ModelArguments, {"model_name_or_path": "-"})
-    training_args = Seq2SeqTrainingArguments(output_dir=str(folder / "out"), use_cpu=True, report_to=[], seed=3)
-    template = get_template_and_fix_tokenizer(words, data_args)
-    with carried_scores() if carry else contextlib.nullcontext():
-        return get_dataset(template, model_args, data_args, training_args, stage="rm", tokenizer=words)
 
 
 def response(row, side):

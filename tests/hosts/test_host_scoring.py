@@ -11,19 +11,7 @@ from sepo.errors import SepoError
 from sepo.scoring import oracle as scoring
 from sepo.scoring import stored_columns as scored_rows
 from sepo.training.trainable_rows import skip_empty_responses
-
-IGNORE = -100
-
-
-def rows(*lengths):
-    """Return tokenized pairs with prompts of three tokens and responses of the given lengths (chosen, rejected)."""
-    table = {f"{side}_{name}": [] for side in ("chosen", "rejected") for name in ("input_ids", "labels")}
-    for index, pair in enumerate(lengths):
-        for side, length in zip(("chosen", "rejected"), pair, strict=True):
-            answer = [10 + index + position for position in range(length)]
-            table[f"{side}_input_ids"].append([1, 2, 3, *answer])
-            table[f"{side}_labels"].append([IGNORE] * 3 + answer)
-    return Dataset.from_dict(table)
+from tests.support.rows import rows
 
 
 class Words:

@@ -298,7 +298,7 @@ def test_rows_without_conversations_are_refused(attach):
 def test_a_conversation_is_kept_as_the_other_host_keeps_it(words, tmp_path):
     """A store is found by this text, so both hosts must write it alike; tests/axolotl has the other half."""
     from sepo.hosts.llamafactory.conversations import conversations_kept
-    from tests.hosts.test_file_scores import prepared
+    from tests.support.rows import prepared
 
     tiny.save_pairs(tmp_path, 8)
     with conversations_kept(True, READ):

@@ -13,8 +13,8 @@ from sepo.recipe.settings import ModelSpec, PrecomputedReference
 from sepo.scoring import reference as reference_scores
 from sepo.scoring.reference import ReferenceScores
 from sepo.scoring.stored_columns import row_sequences
-from tests.hosts.test_host_scoring import rows
 from tests.support.recipes import logged, sepo_recipe, sepo_train
+from tests.support.rows import rows
 from tests.support.tolerance import LOG_PROB
 
 

@@ -13,8 +13,8 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.export import export_recipe
 from sepo.hosts.llamafactory.recipe import check_recipe, refuse_without_scoring
 from sepo.score_store import ScoreStore
-from tests.hosts.test_file_scores import prepared
 from tests.support.recipes import environment, run, sepo_recipe, write
+from tests.support.rows import prepared
 
 SEPO = [sys.executable, "-m", "sepo"]
 SIDES = ("chosen", "rejected")

@@ -11,7 +11,7 @@ from sepo.memory import step
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import Adapters, Trained
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
-from tests.forward.test_sharing import batch_of, model_of, values_and_gradients
+from tests.support.models import batch_of, model_of, values_and_gradients
 
 PAIRS = ((7, 30, 41), (2, 25, 33))
 

@@ -15,7 +15,7 @@ from sepo.memory.shapes import (
     shaped_model,
     weight_bytes,
 )
-from tests.forward.test_sharing import MODELS, SMALL, model_of
+from tests.support.models import MODELS, SMALL, model_of
 
 
 def config_of(name):

@@ -12,6 +12,7 @@ from tests.support import warm
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("engine_worker.py")
 
 # Keys that turn the SePO recipe below into one of another stage.
 STAGES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sepo.score_store import ScoreStore
+from sepo.score_store import AnswerText, RowText, ScoreStore
 
 ROWS, SHARD_ROWS = 47, 5
 SHARDS = math.ceil(ROWS / SHARD_ROWS)
@@ -31,3 +31,16 @@ def filled(root: Path, **changed) -> ScoreStore:
 
 def tree(store: ScoreStore) -> dict[str, bytes]:
     return {str(file.relative_to(store.path)): file.read_bytes() for file in sorted(store.path.rglob("*"))}
+
+
+def row_text(row):
+    """Return the text of a row, with multi-byte characters and an empty token."""
+    return RowText(
+        f"question {row} ☃\x1b",
+        AnswerText(("It", " has", f" {row}", "🕷", "", ".", "<|im_end|>"), ((3, "\ufffd"), (6, ""))),
+        AnswerText((" no",) * (row % 4)),
+    )
+
+
+def batches(size=10, rows=ROWS):
+    return lambda: ([row_text(row) for row in range(start, min(start + size, rows))] for start in range(0, rows, size))

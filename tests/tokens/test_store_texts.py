@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sepo.errors import SepoError
 from sepo.score_store import AnswerText, RowText, disk_size, remove_store
 from tests.support.recipes import environment, python_path
-from tests.support.stores import ROWS, filled, open_store, tree
+from tests.support.stores import ROWS, batches, filled, open_store, row_text, tree
 
 CLEAN = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 ANSWER = st.builds(
@@ -20,19 +20,6 @@ ANSWER = st.builds(
     tokens=st.lists(CLEAN, max_size=5).map(tuple),
     step_texts=st.lists(st.tuples(st.integers(0, 4), CLEAN), max_size=2).map(tuple),
 )
-
-
-def row_text(row):
-    """Return the text of a row, with multi-byte characters and an empty token."""
-    return RowText(
-        f"question {row} ☃\x1b",
-        AnswerText(("It", " has", f" {row}", "🕷", "", ".", "<|im_end|>"), ((3, "\ufffd"), (6, ""))),
-        AnswerText((" no",) * (row % 4)),
-    )
-
-
-def batches(size=10, rows=ROWS):
-    return lambda: ([row_text(row) for row in range(start, min(start + size, rows))] for start in range(0, rows, size))
 
 
 def test_rows_are_read_as_written_for_any_batches(tmp_path):
@@ -122,8 +109,7 @@ def test_no_process_waits_for_another_and_a_store_in_use_is_not_removed(tmp_path
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from tests.support.stores import filled, open_store, tree
-from tests.tokens.test_store_texts import batches
+from tests.support.stores import batches, filled
 
 def die_at(moment):
     def guarded(real):

@@ -13,7 +13,7 @@ from sepo.forward.sequences import LogProbScorer, ScoredSequence, ScoringModel
 from sepo.objectives import resolve_method
 from sepo.training import REF_LOGPS, ReferenceCollator, RewardCollator, preference_step
 from sepo.training.float_columns import batch_floats
-from tests.training.test_step import PAIRS, assert_same, collate, make_pairs
+from tests.support.steps import PAIRS, assert_same, collate, make_pairs
 
 FLOAT32 = 1e-6
 """Stored log-probabilities are float32."""

@@ -15,7 +15,7 @@ from sepo.text.revision_prompts import answer_marker, revision_prompt
 from sepo.training import PairCollator, add_steps, encode_pairs, reward_rows, score_rows
 from sepo.training.reward_columns import token_rewards
 from tests.support import tiny
-from tests.training.test_step import slow_log_probs
+from tests.support.steps import slow_log_probs
 
 PAIRS = [
     {"prompt": "How many legs has a spider?", "chosen": "It has 8 legs.", "rejected": "It has 6 legs. Or more!"},

@@ -15,7 +15,7 @@ from sepo.objectives import resolve_method
 from sepo.training import preference_step
 from sepo.training.batch_parts import Parts, part_of
 from sepo.training.split_backward import SplitsBatches
-from tests.training.test_step import collate, make_pairs
+from tests.support.steps import collate, make_pairs
 
 PAIRS = make_pairs(5, seed=4)
 METHODS = {

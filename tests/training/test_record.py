@@ -17,7 +17,7 @@ from sepo.text.token_texts import TokenTexts
 from sepo.training import SELECTION, StepCollator, preference_step
 from sepo.training.batch_parts import Parts
 from tests.support import tiny
-from tests.training.test_step import SEPO, collate, make_pairs
+from tests.support.steps import SEPO, collate, make_pairs
 
 IGNORE = -100
 SIDES = ("chosen", "rejected")

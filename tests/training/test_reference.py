@@ -12,7 +12,7 @@ from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import preference_step
 from sepo.training.starting_policy import StartingPolicy
-from tests.training.test_step import PAIRS, assert_same, collate, logsigmoid, slow_log_probs
+from tests.support.steps import PAIRS, assert_same, collate, logsigmoid, running, slow_log_probs
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,6 @@ def policy(world):
 @pytest.fixture(scope="module")
 def reference(world):
     return LlamaForCausalLM.from_pretrained(world / "base", dtype=torch.float64).eval()
-
-
-def running(model):
-    return lambda: contextlib.nullcontext(model)
 
 
 def log_ratios(policy, reference, pair, side):

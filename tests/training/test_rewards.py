@@ -13,7 +13,7 @@ from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import TOKEN_REWARDS, RewardCollator, preference_step
 from sepo.training.reward_columns import token_rewards
-from tests.training.test_step import PAIRS, assert_same, collate, logsigmoid, make_pairs, slow_log_probs
+from tests.support.steps import PAIRS, assert_same, collate, logsigmoid, make_pairs, slow_log_probs
 
 
 def rewarded(pairs):

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import math
 import subprocess
 import sys
 
@@ -18,41 +17,9 @@ from sepo.objectives import resolve_method
 from sepo.training import PairCollator, PreferenceTrainer, preference_step
 from sepo.training.trainer import _Means
 from tests.support.recipes import environment, python_path
-from tests.training.test_step import make_pairs
+from tests.support.trainers import LIVE, ROWS, arguments, load, rows_of
 
 STAGES = ("sepo", "selective_dpo", "dpo_reg", "minor_dpo")
-
-
-def rows_of(count, seed=0):
-    rows = []
-    for index, pair in enumerate(make_pairs(count, seed)):
-        row = {"prompt_ids": [5, 6, 7][: 1 + index % 3]}
-        for side in ("chosen", "rejected"):
-            row[f"{side}_ids"] = [label for label in pair[f"{side}_labels"] if label != -100]
-            row[f"{side}_scores"] = pair[f"{side}_scores"]
-            row[f"{side}_token_rewards"] = [math.tanh(score) / 2 for score in pair[f"{side}_scores"]]
-        rows.append(row)
-    return rows
-
-
-ROWS = rows_of(4)
-
-LIVE = resolve_method("selective_dpo", beta=0.5)
-"""Live selection, at a beta at which a wrong selection changes the weights noticeably."""
-
-
-def load(world, name="policy"):
-    return LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64)
-
-
-def arguments(directory, **overrides):
-    values = {
-        "output_dir": str(directory), "max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3,
-        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.0,
-        "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }  # fmt: skip
-    return TrainingArguments(**{**values, **overrides})
 
 
 def trained(world, directory, objective, rows=ROWS, ref_model=None, **overrides):
@@ -315,7 +282,8 @@ RANK = """
 import torch
 from pathlib import Path
 from tests.support import tiny
-from tests.training.test_trainer import LIVE, ROWS, arguments, load, PreferenceTrainer
+from tests.support.trainers import LIVE, ROWS, arguments, load
+from sepo.training import PreferenceTrainer
 tiny.LlamaRMSNorm.forward = tiny.exact_norm
 world = Path({world!r})
 for batch_tokens in (None, 20):

@@ -12,8 +12,7 @@ from sepo.errors import SepoError
 from sepo.objectives import preference_loss, resolve_method
 from sepo.training import preference_step
 from sepo.training.starting_policy import StartingPolicy
-from tests.training.test_reference import running
-from tests.training.test_step import PAIRS, collate, logsigmoid
+from tests.support.steps import PAIRS, collate, logsigmoid, running
 
 OBJECTIVES = pytest.mark.parametrize("objective", ["tdpo1", "tdpo2", "wpo"])
 BETA, ALPHA = 0.3, 0.7
