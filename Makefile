@@ -72,8 +72,8 @@ test-install: env
 # Python 3.11 gets Axolotl 0.19, a newer one 0.21: make test-axolotl AXOLOTL_PYTHON=python3.12
 AXOLOTL_PYTHON ?= $(BIN)/python
 test-axolotl: env
-	axolotl=$$($(BIN)/python -m tests.axolotl.environment $(AXOLOTL_PYTHON)) && \
-	PYTHONPATH=$(abspath plugin) SEPO_LLAMAFACTORY_PYTHON=$(abspath $(BIN))/python "$$axolotl/bin/python" -m pytest -n 2 --dist loadfile tests/axolotl
+	axolotl=$$($(BIN)/python -m tests.hosts.axolotl.environment $(AXOLOTL_PYTHON)) && \
+	PYTHONPATH=$(abspath plugin) SEPO_LLAMAFACTORY_PYTHON=$(abspath $(BIN))/python "$$axolotl/bin/python" -m pytest -n 2 --dist loadfile tests/hosts/axolotl
 
 # What is resolved for one environment holds on every Python that it runs on. KEEP=1 keeps versions that still satisfy pyproject.toml.
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --custom-compile-command 'make lock' $(if $(KEEP),,--upgrade)

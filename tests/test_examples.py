@@ -13,7 +13,7 @@ from tests.support.packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_examp
 
 ROOT = Path(__file__).parents[1]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
-# Those for Axolotl run in its own environment, tests/axolotl.
+# Those for Axolotl run in its own environment, tests/hosts/axolotl.
 EXAMPLES = sorted(p for p in (ROOT / "yaml_examples").rglob("*.yaml") if p.parent.name != "axolotl")
 assert EXAMPLES
 

@@ -3,8 +3,6 @@
 from datasets import Dataset
 from transformers import Seq2SeqTrainingArguments
 
-from sepo.hosts.llamafactory.user_scores import carried_scores
-
 
 def prepared(folder, words, *, dataset="d", carry=True, **options):
     """Return the host's tokenized data sets."""
@@ -13,6 +11,7 @@ def prepared(folder, words, *, dataset="d", carry=True, **options):
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 
     from sepo.hosts.llamafactory.sample import DataArguments, ModelArguments, _parsed
+    from sepo.hosts.llamafactory.user_scores import carried_scores
 
     recipe = {"dataset": dataset, "dataset_dir": str(folder), "template": "chatml", "cutoff_len": 128, **options}
     data_args = _parsed(DataArguments, recipe)

@@ -7,7 +7,7 @@ import yaml
 
 from tests.support import axo
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "yaml_examples" / "axolotl").glob("*.yaml"))
 assert len(EXAMPLES) >= 3
 

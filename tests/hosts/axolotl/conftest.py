@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import axo
 
-SHARED = Path(__file__).parents[3] / "shared"
+SHARED = Path(__file__).parents[4] / "shared"
 
 
 def pytest_configure(config):

@@ -12,7 +12,7 @@ from sepo.cli import main
 from sepo.cli.main import build_parser
 from tests.support import axo
 
-PAGE = (Path(__file__).parents[2] / "docs" / "axolotl.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "axolotl.md").read_text()
 TABLE = PAGE.partition("\n## Commands\n")[2].partition("\n## ")[0]
 ROWS = dict(re.findall(r"^\| `sepo ([^`]+)` \| (works|needs LLaMA-Factory)\b", TABLE, re.MULTILINE))
 NEEDED = {

@@ -11,7 +11,7 @@ from sepo.hosts.axolotl.contract import CONTRACT
 from sepo.hosts.contract import gap
 from tests.support import axo
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAMES = {str(entry) for entry in CONTRACT}
 PATCHES = (ROOT / "plugin" / "sepo" / "hosts" / "PATCHES.md").read_text()
 

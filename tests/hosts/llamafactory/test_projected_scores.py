@@ -296,7 +296,7 @@ def test_rows_without_conversations_are_refused(attach):
 
 
 def test_a_conversation_is_kept_as_the_other_host_keeps_it(words, tmp_path):
-    """A store is found by this text, so both hosts must write it alike; tests/axolotl has the other half."""
+    """A store is found by this text, so both hosts must write it alike; tests/hosts/axolotl has the other half."""
     from sepo.hosts.llamafactory.conversations import conversations_kept
     from tests.support.rows import prepared
 

@@ -18,7 +18,7 @@ from sepo.hosts.llamafactory.bench.report import loss_notes, table_rows
 from sepo.hosts.llamafactory.bench.rounds import rotated, speeds, timed_rounds
 from tests.support.recipes import BIN, environment, host_recipe, run, sepo_recipe, write
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOST_KEYS = (
     "stage", "pref_loss", "pref_beta", "pref_ftx", "simpo_gamma", "dpo_label_smoothing", "ref_model",
     "ref_model_adapters", "ref_model_quantization_bit", "learning_rate", "dataset", "model_name_or_path", "output_dir",

@@ -161,7 +161,7 @@ def test_missing_names_are_found(changed, entry, missing):
 
 
 def test_every_test_that_the_ledger_names_exists():
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     named = set(re.findall(r"`(tests/[^`]+)`", LEDGER))
     assert named
     for reference in named:
@@ -171,7 +171,7 @@ def test_every_test_that_the_ledger_names_exists():
 
 
 def test_host_versions_in_the_ledger_are_those_of_the_extra():
-    extra = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    extra = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert "llamafactory>=0.9.5,<0.9.6" in extra
     assert "## LLaMA-Factory 0.9.5" in LEDGER
 

@@ -19,6 +19,7 @@ from sepo.training.batch_parts import Parts
 from tests.support import tiny
 from tests.support.steps import SEPO, collate, make_pairs
 
+pytestmark = pytest.mark.usefixtures("exact_norms")
 IGNORE = -100
 SIDES = ("chosen", "rejected")
 ROWS = make_pairs(6, seed=9)

@@ -13,7 +13,7 @@ from sepo.scoring.contrastive import REWARD_COLUMNS
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 from tests.support import axo
 
-HALF = Path(__file__).parents[1] / "support" / "half.py"
+HALF = Path(__file__).parents[2] / "support" / "half.py"
 
 
 def other_python():

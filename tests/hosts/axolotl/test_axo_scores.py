@@ -234,7 +234,7 @@ def test_such_an_oracle_needs_rows_that_are_conversations(prepared, others):
 
 
 def test_a_conversation_is_kept_in_the_form_of_the_other_host():
-    """Its text is part of a store's key, so both hosts must write the same; tests/hosts has the other half."""
+    """Its text is part of a store's key, so both hosts write the same; tests/hosts/llamafactory has the other half."""
     for row, kept in zip(ROWS, tiny.kept_conversations(8), strict=True):
         assert json.dumps(conversation(row, rows={}, whole=False), ensure_ascii=False) == kept
         whole = {side: [*row["messages"], row[side]] for side in SIDES}

@@ -10,7 +10,7 @@ import sepo.hosts.llamafactory
 from sepo.installation import pip_install, requirements
 from tests.support.recipes import environment, run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COUPLED = ("torch", "torchaudio", "torchvision")
 REASON = "libtorchaudio.so: undefined symbol: torch_exception_get_what_without_backtrace"
 

@@ -21,7 +21,7 @@ from tests.support.recipes import BIN, run, sepo_recipe, write
 
 pytestmark = pytest.mark.host
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GIB = 2**30
 
 

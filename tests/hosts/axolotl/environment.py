@@ -1,6 +1,6 @@
 """Print the directory of the environment in which Axolotl's tests run, creating it if it does not exist.
 
-    .venv/bin/python -m tests.axolotl.environment [PYTHON]
+    .venv/bin/python -m tests.hosts.axolotl.environment [PYTHON]
 
 PYTHON is the interpreter of the environment (default: the one that runs this file): 3.11 gets Axolotl 0.19, 3.12 gets
 0.21.
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-LOCKS = Path(__file__).parents[2] / "requirements"
+LOCKS = Path(__file__).parents[3] / "requirements"
 LOCK_OF = {"3.11": LOCKS / "axolotl-0.19.txt", "3.12": LOCKS / "axolotl-0.21.txt"}
 BUILD = LOCKS / "build.txt"
 # Compiles the imported modules once, and not in every process of the tests.
