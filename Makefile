@@ -46,7 +46,7 @@ demo: env
 	$(BIN)/sepo demo
 
 two-steps: env
-	$(BIN)/python tests/packaging/two_steps.py
+	$(BIN)/python -m tests.packaging.two_steps
 
 # Pages are tested in a real browser.
 browser:
@@ -72,8 +72,8 @@ test-install: env
 # Python 3.11 gets Axolotl 0.19, a newer one 0.21: make test-axolotl AXOLOTL_PYTHON=python3.12
 AXOLOTL_PYTHON ?= $(BIN)/python
 test-axolotl: env
-	axolotl=$$($(BIN)/python tests/axolotl/environment.py $(AXOLOTL_PYTHON)) && \
-	PYTHONPATH=$(abspath plugin) SEPO_LLAMAFACTORY_PYTHON=$(abspath $(BIN))/python "$$axolotl/bin/python" -m pytest -n 2 --dist loadfile tests/axolotl
+	axolotl=$$($(BIN)/python -m tests.hosts.axolotl.environment $(AXOLOTL_PYTHON)) && \
+	PYTHONPATH=$(abspath plugin) SEPO_LLAMAFACTORY_PYTHON=$(abspath $(BIN))/python "$$axolotl/bin/python" -m pytest -n 2 --dist loadfile tests/hosts/axolotl
 
 # What is resolved for one environment holds on every Python that it runs on. KEEP=1 keeps versions that still satisfy pyproject.toml.
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --custom-compile-command 'make lock' $(if $(KEEP),,--upgrade)
@@ -86,7 +86,7 @@ lock: env
 
 # For whoever maintains this: what a `pip install '.[llamafactory]'` of today would get, and whether it runs.
 drift: env
-	$(BIN)/python tests/packaging/drift.py
+	$(BIN)/python -m tests.packaging.drift
 
 docs: env
 	$(BIN)/python docs/generate.py

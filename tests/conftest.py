@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,20 +17,16 @@ import pytest
 hypothesis.settings.register_profile("sepo", deadline=None)
 hypothesis.settings.load_profile("sepo")
 
-sys.path[:0] = [
-    str(Path(__file__).parent),
-    str(Path(__file__).parent / "hosts"),
-    str(Path(__file__).parent / "training"),
-    str(Path(__file__).parent / "forward"),
-]
-
 # The two hosts cannot share an environment; in Axolotl's only its own tests are collected.
 _HERE = Path(__file__).parent
+_HOSTS = _HERE / "hosts"
 _OTHER_HOST = importlib.util.find_spec("llamafactory") is None and importlib.util.find_spec("axolotl") is not None
 if _OTHER_HOST:
-    collect_ignore = [str(entry) for entry in _HERE.iterdir() if entry.name not in ("axolotl", "conftest.py")]
+    _OWN = ("__init__.py", "conftest.py", "hosts")
+    collect_ignore = [str(entry) for entry in _HERE.iterdir() if entry.name not in _OWN]
+    collect_ignore.append(str(_HOSTS / "llamafactory"))
 else:
-    collect_ignore = [str(_HERE / "axolotl")]
+    collect_ignore = [str(_HOSTS / "axolotl")]
 
 
 def pytest_configure(config):
@@ -58,7 +53,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Return a directory with tiny models `base`, `oracle` (its perturbed copy), `policy` and the data set `data`."""
-    import tiny
+    from tests.support import tiny
 
     root = tmp_path_factory.mktemp("world")
     tiny.save_model(root / "base", seed=0)
@@ -66,6 +61,14 @@ def world(tmp_path_factory):
     tiny.save_model(root / "policy", seed=2)
     tiny.save_pairs(root / "data")
     return root
+
+
+@pytest.fixture
+def exact_norms(monkeypatch):
+    """Patch the norm of the tiny models: its float32 rounding would hide differences below 1e-7."""
+    from tests.support import tiny
+
+    monkeypatch.setattr(tiny.LlamaRMSNorm, "forward", tiny.exact_norm)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +84,7 @@ def _own_logger():
 @pytest.fixture
 def browser(tmp_path):
     """Return a headless Chromium with an empty profile; see ``browser.Browser``."""
-    from browser import open_browser
+    from tests.support.browser import open_browser
 
     with open_browser(tmp_path / "chromium") as opened:
         yield opened
@@ -90,7 +93,7 @@ def browser(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """Return a function that mounts a file system of a size in KiB, and one that enlarges it."""
-    from small_disk import SmallDisk
+    from tests.support.small_disk import SmallDisk
 
     disk = SmallDisk(tmp_path / "small")
     yield disk.mount, disk.enlarge

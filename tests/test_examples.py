@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
+from tests.support.packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
 
 ROOT = Path(__file__).parents[1]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
-# Those for Axolotl run in its own environment, tests/axolotl.
+# Those for Axolotl run in its own environment, tests/hosts/axolotl.
 EXAMPLES = sorted(p for p in (ROOT / "yaml_examples").rglob("*.yaml") if p.parent.name != "axolotl")
 assert EXAMPLES
 
@@ -105,9 +105,8 @@ def standing_in(recipe, world, folder):
 @pytest.mark.host
 def test_every_recipe_of_a_sepo_stage_runs_on_a_stand_in(world, tmp_path):
     """One process runs all of them. Recipes with files, packages and chains of steps have their own tests."""
-    from recipes import adapter, environment, logged, run
     from sepo.recipe.stages import is_ours
-    from test_engines import WORKER
+    from tests.support.recipes import WORKER, adapter, environment, logged, run
 
     recipes = {}
     for path in EXAMPLES:

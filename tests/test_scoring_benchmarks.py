@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import run as run_command
+from tests.support.recipes import run as run_command
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

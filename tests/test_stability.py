@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import run
+from tests.support.recipes import run
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "stability.py"

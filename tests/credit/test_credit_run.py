@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes import sepo_recipe
 from sepo.credit import run
 from sepo.credit.run import SCHEMA, CreditRequest
 from sepo.credit.scorers import CreditModels
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
-from tolerance import LOG_PROB, SCORE
+from tests.support.recipes import sepo_recipe
+from tests.support.tolerance import LOG_PROB, SCORE
 
 RECIPE = {"dataset": "marked", "template": "chatml", "use_cpu": True}
 
@@ -139,7 +139,7 @@ def test_truncated_errors_are_counted(models, marked_pairs):
 
 
 def test_registered_scorers_are_called_and_their_sign_is_flipped(models, marked_pairs, tmp_path):
-    from packages import SCORER_EXAMPLE, on_path, write_example
+    from tests.support.packages import SCORER_EXAMPLE, on_path, write_example
 
     with on_path(write_example(tmp_path, SCORER_EXAMPLE)):
         found = score_pairs(marked_pairs, request(models, "rarity"))
@@ -181,8 +181,7 @@ def test_a_store_of_other_rows_or_tokens_is_an_error(models, marked_pairs, train
 def test_wrong_templates_models_and_tokenizers_are_one_line(models, marked_pairs, world, tmp_path):
     from dataclasses import replace
 
-    import foreign
-    import tiny
+    from tests.support import foreign, tiny
 
     with pytest.raises(SepoError, match="--template: Template nope does not exist"):
         measure(marked_pairs, request(models, "surprisal", template="nope"))

@@ -6,15 +6,13 @@ import random
 import pytest
 import torch
 from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-import tiny
 from sepo.forward.sequences import ScoredSequence, ScoringModel
 
 
 @pytest.fixture(autouse=True)
-def exact_norms(monkeypatch):
-    monkeypatch.setattr(LlamaRMSNorm, "forward", tiny.exact_norm)
+def _exact(exact_norms):
+    """Every test here needs it."""
 
 
 @pytest.fixture(scope="session")

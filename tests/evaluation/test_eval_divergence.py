@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-import tiny
 from sepo.errors import SepoError
 from sepo.evaluation.divergence import answer_sums
 from sepo.forward.sequences import ScoredSequence
+from tests.support import tiny
 
 
 @torch.no_grad()

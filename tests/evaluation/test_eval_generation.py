@@ -40,7 +40,7 @@ def answered(policy, prompts=PROMPTS, stop_ids=(NEVER,), batch_tokens=1000, turn
 @pytest.fixture(scope="module")
 def greedy(model):
     with pytest.MonkeyPatch.context() as patch:
-        import tiny
+        from tests.support import tiny
 
         patch.setattr(tiny.LlamaRMSNorm, "forward", tiny.exact_norm)
         return [slow_answer(model, prompt, (), 12) for prompt in PROMPTS]

@@ -14,30 +14,11 @@ from sepo.forward.chunked import (
     token_log_probs,
     token_log_probs_by_module,
 )
+from tests.support.chunks import CHUNKS, TRANSFORMS, H, V, assert_close, inputs
 
-N, H, V = 7, 8, 37
-CHUNKS = pytest.mark.parametrize("chunk_tokens", [1, 3, 100, None])
-TRANSFORMS = pytest.mark.parametrize(
-    "transform",
-    [IDENTITY, LogitTransform(softcap=3.0), LogitTransform(scale=0.3), LogitTransform(scale=2.5, softcap=3.0)],
-    ids=["identity", "softcap", "scale", "both"],
-)
 BIAS = pytest.mark.parametrize("with_bias", [False, True], ids=["no_bias", "bias"])
 # Relative to the largest entry, against float64: the error of the plain head in that dtype, with a margin.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-2}
-
-
-def inputs(dtype=torch.float64, *, with_bias=True, frozen=False, n=N):
-    generator = torch.Generator().manual_seed(0)
-
-    def leaf(*shape, trains):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(trains)
-
-    hidden = leaf(n, H, trains=True)
-    weight = leaf(V, H, trains=not frozen)
-    bias = leaf(V, trains=not frozen) if with_bias else None
-    upstream = torch.randn(n, generator=generator, dtype=torch.float64)
-    return hidden, weight, bias, torch.randint(V, (n,), generator=generator), upstream
 
 
 def plain(hidden, weight, bias, targets, transform=IDENTITY):
@@ -49,11 +30,6 @@ def plain(hidden, weight, bias, targets, transform=IDENTITY):
 def gradients(logps, upstream, *tensors):
     leaves = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
     return torch.autograd.grad((logps * upstream.to(logps)).sum(), leaves)
-
-
-def assert_close(actual, expected, tolerance):
-    for result, target in zip(actual, expected, strict=True):
-        torch.testing.assert_close(result.double(), target, rtol=0, atol=tolerance * target.abs().max().item())
 
 
 @CHUNKS

@@ -6,9 +6,9 @@ import bitsandbytes
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_sharing import PAIRS, batch_of, model_of
 
 from sepo.forward.lora import _forward, _low_rank, fuse_lora, unfuse_lora
+from tests.support.models import PAIRS, batch_of, model_of
 
 
 def adapted(dtype=torch.float64, name="Phi", **config):

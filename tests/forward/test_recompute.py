@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from test_sharing import MODELS, PAIRS, batch_of, model_of, values_and_gradients
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
@@ -12,6 +11,7 @@ from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import is_computed_again, recompute_as_before, recompute_less
 from sepo.forward.shared_prompt import pair_layout
 from sepo.forward.sharing_support import batch_layout, layout_for
+from tests.support.models import MODELS, PAIRS, batch_of, model_of, values_and_gradients
 
 
 def adapted(name="Llama", **checkpointing):

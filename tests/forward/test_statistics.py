@@ -5,12 +5,12 @@ import inspect
 
 import pytest
 import torch
-from test_head import VOCABULARY, batch, gradients, lora, make
 from torch import nn
 
 from sepo.errors import SepoError
 from sepo.forward import reference_log_probs, selected_log_probs, selected_statistics
 from sepo.training.starting_policy import StartingPolicy
+from tests.support.heads import VOCABULARY, batch, gradients, lora, make
 
 
 def full_log_probs(model, inputs):

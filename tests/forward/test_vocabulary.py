@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_chunked import CHUNKS, IDENTITY, TRANSFORMS, H, N, V, assert_close, inputs
 from torch import nn
 
 from sepo.errors import SepoError
 from sepo.forward import ReferenceStates, token_log_probs, token_statistics
-from sepo.forward.chunked import LogitTransform, token_statistics_by_module
+from sepo.forward.chunked import IDENTITY, LogitTransform, token_statistics_by_module
+from tests.support.chunks import CHUNKS, TRANSFORMS, H, N, V, assert_close, inputs
 
 WIDTH = 5  # width of the reference's hidden states, which differs from the policy's
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_sharing import batch_of, model_of, values_and_gradients
 
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
@@ -12,6 +11,7 @@ from sepo.memory import step
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import Adapters, Trained
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
+from tests.support.models import batch_of, model_of, values_and_gradients
 
 PAIRS = ((7, 30, 41), (2, 25, 33))
 

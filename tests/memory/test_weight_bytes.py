@@ -5,7 +5,6 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from test_sharing import MODELS, SMALL, model_of
 
 from sepo.memory.shapes import (
     NF4_BYTES,
@@ -16,6 +15,7 @@ from sepo.memory.shapes import (
     shaped_model,
     weight_bytes,
 )
+from tests.support.models import MODELS, SMALL, model_of
 
 
 def config_of(name):

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from packages import on_path, write_example, write_package
 from sepo.errors import SepoError
 from sepo.objectives import (
     Flag,
@@ -24,6 +23,7 @@ from sepo.objectives import (
     resolve_method,
 )
 from sepo.objectives.presets import BUILT_IN
+from tests.support.packages import on_path, write_example, write_package
 
 SCORERS = """
 from sepo.objectives import TokenScorer

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import two_steps
-from locks import LOCKS, ROOT, versions
+from tests.packaging import two_steps
+from tests.support.locks import LOCKS, ROOT, versions
 
 PAGE = ROOT / "docs" / "drift.md"
 UV = [sys.executable, "-m", "uv"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import two_steps
-from locks import COUPLED, ENVIRONMENTS, LOCKS, MADE_FOR, ROOT, versions
+from tests.packaging import two_steps
+from tests.support.locks import COUPLED, ENVIRONMENTS, LOCKS, MADE_FOR, ROOT, versions
 
 pytestmark = pytest.mark.install
 UV = [sys.executable, "-m", "uv", "pip"]

@@ -5,7 +5,7 @@ import re
 import pytest
 from packaging.utils import canonicalize_name
 
-from locks import COUPLED, ENVIRONMENTS, LOCKS, MADE_FOR, entries, required, versions
+from tests.support.locks import COUPLED, ENVIRONMENTS, LOCKS, MADE_FOR, entries, required, versions
 
 FILES = sorted(LOCKS.glob("*.txt"))
 

@@ -1,6 +1,6 @@
 """Train two steps of yaml_examples/sepo_lora.yaml on a tiny local model, by an environment's own command.
 
-    .venv/bin/python tests/packaging/two_steps.py [BIN]
+    .venv/bin/python -m tests.packaging.two_steps [BIN]
 
 BIN is the directory with the environment's `sepo` (default: that of the Python that runs this file, which creates the
 models). Nothing is downloaded.
@@ -14,14 +14,13 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
 RECIPE = ROOT / "yaml_examples" / "sepo_lora.yaml"
 STEPS = 2
 
 
 def make_models(folder: Path) -> None:
     """Save the models `policy`, `oracle` and `base` and a data set of pairs, all tiny."""
-    import tiny
+    from tests.support import tiny
 
     tiny.save_model(folder / "base", seed=0)
     tiny.save_model(folder / "oracle", seed=1, noise_over=folder / "base")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sepo.report.reading import read_subject
 from sepo.report.subject import Subject
 from sepo.score_store import AnswerText, RowText, ScoreStore
-from stored_runs import SELECT, SIDES, make_run, make_store, table
+from tests.support.stored_runs import SELECT, SIDES, make_run, make_store, table
 
 ROWS = table()
 

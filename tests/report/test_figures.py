@@ -14,7 +14,7 @@ from sepo.report.charts import Chart, Line, table, thinned
 from sepo.report.drawing import COLOURS, PNG_MARK, figure, png, svg
 from sepo.report.page import charts
 from sepo.report.subject import SHARES
-from subjects import HOSTILE, demo_subject, hostile_subject
+from tests.support.subjects import HOSTILE, demo_subject, hostile_subject
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sepo.report.heat_map import heat_map, mean_margin, side_by_side
 from sepo.report.subject import Pair, Side, Subject
-from subjects import HOSTILE, demo_subject, hostile_subject
+from tests.support.subjects import HOSTILE, demo_subject, hostile_subject
 
 EVERYTHING = 10**9
 

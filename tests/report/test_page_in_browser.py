@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from browser import open_browser
 from sepo.report.heat_map import mean_margin
 from sepo.report.page import charts, page, with_unique_names
 from sepo.report.subject import Pair, Side
 from sepo.report.visible import visible
-from subjects import HOSTILE, demo_subject, hostile_subject
+from tests.support.browser import open_browser
+from tests.support.subjects import HOSTILE, demo_subject, hostile_subject
 
 TAB, LEFT, UP, RIGHT, DOWN, END, HOME = "\ue004", "\ue012", "\ue013", "\ue014", "\ue015", "\ue010", "\ue011"
 SCREENS = ((1280, 900), (390, 844))

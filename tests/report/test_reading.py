@@ -10,7 +10,6 @@ import pytest
 import torch
 from datasets import Dataset
 
-import tiny
 from sepo.errors import SepoError
 from sepo.objectives import TokenScorer, resolve_method
 from sepo.report.reading import read_subject
@@ -19,7 +18,8 @@ from sepo.score_store import write_names
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.row_texts import PolicyTokens
 from sepo.training import SELECTION, SelectionCollator
-from stored_runs import SELECT, SIDES, make_run, make_store, record_line, table, texts_of
+from tests.support import tiny
+from tests.support.stored_runs import SELECT, SIDES, make_run, make_store, record_line, table, texts_of
 
 
 @pytest.fixture(scope="module")

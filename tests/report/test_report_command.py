@@ -8,7 +8,7 @@ import pytest
 
 from sepo.cli import main
 from sepo.report.page import PAGE_MARK
-from subjects import demo_subject
+from tests.support.subjects import demo_subject
 
 
 @pytest.fixture

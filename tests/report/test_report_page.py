@@ -15,7 +15,7 @@ from sepo.report.facts import comparisons, overview
 from sepo.report.page import PAGE_MARK, charts, page, with_unique_names
 from sepo.report.subject import Pair, Side, Subject
 from sepo.report.visible import visible
-from subjects import HOSTILE, demo_subject, hostile_subject
+from tests.support.subjects import HOSTILE, demo_subject, hostile_subject
 
 VOID = {"meta", "link", "input", "wbr", "br", "img"}
 

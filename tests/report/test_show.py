@@ -15,7 +15,7 @@ from sepo.cli import main
 from sepo.report.show import show
 from sepo.report.subject import Pair, Side, Subject
 from sepo.score_store import write_names
-from stored_runs import make_run, make_store, record_line, table
+from tests.support.stored_runs import make_run, make_store, record_line, table
 
 ROWS = table()
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -2,10 +2,7 @@
 
 import pytest
 
-import tiny
-
 
 @pytest.fixture(autouse=True)
-def exact_norms(monkeypatch):
-    """Patch the norm: its float32 rounding would hide differences below 1e-7."""
-    monkeypatch.setattr(tiny.LlamaRMSNorm, "forward", tiny.exact_norm)
+def _exact(exact_norms):
+    """Every test here needs it."""

@@ -6,16 +6,16 @@ import doctest
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_step import slow_log_probs
 from transformers import LlamaForCausalLM
 
 import sepo.training.encoded_pairs
-import tiny
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.text.revision_prompts import answer_marker, revision_prompt
 from sepo.training import PairCollator, add_steps, encode_pairs, reward_rows, score_rows
 from sepo.training.reward_columns import token_rewards
+from tests.support import tiny
+from tests.support.steps import slow_log_probs
 
 PAIRS = [
     {"prompt": "How many legs has a spider?", "chosen": "It has 8 legs.", "rejected": "It has 6 legs. Or more!"},

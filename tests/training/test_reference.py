@@ -6,13 +6,13 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_step import PAIRS, assert_same, collate, logsigmoid, slow_log_probs
 from transformers import LlamaForCausalLM
 
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import preference_step
 from sepo.training.starting_policy import StartingPolicy
+from tests.support.steps import PAIRS, assert_same, collate, logsigmoid, running, slow_log_probs
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,6 @@ def policy(world):
 @pytest.fixture(scope="module")
 def reference(world):
     return LlamaForCausalLM.from_pretrained(world / "base", dtype=torch.float64).eval()
-
-
-def running(model):
-    return lambda: contextlib.nullcontext(model)
 
 
 def log_ratios(policy, reference, pair, side):

@@ -3,56 +3,23 @@
 import contextlib
 import copy
 import functools
-import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from test_step import make_pairs
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainingArguments
 
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import PairCollator, PreferenceTrainer, preference_step
 from sepo.training.trainer import _Means
+from tests.support.recipes import environment, python_path
+from tests.support.trainers import LIVE, ROWS, arguments, load, rows_of
 
 STAGES = ("sepo", "selective_dpo", "dpo_reg", "minor_dpo")
-
-
-def rows_of(count, seed=0):
-    rows = []
-    for index, pair in enumerate(make_pairs(count, seed)):
-        row = {"prompt_ids": [5, 6, 7][: 1 + index % 3]}
-        for side in ("chosen", "rejected"):
-            row[f"{side}_ids"] = [label for label in pair[f"{side}_labels"] if label != -100]
-            row[f"{side}_scores"] = pair[f"{side}_scores"]
-            row[f"{side}_token_rewards"] = [math.tanh(score) / 2 for score in pair[f"{side}_scores"]]
-        rows.append(row)
-    return rows
-
-
-ROWS = rows_of(4)
-
-LIVE = resolve_method("selective_dpo", beta=0.5)
-"""Live selection, at a beta at which a wrong selection changes the weights noticeably."""
-
-
-def load(world, name="policy"):
-    return LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64)
-
-
-def arguments(directory, **overrides):
-    values = {
-        "output_dir": str(directory), "max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3,
-        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.0,
-        "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }  # fmt: skip
-    return TrainingArguments(**{**values, **overrides})
 
 
 def trained(world, directory, objective, rows=ROWS, ref_model=None, **overrides):
@@ -312,12 +279,11 @@ def test_batch_tokens_change_memory_and_nothing_else(world, tmp_path, accumulate
 
 
 RANK = """
-import os, sys
-sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 import torch
 from pathlib import Path
-import tiny
-from test_trainer import LIVE, ROWS, arguments, load, PreferenceTrainer
+from tests.support import tiny
+from tests.support.trainers import LIVE, ROWS, arguments, load
+from sepo.training import PreferenceTrainer
 tiny.LlamaRMSNorm.forward = tiny.exact_norm
 world = Path({world!r})
 for batch_tokens in (None, 20):
@@ -339,10 +305,11 @@ for batch_tokens in (None, 20):
 def two_processes(world, tmp_path_factory):
     """A directory of runs of two processes, by ``batch_tokens``, from one start of the processes."""
     directory = tmp_path_factory.mktemp("two")
-    values = {"tests": str(Path(__file__).parents[1]), "world": str(world), "directory": str(directory)}
+    values = {"world": str(world), "directory": str(directory)}
     (directory / "rank.py").write_text(RANK.format(**values))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(directory / "rank.py")], check=True, capture_output=True, cwd=directory)
+    env = environment(PYTHONPATH=python_path())
+    subprocess.run([*command, str(directory / "rank.py")], check=True, capture_output=True, cwd=directory, env=env)
     return directory
 
 

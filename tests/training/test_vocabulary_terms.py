@@ -6,14 +6,13 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_reference import running
-from test_step import PAIRS, collate, logsigmoid
 from transformers import LlamaForCausalLM
 
 from sepo.errors import SepoError
 from sepo.objectives import preference_loss, resolve_method
 from sepo.training import preference_step
 from sepo.training.starting_policy import StartingPolicy
+from tests.support.steps import PAIRS, collate, logsigmoid, running
 
 OBJECTIVES = pytest.mark.parametrize("objective", ["tdpo1", "tdpo2", "wpo"])
 BETA, ALPHA = 0.3, 0.7
@@ -224,7 +223,7 @@ def test_no_divergence_is_logged_if_none_was_computed(policy, reference):
 
 
 def test_a_reference_with_another_vocabulary_raises(policy):
-    from tiny import config
+    from tests.support.tiny import config
 
     method = method_of("tdpo1")
     other = LlamaForCausalLM(config(policy.config.vocab_size + 8)).double().eval()

@@ -65,7 +65,7 @@ def project_scores(scores: Sequence[float], source: TokenSpans, target: TokenSpa
     characters no source token covers keeps 0.
 
     The map is linear, keeps non-negative scores non-negative, and is exactly the identity if both sides have the same
-    spans. Slow twin: ``tests/foreign.py``, cell by cell of every character.
+    spans. Slow twin: ``tests/support/foreign.py``, cell by cell of every character.
 
     Args:
         scores: one per source token.

@@ -1,0 +1,149 @@
+"""The same rows, weights and settings in both hosts' trainers, each in its environment; and a store shared by both."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepo.scoring.contrastive import REWARD_COLUMNS
+from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
+from tests.support import axo
+
+HALF = Path(__file__).parents[2] / "support" / "half.py"
+
+
+def other_python():
+    """Return the interpreter of LLaMA-Factory's environment, which `make test-axolotl` sets."""
+    path = os.environ.get("SEPO_LLAMAFACTORY_PYTHON")
+    if not path or not Path(path).exists():
+        pytest.fail("SEPO_LLAMAFACTORY_PYTHON names no interpreter with LLaMA-Factory: run `make test-axolotl`")
+    return path
+
+
+def run_other(words, folder):
+    env = {name: value for name, value in axo.environment(USE_V1="0").items() if name != "PATH"}
+    env["PATH"] = f"{Path(other_python()).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [other_python(), *map(str, words)], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def token_rows(count=6):
+    """Return rows of token ids with different prompts, responses, scores and rewards."""
+    random = np.random.default_rng(0)
+    rows = []
+    for _ in range(count):
+        prompt = random.integers(3, 300, 7).tolist()
+        row = {}
+        for side, scores, rewards in zip(("chosen", "rejected"), SCORE_COLUMNS, REWARD_COLUMNS, strict=True):
+            response = [*random.integers(3, 300, int(random.integers(4, 15))).tolist(), 2]
+            row[f"{side}_input_ids"] = prompt + response
+            row[f"{side}_labels"] = [IGNORE_INDEX] * len(prompt) + response
+            row[scores] = random.normal(size=len(response)).astype("f4").tolist()
+            row[rewards] = random.uniform(-0.5, 0.5, len(response)).astype("f4").tolist()
+        rows.append(row)
+    return rows
+
+
+def test_losses_and_gradients_of_every_stage_are_those_of_the_other_host(root, tmp_path):
+    from tests.support import tiny
+
+    tiny.save_pairs(tmp_path / "data")
+    jobs = {}
+    for stage in axo.STAGES:
+        block = axo.block(root, tmp_path / "out", stage)
+        jobs[stage] = {
+            "policy": str(root / "policy"), "adapter": str(tmp_path / "adapter.safetensors"), "rows": token_rows(),
+            "output": str(tmp_path / "out"), "config": axo.config(root, tmp_path / "out", rl=stage, sepo=block),
+            "recipe": {
+                **block, "stage": stage, "do_train": True, "finetuning_type": "lora", "template": "chatml",
+                "model_name_or_path": str(root / "policy"), "dataset_dir": str(tmp_path / "data"),
+                "dataset": "tiny_pairs", "output_dir": str(tmp_path / "out"), "use_cpu": True, "report_to": "none",
+                "per_device_train_batch_size": 6, "seed": 3, "remove_unused_columns": False,
+            },
+        }  # fmt: skip
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    files = {host: tmp_path / f"{host}.safetensors" for host in ("llamafactory", "axolotl")}
+    run_other([HALF, "llamafactory", tmp_path / "jobs.json", files["llamafactory"]], tmp_path)
+    subprocess.run(
+        [sys.executable, HALF, "axolotl", tmp_path / "jobs.json", files["axolotl"]],
+        cwd=tmp_path, env=axo.environment(), check=True,
+    )  # fmt: skip
+    from safetensors.torch import load_file
+
+    first, second = load_file(files["llamafactory"]), load_file(files["axolotl"])
+    assert first.keys() == second.keys()
+    worst = {}
+    for stage in axo.STAGES:
+        mine = [name for name in first if name.startswith(f"{stage}/")]
+        assert first[f"{stage}/losses"].shape == (6,)
+        assert any(bool(first[name].any()) for name in mine if "/grad." in name)
+        worst[stage] = {
+            "loss": max(float((first[n] - second[n]).abs().max()) for n in mine if "/grad." not in n),
+            "gradient": max(float((first[n] - second[n]).abs().max()) for n in mine if "/grad." in n),
+        }
+    print("largest differences between the hosts:", json.dumps(worst))
+    assert all(value <= 1e-5 for by in worst.values() for value in by.values()), worst
+
+
+LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>", "<|eom_id|>"]
+
+
+def llama3_world(folder):
+    """Create models with Llama 3's turn tokens: both hosts then end a response with the end of turn alone."""
+    from tokenizers import AddedToken
+
+    from tests.support import tiny
+
+    words = tiny.tokenizer()
+    words.add_special_tokens({
+        "bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "pad_token": LLAMA3[4],
+        "additional_special_tokens": [AddedToken(text, special=True) for text in (*LLAMA3[1:3], LLAMA3[5])],
+    })  # fmt: skip
+    tiny.save_model(folder / "base", seed=0, words=words)
+    tiny.save_model(folder / "oracle", seed=1, words=words, noise_over=folder / "base")
+    tiny.save_model(folder / "policy", seed=2, words=words)
+    tiny.save_pairs(folder / "data")
+    axo.save_rows(folder / "pairs.jsonl", axo.messages(tiny.pairs(24)))
+    return folder
+
+
+def test_scores_of_one_host_are_found_by_the_other(tmp_path, train, monkeypatch):
+    world = llama3_world(tmp_path / "world")
+    scores = str(tmp_path / "scores")
+    models = {
+        "oracle_model": str(world / "oracle"),
+        "oracle_base_model": str(world / "base"),
+        "token_scores_dir": scores,
+    }
+    recipe = {
+        "stage": "sepo", "do_train": True, "finetuning_type": "lora", "template": "llama3", "cutoff_len": 256,
+        "model_name_or_path": str(world / "policy"), "dataset_dir": str(world / "data"), "dataset": "tiny_pairs",
+        "output_dir": str(tmp_path / "theirs"), "use_cpu": True, "report_to": "none", **models,
+    }  # fmt: skip
+    run_other(["-m", "sepo", "score", axo.write(recipe, tmp_path / "recipe.yaml")], tmp_path)
+    made = [path.name for path in Path(scores).iterdir() if path.is_dir() and (path / "manifest.json").is_file()]
+    assert len(made) == 1, list(Path(scores).iterdir())
+
+    from sepo.scoring import oracle as scoring
+
+    def scored_again(*args, **kwargs):
+        found = [json.loads(path.read_text())["identity"] for path in Path(scores).glob("*/manifest.json")]
+        differing = {name for name in found[0] if len({json.dumps(one.get(name)) for one in found}) > 1}
+        pytest.fail(f"scored again; differing: {differing}")
+
+    monkeypatch.setattr(scoring, "load_scoring_models", scored_again)
+    special = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "pad_token": LLAMA3[4]}
+    config = axo.config(
+        world, tmp_path / "ours", rl="sepo", sepo=models, chat_template="llama3", sequence_len=256,
+        special_tokens=special, max_steps=1, shuffle_merged_datasets=False,
+    )  # fmt: skip
+    train(config)
+    settings = json.loads((tmp_path / "ours" / "sepo_settings.json").read_text())
+    assert [Path(path).name for path in settings["token_scores"].values()] == made

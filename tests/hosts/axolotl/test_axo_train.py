@@ -1,0 +1,105 @@
+"""Runs in Axolotl: four stages, adapters, quantized and full training, records; no change without the block `sepo`."""
+
+import copy
+import json
+import os
+
+import pytest
+import torch
+
+from sepo.errors import SepoError
+from tests.support import axo
+
+
+@pytest.mark.parametrize("stage", axo.STAGES)
+def test_four_steps_of_a_stage_on_real_pairs(root, tmp_path, train, losses, stage):
+    output = tmp_path / "out"
+    rows = [axo.rows_at(root / "pandalm.jsonl")]
+    trainer = train(axo.config(root, output, rl=stage, datasets=rows, sepo=axo.block(root, output, stage)))
+    seen = losses(trainer)
+    assert len(seen) == 4
+    assert all(torch.isfinite(torch.tensor(seen)))
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(root / "policy"), output)
+    assert any(bool(weight.any()) for name, weight in model.named_parameters() if "lora_B" in name)
+
+    first = json.loads((output / "sepo_log.jsonl").read_text().splitlines()[2])
+    expected = {"sepo": (0.0, 0.35), "selective_dpo": (0.0, 0.45), "treg": (1.0, 1.0), "minor_dpo": (1.0, 1.0)}[stage]
+    assert expected[0] <= first["select/chosen_ratio"] <= expected[1]
+    settings = json.loads((output / "sepo_settings.json").read_text())
+    assert settings["stage"] == stage
+    store = {"sepo": "token_scores", "treg": "token_reward_scores"}.get(stage)
+    if store:
+        assert os.path.isdir(settings[store]["train"])
+    recorded = [json.loads(line) for line in (output / "_sepo_tokens.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in recorded} == {1, 2, 3, 4}
+    assert all(line["row"] is not None for line in recorded)
+    made_with = json.loads((output / "_sepo_recipe.json").read_text())
+    assert made_with["recipe"]["sepo"]["stage"] == stage
+    assert "axolotl" in made_with["versions"]
+
+
+def test_a_quantized_policy_and_its_store(root, tmp_path, train, losses, caplog):
+    output = tmp_path / "out"
+    made = axo.config(root, output, rl="sepo", sepo=axo.block(root, output, "sepo"), adapter="qlora", load_in_4bit=True)
+    first = losses(train({**made, "max_steps": 2}))
+    assert len(first) == 2
+    with caplog.at_level("INFO", logger="sepo"):
+        again = losses(train({**made, "max_steps": 2}))
+    assert again == first  # a run that scores and one that finds the store start with the same weights
+
+
+@pytest.mark.parametrize(("stage", "second"), [("sepo", False), ("minor_dpo", True)])
+def test_full_training_loads_a_second_model_only_if_needed(root, tmp_path, train, losses, stage, second):
+    output = tmp_path / "out"
+    made = axo.config(root, output, rl=stage, sepo=axo.block(root, output, stage), adapter=None, max_steps=2)
+    trainer = train({name: value for name, value in made.items() if not name.startswith("lora_")})
+    assert (trainer.ref_model is not None) is second
+    assert len(losses(trainer)) == 2
+
+
+def test_a_live_and_a_precomputed_reference_give_the_same_losses(root, tmp_path, train, losses):
+    output = tmp_path / "out"
+    block = {**axo.block(root, output, "selective_dpo"), "ref_model": str(root / "base")}
+    live = train(axo.config(root, output, rl="selective_dpo", sepo=block, max_steps=2))
+    assert live.ref_model is not None
+    stored = train(axo.config(root, output, rl="selective_dpo", sepo={**block, "ref_precompute": True}, max_steps=2))
+    assert stored.ref_model is None
+    assert losses(stored) == pytest.approx(losses(live), abs=1e-6)
+
+
+def test_evaluation_rows_are_scored_and_evaluated(root, tmp_path, train):
+    output = tmp_path / "out"
+    made = axo.config(root, output, rl="sepo", sepo=axo.block(root, output, "sepo"), val_set_size=0.25, max_steps=2)
+    trainer = train({**made, "eval_steps": 2, "eval_batch_size": 2})
+    evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert evaluated
+    assert 0 < evaluated[-1]["eval_select/chosen_ratio"] < 0.4
+    assert set(json.loads((output / "sepo_settings.json").read_text())["token_scores"]) == {"train", "eval"}
+
+
+def test_without_a_sepo_stage_nothing_changes(root, tmp_path, train, losses):
+    """Plain DPO has the same losses with the plugin and without it."""
+    made = axo.config(root, tmp_path / "out", rl="dpo")
+    with_plugin = train(copy.deepcopy(made))
+    assert type(with_plugin).__module__.startswith("axolotl.")
+    without = train({name: value for name, value in made.items() if name != "plugins"})
+    assert losses(with_plugin) == losses(without)
+    assert not list((tmp_path / "out").glob("*sepo*"))
+
+
+def test_another_trainer_in_its_place_is_refused(root, tmp_path, train, monkeypatch):
+    import axolotl.core.builders.rl as builder
+    from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+
+    class Other(AxolotlDPOTrainer):
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+    monkeypatch.setattr(builder, "get_cls_from_module_str", lambda name: Other)
+    output = tmp_path / "out"
+    with pytest.raises(SepoError, match="expected the trainer of stage minor_dpo"):
+        train(axo.config(root, output, rl="minor_dpo", sepo=axo.block(root, output, "minor_dpo")))

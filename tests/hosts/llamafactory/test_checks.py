@@ -1,0 +1,125 @@
+"""Invalid input for `sepo train`: one line, exit status 2, and no model weights are read."""
+
+import json
+
+import pytest
+
+from sepo.cli import main
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.checks import check_policy
+from tests.support.recipes import sepo_recipe, write
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch):
+    """Any attempt to load a model's weights fails the test."""
+    import transformers
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+
+
+def refused(capsys, recipe, folder, *overrides):
+    status = main(["train", str(write(recipe, folder / "recipe.yaml")), *overrides])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sepo: error:")]
+    assert status == 2
+    assert len(errors) == 1
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"selct_ratio": 0.3}, ["unknown key 'selct_ratio'", "'select_ratio'"]),
+        ({"select_ratio": 1.5}, ["select_ratio is 1.5"]),
+        ({"oracle_model": None}, ["no oracle is named"]),
+        ({"dataset": "tiny_plain"}, ["dataset 'tiny_plain' has no pairs", '"ranking": true']),
+        ({"dataset": "nothing"}, ["Undefined dataset nothing"]),
+        ({"dataset_dir": "/no/such/folder"}, ["/no/such/folder"]),
+        ({"eval_dataset": "tiny_plain"}, ["dataset 'tiny_plain' has no pairs"]),
+        ({"stage": "sepoo"}, ["unknown stage 'sepoo'", "'sepo'"]),
+        ({"pref_loss": "hinge"}, ["pref_loss is 'hinge'"]),
+        ({"model_name_or_path": "./no/such/model"}, ["model_name_or_path", "./no/such/model"]),
+        ({"oracle_model": "/no/such/oracle"}, ["oracle_model", "/no/such/oracle"]),
+        ({"oracle_base_model": "no-such/base"}, ["oracle_base_model", "no-such/base"]),
+        ({"oracle_model_adapters": "no/adapter"}, ["oracle_model_adapters", "no/adapter"]),
+        ({"treg_alpha": 0.1, "treg_eval_model": "./no/such/judge"}, ["treg_eval_model", "./no/such/judge"]),
+        ({"treg_eval_model": "./no/such/judge"}, ["no token-reward regularizer is on"]),
+    ],
+)
+def test_refused_before_anything_is_loaded(world, tmp_path, capsys, overrides, words):
+    line = refused(capsys, sepo_recipe(world, tmp_path / "out", **overrides), tmp_path)
+    for word in words:
+        assert word in line
+
+
+def test_a_full_model_is_not_an_adapter(world, tmp_path, capsys):
+    recipe = sepo_recipe(world, tmp_path / "out", oracle_model_adapters=str(world / "oracle"))
+    assert "it holds a full model" in refused(capsys, recipe, tmp_path)
+
+
+def test_missing_data_file(world, tmp_path, capsys):
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"gone": {"file_name": "gone.json", "ranking": True}}))
+    recipe = sepo_recipe(world, tmp_path / "out", dataset="gone", dataset_dir=str(tmp_path))
+    assert "gone.json does not exist" in refused(capsys, recipe, tmp_path)
+
+
+def test_missing_recipe(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "none.yaml"]) == 2
+    assert f"recipe 'none.yaml' does not exist (from {tmp_path})" in capsys.readouterr().err
+
+
+def test_overrides_are_checked_too(world, tmp_path, capsys):
+    assert "select_ratio is 2" in refused(capsys, sepo_recipe(world, tmp_path / "out"), tmp_path, "select_ratio=2")
+
+
+def test_oracle_with_another_tokenizer(world, tmp_path):
+    from transformers import AutoTokenizer
+
+    from sepo.errors import SepoError
+    from sepo.recipe.model_specs import ModelSpec
+    from sepo.scoring.model_files import check_tokenizers
+    from tests.support import tiny
+
+    class HubAccess:
+        trust_remote_code = False
+
+    policy = AutoTokenizer.from_pretrained(world / "policy")
+    check_tokenizers(policy, ModelSpec(str(world / "oracle")), key="oracle_model", model_args=HubAccess)
+    tiny.tokenizer(["completely other words make other merges zebra quartz"] * 9).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text((world / "oracle" / "config.json").read_text())
+    with pytest.raises(SepoError, match=r"has another tokenizer than the policy: .* tokens, expected "):
+        check_tokenizers(policy, ModelSpec(str(tmp_path / "other")), key="oracle_model", model_args=HubAccess)
+
+
+def test_oracle_with_the_weights_of_its_base(world, tmp_path):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from sepo.errors import SepoError
+    from sepo.recipe.model_specs import ModelSpec, OracleSpec
+    from sepo.scoring.oracle import scoring_identity
+
+    class Arguments:
+        trust_remote_code, compute_dtype, template, cutoff_len = False, None, "chatml", 128
+
+    shutil.copytree(world / "base", tmp_path / "copy")
+    spec = OracleSpec(oracle=ModelSpec(str(tmp_path / "copy")), base=ModelSpec(str(world / "base")))
+    words = AutoTokenizer.from_pretrained(world / "policy")
+    with pytest.raises(SepoError, match="hold the same weights"):
+        scoring_identity(spec, tokenizer=words, model_args=Arguments, data_args=Arguments)
+
+
+def test_names_on_another_hub_are_left_to_the_host(monkeypatch):
+    given = {"model_name_or_path": "no-such/model"}
+    with pytest.raises(SepoError, match="'no-such/model' is neither a local directory"):
+        check_policy(given)
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+    check_policy(given)
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "0")
+    monkeypatch.setenv("USE_OPENMIND_HUB", "1")
+    check_policy(given)

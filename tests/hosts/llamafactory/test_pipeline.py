@@ -1,0 +1,167 @@
+"""`sepo pipeline`: the recipes of its steps, and one real run."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory import pipeline
+from sepo.hosts.llamafactory.pipeline import Step, plan_steps, read_pipeline
+from tests.support.recipes import BIN, adapter, environment, run, write
+
+SHARED = {"model_name_or_path": "m", "template": "t", "dataset": "d", "dataset_dir": "data", "output_dir": "out"}
+
+
+def steps(**overrides):
+    return {step.name: step.recipe for step in plan_steps({**SHARED, **overrides})}
+
+
+def test_lora_chain_keeps_the_sft_adapter_in_oracle_and_reference():
+    planned = steps(finetuning_type="lora", select_ratio=0.4, val_size=0.1, seed=7, base={"lora_rank": 4})
+    assert list(planned) == ["sample", "base", "oracle", "policy"]
+    assert planned["base"]["stage"] == "sft"
+    assert planned["base"]["dataset"] == "oracle_answers"
+    assert planned["base"]["lora_rank"] == 4
+    oracle = planned["oracle"]
+    assert (oracle["stage"], oracle["dataset"], oracle["dataset_dir"]) == ("dpo", "oracle_pairs", "out/sample")
+    assert (oracle["adapter_name_or_path"], oracle["create_new_adapter"]) == ("out/base", True)
+    policy = planned["policy"]
+    assert policy["oracle_base_model"] == "m"
+    assert policy["oracle_model_adapters"] == "out/base,out/oracle"
+    assert policy["oracle_base_model_adapters"] == "out/base"
+    assert (policy["stage"], policy["dataset"], policy["output_dir"]) == ("sepo", "d", "out/policy")
+    # The sample excludes the policy's validation rows, so only the policy evaluates on them.
+    assert policy["val_size"] == planned["sample"]["val_size"] == 0.1
+    assert "val_size" not in planned["base"]
+    assert "val_size" not in oracle
+    assert "select_ratio" not in oracle
+    assert all(planned[name]["seed"] == 7 for name in planned)
+
+
+def test_full_chain_names_whole_models():
+    planned = steps(finetuning_type="full")
+    assert planned["oracle"]["model_name_or_path"] == "out/base"
+    assert "adapter_name_or_path" not in planned["oracle"]
+    assert planned["policy"]["oracle_model"] == "out/oracle"
+    assert planned["policy"]["oracle_base_model"] == "out/base"
+
+
+def test_quantized_chain_gives_dpo_the_sft_model_as_reference():
+    planned = steps(base={"quantization_bit": 4}, oracle={"quantization_bit": 4})
+    oracle = planned["oracle"]
+    assert "create_new_adapter" not in oracle
+    assert (oracle["ref_model"], oracle["ref_model_adapters"], oracle["ref_model_quantization_bit"]) == (
+        "m",
+        "out/base",
+        4,
+    )
+    assert planned["policy"]["oracle_model_adapters"] == "out/oracle"
+    assert planned["policy"]["oracle_base_model_adapters"] == "out/base"
+    assert planned["policy"]["oracle_model_quantization_bit"] == 4
+
+
+def test_base_can_be_skipped_or_have_its_own_data_and_model():
+    assert "base" not in steps(base=False)
+    assert steps(base=False)["policy"]["oracle_model_adapters"] == "out/oracle"
+    planned = steps(base_dataset="chat", base_dataset_dir="other", base={"model_name_or_path": "small"})
+    assert (planned["base"]["dataset"], planned["base"]["dataset_dir"]) == ("chat", "other")
+    assert planned["oracle"]["model_name_or_path"] == planned["policy"]["oracle_base_model"] == "small"
+    assert planned["policy"]["model_name_or_path"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"oracle_sample_ratio": 0}, "oracle_sample_ratio is 0"),
+        ({"oracle_sample_ratio": 1.5}, "oracle_sample_ratio is 1.5"),
+        ({"output_dir": None}, "output_dir is missing"),
+        ({"policy": "sepo"}, "section 'policy' is 'sepo'"),
+    ],
+)
+def test_wrong_recipes_are_refused(overrides, words):
+    with pytest.raises(SepoError, match=words):
+        steps(**overrides)
+
+
+def test_overrides_reach_sections(tmp_path):
+    path = write({**SHARED, "policy": {"sepo_gamma": 1.0}}, tmp_path / "r.yaml")
+    recipe = read_pipeline(path, ["policy.sepo_gamma=2", "seed=5"])
+    assert recipe["policy"]["sepo_gamma"] == 2
+    assert recipe["seed"] == 5
+    with pytest.raises(SepoError, match="'seed' is not an override"):
+        read_pipeline(path, ["seed"])
+    with pytest.raises(SepoError, match="does not exist"):
+        read_pipeline(tmp_path / "none.yaml")
+
+
+def test_tokens_reach_the_steps_and_no_file(tmp_path, monkeypatch):
+    """They are in a file of this user's that is removed; records without them still tell finished steps."""
+    token, rotated = "hf_" + "a" * 30, "hf_" + "b" * 30
+    step = Step("base", {"model_name_or_path": "m", "output_dir": str(tmp_path / "base"), "hf_hub_token": token})
+    seen = []
+
+    def run(command, *, check):
+        recipe = Path(command[-1])
+        seen.append((recipe, recipe.parent.stat().st_mode & 0o777, yaml.safe_load(recipe.read_text())))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(pipeline.subprocess, "run", run)
+    records = tmp_path / "pipeline"
+    pipeline._run(step, records)
+    pipeline._write_record(step, records)
+    ((recipe, mode, values),) = seen
+    assert (values, mode) == (step.recipe, 0o700)
+    assert not recipe.exists()
+    for file in records.iterdir():
+        assert token not in file.read_text(), file
+    changed = Step("base", {**step.recipe, "hf_hub_token": rotated})
+    assert pipeline._finished(changed, records)
+    with pytest.raises(SepoError, match="model_name_or_path was 'm', now 'n'") as caught:
+        pipeline._finished(Step("base", {**changed.recipe, "model_name_or_path": "n"}), records)
+    assert token not in str(caught.value)
+    assert rotated not in str(caught.value)
+
+
+def test_a_token_that_an_earlier_version_recorded_is_removed(tmp_path):
+    recipe = {"model_name_or_path": "m", "hf_hub_token": "hf_" + "a" * 30}
+    (tmp_path / "base.done.json").write_text(json.dumps(recipe))
+    assert pipeline._finished(Step("base", recipe), tmp_path)
+    assert "hf_a" not in (tmp_path / "base.done.json").read_text()
+
+
+def test_a_failed_step_with_a_token_names_the_key_and_not_its_value(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.subprocess, "run", lambda command, *, check: subprocess.CompletedProcess(command, 1))
+    step = Step("base", {"model_name_or_path": "m", "output_dir": "o", "hf_hub_token": "hf_" + "a" * 30})
+    with pytest.raises(SepoError, match=r"base\.yaml hf_hub_token=\.\.\.$"):
+        pipeline._run(step, tmp_path)
+
+
+@pytest.mark.host
+def test_chain_runs_skips_what_is_finished_and_refuses_other_settings(world, tmp_path):
+    recipe = {
+        "model_name_or_path": str(world / "policy"), "template": "chatml", "dataset_dir": str(world / "data"),
+        "dataset": "tiny_pairs", "cutoff_len": 128, "finetuning_type": "lora", "lora_rank": 2, "max_steps": 2,
+        "per_device_train_batch_size": 2, "learning_rate": 1.0e-2, "report_to": "none", "use_cpu": True, "seed": 5,
+        "output_dir": str(tmp_path / "out"), "token_scores_dir": str(tmp_path / "scores"), "oracle_sample_ratio": 0.5,
+        "val_size": 4, "logging_steps": 1,
+    }  # fmt: skip
+    path = write(recipe, tmp_path / "pipeline.yaml")
+    done = run([BIN / "sepo", "pipeline", path], cwd=tmp_path, forks=True)
+    assert "[4/4] policy: done" in done.stdout
+    pairs = json.loads((tmp_path / "out" / "sample" / "oracle_pairs.json").read_text())
+    answers = json.loads((tmp_path / "out" / "sample" / "oracle_answers.json").read_text())
+    assert len(pairs) == len(answers) == 10  # half of the 20 training rows; 4 of the 24 are held out
+    assert [row["chosen"] for row in pairs] == [row["conversations"][-1] for row in answers]
+    settings = json.loads((tmp_path / "out" / "policy" / "sepo_settings.json").read_text())
+    assert settings["oracle"]["oracle"]["adapters"] == [str(tmp_path / "out" / name) for name in ("base", "oracle")]
+    assert adapter(tmp_path / "out" / "policy")
+    again = run([BIN / "sepo", "pipeline", path], cwd=tmp_path, fresh=True)
+    assert again.stdout.count("finished before") == 4
+    changed = run([BIN / "sepo", "pipeline", path, "base.lora_rank=4"], cwd=tmp_path, expect=2)
+    assert "step 'base'" in changed.stderr
+    assert "lora_rank was 2, now 4" in changed.stderr
+    unknown = run([BIN / "sepo", "pipeline", path, "oracle.lora_rnk=4"], cwd=tmp_path, expect=2, env=environment())
+    assert "unknown key 'lora_rnk'. Did you mean 'lora_rank'?" in unknown.stderr

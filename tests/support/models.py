@@ -1,0 +1,81 @@
+"""Small models of every supported family, and padded batches of pairs with shared prompts."""
+
+import torch
+import transformers
+
+from sepo.forward.head import selected_log_probs
+
+VOCABULARY = 97
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+WINDOW = 6  # the sequences below are up to three times as long
+MODELS = {
+    "Llama": ("LlamaConfig", {}),
+    "Qwen2": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "Qwen3": ("Qwen3Config", {"head_dim": 8}),
+    "Mistral": ("MistralConfig", {"sliding_window": WINDOW}),
+    "Gemma2": (
+        "Gemma2Config",
+        {"head_dim": 8, "sliding_window": WINDOW, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    "Gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 8,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "GPT2": ("GPT2Config", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "resid_pdrop": 0.0,
+                            "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "Phi": ("PhiConfig", {}),
+    "GPTNeoX": ("GPTNeoXConfig", {}),
+    "Cohere": ("CohereConfig", {"logit_scale": 0.25}),
+    "Granite": ("GraniteConfig", {"logits_scaling": 4.0}),
+}  # fmt: skip
+
+
+def model_of(name, *, attention="sdpa", dtype=torch.float32, **changes):
+    config_class, more = MODELS[name]
+    config = getattr(transformers, config_class)(**{**SMALL, **more, **changes}, attn_implementation=attention)
+    torch.manual_seed(3)
+    return transformers.AutoModelForCausalLM.from_config(config).to(dtype).train()
+
+
+def batch_of(lengths, *, seed=0, padding=3):
+    """Right-padded pairs of (prompt, chosen, rejected) lengths; half of the responses share a prefix."""
+    draw = torch.Generator().manual_seed(seed)
+    sides, prompts = [[], []], []
+    for number, (prompt, chosen, rejected) in enumerate(lengths):
+        text, *responses = (
+            torch.randint(3, VOCABULARY, (length,), generator=draw) for length in (prompt, chosen, rejected)
+        )
+        if number % 2:
+            responses[1][:2] = responses[0][:2]
+        for side, response in zip(sides, responses, strict=True):
+            side.append(torch.cat([text, response]))
+        prompts.append(prompt)
+    rows = sides[0] + sides[1]
+    ids = torch.zeros(len(rows), max(map(len, rows)) + padding, dtype=torch.long)
+    mask, wanted = torch.zeros_like(ids), torch.zeros(len(rows), ids.shape[1] - 1, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+        wanted[index, prompts[index % len(prompts)] - 1 : len(row) - 1] = True
+    return {"input_ids": ids, "attention_mask": mask}, wanted
+
+
+PAIRS = [(7, 5, 9), (1, 8, 7), (11, 6, 5)]
+
+
+def values_and_gradients(model, inputs, wanted, layout=None):
+    model.zero_grad()
+    logps = selected_log_probs(model, inputs, labels=inputs["input_ids"], wanted=wanted, layout=layout)
+    weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)).to(logps)
+    (logps * weights).sum().backward()
+    return logps.detach(), {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }

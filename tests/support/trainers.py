@@ -1,0 +1,40 @@
+"""Rows, models and arguments for runs of ``PreferenceTrainer``."""
+
+import math
+
+import torch
+from transformers import LlamaForCausalLM, TrainingArguments
+
+from sepo.objectives import resolve_method
+from tests.support.steps import make_pairs
+
+
+def rows_of(count, seed=0):
+    rows = []
+    for index, pair in enumerate(make_pairs(count, seed)):
+        row = {"prompt_ids": [5, 6, 7][: 1 + index % 3]}
+        for side in ("chosen", "rejected"):
+            row[f"{side}_ids"] = [label for label in pair[f"{side}_labels"] if label != -100]
+            row[f"{side}_scores"] = pair[f"{side}_scores"]
+            row[f"{side}_token_rewards"] = [math.tanh(score) / 2 for score in pair[f"{side}_scores"]]
+        rows.append(row)
+    return rows
+
+
+ROWS = rows_of(4)
+LIVE = resolve_method("selective_dpo", beta=0.5)
+"""Live selection, at a beta at which a wrong selection changes the weights noticeably."""
+
+
+def load(world, name="policy"):
+    return LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64)
+
+
+def arguments(directory, **overrides):
+    values = {
+        "output_dir": str(directory), "max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3,
+        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.0,
+        "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return TrainingArguments(**{**values, **overrides})
