@@ -27,7 +27,7 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.resolve import resolve
-    from sepo.recipe.stages import is_ours
+    from sepo.recipe.stages import is_sepo_stage
 
     recipe, known = load(path), host_keys()
     command = "pipeline" if set(SECTIONS) & set(recipe) else "train"
@@ -37,7 +37,7 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
         for step in steps:
-            if is_ours(step["stage"]):
+            if is_sepo_stage(step["stage"]):
                 resolve(step, host_keys=known)
             else:
                 assert set(step) <= set(known)
@@ -105,14 +105,14 @@ def standing_in(recipe, world, folder):
 @pytest.mark.host
 def test_every_recipe_of_a_sepo_stage_runs_on_a_stand_in(world, tmp_path):
     """One process runs all of them. Recipes with files, packages and chains of steps have their own tests."""
-    from sepo.recipe.stages import is_ours
+    from sepo.recipe.stages import is_sepo_stage
     from tests.support.recipes import WORKER, adapter, environment, logged, run
 
     recipes = {}
     for path in EXAMPLES:
         recipe = load(path)
         packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
-        if not packaged and is_ours(recipe.get("stage")) and recipe.get("token_scorer") != "file":
+        if not packaged and is_sepo_stage(recipe.get("stage")) and recipe.get("token_scorer") != "file":
             folder = tmp_path / path.stem
             folder.mkdir()
             recipes[path.stem] = standing_in(recipe, world, folder)

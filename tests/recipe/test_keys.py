@@ -5,7 +5,7 @@ import pytest
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.objectives.presets import BUILT_IN as OBJECTIVES
-from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import PrecomputedReference
 from sepo.recipe.resolve import resolve, stage_of
@@ -486,7 +486,7 @@ def test_every_key_has_an_effect():
     ):
         assert resolved(**{"treg_alpha": 0.25, name: value})[1] != treg, name
         values[name] = value
-    assert {*values, *others, *units, "select_span_tokens"} == set(OUR_KEYS)
+    assert {*values, *others, *units, "select_span_tokens"} == set(SEPO_KEYS)
 
 
 def test_contrastive_rewards_select_without_a_regularizer():

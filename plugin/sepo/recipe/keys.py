@@ -282,7 +282,7 @@ def _rows() -> Iterable[Key]:
 KEYS = {row.name: row for row in _rows()}
 """Rows of the keys that this package adds, by name."""
 
-OUR_KEYS = tuple(KEYS)
+SEPO_KEYS = tuple(KEYS)
 
 HOST_KEYS = {
     row.name: row

@@ -11,7 +11,7 @@ from sepo.objectives.presets import find_objective
 from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
-    OUR_KEYS,
+    SEPO_KEYS,
     SepoArguments,
     hyperparameter_keys,
     keys_of,
@@ -153,10 +153,10 @@ def resolve(
     """
     given = with_stage_defaults(given_keys(args))
     stage = str(given["stage"])
-    taken = (*host_keys, *OUR_KEYS)
+    taken = (*host_keys, *SEPO_KEYS)
     own_keys = objective_keys(str(given["objective"]), taken=taken)
     _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
-    arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
+    arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
     _check_batch_tokens(arguments, given)
     _check_quantization(given)
     method, notes = resolved_method(stage, arguments, given, own_keys=own_keys)
@@ -199,7 +199,7 @@ def resolve(
     )
     # With `simpo` the host treats the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if settings.runs_reference else "simpo"
-    dropped = (*OUR_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing")
+    dropped = (*SEPO_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in dropped}
         host |= {"stage": "dpo", "pref_loss": loss, **base}  # type: ignore[operator]

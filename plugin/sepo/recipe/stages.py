@@ -11,7 +11,7 @@ from sepo.objectives.declarations import SELECTION
 from sepo.objectives.presets import BUILT_IN, find_objective, find_scorer
 from sepo.objectives.settings import Flag, Number, Setting, Value, Whole
 from sepo.plugins import Registered, find, load, names
-from sepo.recipe.keys import HOST_KEYS, OUR_KEYS, as_flag, as_number
+from sepo.recipe.keys import HOST_KEYS, SEPO_KEYS, as_flag, as_number
 
 STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
 """Built-in stages, with the objective of each if the recipe names no other."""
@@ -27,7 +27,7 @@ def available_stages() -> tuple[str, ...]:
     return (*STAGES, *names("stage", built_in=_TAKEN))
 
 
-def is_ours(stage: str | None) -> bool:
+def is_sepo_stage(stage: str | None) -> bool:
     """Return whether a stage is built into this package or registered by another, as opposed to a stage of the host.
 
     Raises:
@@ -70,7 +70,7 @@ def find_stage(name: str) -> Stage:
                 f"registers it, or change the stage's declaration.{nearest(str(part), available)}"
             )
     host = (name for name, row in HOST_KEYS.items() if row.sets is not None)
-    known = (*OUR_KEYS, *host, *objective_keys(stage.objective))
+    known = (*SEPO_KEYS, *host, *objective_keys(stage.objective))
     for key in stage.keys:
         if key not in known or key in ("objective", "token_scorer"):
             raise SepoError(
@@ -108,7 +108,7 @@ def _each_side(keys: Mapping[str, object]) -> dict[str, object]:
     return {**both, **{name: value for name, value in keys.items() if name != "select_ratio"}}
 
 
-def objective_keys(objective: str, *, taken: tuple[str, ...] = OUR_KEYS) -> dict[str, str]:
+def objective_keys(objective: str, *, taken: tuple[str, ...] = SEPO_KEYS) -> dict[str, str]:
     """Return the recipe keys of the settings of a registered objective.
 
     Args:
@@ -181,7 +181,7 @@ def check_registered(item: Registered, *, host_keys: tuple[str, ...]) -> None:
         resolve_method("simpo", token_scorer=find_scorer(item.name).name)
     elif item.kind == "objective":
         resolve_method(item.name)
-        objective_keys(item.name, taken=(*host_keys, *OUR_KEYS))
+        objective_keys(item.name, taken=(*host_keys, *SEPO_KEYS))
     else:
         stage = find_stage(item.name)
         scorer = {} if stage.token_scorer is None else {"token_scorer": stage.token_scorer}

@@ -11,7 +11,7 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pipeline import plan_steps
 from sepo.objectives import resolve_method
 from sepo.recipe.resolve import resolve
-from sepo.recipe.stages import check_stage, is_ours
+from sepo.recipe.stages import check_stage, is_sepo_stage
 from sepo.scoring.live_columns import selection_columns
 from tests.support import tiny
 from tests.support.packages import example_wheel, on_path, write_example, write_package
@@ -142,16 +142,16 @@ def test_errors_give_what_was_found_and_what_to_do(keys, words):
 
 
 def test_which_stages_are_sepo_stages(tmp_path):
-    assert [is_ours(stage) for stage in ("focal_mean", "sepo", "dpo", "focal_maen", None)] == [1, 1, 0, 0, 0]
+    assert [is_sepo_stage(stage) for stage in ("focal_mean", "sepo", "dpo", "focal_maen", None)] == [1, 1, 0, 0, 0]
     check_stage("focal_mean")
     with pytest.raises(SepoError, match=r"unknown stage 'focal_maen'\. Did you mean 'focal_mean'\?"):
         check_stage("focal_maen")
     with on_path(write_package(tmp_path / "more", "rude", {"stages": {"sft": "x:y", "focal_mean": "x:y"}})):
         with pytest.raises(SepoError, match=r"stage 'sft' is built in, and package rude 0\.1 registers it too"):
-            is_ours("sft")
+            is_sepo_stage("sft")
         with pytest.raises(SepoError, match=r"registered by own-loss 0\.1 \(.*\) and rude 0\.1 \(x:y\)"):
-            is_ours("focal_mean")
-        assert not is_ours("dpo")
+            is_sepo_stage("focal_mean")
+        assert not is_sepo_stage("dpo")
 
 
 def test_doctor_lists_what_is_registered_and_what_is_broken(tmp_path):

@@ -14,7 +14,7 @@ from sepo.hosts.axolotl.conversations import check_types
 from sepo.recipe.keys import HOST_KEYS, KEYS
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import available_stages, is_ours, objective_of_key
+from sepo.recipe.stages import available_stages, is_sepo_stage, objective_of_key
 from sepo.text.conversations import QUOTED
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
         SepoError: If the config is invalid.
     """
     rl, block = cfg.get("rl"), cfg.get("sepo")
-    alias = rl if isinstance(rl, str) and rl not in _host_rl() and is_ours(rl) else None
+    alias = rl if isinstance(rl, str) and rl not in _host_rl() and is_sepo_stage(rl) else None
     if block is None and alias is None:
         return None
     block = _checked_block(block)

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, nearest
 from sepo.files import write_whole
-from sepo.recipe.keys import OUR_KEYS, PIPELINE_KEYS
+from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import objective_keys, with_stage_defaults
 from sepo.runs.provenance import HIDDEN, redacted
@@ -108,7 +108,7 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
     output = str(shared.pop("output_dir"))
     policy = {**shared, "stage": "sepo", "do_train": True, **(sections["policy"] or {})}
     policy["output_dir"] = f"{output}/policy"
-    sepo_keys = (*OUR_KEYS, *objective_keys(str(with_stage_defaults(policy)["objective"])))
+    sepo_keys = (*SEPO_KEYS, *objective_keys(str(with_stage_defaults(policy)["objective"])))
     training = {name: value for name, value in shared.items() if name not in (*sepo_keys, *_EVALUATION)}
     base = _base_recipe(recipe, training, sections["base"], output)
     oracle = _oracle_recipe(base, training, sections["oracle"] or {}, output)

@@ -9,10 +9,10 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.installation import AXOLOTL, LLAMAFACTORY, install_command, is_installed, packages, what_is_wrong
-from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.resolve import Arguments, given_keys, resolve, stage_of
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import STAGES, check_stage, is_ours
+from sepo.recipe.stages import STAGES, check_stage, is_sepo_stage
 
 SCORE_ONLY = "SEPO_SCORE_ONLY"
 """Environment variable that `sepo score` sets for its subprocesses, which then stop after scoring."""
@@ -57,9 +57,9 @@ def check_recipe(args: Arguments, *, download: bool = True) -> tuple[Arguments, 
         SepoError: the recipe is invalid, or names data or models that do not exist.
     """
     stage = stage_of(args)
-    if not is_ours(stage):
+    if not is_sepo_stage(stage):
         check_stage(stage)
-        sepo_keys = [name for name in given_keys(args) if name in OUR_KEYS]
+        sepo_keys = [name for name in given_keys(args) if name in SEPO_KEYS]
         if sepo_keys and not _enabled("ALLOW_EXTRA_ARGS"):
             raise SepoError(
                 f"{sepo_keys[0]} is set, but stage {stage or 'sft'} is LLaMA-Factory's, which does not support it; use "

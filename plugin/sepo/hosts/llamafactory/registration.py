@@ -12,7 +12,7 @@ from sepo.errors import SepoError
 from sepo.hosts.errors import print_error
 from sepo.hosts.llamafactory.recipe import SCORE_ONLY, get_train_args, load_host, settings_of
 from sepo.recipe.resolve import stage_of
-from sepo.recipe.stages import is_ours
+from sepo.recipe.stages import is_sepo_stage
 
 RAY_WORKER = "SEPO_RAY_WORKER"
 
@@ -42,7 +42,7 @@ def register(tuner: ModuleType) -> None:
 
                 _log_beside_host()
                 score(get_train_args(config["args"]))
-            elif is_ours(stage_of(config["args"])):
+            elif is_sepo_stage(stage_of(config["args"])):
                 from sepo.hosts.llamafactory.plan.out_of_memory import train_with_plan
 
                 _log_beside_host()

@@ -8,11 +8,11 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.objectives.presets import find_objective
-from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.reference import base_of_reference_adapters
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import find_stage, is_ours, objective_keys, with_stage_defaults
+from sepo.recipe.stages import find_stage, is_sepo_stage, objective_keys, with_stage_defaults
 
 HOST_DPO, HOST_SIMPO, OWN = "host_dpo", "host_simpo", "recipe"
 
@@ -106,7 +106,7 @@ def plan_contenders(
 def own_name(recipe: Mapping[str, Any]) -> str:
     """Return the contender whose method is the recipe's: a name of ``CONTENDERS``, or ``recipe``."""
     stage = str(recipe["stage"])
-    if not is_ours(stage):
+    if not is_sepo_stage(stage):
         losses = {keys["pref_loss"]: name for name, keys in CONTENDERS.items() if keys["stage"] == "dpo"}
         return losses.get(str(recipe.get("pref_loss") or "sigmoid"), OWN)
     given = with_stage_defaults(recipe)
@@ -119,8 +119,8 @@ def own_name(recipe: Mapping[str, Any]) -> str:
 
 
 def _contender(name: str, recipe: Mapping[str, Any], *, own: str, host_keys: tuple[str, ...]) -> Contender:
-    method_keys = (*OUR_KEYS, *_HOST_METHOD_KEYS, *_REFERENCE_KEYS)
-    if is_ours(str(recipe["stage"])):
+    method_keys = (*SEPO_KEYS, *_HOST_METHOD_KEYS, *_REFERENCE_KEYS)
+    if is_sepo_stage(str(recipe["stage"])):
         method_keys += tuple(objective_keys(str(with_stage_defaults(recipe)["objective"])))
     method = {key: value for key, value in recipe.items() if key in method_keys and key not in _NO_METHOD}
     common = {key: value for key, value in recipe.items() if key not in method}
@@ -130,8 +130,8 @@ def _contender(name: str, recipe: Mapping[str, Any], *, own: str, host_keys: tup
     label = _LABELS.get(name, name)
     if name == OWN:
         label = f"recipe ({_described(recipe)})"
-    if not is_ours(str(keys["stage"])):
-        chosen = {key: value for key, value in common.items() if key not in OUR_KEYS}
+    if not is_sepo_stage(str(keys["stage"])):
+        chosen = {key: value for key, value in common.items() if key not in SEPO_KEYS}
         loss = str(keys.setdefault("pref_loss", "sigmoid"))
         host: Any = {**chosen, **keys}
         if loss not in ("simpo", "orpo"):
@@ -150,7 +150,7 @@ def _contender(name: str, recipe: Mapping[str, Any], *, own: str, host_keys: tup
 
 def _described(recipe: Mapping[str, Any]) -> str:
     stage = str(recipe["stage"])
-    if not is_ours(stage):
+    if not is_sepo_stage(stage):
         return f"{recipe.get('pref_loss')}, LLaMA-Factory"
     given = with_stage_defaults(recipe)
     scorer = given.get("token_scorer")

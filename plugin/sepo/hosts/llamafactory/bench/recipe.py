@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.recipe.keys import OUR_KEYS
-from sepo.recipe.stages import check_stage, is_ours, objective_keys, with_stage_defaults
+from sepo.recipe.keys import SEPO_KEYS
+from sepo.recipe.stages import check_stage, is_sepo_stage, objective_keys, with_stage_defaults
 
 _DROPPED = (
     "do_eval", "do_predict", "eval_dataset", "eval_on_each_dataset", "load_best_model_at_end", "metric_for_best_model",
@@ -36,7 +36,7 @@ def measured_recipe(recipe: Mapping[str, Any], *, output_dir: str) -> dict[str, 
         SepoError: the stage does not train on pairs, or the run needs more than one process.
     """
     stage = None if recipe.get("stage") is None else str(recipe["stage"])
-    if not is_ours(stage) and stage != "dpo":
+    if not is_sepo_stage(stage) and stage != "dpo":
         check_stage(stage)
         raise SepoError(
             f"stage is {stage or 'sft (the default)'}; bench compares preference stages: add stage=dpo, or one of "
@@ -77,14 +77,14 @@ def check_keys(recipe: Mapping[str, Any], *, host_keys: tuple[str, ...]) -> None
         SepoError: with the nearest known name.
     """
     sepo_keys: tuple[str, ...] = ()
-    if is_ours(str(recipe.get("stage"))):
+    if is_sepo_stage(str(recipe.get("stage"))):
         objective = str(with_stage_defaults(recipe)["objective"])
-        sepo_keys = (*OUR_KEYS, *objective_keys(objective, taken=(*host_keys, *OUR_KEYS)))
+        sepo_keys = (*SEPO_KEYS, *objective_keys(objective, taken=(*host_keys, *SEPO_KEYS)))
     for name, value in recipe.items():
         if value is not None and name not in (*host_keys, *sepo_keys):
             hint = (
                 f" It is a key of sepo's stages; add {name}=null after the recipe."
-                if name in OUR_KEYS
+                if name in SEPO_KEYS
                 else nearest(name, (*host_keys, *sepo_keys))
             )
             raise SepoError(f"unknown key '{name}'.{hint}")

@@ -16,7 +16,7 @@ import yaml
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.enable import enabled
 from sepo.hosts.llamafactory.recipe import check_recipe
-from sepo.recipe.keys import OUR_KEYS
+from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.stages import available_stages, objective_of_key
 
 HOST_PROGRAM = "llamafactory-cli"
@@ -61,7 +61,7 @@ def shell_command(args: Mapping[str, Any]) -> str:
 def _value(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return shlex.quote(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-    if isinstance(value, list) and name not in OUR_KEYS:
+    if isinstance(value, list) and name not in SEPO_KEYS:
         return " ".join(shlex.quote(str(item)) for item in value)
     return shlex.quote(",".join(map(str, value)) if isinstance(value, list) else str(value))
 
@@ -84,7 +84,7 @@ def without_off(args: Mapping[str, Any], cleaned: Mapping[str, Any]) -> dict[str
 
 
 def _is_flag(name: str) -> bool:
-    return name in OUR_KEYS or objective_of_key(name) is not None
+    return name in SEPO_KEYS or objective_of_key(name) is not None
 
 
 def started(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sepo.objectives import Method
-from sepo.recipe.keys import OUR_KEYS, hyperparameter_keys, keys_of, typed
+from sepo.recipe.keys import SEPO_KEYS, hyperparameter_keys, keys_of, typed
 from sepo.recipe.resolve import resolved_method
-from sepo.recipe.stages import STAGES, is_ours, objective_keys, objective_of_key, with_stage_defaults
+from sepo.recipe.stages import STAGES, is_sepo_stage, objective_keys, objective_of_key, with_stage_defaults
 
 
 def stage_keys(stage: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def stage_keys(stage: str) -> dict[str, Any]:
     given = with_stage_defaults({"stage": stage})
     objective = str(given["objective"])
     own_keys = objective_keys(objective)
-    arguments = typed({name: given[name] for name in OUR_KEYS if name in given})
+    arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
     method, _ = resolved_method(stage, arguments, given, own_keys=own_keys)
     keys: dict[str, Any] = {}
     if method.scorer == "oracle":
@@ -97,21 +97,21 @@ def with_keys_of(stage: str, text: str, memory: Memory) -> tuple[str, Memory]:
         return text, memory
     kept, rest = dict(memory.kept), {}
     for key, value in values.items():
-        if key not in memory.shown and not _is_our_key(key):
+        if key not in memory.shown and not _is_sepo_key(key):
             rest[key] = value
         elif key not in memory.shown or value != memory.shown[key]:
             kept[key] = value
-    if not is_ours(stage):
+    if not is_sepo_stage(stage):
         return (text if rest == values else _as_text(rest)), Memory(kept=kept)
     defaults = stage_keys(stage)
     elsewhere = {key for other in STAGES for key in stage_keys(other)}
-    added = {key: value for key, value in kept.items() if _is_our_key(key) and key not in elsewhere | set(defaults)}
+    added = {key: value for key, value in kept.items() if _is_sepo_key(key) and key not in elsewhere | set(defaults)}
     shown = {**{key: kept.get(key, value) for key, value in defaults.items() if key not in rest}, **added}
     return _as_text({**rest, **shown}), Memory(shown, kept)
 
 
-def _is_our_key(key: str) -> bool:
-    return key in OUR_KEYS or objective_of_key(key) is not None
+def _is_sepo_key(key: str) -> bool:
+    return key in SEPO_KEYS or objective_of_key(key) is not None
 
 
 def _as_text(values: Mapping[str, Any]) -> str:

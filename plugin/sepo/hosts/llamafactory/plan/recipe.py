@@ -19,7 +19,7 @@ from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import reference_spec
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import check_stage, is_ours
+from sepo.recipe.stages import check_stage, is_sepo_stage
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,7 +95,7 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
         SepoError: the recipe is invalid, or its stage is not one of sepo's.
     """
     stage = None if recipe.get("stage") is None else str(recipe["stage"])
-    if not is_ours(stage):
+    if not is_sepo_stage(stage):
         check_stage(stage)
         raise SepoError(f"stage is {stage or 'sft (the default)'}; sepo plan supports sepo's stages only; set stage.")
     if not recipe.get("model_name_or_path"):
