@@ -12,9 +12,16 @@ from sepo.objectives.declarations import Objective, Stage
 from sepo.objectives.links import Hinge, Link, Logistic, Odds, Rank, Square
 from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenScorer
 from sepo.objectives.output import PreferenceOutput
-from sepo.objectives.penalties import ChosenShortfall, NoPenalty, PairRewards, Penalty, RejectedClamp, SequentialKl
 from sepo.objectives.presets import available_objectives, available_scorers, resolve_method
 from sepo.objectives.regularizers import ChosenNll, Regularizer, Term, TokenRewardRegularizer
+from sepo.objectives.reward_penalties import (
+    ChosenShortfall,
+    NoPenalty,
+    PairRewards,
+    Penalty,
+    RejectedClamp,
+    SequentialKl,
+)
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.selecting import select
 from sepo.objectives.settings import Choice, Flag, Number, Whole

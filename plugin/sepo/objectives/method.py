@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.objectives.links import Link
-from sepo.objectives.penalties import NoPenalty, Penalty
 from sepo.objectives.regularizers import Regularizer
+from sepo.objectives.reward_penalties import NoPenalty, Penalty
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Value
 from sepo.objectives.weights import PairWeight

@@ -10,8 +10,8 @@ from sepo.errors import SepoError, nearest
 from sepo.objectives.declarations import SELECTION, Objective, share
 from sepo.objectives.links import Hinge, Logistic, Odds, Rank, Square
 from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenScorer
-from sepo.objectives.penalties import ChosenShortfall, RejectedClamp, SequentialKl
 from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegularizer
+from sepo.objectives.reward_penalties import ChosenShortfall, RejectedClamp, SequentialKl
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Choice, Flag, Number, Setting, resolve_settings
 from sepo.objectives.weights import PolicyLikelihood
