@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, nearest
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
 from sepo.objectives.presets import BUILT_IN, find_objective
 from sepo.selection.scopes import SCOPES
@@ -360,6 +360,11 @@ def hyperparameter_keys(objective: str) -> dict[str, str]:
         for name, row in rows.items()
         if row.sets is not None and (row.sets.objectives is None or objective in row.sets.objectives)
     }
+
+
+def unknown_key(name: str, known: Iterable[str]) -> str:
+    """Return the message for a key that no part of a recipe has, with the nearest known name."""
+    return f"unknown key '{name}'.{nearest(name, tuple(known))}"
 
 
 def as_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:

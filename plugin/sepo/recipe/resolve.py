@@ -17,6 +17,7 @@ from sepo.recipe.keys import (
     keys_of,
     names_of,
     typed,
+    unknown_key,
 )
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.recipe.reference import (
@@ -230,7 +231,7 @@ def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_
                     f"{name} is set, but it belongs to objective {owner} and the objective is {given['objective']}; "
                     f"set objective: {owner}, or remove {name}."
                 )
-            raise SepoError(f"unknown key '{name}'.{nearest(name, known)}")
+            raise SepoError(unknown_key(name, known))
     loss = given.get("pref_loss")
     if loss not in (None, "sigmoid"):
         named = f"set objective: {loss}" if loss in available_objectives() else "use stage: dpo"

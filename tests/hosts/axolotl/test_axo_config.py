@@ -71,7 +71,7 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
         ({"rl_beta": 0.1, "block": {"pref_beta": 0.2}}, "sepo.pref_beta is 0.2 and rl_beta is 0.1"),
         ({"rl_beta": 0.1, "dpo_beta": 0.3}, "have the same meaning"),
         ({"rl_beta": "much"}, "expected a number"),
-        ({"block": {"select_ratoi": 0.3}}, "unknown key. Did you mean 'select_ratio'"),
+        ({"block": {"select_ratoi": 0.3}}, "block sepo: unknown key 'select_ratoi'. Did you mean 'select_ratio'"),
         ({"block": {"select_ratio": 0.3}}, "token_scorer is none"),
         ({"block": {"stage": "sepo"}}, "rl is minor_dpo and sepo.stage is sepo"),
         ({"block": {"pref_ftx": -1}}, "pref_ftx is -1"),

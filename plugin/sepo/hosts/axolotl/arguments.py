@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from sepo.errors import nearest
 from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys
+from sepo.recipe.keys import unknown_key
 from sepo.recipe.stages import objective_of_key
 
 
@@ -33,7 +33,7 @@ class _Block(BaseModel):
             elif name != "own" and objective_of_key(name):
                 own[name] = value
             elif name != "own":
-                raise ValueError(f"unknown key '{name}'.{nearest(name, BLOCK_KEYS)}")
+                raise ValueError(unknown_key(name, BLOCK_KEYS))
         return {**known, "own": own} if own else known
 
 

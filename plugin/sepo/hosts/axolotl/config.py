@@ -11,7 +11,7 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.axolotl.conversations import check_types
-from sepo.recipe.keys import HOST_KEYS, KEYS
+from sepo.recipe.keys import HOST_KEYS, KEYS, unknown_key
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
 from sepo.recipe.stages import available_stages, is_sepo_stage, objective_of_key
@@ -151,7 +151,7 @@ def _checked_block(block: Any) -> dict[str, Any]:
     flat = {**{name: value for name, value in block.items() if name != "own"}, **(block.get("own") or {})}
     for name in flat:
         if name not in BLOCK_KEYS and objective_of_key(name) is None:
-            raise SepoError(f"sepo.{name}: unknown key.{nearest(name, BLOCK_KEYS)}")
+            raise SepoError(f"block sepo: {unknown_key(name, BLOCK_KEYS)}")
     # Plain containers: the values are written to the run's output_dir as JSON.
     return {name: _plain(value) for name, value in flat.items() if value is not None}
 

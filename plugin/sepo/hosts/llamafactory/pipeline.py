@@ -18,9 +18,9 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sepo.errors import SepoError, nearest
+from sepo.errors import SepoError
 from sepo.files import write_whole
-from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS
+from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS, unknown_key
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import objective_keys, with_stage_defaults
 from sepo.runs.provenance import HIDDEN, redacted
@@ -216,7 +216,7 @@ def _check(steps: Sequence[Step]) -> None:
         elif step.name != "sample":
             for name in step.recipe:
                 if name not in known:
-                    raise SepoError(f"step '{step.name}': unknown key '{name}'.{nearest(name, known)}")
+                    raise SepoError(f"step '{step.name}': {unknown_key(name, known)}")
         if step.name != "sample" and not step.recipe.get("model_name_or_path"):
             raise SepoError(f"step '{step.name}' has no model_name_or_path; set it on top or in its section.")
 
