@@ -248,7 +248,8 @@ def test_the_theme_follows_the_system_until_it_is_chosen(opened, file):
     dark = ground()
     assert dark != light
     button = opened.find("#theme")
-    assert button.get_attribute("aria-label") == "Switch to the light theme"
+    # The label changes in an event handler, after the style.
+    opened.wait_for(lambda: button.get_attribute("aria-label") == "Switch to the light theme")
     button.click()
     assert ground() == light
     opened.open(file)

@@ -5,7 +5,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,16 @@ class Browser:
         """Set the preferred color scheme of the system to ``light`` or ``dark``."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def wait_for(self, condition: Callable[[], Any]) -> None:
+        """Wait for what the page does after an event, at most five seconds.
+
+        Raises:
+            TimeoutException: the condition stays false.
+        """
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, 5, poll_frequency=0.02).until(lambda _: condition())
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript and return the value of its ``return`` statement."""
