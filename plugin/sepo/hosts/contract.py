@@ -117,6 +117,8 @@ SHARED = (
     Entry("transformers", "Trainer.get_batch_samples", ("epoch_iterator", "num_batches", "device")),
     Entry("transformers", "Trainer._prepare_inputs", ("inputs",)),
     Entry("transformers", "Trainer.compute_loss_context_manager"),
+    Entry("transformers", "Trainer._save", ("output_dir",)),
+    Entry("transformers", "Trainer._push_from_checkpoint", ("checkpoint_folder",)),
     Entry("accelerate.state", "GradientState._set_sync_gradients", ("sync_gradients",)),
     Entry("accelerate", "Accelerator.no_sync", ("model",)),
     Entry("accelerate", "Accelerator.parallelism_config"),

@@ -19,6 +19,7 @@ from sepo.forward.lora import fuse_lora
 from sepo.objectives import Method
 from sepo.training.encoded_pairs import PairCollator, check_row
 from sepo.training.loading import register_numbered_cpus
+from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.split_backward import SplitsBatches
 from sepo.training.starting_policy import StartingPolicy
 from sepo.training.step import StepOutput, preference_step
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 _WITHOUT_EFFECT = {"model_init": "pass model", "compute_loss_func": "the method is the loss; leave it out"}
 
 
-class PreferenceTrainer(SplitsBatches, Trainer):
+class PreferenceTrainer(SavesNoSecrets, SplitsBatches, Trainer):
     """Trainer of a policy on preference pairs with any method.
 
     The loss of an optimizer step is the mean over its pairs, independent of their split into device batches. Metrics

@@ -14,7 +14,9 @@ from axolotl.integrations.base import BasePlugin
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.config import Resolved, resolve_config
+from sepo.hosts.axolotl.logs import hide_secrets
 from sepo.hosts.axolotl.models import on_several_cpus, train_on_several_cpus
+from sepo.redaction import remember_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,10 @@ class SePOPlugin(BasePlugin):
             SepoError: If the config is invalid.
         """
         self.stores = {}
+        remember_secrets(cfg)
         self.resolved = resolve_config(cfg)
         if self.resolved is not None:
+            hide_secrets()
             for name, value in self.resolved.changes.items():
                 cfg[name] = value
             if on_several_cpus():

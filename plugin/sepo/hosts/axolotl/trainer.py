@@ -22,6 +22,7 @@ from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
 from sepo.selection import SIDES
 from sepo.training.loading import register_numbered_cpus
+from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.selection_columns import IGNORE_INDEX
 from sepo.training.split_backward import SplitsBatches
 from sepo.training.step import StepTokens, preference_step
@@ -38,7 +39,7 @@ class _WithoutCollecting(AxolotlDPOTrainer):
         return step
 
 
-class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
+class PreferenceTrainer(SavesNoSecrets, SplitsBatches, _WithoutCollecting):
     """Trainer of sepo's stages. Only the training step differs: optimizers, schedulers, samplers, engines, checkpoints
     and logging are the host's.
 

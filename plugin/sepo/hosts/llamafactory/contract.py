@@ -13,6 +13,7 @@ CONTRACT = (
     Entry("llamafactory.train.tuner", "_training_function", ("config",)),
     Entry("llamafactory.train.tuner", "Worker._training_function", ("config",)),
     Entry("llamafactory.train.tuner", "run_exp"),
+    Entry("llamafactory.train.tuner", "read_args", ("args",)),
     Entry("llamafactory.launcher", "__file__"),
     Entry("llamafactory.launcher", "launch"),
     Entry("llamafactory.hparams", "read_args"),

@@ -34,13 +34,14 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     sys.argv = ["llamafactory-cli", *words]
     load_host(command)
     from llamafactory import launcher
-    from llamafactory.hparams import read_args
     from llamafactory.train import tuner
 
+    from sepo.hosts.llamafactory.reading import read_recipe
     from sepo.hosts.llamafactory.registration import register
 
     if words and "-h" not in words and "--help" not in words:
-        _, settings = check_recipe(read_args())  # before ranks are started, each of which would print the same error
+        # Before ranks are started, each of which would print the same error, and which read the secrets, too.
+        _, settings = check_recipe(read_recipe(keep_secrets=True))
         if score_only:
             refuse_without_scoring(settings)
             os.environ[SCORE_ONLY] = "1"

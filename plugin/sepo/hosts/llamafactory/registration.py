@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 from sepo.errors import SepoError
 from sepo.hosts.errors import print_error
+from sepo.hosts.llamafactory.reading import read_recipe
 from sepo.hosts.llamafactory.recipe import SCORE_ONLY, get_train_args, load_host, settings_of
-from sepo.recipe.resolve import stage_of
+from sepo.recipe.resolve import Arguments, stage_of
 from sepo.recipe.stages import is_sepo_stage
 
 RAY_WORKER = "SEPO_RAY_WORKER"
@@ -34,9 +37,13 @@ def register(tuner: ModuleType) -> None:
         _log_beside_host()
         return run_stage(model_args, data_args, training_args, finetuning_args, callbacks, settings=settings)
 
+    def read_args(args: Arguments | None = None) -> Arguments:
+        with _errors_in_one_line():
+            return read_recipe(args)
+
     @functools.wraps(host_training_function)
     def training_function(config: dict[str, Any]) -> None:
-        try:
+        with _errors_in_one_line():
             if os.environ.get(SCORE_ONLY):
                 from sepo.hosts.llamafactory.scoring_pass import score
 
@@ -49,18 +56,26 @@ def register(tuner: ModuleType) -> None:
                 train_with_plan(host_training_function, config)
             else:
                 host_training_function(config)
-        except SepoError as error:
-            if os.environ.get(RAY_WORKER):  # Ray carries the exception to the driver
-                raise
-            print_error(error)
-            raise SystemExit(2) from None
 
+    tuner.read_args = read_args  # type: ignore[attr-defined]
     tuner.get_train_args = get_train_args  # type: ignore[attr-defined]
     tuner.run_dpo = run_dpo  # type: ignore[attr-defined]
     tuner._training_function = training_function  # type: ignore[attr-defined]
     tuner.sepo_host_worker = tuner.Worker  # type: ignore[attr-defined]
     tuner.Worker = RayWorker  # type: ignore[attr-defined]
     tuner._sepo_registered = True  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """Print a ``SepoError`` of the block, and end the process with status 2."""
+    try:
+        yield
+    except SepoError as error:
+        if os.environ.get(RAY_WORKER):  # Ray carries the exception to the driver
+            raise
+        print_error(error)
+        raise SystemExit(2) from None
 
 
 def _log_beside_host() -> None:

@@ -14,12 +14,13 @@ from sepo.forward.recompute import recompute_less
 from sepo.recipe.settings import RunSettings
 from sepo.runs.token_samples import TokenRecord
 from sepo.training.loading import register_numbered_cpus
+from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.split_backward import SplitsBatches
 from sepo.training.starting_policy import StartingPolicy
 from sepo.training.step import StepTokens, preference_step
 
 
-class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
+class LlamaFactoryTrainer(SavesNoSecrets, SplitsBatches, CustomDPOTrainer):
     """Trainer with the host's optimizers, schedulers, samplers, engines, checkpoints and logging, and sepo's step.
 
     Args:
