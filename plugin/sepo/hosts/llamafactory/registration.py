@@ -11,8 +11,8 @@ from typing import Any
 from sepo.errors import SepoError
 from sepo.hosts.errors import print_error
 from sepo.hosts.llamafactory.recipe import SCORE_ONLY, get_train_args, load_host, settings_of
-from sepo.recipe.resolve import stage_of
-from sepo.recipe.stages import is_sepo_stage
+from sepo.recipe.given import stage_of
+from sepo.recipe.stage_names import is_sepo_stage
 
 RAY_WORKER = "SEPO_RAY_WORKER"
 
