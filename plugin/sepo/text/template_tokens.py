@@ -1,7 +1,7 @@
-"""Tokens of a response that its chat template writes, whatever the text: an empty thought, a line break after the turn.
+"""Tokens of a response that its chat template writes, for any text: an empty thought, a line break after the turn.
 
-They say nothing about the response, so they are no candidates of a selection. Only the end of turn is: the policy has to
-predict it.
+They say nothing about the response, so they are no candidates of a selection. Only the end of turn is: the policy has
+to predict it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class TemplateTokens:
     ([True, True, True], [True, True])
 
     Attributes:
-        leading: ids of the tokens before the text, not empty; several if what is written depends on the text (whether it
-            has a thought), the longest first.
+        leading: ids of the tokens before the text, not empty; several if they depend on the text (whether it has a
+            thought), the longest first.
         trailing: ids of the tokens after the text.
         end: index of the end of turn in ``trailing``.
     """
@@ -39,6 +39,11 @@ class TemplateTokens:
     def __bool__(self) -> bool:
         """Return whether the template writes any token except the end of turn."""
         return bool(self.leading) or len(self.trailing) > 1
+
+    @property
+    def most(self) -> int:
+        """Maximum number of tokens around a text, end of turn included."""
+        return max(map(len, self.leading), default=0) + len(self.trailing)
 
     def candidates(self, response: Sequence[int]) -> list[bool]:
         """Return for each token of a response whether it may be selected.
@@ -57,6 +62,10 @@ class TemplateTokens:
                 flags[start:] = [flags[start + index] and index == self.end for index in range(length)]
                 break
         return flags
+
+
+NO_TEMPLATE = TemplateTokens()
+"""A template that writes no tokens."""
 
 
 def template_tokens(
@@ -79,7 +88,7 @@ def template_tokens(
     first = "a"
     second = next((letter for letter, ids in alone.items() if ids[-1:] != alone[first][-1:]), None)
     if second is None or not alone[first]:
-        return TemplateTokens()
+        return NO_TEMPLATE
     one, other = tuple(encode(first)), tuple(encode(second))
     after = 0
     while after < min(len(one), len(other)) and one[-1 - after] == other[-1 - after]:
