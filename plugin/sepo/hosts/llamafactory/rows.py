@@ -1,0 +1,277 @@
+"""Rows of data sets in the host's columns, with the reason of every row that is left out.
+
+See ../PATCHES.md for the names that are rebound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from llamafactory.data import converter, loader
+from llamafactory.data.converter import AlpacaDatasetConverter, DatasetConverter
+from llamafactory.data.parser import DatasetAttr
+
+from sepo import __version__
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.messages import MESSAGES, MessagesConverter, message_columns, register
+from sepo.text.messages import UnreadableRow, kind_of, tools_text
+from sepo.training.row_losses import RowLosses
+
+logger = logging.getLogger(__name__)
+
+LEFT_OUT = "_sepo_left_out"
+"""Column of aligned rows: the reason why a row is left out, or the empty string."""
+_UNUSED = "_sepo_unused"
+
+_READ_AS_MESSAGES = (MESSAGES, "openai", "sharegpt")
+_NOTHING = {"role": "assistant", "content": ""}
+
+
+@contextlib.contextmanager
+def counted_rows(losses: RowLosses, *, template: Any = None) -> Iterator[None]:
+    """Make the host's loader leave out rows that cannot be trained on inside the context, and count them by reason.
+
+    Rows of the formats `openai` and `sharegpt` are read as `messages` (`MessagesConverter`): a row that the host
+    converts correctly is converted to the same columns, without the system prompt that its converter for `openai` adds.
+
+    Args:
+        losses: gets the numbers of rows.
+        template: the run's template, with which rows with tools are tried; None for the one that the recipe names.
+
+    Raises:
+        SepoError: inside the context: a file cannot be read, a column is missing, or no row of a data set is left.
+    """
+    register()
+    align, load, converter_of = loader.align_dataset, loader.load_dataset, converter.get_dataset_converter
+
+    def aligned(dataset: Dataset, dataset_attr: Any, data_args: Any, training_args: Any) -> Dataset:
+        check_columns(dataset, dataset_attr)
+        known = align(dataset, dataset_attr, data_args, training_args)
+        return _kept(known, dataset, losses, name=str(dataset_attr))
+
+    def checked(name: str, dataset_attr: Any, data_args: Any) -> CheckedConverter:
+        if name in _READ_AS_MESSAGES:
+            host: DatasetConverter = MessagesConverter(dataset_attr, data_args, template)
+        else:
+            host = converter_of(name, dataset_attr, data_args)
+        return CheckedConverter(dataset_attr, data_args, host, template)
+
+    loader.align_dataset, loader.load_dataset = aligned, _loading(load)
+    converter.get_dataset_converter = checked
+    try:
+        yield
+    finally:
+        loader.align_dataset, loader.load_dataset = align, load
+        converter.get_dataset_converter = converter_of
+
+
+@dataclass
+class CheckedConverter(DatasetConverter):
+    """A converter that marks rows that cannot be trained on in the column ``LEFT_OUT``, whatever their content.
+
+    Args:
+        dataset_attr: the entry in dataset_info.json.
+        data_args: the host's data arguments.
+        host: the converter of the data set's format.
+        template: the run's template, or None.
+    """
+
+    host: DatasetConverter
+    template: Any = None
+    sepo_version: str = __version__  # part of the fingerprint by which the host's cache is found
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Convert a row."""
+        try:
+            row, unused = self._converted(example)
+            self._check(row)
+        except UnreadableRow as error:
+            # Not empty lists: a column's type is taken from its first rows.
+            row = {"_prompt": [{**_NOTHING, "role": "user"}], "_response": [_NOTHING, _NOTHING], "_system": ""}
+            row |= {"_tools": "", "_images": None, "_videos": None, "_audios": None}
+            return {**row, LEFT_OUT: str(error), _UNUSED: ""}
+        return {**row, LEFT_OUT: "", _UNUSED: unused}
+
+    def _converted(self, example: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        if isinstance(self.host, MessagesConverter):
+            return self.host.converted(example)
+        if isinstance(self.host, AlpacaDatasetConverter):
+            _check_texts(example, self.dataset_attr)
+            row = self.host(example)
+        else:
+            try:
+                row = self.host(example)
+            except Exception as error:  # of any converter that is registered with the host
+                kind = self.dataset_attr.formatting
+                raise UnreadableRow(f"the converter '{kind}' raises {type(error).__name__}") from error
+        if not isinstance(row["_system"] or "", str):
+            raise UnreadableRow(f"the system prompt is {kind_of(row['_system'])}; text is expected")
+        return {**row, "_system": row["_system"] or "", "_tools": tools_text(row["_tools"])}, ""
+
+    def _check(self, row: Mapping[str, Any]) -> None:
+        turns = [*row["_prompt"], *row["_response"]]
+        if not row["_prompt"] or len(row["_response"]) < 2:
+            raise UnreadableRow("it has no prompt with two responses")
+        if any(not isinstance(turn["content"], str) for turn in turns):
+            raise UnreadableRow("a turn has no text")
+        if self.template is not None and (row["_tools"] or any(turn["role"] == "function" for turn in turns)):
+            _try_template(self.template, row)
+
+
+def _check_texts(example: Mapping[str, Any], attributes: DatasetAttr) -> None:
+    """Raise if a field of a row in the format `alpaca` is not text."""
+    for column in (attributes.prompt, attributes.query):
+        if column and not isinstance(example[column] or "", str):
+            raise UnreadableRow(f"{column} is {kind_of(example[column])}; text is expected")
+    for column in (attributes.chosen, attributes.rejected):
+        if not isinstance(example[column], str):
+            raise UnreadableRow(f"{column} is {kind_of(example[column])}; text is expected")
+    turns = example[attributes.history] or [] if attributes.history else []
+    if not isinstance(turns, list) or any(
+        not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair)
+        for pair in turns
+    ):
+        raise UnreadableRow(f"{attributes.history} is not a list of pairs of texts")
+
+
+_NO_TOKENS = SimpleNamespace(
+    bos_token_id=None, eos_token_id=None, encode=lambda *_, **__: [], convert_tokens_to_ids=lambda _: 0
+)
+"""Stands in for a tokenizer when only the text of a template is tried."""
+
+
+def _try_template(template: Any, row: Mapping[str, Any]) -> None:
+    """Raise if the template cannot write the tools or the tool calls of a row."""
+    try:
+        what = "tools"
+        if row["_tools"]:
+            template.format_tools.apply(content=row["_tools"])
+        what = "tool calls"
+        for response in row["_response"][:2]:
+            template.encode_oneturn(_NO_TOKENS, [*row["_prompt"], response], row["_system"], row["_tools"])
+    except Exception as error:  # the host's formatters raise what the content makes them raise
+        raise UnreadableRow(f"the template cannot write its {what} ({type(error).__name__})") from error
+
+
+def check_columns(dataset: Dataset, attributes: DatasetAttr) -> None:
+    """Raise if a data set is empty, lacks a column that its entry names, or has responses of another format.
+
+    Args:
+        dataset: the rows, as loaded.
+        attributes: the entry in dataset_info.json.
+
+    Raises:
+        SepoError: with what to change in the entry.
+    """
+    name = str(attributes)
+    if not len(dataset):
+        raise SepoError(f"dataset '{name}' has no rows.")
+    check_entry(attributes, dataset[0], present=dataset.column_names)
+
+
+def check_entry(attributes: DatasetAttr, row: Mapping[str, Any], *, present: Sequence[str]) -> None:
+    """Raise if rows lack a column that their entry names, or if their responses have another format.
+
+    Args:
+        attributes: the entry in dataset_info.json.
+        row: one of the rows.
+        present: all columns of the rows.
+
+    Raises:
+        SepoError: with what to change in the entry.
+    """
+    name, kind = str(attributes), attributes.formatting
+    has = f"its columns are {', '.join(present)}"
+    entry = "its entry in dataset_info.json"
+    read = message_columns(attributes, present)
+    lists = [column for column in (read.chosen, read.rejected) if isinstance(row.get(column), list)]
+    if kind != MESSAGES and lists and (kind == "alpaca" or read.prompt not in present):
+        raise SepoError(
+            f"dataset '{name}': {lists[0]} is a list of messages, which formatting '{kind}' does not read; set "
+            f'"formatting": "{MESSAGES}" in {entry}.'
+        )
+    if kind != MESSAGES and (attributes.chosen is None or attributes.rejected is None):
+        raise SepoError(
+            f"dataset '{name}': {entry} does not name the columns of the responses, and {has}; add "
+            '"columns": {"chosen": ..., "rejected": ...}.'
+        )
+    missing = [column for column in _named(attributes, read) if column not in present]
+    if missing:
+        raise SepoError(
+            f"dataset '{name}' has no column {missing[0]}, which formatting '{kind}' reads, and {has}; name them under "
+            f'"columns" in {entry}.'
+        )
+
+
+def _named(attributes: DatasetAttr, read: Any) -> list[str]:
+    """Return the columns that are read, the responses first."""
+    columns = [read.chosen, read.rejected]
+    if attributes.formatting in _READ_AS_MESSAGES:
+        columns += [read.prompt]
+    elif attributes.formatting == "alpaca":
+        columns += [attributes.prompt, attributes.query, attributes.history]
+    if attributes.formatting != "openai":  # the host's converter does not need these two
+        columns += [attributes.system, attributes.tools]
+    columns += [attributes.images, attributes.videos, attributes.audios]
+    return [column for column in columns if column]
+
+
+def _kept(known: Dataset, given: Dataset, losses: RowLosses, *, name: str) -> Dataset:
+    """Return the rows that are not marked, without the marks, and add the numbers of the others to the losses."""
+    marks = known.select_columns([LEFT_OUT, _UNUSED])
+    found: dict[tuple[str, str], list[int]] = {}
+    for start in range(0, len(marks), 1000):
+        rows = marks[start : start + 1000]
+        for offset, (reason, unused) in enumerate(zip(rows[LEFT_OUT], rows[_UNUSED], strict=True)):
+            for event, phrase in (("skipped", reason), ("changed", unused)):
+                if phrase:
+                    found.setdefault((event, phrase), []).append(start + offset)
+    losses.given(name, len(known))
+    for (event, phrase), indices in found.items():
+        losses.add(name, "skipped" if event == "skipped" else "changed", phrase, len(indices),
+                   example=_excerpt(given, indices[0]))  # fmt: skip
+    left_out = sorted(index for (event, _), indices in found.items() if event == "skipped" for index in indices)
+    losses.used(name, len(known) - len(left_out))
+    if len(left_out) == len(known):
+        reasons = "; ".join(f"{len(indices)}: {phrase}" for (event, phrase), indices in found.items()
+                            if event == "skipped")  # fmt: skip
+        raise SepoError(f"dataset '{name}': no row is left of {len(known)} ({reasons}).")
+    kept = known.remove_columns([LEFT_OUT, _UNUSED])
+    return kept.select(np.delete(np.arange(len(known)), left_out)) if left_out else kept
+
+
+def _excerpt(dataset: Dataset, index: int) -> str:
+    text = json.dumps(dataset[index], ensure_ascii=False, default=str)
+    return f"row {index}: {text[:45]}"
+
+
+def _loading(load: Callable[..., Dataset]) -> Callable[..., Dataset]:
+    """Wrap ``load_dataset`` to raise one line that names the files or the data set and the cause."""
+
+    def loaded(*args: Any, **kwargs: Any) -> Dataset:
+        try:
+            return load(*args, **kwargs)
+        except SepoError:
+            raise
+        except Exception as error:  # of any file format, hub or file system
+            files = kwargs.get("data_files")
+            what = ", ".join(map(str, files)) if files else f"data set '{kwargs.get('path')}'"
+            raise SepoError(f"{what} cannot be loaded: {_cause(error)}.") from error
+
+    return loaded
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error at the beginning of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
