@@ -24,8 +24,9 @@ from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
 from sepo.scoring.live_columns import selection_columns
+from sepo.training.row_losses import RowLosses
 from sepo.training.starting_policy import StartingPolicy
-from sepo.training.trainable_rows import skip_empty_responses
+from sepo.training.trainable_rows import keep_trainable
 
 _LOOKED_AT = 5000
 """Maximum number of rows whose lengths are read."""
@@ -163,7 +164,10 @@ def _rows(
     """Return the drawn rows as a data set, and the batches as indices into it."""
     with contextlib.redirect_stdout(io.StringIO()):  # the host prints an example
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
-    rows = skip_empty_responses(datasets["train_dataset"], name="train", tokenizer=tokenizer_module["tokenizer"])
+    losses = RowLosses()
+    tokenizer = tokenizer_module["tokenizer"]
+    rows = keep_trainable(datasets["train_dataset"], name="train", tokenizer=tokenizer, losses=losses)
+    losses.log()
     pairs = training_args.per_device_train_batch_size
     if len(rows) > _LOOKED_AT:
         rows = rows.shuffle(seed=seed).select(range(_LOOKED_AT))
