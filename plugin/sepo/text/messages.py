@@ -106,14 +106,16 @@ class MessageReader:
         before_system, before = self.conversation(prompt, role="user", what="the prompt")
         chosen_system, chosen_turns = self.conversation(chosen, role="assistant", what="chosen")
         rejected_system, rejected_turns = self.conversation(rejected, role="assistant", what="rejected")
-        if not chosen_turns or not rejected_turns:
-            raise UnreadableRow(f"{'rejected' if chosen_turns else 'chosen'} is empty")
+        for name, turns in (("chosen", chosen_turns), ("rejected", rejected_turns)):
+            if not turns:
+                raise UnreadableRow(f"{name} is empty")
+            if turns[-1]["role"] not in _ANSWERING:
+                raise UnreadableRow(f"{name} ends with a turn of {turns[-1]['role']}")
         system = _one_system(before_system, chosen_system, rejected_system)
         conversations = _whole(before, chosen_turns, rejected_turns)
-        turns, (response, other) = _split(*conversations)
-        check_turns([*turns, response])
-        check_turns([*turns, other])
-        return Pair(system, turns, response, other)
+        prompt_turns, (response, other) = _split(*conversations)
+        check_turns([*prompt_turns, response])
+        return Pair(system, prompt_turns, response, other)
 
     def conversation(self, value: Any, *, role: str, what: str) -> tuple[str | None, list[Turn]]:
         """Read text or messages as the content of the system turn, or None, and the other turns.
@@ -319,9 +321,7 @@ def _split(chosen: list[Turn], rejected: list[Turn]) -> tuple[list[Turn], tuple[
     longest = min(len(chosen), len(rejected)) - 1
     both = zip(chosen[:longest], rejected[:longest], strict=True)
     common = len(list(takewhile(lambda pair: pair[0] == pair[1], both)))
-    if len(chosen) == len(rejected) == common + 1:
-        if not common:
-            raise UnreadableRow("chosen and rejected have no common prompt")
+    if common and len(chosen) == len(rejected) == common + 1:
         return chosen[:common], (chosen[-1], rejected[-1])
     if not common or chosen[common]["role"] not in _ANSWERING or rejected[common]["role"] not in _ANSWERING:
         raise UnreadableRow("chosen and rejected have different prompts")

@@ -62,9 +62,7 @@ def message_columns(attributes: DatasetAttr, present: Any) -> MessageColumns:
         )
     else:
         prompt, system, tools = attributes.messages, attributes.system, attributes.tools
-    return MessageColumns(
-        prompt, attributes.chosen or "chosen", attributes.rejected or "rejected", system, tools
-    )
+    return MessageColumns(prompt, attributes.chosen or "chosen", attributes.rejected or "rejected", system, tools)
 
 
 def turn_format(template: Any) -> TurnFormat:
@@ -119,9 +117,7 @@ class MessagesConverter(DatasetConverter):
             pair = reader.pair(prompt=given, chosen=chosen, rejected=rejected)
             system, prompt, responses = pair.system, pair.prompt, [pair.chosen, pair.rejected]
         else:
-            system, turns = reader.conversation(
-                given or example.get(MESSAGES), role="user", what="the conversation"
-            )
+            system, turns = reader.conversation(given or example.get(MESSAGES), role="user", what="the conversation")
             check_turns(turns)
             if len(turns) < 2 or len(turns) % 2:
                 raise UnreadableRow("the conversation does not end with a turn of the assistant")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +32,13 @@ logger = logging.getLogger(__name__)
 LEFT_OUT = "_sepo_left_out"
 """Column of aligned rows: the reason why a row is left out, or the empty string."""
 _UNUSED = "_sepo_unused"
+"""Column of aligned rows: what of a row is not used, or the empty string."""
 
 _READ_AS_MESSAGES = (MESSAGES, "openai", "sharegpt")
 _NOTHING = {"role": "assistant", "content": ""}
+_EXCERPT = 60
+"""Characters of a row that is left out, as JSON, which are kept for the table."""
+_EVALUATION = re.compile(r"^validation_?")
 
 
 @contextlib.contextmanager
@@ -41,6 +47,8 @@ def counted_rows(losses: RowLosses, *, template: Any = None) -> Iterator[None]:
 
     Rows of the formats `openai` and `sharegpt` are read as `messages` (`MessagesConverter`): a row that the host
     converts correctly is converted to the same columns, without the system prompt that its converter for `openai` adds.
+    Rows are left out after the validation split, where the host leaves out the rows that it cannot read, so that the
+    split does not depend on them.
 
     Args:
         losses: gets the numbers of rows.
@@ -49,13 +57,39 @@ def counted_rows(losses: RowLosses, *, template: Any = None) -> Iterator[None]:
     Raises:
         SepoError: inside the context: a file cannot be read, a column is missing, or no row of a data set is left.
     """
+    with aligned_rows(template=template):
+        split = loader.split_dataset
+
+        def kept(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            train, evaluation = split(*args, **kwargs)
+            return (
+                {name: kept_rows(rows, losses, name=name) for name, rows in train.items()},
+                {name: kept_rows(rows, losses, name=_EVALUATION.sub("eval ", name).strip())
+                 for name, rows in evaluation.items()},
+            )  # fmt: skip
+
+        loader.split_dataset = kept
+        try:
+            yield
+        finally:
+            loader.split_dataset = split
+
+
+@contextlib.contextmanager
+def aligned_rows(*, template: Any = None) -> Iterator[None]:
+    """Make the host's loader mark rows that cannot be trained on inside the context; see ``counted_rows``.
+
+    The marked rows are to be removed with ``kept_rows``.
+    """
     register()
     align, load, converter_of = loader.align_dataset, loader.load_dataset, converter.get_dataset_converter
 
     def aligned(dataset: Dataset, dataset_attr: Any, data_args: Any, training_args: Any) -> Dataset:
         check_columns(dataset, dataset_attr)
         known = align(dataset, dataset_attr, data_args, training_args)
-        return _kept(known, dataset, losses, name=str(dataset_attr))
+        if not any(reason == "" for reason in known[LEFT_OUT]):
+            raise SepoError(f"dataset '{dataset_attr}': no row can be used: {_counts(known[LEFT_OUT])}.")
+        return known
 
     def checked(name: str, dataset_attr: Any, data_args: Any) -> CheckedConverter:
         if name in _READ_AS_MESSAGES:
@@ -95,8 +129,9 @@ class CheckedConverter(DatasetConverter):
             self._check(row)
         except UnreadableRow as error:
             # Not empty lists: a column's type is taken from its first rows.
-            row = {"_prompt": [{**_NOTHING, "role": "user"}], "_response": [_NOTHING, _NOTHING], "_system": ""}
-            row |= {"_tools": "", "_images": None, "_videos": None, "_audios": None}
+            excerpt = json.dumps(example, ensure_ascii=False, default=str)[:_EXCERPT]
+            row = {"_prompt": [{"role": "user", "content": excerpt}], "_response": [_NOTHING, _NOTHING]}
+            row |= {"_system": "", "_tools": "", "_images": None, "_videos": None, "_audios": None}
             return {**row, LEFT_OUT: str(error), _UNUSED: ""}
         return {**row, LEFT_OUT: "", _UNUSED: unused}
 
@@ -224,33 +259,35 @@ def _named(attributes: DatasetAttr, read: Any) -> list[str]:
     return [column for column in columns if column]
 
 
-def _kept(known: Dataset, given: Dataset, losses: RowLosses, *, name: str) -> Dataset:
-    """Return the rows that are not marked, without the marks, and add the numbers of the others to the losses."""
-    marks = known.select_columns([LEFT_OUT, _UNUSED])
-    found: dict[tuple[str, str], list[int]] = {}
-    for start in range(0, len(marks), 1000):
-        rows = marks[start : start + 1000]
-        for offset, (reason, unused) in enumerate(zip(rows[LEFT_OUT], rows[_UNUSED], strict=True)):
-            for event, phrase in (("skipped", reason), ("changed", unused)):
-                if phrase:
-                    found.setdefault((event, phrase), []).append(start + offset)
+def kept_rows(known: Dataset, losses: RowLosses, *, name: str) -> Dataset:
+    """Return the rows that are not marked, without the marks, and add the numbers of the others to the losses.
+
+    Args:
+        known: aligned rows with their marks.
+        losses: gets the numbers of rows.
+        name: name of the data set in the log.
+
+    Raises:
+        SepoError: if no row is left.
+    """
     losses.given(name, len(known))
-    for (event, phrase), indices in found.items():
-        losses.add(name, "skipped" if event == "skipped" else "changed", phrase, len(indices),
-                   example=_excerpt(given, indices[0]))  # fmt: skip
-    left_out = sorted(index for (event, _), indices in found.items() if event == "skipped" for index in indices)
-    losses.used(name, len(known) - len(left_out))
+    left_out = []
+    for start in range(0, len(known), 1000):
+        rows = known.select(range(start, min(start + 1000, len(known)))).select_columns([LEFT_OUT, _UNUSED, "_prompt"])
+        for offset, row in enumerate(rows):
+            if row[LEFT_OUT]:
+                left_out.append(start + offset)
+                losses.add(name, "skipped", row[LEFT_OUT], 1, example=row["_prompt"][0]["content"])
+            elif row[_UNUSED]:
+                losses.add(name, "changed", row[_UNUSED], 1, example=row["_prompt"][0]["content"])
     if len(left_out) == len(known):
-        reasons = "; ".join(f"{len(indices)}: {phrase}" for (event, phrase), indices in found.items()
-                            if event == "skipped")  # fmt: skip
-        raise SepoError(f"dataset '{name}': no row is left of {len(known)} ({reasons}).")
+        raise SepoError(f"{name}: no row is left to train on: {_counts(known[LEFT_OUT])}.")
     kept = known.remove_columns([LEFT_OUT, _UNUSED])
     return kept.select(np.delete(np.arange(len(known)), left_out)) if left_out else kept
 
 
-def _excerpt(dataset: Dataset, index: int) -> str:
-    text = json.dumps(dataset[index], ensure_ascii=False, default=str)
-    return f"row {index}: {text[:45]}"
+def _counts(reasons: Iterable[str]) -> str:
+    return "; ".join(f"in {rows} rows {reason}" for reason, rows in Counter(reasons).most_common())
 
 
 def _loading(load: Callable[..., Dataset]) -> Callable[..., Dataset]:
