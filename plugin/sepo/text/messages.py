@@ -158,7 +158,9 @@ class MessageReader:
         if role not in _ANSWERING:
             return {"role": role, "content": _text(content, what, as_json=role == "observation")}
         thought = _first(message, _REASONING_KEYS)
-        calls = message.get("tool_calls") or message.get("function_call")
+        legacy = message.get("function_call")
+        # An object of another row's field may be one of nulls.
+        calls = message.get("tool_calls") or (legacy if isinstance(legacy, Mapping) and any(legacy.values()) else None)
         if content is None and (calls or thought):
             content = ""
         text = _text(content, what, as_json=role == "function")

@@ -6,7 +6,6 @@ See ../PATCHES.md for the names that are rebound.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 from collections import Counter
@@ -23,7 +22,7 @@ from llamafactory.data.parser import DatasetAttr
 
 from sepo import __version__
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.messages import MESSAGES, MessagesConverter, message_columns, register
+from sepo.hosts.llamafactory.messages import MESSAGES, MessageColumns, MessagesConverter, message_columns, register
 from sepo.text.messages import UnreadableRow, kind_of, tools_text
 from sepo.training.row_losses import RowLosses
 
@@ -36,8 +35,8 @@ _UNUSED = "_sepo_unused"
 
 _READ_AS_MESSAGES = (MESSAGES, "openai", "sharegpt")
 _NOTHING = {"role": "assistant", "content": ""}
-_EXCERPT = 60
-"""Characters of a row that is left out, as JSON, which are kept for the table."""
+_LOOKED_AT = 20
+"""Rows that are looked at for the format of the responses."""
 _EVALUATION = re.compile(r"^validation_?")
 
 
@@ -85,7 +84,9 @@ def aligned_rows(*, template: Any = None) -> Iterator[None]:
     align, load, converter_of = loader.align_dataset, loader.load_dataset, converter.get_dataset_converter
 
     def aligned(dataset: Dataset, dataset_attr: Any, data_args: Any, training_args: Any) -> Dataset:
-        check_columns(dataset, dataset_attr)
+        check_entry(
+            dataset_attr, list(dataset.select(range(min(len(dataset), _LOOKED_AT)))), present=dataset.column_names
+        )
         known = align(dataset, dataset_attr, data_args, training_args)
         if not any(reason == "" for reason in known[LEFT_OUT]):
             raise SepoError(f"dataset '{dataset_attr}': no row can be used: {_counts(known[LEFT_OUT])}.")
@@ -129,8 +130,10 @@ class CheckedConverter(DatasetConverter):
             self._check(row)
         except UnreadableRow as error:
             # Not empty lists: a column's type is taken from its first rows.
-            excerpt = json.dumps(example, ensure_ascii=False, default=str)[:_EXCERPT]
-            row = {"_prompt": [{"role": "user", "content": excerpt}], "_response": [_NOTHING, _NOTHING]}
+            row = {
+                "_prompt": [{"role": "user", "content": next(_texts(dict(example)), "")}],
+                "_response": [_NOTHING, _NOTHING],
+            }
             row |= {"_system": "", "_tools": "", "_images": None, "_videos": None, "_audios": None}
             return {**row, LEFT_OUT: str(error), _UNUSED: ""}
         return {**row, LEFT_OUT: "", _UNUSED: unused}
@@ -159,6 +162,19 @@ class CheckedConverter(DatasetConverter):
             raise UnreadableRow("a turn has no text")
         if self.template is not None and (row["_tools"] or any(turn["role"] == "function" for turn in turns)):
             _try_template(self.template, row)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a row, without the names of roles."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if name not in ("role", "from", "type", "id"):
+                yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def _check_texts(example: Mapping[str, Any], attributes: DatasetAttr) -> None:
@@ -196,38 +212,33 @@ def _try_template(template: Any, row: Mapping[str, Any]) -> None:
         raise UnreadableRow(f"the template cannot write its {what} ({type(error).__name__})") from error
 
 
-def check_columns(dataset: Dataset, attributes: DatasetAttr) -> None:
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return all columns of some rows."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def check_entry(
+    attributes: DatasetAttr, rows: Sequence[Mapping[str, Any]], *, present: Sequence[str], complete: bool = True
+) -> None:
     """Raise if a data set is empty, lacks a column that its entry names, or has responses of another format.
 
     Args:
-        dataset: the rows, as loaded.
         attributes: the entry in dataset_info.json.
-
-    Raises:
-        SepoError: with what to change in the entry.
-    """
-    name = str(attributes)
-    if not len(dataset):
-        raise SepoError(f"dataset '{name}' has no rows.")
-    check_entry(attributes, dataset[0], present=dataset.column_names)
-
-
-def check_entry(attributes: DatasetAttr, row: Mapping[str, Any], *, present: Sequence[str]) -> None:
-    """Raise if rows lack a column that their entry names, or if their responses have another format.
-
-    Args:
-        attributes: the entry in dataset_info.json.
-        row: one of the rows.
-        present: all columns of the rows.
+        rows: the first rows.
+        present: the columns of the rows.
+        complete: whether no other rows have further columns; if False, only the responses are looked for.
 
     Raises:
         SepoError: with what to change in the entry.
     """
     name, kind = str(attributes), attributes.formatting
+    if not rows:
+        raise SepoError(f"dataset '{name}' has no rows.")
     has = f"its columns are {', '.join(present)}"
     entry = "its entry in dataset_info.json"
     read = message_columns(attributes, present)
-    lists = [column for column in (read.chosen, read.rejected) if isinstance(row.get(column), list)]
+    responses = [read.chosen, read.rejected]
+    lists = [column for column in responses if any(isinstance(row.get(column), list) for row in rows)]
     if kind != MESSAGES and lists and (kind == "alpaca" or read.prompt not in present):
         raise SepoError(
             f"dataset '{name}': {lists[0]} is a list of messages, which formatting '{kind}' does not read; set "
@@ -238,7 +249,7 @@ def check_entry(attributes: DatasetAttr, row: Mapping[str, Any], *, present: Seq
             f"dataset '{name}': {entry} does not name the columns of the responses, and {has}; add "
             '"columns": {"chosen": ..., "rejected": ...}.'
         )
-    missing = [column for column in _named(attributes, read) if column not in present]
+    missing = [column for column in (_named(attributes, read) if complete else responses) if column not in present]
     if missing:
         raise SepoError(
             f"dataset '{name}' has no column {missing[0]}, which formatting '{kind}' reads, and {has}; name them under "
@@ -246,15 +257,15 @@ def check_entry(attributes: DatasetAttr, row: Mapping[str, Any], *, present: Seq
         )
 
 
-def _named(attributes: DatasetAttr, read: Any) -> list[str]:
+def _named(attributes: DatasetAttr, read: MessageColumns) -> list[str]:
     """Return the columns that are read, the responses first."""
-    columns = [read.chosen, read.rejected]
+    columns: list[str | None] = [read.chosen, read.rejected]
     if attributes.formatting in _READ_AS_MESSAGES:
         columns += [read.prompt]
     elif attributes.formatting == "alpaca":
         columns += [attributes.prompt, attributes.query, attributes.history]
     if attributes.formatting != "openai":  # the host's converter does not need these two
-        columns += [attributes.system, attributes.tools]
+        columns += [read.system, read.tools]
     columns += [attributes.images, attributes.videos, attributes.audios]
     return [column for column in columns if column]
 
