@@ -37,6 +37,7 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     from llamafactory.hparams import read_args
     from llamafactory.train import tuner
 
+    from sepo.hosts.llamafactory import messages
     from sepo.hosts.llamafactory.registration import register
 
     if words and "-h" not in words and "--help" not in words:
@@ -45,6 +46,7 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
             refuse_without_scoring(settings)
             os.environ[SCORE_ONLY] = "1"
     register(tuner)
+    messages.register()  # for the host's stages, too: those of `sepo pipeline` may read the same data sets
     sys.argv = ["llamafactory-cli", "train", *words]
     launcher.__file__ = str(Path(__file__).with_name("worker.py"))
     try:

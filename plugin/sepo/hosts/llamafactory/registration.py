@@ -83,8 +83,11 @@ class RayWorker:
         load_host("train")
         from llamafactory.train import tuner
 
+        from sepo.hosts.llamafactory import messages
+
         os.environ[RAY_WORKER] = "1"
         register(tuner)
+        messages.register()
         self._worker = tuner.sepo_host_worker()
 
     def _training_function(self, config: dict[str, Any]) -> None:

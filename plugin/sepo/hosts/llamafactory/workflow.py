@@ -25,6 +25,7 @@ from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.recipe import recipe_of
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses, written_by_template
+from sepo.hosts.llamafactory.rows import counted_rows
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.recipe.settings import RunSettings
@@ -157,7 +158,7 @@ def prepared_data(
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
     text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
     text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
-    with carried, text_kept:
+    with carried, counted_rows(losses, template=template), text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     written = NO_TEMPLATE if settings.method.selector is None else written_by_template(template, tokenizer)
     datasets = each_dataset(

@@ -22,6 +22,7 @@ from sepo.forward.recompute import recompute_as_before, recompute_less
 from sepo.hosts.llamafactory.bench.contenders import Contender
 from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with_random_columns
 from sepo.hosts.llamafactory.response_tokens import written_by_template
+from sepo.hosts.llamafactory.rows import counted_rows
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
 from sepo.scoring.live_columns import selection_columns
@@ -163,9 +164,10 @@ def _rows(
     seed: int,
 ) -> tuple[Any, list[list[int]]]:
     """Return the drawn rows as a data set, and the batches as indices into it."""
-    with contextlib.redirect_stdout(io.StringIO()):  # the host prints an example
-        datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     losses = RowLosses()
+    # The host prints an example.
+    with contextlib.redirect_stdout(io.StringIO()), counted_rows(losses, template=template):
+        datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     tokenizer = tokenizer_module["tokenizer"]
     rows = keep_trainable(datasets["train_dataset"], name="train", tokenizer=tokenizer, losses=losses)
     losses.log()
