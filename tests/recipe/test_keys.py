@@ -5,12 +5,13 @@ import pytest
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.objectives.presets import BUILT_IN as OBJECTIVES
+from sepo.recipe.given import stage_of
 from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import PrecomputedReference
-from sepo.recipe.resolve import resolve, stage_of
+from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import TokenRewardSource
-from sepo.recipe.stages import STAGES, check_stage
+from sepo.recipe.stage_names import STAGES, check_stage
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",
              "dpo_label_smoothing", "streaming", "model_name_or_path", "template", "simpo_gamma", "ref_model_adapters",

@@ -8,6 +8,7 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.objectives import Method, available_objectives, available_scorers, resolve_method
 from sepo.objectives.presets import find_objective
+from sepo.recipe.given import Arguments, given_keys
 from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
@@ -39,9 +40,6 @@ from sepo.recipe.token_rewards import CONTRASTIVE, reward_notes, token_reward_so
 STEP_IN_BACKWARD = ("lomo", "adalomo")
 """Optimizers that update the weights during the backward pass, and therefore allow one backward pass per step."""
 
-Arguments = dict[str, Any] | list[str]
-
-
 _REFUSED = {
     "pref_bco_weight": "the BCO term belongs to the host's DPO; remove pref_bco_weight or use stage: dpo",
     "ld_alpha": "LD-DPO's weight belongs to the host's DPO; remove ld_alpha or use stage: dpo",
@@ -49,31 +47,6 @@ _REFUSED = {
     "use_kt": "KTransformers replaces the forward pass in which sepo's stages replace the head; remove use_kt",
     "streaming": "scores are joined to the data by row number, and a stream has no row numbers; remove streaming",
 }
-
-
-def stage_of(args: Arguments) -> str | None:
-    """Return the stage that a recipe (mapping) or a command line (list of words) names, or None."""
-    stage = given_keys(args).get("stage")
-    return None if stage is None else str(stage)
-
-
-def given_keys(args: Arguments) -> dict[str, Any]:
-    """Return the keys and values that a recipe or a command line sets."""
-    return dict(args) if isinstance(args, dict) else dict(_options(args))
-
-
-def _options(words: Sequence[str]) -> dict[str, str]:
-    """Return the options ``--key value`` and ``--key=value`` of a command line, values as strings."""
-    options: dict[str, str] = {}
-    for position, word in enumerate(words):
-        if not word.startswith("--"):
-            continue
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            following = words[position + 1] if position + 1 < len(words) else ""
-            value = "true" if not following or following.startswith("--") else following
-        options[name.replace("-", "_")] = value
-    return options
 
 
 def _without(words: Sequence[str], names: Iterable[str]) -> list[str]:

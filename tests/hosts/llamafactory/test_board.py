@@ -33,7 +33,7 @@ from sepo.hosts.llamafactory.doctor import board_findings
 from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
 from sepo.hosts.llamafactory.registration import _log_beside_host
 from sepo.recipe.resolve import resolve
-from sepo.recipe.stages import STAGES
+from sepo.recipe.stage_names import STAGES
 from tests.support.packages import on_path, write_example, write_package
 from tests.support.recipes import run, sepo_recipe
 

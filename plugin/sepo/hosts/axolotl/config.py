@@ -11,10 +11,12 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.axolotl.conversations import check_types
+from sepo.hosts.axolotl.stage import alias_of, names_stage
 from sepo.recipe.keys import HOST_KEYS, KEYS, unknown_key
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import available_stages, is_sepo_stage, objective_of_key
+from sepo.recipe.stage_names import available_stages
+from sepo.recipe.stages import objective_of_key
 from sepo.text.conversations import QUOTED
 
 logger = logging.getLogger(__name__)
@@ -115,11 +117,10 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     Raises:
         SepoError: If the config is invalid.
     """
-    rl, block = cfg.get("rl"), cfg.get("sepo")
-    alias = rl if isinstance(rl, str) and rl not in _host_rl() and is_sepo_stage(rl) else None
-    if block is None and alias is None:
+    if not names_stage(cfg):
         return None
-    block = _checked_block(block)
+    rl, alias = cfg.get("rl"), alias_of(cfg)
+    block = _checked_block(cfg.get("sepo"))
     stage = _stage(rl, alias, block)
     _check_host(cfg)
     if alias is None and cfg.get("trainer_cls") is None:
@@ -135,12 +136,6 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     settings = resolved.settings
     _check_settings(cfg, settings)
     return resolved
-
-
-def _host_rl() -> tuple[str, ...]:
-    from axolotl.utils.schemas.enums import RLType
-
-    return tuple(item.value for item in RLType)
 
 
 def _checked_block(block: Any) -> dict[str, Any]:

@@ -13,6 +13,14 @@ from sepo.installation import LLAMAFACTORY, install_command
 
 _VERSION = "LLaMA-Factory 0.9.5"
 
+_IS_REGISTERED = """
+import sys
+import llamafactory.train.tuner, llamafactory.webui.interface
+import sepo.hosts.llamafactory.registration
+enabled = hasattr(llamafactory.train.tuner, "_sepo_enabled")
+sys.exit(not (enabled and hasattr(llamafactory.webui.interface, "_sepo_registered")))
+"""
+
 
 def contract_findings() -> Iterator[Finding]:
     """Check that the host has the names that are relied on, those of its board included."""
@@ -30,7 +38,7 @@ def board_findings() -> Iterator[Finding]:
     from llamafactory.extras.packages import is_gradio_available
 
     from sepo.hosts.llamafactory.board.patch import board_gaps
-    from sepo.recipe.stages import available_stages
+    from sepo.recipe.stage_names import available_stages
 
     if not is_gradio_available():
         yield Finding(True, "LLaMA Board: not available, gradio is not installed")
@@ -51,9 +59,7 @@ def activation_findings() -> Iterator[Finding]:
     if not enabled():
         yield Finding(False, f"{path} differs from the file that this version writes; run: sepo enable")
         return
-    modules = "llamafactory.train.tuner, llamafactory.webui.interface"
-    code = f"import sys, {modules}; sys.exit(not all(hasattr(m, '_sepo_registered') for m in ({modules})))"
-    quiet = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    quiet = subprocess.run([sys.executable, "-c", _IS_REGISTERED], capture_output=True, text=True, check=False)
     if quiet.returncode == 0:
         yield Finding(
             True, f"enabled in this environment ({path}): `llamafactory-cli train` and `webui` have sepo's stages"

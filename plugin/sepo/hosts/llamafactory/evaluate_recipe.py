@@ -16,7 +16,7 @@ from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.recipe.keys import as_flag, as_number
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import base_of_reference_adapters, reference_spec
-from sepo.recipe.stages import check_stage
+from sepo.recipe.stage_names import check_stage
 from sepo.redaction import HIDDEN
 from sepo.runs.provenance import RECIPE_FILE
 

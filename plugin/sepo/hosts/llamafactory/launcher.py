@@ -36,6 +36,7 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     from llamafactory import launcher
     from llamafactory.train import tuner
 
+    from sepo.hosts.llamafactory import messages
     from sepo.hosts.llamafactory.reading import read_recipe
     from sepo.hosts.llamafactory.registration import register
 
@@ -46,6 +47,7 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
             refuse_without_scoring(settings)
             os.environ[SCORE_ONLY] = "1"
     register(tuner)
+    messages.register()  # for the host's stages, too: those of `sepo pipeline` may read the same data sets
     sys.argv = ["llamafactory-cli", "train", *words]
     launcher.__file__ = str(Path(__file__).with_name("worker.py"))
     try:

@@ -23,6 +23,7 @@ from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS, unknown_key
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import objective_keys, with_stage_defaults
 from sepo.redaction import HIDDEN, redacted, remember_secrets, secrets_of
+from sepo.training.row_losses import RowLosses
 
 SECTIONS = ("base", "oracle", "policy")
 # Shared evaluation keys apply to the policy only: base and oracle train on a sample without evaluation rows.
@@ -231,7 +232,7 @@ def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
             continue
         print(f"{title}: {step.recipe['output_dir']}", flush=True)
         start = time.monotonic()
-        _run(step, records)
+        _run(step, records, template=steps[-1].recipe.get("template"))
         _write_record(step, records)
         print(f"{title}: done in {time.monotonic() - start:.0f} s", flush=True)
     return steps
@@ -260,13 +261,16 @@ def _write_record(step: Step, records: Path) -> None:
     write_whole(records / f"{step.name}.done.json", json.dumps(redacted(step.recipe), indent=1) + "\n")
 
 
-def _run(step: Step, records: Path) -> None:
+def _run(step: Step, records: Path, *, template: str | None = None) -> None:
     records.mkdir(parents=True, exist_ok=True)
     if step.name == "sample":
         from sepo.hosts.llamafactory.sample import write_sample
 
-        folder = Path(step.recipe["output_dir"])
-        count = write_sample(step.recipe, ratio=step.recipe["oracle_sample_ratio"], folder=folder)
+        folder, losses = Path(step.recipe["output_dir"]), RowLosses()
+        # Not a key of the step: the record of a sample that was drawn before has none.
+        recipe = {**step.recipe, "template": template}
+        count = write_sample(recipe, ratio=step.recipe["oracle_sample_ratio"], folder=folder, losses=losses)
+        losses.log()
         print(f"{count} pairs for base and oracle", flush=True)
         return
     recipe_file = records / f"{step.name}.yaml"

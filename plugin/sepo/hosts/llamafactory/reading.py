@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError
+from sepo.recipe.given import Arguments, given_keys
 from sepo.recipe.overview import COMMAND_LINE
-from sepo.recipe.resolve import Arguments, given_keys
 from sepo.redaction import HIDDEN, redacted_words, remember_secrets, secrets_of
 
 SECRETS = "SEPO_RECIPE_SECRETS"

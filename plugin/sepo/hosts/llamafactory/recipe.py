@@ -9,10 +9,11 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.installation import AXOLOTL, LLAMAFACTORY, install_command, is_installed, packages, what_is_wrong
+from sepo.recipe.given import Arguments, given_keys, stage_of
 from sepo.recipe.keys import SEPO_KEYS
-from sepo.recipe.resolve import Arguments, given_keys, resolve, stage_of
+from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import STAGES, check_stage, is_sepo_stage
+from sepo.recipe.stage_names import STAGES, check_stage, is_sepo_stage
 
 SCORE_ONLY = "SEPO_SCORE_ONLY"
 """Environment variable that `sepo score` sets for its subprocesses, which then stop after scoring."""
@@ -147,8 +148,6 @@ def load_host(command: str, module: str = "llamafactory.train.tuner") -> None:
     require_host(command)
     try:
         importlib.import_module(module)
-    except SepoError:  # raised by a stage that is registered with the module, after `sepo enable`
-        raise
     except Exception as error:  # incompatible packages raise exceptions of any type during import
         raise SepoError(_why_not_loaded(error)) from error
 

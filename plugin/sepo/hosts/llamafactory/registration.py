@@ -14,8 +14,8 @@ from sepo.errors import SepoError
 from sepo.hosts.errors import print_error
 from sepo.hosts.llamafactory.reading import read_recipe
 from sepo.hosts.llamafactory.recipe import SCORE_ONLY, get_train_args, load_host, settings_of
-from sepo.recipe.resolve import Arguments, stage_of
-from sepo.recipe.stages import is_sepo_stage
+from sepo.recipe.given import Arguments, stage_of
+from sepo.recipe.stage_names import is_sepo_stage
 
 RAY_WORKER = "SEPO_RAY_WORKER"
 
@@ -98,8 +98,11 @@ class RayWorker:
         load_host("train")
         from llamafactory.train import tuner
 
+        from sepo.hosts.llamafactory import messages
+
         os.environ[RAY_WORKER] = "1"
         register(tuner)
+        messages.register()
         self._worker = tuner.sepo_host_worker()
 
     def _training_function(self, config: dict[str, Any]) -> None:

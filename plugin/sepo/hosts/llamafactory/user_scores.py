@@ -14,6 +14,7 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo import __version__
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses
+from sepo.hosts.llamafactory.rows import LEFT_OUT
 from sepo.scoring.user_scores import (
     SPAN_COLUMNS,
     checked_scores,
@@ -81,6 +82,8 @@ def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         SepoError: a value of another type, not finite, or a span outside its response.
     """
     result: dict[str, Any] = {_WHERE: where, **{f"_sepo_{name}": None for name in (*SCORE_COLUMNS, *SPAN_COLUMNS)}}
+    if row.get(LEFT_OUT):
+        return result
     for index, side in enumerate(SIDES):
         if f"{side}_scores" in row:
             result[f"_sepo_{side}_scores"] = checked_scores(row, side, where=where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.recipe import recipe_of
-from sepo.hosts.llamafactory.response_tokens import PolicyResponses
+from sepo.hosts.llamafactory.response_tokens import PolicyResponses, written_by_template
+from sepo.hosts.llamafactory.rows import counted_rows
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.recipe.settings import RunSettings
 from sepo.runs.files import method_collator, write_settings
-from sepo.runs.log_writer import RunLog, note_preparation
+from sepo.runs.log_writer import RunLog, note_preparation, note_rows
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
 from sepo.scoring.live_columns import selection_columns
@@ -37,8 +38,10 @@ from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
+from sepo.text.template_tokens import NO_TEMPLATE
+from sepo.training.row_losses import RowLosses
 from sepo.training.starting_policy import StartingPolicy
-from sepo.training.trainable_rows import each_dataset, joined_column, skip_empty_responses
+from sepo.training.trainable_rows import each_dataset, joined_column, keep_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +60,19 @@ def run_stage(
     with abortable():
         data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
     tokenizer, template, datasets, stores = data.tokenizer, data.template, data.datasets, data.stores
+    if training_args.do_train and training_args.process_index == 0:
+        note_rows(Path(training_args.output_dir), data.losses)
     if stores:
         # Loading an adapter and scoring advance the random state: a run that scores and one that finds the store
         # must initialize the policy's adapter with the same weights.
         transformers.set_seed(training_args.seed)
-    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed)
+    datasets = selection_columns(
+        datasets,
+        settings.method,
+        tokenizer=tokenizer,
+        seed=training_args.seed,
+        template=written_by_template(template, tokenizer),
+    )
     model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
     ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
     trainer = build_trainer(
@@ -98,12 +109,14 @@ class PreparedData:
         template: the host's template.
         datasets: tokenized data sets by the host's roles, with the scored columns.
         stores: directories of the score stores, by their content, then by data set.
+        losses: rows that were left out, cut or changed.
     """
 
     tokenizer_module: dict[str, Any]
     template: Any
     datasets: dict[str, Any]
     stores: dict[str, dict[str, str]]
+    losses: RowLosses = field(default_factory=RowLosses)
 
     @property
     def tokenizer(self) -> Any:
@@ -123,6 +136,8 @@ def prepared_data(
 ) -> PreparedData:
     """Tokenize a run's training and evaluation rows as the host does, and score them or load their stored scores.
 
+    The first process logs the table of rows that are left out, cut or changed.
+
     Args:
         settings: the run's settings.
         model_args: the host's model arguments.
@@ -135,6 +150,7 @@ def prepared_data(
     Raises:
         SepoError: the data or the scoring models are invalid, or a store cannot be written.
     """
+    losses = RowLosses()
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
@@ -142,9 +158,15 @@ def prepared_data(
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
     text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
     text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
-    with carried, text_kept:
+    with carried, counted_rows(losses, template=template), text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
-    datasets = each_dataset(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
+    written = NO_TEMPLATE if settings.method.selector is None else written_by_template(template, tokenizer)
+    datasets = each_dataset(
+        datasets,
+        lambda rows, name: keep_trainable(rows, name=name, tokenizer=tokenizer, losses=losses, template=written),
+    )
+    if training_args.process_index == 0:
+        losses.log()
     stores: dict[str, dict[str, str]] = {}
     if settings.scores_before_training:
         host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
@@ -159,7 +181,7 @@ def prepared_data(
         datasets, stores = with_scores(datasets, scorers)
         if keep_text:
             datasets = joined_column(datasets, tokenized, CONVERSATION)
-    return PreparedData(tokenizer_module, template, datasets, stores)
+    return PreparedData(tokenizer_module, template, datasets, stores, losses)
 
 
 def pair_collator(model: Any, *, template: Any, tokenizer_module: dict[str, Any]) -> Any:

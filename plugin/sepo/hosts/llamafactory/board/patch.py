@@ -14,7 +14,7 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.command import HOST_PROGRAM, shown, started, without_off
 from sepo.hosts.llamafactory.board.keys import Memory, with_keys_of
 from sepo.hosts.llamafactory.board.texts import EXTRA_ARGUMENTS, LABELS
-from sepo.recipe.stages import available_stages
+from sepo.recipe.stage_names import available_stages
 
 _ELEMENTS = ("training_stage", "extra_args", "extra_tab")
 """Elements of the board's training tab that are needed to fill in the keys of a stage."""

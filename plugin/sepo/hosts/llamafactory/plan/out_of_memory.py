@@ -15,7 +15,7 @@ from sepo.hosts.llamafactory.plan.changes import changes
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.hosts.llamafactory.plan.report import advice, verdict
 from sepo.hosts.llamafactory.plan.run import device_memory, savings
-from sepo.recipe.resolve import given_keys
+from sepo.recipe.given import given_keys
 from sepo.scoring.models import plain_loading
 
 logger = logging.getLogger(__name__)

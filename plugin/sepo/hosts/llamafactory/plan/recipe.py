@@ -19,7 +19,7 @@ from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import reference_spec
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import check_stage, is_sepo_stage
+from sepo.recipe.stage_names import check_stage, is_sepo_stage
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
