@@ -59,8 +59,8 @@ PARAMETERS = {"llama-2-7b": 6.738e9, "llama-2-13b": 13.016e9, "llama-3-8b": 8.03
 
 @pytest.fixture
 def shapes(monkeypatch):
-    def config(name, *, key, trust_remote_code=False):
-        known = [shape for word, shape in SHAPES.items() if word in name.lower()]
+    def config(spec, *, key, access):
+        known = [shape for word, shape in SHAPES.items() if word in spec.model.lower()]
         return (known[0] if known else SHAPES["qwen3-0.6b"])()
 
     monkeypatch.setattr(accounts, "model_config", config)
