@@ -115,7 +115,7 @@ def fetched(name: str, revision: str, access: HubAccess, *, marker: str, need: N
     return _from_hugging_face(name, revision, access, marker, need)
 
 
-def resolved_models() -> dict[str, dict[str, str]]:
+def commits() -> dict[str, dict[str, str]]:
     """Return the commit of every model and adapter that this process looked up: ``{name: {revision: commit}}``."""
     found: dict[str, dict[str, str]] = {}
     for (name, revision, _), repository in _looked_up.items():

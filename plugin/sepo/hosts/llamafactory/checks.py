@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from llamafactory.data.parser import get_dataset_list
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.hub import access_in
 from sepo.recipe.keys import names_of
-from sepo.recipe.reference import OWN_START, own_start
+from sepo.recipe.reference import OWN_START, own_start, reference_spec
 from sepo.recipe.settings import RunSettings
-from sepo.scoring.hub_files import Need
-from sepo.scoring.model_files import check_local_names, scoring_models, spec_files
+from sepo.scoring.hub_files import ADAPTER, MODEL, Need
+from sepo.scoring.model_files import adapters_key, check_local_names, model_files, scoring_models, spec_files
 
 
 def check_policy(given: Mapping[str, Any], *, need: Need = "weights") -> None:
@@ -57,6 +57,31 @@ def check_models(
         scoring.append(("ref_model", settings.ref_model))
     for key, spec in scoring:
         spec_files(spec, key=key, access=access)
+
+
+def check_names(given: Mapping[str, Any], settings: RunSettings | None, *, made_earlier: Callable[[str], bool]) -> None:
+    """Raise if a model or adapter that a recipe names is missing, without fetching weights.
+
+    Args:
+        given: the recipe's keys and values.
+        settings: the resolved settings, or None if the stage is the host's.
+        made_earlier: returns whether a name is the output of an earlier run, which need not exist yet.
+
+    Raises:
+        SepoError: naming the key, the name and the revision.
+    """
+    named = [(OWN_START, own_start(given))]
+    if given.get("ref_model"):
+        named.append(reference_spec(given))
+    if settings is not None:
+        named += scoring_models(settings)
+    where: dict[str, Any] = {"access": access_in(given), "need": "config"}
+    for key, spec in named:
+        if not made_earlier(spec.model):
+            model_files(spec.model, key=key, marker=MODEL, revision=spec.revision, **where)
+        for name, revision in zip(spec.adapters, spec.revisions_of_adapters, strict=True):
+            if not made_earlier(name):
+                model_files(name, key=adapters_key(key), marker=ADAPTER, revision=revision, **where)
 
 
 def check_datasets(given: Mapping[str, Any]) -> None:
