@@ -16,7 +16,7 @@ from tests.support import hub as hubs
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with hubs.running() as running:
-        hubs.use(running, monkeypatch, tmp_path / "cache")
+        hubs.use(running.endpoint, monkeypatch, tmp_path / "cache")
         yield running
     forget_hub()
 

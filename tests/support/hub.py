@@ -1,7 +1,7 @@
 """A hub for models on the loopback interface: repositories with commits, branches and tags, private ones, and failures.
 
-``HF_ENDPOINT`` must name it before ``huggingface_hub`` is imported (``environment``), or ``use`` sets the client's
-constants in this process. Neither needs a host.
+``use`` makes the current process its client; ``hub_worker.py`` runs a command of sepo as one; a new process is one with
+the variables of ``environment``. No host is needed.
 """
 
 import contextlib
@@ -93,32 +93,31 @@ class Hub:
         """Return the requests for information about a repository."""
         return [path for _, path, _ in self.requests if path.startswith(f"/api/models/{name}")]
 
-    def environment(self, cache: Path, **more) -> dict:
-        """Return the variables of a process that uses this hub, with an own cache and without a login."""
-        return {
-            "HF_ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(cache), "HF_TOKEN": "",
-            "HF_TOKEN_PATH": str(cache / "no-token"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_MODULES_CACHE": str(cache / "modules"), **more,
-        }  # fmt: skip
+
+def environment(endpoint: str, cache: Path) -> dict[str, str]:
+    """Return the variables of a process that uses a hub, with an own cache and without a login."""
+    return {
+        "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(cache), "HF_TOKEN": "",
+        "HF_TOKEN_PATH": str(cache / "no-token"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_MODULES_CACHE": str(cache / "modules"),
+    }  # fmt: skip
 
 
-def use(hub: Hub, monkeypatch, cache: Path) -> None:
-    """Make this process use the hub: sets the client's constants until the end of a test."""
-    from huggingface_hub import constants
+def use(endpoint: str, monkeypatch, cache: Path) -> None:
+    """Make this process use a hub: sets the client's constants until the end of a test."""
+    from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import _http
 
-    for name, value in hub.environment(cache).items():
+    for name, value in environment(endpoint, cache).items():
         monkeypatch.setenv(name, value)
     values = {
-        "ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(cache),
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "ENDPOINT": endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(cache),
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_TOKEN_PATH": str(cache / "no-token"), "HF_HUB_DISABLE_XET": True,
     }  # fmt: skip
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
-    from huggingface_hub import hf_api
-
-    monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
+    monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
     with contextlib.suppress(AttributeError):
         _http.close_session()
     forget_hub()
