@@ -42,7 +42,7 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
 
     if words and "-h" not in words and "--help" not in words:
         # Before ranks are started, each of which would print the same error, and which read the secrets, too.
-        _, settings = check_recipe(read_recipe(keep_secrets=True))
+        _, settings = check_recipe(read_recipe(keep_secrets=True), score_only=score_only)
         if score_only:
             refuse_without_scoring(settings)
             os.environ[SCORE_ONLY] = "1"
