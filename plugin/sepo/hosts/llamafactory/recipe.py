@@ -8,7 +8,15 @@ from dataclasses import fields
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.installation import AXOLOTL, LLAMAFACTORY, install_command, is_installed, packages, what_is_wrong
+from sepo.installation import (
+    AXOLOTL,
+    LLAMAFACTORY,
+    install_command,
+    is_installed,
+    packages,
+    what_is_untested,
+    what_is_wrong,
+)
 from sepo.recipe.given import Arguments, given_keys, stage_of
 from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.resolve import resolve
@@ -166,10 +174,11 @@ def _why_not_loaded(error: Exception) -> str:
     if wrong:
         return f"LLaMA-Factory cannot be imported: {what_is_wrong(LLAMAFACTORY, wrong)}"
     reason = (str(error).strip().splitlines() or ["no message"])[0]
-    return (
-        f"LLaMA-Factory cannot be imported ({type(error).__name__}: {reason}), although its dependencies load; "
-        f"run: {install_command(LLAMAFACTORY.name)}"
-    )
+    failed = f"LLaMA-Factory cannot be imported ({type(error).__name__}: {reason}), although its dependencies load"
+    untested = [package for package in found if package.version is not None and not package.fits]
+    if untested:
+        return f"{failed}; {what_is_untested(LLAMAFACTORY, untested)}"
+    return f"{failed}; run: {install_command(LLAMAFACTORY.name)}"
 
 
 def quiet_on_one_device() -> None:

@@ -6,12 +6,13 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 from sepo.errors import SepoError
 from sepo.hosts.errors import print_error
+from sepo.hosts.llamafactory.facts import has_ray_worker
 from sepo.hosts.llamafactory.reading import read_recipe
 from sepo.hosts.llamafactory.recipe import SCORE_ONLY, get_train_args, load_host, settings_of
 from sepo.recipe.given import Arguments, stage_of
@@ -61,8 +62,11 @@ def register(tuner: ModuleType) -> None:
     tuner.get_train_args = get_train_args  # type: ignore[attr-defined]
     tuner.run_dpo = run_dpo  # type: ignore[attr-defined]
     tuner._training_function = training_function  # type: ignore[attr-defined]
-    tuner.sepo_host_worker = tuner.Worker  # type: ignore[attr-defined]
-    tuner.Worker = RayWorker  # type: ignore[attr-defined]
+    if has_ray_worker(tuner):
+        tuner.sepo_host_worker = tuner.Worker  # type: ignore[attr-defined]
+        tuner.Worker = RayWorker  # type: ignore[attr-defined]
+    else:
+        tuner.get_ray_trainer = _trainer_of_registered(tuner.get_ray_trainer)  # type: ignore[attr-defined]
     tuner._sepo_registered = True  # type: ignore[attr-defined]
 
 
@@ -88,6 +92,19 @@ def _log_beside_host() -> None:
     logger.setLevel(host.level if first else logging.ERROR)
 
 
+def _registered_in_ray() -> ModuleType:
+    """Register sepo's stages in a process that Ray started, and return the host's tuner."""
+    load_host("train")
+    from llamafactory.train import tuner
+
+    from sepo.hosts.llamafactory import messages
+
+    os.environ[RAY_WORKER] = "1"
+    register(tuner)
+    messages.register()
+    return tuner
+
+
 class RayWorker:
     """Worker class for Ray that registers sepo's stages in its process and then delegates to the host's worker.
 
@@ -95,15 +112,26 @@ class RayWorker:
     """
 
     def __init__(self) -> None:
-        load_host("train")
-        from llamafactory.train import tuner
-
-        from sepo.hosts.llamafactory import messages
-
-        os.environ[RAY_WORKER] = "1"
-        register(tuner)
-        messages.register()
-        self._worker = tuner.sepo_host_worker()
+        self._worker = _registered_in_ray().sepo_host_worker()
 
     def _training_function(self, config: dict[str, Any]) -> None:
         self._worker._training_function(config)
+
+
+def train_in_ray(config: dict[str, Any]) -> None:
+    """Train in a process that Ray started; the host's training function, pickled by name, would not be wrapped there.
+
+    Args:
+        config: the host's: ``args`` and ``callbacks``.
+    """
+    _registered_in_ray()._training_function(config)
+
+
+def _trainer_of_registered(host: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the host's ``get_ray_trainer``, which takes the function that the workers call."""
+
+    @functools.wraps(host)
+    def get_ray_trainer(training_function: Any, *args: Any, **kwargs: Any) -> Any:
+        return host(train_in_ray, *args, **kwargs)
+
+    return get_ray_trainer
