@@ -47,7 +47,7 @@ class Means:
 
 
 class PairMeans(_Base):
-    """Mixin for a ``transformers.Trainer`` that computes its loss with ``preference_step``: metrics are means over pairs.
+    """Mixin for a ``transformers.Trainer`` that computes its loss with ``preference_step``, and logs means over pairs.
 
     In evaluations, the loss and every metric count each pair of the data set once, so that they depend neither on the
     batch size nor on the number of processes. A sampler that shards an evaluation fills the last batches of the

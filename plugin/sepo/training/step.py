@@ -18,6 +18,7 @@ from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
 from sepo.objectives import Method, preference_loss, select
+from sepo.selection.ties import tie_order
 from sepo.training.batch_parts import PartLoss, Parts, part_of, rows_of_pairs
 from sepo.training.float_columns import REF_LOGPS, batch_floats
 from sepo.training.metrics import mean_by_side, plain_numbers, plain_sums, reward_metrics, token_metrics
@@ -193,7 +194,8 @@ def _loss(
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
     selection = positions.known
     if method.token_scorer.live:
-        selection = torch.cat(select(method, **sides, **_by_side(pairs, steps=_steps(method, batch))))
+        ties = tie_order(batch["labels"][:, 1:], mask)
+        selection = torch.cat(select(method, **sides, **_by_side(pairs, steps=_steps(method, batch), ties=ties)))
     if watch is not None:
         watch(StepTokens(batch, selection, logps.detach(), ref_logps))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None

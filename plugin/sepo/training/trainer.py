@@ -126,8 +126,8 @@ class PreferenceTrainer(SplitsBatches, PairMeans, Trainer):
             if self.method.token_scorer.compares_with_reference:
                 logger.warning(
                     "the reference is the starting policy: at step 1 every alignment score is zero, so the rule floor "
-                    "selects the first tokens of each response until the policy has changed. A stronger ref_model "
-                    "selects better."
+                    "selects tokens spread evenly over each response until the policy has changed. A stronger "
+                    "ref_model selects better."
                 )
             self.starting_policy = StartingPolicy(self.model)
             return

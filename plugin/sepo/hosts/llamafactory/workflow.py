@@ -258,7 +258,7 @@ def load_reference(
     if ref_model is None and live:
         logger.info(
             "the reference is the starting policy: at step 1 every alignment score is zero, so select_rule floor takes "
-            "the first tokens of each response and quantile all of them, until the policy has changed."
+            "tokens spread evenly over each response and quantile all of them, until the policy has changed."
         )
     continues = model_args.adapter_name_or_path is not None and not finetuning_args.create_new_adapter
     if ref_model is not None or not continues:
