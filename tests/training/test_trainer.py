@@ -236,6 +236,8 @@ def test_arguments_without_effect_raise(world, tmp_path, monkeypatch):
         PreferenceTrainer(args=arguments(tmp_path), compute_loss_func=len, **settings)
     with pytest.raises(SepoError, match=r"label_smoothing_factor is 0.1"):
         PreferenceTrainer(args=arguments(tmp_path, label_smoothing_factor=0.1), **settings)
+    with pytest.raises(SepoError, match="grouped by length"):
+        PreferenceTrainer(args=arguments(tmp_path, train_sampling_strategy="group_by_length"), **settings)
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(SepoError, match=r"2 GPUs in one process.*torchrun"):
         PreferenceTrainer(args=arguments(tmp_path), **settings)

@@ -22,6 +22,7 @@ from sepo.training.means import PairMeans
 from sepo.training.split_backward import SplitsBatches
 from sepo.training.starting_policy import StartingPolicy
 from sepo.training.step import StepOutput, preference_step
+from sepo.training.trainable_rows import groups_by_length
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,11 @@ class PreferenceTrainer(SplitsBatches, PairMeans, Trainer):
             raise SepoError(
                 f"label_smoothing_factor is {args.label_smoothing_factor}, which smooths token labels, expected 0: to "
                 "smooth preferences, use resolve_method('dpo', label_smoothing=...)."
+            )
+        if groups_by_length(args):
+            raise SepoError(
+                "the rows are to be grouped by length, which PreferenceTrainer does not support (a pair's padding is "
+                "not computed in any case): leave train_sampling_strategy, or group_by_length, at its default."
             )
         if data_collator is None:
             for dataset in (train_dataset, eval_dataset):

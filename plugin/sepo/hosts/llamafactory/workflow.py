@@ -38,7 +38,7 @@ from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
 from sepo.training.starting_policy import StartingPolicy
-from sepo.training.trainable_rows import each_dataset, joined_column, skip_empty_responses
+from sepo.training.trainable_rows import each_dataset, joined_column, skip_empty_responses, with_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def build_trainer(
         finetuning_args=finetuning_args,
         data_collator=collator,
         callbacks=callbacks,
-        **datasets,
+        **with_lengths(datasets, training_args),
         **tokenizer_module,
     )
 
