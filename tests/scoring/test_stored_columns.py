@@ -96,12 +96,18 @@ def scorer(world, tmp_path):
     return make
 
 
-def fake_scores(monkeypatch, value=0.5):
+def fake_scores(monkeypatch, value=0.5, zeros=0):
+    """Score every token with a value, those of the first ``zeros`` rows with zero."""
+
     def score(self, dataset, start, stop, on_batch):
         counts = {
             side: [len(ids) - 3 for ids in dataset[start:stop][f"{side}_input_ids"]] for side in ("chosen", "rejected")
         }
-        return {f"{side}_scores": [[value] * count for count in counts[side]] for side in counts}
+        values = [0.0 if row < zeros else value for row in range(start, stop)]
+        return {
+            f"{side}_scores": [[number] * count for number, count in zip(values, counts[side], strict=True)]
+            for side in counts
+        }
 
     monkeypatch.setattr(scoring.DatasetScorer, "_score", score)
 
@@ -153,3 +159,16 @@ def test_an_oracle_that_scores_only_zeros_is_refused(scorer, monkeypatch):
     fake_scores(monkeypatch, value=0.0)
     with pytest.raises(SepoError, match="all scores are zero"):
         scorer().attach(rows((2, 1)), name="train")
+
+
+@pytest.mark.parametrize("zeros", [39, 40])
+def test_all_rows_decide_whether_an_oracle_scores_only_zeros(scorer, monkeypatch, zeros):
+    """Zeros of the first rows alone are no reason to refuse the others."""
+    monkeypatch.setattr(scored_rows, "_BLOCK", 16)
+    fake_scores(monkeypatch, zeros=zeros)
+    data = rows(*[(2, 1)] * 40)
+    if zeros == 40:
+        with pytest.raises(SepoError, match="all scores are zero"):
+            scorer().attach(data, name="train")
+    else:
+        assert scorer().attach(data, name="train")["chosen_scores"][38:] == [[0.0, 0.0], [0.5, 0.5]]

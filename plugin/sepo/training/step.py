@@ -18,9 +18,10 @@ from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
 from sepo.objectives import Method, preference_loss, select
-from sepo.training.batch_parts import PartLoss, Parts
+from sepo.selection.ties import tie_order
+from sepo.training.batch_parts import PartLoss, Parts, part_of, rows_of_pairs
 from sepo.training.float_columns import REF_LOGPS, batch_floats
-from sepo.training.metrics import mean_by_side, plain_numbers, reward_metrics, token_metrics
+from sepo.training.metrics import mean_by_side, plain_numbers, plain_sums, reward_metrics, token_metrics
 from sepo.training.reward_columns import TOKEN_REWARDS, token_rewards
 from sepo.training.selection_columns import CANDIDATES, IGNORE_INDEX, SELECTION, STEPS
 
@@ -32,10 +33,12 @@ class StepOutput:
     Args:
         loss: scalar, differentiable: the mean over the pairs of the device batch.
         metrics: floats, by the host's names (``rewards/*``, ``logps/*``) and those of this package.
+        sums: total and count of each metric, for its mean over several steps; of ``select/tokens``, per pair.
     """
 
     loss: Tensor
     metrics: dict[str, float]
+    sums: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class StepTokens:
     ref_logps: Tensor | None
 
 
+_TEXT = {"input_ids", "attention_mask"}
+
 Reference = Callable[[], AbstractContextManager[nn.Module]]
 """Function that returns a context manager with the reference model, in its state as the reference."""
 
@@ -70,6 +75,7 @@ def preference_step(
     share_prompts: bool = True,
     parts: Parts | None = None,
     watch: Callable[[StepTokens], None] | None = None,
+    counted: int | None = None,
 ) -> StepOutput:
     """Compute the loss of one device batch of pairs.
 
@@ -89,6 +95,8 @@ def preference_step(
         share_prompts: False to run the padded batch even if prompts could be shared.
         parts: splits the batch; None to run it as one.
         watch: called with the selected tokens of each part; parts with weight 0 come first, and are repeated later.
+        counted: number of pairs, from the first, that enter loss and metrics, at least 1; the others only fill the
+            batch. None for all.
 
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the computed tokens, ``select/*_ratio`` the selected share
@@ -108,17 +116,19 @@ def preference_step(
         return _loss(
             model, part, tokens, layout,
             method=method, reference=reference, chosen_nll_weight=chosen_nll_weight, chunk_tokens=chunk_tokens,
-            watch=watch,
+            watch=watch, counted=counted,
         )  # fmt: skip
 
-    if parts is None or set(_model_inputs(batch)) != {"input_ids", "attention_mask"}:
+    divisible = set(_model_inputs(batch)) == _TEXT
+    if divisible and counted is not None:
+        batch, counted = part_of(batch, range(counted)), None
+    if parts is None or not divisible:
         loss, metrics = compute(batch)
     else:
         tokens = _positions(method, batch, chosen_nll_weight=chosen_nll_weight)
         loss, metrics = parts.loss(batch, _layout(model, batch, tokens) if share_prompts else None, compute)
-    numbers = plain_numbers(metrics)
-    numbers["select/tokens"] = float(round(numbers["select/tokens"] * (len(batch["labels"]) // 2)))
-    return StepOutput(loss=loss, metrics=numbers)
+    sums = plain_sums(metrics)
+    return StepOutput(loss=loss, metrics={**plain_numbers(sums), "select/tokens": sums["select/tokens"][0]}, sums=sums)
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,10 @@ class _Positions:
     candidates: Tensor
     wanted: Tensor
     known: Tensor
+
+    def of(self, rows: list[int]) -> _Positions:
+        """Return the masks of some rows."""
+        return _Positions(self.mask[rows], self.wanted[rows], self.known[rows])
 
 
 def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: float) -> _Positions:
@@ -164,8 +178,9 @@ def _loss(
     chosen_nll_weight: float,
     chunk_tokens: int | None,
     watch: Callable[[StepTokens], None] | None,
+    counted: int | None,
 ) -> PartLoss:
-    """Compute the mean loss over the pairs of a batch that goes through the model at once."""
+    """Compute the mean loss over the counted pairs of a batch that goes through the model at once."""
     inputs, labels = _model_inputs(batch), batch["labels"]
     pairs = labels.shape[0] // 2
     mask, wanted = positions.mask, positions.wanted
@@ -173,11 +188,18 @@ def _loss(
     ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
     # One pass over the head for all requested statistics.
     policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
+    if counted is not None and counted < pairs:
+        rows = rows_of_pairs(range(counted), pairs)
+        batch = {name: value[rows] for name, value in batch.items() if name not in inputs or name in _TEXT}
+        positions, policy = positions.of(rows), policy.of(rows)
+        ref_logps = None if ref_logps is None else ref_logps[rows]
+        pairs, mask, wanted = counted, positions.mask, positions.wanted
     logps = policy.logps
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
     selection = positions.known
     if method.token_scorer.live:
-        scored = sides | _by_side(pairs, mask=positions.candidates, steps=_steps(method, batch))
+        ties = tie_order(batch["labels"][:, 1:], mask)
+        scored = sides | _by_side(pairs, mask=positions.candidates, steps=_steps(method, batch), ties=ties)
         selection = torch.cat(select(method, **scored))
     if watch is not None:
         watch(StepTokens(batch, selection, logps.detach(), ref_logps))

@@ -57,6 +57,38 @@ def joined_column(datasets: Mapping[str, Any], others: Mapping[str, Any], column
     return each_dataset(datasets, join)
 
 
+def with_lengths(datasets: Mapping[str, Any], training_args: Any) -> dict[str, Any]:
+    """Add the column by which the host's sampler groups rows, if it does (``train_sampling_strategy``).
+
+    The sampler itself would read ``input_ids``, which rows of pairs do not have.
+
+    Args:
+        datasets: by the host's roles.
+        training_args: the host's training arguments.
+
+    Returns:
+        The data sets with the number of tokens of each pair's longer response with its prompt.
+    """
+    if not groups_by_length(training_args):
+        return dict(datasets)
+
+    def measured(rows: Dataset, name: str) -> Dataset:
+        if training_args.length_column_name in rows.column_names:
+            return rows
+        arrow = rows.select_columns([f"{side}_input_ids" for side in SIDES]).with_format("arrow")[:]
+        sides = [arrow[f"{side}_input_ids"].combine_chunks().value_lengths() for side in SIDES]
+        longer = np.maximum(*(lengths.to_numpy(zero_copy_only=False) for lengths in sides))
+        return rows.add_column(training_args.length_column_name, longer)
+
+    return each_dataset(datasets, measured)
+
+
+def groups_by_length(training_args: Any) -> bool:
+    """Return whether the sampler groups rows of similar length; transformers 4 has a flag for it."""
+    strategy = getattr(training_args, "train_sampling_strategy", None)
+    return strategy == "group_by_length" or bool(getattr(training_args, "group_by_length", False))
+
+
 def list_arrays(column: Any) -> list[np.ndarray]:
     """Return the rows of an Arrow list column."""
     lists = column.combine_chunks()

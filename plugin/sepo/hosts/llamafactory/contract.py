@@ -36,7 +36,6 @@ CONTRACT = (
     ),
     Entry("llamafactory.train.dpo.trainer", "CustomDPOTrainer.ftx_gamma", on_instances=True),
     Entry("trl", "DPOTrainer.prediction_step", ("model", "inputs")),
-    Entry("trl", "DPOTrainer.store_metrics", ("metrics", "train_eval")),
     Entry("trl", "DPOTrainer._stored_metrics", on_instances=True),
     Entry("llamafactory.train.trainer_utils", "create_ref_model", ("model_args", "finetuning_args")),
     Entry("llamafactory.train.trainer_utils", "create_modelcard_and_push", ("trainer", *_RUN[:-1])),

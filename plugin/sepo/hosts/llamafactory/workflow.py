@@ -42,7 +42,7 @@ from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
 from sepo.text.template_tokens import NO_TEMPLATE
 from sepo.training.row_losses import RowLosses
 from sepo.training.starting_policy import StartingPolicy
-from sepo.training.trainable_rows import each_dataset, joined_column, keep_trainable
+from sepo.training.trainable_rows import each_dataset, joined_column, keep_trainable, with_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ def build_trainer(
         finetuning_args=finetuning_args,
         data_collator=collator,
         callbacks=callbacks,
-        **datasets,
+        **with_lengths(datasets, training_args),
         **tokenizer_module,
     )
 
@@ -283,7 +283,7 @@ def load_reference(
     if ref_model is None and live:
         logger.info(
             "the reference is the starting policy: at step 1 every alignment score is zero, so select_rule floor takes "
-            "the first tokens of each response and quantile all of them, until the policy has changed."
+            "tokens spread evenly over each response and quantile all of them, until the policy has changed."
         )
     continues = model_args.adapter_name_or_path is not None and not finetuning_args.create_new_adapter
     if ref_model is not None or not continues:
