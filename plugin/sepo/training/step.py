@@ -143,7 +143,7 @@ class _Positions:
 
     def of(self, rows: list[int]) -> _Positions:
         """Return the masks of some rows."""
-        return _Positions(self.mask[rows], self.wanted[rows], self.known[rows])
+        return _Positions(self.mask[rows], self.candidates[rows], self.wanted[rows], self.known[rows])
 
 
 def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: float) -> _Positions:
