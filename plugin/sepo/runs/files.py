@@ -13,7 +13,7 @@ from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.provenance import write_provenance
 from sepo.training.float_columns import ReferenceCollator
 from sepo.training.reward_columns import RewardCollator
-from sepo.training.selection_columns import SelectionCollator, StepCollator
+from sepo.training.selection_columns import selecting_collator
 
 
 def method_collator(collator: Any, settings: RunSettings) -> Any:
@@ -23,10 +23,7 @@ def method_collator(collator: Any, settings: RunSettings) -> Any:
         collator: returns ``input_ids``, ``attention_mask`` and ``labels``, each [2B, T], the first B rows chosen.
         settings: the run's settings.
     """
-    if settings.method.needs_scores:
-        collator = SelectionCollator(collator, method=settings.method)
-    elif settings.method.needs_steps:
-        collator = StepCollator(collator)
+    collator = selecting_collator(collator, method=settings.method)
     if settings.method.needs_token_rewards and settings.token_rewards is not None:
         collator = RewardCollator(collator, origin=settings.token_rewards.origin)
     if settings.precomputed_reference is not None:

@@ -18,8 +18,7 @@ from sepo.training.selection_columns import (
     IGNORE_INDEX,
     SCORE_COLUMNS,
     STEP_COLUMNS,
-    SelectionCollator,
-    StepCollator,
+    selecting_collator,
 )
 
 Row = Mapping[str, Any]
@@ -213,11 +212,7 @@ class PairCollator:
         """
         for row in rows:
             check_row(row, self.method)
-        collate: Any = _padded
-        if self.method.needs_scores:
-            collate = SelectionCollator(collate, method=self.method)
-        elif self.method.needs_steps:
-            collate = StepCollator(collate)
+        collate: Any = selecting_collator(_padded, method=self.method)
         if self.method.needs_token_rewards:
             rewarded = all(has_rewards(row) for row in rows)
             collate = RewardCollator(collate, origin="prompts" if rewarded else "oracle")

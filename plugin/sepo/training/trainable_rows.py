@@ -10,6 +10,7 @@ from datasets import Dataset, concatenate_datasets
 
 from sepo.errors import SepoError
 from sepo.selection import SIDES
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
 from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import IGNORE_INDEX
 
@@ -71,20 +72,26 @@ def response_start(labels: Sequence[int] | np.ndarray) -> int:
 
 
 NO_RESPONSE = "a response has no token after truncation; raise cutoff_len (sequence_len), or remove the rows"
+NO_CANDIDATE = (
+    "only tokens of the chat template are left of a response after truncation; raise cutoff_len (sequence_len)"
+)
 SAME_RESPONSES = "both responses have the same tokens"
 
 
-def keep_trainable(dataset: Dataset, *, name: str, tokenizer: Any, losses: RowLosses) -> Dataset:
+def keep_trainable(
+    dataset: Dataset, *, name: str, tokenizer: Any, losses: RowLosses, template: TemplateTokens = NO_TEMPLATE
+) -> Dataset:
     """Drop the pairs that no preference can be learned from, and count them.
 
-    These are rows with a response of no tokens (empty, or truncated because the prompt fills the cutoff) and rows whose
-    responses have the same tokens.
+    These are rows with a response of no tokens (empty, or truncated because the prompt fills the cutoff) or of none
+    that may be selected, and rows whose responses have the same tokens.
 
     Args:
         dataset: tokenized pairs, in the host's columns.
         name: name of the data set in the log.
         tokenizer: decodes examples of the rows.
         losses: gets the numbers of these rows and of those that remain.
+        template: tokens that may not be selected, if the method selects.
 
     Returns:
         The data set without these rows, or the same object if there are none.
@@ -92,14 +99,17 @@ def keep_trainable(dataset: Dataset, *, name: str, tokenizer: Any, losses: RowLo
     Raises:
         SepoError: if no row is left.
     """
-    found: dict[str, list[int]] = {NO_RESPONSE: [], SAME_RESPONSES: []}
+    found: dict[str, list[int]] = {NO_RESPONSE: [], NO_CANDIDATE: [], SAME_RESPONSES: []}
     arrow = dataset.select_columns([f"{side}_labels" for side in SIDES]).with_format("arrow")
     for start in range(0, len(dataset), 1000):
         rows = arrow[start : start + 1000]
         both = zip(*(list_arrays(rows[f"{side}_labels"]) for side in SIDES), strict=True)
-        for index, (chosen, rejected) in enumerate(tuple(map(_response, pair)) for pair in both):
+        for index, labels in enumerate(both):
+            chosen, rejected = map(_response, labels)
             if not len(chosen) or not len(rejected):
                 found[NO_RESPONSE].append(start + index)
+            elif template and not all(_has_candidate(side, template) for side in labels):
+                found[NO_CANDIDATE].append(start + index)
             elif np.array_equal(chosen, rejected):
                 found[SAME_RESPONSES].append(start + index)
     for reason, left_out in found.items():
@@ -116,6 +126,21 @@ def keep_trainable(dataset: Dataset, *, name: str, tokenizer: Any, losses: RowLo
 def _response(labels: np.ndarray) -> np.ndarray:
     """Return the tokens of a response that have a predecessor."""
     return labels[1:][labels[1:] != IGNORE_INDEX]
+
+
+def candidate_flags(labels: Sequence[int] | np.ndarray, template: TemplateTokens) -> list[bool]:
+    """Return for each response token that can be scored whether it may be selected.
+
+    Args:
+        labels: a row's labels, -100 except at the tokens of its response.
+        template: the tokens that may not.
+    """
+    response = [label for label in labels if label != IGNORE_INDEX]
+    return template.candidates(response)[0 if labels[0] == IGNORE_INDEX else 1 :]
+
+
+def _has_candidate(labels: np.ndarray, template: TemplateTokens) -> bool:
+    return int((labels != IGNORE_INDEX).sum()) > template.most or any(candidate_flags(labels.tolist(), template))
 
 
 def _text(row: Mapping[str, Any], tokenizer: Any) -> str:

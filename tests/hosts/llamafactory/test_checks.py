@@ -128,7 +128,9 @@ def test_files_of_other_types(world, tmp_path, capsys, name, content, words):
         assert word in line
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"d": 3}', '{"d": {"file_name": 3}}', '{"d": {"ranking": true}}', '{"d": null}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"d": 3}', '{"d": {"file_name": 3}}', '{"d": {"ranking": true}}', '{"d": null}']
+)
 def test_a_declaration_that_is_not_valid(world, tmp_path, capsys, content):
     (tmp_path / "dataset_info.json").write_text(content)
     recipe = sepo_recipe(world, tmp_path / "out", dataset="d", dataset_dir=str(tmp_path))

@@ -11,9 +11,12 @@ from llamafactory.hparams import DataArguments, ModelArguments
 from transformers import Seq2SeqTrainingArguments
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.messages import MESSAGES, register
+from sepo.hosts.llamafactory.response_tokens import PolicyResponses
 from sepo.hosts.llamafactory.rows import aligned_rows, counted_rows
 from sepo.hosts.llamafactory.user_scores import carried_scores
+from sepo.text.conversations import CONVERSATION, QUOTED, READ
 from sepo.training.row_losses import RowLosses
 from tests.support import tiny
 from tests.support.recipes import BIN, run, sepo_recipe, sepo_train
@@ -190,6 +193,25 @@ def test_several_results_of_tools_are_one_turn(tmp_path, prepared, words):
     }
     for template, text in expected.items():
         assert text in texts(words, prepared(template=template)[0]["train_dataset"][0])[0]
+
+
+@pytest.mark.parametrize("template", ["default", "llama3", "qwen", "llama2"])
+def test_the_text_of_a_response_that_calls_tools(tmp_path, prepared, words, template):
+    """An oracle with another tokenizer reads it as it is trained, so that its scores can be projected."""
+    save(tmp_path, AGENT[1:2])
+    arguments = DataArguments(template=template, cutoff_len=2048)
+    with conversations_kept(True, READ):
+        (row,) = prepared(template=template)[0]["train_dataset"]
+    with conversations_kept(True, QUOTED):
+        (quoted,) = prepared(template=template)[0]["train_dataset"]
+    conversation = json.loads(row[CONVERSATION])
+    assert conversation["answers"] == [CALLED.get(template, CALLED["default"]), "I do not know."]
+    assert json.loads(quoted[CONVERSATION])["answers"][0] == '[{"name": "clock", "arguments": {"zone": "UTC"}}]'
+    kept = [label for label in row["chosen_labels"] if label != IGNORE]
+    responses = PolicyResponses(
+        get_template_and_fix_tokenizer(words, arguments), words, processor=None, data_args=arguments
+    )
+    assert responses.place(conversation, kept, "chosen") is not None
 
 
 OPENAI = {

@@ -59,6 +59,8 @@ CONTRACT = (
     Entry("llamafactory.data.converter", "DatasetConverter._find_medias", ("medias",)),
     Entry("llamafactory.data.converter", "AlpacaDatasetConverter", ("dataset_attr", "data_args")),
     Entry("llamafactory.data.template", "TEMPLATES"),
+    Entry("llamafactory.data.template", "Llama2Template"),
+    Entry("llamafactory.data.formatter", "FunctionFormatter", ("slots", "tool_format")),
     Entry(
         "llamafactory.data.template",
         "Template",

@@ -24,7 +24,7 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.recipe import recipe_of
-from sepo.hosts.llamafactory.response_tokens import PolicyResponses
+from sepo.hosts.llamafactory.response_tokens import PolicyResponses, written_by_template
 from sepo.hosts.llamafactory.rows import counted_rows
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.user_scores import carried_scores
@@ -38,6 +38,7 @@ from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
+from sepo.text.template_tokens import NO_TEMPLATE
 from sepo.training.row_losses import RowLosses
 from sepo.training.starting_policy import StartingPolicy
 from sepo.training.trainable_rows import each_dataset, joined_column, keep_trainable
@@ -65,7 +66,13 @@ def run_stage(
         # Loading an adapter and scoring advance the random state: a run that scores and one that finds the store
         # must initialize the policy's adapter with the same weights.
         transformers.set_seed(training_args.seed)
-    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed)
+    datasets = selection_columns(
+        datasets,
+        settings.method,
+        tokenizer=tokenizer,
+        seed=training_args.seed,
+        template=written_by_template(template, tokenizer),
+    )
     model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
     ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
     trainer = build_trainer(
@@ -153,8 +160,10 @@ def prepared_data(
     text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
     with carried, counted_rows(losses, template=template), text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
+    written = NO_TEMPLATE if settings.method.selector is None else written_by_template(template, tokenizer)
     datasets = each_dataset(
-        datasets, lambda rows, name: keep_trainable(rows, name=name, tokenizer=tokenizer, losses=losses)
+        datasets,
+        lambda rows, name: keep_trainable(rows, name=name, tokenizer=tokenizer, losses=losses, template=written),
     )
     if training_args.process_index == 0:
         losses.log()

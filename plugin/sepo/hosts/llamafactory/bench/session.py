@@ -21,6 +21,7 @@ from sepo.forward.lora import fuse_lora, unfuse_lora
 from sepo.forward.recompute import recompute_as_before, recompute_less
 from sepo.hosts.llamafactory.bench.contenders import Contender
 from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with_random_columns
+from sepo.hosts.llamafactory.response_tokens import written_by_template
 from sepo.hosts.llamafactory.rows import counted_rows
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
@@ -211,7 +212,10 @@ class _Shared:
             tokenizer = self.tokenizer_module["tokenizer"]
             rows = with_random_columns(rows, contender.settings, seed=self.seed)
             method = contender.settings.method
-            datasets = selection_columns({"train_dataset": rows}, method, tokenizer=tokenizer, seed=self.seed)
+            written = written_by_template(self.template, tokenizer)
+            datasets = selection_columns(
+                {"train_dataset": rows}, method, tokenizer=tokenizer, seed=self.seed, template=written
+            )
             rows = datasets["train_dataset"]
             trainer = build_trainer(
                 self.model,
