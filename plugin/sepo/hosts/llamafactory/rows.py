@@ -150,7 +150,7 @@ class CheckedConverter(DatasetConverter):
             except Exception as error:  # of any converter that is registered with the host
                 kind = self.dataset_attr.formatting
                 raise UnreadableRow(f"the converter '{kind}' raises {type(error).__name__}") from error
-        if not isinstance(row["_system"] or "", str):
+        if not isinstance(row["_system"], str | None):
             raise UnreadableRow(f"the system prompt is {kind_of(row['_system'])}; text is expected")
         return {**row, "_system": row["_system"] or "", "_tools": tools_text(row["_tools"])}, ""
 
@@ -180,7 +180,7 @@ def _texts(value: Any) -> Iterator[str]:
 def _check_texts(example: Mapping[str, Any], attributes: DatasetAttr) -> None:
     """Raise if a field of a row in the format `alpaca` is not text."""
     for column in (attributes.prompt, attributes.query):
-        if column and not isinstance(example[column] or "", str):
+        if column and not isinstance(example[column], str | None):
             raise UnreadableRow(f"{column} is {kind_of(example[column])}; text is expected")
     for column in (attributes.chosen, attributes.rejected):
         if not isinstance(example[column], str):
