@@ -23,6 +23,7 @@ import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
+from sepo.hosts.llamafactory.pair_encoding import pairs_encoded, without_cuts
 from sepo.hosts.llamafactory.recipe import recipe_of
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses, written_by_template
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
@@ -157,13 +158,16 @@ def prepared_data(
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
     text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
     text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
-    with carried, text_kept:
+    with pairs_encoded(), carried, text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     written = NO_TEMPLATE if settings.method.selector is None else written_by_template(template, tokenizer)
-    datasets = each_dataset(
-        datasets,
-        lambda rows, name: keep_trainable(rows, name=name, tokenizer=tokenizer, losses=losses, template=written),
-    )
+    common: dict[str, Any] = {"tokenizer": tokenizer, "losses": losses}
+
+    def kept(rows: Any, name: str) -> Any:
+        rows = keep_trainable(rows, name=name, template=written, **common)
+        return without_cuts(rows, name=name, cutoff_len=data_args.cutoff_len, **common)
+
+    datasets = each_dataset(datasets, kept)
     if training_args.process_index == 0:
         losses.log()
     stores: dict[str, dict[str, str]] = {}
