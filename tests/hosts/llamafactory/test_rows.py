@@ -307,6 +307,14 @@ def test_rows_in_alpacas_format(tmp_path, prepared, words):
         prepared()
 
 
+def test_empty_prompts_are_used_and_counted(tmp_path, prepared, caplog):
+    row = {"q": "", "more": None, "before": None, "chosen": "Blue.", "rejected": "Red.", "system": None}
+    save(tmp_path, [row, {**row, "q": "Sky?"}], **ALPACA)
+    _, losses = prepared()
+    assert losses.record()["train"] == {"given": 2, "used": 2, "losses": []}
+    assert "train: in 1 rows the prompt is empty; they are used as given." in caplog.text
+
+
 def test_a_system_prompt_that_is_not_used_is_counted(tmp_path, prepared, words):
     row = both(says("Blue."), says("Red."), {"role": "system", "content": "Turn."}, user("Sky?"), system="Column.")
     save(tmp_path, [row])
@@ -357,9 +365,22 @@ def test_a_data_set_on_the_hub(tmp_path, prepared, words):
     assert texts(words, prepared()[0]["train_dataset"][0])[1] == "Blue.<|im_end|>\n"
 
 
-def test_a_data_set_that_cannot_be_loaded(tmp_path, prepared):
-    save(tmp_path, [{"chosen": "A", "rejected": "B"}, {"chosen": ["A"], "rejected": "B"}])
-    with pytest.raises(SepoError, match=r"d\.json cannot be loaded: \w+: .+") as caught:
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_column_with_several_types(tmp_path, prepared, lines):
+    parts = [{"type": "text", "text": "A"}]
+    rows = [both(says("A"), says("B"), user("Q")), both(says(None), says("B"), user("Q")),
+            both(says(parts), says("B"), user("Q"))]  # fmt: skip
+    save(tmp_path, rows)
+    if lines:
+        (tmp_path / "d.json").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(SepoError) as caught:
+        prepared()
+    assert "d.json cannot be loaded: chosen[].content is text in row 0 and a list in row 2" in str(caught.value)
+
+
+def test_a_split_that_does_not_exist(tmp_path, prepared):
+    save(tmp_path, [both(says("A"), says("B"), user("Q"))], split="test")
+    with pytest.raises(SepoError, match=r'd\.json cannot be loaded: ValueError: Unknown split "test"') as caught:
         prepared()
     assert "\n" not in str(caught.value)
 
