@@ -11,6 +11,7 @@ from llamafactory.hparams import DataArguments, ModelArguments
 from transformers import Seq2SeqTrainingArguments
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.checks import check_datasets
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.messages import MESSAGES, register
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses
@@ -19,7 +20,7 @@ from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
 from sepo.training.row_losses import RowLosses
 from tests.support import tiny
-from tests.support.recipes import BIN, run, sepo_recipe, sepo_train
+from tests.support.recipes import BIN, ROOT, run, sepo_recipe, sepo_train
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 IGNORE = -100
@@ -357,11 +358,14 @@ def test_a_data_set_on_the_hub(tmp_path, prepared, words):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    (tmp_path / "repository").mkdir()
+    path = tmp_path / "repository" / "data" / "train_prefs-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
     rows = [both(says("Blue."), says("Red."), user("Sky?"), prompt="Sky?", score_chosen=9.0, messages=[user("Sky?")])]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "repository" / "train.parquet")
-    entry = {"hf_hub_url": str(tmp_path / "repository"), "formatting": MESSAGES, "ranking": True}
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    (entry,) = json.loads((ROOT / "yaml_examples" / "hub_messages" / "dataset_info.json").read_text()).values()
+    entry["hf_hub_url"] = str(tmp_path / "repository")
     (tmp_path / "dataset_info.json").write_text(json.dumps({"d": entry}))
+    check_datasets({"dataset": "d", "dataset_dir": str(tmp_path)})
     assert texts(words, prepared()[0]["train_dataset"][0])[1] == "Blue.<|im_end|>\n"
 
 
