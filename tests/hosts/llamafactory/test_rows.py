@@ -369,13 +369,9 @@ def test_a_data_set_on_the_hub(tmp_path, prepared, words):
     assert texts(words, prepared()[0]["train_dataset"][0])[1] == "Blue.<|im_end|>\n"
 
 
-def test_messages_as_text_in_a_csv_file(tmp_path, prepared, words):
-    import csv
-
+def test_messages_as_json_text(tmp_path, prepared, words):
     row = both(says("Blue."), says("Red."), user("Sky?"))
-    save(tmp_path, [], file_name="d.csv")
-    with (tmp_path / "d.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([list(row), [json.dumps(value) for value in row.values()]])
+    save(tmp_path, [{side: json.dumps(messages) for side, messages in row.items()}])
     (made,) = prepared()[0]["train_dataset"]
     assert texts(words, made, "rejected")[1] == "Red.<|im_end|>\n"
 
