@@ -11,6 +11,7 @@ from llamafactory.hparams import DataArguments, ModelArguments
 from transformers import Seq2SeqTrainingArguments
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.checks import check_datasets
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.messages import MESSAGES, register
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses
@@ -19,7 +20,7 @@ from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
 from sepo.training.row_losses import RowLosses
 from tests.support import tiny
-from tests.support.recipes import BIN, run, sepo_recipe, sepo_train
+from tests.support.recipes import BIN, ROOT, run, sepo_recipe, sepo_train
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 IGNORE = -100
@@ -307,6 +308,14 @@ def test_rows_in_alpacas_format(tmp_path, prepared, words):
         prepared()
 
 
+def test_empty_prompts_are_used_and_counted(tmp_path, prepared, caplog):
+    row = {"q": "", "more": None, "before": None, "chosen": "Blue.", "rejected": "Red.", "system": None}
+    save(tmp_path, [row, {**row, "q": "Sky?"}], **ALPACA)
+    _, losses = prepared()
+    assert losses.record()["train"] == {"given": 2, "used": 2, "losses": []}
+    assert "train: in 1 rows the prompt is empty; they are used as given." in caplog.text
+
+
 def test_a_system_prompt_that_is_not_used_is_counted(tmp_path, prepared, words):
     row = both(says("Blue."), says("Red."), {"role": "system", "content": "Turn."}, user("Sky?"), system="Column.")
     save(tmp_path, [row])
@@ -349,17 +358,40 @@ def test_a_data_set_on_the_hub(tmp_path, prepared, words):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    (tmp_path / "repository").mkdir()
+    path = tmp_path / "repository" / "data" / "train_prefs-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
     rows = [both(says("Blue."), says("Red."), user("Sky?"), prompt="Sky?", score_chosen=9.0, messages=[user("Sky?")])]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "repository" / "train.parquet")
-    entry = {"hf_hub_url": str(tmp_path / "repository"), "formatting": MESSAGES, "ranking": True}
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    (entry,) = json.loads((ROOT / "yaml_examples" / "hub_messages" / "dataset_info.json").read_text()).values()
+    entry["hf_hub_url"] = str(tmp_path / "repository")
     (tmp_path / "dataset_info.json").write_text(json.dumps({"d": entry}))
+    check_datasets({"dataset": "d", "dataset_dir": str(tmp_path)})
     assert texts(words, prepared()[0]["train_dataset"][0])[1] == "Blue.<|im_end|>\n"
 
 
-def test_a_data_set_that_cannot_be_loaded(tmp_path, prepared):
-    save(tmp_path, [{"chosen": "A", "rejected": "B"}, {"chosen": ["A"], "rejected": "B"}])
-    with pytest.raises(SepoError, match=r"d\.json cannot be loaded: \w+: .+") as caught:
+def test_messages_as_json_text(tmp_path, prepared, words):
+    row = both(says("Blue."), says("Red."), user("Sky?"))
+    save(tmp_path, [{side: json.dumps(messages) for side, messages in row.items()}])
+    (made,) = prepared()[0]["train_dataset"]
+    assert texts(words, made, "rejected")[1] == "Red.<|im_end|>\n"
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_column_with_several_types(tmp_path, prepared, lines):
+    parts = [{"type": "text", "text": "A"}]
+    rows = [both(says("A"), says("B"), user("Q")), both(says(None), says("B"), user("Q")),
+            both(says(parts), says("B"), user("Q"))]  # fmt: skip
+    save(tmp_path, rows)
+    if lines:
+        (tmp_path / "d.json").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(SepoError) as caught:
+        prepared()
+    assert "d.json cannot be loaded: chosen[].content is text in row 0 and a list in row 2" in str(caught.value)
+
+
+def test_a_split_that_does_not_exist(tmp_path, prepared):
+    save(tmp_path, [both(says("A"), says("B"), user("Q"))], split="test")
+    with pytest.raises(SepoError, match=r'd\.json cannot be loaded: ValueError: Unknown split "test"') as caught:
         prepared()
     assert "\n" not in str(caught.value)
 

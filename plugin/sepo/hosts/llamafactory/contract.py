@@ -47,7 +47,11 @@ CONTRACT = (
     Entry("llamafactory.extras.constants", "IGNORE_INDEX"),
     Entry("llamafactory.data.template", "Template.encode_oneturn", ("tokenizer", "messages")),
     Entry("llamafactory.data.template", "Template.get_stop_token_ids", ("tokenizer",)),
-    Entry("llamafactory.data.template", "Template", ("efficient_eos", "enable_thinking", "thought_words")),
+    Entry(
+        "llamafactory.data.template",
+        "Template",
+        ("efficient_eos", "enable_thinking", "thought_words", "tool_call_words", "format_tools", "format_observation"),
+    ),
     Entry("llamafactory.data.loader", "_get_merged_dataset", ("dataset_names", *_RUN[:3], "stage")),
     Entry("llamafactory.data.data_utils", "split_dataset", ("dataset", "eval_dataset", "data_args", "seed")),
     Entry("llamafactory.data.loader", "PairwiseDatasetProcessor", _PROCESSOR),
@@ -63,11 +67,6 @@ CONTRACT = (
     Entry("llamafactory.data.template", "TEMPLATES"),
     Entry("llamafactory.data.template", "Llama2Template"),
     Entry("llamafactory.data.formatter", "FunctionFormatter", ("slots", "tool_format")),
-    Entry(
-        "llamafactory.data.template",
-        "Template",
-        ("format_tools", "format_observation", "thought_words", "tool_call_words"),
-    ),
     Entry("llamafactory.extras.constants", "FILEEXT2TYPE"),
     Entry(
         "llamafactory.data.processor",
