@@ -14,11 +14,11 @@ from datasets import Dataset
 from transformers import set_seed
 
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
+from sepo.hosts.axolotl.conversations import ChatTemplate
 from sepo.hosts.axolotl.logs import log_as_the_host
-from sepo.hosts.axolotl.lost_answers import without_lost_answers
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
+from sepo.hosts.axolotl.rows import kept_rows, rows_read, written_by_template
 from sepo.recipe.settings import RunSettings
 from sepo.runs.log_writer import note_preparation, note_rows
 from sepo.scoring.live_columns import mapped, selection_columns
@@ -29,6 +29,7 @@ from sepo.scoring.store_names import store_names
 from sepo.scoring.user_scores import score_columns
 from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
 from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 from sepo.training.trainable_rows import each_dataset, keep_trainable
@@ -67,7 +68,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     tokenizer = load_tokenizer(cfg)
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
     quoting = QUOTED if settings.prompts_for_rewards else READ if reader is not None else None
-    with conversations_kept(cfg, quoting, where_possible=settings.method.scorer == "file"):
+    with rows_read(cfg, quoting, keep_spans=settings.method.scorer == "file"):
         meta = load_preference_datasets(cfg=cfg)
     if preprocess:
         return meta, {}
@@ -82,9 +83,12 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     loaded = {"train_dataset": meta.train_dataset, "eval_dataset": meta.eval_dataset}
     datasets = {role: rows for role, rows in loaded.items() if rows is not None}
     losses = RowLosses()
+    written = NO_TEMPLATE if settings.method.selector is None else written_by_template(cfg, tokenizer)
     datasets = each_dataset(
         datasets,
-        lambda rows, name: tokenized(rows, cfg, settings, tokenizer=tokenizer, name=name, losses=losses),
+        lambda rows, name: tokenized(
+            rows, cfg, settings, tokenizer=tokenizer, name=name, losses=losses, template=written
+        ),
     )
     if host.training_args.process_index == 0:
         losses.log()
@@ -97,7 +101,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     datasets, stores = with_scores(datasets, scorers)
     # Scoring advances the random state; with the seed set again the adapter's initial weights do not depend on it.
     set_seed(cfg.seed or 42)
-    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42)
+    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42, template=written)
     steps = math.ceil(len(datasets["train_dataset"]) * cfg.num_epochs / cfg.batch_size)
     return TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores
 
@@ -117,7 +121,14 @@ def check_models(settings: RunSettings) -> None:
 
 
 def tokenized(
-    dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: Any, name: str, losses: RowLosses
+    dataset: Dataset,
+    cfg: Any,
+    settings: RunSettings,
+    *,
+    tokenizer: Any,
+    name: str,
+    losses: RowLosses,
+    template: TemplateTokens = NO_TEMPLATE,
 ) -> Dataset:
     """Tokenize text pairs with the method of the host's trainer, into the columns that all hosts share.
 
@@ -128,13 +139,14 @@ def tokenized(
         tokenizer: the policy's tokenizer.
         name: name of the data set in the log.
         losses: gets the rows that are left out.
+        template: tokens that may not be selected.
 
     Returns:
         ``*_input_ids`` and ``*_labels``, each truncated to ``sequence_len``; the conversation and the user's scores if
         the method reads them.
 
     Raises:
-        SepoError: If the rows have images, or scores that do not fit.
+        SepoError: If the rows have images, or scores that do not fit, or none is left.
     """
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
@@ -143,8 +155,12 @@ def tokenized(
             f"the rows of {name} have images, and in Axolotl sepo's stages train on text only; use LLaMA-Factory, or "
             "remove the column."
         )
-    losses.given(name, len(dataset))
-    dataset = without_lost_answers(dataset, cfg, name=name)
+    if not len(dataset):
+        raise SepoError(
+            f"{name}: no row is left: Axolotl has dropped all whose prompt and response are longer than sequence_len "
+            f"({cfg.sequence_len}); raise it, or set excess_length_strategy: truncate."
+        )
+    dataset = kept_rows(dataset, losses, name=name)
     # The method reads only the tokenizer of the trainer (see ../PATCHES.md).
     stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)
     args = SimpleNamespace(
@@ -162,7 +178,7 @@ def tokenized(
 
     made = mapped(made, columns, f"rows {cutoff} {bos} {given}")
     made = made.remove_columns([*_TOKENS, *(column for column in given if column not in SCORE_COLUMNS)])
-    return keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses)
+    return keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses, template=template)
 
 
 def _columns(
