@@ -11,6 +11,7 @@ from sepo import __version__
 from sepo.recipe.settings import RunSettings
 from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.provenance import write_provenance
+from sepo.scoring.hub import commits
 from sepo.text.template_tokens import TEMPLATE_TOKENS
 from sepo.training.float_columns import ReferenceCollator
 from sepo.training.reward_columns import RewardCollator
@@ -40,7 +41,7 @@ def write_settings(
     recipe: Mapping[str, Any],
     template: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the settings, recipe, package versions and score stores of a run next to its weights.
+    """Write the settings, recipe, package versions, score stores and hub commits of a run next to its weights.
 
     Args:
         folder: the run's ``output_dir``.
@@ -54,5 +55,7 @@ def write_settings(
     record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
     if template is not None and settings.method.selector is not None:
         record[TEMPLATE_TOKENS] = dict(template)
+    if commits():
+        record["commits"] = commits()
     (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_provenance(folder, recipe)

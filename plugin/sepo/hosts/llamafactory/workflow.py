@@ -34,6 +34,7 @@ from sepo.runs.files import method_collator, write_settings
 from sepo.runs.log_writer import RunLog, note_preparation, note_rows
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
+from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
@@ -71,8 +72,9 @@ def run_stage(
     datasets = selection_columns(
         datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed, template=data.written
     )
-    model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
-    ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
+    with cached_if_unreachable():
+        model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
+        ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
     trainer = build_trainer(
         model,
         settings=settings,
@@ -157,7 +159,8 @@ def prepared_data(
         SepoError: the data or the scoring models are invalid, or a store cannot be written.
     """
     losses = RowLosses()
-    tokenizer_module = load_tokenizer(model_args)
+    with cached_if_unreachable():
+        tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
