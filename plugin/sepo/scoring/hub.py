@@ -41,12 +41,14 @@ class HubAccess:
         token: its token, or None for the one in the environment or of a login.
         cache_dir: directory of the downloaded files, or None for the hub's default.
         trust_remote_code: whether code of a repository may run, and is therefore fetched.
+        to_send_token: what a user does to send a token, for messages.
     """
 
     hub: Hub = "huggingface"
     token: str | None = field(default=None, repr=False)
     cache_dir: str | None = None
     trust_remote_code: bool = False
+    to_send_token: str = "set hf_hub_token or HF_TOKEN"
 
 
 @functools.singledispatch
@@ -226,11 +228,12 @@ def _refusal(error: Any, access: HubAccess) -> str | None:
     status = getattr(error.response, "status_code", None)
     sent = access.token or get_token()
     if isinstance(error, GatedRepoError):
-        return "it is gated: request access on its page" + ("" if sent else "; no token was sent, set hf_hub_token")
+        advice = "" if sent else f"; no token was sent, {access.to_send_token}"
+        return f"it is gated: request access on its page{advice}"
     if isinstance(error, RepositoryNotFoundError):
         if sent:
             return f"not found at {constants.ENDPOINT}, or private and not readable with the token that was sent"
-        return f"not found at {constants.ENDPOINT}, or private: no token was sent, set hf_hub_token or HF_TOKEN"
+        return f"not found at {constants.ENDPOINT}, or private: no token was sent, {access.to_send_token}"
     if status in (401, 403):
         return f"{constants.ENDPOINT} refused the token that was sent (status {status})"
     if status is None or status >= 500 or status in (408, 429):
@@ -337,7 +340,12 @@ def provided(name: str, revision: str, access: HubAccess, *, key: str, marker: s
 
 def revision_key(key: str) -> str:
     """Return the recipe key that sets the revision of the model or adapters of another key."""
-    return "model_revision" if key in _POLICY else f"{key}_revision"
+    return _OF_HOSTS.get(key, f"{key}_revision")
 
 
-_POLICY: Mapping[str, None] = dict.fromkeys(("model_name_or_path", "adapter_name_or_path"))
+_OF_HOSTS: Mapping[str, str] = {
+    "model_name_or_path": "model_revision",
+    "adapter_name_or_path": "model_revision",
+    "base_model": "revision_of_model",
+}
+"""Keys of the hosts for the revision of the policy."""

@@ -15,15 +15,15 @@ from transformers import set_seed
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import ChatTemplate
+from sepo.hosts.axolotl.hub import check_models
 from sepo.hosts.axolotl.logs import log_as_the_host
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
 from sepo.hosts.axolotl.rows import kept_rows, rows_read, written_by_template
 from sepo.recipe.settings import RunSettings
 from sepo.runs.log_writer import note_preparation, note_rows
-from sepo.scoring.hub import HubAccess, hub_access
+from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import mapped, selection_columns
-from sepo.scoring.model_files import scoring_models, spec_files
 from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
@@ -56,7 +56,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     Raises:
         SepoError: If the data or the scoring models are invalid, or a store cannot be written.
     """
-    from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
+    from axolotl.common.datasets import TrainDatasetMeta
     from axolotl.loaders import load_tokenizer
 
     from sepo.hosts.axolotl.reference import install_reference
@@ -65,12 +65,13 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     log_as_the_host(first_process=host.training_args.process_index == 0)
     for note in settings.notes:
         logger.info(note)
-    check_models(settings, hub_access(host.model_args))
-    tokenizer = load_tokenizer(cfg)
+    check_models(cfg, settings)
+    with cached_if_unreachable():
+        tokenizer = load_tokenizer(cfg)
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
     quoting = QUOTED if settings.prompts_for_rewards else READ if reader is not None else None
-    with rows_read(cfg, quoting, keep_spans=settings.method.scorer == "file"):
-        meta = load_preference_datasets(cfg=cfg)
+    with cached_if_unreachable(), rows_read(cfg, quoting, keep_spans=settings.method.scorer == "file"):
+        meta = _host_rows(cfg)
     if preprocess:
         return meta, {}
     resolved = settings.as_dict()
@@ -107,14 +108,20 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     return TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores
 
 
-def check_models(settings: RunSettings, access: HubAccess) -> None:
-    """Raise if a scoring model does not exist, before anything is loaded.
+def _host_rows(cfg: Any) -> Any:
+    from axolotl.common.datasets import load_preference_datasets
 
-    Raises:
-        SepoError: If a model is missing; the message gives the key and the path.
-    """
-    for key, spec in scoring_models(settings):
-        spec_files(spec, key=key, access=access)
+    try:
+        return load_preference_datasets(cfg=cfg)
+    except ZeroDivisionError as error:  # of the `datasets` of Axolotl 0.19, which divides by the number of rows to save
+        raise _none_left("train", cfg) from error
+
+
+def _none_left(name: str, cfg: Any) -> SepoError:
+    return SepoError(
+        f"{name}: no row is left: Axolotl has dropped all whose prompt and response are longer than sequence_len "
+        f"({cfg.sequence_len}); raise it, or set excess_length_strategy: truncate."
+    )
 
 
 def tokenized(
@@ -153,10 +160,7 @@ def tokenized(
             "remove the column."
         )
     if not len(dataset):
-        raise SepoError(
-            f"{name}: no row is left: Axolotl has dropped all whose prompt and response are longer than sequence_len "
-            f"({cfg.sequence_len}); raise it, or set excess_length_strategy: truncate."
-        )
+        raise _none_left(name, cfg)
     dataset = kept_rows(dataset, losses, name=name)
     # The method reads only the tokenizer of the trainer (see ../PATCHES.md).
     stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)

@@ -43,10 +43,12 @@ class SePOPlugin(BasePlugin):
         print_errors_without_traceback()
         load_modules()
         from sepo.hosts.axolotl.config import resolve_config
+        from sepo.hosts.axolotl.hub import check_policy
         from sepo.hosts.axolotl.models import on_several_cpus, train_on_several_cpus
 
         self.resolved = resolve_config(cfg)
         if self.resolved is not None:
+            check_policy(cfg)
             for name, value in self.resolved.changes.items():
                 cfg[name] = value
             if on_several_cpus():
