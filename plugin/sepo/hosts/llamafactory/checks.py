@@ -137,6 +137,8 @@ def _entry(name: str, folder: Any) -> DatasetAttr:
     where = f"(dataset_dir is '{folder}', from {os.getcwd()})"
     try:
         (attributes,) = get_dataset_list([name], folder)
+        if not isinstance(attributes.dataset_name, str):
+            raise TypeError(f"{attributes.dataset_name!r} is no name")
     except ValueError as error:
         raise SepoError(f"{error} {where}") from error
     except (TypeError, KeyError, AttributeError) as error:
