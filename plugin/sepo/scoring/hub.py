@@ -10,6 +10,7 @@ import contextlib
 import functools
 import glob
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,9 @@ class _Repository:
 _unreachable: dict[str, str] = {}
 """Reason by endpoint of a hub that could not be reached in this process."""
 
+UNREACHABLE = "SEPO_HUB_UNREACHABLE"
+"""Environment variable with the endpoint of a hub that a process could not reach, for the ranks that it starts."""
+
 
 def fetched(name: str, revision: str, access: HubAccess, *, marker: str, need: Need) -> ModelFiles:
     """Return the local files of a repository, from the cache or downloaded.
@@ -125,6 +129,17 @@ def commits() -> dict[str, dict[str, str]]:
     return found
 
 
+def share_unreachable() -> None:
+    """Let processes that this one starts use the cache at once if the hub could not be reached."""
+    for endpoint in _unreachable:
+        os.environ[UNREACHABLE] = endpoint
+
+
+def _why_unreachable(endpoint: str) -> str | None:
+    shared = f"{endpoint} cannot be reached" if os.environ.get(UNREACHABLE) == endpoint else None
+    return _unreachable.get(endpoint, shared)
+
+
 @contextlib.contextmanager
 def cached_if_unreachable() -> Iterator[None]:
     """Keep the libraries of the host from requests to the hub in this block if it could not be reached before.
@@ -134,7 +149,7 @@ def cached_if_unreachable() -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or constants.ENDPOINT in _unreachable
+    constants.HF_HUB_OFFLINE = before or _why_unreachable(constants.ENDPOINT) is not None
     try:
         yield
     finally:
@@ -192,8 +207,9 @@ def _look_up(name: str, revision: str, access: HubAccess) -> _Repository:
     if constants.HF_HUB_OFFLINE:
         return _cached(name, revision, access, "HF_HUB_OFFLINE is set")
     endpoint = constants.ENDPOINT
-    if endpoint in _unreachable:
-        return _cached(name, revision, access, _unreachable[endpoint])
+    unreachable = _why_unreachable(endpoint)
+    if unreachable is not None:
+        return _cached(name, revision, access, unreachable)
     try:
         found = HfApi(token=access.token).model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HFValidationError:
@@ -280,6 +296,7 @@ def _in_cache(repository: _Repository, wanted: list[str]) -> Path | None:
 def _downloaded(name: str, revision: str, access: HubAccess, repository: _Repository, wanted: list[str]) -> Path:
     """Return the cached directory of a repository after downloading the files that it lacks."""
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
     def cached(at: str, file: str) -> str | None:
         found = try_to_load_from_cache(name, file, cache_dir=access.cache_dir, revision=at)
@@ -295,8 +312,10 @@ def _downloaded(name: str, revision: str, access: HubAccess, repository: _Reposi
             # Only a download under the revision's name makes the cache usable under that name without the hub.
             hf_hub_download(name, wanted[0], revision=revision, **place)
     except Exception as error:  # the client raises many types, and its disk errors are the system's
+        refusal = _refusal(error, access) if isinstance(error, HfHubHTTPError) else None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NotProvided(f"the download failed: {reason}; it resumes when the command is run again") from error
+        failed = f"the download failed: {reason}; it resumes when the command is run again"
+        raise NotProvided(refusal or failed) from error
     assert found is not None
     return Path(found).parents[wanted[0].count("/")]
 

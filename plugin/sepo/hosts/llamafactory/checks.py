@@ -12,11 +12,11 @@ from llamafactory.data.parser import DatasetAttr, get_dataset_list
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.data_files import first_rows
-from sepo.hosts.llamafactory.hub import access_in
+from sepo.hosts.llamafactory.hub import access_in, policy_in
 from sepo.hosts.llamafactory.messages import MESSAGES
 from sepo.hosts.llamafactory.rows import check_entry, columns_of
 from sepo.recipe.keys import names_of
-from sepo.recipe.reference import OWN_START, own_start, reference_spec
+from sepo.recipe.reference import OWN_START, reference_spec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub_files import ADAPTER, MODEL, Need
 from sepo.scoring.model_files import adapters_key, check_local_names, model_files, scoring_models, spec_files
@@ -33,7 +33,7 @@ def check_policy(given: Mapping[str, Any], *, need: Need = "weights") -> None:
         SepoError: naming the key, the name and the revision.
     """
     if given.get(OWN_START):
-        spec_files(own_start(given), key=OWN_START, access=access_in(given), need=need)
+        spec_files(policy_in(given), key=OWN_START, access=access_in(given), need=need)
 
 
 def check_models(
@@ -53,7 +53,7 @@ def check_models(
     access = access_in(given)
     scoring = scoring_models(settings)
     if not download:
-        for key, spec in [(OWN_START, own_start(given)), *scoring]:
+        for key, spec in [(OWN_START, policy_in(given)), *scoring]:
             check_local_names(spec, key=key, access=access)
         return
     check_policy(given, need="tokenizer" if score_only else "weights")
@@ -74,7 +74,7 @@ def check_names(given: Mapping[str, Any], settings: RunSettings | None, *, made_
     Raises:
         SepoError: naming the key, the name and the revision.
     """
-    named = [(OWN_START, own_start(given))]
+    named = [(OWN_START, policy_in(given))]
     if given.get("ref_model"):
         named.append(reference_spec(given))
     if settings is not None:
