@@ -119,7 +119,7 @@ def prepared(loaded):
 
     def make(rows, block, *args, **more):
         cfg, settings = loaded(rows, block, *args, **more)
-        return load_pairs(cfg, settings, preprocess=False)
+        return load_pairs(cfg, settings, preprocess=False)[:2]
 
     return make
 

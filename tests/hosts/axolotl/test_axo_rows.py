@@ -192,6 +192,39 @@ def test_an_oracle_and_prompts_read_the_calls(words):
     assert json.loads(kept["tools"]) == [CLOCK]
 
 
+def test_a_run_selects_and_shows_what_the_author_wrote(root, tmp_path, train, capsys):
+    """Thoughts, calls and an identical pair, with an oracle: the record, the table and `sepo show`."""
+    from sepo.cli import main
+    from sepo.runs.log_reader import read_log
+    from sepo.runs.token_samples_reader import read_record
+
+    output = tmp_path / "out"
+    path = axo.save_rows(tmp_path / "rows.jsonl", [*THOUGHT, AGENT[1], {**THOUGHT[2], "rejected": says("0.")}])
+    block = {**axo.block(root, output, "sepo"), "chosen_select_ratio": 1.0, "rejected_select_ratio": 0.5}
+    rows = {"datasets": [axo.rows_at(path)], "shuffle_merged_datasets": False}
+    train(axo.config(root, output, rl="sepo", sepo=block, **rows, **QWEN, micro_batch_size=4, max_steps=2))
+    pairs, unread = read_record(output)
+    assert unread == 0
+    assert {pair.row for pair in pairs} == {0, 1, 2, 3}
+    for pair in pairs:
+        may = {side: getattr(pair, side).candidates or (True,) * len(getattr(pair, side).tokens) for side in SIDES}
+        assert pair.chosen.selected == may["chosen"]
+        assert not any(
+            kept > candidate for kept, candidate in zip(pair.rejected.selected, may["rejected"], strict=True)
+        )
+    assert sum(pair.rejected.candidates is not None for pair in pairs) >= 2
+    written = {pair.row: "".join(pair.chosen.tokens) for pair in pairs}
+    assert written[0] == "Two and two.\n</think>\n\n4.<|im_end|>"
+    assert written[3].endswith(f"{CALLED}<|im_end|>")
+    found = read_log(output).rows["train"]
+    assert (found["given"], found["used"]) == (5, 4)
+    assert [(loss["what"], loss["rows"]) for loss in found["losses"]] == [("skipped", 1)]
+    assert main(["show", str(output), "--row", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "without the chat template's" in printed
+    assert "⟦0.<|im_end|>⟧" in printed
+
+
 DEFAULT = Columns("messages", "chosen", "rejected")
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers import set_seed
@@ -31,6 +31,7 @@ from sepo.scoring.user_scores import score_columns
 from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
 from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
+from sepo.text.token_texts import template_texts
 from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 from sepo.training.trainable_rows import each_dataset, keep_trainable
@@ -40,7 +41,21 @@ logger = logging.getLogger(__name__)
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[Any, dict[str, dict[str, str]]]:
+class LoadedPairs(NamedTuple):
+    """Rows of a run.
+
+    Args:
+        meta: the host's ``TrainDatasetMeta``, with the columns of sepo's stages in its rows.
+        stores: directories of the score stores, by their content, then by data set.
+        template: texts of the tokens that the chat template writes into responses, for the run's records.
+    """
+
+    meta: Any
+    stores: dict[str, dict[str, str]]
+    template: Mapping[str, Any] | None = None
+
+
+def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPairs:
     """Load, tokenize and score a run's training and evaluation rows.
 
     Args:
@@ -48,10 +63,6 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
             value is wrong.
         settings: the run's settings.
         preprocess: only load the rows as the host does.
-
-    Returns:
-        The host's ``TrainDatasetMeta`` with the columns of sepo's stages in its rows, and the directories of the score
-        stores.
 
     Raises:
         SepoError: If the data or the scoring models are invalid, or a store cannot be written.
@@ -73,7 +84,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     with cached_if_unreachable(), rows_read(cfg, quoting, keep_spans=settings.method.scorer == "file"):
         meta = _host_rows(cfg)
     if preprocess:
-        return meta, {}
+        return LoadedPairs(meta, {})
     resolved = settings.as_dict()
     logger.info("stage %s: %s", settings.stage, json.dumps(resolved))
     if host.training_args.process_index == 0:
@@ -86,6 +97,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     datasets = {role: rows for role, rows in loaded.items() if rows is not None}
     losses = RowLosses()
     written = NO_TEMPLATE if settings.method.selector is None else written_by_template(cfg, tokenizer)
+    texts = template_texts(written, tokenizer)
     datasets = each_dataset(
         datasets,
         lambda rows, name: tokenized(
@@ -99,13 +111,13 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     template = ChatTemplate(cfg, tokenizer)
     scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host.as_dict())
     for what, scorer in scorers.items():
-        scorer.names = store_names(settings, what, data_args=host.data_args)
+        scorer.names = store_names(settings, what, data_args=host.data_args, template=texts)
     datasets, stores = with_scores(datasets, scorers)
     # Scoring advances the random state; with the seed set again the adapter's initial weights do not depend on it.
     set_seed(cfg.seed or 42)
     datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42, template=written)
     steps = math.ceil(len(datasets["train_dataset"]) * cfg.num_epochs / cfg.batch_size)
-    return TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores
+    return LoadedPairs(TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores, texts)
 
 
 def _host_rows(cfg: Any) -> Any:
