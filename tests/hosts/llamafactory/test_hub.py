@@ -125,6 +125,27 @@ def test_the_host_loads_the_commit_that_was_resolved(served, world, tmp_path):
     assert (Path(folder) / "adapter_model.safetensors").read_bytes() == b"y"
 
 
+def test_an_adapter_in_a_folder_of_its_repository_is_left_to_the_host(served, world, tmp_path):
+    served.add("acme/several", more={"sft/adapter_config.json": "{}", "sft/adapter_model.safetensors": b"x"})
+    keys = {"adapter_name_or_path": "acme/several", "adapter_folder": "sft"}
+    model_args = parsed(named(world, tmp_path, **keys))[0]
+    assert model_args.adapter_name_or_path == ["acme/several"]
+    assert model_args.model_revision == "main"  # which the host also requests of the adapter's repository
+
+
+def test_plan_reads_the_adapter_that_a_run_continues(served, world, tmp_path):
+    from sepo.hosts.llamafactory.plan.recipe import planned_run
+
+    files = {
+        "adapter_config.json": json.dumps({"r": 3, "target_modules": ["q_proj"]}),
+        "adapter_model.safetensors": b"x",
+    }
+    served.add("acme/adapter", more=files)
+    run_ = planned_run(named(world, tmp_path, adapter_name_or_path="acme/adapter"))
+    assert (run_.trained.adapters.rank, run_.trained.adapters.targets) == (3, ("q_proj",))
+    assert served.fetched("acme/adapter") == {"adapter_config.json"}
+
+
 def test_tokens_of_the_recipe_reach_every_repository(served, world, tmp_path, capsys):
     served.tokens = {"hf_right"}
     for name in ("policy", "oracle", "base"):
