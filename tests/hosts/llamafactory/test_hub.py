@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sepo.cli import main
+from sepo.hosts.llamafactory import scoring_models
 from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
 from sepo.hosts.llamafactory.workflow import prepared_data
 from sepo.scoring.hub import forget_hub
@@ -214,12 +215,18 @@ def test_the_template_of_an_adapter_on_the_hub_is_read(hub, world, others, tmp_p
     assert found == stores(named(world, tmp_path, **keys, oracle_model_adapters=str(tmp_path / "adapter")))
 
 
-def test_a_tokenizer_with_its_own_code(hub, world, tmp_path):
+def test_a_model_and_its_tokenizer_with_their_own_code(hub, world, tmp_path, monkeypatch):
     folder = tmp_path / "own"
     shutil.copytree(world / "oracle", folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own_words.OwnTokenizer", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    values = json.loads((folder / "config.json").read_text())
+    values["auto_map"] = {"AutoModelForCausalLM": "own_model.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "own_model.py").write_text(
+        "from transformers import LlamaForCausalLM\n\n\nclass OwnModel(LlamaForCausalLM):\n    pass\n"
+    )
     (folder / "own_words.py").write_text(
         "from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
     )
@@ -232,7 +239,16 @@ def test_a_tokenizer_with_its_own_code(hub, world, tmp_path):
     loaded = own_tokenizer(ModelSpec("acme/own"), key="oracle_model", access=access)
     assert type(loaded).__name__ == "OwnTokenizer"
     recipe = named(world, tmp_path, model_name_or_path=str(world / "policy"), oracle_base_model=str(world / "base"))
+    loaded = []
+    load = scoring_models.load_model
+
+    def load_model(*args, **options):
+        loaded.append(load(*args, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(scoring_models, "load_model", load_model)
     stores({**recipe, "oracle_model": "acme/own", "trust_remote_code": True})
+    assert [type(model).__name__ for model in loaded] == ["OwnModel", "LlamaForCausalLM"]
 
 
 def test_names_of_modelscope_are_not_requested_from_hugging_face(served, world, tmp_path, monkeypatch):
