@@ -11,7 +11,7 @@ from llamafactory.data.parser import get_dataset_list
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.hub import access_in, policy_in
-from sepo.recipe.keys import names_of
+from sepo.recipe.keys import as_flag, names_of
 from sepo.recipe.reference import OWN_START, reference_spec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub_files import ADAPTER, MODEL, Need
@@ -52,7 +52,8 @@ def check_models(
         for key, spec in [(OWN_START, policy_in(given)), *scoring]:
             check_local_names(spec, key=key, access=access)
         return
-    check_policy(given, need="tokenizer" if score_only else "weights")
+    from_scratch = as_flag("train_from_scratch", given.get("train_from_scratch") or False)
+    check_policy(given, need="tokenizer" if score_only or from_scratch else "weights")
     if settings.ref_model is not None and not score_only:
         scoring.append(("ref_model", settings.ref_model))
     for key, spec in scoring:
