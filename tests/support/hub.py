@@ -105,7 +105,7 @@ def environment(endpoint: str, cache: Path) -> dict[str, str]:
 
 def use(endpoint: str, monkeypatch, cache: Path) -> None:
     """Make this process use a hub: sets the client's constants until the end of a test."""
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import constants, file_download, hf_api
     from huggingface_hub.utils import _http
 
     for name, value in environment(endpoint, cache).items():
@@ -118,6 +118,8 @@ def use(endpoint: str, monkeypatch, cache: Path) -> None:
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
+    if hasattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE"):  # before huggingface_hub 1
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", values["HUGGINGFACE_CO_URL_TEMPLATE"])
     with contextlib.suppress(AttributeError):
         _http.close_session()
     forget_hub()

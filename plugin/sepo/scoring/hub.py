@@ -95,6 +95,9 @@ class _Repository:
     folder: Path | None = None
 
 
+NAMES = "the hub's names have the form owner/name"
+"""Reason for a name that cannot be one of the hub."""
+
 _unreachable: dict[str, str] = {}
 """Reason by endpoint of a hub that could not be reached in this process."""
 
@@ -163,6 +166,7 @@ def forget_hub() -> None:
     """Forget all look-ups of this process."""
     _looked_up.clear()
     _unreachable.clear()
+    os.environ.pop(UNREACHABLE, None)
     _from_hugging_face.cache_clear()
     _from_other_hub.cache_clear()
 
@@ -213,7 +217,7 @@ def _look_up(name: str, revision: str, access: HubAccess) -> _Repository:
     try:
         found = HfApi(token=access.token).model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HFValidationError:
-        raise NotProvided("the hub's names have the form owner/name") from None
+        raise NotProvided(NAMES) from None
     except RevisionNotFoundError:
         raise NoSuchRevision(f"'{name}' has no revision '{revision}' at {endpoint}") from None
     except HfHubHTTPError as error:
@@ -270,7 +274,7 @@ def _cached(name: str, revision: str, access: HubAccess, reason: str) -> _Reposi
         try:
             found = try_to_load_from_cache(name, marker, cache_dir=access.cache_dir, revision=revision)
         except HFValidationError:
-            raise NotProvided("the hub's names have the form owner/name") from None
+            raise NotProvided(NAMES) from None
         if isinstance(found, str):
             folder = Path(found).parent
             return _Repository(folder.name, tuple(local_files(folder)), folder)
@@ -350,11 +354,16 @@ def provided(name: str, revision: str, access: HubAccess, *, key: str, marker: s
     except NoSuchRevision as error:
         raise SepoError(f"{key}: {error}; set {revision_key(key)} to a branch, tag or commit of it.") from error
     except NotProvided as error:
-        at = "" if revision == MAIN else f" (revision '{revision}')"
-        raise SepoError(
-            f"{key}: '{name}'{at} is neither a local directory (from {Path.cwd()}) nor a model that the hub provides "
-            f"({error})"
-        ) from error
+        raise not_found(name, key=key, reason=str(error), revision=revision) from error
+
+
+def not_found(name: str, *, key: str, reason: str, revision: str = MAIN) -> SepoError:
+    """Return the error for a name that is neither a directory nor a repository that can be used."""
+    at = "" if revision == MAIN else f" (revision '{revision}')"
+    return SepoError(
+        f"{key}: '{name}'{at} is neither a local directory (from {Path.cwd()}) nor a model that the hub provides "
+        f"({reason})"
+    )
 
 
 def revision_key(key: str) -> str:

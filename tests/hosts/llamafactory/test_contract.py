@@ -29,6 +29,7 @@ PACKAGES = (
     "accelerate",
     "peft",
     "datasets",
+    "huggingface_hub",
     "torch",
     "gradio",
     "sys",

@@ -15,7 +15,7 @@ from sepo.hosts.llamafactory.data_files import first_rows
 from sepo.hosts.llamafactory.hub import access_in, policy_in
 from sepo.hosts.llamafactory.messages import MESSAGES
 from sepo.hosts.llamafactory.rows import check_entry, columns_of
-from sepo.recipe.keys import names_of
+from sepo.recipe.keys import as_flag, names_of
 from sepo.recipe.reference import OWN_START, reference_spec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub_files import ADAPTER, MODEL, Need
@@ -56,7 +56,8 @@ def check_models(
         for key, spec in [(OWN_START, policy_in(given)), *scoring]:
             check_local_names(spec, key=key, access=access)
         return
-    check_policy(given, need="tokenizer" if score_only else "weights")
+    from_scratch = as_flag("train_from_scratch", given.get("train_from_scratch") or False)
+    check_policy(given, need="tokenizer" if score_only or from_scratch else "weights")
     if settings.ref_model is not None and not score_only:
         scoring.append(("ref_model", settings.ref_model))
     for key, spec in scoring:
