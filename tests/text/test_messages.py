@@ -39,6 +39,7 @@ EXPECTED = (None, [user("Q")], says("A"), says("B"))
         ([user("Q")], [says("A")], [says("B")]),
         ("Q", [says("A")], [says("B")]),
         ("Q", "A", "B"),
+        (None, json.dumps([user("Q"), says("A")]), json.dumps([user("Q"), says("B")])),
         ([user("Q")], says("A"), says("B")),
         ("Q", {"from": "gpt", "value": "A"}, {"from": "gpt", "value": "B"}),
         ([{"from": "human", "value": "Q"}], [{"from": "gpt", "value": "A"}], [{"from": "gpt", "value": "B"}]),
@@ -54,6 +55,11 @@ def test_several_turns_end_at_the_last_one():
     before = [user("Q"), says("Which?"), user("This.")]
     assert pair([*before, says("A")], [*before, says("B")]) == (None, before, says("A"), says("B"))
     assert pair([user("This."), says("A")], [user("This."), says("B")], before[:2]).prompt == before
+
+
+def test_a_response_may_be_json():
+    for text in ('[{"name": "Q"}]', '[{"role": "us', "[{}, 1]"):
+        assert pair(text, "B", "Q").chosen == says(text)
 
 
 def test_identical_responses_are_a_pair():

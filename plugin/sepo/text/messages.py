@@ -123,7 +123,7 @@ class MessageReader:
         """Read text or messages as the content of the system turn, or None, and the other turns.
 
         Args:
-            value: text of ``role``, one message, messages, or None for no turns.
+            value: text of ``role``, one message, messages or their JSON, or None for no turns.
             role: role of a text.
             what: name of the value in reasons.
 
@@ -132,9 +132,11 @@ class MessageReader:
         """
         if value is None:
             return None, []
-        if isinstance(value, str):
-            return None, [{"role": role, "content": value}]
         messages = [value] if isinstance(value, Mapping) else value
+        if isinstance(value, str):
+            messages = self._from_json(value)
+            if messages is None:
+                return None, [{"role": role, "content": value}]
         if not isinstance(messages, Sequence):
             raise UnreadableRow(f"{what} is {kind_of(value)}; text or messages are expected")
         turns: list[Turn] = []
@@ -148,6 +150,18 @@ class MessageReader:
         if any(turn["role"] == "system" for turn in turns):
             raise UnreadableRow("a system turn follows another turn")
         return system, turns
+
+    def _from_json(self, text: str) -> list[Any] | None:
+        """Return the messages that a text is the JSON of, as columns of CSV files are; None for any other text."""
+        if not text.lstrip().startswith("[{"):
+            return None
+        try:
+            messages = json.loads(text)
+        except ValueError:
+            return None
+        keys = (self.role_key, *_ROLE_KEYS)
+        found = all(isinstance(message, Mapping) and _first(message, keys) is not None for message in messages)
+        return messages if found else None
 
     def _turn(self, message: Any, what: str) -> Turn:
         if not isinstance(message, Mapping):

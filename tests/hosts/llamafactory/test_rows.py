@@ -369,6 +369,13 @@ def test_a_data_set_on_the_hub(tmp_path, prepared, words):
     assert texts(words, prepared()[0]["train_dataset"][0])[1] == "Blue.<|im_end|>\n"
 
 
+def test_messages_as_json_text(tmp_path, prepared, words):
+    row = both(says("Blue."), says("Red."), user("Sky?"))
+    save(tmp_path, [{side: json.dumps(messages) for side, messages in row.items()}])
+    (made,) = prepared()[0]["train_dataset"]
+    assert texts(words, made, "rejected")[1] == "Red.<|im_end|>\n"
+
+
 @pytest.mark.parametrize("lines", [False, True])
 def test_a_column_with_several_types(tmp_path, prepared, lines):
     parts = [{"type": "text", "text": "A"}]
