@@ -1,12 +1,14 @@
 """`sepo credit` on the command line: data or a run's directory, output files, errors of one line."""
 
+import argparse
 import json
 
 import pytest
 
 from sepo.cli import main
-from sepo.cli.credit import add_credit
+from sepo.cli.credit import _models, add_credit
 from sepo.errors import SepoError
+from sepo.recipe.model_specs import ModelSpec
 from sepo.runs.oracle_of_run import read_run
 from sepo.score_store import ScoreStore
 
@@ -121,6 +123,27 @@ def test_a_run_whose_store_is_gone_still_names_its_oracle(run_folder, world):
     assert (found.template, found.cutoff_len, found.ratio) == (None, None, None)
     with pytest.raises(SepoError, match=r"has no sepo_settings\.json"):
         read_run(run_folder / "policy" / "none")
+
+
+def test_the_oracle_of_a_run_is_measured_at_the_commits_that_the_run_used(run_folder):
+    file = run_folder / "policy" / "sepo_settings.json"
+    settings = json.loads(file.read_text())
+    settings["oracle"]["oracle"] |= {"model": "acme/oracle", "adapters": ["acme/adapter"], "revision": "v2"}
+    settings["commits"] = {"acme/oracle": {"main": "a" * 40, "v2": "b" * 40}, "acme/adapter": {"main": "c" * 40}}
+    file.write_text(json.dumps(settings))
+    oracle = read_run(run_folder).oracle
+    assert (oracle.oracle.revision, oracle.oracle.adapter_revisions) == ("b" * 40, ("c" * 40,))
+    assert oracle.base.revision is None  # a local directory
+
+
+def test_models_by_option_have_revisions(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_credit(parser)
+    (tmp_path / "a@b").mkdir()
+    words = ["demo", "--model", "acme/m@v1", "--adapters", "acme/a@v2,acme/b", "--ref-model", str(tmp_path / "a@b")]
+    models = _models(parser.parse_args(words), None)
+    assert models.model == ModelSpec("acme/m", ("acme/a", "acme/b"), None, "v1", ("v2", None))
+    assert models.reference == ModelSpec(str(tmp_path / "a@b"))
 
 
 def test_help_does_not_need_torch(capsys):

@@ -245,6 +245,38 @@ def test_an_unreachable_hub_costs_one_time_out(hub, world, monkeypatch, caplog, 
     assert not constants.HF_HUB_OFFLINE
 
 
+def test_ranks_of_a_process_without_the_hub_do_not_wait(hub, world, monkeypatch):
+    hub.add("acme/oracle", world / "oracle")
+    files_of("acme/oracle")
+    hub.requests.clear()
+    monkeypatch.setenv("SEPO_HUB_UNREACHABLE", "http://another.hub")
+    files_of("acme/oracle", need="config")
+    forget_hub()
+    monkeypatch.setenv("SEPO_HUB_UNREACHABLE", hub.endpoint)
+    assert files_of("acme/oracle").commit
+    assert "cannot be reached, and the cache" in refused("acme/other")
+    assert hub.requests == []
+
+
+def test_sharded_weights_are_those_of_the_index(hub, world, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(world / "oracle")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    shards = {path.name for path in (tmp_path / "shards").glob("*.safetensors")}
+    assert len(shards) > 1
+    hub.add("acme/shards", tmp_path / "shards", more={"model-00099-of-00099.safetensors": b"of another save"})
+    found = files_of("acme/shards")
+    assert {name for name in found.files if name.endswith(".safetensors")} == shards
+    assert identity("acme/shards") == identity(str(tmp_path / "shards"))
+    forget_hub()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert files_of("acme/shards").folder == found.folder
+    (found.folder / min(shards)).unlink()
+    forget_hub()
+    assert f"1 of its files are not in the cache ({min(shards)})" in refused("acme/shards")
+
+
 def test_a_broken_download_is_resumed(hub, world):
     hub.add("acme/oracle", world / "oracle")
     hub.broken["acme/oracle/model.safetensors"] = 1

@@ -105,7 +105,7 @@ def environment(endpoint: str, cache: Path) -> dict[str, str]:
 
 def use(endpoint: str, monkeypatch, cache: Path) -> None:
     """Make this process use a hub: sets the client's constants until the end of a test."""
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import constants, file_download, hf_api
     from huggingface_hub.utils import _http
 
     for name, value in environment(endpoint, cache).items():
@@ -118,6 +118,8 @@ def use(endpoint: str, monkeypatch, cache: Path) -> None:
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
+    if hasattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE"):  # before huggingface_hub 1
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", values["HUGGINGFACE_CO_URL_TEMPLATE"])
     with contextlib.suppress(AttributeError):
         _http.close_session()
     forget_hub()
@@ -165,25 +167,25 @@ def _handler(hub):
             parts = path.strip("/").split("/")
             if parts[:2] == ["api", "models"]:
                 name, rest = "/".join(parts[2:4]), parts[4:]
-                repository = self._repository(name, token)
+                repository = self._repository(name, token, content=False)
                 if repository is not None:
                     self._information(name, repository, rest, query)
             elif "resolve" in parts:
                 name, rest = "/".join(parts[:2]), parts[3:]
-                repository = self._repository(name, token)
+                repository = self._repository(name, token, content=True)
                 if repository is not None:
                     self._file(name, repository, rest[0], "/".join(rest[1:]))
             else:
                 self._error(404, "")
 
-        def _repository(self, name, token):
+        def _repository(self, name, token, *, content):
             repository = hub.repositories.get(name)
             allowed = token in hub.tokens
             if token and not allowed:
                 self._error(401, "", "Invalid credentials in Authorization header")
             elif repository is None or (repository.private and not allowed):
                 self._error(404 if allowed else 401, "RepoNotFound", "Repository not found")
-            elif repository.gated and not allowed:
+            elif content and repository.gated and not allowed:  # their information is public
                 self._error(401, "GatedRepo", "Access to this repository is restricted")
             else:
                 return repository

@@ -53,9 +53,9 @@ def write_settings(
     folder.mkdir(parents=True, exist_ok=True)
     found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}
     record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
-    if commits():
-        record["commits"] = commits()
     if template is not None and settings.method.selector is not None:
         record[TEMPLATE_TOKENS] = dict(template)
+    if commits():
+        record["commits"] = commits()
     (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_provenance(folder, recipe)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import glob
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,12 +42,14 @@ class HubAccess:
         token: its token, or None for the one in the environment or of a login.
         cache_dir: directory of the downloaded files, or None for the hub's default.
         trust_remote_code: whether code of a repository may run, and is therefore fetched.
+        to_send_token: what a user does to send a token, for messages.
     """
 
     hub: Hub = "huggingface"
     token: str | None = field(default=None, repr=False)
     cache_dir: str | None = None
     trust_remote_code: bool = False
+    to_send_token: str = "set hf_hub_token or HF_TOKEN"
 
 
 @functools.singledispatch
@@ -92,8 +95,14 @@ class _Repository:
     folder: Path | None = None
 
 
+NAMES = "the hub's names have the form owner/name"
+"""Reason for a name that cannot be one of the hub."""
+
 _unreachable: dict[str, str] = {}
 """Reason by endpoint of a hub that could not be reached in this process."""
+
+UNREACHABLE = "SEPO_HUB_UNREACHABLE"
+"""Environment variable with the endpoint of a hub that a process could not reach, for the ranks that it starts."""
 
 
 def fetched(name: str, revision: str, access: HubAccess, *, marker: str, need: Need) -> ModelFiles:
@@ -123,6 +132,17 @@ def commits() -> dict[str, dict[str, str]]:
     return found
 
 
+def share_unreachable() -> None:
+    """Let processes that this one starts use the cache at once if the hub could not be reached."""
+    for endpoint in _unreachable:
+        os.environ[UNREACHABLE] = endpoint
+
+
+def _why_unreachable(endpoint: str) -> str | None:
+    shared = f"{endpoint} cannot be reached" if os.environ.get(UNREACHABLE) == endpoint else None
+    return _unreachable.get(endpoint, shared)
+
+
 @contextlib.contextmanager
 def cached_if_unreachable() -> Iterator[None]:
     """Keep the libraries of the host from requests to the hub in this block if it could not be reached before.
@@ -132,7 +152,7 @@ def cached_if_unreachable() -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or constants.ENDPOINT in _unreachable
+    constants.HF_HUB_OFFLINE = before or _why_unreachable(constants.ENDPOINT) is not None
     try:
         yield
     finally:
@@ -146,6 +166,7 @@ def forget_hub() -> None:
     """Forget all look-ups of this process."""
     _looked_up.clear()
     _unreachable.clear()
+    os.environ.pop(UNREACHABLE, None)
     _from_hugging_face.cache_clear()
     _from_other_hub.cache_clear()
 
@@ -190,12 +211,13 @@ def _look_up(name: str, revision: str, access: HubAccess) -> _Repository:
     if constants.HF_HUB_OFFLINE:
         return _cached(name, revision, access, "HF_HUB_OFFLINE is set")
     endpoint = constants.ENDPOINT
-    if endpoint in _unreachable:
-        return _cached(name, revision, access, _unreachable[endpoint])
+    unreachable = _why_unreachable(endpoint)
+    if unreachable is not None:
+        return _cached(name, revision, access, unreachable)
     try:
         found = HfApi(token=access.token).model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HFValidationError:
-        raise NotProvided("the hub's names have the form owner/name") from None
+        raise NotProvided(NAMES) from None
     except RevisionNotFoundError:
         raise NoSuchRevision(f"'{name}' has no revision '{revision}' at {endpoint}") from None
     except HfHubHTTPError as error:
@@ -226,11 +248,12 @@ def _refusal(error: Any, access: HubAccess) -> str | None:
     status = getattr(error.response, "status_code", None)
     sent = access.token or get_token()
     if isinstance(error, GatedRepoError):
-        return "it is gated: request access on its page" + ("" if sent else "; no token was sent, set hf_hub_token")
+        advice = "" if sent else f"; no token was sent, {access.to_send_token}"
+        return f"it is gated: request access on its page{advice}"
     if isinstance(error, RepositoryNotFoundError):
         if sent:
             return f"not found at {constants.ENDPOINT}, or private and not readable with the token that was sent"
-        return f"not found at {constants.ENDPOINT}, or private: no token was sent, set hf_hub_token or HF_TOKEN"
+        return f"not found at {constants.ENDPOINT}, or private: no token was sent, {access.to_send_token}"
     if status in (401, 403):
         return f"{constants.ENDPOINT} refused the token that was sent (status {status})"
     if status is None or status >= 500 or status in (408, 429):
@@ -251,7 +274,7 @@ def _cached(name: str, revision: str, access: HubAccess, reason: str) -> _Reposi
         try:
             found = try_to_load_from_cache(name, marker, cache_dir=access.cache_dir, revision=revision)
         except HFValidationError:
-            raise NotProvided("the hub's names have the form owner/name") from None
+            raise NotProvided(NAMES) from None
         if isinstance(found, str):
             folder = Path(found).parent
             return _Repository(folder.name, tuple(local_files(folder)), folder)
@@ -277,6 +300,7 @@ def _in_cache(repository: _Repository, wanted: list[str]) -> Path | None:
 def _downloaded(name: str, revision: str, access: HubAccess, repository: _Repository, wanted: list[str]) -> Path:
     """Return the cached directory of a repository after downloading the files that it lacks."""
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
     def cached(at: str, file: str) -> str | None:
         found = try_to_load_from_cache(name, file, cache_dir=access.cache_dir, revision=at)
@@ -292,8 +316,10 @@ def _downloaded(name: str, revision: str, access: HubAccess, repository: _Reposi
             # Only a download under the revision's name makes the cache usable under that name without the hub.
             hf_hub_download(name, wanted[0], revision=revision, **place)
     except Exception as error:  # the client raises many types, and its disk errors are the system's
+        refusal = _refusal(error, access) if isinstance(error, HfHubHTTPError) else None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NotProvided(f"the download failed: {reason}; it resumes when the command is run again") from error
+        failed = f"the download failed: {reason}; it resumes when the command is run again"
+        raise NotProvided(refusal or failed) from error
     assert found is not None
     return Path(found).parents[wanted[0].count("/")]
 
@@ -328,16 +354,26 @@ def provided(name: str, revision: str, access: HubAccess, *, key: str, marker: s
     except NoSuchRevision as error:
         raise SepoError(f"{key}: {error}; set {revision_key(key)} to a branch, tag or commit of it.") from error
     except NotProvided as error:
-        at = "" if revision == MAIN else f" (revision '{revision}')"
-        raise SepoError(
-            f"{key}: '{name}'{at} is neither a local directory (from {Path.cwd()}) nor a model that the hub provides "
-            f"({error})"
-        ) from error
+        raise not_found(name, key=key, reason=str(error), revision=revision) from error
+
+
+def not_found(name: str, *, key: str, reason: str, revision: str = MAIN) -> SepoError:
+    """Return the error for a name that is neither a directory nor a repository that can be used."""
+    at = "" if revision == MAIN else f" (revision '{revision}')"
+    return SepoError(
+        f"{key}: '{name}'{at} is neither a local directory (from {Path.cwd()}) nor a model that the hub provides "
+        f"({reason})"
+    )
 
 
 def revision_key(key: str) -> str:
     """Return the recipe key that sets the revision of the model or adapters of another key."""
-    return "model_revision" if key in _POLICY else f"{key}_revision"
+    return _OF_HOSTS.get(key, f"{key}_revision")
 
 
-_POLICY: Mapping[str, None] = dict.fromkeys(("model_name_or_path", "adapter_name_or_path"))
+_OF_HOSTS: Mapping[str, str] = {
+    "model_name_or_path": "model_revision",
+    "adapter_name_or_path": "model_revision",
+    "base_model": "revision_of_model",
+}
+"""Keys of the hosts for the revision of the policy."""

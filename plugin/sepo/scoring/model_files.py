@@ -9,7 +9,7 @@ from typing import Any
 from sepo.errors import SepoError
 from sepo.recipe.model_specs import MAIN, ModelSpec
 from sepo.recipe.settings import RunSettings
-from sepo.scoring.hub import HubAccess, ModelFiles, provided
+from sepo.scoring.hub import NAMES, HubAccess, ModelFiles, not_found, provided
 from sepo.scoring.hub_files import ADAPTER, MODEL, Need
 
 
@@ -42,10 +42,7 @@ def model_files(
             hint = " Adapters belong in *_adapters (or adapter_name_or_path), full models in the key without it."
         raise SepoError(f"{key}: '{name}' is not what this key expects: {found}.{hint}")
     if written_as_path(name):
-        raise SepoError(
-            f"{key}: '{name}' is neither a local directory (from {Path.cwd()}) nor a model that the hub provides (its "
-            "names have the form owner/name)"
-        )
+        raise not_found(name, key=key, reason=NAMES)
     return provided(name, revision or MAIN, access, key=key, marker=marker, need=need)
 
 

@@ -32,6 +32,7 @@ PACKAGES = (
     "accelerate",
     "peft",
     "datasets",
+    "huggingface_hub",
     "torch",
     "gradio",
     "sys",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sepo.cli import main
+from sepo.hosts.llamafactory import scoring_models
 from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
 from sepo.hosts.llamafactory.workflow import prepared_data
 from sepo.scoring.hub import forget_hub
@@ -125,6 +126,27 @@ def test_the_host_loads_the_commit_that_was_resolved(served, world, tmp_path):
     assert (Path(folder) / "adapter_model.safetensors").read_bytes() == b"y"
 
 
+def test_an_adapter_in_a_folder_of_its_repository_is_left_to_the_host(served, world, tmp_path):
+    served.add("acme/several", more={"sft/adapter_config.json": "{}", "sft/adapter_model.safetensors": b"x"})
+    keys = {"adapter_name_or_path": "acme/several", "adapter_folder": "sft"}
+    model_args = parsed(named(world, tmp_path, **keys))[0]
+    assert model_args.adapter_name_or_path == ["acme/several"]
+    assert model_args.model_revision == "main"  # which the host also requests of the adapter's repository
+
+
+def test_plan_reads_the_adapter_that_a_run_continues(served, world, tmp_path):
+    from sepo.hosts.llamafactory.plan.recipe import planned_run
+
+    files = {
+        "adapter_config.json": json.dumps({"r": 3, "target_modules": ["q_proj"]}),
+        "adapter_model.safetensors": b"x",
+    }
+    served.add("acme/adapter", more=files)
+    run_ = planned_run(named(world, tmp_path, adapter_name_or_path="acme/adapter"))
+    assert (run_.trained.adapters.rank, run_.trained.adapters.targets) == (3, ("q_proj",))
+    assert served.fetched("acme/adapter") == {"adapter_config.json"}
+
+
 def test_tokens_of_the_recipe_reach_every_repository(served, world, tmp_path, capsys):
     served.tokens = {"hf_right"}
     for name in ("policy", "oracle", "base"):
@@ -193,12 +215,18 @@ def test_the_template_of_an_adapter_on_the_hub_is_read(hub, world, others, tmp_p
     assert found == stores(named(world, tmp_path, **keys, oracle_model_adapters=str(tmp_path / "adapter")))
 
 
-def test_a_tokenizer_with_its_own_code(hub, world, tmp_path):
+def test_a_model_and_its_tokenizer_with_their_own_code(hub, world, tmp_path, monkeypatch):
     folder = tmp_path / "own"
     shutil.copytree(world / "oracle", folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own_words.OwnTokenizer", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    values = json.loads((folder / "config.json").read_text())
+    values["auto_map"] = {"AutoModelForCausalLM": "own_model.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "own_model.py").write_text(
+        "from transformers import LlamaForCausalLM\n\n\nclass OwnModel(LlamaForCausalLM):\n    pass\n"
+    )
     (folder / "own_words.py").write_text(
         "from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
     )
@@ -211,7 +239,16 @@ def test_a_tokenizer_with_its_own_code(hub, world, tmp_path):
     loaded = own_tokenizer(ModelSpec("acme/own"), key="oracle_model", access=access)
     assert type(loaded).__name__ == "OwnTokenizer"
     recipe = named(world, tmp_path, model_name_or_path=str(world / "policy"), oracle_base_model=str(world / "base"))
+    loaded = []
+    load = scoring_models.load_model
+
+    def load_model(*args, **options):
+        loaded.append(load(*args, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(scoring_models, "load_model", load_model)
     stores({**recipe, "oracle_model": "acme/own", "trust_remote_code": True})
+    assert [type(model).__name__ for model in loaded] == ["OwnModel", "LlamaForCausalLM"]
 
 
 def test_names_of_modelscope_are_not_requested_from_hugging_face(served, world, tmp_path, monkeypatch):

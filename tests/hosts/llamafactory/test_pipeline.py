@@ -60,6 +60,19 @@ def test_quantized_chain_gives_dpo_the_sft_model_as_reference():
     assert planned["policy"]["oracle_model_quantization_bit"] == 4
 
 
+def test_the_oracles_base_has_the_revision_of_the_model_that_it_was_trained_from():
+    planned = steps(model_revision="v2")
+    assert {planned[name]["model_revision"] for name in ("base", "oracle", "policy")} == {"v2"}
+    assert planned["policy"]["oracle_base_model_revision"] == "v2"
+    own = {"base": {"model_name_or_path": "small", "model_revision": "v1"}, "model_revision": "v2"}
+    planned = steps(**own)
+    assert [planned[name]["model_revision"] for name in ("base", "oracle", "policy")] == ["v1", "v1", "v2"]
+    policy = planned["policy"]
+    assert (policy["oracle_base_model"], policy["oracle_base_model_revision"]) == ("small", "v1")
+    for changed in ({"finetuning_type": "full"}, {"policy": {"oracle_base_model": "another"}}):
+        assert "oracle_base_model_revision" not in steps(**own, **changed)["policy"]  # a directory; the user's model
+
+
 def test_base_can_be_skipped_or_have_its_own_data_and_model():
     assert "base" not in steps(base=False)
     assert steps(base=False)["policy"]["oracle_model_adapters"] == "out/oracle"

@@ -11,6 +11,7 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.axolotl.conversations import check_types
+from sepo.hosts.axolotl.hub import reference_revisions
 from sepo.hosts.axolotl.stage import alias_of, names_stage
 from sepo.recipe.ignored_keys import ignored_notes
 from sepo.recipe.keys import HOST_KEYS, KEYS, unknown_key
@@ -31,7 +32,7 @@ _SAME = {
 }
 """Axolotl's keys with the same meaning, by the key of the block ``sepo``."""
 
-_MODEL_KEYS = ("model_name_or_path", "quantization_bit", "finetuning_type", "seed")
+_MODEL_KEYS = ("model_name_or_path", "model_revision", "quantization_bit", "finetuning_type", "seed")
 
 _REFUSED = {
     "dpo_use_liger_kernel": "it replaces the loss and the forward pass, which the stage implements; remove it",
@@ -165,6 +166,7 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
         logger.warning(note)
     given = {**block, "stage": stage, **_host_values(cfg, block), **_model(cfg)}
     given = {name: value for name, value in given.items() if value is not None}
+    given |= reference_revisions(given)
     _weight(given.get("pref_ftx"))
     resolved = Resolved(given, {"rl": "dpo", "sepo": {**block, "stage": stage}, "trainer_cls": TRAINER})
     settings = resolved.settings
@@ -270,6 +272,7 @@ def _model(cfg: Mapping[str, Any]) -> dict[str, Any]:
     quantized = 4 if cfg.get("load_in_4bit") else 8 if cfg.get("load_in_8bit") else None
     return {
         "model_name_or_path": cfg.get("base_model"),
+        "model_revision": cfg.get("revision_of_model"),
         "quantization_bit": quantized,
         "finetuning_type": "lora" if cfg.get("adapter") else "full",
     }

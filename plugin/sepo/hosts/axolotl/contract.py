@@ -24,7 +24,7 @@ CONTRACT = (
     Entry("axolotl.train", "setup_reference_model", ("cfg", "tokenizer", "processor")),
     Entry("axolotl.logging_config", "AxolotlOrWarnErrorFilter.filter", ("record",)),
     Entry(_TRAINER, "AxolotlDPOTrainer"),
-    Entry(_TRAINER, "AxolotlDPOTrainer.training_step", ("model", "inputs", "num_items_in_batch")),
+    Entry(_TRAINER, "AxolotlDPOTrainer.training_step"),  # called with the arguments that it is given
     Entry("trl", "DPOTrainer._prepare_dataset", ("dataset", "processing_class", "args", "dataset_name")),
     Entry("trl", "DPOTrainer._precompute_ref_logps", ("dataset", "name", "batch_size")),
     Entry("trl", "DPOConfig.precompute_ref_log_probs"),

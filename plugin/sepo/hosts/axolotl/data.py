@@ -8,28 +8,30 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers import set_seed
 
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
+from sepo.hosts.axolotl.conversations import ChatTemplate
+from sepo.hosts.axolotl.hub import check_models
 from sepo.hosts.axolotl.logs import log_as_the_host
-from sepo.hosts.axolotl.lost_answers import without_lost_answers
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
+from sepo.hosts.axolotl.rows import kept_rows, rows_read, written_by_template
 from sepo.recipe.settings import RunSettings
 from sepo.runs.log_writer import note_preparation, note_rows
-from sepo.scoring.hub import HubAccess, hub_access
+from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import mapped, selection_columns
-from sepo.scoring.model_files import scoring_models, spec_files
 from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.scoring.user_scores import score_columns
 from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
+from sepo.text.token_texts import template_texts
 from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 from sepo.training.trainable_rows import each_dataset, keep_trainable
@@ -39,7 +41,21 @@ logger = logging.getLogger(__name__)
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[Any, dict[str, dict[str, str]]]:
+class LoadedPairs(NamedTuple):
+    """Rows of a run.
+
+    Args:
+        meta: the host's ``TrainDatasetMeta``, with the columns of sepo's stages in its rows.
+        stores: directories of the score stores, by their content, then by data set.
+        template: texts of the tokens that the chat template writes into responses, for the run's records.
+    """
+
+    meta: Any
+    stores: dict[str, dict[str, str]]
+    template: Mapping[str, Any] | None = None
+
+
+def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPairs:
     """Load, tokenize and score a run's training and evaluation rows.
 
     Args:
@@ -48,14 +64,10 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
         settings: the run's settings.
         preprocess: only load the rows as the host does.
 
-    Returns:
-        The host's ``TrainDatasetMeta`` with the columns of sepo's stages in its rows, and the directories of the score
-        stores.
-
     Raises:
         SepoError: If the data or the scoring models are invalid, or a store cannot be written.
     """
-    from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
+    from axolotl.common.datasets import TrainDatasetMeta
     from axolotl.loaders import load_tokenizer
 
     from sepo.hosts.axolotl.reference import install_reference
@@ -64,14 +76,15 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     log_as_the_host(first_process=host.training_args.process_index == 0)
     for note in settings.notes:
         logger.info(note)
-    check_models(settings, hub_access(host.model_args))
-    tokenizer = load_tokenizer(cfg)
+    check_models(cfg, settings)
+    with cached_if_unreachable():
+        tokenizer = load_tokenizer(cfg)
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
     quoting = QUOTED if settings.prompts_for_rewards else READ if reader is not None else None
-    with conversations_kept(cfg, quoting, where_possible=settings.method.scorer == "file"):
-        meta = load_preference_datasets(cfg=cfg)
+    with cached_if_unreachable(), rows_read(cfg, quoting, keep_spans=settings.method.scorer == "file"):
+        meta = _host_rows(cfg)
     if preprocess:
-        return meta, {}
+        return LoadedPairs(meta, {})
     resolved = settings.as_dict()
     logger.info("stage %s: %s", settings.stage, json.dumps(resolved))
     if host.training_args.process_index == 0:
@@ -83,9 +96,13 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     loaded = {"train_dataset": meta.train_dataset, "eval_dataset": meta.eval_dataset}
     datasets = {role: rows for role, rows in loaded.items() if rows is not None}
     losses = RowLosses()
+    written = NO_TEMPLATE if settings.method.selector is None else written_by_template(cfg, tokenizer)
+    texts = template_texts(written, tokenizer)
     datasets = each_dataset(
         datasets,
-        lambda rows, name: tokenized(rows, cfg, settings, tokenizer=tokenizer, name=name, losses=losses),
+        lambda rows, name: tokenized(
+            rows, cfg, settings, tokenizer=tokenizer, name=name, losses=losses, template=written
+        ),
     )
     if host.training_args.process_index == 0:
         losses.log()
@@ -94,27 +111,40 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     template = ChatTemplate(cfg, tokenizer)
     scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host.as_dict())
     for what, scorer in scorers.items():
-        scorer.names = store_names(settings, what, data_args=host.data_args)
+        scorer.names = store_names(settings, what, data_args=host.data_args, template=texts)
     datasets, stores = with_scores(datasets, scorers)
     # Scoring advances the random state; with the seed set again the adapter's initial weights do not depend on it.
     set_seed(cfg.seed or 42)
-    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42)
+    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42, template=written)
     steps = math.ceil(len(datasets["train_dataset"]) * cfg.num_epochs / cfg.batch_size)
-    return TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores
+    return LoadedPairs(TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores, texts)
 
 
-def check_models(settings: RunSettings, access: HubAccess) -> None:
-    """Raise if a scoring model does not exist, before anything is loaded.
+def _host_rows(cfg: Any) -> Any:
+    from axolotl.common.datasets import load_preference_datasets
 
-    Raises:
-        SepoError: If a model is missing; the message gives the key and the path.
-    """
-    for key, spec in scoring_models(settings):
-        spec_files(spec, key=key, access=access)
+    try:
+        return load_preference_datasets(cfg=cfg)
+    except ZeroDivisionError as error:  # of the `datasets` of Axolotl 0.19, which divides by the number of rows to save
+        raise _none_left("train", cfg) from error
+
+
+def _none_left(name: str, cfg: Any) -> SepoError:
+    return SepoError(
+        f"{name}: no row is left: Axolotl has dropped all whose prompt and response are longer than sequence_len "
+        f"({cfg.sequence_len}); raise it, or set excess_length_strategy: truncate."
+    )
 
 
 def tokenized(
-    dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: Any, name: str, losses: RowLosses
+    dataset: Dataset,
+    cfg: Any,
+    settings: RunSettings,
+    *,
+    tokenizer: Any,
+    name: str,
+    losses: RowLosses,
+    template: TemplateTokens = NO_TEMPLATE,
 ) -> Dataset:
     """Tokenize text pairs with the method of the host's trainer, into the columns that all hosts share.
 
@@ -125,13 +155,14 @@ def tokenized(
         tokenizer: the policy's tokenizer.
         name: name of the data set in the log.
         losses: gets the rows that are left out.
+        template: tokens that may not be selected.
 
     Returns:
         ``*_input_ids`` and ``*_labels``, each truncated to ``sequence_len``; the conversation and the user's scores if
         the method reads them.
 
     Raises:
-        SepoError: If the rows have images, or scores that do not fit.
+        SepoError: If the rows have images, or scores that do not fit, or none is left.
     """
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
@@ -140,8 +171,9 @@ def tokenized(
             f"the rows of {name} have images, and in Axolotl sepo's stages train on text only; use LLaMA-Factory, or "
             "remove the column."
         )
-    losses.given(name, len(dataset))
-    dataset = without_lost_answers(dataset, cfg, name=name)
+    if not len(dataset):
+        raise _none_left(name, cfg)
+    dataset = kept_rows(dataset, losses, name=name)
     # The method reads only the tokenizer of the trainer (see ../PATCHES.md).
     stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)
     args = SimpleNamespace(
@@ -159,7 +191,7 @@ def tokenized(
 
     made = mapped(made, columns, f"rows {cutoff} {bos} {given}")
     made = made.remove_columns([*_TOKENS, *(column for column in given if column not in SCORE_COLUMNS)])
-    return keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses)
+    return keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses, template=template)
 
 
 def _columns(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sepo.hosts.axolotl.hub import access_in
 from sepo.recipe.model_specs import ModelSpec
 from sepo.scoring.hub import HubAccess, hub_access
 from sepo.scoring.models import load_frozen
@@ -23,7 +24,7 @@ class ModelArguments:
     """
 
     model_name_or_path: str
-    model_revision: str
+    access: HubAccess
     compute_dtype: torch.dtype | None
     trust_remote_code: bool
     rope_scaling: Any = None
@@ -78,7 +79,7 @@ def host_arguments(cfg: Any) -> HostArguments:
     return HostArguments(
         model_args=ModelArguments(
             model_name_or_path=cfg.base_model,
-            model_revision=cfg.revision_of_model or "main",
+            access=access_in(cfg),
             compute_dtype=None if dtype in (None, torch.float32) else dtype,
             trust_remote_code=bool(cfg.trust_remote_code),
             rope_scaling=None if rope is None else str(rope),
@@ -127,7 +128,7 @@ def _device() -> torch.device:
 
 @hub_access.register(ModelArguments)
 def _access_of(model_args: ModelArguments) -> HubAccess:
-    return HubAccess(trust_remote_code=model_args.trust_remote_code)
+    return model_args.access
 
 
 @load_frozen.register(ModelArguments)

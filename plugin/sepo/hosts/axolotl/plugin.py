@@ -17,6 +17,7 @@ from sepo.hosts.axolotl.stage import names_stage
 
 if TYPE_CHECKING:
     from sepo.hosts.axolotl.config import Resolved
+    from sepo.hosts.axolotl.data import LoadedPairs
 
 ARGUMENTS = "sepo.hosts.axolotl.arguments"
 
@@ -27,7 +28,7 @@ class SePOPlugin(BasePlugin):
     def __init__(self) -> None:
         super().__init__()
         self.resolved: Resolved | None = None
-        self.stores: dict[str, dict[str, str]] = {}
+        self.loaded: LoadedPairs | None = None
 
     def register(self, cfg: Any) -> None:
         """Resolve the stage, and rewrite the config to fit Axolotl's schema.
@@ -35,7 +36,7 @@ class SePOPlugin(BasePlugin):
         Raises:
             SepoError: If the config is invalid, or this package cannot be imported.
         """
-        self.resolved, self.stores = None, {}
+        self.resolved = self.loaded = None
         if not names_stage(cfg):
             return
         from sepo.hosts.axolotl.errors import print_errors_without_traceback
@@ -43,6 +44,7 @@ class SePOPlugin(BasePlugin):
         print_errors_without_traceback()
         load_modules()
         from sepo.hosts.axolotl.config import resolve_config
+        from sepo.hosts.axolotl.hub import check_policy
         from sepo.hosts.axolotl.logs import hide_secrets
         from sepo.hosts.axolotl.models import on_several_cpus, train_on_several_cpus
         from sepo.redaction import remember_secrets
@@ -51,6 +53,7 @@ class SePOPlugin(BasePlugin):
         self.resolved = resolve_config(cfg)
         if self.resolved is not None:
             hide_secrets()
+            check_policy(cfg)
             for name, value in self.resolved.changes.items():
                 cfg[name] = value
             if on_several_cpus():
@@ -84,8 +87,8 @@ class SePOPlugin(BasePlugin):
             return None
         from sepo.hosts.axolotl.data import load_pairs
 
-        meta, self.stores = load_pairs(cfg, resolved.settings, preprocess=preprocess)
-        return meta
+        self.loaded = load_pairs(cfg, resolved.settings, preprocess=preprocess)
+        return self.loaded.meta
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
         """Return the training arguments with the stage's keys.
@@ -124,7 +127,8 @@ class SePOPlugin(BasePlugin):
                 f"Axolotl created a {type(trainer).__module__}.{type(trainer).__name__}, expected the trainer of stage "
                 f"{self.resolved.settings.stage}: another plugin has replaced it. Remove that plugin."
             )
-        write_records(trainer, stores=self.stores, recipe=dict(cfg))
+        assert self.loaded is not None
+        write_records(trainer, stores=self.loaded.stores, template=self.loaded.template, recipe=dict(cfg))
 
 
 def load_modules() -> None:

@@ -190,20 +190,25 @@ class PairCollator:
 
 
 def write_records(
-    trainer: PreferenceTrainer, *, stores: Mapping[str, Mapping[str, str]], recipe: Mapping[str, Any]
+    trainer: PreferenceTrainer,
+    *,
+    stores: Mapping[str, Mapping[str, str]],
+    template: Mapping[str, Any] | None,
+    recipe: Mapping[str, Any],
 ) -> None:
     """Write the settings of a run, and add callbacks that write its log and a sample of its pairs.
 
     Args:
         trainer: trainer of the run, before training.
         stores: directories of the score stores, by scorer, then by data set.
+        template: texts of the tokens that the chat template writes into responses.
         recipe: the config after Axolotl's validation.
     """
     trainer.add_callback(RunLog())
     if not trainer.is_world_process_zero():
         return
     plain = json.loads(json.dumps(dict(recipe), default=str))
-    write_settings(Path(trainer.args.output_dir), trainer.settings, stores, recipe=plain)
+    write_settings(Path(trainer.args.output_dir), trainer.settings, stores, recipe=plain, template=template)
     if not trainer.shards_rows():
         rows = DatasetRows(trainer.train_dataset)
         trainer.record = TokenRecord(method=trainer.settings.method, tokenizer=trainer.processing_class, rows=rows)

@@ -12,11 +12,11 @@ from llamafactory.data.parser import DatasetAttr, get_dataset_list
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.data_files import first_rows
-from sepo.hosts.llamafactory.hub import access_in
+from sepo.hosts.llamafactory.hub import access_in, policy_in
 from sepo.hosts.llamafactory.messages import MESSAGES
 from sepo.hosts.llamafactory.rows import check_entry, columns_of
-from sepo.recipe.keys import names_of
-from sepo.recipe.reference import OWN_START, own_start, reference_spec
+from sepo.recipe.keys import as_flag, names_of
+from sepo.recipe.reference import OWN_START, reference_spec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub_files import ADAPTER, MODEL, Need
 from sepo.scoring.model_files import adapters_key, check_local_names, model_files, scoring_models, spec_files
@@ -33,7 +33,7 @@ def check_policy(given: Mapping[str, Any], *, need: Need = "weights") -> None:
         SepoError: naming the key, the name and the revision.
     """
     if given.get(OWN_START):
-        spec_files(own_start(given), key=OWN_START, access=access_in(given), need=need)
+        spec_files(policy_in(given), key=OWN_START, access=access_in(given), need=need)
 
 
 def check_models(
@@ -53,10 +53,11 @@ def check_models(
     access = access_in(given)
     scoring = scoring_models(settings)
     if not download:
-        for key, spec in [(OWN_START, own_start(given)), *scoring]:
+        for key, spec in [(OWN_START, policy_in(given)), *scoring]:
             check_local_names(spec, key=key, access=access)
         return
-    check_policy(given, need="tokenizer" if score_only else "weights")
+    from_scratch = as_flag("train_from_scratch", given.get("train_from_scratch") or False)
+    check_policy(given, need="tokenizer" if score_only or from_scratch else "weights")
     if settings.ref_model is not None and not score_only:
         scoring.append(("ref_model", settings.ref_model))
     for key, spec in scoring:
@@ -74,7 +75,7 @@ def check_names(given: Mapping[str, Any], settings: RunSettings | None, *, made_
     Raises:
         SepoError: naming the key, the name and the revision.
     """
-    named = [(OWN_START, own_start(given))]
+    named = [(OWN_START, policy_in(given))]
     if given.get("ref_model"):
         named.append(reference_spec(given))
     if settings is not None:

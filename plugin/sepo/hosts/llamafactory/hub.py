@@ -9,7 +9,8 @@ from llamafactory.extras.misc import use_modelscope, use_openmind
 from llamafactory.hparams import ModelArguments
 
 from sepo.recipe.keys import as_flag
-from sepo.recipe.reference import own_start, reference_spec
+from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.reference import OWN_START, own_start, reference_spec
 from sepo.scoring.hub import Hub, HubAccess, hub_access
 from sepo.scoring.model_files import spec_files
 
@@ -40,6 +41,12 @@ def _access_of(model_args: ModelArguments) -> HubAccess:
     return access_in(vars(model_args))
 
 
+def policy_in(given: Mapping[str, Any]) -> ModelSpec:
+    """Return the model that the policy starts from, without adapters in an ``adapter_folder``, which the host finds."""
+    spec = own_start(given)
+    return spec.with_adapters(0) if given.get("adapter_folder") else spec
+
+
 def use_resolved_files(model_args: Any, finetuning_args: Any, given: Mapping[str, Any], *, score_only: bool) -> None:
     """Change parsed arguments such that the host loads the files that were resolved, and looks up nothing anew.
 
@@ -56,12 +63,12 @@ def use_resolved_files(model_args: Any, finetuning_args: Any, given: Mapping[str
         SepoError: If files are missing.
     """
     access = access_in(given)
-    model, adapters = spec_files(own_start(given), key="model_name_or_path", access=access, need="tokenizer")
-    if model.commit is not None:
-        model_args.model_revision = model.commit
-    elif access.hub != "huggingface":
+    model, adapters = spec_files(policy_in(given), key=OWN_START, access=access, need="tokenizer")
+    if access.hub != "huggingface":
         model_args.model_name_or_path = str(model.folder)  # as the host does when it loads
-    if adapters and not model_args.adapter_folder:
+    elif model.commit is not None and not model_args.adapter_folder:
+        model_args.model_revision = model.commit
+    if adapters:
         model_args.adapter_name_or_path = [str(adapter.folder) for adapter in adapters]
     if finetuning_args.ref_model and not score_only:
         key, spec = reference_spec({**given, "ref_model": finetuning_args.ref_model})

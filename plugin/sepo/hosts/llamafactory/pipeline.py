@@ -101,7 +101,10 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
     training = {name: value for name, value in shared.items() if name not in (*sepo_keys, *_EVALUATION)}
     base = _base_recipe(recipe, training, sections["base"], output)
     oracle = _oracle_recipe(base, training, sections["oracle"] or {}, output)
-    policy = {**_oracle_keys(base, oracle), **policy}
+    derived = _oracle_keys(base, oracle)
+    if "oracle_base_model" in policy:
+        derived.pop("oracle_base_model_revision", None)
+    policy = {**derived, **policy}
     steps = [Step("sample", {**_data_keys(policy), key.name: ratio, "output_dir": f"{output}/sample"})]
     if base is not None:
         steps.append(Step("base", base))

@@ -89,8 +89,12 @@ def check_recipe(
     return host, settings
 
 
-def get_train_args(args: Arguments) -> Any:
+def get_train_args(args: Arguments, *, score_only: bool = False) -> Any:
     """Parse a recipe into the host's five argument objects; for a stage of sepo's, attach the resolved settings.
+
+    Args:
+        args: the recipe as a mapping, or the words of a command line.
+        score_only: whether the run loads no weights of the policy; `sepo score` sets it in all its processes.
 
     Raises:
         SepoError: the recipe is invalid, or names data or models that do not exist.
@@ -99,7 +103,7 @@ def get_train_args(args: Arguments) -> Any:
 
     from sepo.hosts.llamafactory.hub import use_resolved_files
 
-    score_only = bool(os.environ.get(SCORE_ONLY))
+    score_only = score_only or bool(os.environ.get(SCORE_ONLY))
     host, settings = check_recipe(args, score_only=score_only)
     if settings is None:
         return parse(host)

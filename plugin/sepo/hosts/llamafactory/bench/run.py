@@ -29,6 +29,7 @@ from sepo.hosts.llamafactory.checks import check_datasets, check_policy
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.redaction import redacted
+from sepo.scoring.hub import cached_if_unreachable
 
 DEFAULT_ROUNDS = 5
 
@@ -111,7 +112,8 @@ def measure(
         contenders = plan_contenders(measured, host_keys=known, names=names)
         check_policy(measured)
         check_datasets(measured)
-        session = open_session(contenders, rounds=rounds, seed=seed)
+        with cached_if_unreachable():
+            session = open_session(contenders, rounds=rounds, seed=seed)
         before = session.weights()
         with tqdm(
             total=len(contenders) * (rounds + 1 + memory), desc="bench", unit="step", file=sys.stderr

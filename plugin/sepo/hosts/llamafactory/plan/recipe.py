@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.hub import access_in
+from sepo.hosts.llamafactory.hub import access_in, policy_in
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.memory.shapes import Adapters, Trained
 from sepo.recipe.keys import as_flag, as_number, names_of
@@ -160,7 +160,7 @@ def _reference(recipe: Mapping[str, Any], settings: RunSettings, kind: str) -> M
 
 
 def _adapters(recipe: Mapping[str, Any]) -> Adapters:
-    policy = own_start(recipe)
+    policy = policy_in(recipe)
     if policy.adapters and not _flag(recipe, "create_new_adapter"):
         found = model_files(
             policy.adapters[-1],
