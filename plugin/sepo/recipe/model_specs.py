@@ -23,6 +23,11 @@ class ModelSpec:
     adapters: tuple[str, ...] = ()
     quantization_bit: int | None = None
 
+    @property
+    def text(self) -> str:
+        """The model in words: its name, and those of its adapters."""
+        return " with ".join(filter(None, (self.model, ",".join(self.adapters))))
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, for the run's ``output_dir``."""
         return {"model": self.model, "adapters": list(self.adapters), "quantization_bit": self.quantization_bit}

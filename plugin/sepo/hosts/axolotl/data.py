@@ -20,6 +20,7 @@ from sepo.hosts.axolotl.lost_answers import without_lost_answers
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
 from sepo.recipe.settings import RunSettings
+from sepo.runs.first_screen import log_first_screen
 from sepo.runs.log_writer import note_preparation, note_rows
 from sepo.scoring.live_columns import mapped, selection_columns
 from sepo.scoring.model_files import spec_folders
@@ -61,8 +62,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
 
     host = host_arguments(cfg)
     log_as_the_host(first_process=host.training_args.process_index == 0)
-    for note in settings.notes:
-        logger.info(note)
+    log_first_screen(settings)
     check_models(settings)
     tokenizer = load_tokenizer(cfg)
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)

@@ -124,7 +124,7 @@ class SePOPlugin(BasePlugin):
                 f"Axolotl created a {type(trainer).__module__}.{type(trainer).__name__}, expected the trainer of stage "
                 f"{self.resolved.settings.stage}: another plugin has replaced it. Remove that plugin."
             )
-        write_records(trainer, stores=self.stores, recipe=dict(cfg))
+        write_records(trainer, self.resolved.settings, stores=self.stores, recipe=dict(cfg))
 
 
 def load_modules() -> None:
