@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sepo.objectives import Method
@@ -47,7 +47,7 @@ class RunSettings:
         precomputed_reference: the reference whose log-probabilities are stored before training, or None if the
             reference, if needed, runs during training.
         ref_model: the reference, if the recipe names one and it runs during training.
-        overview: what the recipe was resolved to, for the first screen.
+        overview: what the recipe was resolved to, for the first screen; not compared, as it names the keys of the host.
     """
 
     stage: str
@@ -61,7 +61,7 @@ class RunSettings:
     token_rewards: TokenRewardSource | None = None
     precomputed_reference: PrecomputedReference | None = None
     ref_model: ModelSpec | None = None
-    overview: Overview | None = None
+    overview: Overview | None = field(default=None, compare=False)
 
     @property
     def first_screen(self) -> str:
