@@ -6,6 +6,7 @@ from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.objectives.presets import BUILT_IN
 from sepo.recipe.keys import HOST_KEYS, KEYS
+from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.overview import Changed
 from sepo.recipe.resolve import resolve
 
@@ -84,6 +85,7 @@ def test_the_scorer_the_oracle_and_the_reference_are_named():
     assert rows["oracle"] == "b with a over b"
     assert rows["reference"] == "the policy at its start, run before training (ref_precompute)"
     assert dict(settings_of(stage="sepo", **oracle).overview.rows)["reference"] == "none"
+    assert ModelSpec("hub/m", ("a", "b"), revision="v1", adapter_revisions=(None, "v2")).text == "hub/m@v1 with a,b@v2"
     adapters = settings_of({"ref_model_adapters": "there"}, stage="minor_dpo", ref_model_adapters="a")
     assert dict(adapters.overview.rows)["reference"] == "m with a  (there)"
 

@@ -25,6 +25,11 @@ def messages(rows):
     ]
 
 
+def response(row, side):
+    """Return the token ids of a response of a tokenized row."""
+    return [label for label in row[f"{side}_labels"] if label != -100]
+
+
 def save_rows(path: Path, rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

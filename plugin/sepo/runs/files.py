@@ -11,6 +11,8 @@ from sepo import __version__
 from sepo.recipe.settings import RunSettings
 from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.provenance import write_provenance
+from sepo.scoring.hub import commits
+from sepo.text.template_tokens import TEMPLATE_TOKENS
 from sepo.training.float_columns import ReferenceCollator
 from sepo.training.reward_columns import RewardCollator
 from sepo.training.selection_columns import selecting_collator
@@ -32,18 +34,28 @@ def method_collator(collator: Any, settings: RunSettings) -> Any:
 
 
 def write_settings(
-    folder: Path, settings: RunSettings, stores: Mapping[str, Mapping[str, str]], *, recipe: Mapping[str, Any]
+    folder: Path,
+    settings: RunSettings,
+    stores: Mapping[str, Mapping[str, str]],
+    *,
+    recipe: Mapping[str, Any],
+    template: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the settings, recipe, package versions and score stores of a run next to its weights.
+    """Write the settings, recipe, package versions, score stores and hub commits of a run next to its weights.
 
     Args:
         folder: the run's ``output_dir``.
         settings: the run's settings.
         stores: directories of the score stores, by scorer, then by data set.
         recipe: the recipe's keys and values.
+        template: the tokens that are not selected, by their texts (``TemplateTokens.as_texts``), or None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}
     record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
+    if template is not None and settings.method.selector is not None:
+        record[TEMPLATE_TOKENS] = dict(template)
+    if commits():
+        record["commits"] = commits()
     (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_provenance(folder, recipe)

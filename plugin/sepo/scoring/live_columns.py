@@ -20,7 +20,7 @@ from sepo.scoring.custom_results import scores_of_row
 from sepo.selection import SIDES
 from sepo.selection.scores import random_scores
 from sepo.selection.threshold import Threshold, dataset_threshold
-from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens, before_text
 from sepo.text.token_texts import TokenTexts
 from sepo.training.reward_columns import REWARD_COLUMNS
 from sepo.training.selection_columns import CANDIDATE_COLUMNS, COUNT_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
@@ -133,7 +133,7 @@ def _steps(rows: Rows, texts: TokenTexts, template: TemplateTokens) -> dict[str,
 
 def _steps_of(ids: list[int], candidates: list[bool], texts: TokenTexts) -> list[int]:
     """Return the step numbers of a response: those of its text, not counted from what the template writes before it."""
-    before = candidates.index(True) if True in candidates else 0
+    before = before_text(candidates)
     return [0] * before + texts.steps(ids[before:])
 
 

@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 Turn = dict[str, str]
 """``role`` and ``content`` of one turn."""
+
+T = TypeVar("T", bound=Mapping[str, Any])
 
 ROLES = {
     "user": "user",
@@ -35,7 +37,8 @@ ROLES = {
 
 _ANSWERING = ("assistant", "function")
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message that hold a thought."""
 
 
 class UnreadableRow(ValueError):
@@ -112,8 +115,7 @@ class MessageReader:
             if turns[-1]["role"] not in _ANSWERING:
                 raise UnreadableRow(f"{name} ends with a turn of {turns[-1]['role']}")
         system = _one_system(before_system, chosen_system, rejected_system)
-        conversations = _whole(before, chosen_turns, rejected_turns)
-        prompt_turns, (response, other) = _split(*conversations)
+        prompt_turns, (response, other) = split_pair(before, chosen_turns, rejected_turns)
         check_turns([*prompt_turns, response])
         return Pair(system, prompt_turns, response, other)
 
@@ -157,7 +159,7 @@ class MessageReader:
         content = _first(message, (self.content_key, *_CONTENT_KEYS))
         if role not in _ANSWERING:
             return {"role": role, "content": _text(content, what, as_json=role == "observation")}
-        thought = _first(message, _REASONING_KEYS)
+        thought = _first(message, REASONING_KEYS)
         legacy = message.get("function_call")
         # An object of another row's field may be one of nulls.
         calls = message.get("tool_calls") or (legacy if isinstance(legacy, Mapping) and any(legacy.values()) else None)
@@ -170,7 +172,7 @@ class MessageReader:
 
     def _with_calls(self, text: str, calls: Any) -> str:
         called = json.dumps(
-            [_call(call) for call in ([calls] if isinstance(calls, Mapping) else calls)], ensure_ascii=False
+            [tool_call(call) for call in ([calls] if isinstance(calls, Mapping) else calls)], ensure_ascii=False
         )
         if not text.strip():
             return called
@@ -271,7 +273,12 @@ def _text(content: Any, what: str, *, as_json: bool) -> str:
     raise UnreadableRow(f"{what} has a message whose content is {kind_of(content)}; text is expected")
 
 
-def _call(call: Any) -> dict[str, Any]:
+def tool_call(call: Any) -> dict[str, Any]:
+    """Return the ``name`` and the ``arguments`` (an object) of a call of a tool, given with or without ``function``.
+
+    Raises:
+        UnreadableRow: it has no name, or its arguments are not an object or JSON text of one.
+    """
     function = call.get("function") or call if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UnreadableRow("a tool call has no function with a name")
@@ -295,7 +302,21 @@ def _one_system(before: str | None, chosen: str | None, rejected: str | None) ->
     return next(iter(given), None)
 
 
-def _whole(before: list[Turn], chosen: list[Turn], rejected: list[Turn]) -> tuple[list[Turn], list[Turn]]:
+def split_pair(before: list[T], chosen: list[T], rejected: list[T]) -> tuple[list[T], tuple[T, T]]:
+    """Split two conversations into the prompt that they share and their last turns.
+
+    Args:
+        before: the turns of the prompt, if they are given apart; each turn has ``role`` and ``content``.
+        chosen: the preferred conversation, whole or only what follows the prompt.
+        rejected: the other one.
+
+    Raises:
+        UnreadableRow: they are not a prompt with two responses of one turn each.
+    """
+    return _split(*_whole(before, chosen, rejected))
+
+
+def _whole(before: list[T], chosen: list[T], rejected: list[T]) -> tuple[list[T], list[T]]:
     """Return both conversations from their first turn on."""
     responses = [side[0]["role"] in _ANSWERING for side in (chosen, rejected)]
     if responses[0] != responses[1]:
@@ -307,7 +328,7 @@ def _whole(before: list[Turn], chosen: list[Turn], rejected: list[Turn]) -> tupl
     return [*before, *chosen], [*before, *rejected]
 
 
-def _continued(before: list[Turn], whole: list[Turn]) -> list[Turn]:
+def _continued(before: list[T], whole: list[T]) -> list[T]:
     if whole[: len(before)] == before:
         return whole
     if before[-1]["role"] in _ANSWERING:
@@ -318,7 +339,7 @@ def _continued(before: list[Turn], whole: list[Turn]) -> list[Turn]:
     raise UnreadableRow("the prompt is not the beginning of chosen and rejected")
 
 
-def _split(chosen: list[Turn], rejected: list[Turn]) -> tuple[list[Turn], tuple[Turn, Turn]]:
+def _split(chosen: list[T], rejected: list[T]) -> tuple[list[T], tuple[T, T]]:
     """Return the turns that both conversations begin with, and their last turns."""
     longest = min(len(chosen), len(rejected)) - 1
     both = zip(chosen[:longest], rejected[:longest], strict=True)

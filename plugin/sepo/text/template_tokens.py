@@ -6,15 +6,20 @@ to predict it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
+TEMPLATE_TOKENS = "template_tokens"
+"""Key of the tokens by their texts (``TemplateTokens.as_texts``) in the settings of a run and the names of a store."""
+
+Token = int | str
+
 
 @dataclass(frozen=True)
 class TemplateTokens:
-    """The tokens around the text of a response.
+    """The tokens around the text of a response, by their ids; in files of a run, by their texts.
 
     A token is identified by its id and position: an empty thought that the text of a response contains is the same
     tokens as one that the template writes, and is treated alike.
@@ -32,8 +37,8 @@ class TemplateTokens:
         end: index of the end of turn in ``trailing``.
     """
 
-    leading: tuple[tuple[int, ...], ...] = ()
-    trailing: tuple[int, ...] = ()
+    leading: tuple[tuple[Token, ...], ...] = ()
+    trailing: tuple[Token, ...] = ()
     end: int = 0
 
     def __bool__(self) -> bool:
@@ -45,7 +50,7 @@ class TemplateTokens:
         """Maximum number of tokens around a text, end of turn included."""
         return max(map(len, self.leading), default=0) + len(self.trailing)
 
-    def candidates(self, response: Sequence[int]) -> list[bool]:
+    def candidates(self, response: Sequence[Token]) -> list[bool]:
         """Return for each token of a response whether it may be selected.
 
         Args:
@@ -62,6 +67,26 @@ class TemplateTokens:
                 flags[start:] = [flags[start + index] and index == self.end for index in range(length)]
                 break
         return flags
+
+    def as_texts(self, spelling: Callable[[Sequence[int]], Sequence[str]]) -> dict[str, Any]:
+        """Return the tokens as plain JSON values, by their texts.
+
+        Args:
+            spelling: returns the text of each token.
+        """
+        leading = [list(spelling(_ids(before))) for before in self.leading]
+        return {"leading": leading, "trailing": list(spelling(_ids(self.trailing))), "end": self.end}
+
+    @classmethod
+    def of_texts(cls, values: object) -> TemplateTokens:
+        """Return the tokens by their texts, from the values of :meth:`as_texts`; none if the values are others."""
+        if not isinstance(values, Mapping):
+            return cls()
+        leading, trailing, end = (values.get(name) for name in ("leading", "trailing", "end"))
+        sound = isinstance(leading, list) and all(map(_is_texts, leading)) and _is_texts(trailing)
+        if not sound or type(end) is not int or not 0 <= end < max(1, len(trailing or ())):
+            return cls()
+        return cls(tuple(tuple(before) for before in leading or ()), tuple(trailing or ()), end)
 
 
 NO_TEMPLATE = TemplateTokens()
@@ -103,3 +128,16 @@ def template_tokens(
         if start > 0 and whole[start : start + len(own)] == own:
             leading.add(whole[:start])
     return TemplateTokens(tuple(sorted(leading, key=len, reverse=True)), trailing, end)
+
+
+def before_text(candidates: Sequence[bool]) -> int:
+    """Return the number of tokens of a response that the template writes before its text."""
+    return list(candidates).index(True) if True in candidates else 0
+
+
+def _ids(tokens: Sequence[Token]) -> list[int]:
+    return [token for token in tokens if isinstance(token, int)]
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

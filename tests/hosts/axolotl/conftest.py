@@ -90,3 +90,42 @@ def train(plugin, tmp_path, monkeypatch):
 def losses():
     """Return a function that returns the losses that a trainer logged, by step."""
     return lambda trainer: [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture
+def loaded(root, plugin, tmp_path):
+    """Return a function that loads a config for rows in a file, and returns it with the resolved settings."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    def load(rows, block, kind="chat_template.default", *, entry=(), **more):
+        path = axo.save_rows(tmp_path / "rows.jsonl", rows)
+        made = axo.config(
+            root, tmp_path / "out", rl="sepo", datasets=[{**axo.rows_at(path), "type": kind, **dict(entry)}],
+            shuffle_merged_datasets=False, sepo={"token_scores_dir": str(tmp_path / "scores"), **block}, **more,
+        )  # fmt: skip
+        made["dataset_prepared_path"] = str(tmp_path / f"prepared-{len(list(tmp_path.iterdir()))}")
+        cfg = load_cfg(str(axo.write(made, tmp_path / "config.yaml")))
+        # A config creates new plugin instances.
+        return cfg, PluginManager.get_instance().plugins[axo.PLUGIN].resolved.settings
+
+    return load
+
+
+@pytest.fixture
+def prepared(loaded):
+    """Return a function that prepares a run's rows for training, in the order of the file."""
+    from sepo.hosts.axolotl.data import load_pairs
+
+    def make(rows, block, *args, **more):
+        cfg, settings = loaded(rows, block, *args, **more)
+        return load_pairs(cfg, settings, preprocess=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def words(root):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(root / "policy")

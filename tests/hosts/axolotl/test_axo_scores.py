@@ -2,53 +2,19 @@
 
 import json
 import logging
-from importlib import metadata
 
 import pytest
-from transformers import AutoTokenizer
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import conversation
 from sepo.hosts.axolotl.response_tokens import PolicyResponses
-from sepo.training.selection_columns import IGNORE_INDEX
 from tests.support import axo, foreign, tiny
 
 SIDES = ("chosen", "rejected")
 
 
-@pytest.fixture
-def prepared(root, plugin, tmp_path):
-    """Return a function that prepares a run's rows for training, in the order of the file."""
-    from axolotl.cli.config import load_cfg
-    from axolotl.integrations.base import PluginManager
-
-    from sepo.hosts.axolotl.data import load_pairs
-
-    def make(rows, block, kind="chat_template.default", **more):
-        path = axo.save_rows(tmp_path / "rows.jsonl", rows)
-        made = axo.config(
-            root, tmp_path / "out", rl="sepo", datasets=[{**axo.rows_at(path), "type": kind}],
-            shuffle_merged_datasets=False, sepo={"token_scores_dir": str(tmp_path / "scores"), **block}, **more,
-        )  # fmt: skip
-        made["dataset_prepared_path"] = str(tmp_path / f"prepared-{len(list(tmp_path.iterdir()))}")
-        cfg = load_cfg(str(axo.write(made, tmp_path / "config.yaml")))
-        resolved = PluginManager.get_instance().plugins[axo.PLUGIN].resolved  # a config creates new plugin instances
-        return load_pairs(cfg, resolved.settings, preprocess=False)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def words(root):
-    return AutoTokenizer.from_pretrained(root / "policy")
-
-
 FILE = {"token_scorer": "file"}
 ROWS = axo.messages(tiny.pairs(8))
-
-
-def response(row, side):
-    return [label for label in row[f"{side}_labels"] if label != IGNORE_INDEX]
 
 
 def tokens_of(words, row, side):
@@ -62,7 +28,7 @@ def test_the_users_scores_are_assigned_to_their_tokens(prepared, words):
     assert len(meta.train_dataset) == len(rows)
     for row in meta.train_dataset:
         for side in SIDES:
-            assert row[f"{side}_scores"] == response(row, side)
+            assert row[f"{side}_scores"] == axo.response(row, side)
 
 
 def spans_of(text, *marked):
@@ -85,7 +51,7 @@ def test_the_users_spans_become_scores_of_their_tokens(prepared, words):
         assert not [name for name in meta.train_dataset.column_names if "spans" in name or "conversation" in name]
         for index, row in enumerate(meta.train_dataset):
             for side, weights in (("chosen", {2.0}), ("rejected", {-0.5, -3.0})):
-                scores, tokens = row[f"{side}_scores"], response(row, side)
+                scores, tokens = row[f"{side}_scores"], axo.response(row, side)
                 assert len(scores) == len(tokens)
                 assert set(scores) - {0.0} == weights
                 assert scores[-1] == 0.0  # end of turn
@@ -142,27 +108,6 @@ def test_spans_need_rows_that_are_conversations(prepared):
         prepared(text, FILE, kind="chatml.prompt_pairs")
 
 
-def test_a_response_that_the_host_loses_is_not_trained_on(prepared, words, caplog, monkeypatch):
-    """If a template trims its turns, 0.19 would take the last character of the turn as the response."""
-    monkeypatch.setattr(logging.getLogger("sepo"), "handlers", [caplog.handler])
-    random = {"token_scorer": "random"}
-    rows = [dict(row) for row in ROWS]
-    rows[1]["chosen"] = {"role": "assistant", "content": " It has 3 legs."}
-    rows[4]["rejected"] = {"role": "assistant", "content": ""}
-    old = metadata.version("axolotl").startswith("0.19.")
-    meta, _ = prepared(rows, random, chat_template="llama3")
-    assert len(meta.train_dataset) == (6 if old else 8)
-    for row in meta.train_dataset:
-        for side in SIDES:
-            text = words.decode(response(row, side))
-            assert text.startswith(("It has", "<|eot_id|>"))
-            assert "dummy" not in text
-    assert ("skipped 2 of 8 rows of train, which have lost a response (rows 1, 4)" in caplog.text) is old
-    if old:
-        with pytest.raises(SepoError, match=r"every row has lost a response.* Strip the responses"):
-            prepared(rows[1:2], random, chat_template="llama3")
-
-
 def test_rows_with_images_are_refused(words):
     from datasets import Dataset
 
@@ -199,7 +144,7 @@ def test_an_oracle_with_another_tokenizer_scores_the_policys_tokens(prepared, ot
     for row, own in zip(meta.train_dataset, kept, strict=True):
         for side in SIDES:
             scores = row[f"{side}_scores"]
-            assert len(scores) == len(response(row, side))
+            assert len(scores) == len(axo.response(row, side))
             assert sum(scores) == pytest.approx(sum(own[f"{side}_scores"]), abs=1e-4)
             assert max(map(abs, scores)) > 0.01
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.axolotl.conversations import check_types
+from sepo.hosts.axolotl.hub import reference_revisions
 from sepo.hosts.axolotl.stage import alias_of, names_stage
 from sepo.recipe.keys import HOST_KEYS, KEYS, unknown_key
 from sepo.recipe.resolve import resolve
@@ -30,7 +31,7 @@ _SAME = {
 }
 """Axolotl's keys with the same meaning, by the key of the block ``sepo``."""
 
-_MODEL_KEYS = ("model_name_or_path", "quantization_bit", "finetuning_type", "seed")
+_MODEL_KEYS = ("model_name_or_path", "model_revision", "quantization_bit", "finetuning_type", "seed")
 
 _REFUSED = {
     "dpo_use_liger_kernel": "it replaces the loss and the forward pass, which the stage implements; remove it",
@@ -138,6 +139,7 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     values, aliases = _host_values(cfg, block)
     given = {**block, "stage": stage, **values, **_model(cfg)}
     given = {name: value for name, value in given.items() if value is not None}
+    given |= reference_revisions(given)
     _weight(given.get("pref_ftx"))
     changes = {"rl": "dpo", "sepo": {**block, "stage": stage}, "trainer_cls": TRAINER}
     origins = {**{name: f"sepo.{name}" for name in block}, **aliases, **({} if alias is None else {"stage": "rl"})}
@@ -246,6 +248,7 @@ def _model(cfg: Mapping[str, Any]) -> dict[str, Any]:
     quantized = 4 if cfg.get("load_in_4bit") else 8 if cfg.get("load_in_8bit") else None
     return {
         "model_name_or_path": cfg.get("base_model"),
+        "model_revision": cfg.get("revision_of_model"),
         "quantization_bit": quantized,
         "finetuning_type": "lora" if cfg.get("adapter") else "full",
     }

@@ -1,15 +1,18 @@
-"""Conversations of rows, kept next to the rendered rows, and the run's chat template for T-REG's prompts."""
+"""The run's chat template, for T-REG's prompts, and conversations of rows whose messages are plain text."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.text.conversations import CONVERSATION
+
+
+def template_text(cfg: Any, tokenizer: Any) -> str:
+    """Return the text of the run's chat template."""
+    from axolotl.utils.chat_templates import get_chat_template_from_config
+
+    return str(get_chat_template_from_config(cfg, tokenizer=tokenizer))
 
 
 class ChatTemplate:
@@ -32,9 +35,7 @@ class ChatTemplate:
             messages: the user's turn and the assistant's, whose content is not encoded.
         """
         if self._text is None:
-            from axolotl.utils.chat_templates import get_chat_template_from_config
-
-            self._text = get_chat_template_from_config(self._cfg, tokenizer=self._own)
+            self._text = template_text(self._cfg, self._own)
         prompt = tokenizer.apply_chat_template(
             [dict(messages[0])], chat_template=self._text, add_generation_prompt=True, tokenize=False
         )
@@ -66,54 +67,6 @@ def check_types(datasets: Iterable[Any], reader: tuple[str, str]) -> None:
 def is_conversation(kind: Any) -> bool:
     """Return whether the rows of a data set of this type are conversations."""
     return str(kind).startswith("chat_template")
-
-
-@contextlib.contextmanager
-def conversations_kept(cfg: Any, reader: tuple[str, str] | None, *, where_possible: bool = False) -> Iterator[None]:
-    """Keep each row's conversation in the column ``CONVERSATION`` while Axolotl loads its pairs.
-
-    Args:
-        cfg: Axolotl's config.
-        reader: the feature that needs conversations, ``QUOTED`` or ``READ``; None if there is none.
-        where_possible: without a reader, still keep the conversations of rows that have one, to which the user's spans
-            may have to be mapped.
-
-    Raises:
-        SepoError: If there is a reader and a data set has no conversations.
-    """
-    if reader is None and not where_possible:
-        yield
-        return
-    if reader is not None:
-        check_types([*(cfg.datasets or []), *(cfg.test_datasets or [])], reader)
-    from axolotl.utils.data import rl
-
-    load, digest = rl.load_dpo, rl.generate_dataset_hash_from_config
-    rl.load_dpo = lambda kind, cfg, dataset_idx=0: _keeping(
-        load(kind, cfg, dataset_idx=dataset_idx), kind, cfg, dataset_idx
-    )
-    # Prepared rows without conversations are cached under the host's name, so these need another one.
-    rl.generate_dataset_hash_from_config = lambda *args, **kwargs: f"{digest(*args, **kwargs)}-conversations"
-    try:
-        yield
-    finally:
-        rl.load_dpo, rl.generate_dataset_hash_from_config = load, digest
-
-
-def _keeping(loaded: Any, kind: str, cfg: Any, index: int) -> Any:
-    """Wrap the function of a prompt strategy of Axolotl to keep the conversation, if its rows are conversations."""
-    if loaded is None or not is_conversation(kind):
-        return loaded
-    function, more = loaded if isinstance(loaded, tuple) else (loaded, {})
-    reads: Callable[[Mapping[str, Any]], dict[str, Any]] = functools.partial(
-        conversation, rows=cfg["datasets"][index], whole=kind.endswith("argilla_chat")
-    )
-
-    def transform(sample: Mapping[str, Any], tokenizer: Any = None) -> dict[str, Any]:
-        kept = json.dumps(reads(sample), ensure_ascii=False)
-        return {**function(sample, tokenizer=tokenizer), CONVERSATION: kept}
-
-    return transform, more
 
 
 def conversation(sample: Mapping[str, Any], *, rows: Mapping[str, Any], whole: bool) -> dict[str, Any]:

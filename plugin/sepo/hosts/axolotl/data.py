@@ -14,22 +14,24 @@ from datasets import Dataset
 from transformers import set_seed
 
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.conversations import ChatTemplate, conversations_kept
+from sepo.hosts.axolotl.conversations import ChatTemplate
+from sepo.hosts.axolotl.hub import check_models
 from sepo.hosts.axolotl.logs import log_as_the_host
-from sepo.hosts.axolotl.lost_answers import without_lost_answers
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
+from sepo.hosts.axolotl.rows import kept_rows, rows_read, written_by_template
 from sepo.recipe.settings import RunSettings
 from sepo.runs.first_screen import log_first_screen
 from sepo.runs.log_writer import note_preparation, note_rows
+from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import mapped, selection_columns
-from sepo.scoring.model_files import spec_folders
 from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.scoring.user_scores import score_columns
 from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
 from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 from sepo.training.trainable_rows import each_dataset, keep_trainable
@@ -55,7 +57,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     Raises:
         SepoError: If the data or the scoring models are invalid, or a store cannot be written.
     """
-    from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
+    from axolotl.common.datasets import TrainDatasetMeta
     from axolotl.loaders import load_tokenizer
 
     from sepo.hosts.axolotl.reference import install_reference
@@ -63,12 +65,13 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     host = host_arguments(cfg)
     log_as_the_host(first_process=host.training_args.process_index == 0)
     log_first_screen(settings)
-    check_models(settings)
-    tokenizer = load_tokenizer(cfg)
+    check_models(cfg, settings)
+    with cached_if_unreachable():
+        tokenizer = load_tokenizer(cfg)
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
     quoting = QUOTED if settings.prompts_for_rewards else READ if reader is not None else None
-    with conversations_kept(cfg, quoting, where_possible=settings.method.scorer == "file"):
-        meta = load_preference_datasets(cfg=cfg)
+    with cached_if_unreachable(), rows_read(cfg, quoting, keep_spans=settings.method.scorer == "file"):
+        meta = _host_rows(cfg)
     if preprocess:
         return meta, {}
     resolved = settings.as_dict()
@@ -82,9 +85,12 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     loaded = {"train_dataset": meta.train_dataset, "eval_dataset": meta.eval_dataset}
     datasets = {role: rows for role, rows in loaded.items() if rows is not None}
     losses = RowLosses()
+    written = NO_TEMPLATE if settings.method.selector is None else written_by_template(cfg, tokenizer)
     datasets = each_dataset(
         datasets,
-        lambda rows, name: tokenized(rows, cfg, settings, tokenizer=tokenizer, name=name, losses=losses),
+        lambda rows, name: tokenized(
+            rows, cfg, settings, tokenizer=tokenizer, name=name, losses=losses, template=written
+        ),
     )
     if host.training_args.process_index == 0:
         losses.log()
@@ -97,27 +103,36 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     datasets, stores = with_scores(datasets, scorers)
     # Scoring advances the random state; with the seed set again the adapter's initial weights do not depend on it.
     set_seed(cfg.seed or 42)
-    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42)
+    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42, template=written)
     steps = math.ceil(len(datasets["train_dataset"]) * cfg.num_epochs / cfg.batch_size)
     return TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores
 
 
-def check_models(settings: RunSettings) -> None:
-    """Raise if a scoring model does not exist, before anything is loaded.
+def _host_rows(cfg: Any) -> Any:
+    from axolotl.common.datasets import load_preference_datasets
 
-    Raises:
-        SepoError: If a model is missing; the message gives the key and the path.
-    """
-    for source in (settings.token_rewards, settings.precomputed_reference):
-        if source is not None and source.model is not None:
-            spec_folders(source.model, key=source.key)
-    if settings.oracle is not None:
-        spec_folders(settings.oracle.oracle, key="oracle_model")
-        spec_folders(settings.oracle.base, key="oracle_base_model")
+    try:
+        return load_preference_datasets(cfg=cfg)
+    except ZeroDivisionError as error:  # of the `datasets` of Axolotl 0.19, which divides by the number of rows to save
+        raise _none_left("train", cfg) from error
+
+
+def _none_left(name: str, cfg: Any) -> SepoError:
+    return SepoError(
+        f"{name}: no row is left: Axolotl has dropped all whose prompt and response are longer than sequence_len "
+        f"({cfg.sequence_len}); raise it, or set excess_length_strategy: truncate."
+    )
 
 
 def tokenized(
-    dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: Any, name: str, losses: RowLosses
+    dataset: Dataset,
+    cfg: Any,
+    settings: RunSettings,
+    *,
+    tokenizer: Any,
+    name: str,
+    losses: RowLosses,
+    template: TemplateTokens = NO_TEMPLATE,
 ) -> Dataset:
     """Tokenize text pairs with the method of the host's trainer, into the columns that all hosts share.
 
@@ -128,13 +143,14 @@ def tokenized(
         tokenizer: the policy's tokenizer.
         name: name of the data set in the log.
         losses: gets the rows that are left out.
+        template: tokens that may not be selected.
 
     Returns:
         ``*_input_ids`` and ``*_labels``, each truncated to ``sequence_len``; the conversation and the user's scores if
         the method reads them.
 
     Raises:
-        SepoError: If the rows have images, or scores that do not fit.
+        SepoError: If the rows have images, or scores that do not fit, or none is left.
     """
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
@@ -143,8 +159,9 @@ def tokenized(
             f"the rows of {name} have images, and in Axolotl sepo's stages train on text only; use LLaMA-Factory, or "
             "remove the column."
         )
-    losses.given(name, len(dataset))
-    dataset = without_lost_answers(dataset, cfg, name=name)
+    if not len(dataset):
+        raise _none_left(name, cfg)
+    dataset = kept_rows(dataset, losses, name=name)
     # The method reads only the tokenizer of the trainer (see ../PATCHES.md).
     stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)
     args = SimpleNamespace(
@@ -162,7 +179,7 @@ def tokenized(
 
     made = mapped(made, columns, f"rows {cutoff} {bos} {given}")
     made = made.remove_columns([*_TOKENS, *(column for column in given if column not in SCORE_COLUMNS)])
-    return keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses)
+    return keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses, template=template)
 
 
 def _columns(

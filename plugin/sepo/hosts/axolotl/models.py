@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from sepo.hosts.axolotl.hub import access_in
 from sepo.recipe.model_specs import ModelSpec
+from sepo.scoring.hub import HubAccess, hub_access
 from sepo.scoring.models import load_frozen
 
 
@@ -22,7 +24,7 @@ class ModelArguments:
     """
 
     model_name_or_path: str
-    model_revision: str
+    access: HubAccess
     compute_dtype: torch.dtype | None
     trust_remote_code: bool
     rope_scaling: Any = None
@@ -77,7 +79,7 @@ def host_arguments(cfg: Any) -> HostArguments:
     return HostArguments(
         model_args=ModelArguments(
             model_name_or_path=cfg.base_model,
-            model_revision=cfg.revision_of_model or "main",
+            access=access_in(cfg),
             compute_dtype=None if dtype in (None, torch.float32) else dtype,
             trust_remote_code=bool(cfg.trust_remote_code),
             rope_scaling=None if rope is None else str(rope),
@@ -124,6 +126,11 @@ def _device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+@hub_access.register(ModelArguments)
+def _access_of(model_args: ModelArguments) -> HubAccess:
+    return model_args.access
+
+
 @load_frozen.register(ModelArguments)
 def load_with_transformers(model_args: ModelArguments, spec: ModelSpec, adapters: Sequence[str]) -> Any:
     """Load a frozen model (see ``load_frozen``) without Axolotl's loader, which patches models for training."""
@@ -143,7 +150,6 @@ def load_with_transformers(model_args: ModelArguments, spec: ModelSpec, adapters
     model = AutoModelForCausalLM.from_pretrained(
         spec.model,
         dtype=model_args.compute_dtype or "auto",
-        revision=model_args.model_revision if spec.model == model_args.model_name_or_path else "main",
         trust_remote_code=model_args.trust_remote_code,
         **more,
     )

@@ -43,6 +43,7 @@ class SePOPlugin(BasePlugin):
         print_errors_without_traceback()
         load_modules()
         from sepo.hosts.axolotl.config import resolve_config
+        from sepo.hosts.axolotl.hub import check_policy
         from sepo.hosts.axolotl.logs import hide_secrets
         from sepo.hosts.axolotl.models import on_several_cpus, train_on_several_cpus
         from sepo.redaction import remember_secrets
@@ -51,6 +52,7 @@ class SePOPlugin(BasePlugin):
         self.resolved = resolve_config(cfg)
         if self.resolved is not None:
             hide_secrets()
+            check_policy(cfg)
             for name, value in self.resolved.changes.items():
                 cfg[name] = value
             if on_several_cpus():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llamafactory.extras.constants import FILEEXT2TYPE
 
 from sepo.errors import SepoError
+from sepo.text.messages import kind_of
 
 _ROWS = 100
 _BYTES = 2**20
@@ -59,6 +61,8 @@ def first_rows(path: Path, *, name: str) -> FirstRows | None:
     rows: list[dict[str, Any]] = []
     whole = True
     for file in files:
+        if len(rows) == _ROWS:
+            return FirstRows(rows, whole=False)
         try:
             found = read(file)
         except (OSError, ValueError) as error:
@@ -66,14 +70,57 @@ def first_rows(path: Path, *, name: str) -> FirstRows | None:
             raise SepoError(f"dataset '{name}': {file} cannot be read as {file.suffix[1:]}: {reason}.") from error
         if found is None or not (found.rows or found.whole):
             return None
-        other = next((row for row in found.rows if not isinstance(row, dict)), None)
-        if other is not None:
-            raise SepoError(f"dataset '{name}': {file} has a row {str(other)[:40]!r}; an object is expected.")
+        for row in found.rows:
+            if not isinstance(row, dict):
+                raise SepoError(f"dataset '{name}': {file} has the row {json.dumps(row)[:40]}; an object is expected.")
+        whole = whole and found.whole and len(found.rows) <= _ROWS - len(rows)
         rows += found.rows[: _ROWS - len(rows)]
-        whole = whole and found.whole and len(rows) < _ROWS
     if not rows:
         raise SepoError(f"dataset '{name}' has no rows: {path} is empty.")
     return FirstRows(rows, whole)
+
+
+def mixed_types(file: Path) -> str | None:
+    """Describe the first field of a JSON file whose values have several types, which a column cannot have.
+
+    Args:
+        file: the file; other types of files have no such fields.
+
+    Returns:
+        A phrase with the field, its types and rows; None if there is no such field, or the file is not JSON.
+    """
+    if FILEEXT2TYPE.get(file.suffix[1:]) != "json":
+        return None
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [*map(json.loads, filter(str.strip, text.split("\n")))]
+        )
+    except (OSError, ValueError):
+        return None
+    seen: dict[str, tuple[str, int]] = {}
+    for number, row in enumerate(rows):
+        for field, kind in _fields(row, ""):
+            first, where = seen.setdefault(field, (kind, number))
+            if kind != first:
+                return f"{field[1:]} is {first} in row {where} and {kind} in row {number}"
+    return None
+
+
+def _fields(value: Any, field: str) -> Iterator[tuple[str, str]]:
+    """Yield the paths of all fields with what they are; null has every type."""
+    if value is None:
+        return
+    if field:
+        yield field, kind_of(value)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _fields(item, f"{field}.{name}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _fields(item, f"{field}[]")
 
 
 def _json_rows(file: Path) -> FirstRows | None:

@@ -34,7 +34,8 @@ from sepo.hosts.llamafactory.evaluate_recipe import EvaluationRecipe, evaluation
 from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
 from sepo.hosts.llamafactory.workflow import PreparedData, prepared_data
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
-from sepo.scoring.model_files import check_tokenizers, max_positions, spec_folders
+from sepo.scoring.hub import hub_access
+from sepo.scoring.model_files import check_tokenizers, max_positions, spec_files
 from sepo.scoring.models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.scoring.stored_columns import row_sequences
 from sepo.selection import SIDES
@@ -184,13 +185,14 @@ def _data(arguments: Any) -> PreparedData:
 
 
 def _check_models(recipe: EvaluationRecipe, data: PreparedData, model_args: Any) -> None:
+    access = hub_access(model_args)
     for spec in (recipe.policy, recipe.start, recipe.reference):
         if spec is not None:
-            other = spec.model != recipe.policy.model
+            other = (spec.model, spec.revision) != (recipe.policy.model, recipe.policy.revision)
             key = "ref_model" if other else "model_name_or_path"
-            spec_folders(spec, key=key)
+            spec_files(spec, key=key, access=access)
             if other:
-                check_tokenizers(data.tokenizer, spec, key=key, model_args=model_args)
+                check_tokenizers(data.tokenizer, spec, key=key, access=access)
 
 
 def _part(data: PreparedData, part: str) -> Dataset:
@@ -228,7 +230,7 @@ def _voice(data: PreparedData, recipe: EvaluationRecipe, model_args: Any) -> Voi
         ),
         stop_ids=[token for token in template.get_stop_token_ids(tokenizer) if token is not None],
         pad_id=tokenizer.pad_token_id,
-        positions=max_positions(recipe.policy, key="model_name_or_path", model_args=model_args),
+        positions=max_positions(recipe.policy, key="model_name_or_path", access=hub_access(model_args)),
     )
 
 

@@ -39,13 +39,15 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     from sepo.hosts.llamafactory import messages
     from sepo.hosts.llamafactory.reading import read_recipe
     from sepo.hosts.llamafactory.registration import register
+    from sepo.scoring.hub import share_unreachable
 
     if words and "-h" not in words and "--help" not in words:
         # Before ranks are started, each of which would print the same error, and which read the secrets, too.
-        _, settings = check_recipe(read_recipe(keep_secrets=True))
+        _, settings = check_recipe(read_recipe(keep_secrets=True), score_only=score_only)
         if score_only:
             refuse_without_scoring(settings)
             os.environ[SCORE_ONLY] = "1"
+        share_unreachable()
     register(tuner)
     messages.register()  # for the host's stages, too: those of `sepo pipeline` may read the same data sets
     sys.argv = ["llamafactory-cli", "train", *words]

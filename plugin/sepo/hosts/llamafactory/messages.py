@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from llamafactory.data.converter import DATASET_CONVERTERS, DatasetConverter, register_dataset_converter
@@ -131,7 +132,7 @@ class MessagesConverter(DatasetConverter):
         )
         return row, SYSTEM_UNUSED if system is not None and own and own != system else ""
 
-    @property
+    @cached_property
     def _reader(self) -> MessageReader:
         attributes = self.dataset_attr
         tags = {

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,19 +23,23 @@ from llamafactory.data.parser import DatasetAttr
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.data_files import mixed_types
 from sepo.hosts.llamafactory.messages import MESSAGES, MessageColumns, MessagesConverter, message_columns, register
 from sepo.text.messages import UnreadableRow, kind_of, tools_text
-from sepo.training.row_losses import RowLosses
+from sepo.training.row_losses import Event, RowLosses
 
 logger = logging.getLogger(__name__)
 
 LEFT_OUT = "_sepo_left_out"
 """Column of aligned rows: the reason why a row is left out, or the empty string."""
 _UNUSED = "_sepo_unused"
-"""Column of aligned rows: what of a row is not used, or the empty string."""
+"""Column of aligned rows: what of a row is not used, ``_EMPTY``, or the empty string."""
+_EMPTY = "the prompt is empty"
 
 _READ_AS_MESSAGES = (MESSAGES, "openai", "sharegpt")
 _NOTHING = {"role": "assistant", "content": ""}
+_UNNAMED = (DatasetAttr.messages, DatasetAttr.prompt)
+"""Columns of an entry that names none."""
 _LOOKED_AT = 20
 """Rows that are looked at for the format of the responses."""
 _EVALUATION = re.compile(r"^validation_?")
@@ -136,7 +141,8 @@ class CheckedConverter(DatasetConverter):
             }
             row |= {"_system": "", "_tools": "", "_images": None, "_videos": None, "_audios": None}
             return {**row, LEFT_OUT: str(error), _UNUSED: ""}
-        return {**row, LEFT_OUT: "", _UNUSED: unused}
+        empty = not row["_prompt"][-1]["content"].strip()
+        return {**row, LEFT_OUT: "", _UNUSED: unused or (_EMPTY if empty else "")}
 
     def _converted(self, example: dict[str, Any]) -> tuple[dict[str, Any], str]:
         if isinstance(self.host, MessagesConverter):
@@ -150,7 +156,7 @@ class CheckedConverter(DatasetConverter):
             except Exception as error:  # of any converter that is registered with the host
                 kind = self.dataset_attr.formatting
                 raise UnreadableRow(f"the converter '{kind}' raises {type(error).__name__}") from error
-        if not isinstance(row["_system"] or "", str):
+        if not isinstance(row["_system"], str | None):
             raise UnreadableRow(f"the system prompt is {kind_of(row['_system'])}; text is expected")
         return {**row, "_system": row["_system"] or "", "_tools": tools_text(row["_tools"])}, ""
 
@@ -180,7 +186,7 @@ def _texts(value: Any) -> Iterator[str]:
 def _check_texts(example: Mapping[str, Any], attributes: DatasetAttr) -> None:
     """Raise if a field of a row in the format `alpaca` is not text."""
     for column in (attributes.prompt, attributes.query):
-        if column and not isinstance(example[column] or "", str):
+        if column and not isinstance(example[column], str | None):
             raise UnreadableRow(f"{column} is {kind_of(example[column])}; text is expected")
     for column in (attributes.chosen, attributes.rejected):
         if not isinstance(example[column], str):
@@ -260,7 +266,9 @@ def check_entry(
 def _named(attributes: DatasetAttr, read: MessageColumns) -> list[str]:
     """Return the columns that are read, the responses first."""
     columns: list[str | None] = [read.chosen, read.rejected]
-    if attributes.formatting in _READ_AS_MESSAGES:
+    if attributes.formatting == MESSAGES:
+        columns += [name for name in (attributes.messages, attributes.prompt) if name not in _UNNAMED]
+    elif attributes.formatting in _READ_AS_MESSAGES:
         columns += [read.prompt]
     elif attributes.formatting == "alpaca":
         columns += [attributes.prompt, attributes.query, attributes.history]
@@ -282,15 +290,20 @@ def kept_rows(known: Dataset, losses: RowLosses, *, name: str) -> Dataset:
         SepoError: if no row is left.
     """
     losses.given(name, len(known))
-    left_out = []
-    for start in range(0, len(known), 1000):
-        rows = known.select(range(start, min(start + 1000, len(known)))).select_columns([LEFT_OUT, _UNUSED, "_prompt"])
-        for offset, row in enumerate(rows):
-            if row[LEFT_OUT]:
-                left_out.append(start + offset)
-                losses.add(name, "skipped", row[LEFT_OUT], 1, example=row["_prompt"][0]["content"])
-            elif row[_UNUSED]:
-                losses.add(name, "changed", row[_UNUSED], 1, example=row["_prompt"][0]["content"])
+    marks = known.select_columns([LEFT_OUT, _UNUSED])
+    found: dict[tuple[Event, str], list[int]] = {}
+    for start in range(0, len(marks), 1000):
+        rows = marks[start : start + 1000]
+        for offset, (reason, unused) in enumerate(zip(rows[LEFT_OUT], rows[_UNUSED], strict=True)):
+            if reason or unused:
+                mark: tuple[Event, str] = ("skipped", reason) if reason else ("changed", unused)
+                found.setdefault(mark, []).append(start + offset)
+    for (event, reason), indices in found.items():
+        if reason == _EMPTY:
+            logger.warning("%s: in %d rows the prompt is empty; they are used as given.", name, len(indices))
+            continue
+        losses.add(name, event, reason, len(indices), example=known[indices[0]]["_prompt"][0]["content"])
+    left_out = sorted(index for (event, _), indices in found.items() if event == "skipped" for index in indices)
     if len(left_out) == len(known):
         raise SepoError(f"{name}: no row is left to train on: {_counts(known[LEFT_OUT])}.")
     kept = known.remove_columns([LEFT_OUT, _UNUSED])
@@ -310,9 +323,15 @@ def _loading(load: Callable[..., Dataset]) -> Callable[..., Dataset]:
         except SepoError:
             raise
         except Exception as error:  # of any file format, hub or file system
-            files = kwargs.get("data_files")
-            what = ", ".join(map(str, files)) if files else f"data set '{kwargs.get('path')}'"
-            raise SepoError(f"{what} cannot be loaded: {_cause(error)}.") from error
+            files = [str(file) for file in kwargs.get("data_files") or ()]
+            what = ", ".join(files) or f"data set '{kwargs.get('path')}'"
+            mixed = next(filter(None, (mixed_types(Path(file)) for file in files)), None)
+            reason = (
+                _cause(error)
+                if mixed is None
+                else f"{mixed}; a column has one type, so write objects that differ as JSON text"
+            )
+            raise SepoError(f"{what} cannot be loaded: {reason}.") from error
 
     return loaded
 

@@ -23,6 +23,7 @@ import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
+from sepo.hosts.llamafactory.pair_encoding import pairs_encoded, without_cuts
 from sepo.hosts.llamafactory.recipe import recipe_of
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses, written_by_template
 from sepo.hosts.llamafactory.rows import counted_rows
@@ -34,12 +35,14 @@ from sepo.runs.first_screen import FirstScreen, log_first_screen
 from sepo.runs.log_writer import RunLog, note_preparation, note_rows
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
+from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
-from sepo.text.template_tokens import NO_TEMPLATE
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
+from sepo.text.token_texts import template_texts
 from sepo.training.row_losses import RowLosses
 from sepo.training.starting_policy import StartingPolicy
 from sepo.training.trainable_rows import each_dataset, joined_column, keep_trainable
@@ -67,14 +70,11 @@ def run_stage(
         # must initialize the policy's adapter with the same weights.
         transformers.set_seed(training_args.seed)
     datasets = selection_columns(
-        datasets,
-        settings.method,
-        tokenizer=tokenizer,
-        seed=training_args.seed,
-        template=written_by_template(template, tokenizer),
+        datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed, template=data.written
     )
-    model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
-    ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
+    with cached_if_unreachable():
+        model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
+        ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
     trainer = build_trainer(
         model,
         settings=settings,
@@ -89,7 +89,13 @@ def run_stage(
     )
     if training_args.do_train:
         if trainer.is_world_process_zero():
-            write_settings(Path(training_args.output_dir), settings, stores, recipe=recipe_of(finetuning_args))
+            write_settings(
+                Path(training_args.output_dir),
+                settings,
+                stores,
+                recipe=recipe_of(finetuning_args),
+                template=template_texts(data.written, tokenizer),
+            )
         trainer.add_callback(RunLog())
         trainer.add_callback(FirstScreen(settings))
         _record_tokens(trainer, settings, tokenizer=tokenizer, dataset=datasets["train_dataset"])
@@ -111,6 +117,7 @@ class PreparedData:
         datasets: tokenized data sets by the host's roles, with the scored columns.
         stores: directories of the score stores, by their content, then by data set.
         losses: rows that were left out, cut or changed.
+        written: tokens that the template writes into responses.
     """
 
     tokenizer_module: dict[str, Any]
@@ -118,6 +125,7 @@ class PreparedData:
     datasets: dict[str, Any]
     stores: dict[str, dict[str, str]]
     losses: RowLosses = field(default_factory=RowLosses)
+    written: TemplateTokens = NO_TEMPLATE
 
     @property
     def tokenizer(self) -> Any:
@@ -152,20 +160,25 @@ def prepared_data(
         SepoError: the data or the scoring models are invalid, or a store cannot be written.
     """
     losses = RowLosses()
-    tokenizer_module = load_tokenizer(model_args)
+    with cached_if_unreachable():
+        tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
     text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
     text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
-    with carried, counted_rows(losses, template=template), text_kept:
+    with pairs_encoded(), carried, counted_rows(losses, template=template), text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
-    written = NO_TEMPLATE if settings.method.selector is None else written_by_template(template, tokenizer)
-    datasets = each_dataset(
-        datasets,
-        lambda rows, name: keep_trainable(rows, name=name, tokenizer=tokenizer, losses=losses, template=written),
-    )
+    written = written_by_template(template, tokenizer)
+    excluded = NO_TEMPLATE if settings.method.selector is None else written
+    common: dict[str, Any] = {"tokenizer": tokenizer, "losses": losses}
+
+    def kept(rows: Any, name: str) -> Any:
+        rows = keep_trainable(rows, name=name, template=excluded, **common)
+        return without_cuts(rows, name=name, cutoff_len=data_args.cutoff_len, **common)
+
+    datasets = each_dataset(datasets, kept)
     if training_args.process_index == 0:
         losses.log()
     stores: dict[str, dict[str, str]] = {}
@@ -176,13 +189,14 @@ def prepared_data(
             place = PolicyResponses(template, tokenizer, processor=None, data_args=data_args).place
         scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host)
         for what, scorer in scorers.items():
-            scorer.names, scorer.find_only = store_names(settings, what, data_args=data_args), find_only
+            scorer.names = store_names(settings, what, data_args=data_args, template=template_texts(written, tokenizer))
+            scorer.find_only = find_only
             scorer.report = report_scoring
         tokenized = datasets
         datasets, stores = with_scores(datasets, scorers)
         if keep_text:
             datasets = joined_column(datasets, tokenized, CONVERSATION)
-    return PreparedData(tokenizer_module, template, datasets, stores, losses)
+    return PreparedData(tokenizer_module, template, datasets, stores, losses, written)
 
 
 def pair_collator(model: Any, *, template: Any, tokenizer_module: dict[str, Any]) -> Any:

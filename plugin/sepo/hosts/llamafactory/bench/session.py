@@ -21,6 +21,7 @@ from sepo.forward.lora import fuse_lora, unfuse_lora
 from sepo.forward.recompute import recompute_as_before, recompute_less
 from sepo.hosts.llamafactory.bench.contenders import Contender
 from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with_random_columns
+from sepo.hosts.llamafactory.pair_encoding import pairs_encoded, without_cuts
 from sepo.hosts.llamafactory.response_tokens import written_by_template
 from sepo.hosts.llamafactory.rows import counted_rows
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
@@ -166,10 +167,11 @@ def _rows(
     """Return the drawn rows as a data set, and the batches as indices into it."""
     losses = RowLosses()
     # The host prints an example.
-    with contextlib.redirect_stdout(io.StringIO()), counted_rows(losses, template=template):
+    with contextlib.redirect_stdout(io.StringIO()), pairs_encoded(), counted_rows(losses, template=template):
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     tokenizer = tokenizer_module["tokenizer"]
     rows = keep_trainable(datasets["train_dataset"], name="train", tokenizer=tokenizer, losses=losses)
+    rows = without_cuts(rows, name="train", tokenizer=tokenizer, losses=losses, cutoff_len=data_args.cutoff_len)
     losses.log()
     pairs = training_args.per_device_train_batch_size
     if len(rows) > _LOOKED_AT:
