@@ -568,9 +568,9 @@ def test_contrastive_rewards_select_without_a_regularizer():
 
 
 def test_a_leftover_key_that_changes_the_objectives_own_value_is_reported():
-    notes = resolved(stage="selective_dpo", pref_beta=0.1, **NO_ORACLE)[1].notes
-    assert notes == ("pref_beta is 0.1; the default of objective selective_dpo is 0.01.",)
-    assert resolved(stage="selective_dpo", pref_beta=0.01, **NO_ORACLE)[1].notes == ()
+    changed = resolved(stage="selective_dpo", pref_beta=0.1, **NO_ORACLE)[1].overview.changed
+    assert [(each.name, each.value, each.default) for each in changed] == [("beta", 0.1, 0.01)]
+    assert resolved(stage="selective_dpo", pref_beta=0.01, **NO_ORACLE)[1].overview.changed == ()
 
 
 @pytest.mark.parametrize("stage", ["dpo", "sft", None])

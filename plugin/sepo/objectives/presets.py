@@ -13,7 +13,7 @@ from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenSc
 from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegularizer
 from sepo.objectives.reward_penalties import ChosenShortfall, RejectedClamp, SequentialKl
 from sepo.objectives.rewards import ResponseReward
-from sepo.objectives.settings import Choice, Flag, Number, Setting, resolve_settings
+from sepo.objectives.settings import Choice, Flag, Number, Setting, Value, resolve_settings
 from sepo.objectives.weights import PolicyLikelihood
 from sepo.plugins import STORED_SCORERS, find, load, names
 from sepo.selection.scorer_inputs import StoredScorer
@@ -255,20 +255,7 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
     extra = dict(hyperparameters)
     scorer = find_scorer(extra.pop("token_scorer", preset.scorer))  # type: ignore[arg-type]  # refused there
 
-    own = dict(preset.settings)
-    shared = dict(_COMPOSITION)
-    hints: dict[str, str] = {}
-    if scorer is NO_SCORER:
-        for name in SELECTION:
-            own.pop(name, None)
-            hints[name] = "no tokens are selected without a token scorer: set token_scorer, or leave this out."
-    else:
-        shared |= {name: setting for name, setting in SELECTION.items() if name not in own}
-    if "weighting" in own:  # T-REG under the names of its paper
-        for name, letter in (("treg_alpha", "alpha"), ("treg_weighting", "weighting")):
-            del shared[name]
-            hints[name] = f"it already has T-REG's regularizer: set {letter}."
-
+    own, shared, hints = _allowed(preset, scorer)
     values = resolve_settings(objective, own | shared, extra, hints=hints)
     if "span_tokens" in extra and values["unit"] != "span":
         raise SepoError(
@@ -293,6 +280,34 @@ def resolve_method(objective: str, **hyperparameters: object) -> Method:
         selector=None if scorer is NO_SCORER else _selector(values),
         settings=tuple(recorded.items()),
     )
+
+
+def _allowed(preset: Objective, scorer: TokenScorer) -> tuple[dict[str, Setting], dict[str, Setting], dict[str, str]]:
+    """Return the settings of an objective with a token scorer: its own, the shared ones, and hints about others."""
+    own = dict(preset.settings)
+    shared = dict(_COMPOSITION)
+    hints: dict[str, str] = {}
+    if scorer is NO_SCORER:
+        for name in SELECTION:
+            own.pop(name, None)
+            hints[name] = "no tokens are selected without a token scorer: set token_scorer, or leave this out."
+    else:
+        shared |= {name: setting for name, setting in SELECTION.items() if name not in own}
+    if "weighting" in own:  # T-REG under the names of its paper
+        for name, letter in (("treg_alpha", "alpha"), ("treg_weighting", "weighting")):
+            del shared[name]
+            hints[name] = f"it already has T-REG's regularizer: set {letter}."
+    return own, shared, hints
+
+
+def setting_defaults(objective: str, *, token_scorer: str) -> dict[str, Value]:
+    """Return the default of every hyperparameter that an objective takes with a token scorer.
+
+    Raises:
+        SepoError: if the objective or the token scorer is unknown.
+    """
+    own, shared, _ = _allowed(find_objective(objective), find_scorer(token_scorer))
+    return {name: setting.default for name, setting in {**own, **shared}.items()}
 
 
 def _weighting(value: object) -> Weighting:

@@ -44,6 +44,13 @@ class ModelSpec:
         """Return the model with its first ``count`` adapters."""
         return replace(self, adapters=self.adapters[:count], adapter_revisions=self.adapter_revisions[:count])
 
+    @property
+    def text(self) -> str:
+        """The model in words: its name and those of its adapters, with their revisions."""
+        names = zip((self.model, *self.adapters), (self.revision, *self.revisions_of_adapters), strict=True)
+        model, *adapters = (name if revision is None else f"{name}@{revision}" for name, revision in names)
+        return " with ".join(filter(None, (model, ",".join(adapters))))
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, for the run's ``output_dir``."""
         values: dict[str, Any] = {

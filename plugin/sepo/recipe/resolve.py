@@ -7,7 +7,7 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.objectives import Method, available_objectives, available_scorers, resolve_method
-from sepo.objectives.presets import find_objective
+from sepo.objectives.presets import find_objective, setting_defaults
 from sepo.recipe.given import Arguments, given_keys
 from sepo.recipe.ignored_keys import ignored_notes
 from sepo.recipe.keys import (
@@ -22,7 +22,10 @@ from sepo.recipe.keys import (
     unknown_key,
 )
 from sepo.recipe.model_specs import ModelSpec, OracleSpec, revisions_for
+from sepo.recipe.overview import Changed, Origin, Overview, origin_of, resolved_rows
 from sepo.recipe.reference import (
+    OWN_START,
+    PrecomputedReference,
     base_of_reference_adapters,
     precomputed_reference,
     reference_notes,
@@ -148,7 +151,11 @@ def _given(value: Any) -> bool:
 
 
 def resolve(
-    args: Arguments, *, host_keys: Iterable[str], allow_extra_keys: bool = False
+    args: Arguments,
+    *,
+    host_keys: Iterable[str],
+    allow_extra_keys: bool = False,
+    origins: Mapping[str, str] | None = None,
 ) -> tuple[Arguments, RunSettings]:
     """Split a recipe of a sepo stage into the arguments that the host parses and the settings resolved here.
 
@@ -156,6 +163,7 @@ def resolve(
         args: the recipe as a mapping, or the words of a command line (``--stage sepo ...``).
         host_keys: all keys of the host.
         allow_extra_keys: pass unknown keys on to the host (its ALLOW_EXTRA_ARGS).
+        origins: where each key was set, in words, for the first screen; see ``origin_of``.
 
     Returns:
         The host's arguments, with ``stage: dpo`` in place of the sepo stage, and the frozen settings.
@@ -163,8 +171,10 @@ def resolve(
     Raises:
         SepoError: If a key is unknown, a value is outside its range, or keys contradict each other.
     """
-    given = with_stage_defaults(given_keys(args))
+    recipe = given_keys(args)
+    given = with_stage_defaults(recipe)
     stage = str(given["stage"])
+    origin = origin_of(recipe, origins or {}, stage=stage)
     taken = (*host_keys, *SEPO_KEYS)
     own_keys = objective_keys(str(given["objective"]), taken=taken)
     _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
@@ -172,7 +182,7 @@ def resolve(
     _check_batch_tokens(arguments, given)
     _check_quantization(given)
     _check_revisions(arguments, given)
-    method, notes = resolved_method(stage, arguments, given, own_keys=own_keys)
+    method, changed, notes = resolved_method(stage, arguments, given, own_keys=own_keys, origin=origin)
     prompts = method.needs_token_rewards or method.scorer == CONTRASTIVE
     for name in keys_of("reference"):
         if not method.needs_reference and _given(given.get(name)):
@@ -197,10 +207,11 @@ def resolve(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
                     "token_scorer: oracle (to select tokens) or treg_rewards: oracle (for T-REG's token rewards)."
                 )
+    oracle = _oracle(arguments) if needs_oracle else None
     settings = RunSettings(
         stage=stage,
         method=method,
-        oracle=_oracle(arguments) if needs_oracle else None,
+        oracle=oracle,
         token_scores_dir=arguments.token_scores_dir,
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
@@ -214,6 +225,23 @@ def resolve(
         token_rewards=rewards,
         precomputed_reference=reference,
         ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,
+        overview=Overview(
+            method.name,
+            resolved_rows(
+                method,
+                stage=stage,
+                origin=origin,
+                own_scorer=arguments.token_scorer is None,
+                reference=_reference_in_words(
+                    given,
+                    method,
+                    reference,
+                    origin=origin("ref_model" if recipe.get("ref_model") else "ref_model_adapters"),
+                ),
+                oracle=None if oracle is None else f"{oracle.oracle.text} over {oracle.base.text}",
+            ),
+            changed,
+        ),
     )
     # With `simpo` the host treats the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if settings.runs_reference else "simpo"
@@ -225,6 +253,16 @@ def resolve(
         more = [word for name, value in base.items() for word in (f"--{name}", str(value))]
         host = [*_without(args, (*dropped, *base)), "--stage", "dpo", "--pref_loss", loss, *more]
     return host, settings
+
+
+def _reference_in_words(
+    given: Mapping[str, Any], method: Method, precomputed: PrecomputedReference | None, *, origin: str
+) -> str:
+    if not method.needs_reference:
+        return "none"
+    key, model = reference_spec(given)
+    where = "the policy at its start" if key == OWN_START else f"{model.text}  ({origin})"
+    return where if precomputed is None else f"{where}, run before training (ref_precompute)"
 
 
 def _check_batch_tokens(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
@@ -279,15 +317,21 @@ def _check_quantization(given: Mapping[str, Any]) -> None:
 
 
 def resolved_method(
-    stage: str, arguments: SepoArguments, given: Mapping[str, Any], *, own_keys: Mapping[str, str]
-) -> tuple[Method, tuple[str, ...]]:
-    """Return the resolved method, and log lines about keys without effect.
+    stage: str,
+    arguments: SepoArguments,
+    given: Mapping[str, Any],
+    *,
+    own_keys: Mapping[str, str],
+    origin: Origin = str,
+) -> tuple[Method, tuple[Changed, ...], tuple[str, ...]]:
+    """Return the resolved method, the hyperparameters that differ from its defaults, and notes about other keys.
 
     Args:
         stage: the recipe's stage.
         arguments: the keys of this package.
         given: all keys and values, including the stage's defaults (``with_stage_defaults``).
         own_keys: the keys of a registered objective (``objective_keys``).
+        origin: where a key was set.
 
     Raises:
         SepoError: If the objective or scorer is unknown, or a value is outside its range.
@@ -302,6 +346,7 @@ def resolved_method(
         raise SepoError(f"token_scorer is {scorer!r}, expected one of {', '.join(scorers)}.{nearest(scorer, scorers)}")
     own = resolve_method(objective)
     hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
+    keys: dict[str, str] = {}
     notes = []
     sets = hyperparameter_keys(objective)
     for key, row in {**HOST_KEYS, **KEYS}.items():
@@ -309,24 +354,41 @@ def resolved_method(
             continue
         name = sets.get(key)
         if name is not None and name in own.hyperparameters:
-            value = row.read(given[key])
-            hyperparameters[name] = value
-            if key in HOST_KEYS and value != own.hyperparameters[name]:
-                notes.append(
-                    f"{key} is {value:g}; the default of objective {objective} is {own.hyperparameters[name]}."
-                )
+            hyperparameters[name], keys[name] = row.read(given[key]), key
         elif key in KEYS:
             raise SepoError(f"{key} is set, but objective {objective} has no such term; remove {key}.")
         else:
             notes.append(f"{key} is set, but objective {objective} does not use it.")
     for key, name in own_keys.items():
         if given.get(key) is not None:
-            hyperparameters[name] = read_setting(key, declared.settings[name], given[key])
-    hyperparameters |= _selection(arguments, scorer)
-    hyperparameters |= treg_hyperparameters(arguments, own, stage=stage)
+            hyperparameters[name], keys[name] = read_setting(key, declared.settings[name], given[key]), key
+    selection = _selection(arguments, scorer)
+    hyperparameters |= selection
+    keys |= {name: _key_of_selection(name, arguments) for name in selection}
+    treg = treg_hyperparameters(arguments, own, stage=stage)
+    hyperparameters |= treg
+    keys |= {name: "treg_weighting" if name.endswith("weighting") else "treg_alpha" for name in treg}
     parts = registered_parts(stage=stage, objective=objective, token_scorer=scorer)
     notes += [f"registered by another package: {item}." for item in parts]
-    return resolve_method(objective, **hyperparameters), tuple(notes)
+    method = resolve_method(objective, **hyperparameters)
+    values, defaults = method.hyperparameters, setting_defaults(objective, token_scorer=scorer)
+    changed = [
+        Changed(name, values[name], defaults[name], origin(key))
+        for name, key in keys.items()
+        if values[name] != defaults[name]
+    ]
+    weight = 0.0 if given.get("pref_ftx") is None else HOST_KEYS["pref_ftx"].read(given["pref_ftx"])
+    if weight:  # a term of the trainer's, not of the method
+        changed.append(Changed("pref_ftx", weight, 0.0, origin("pref_ftx")))
+    return method, tuple(changed), tuple(notes)
+
+
+def _key_of_selection(name: str, arguments: SepoArguments) -> str:
+    side, _, what = name.rpartition("_")
+    if what == "ratio":
+        own = f"{side}_select_ratio"
+        return "select_ratio" if getattr(arguments, own) is None else own
+    return f"select_{name}"
 
 
 def _selection(arguments: SepoArguments, scorer: str) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sepo.objectives import Method
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
+from sepo.recipe.overview import Overview
 from sepo.recipe.reference import PrecomputedReference, runs_reference
 
 RewardOrigin = Literal["prompts", "oracle"]
@@ -41,11 +42,12 @@ class RunSettings:
         score_batch_tokens: padded tokens per scoring batch.
         head_chunk_tokens: number of tokens whose logits are in memory at a time, or None for 64 MiB of logits.
         batch_tokens: maximum number of tokens in one forward pass of the policy, or None for the device batch.
-        notes: lines to log once (e.g. about keys that this stage does not use).
+        notes: lines of the first screen about keys, e.g. those that this stage does not use.
         token_rewards: source of T-REG's token rewards, or None if nothing reads them.
         precomputed_reference: the reference whose log-probabilities are stored before training, or None if the
             reference, if needed, runs during training.
         ref_model: the reference, if the recipe names one and it runs during training.
+        overview: what the recipe was resolved to, for the first screen; not compared, as it names the keys of the host.
     """
 
     stage: str
@@ -59,6 +61,12 @@ class RunSettings:
     token_rewards: TokenRewardSource | None = None
     precomputed_reference: PrecomputedReference | None = None
     ref_model: ModelSpec | None = None
+    overview: Overview | None = field(default=None, compare=False)
+
+    @property
+    def first_screen(self) -> str:
+        """What the recipe was resolved to, the hyperparameters that are not the objective's, and the notes."""
+        return "" if self.overview is None else self.overview.text(self.notes)
 
     @property
     def runs_reference(self) -> bool:

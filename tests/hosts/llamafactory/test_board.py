@@ -29,6 +29,7 @@ from sepo.hosts.llamafactory.board.keys import Memory, stage_keys, with_keys_of
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.board.texts import EXTRA_ARGUMENTS, LABELS
 from sepo.hosts.llamafactory.doctor import board_findings
+from sepo.hosts.llamafactory.reading import SECRETS
 from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
 from sepo.hosts.llamafactory.registration import _log_beside_host
 from sepo.recipe.resolve import resolve
@@ -437,6 +438,32 @@ def test_a_run_is_started_by_a_command_that_has_its_stage(visitor, board, label,
     recipe = yaml.safe_load((tmp_path / process.words[-1]).read_text())
     _, found = check_recipe(recipe)
     assert (None if found is None else found.stage) == (None if label == "DPO" else "treg")
+
+
+@pytest.mark.parametrize("label", ["T-REG", "DPO"])
+def test_secrets_are_in_neither_the_preview_nor_the_saved_arguments_of_a_stage(visitor, board, label, tmp_path):
+    """They reach the run by its environment; a run of the host's stage is the host's."""
+    started = []
+    board.setattr(command.subprocess, "Popen", lambda words, **kw: started.append(Process(words, **kw)) or started[-1])
+    board.setattr(command, "enabled", lambda: False)
+    board.setattr(runner, "is_accelerator_available", lambda: True)
+    visitor.choose(label)
+    secrets = {"hub_token": "planted-first", "swanlab_api_key": "planted-second"}
+    keys = {**json.loads(visitor.get("train.extra_args")), **secrets}
+    visitor.set(train__extra_args=json.dumps(keys))
+    *_, last = visitor.runner.run_train(visitor.values)
+    assert any("Finished." in str(value) for value in last.values())
+    (process,) = started
+    saved = (tmp_path / process.words[-1]).read_text()
+    if label == "DPO":
+        assert "planted" in saved
+        assert SECRETS not in process.options["env"]
+        return
+    assert "planted" not in saved
+    assert "planted" not in str(list(visitor.runner.preview_train(visitor.values)))
+    given = yaml.safe_load(saved) | json.loads(process.options["env"][SECRETS])
+    assert {name: given[name] for name in secrets} == secrets
+    assert given == common._clean_cmd(visitor.arguments())
 
 
 def test_saved_arguments_are_loaded_again(visitor):

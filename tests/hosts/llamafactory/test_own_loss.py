@@ -10,6 +10,7 @@ from sepo.cli.doctor import registered_findings
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pipeline import plan_steps
 from sepo.objectives import resolve_method
+from sepo.recipe.overview import Changed
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stage_names import check_stage, is_sepo_stage
 from sepo.scoring.live_columns import selection_columns
@@ -68,8 +69,11 @@ def test_a_stage_brings_its_objective_and_its_defaults():
     assert host == {"model_name_or_path": "m", "stage": "dpo", "pref_loss": "sigmoid"}
     assert settings.stage == "focal_mean"
     assert settings.method == resolve_method("focal_dpo", mean=True, beta=2.0)
-    assert settings.notes[0] == "pref_beta is 2; the default of objective focal_dpo is 0.1."
-    assert [note.split(": ")[1] for note in settings.notes[1:]] == [
+    assert settings.overview.changed == (
+        Changed("beta", 2.0, 0.1, "stage focal_mean"),
+        Changed("mean", True, False, "stage focal_mean"),
+    )
+    assert [note.split(": ")[1] for note in settings.notes] == [
         "stage 'focal_mean' of package own-loss 0.1 (own_loss:focal_mean).",
         "objective 'focal_dpo' of package own-loss 0.1 (own_loss:focal_dpo).",
     ]

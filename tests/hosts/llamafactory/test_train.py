@@ -60,7 +60,7 @@ def test_run_logs_what_it_selected(first_run):
 
 
 def test_a_run_leaves_the_files_of_a_host_run(first_run):
-    folder, _, done = first_run
+    folder, _, _ = first_run
     for name in (
         "adapter_model.safetensors",
         "README.md",
@@ -72,7 +72,26 @@ def test_a_run_leaves_the_files_of_a_host_run(first_run):
     settings = json.loads((folder / "out" / "sepo_settings.json").read_text())
     assert settings["hyperparameters"]["chosen_ratio"] == 0.3
     assert set(settings["token_scores"]) == {"train", "eval"}
-    assert "pref_beta is set, but objective sepo does not use it" in done.stdout
+
+
+def test_the_first_screen_is_logged_before_the_data_and_before_training(first_run, world):
+    _, _, done = first_run
+    screen = (
+        "========================= sepo: settings of this run =========================\n"
+        "stage         sepo  (stage in recipe.yaml)\n"
+        "objective     sepo  (stage sepo)\n"
+        "token scorer  oracle  (objective sepo)\n"
+        "selection     0.3 of chosen and 0.3 of rejected tokens; unit token, scope response, rule floor\n"
+        "reference     none\n"
+        f"oracle        {world / 'oracle'} over {world / 'base'}\n"
+        "all hyperparameters have the defaults of objective sepo\n"
+        "- pref_beta is set, but objective sepo does not use it.\n"
+    )
+    before, between, after = done.stdout.split(screen)
+    assert "scoring train" not in before
+    assert "scoring train" in between
+    assert "'loss'" in after
+    assert "'loss'" not in between
 
 
 def test_adapter_is_exported_by_the_host(first_run, world, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -103,15 +103,17 @@ class Resolved:
     Args:
         given: the keys and values that it was resolved from, under the names that all hosts share.
         changes: keys and values to set in the config, for Axolotl's schema.
+        origins: the keys of the config that set them.
     """
 
     given: Mapping[str, Any]
     changes: Mapping[str, Any]
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def settings(self) -> RunSettings:
         """Settings of the run."""
-        return settings_from(self.given)
+        return settings_from(self.given, self.origins)
 
     @property
     def chosen_nll_weight(self) -> float:
@@ -128,13 +130,17 @@ class Resolved:
         return cls(json.loads(text), {})
 
 
-def settings_from(given: Mapping[str, Any]) -> RunSettings:
+def settings_from(given: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> RunSettings:
     """Resolve a stage.
+
+    Args:
+        given: the keys and values under the names that all hosts share.
+        origins: the keys of the config that set them, for the first screen.
 
     Raises:
         SepoError: See ``sepo.recipe.resolve.resolve``.
     """
-    _, settings = resolve(dict(given), host_keys=(*HOST_KEYS, *_MODEL_KEYS, "stage"))
+    _, settings = resolve(dict(given), host_keys=(*HOST_KEYS, *_MODEL_KEYS, "stage"), origins=origins)
     return settings
 
 
@@ -164,11 +170,14 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
         )  # fmt: skip
     for note in ignored_notes([name for name, value in cfg.items() if value], _IGNORED):
         logger.warning(note)
-    given = {**block, "stage": stage, **_host_values(cfg, block), **_model(cfg)}
+    values, aliases = _host_values(cfg, block)
+    given = {**block, "stage": stage, **values, **_model(cfg)}
     given = {name: value for name, value in given.items() if value is not None}
     given |= reference_revisions(given)
     _weight(given.get("pref_ftx"))
-    resolved = Resolved(given, {"rl": "dpo", "sepo": {**block, "stage": stage}, "trainer_cls": TRAINER})
+    changes = {"rl": "dpo", "sepo": {**block, "stage": stage}, "trainer_cls": TRAINER}
+    origins = {**{name: f"sepo.{name}" for name in block}, **aliases, **({} if alias is None else {"stage": "rl"})}
+    resolved = Resolved(given, changes, origins)
     settings = resolved.settings
     _check_settings(cfg, settings)
     return resolved
@@ -230,13 +239,14 @@ def _check_host(cfg: Mapping[str, Any]) -> None:
         raise SepoError(f"trainer_cls is {cfg['trainer_cls']}, but the stage sets the trainer; remove it.")
 
 
-def _host_values(cfg: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of Axolotl's keys with the same meaning, under the names of the block's keys.
+def _host_values(cfg: Mapping[str, Any], block: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of Axolotl's keys with the same meaning, and their keys, under the names of the block's keys.
 
     Raises:
         SepoError: If keys with the same meaning have different values.
     """
     values: dict[str, Any] = {}
+    names: dict[str, str] = {}
     for key, aliases in _SAME.items():
         found = {f"sepo.{key}": block[key]} if key in block else {}
         for name in aliases:
@@ -249,8 +259,8 @@ def _host_values(cfg: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, 
             differing = " and ".join(f"{name} is {value}" for name, value in found.items())
             raise SepoError(f"{differing}, but they have the same meaning; set one of them.")
         if found:
-            values[key] = next(iter(found.values()))
-    return values
+            names[key], values[key] = next(iter(found.items()))
+    return values, names
 
 
 def _number(name: str, value: Any) -> float:

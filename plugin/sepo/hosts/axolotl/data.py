@@ -21,6 +21,7 @@ from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
 from sepo.hosts.axolotl.rows import kept_rows, rows_read, written_by_template
 from sepo.recipe.settings import RunSettings
+from sepo.runs.first_screen import log_first_screen
 from sepo.runs.log_writer import note_preparation, note_rows
 from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import mapped, selection_columns
@@ -74,8 +75,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPa
 
     host = host_arguments(cfg)
     log_as_the_host(first_process=host.training_args.process_index == 0)
-    for note in settings.notes:
-        logger.info(note)
+    log_first_screen(settings)
     check_models(cfg, settings)
     with cached_if_unreachable():
         tokenizer = load_tokenizer(cfg)

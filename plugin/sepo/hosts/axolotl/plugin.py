@@ -128,7 +128,13 @@ class SePOPlugin(BasePlugin):
                 f"{self.resolved.settings.stage}: another plugin has replaced it. Remove that plugin."
             )
         assert self.loaded is not None
-        write_records(trainer, stores=self.loaded.stores, template=self.loaded.template, recipe=dict(cfg))
+        write_records(
+            trainer,
+            self.resolved.settings,
+            stores=self.loaded.stores,
+            template=self.loaded.template,
+            recipe=dict(cfg),
+        )
 
 
 def load_modules() -> None:

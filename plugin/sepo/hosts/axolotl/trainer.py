@@ -16,7 +16,9 @@ from sepo.errors import SepoError
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
 from sepo.hosts.axolotl.config import Resolved
+from sepo.recipe.settings import RunSettings
 from sepo.runs.files import method_collator, write_settings
+from sepo.runs.first_screen import FirstScreen
 from sepo.runs.log_writer import RunLog
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
@@ -191,6 +193,7 @@ class PairCollator:
 
 def write_records(
     trainer: PreferenceTrainer,
+    settings: RunSettings,
     *,
     stores: Mapping[str, Mapping[str, str]],
     template: Mapping[str, Any] | None,
@@ -200,16 +203,18 @@ def write_records(
 
     Args:
         trainer: trainer of the run, before training.
+        settings: settings of the run.
         stores: directories of the score stores, by scorer, then by data set.
         template: texts of the tokens that the chat template writes into responses.
         recipe: the config after Axolotl's validation.
     """
     trainer.add_callback(RunLog())
+    trainer.add_callback(FirstScreen(settings))
     if not trainer.is_world_process_zero():
         return
     plain = json.loads(json.dumps(dict(recipe), default=str))
-    write_settings(Path(trainer.args.output_dir), trainer.settings, stores, recipe=plain, template=template)
+    write_settings(Path(trainer.args.output_dir), settings, stores, recipe=plain, template=template)
     if not trainer.shards_rows():
         rows = DatasetRows(trainer.train_dataset)
-        trainer.record = TokenRecord(method=trainer.settings.method, tokenizer=trainer.processing_class, rows=rows)
+        trainer.record = TokenRecord(method=settings.method, tokenizer=trainer.processing_class, rows=rows)
         trainer.add_callback(trainer.record)

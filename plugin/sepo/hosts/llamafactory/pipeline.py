@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError
 from sepo.files import write_whole
-from sepo.hosts.llamafactory.reading import override_values, with_secrets
+from sepo.hosts.llamafactory.reading import Recipe, override_values, recipe_of, with_secrets
 from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS, unknown_key
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import objective_keys, with_stage_defaults
@@ -47,7 +47,7 @@ class Step:
     recipe: dict[str, Any]
 
 
-def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a pipeline recipe.
 
     Args:
@@ -55,7 +55,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         overrides: ``key=value`` or ``section.key=value`` words.
 
     Returns:
-        The recipe as plain values.
+        The recipe as plain values, with their origins.
 
     Raises:
         SepoError: there is no such file, it is not a YAML mapping, or an override has another form.
@@ -73,7 +73,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     # In the recorded recipe of a step; without the key, the token is used that this machine is logged in with.
     kept = {str(name): value for name, value in recipe.items() if value != HIDDEN}
     remember_secrets(kept)
-    return kept
+    return recipe_of(kept, file=str(path), overrides=overrides)
 
 
 def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:

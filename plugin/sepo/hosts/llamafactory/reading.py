@@ -15,7 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError
 from sepo.recipe.given import Arguments, given_keys
-from sepo.recipe.overview import COMMAND_LINE
 from sepo.redaction import HIDDEN, redacted_words, remember_secrets, secrets_of
 
 SECRETS = "SEPO_RECIPE_SECRETS"
@@ -27,7 +26,7 @@ class Recipe(dict[str, Any]):
     """Keys and values of a recipe.
 
     Attributes:
-        origins: where each key was set: the name of the file, or the command line.
+        origins: where each key was set, in words: ``seed in recipe.yaml`` or ``seed on the command line``.
     """
 
     origins: Mapping[str, str]
@@ -57,9 +56,7 @@ def read_recipe(args: Arguments | None = None, *, keep_secrets: bool = False) ->
         raise SepoError(f"recipe '{words[0]}' cannot be read: {_reason(error)}") from error
     handed = os.environ.get(SECRETS) if keep_secrets else os.environ.pop(SECRETS, None)
     if args is None and isinstance(read, dict):
-        overrides = {re.split(r"[=.[]", word)[0] for word in words[1:]}
-        origins = {name: COMMAND_LINE if name in overrides else os.path.basename(words[0]) for name in read}
-        read = Recipe({**read, **json.loads(handed or "{}")}, origins)
+        read = recipe_of({**read, **json.loads(handed or "{}")}, file=words[0], overrides=words[1:])
     given = given_keys(read)
     absent = [name for name, value in given.items() if HIDDEN in json.dumps(value, default=str)]
     if absent:
@@ -69,6 +66,13 @@ def read_recipe(args: Arguments | None = None, *, keep_secrets: bool = False) ->
         )
     remember_secrets(given)
     return read
+
+
+def recipe_of(values: Mapping[str, Any], *, file: str, overrides: Sequence[str]) -> Recipe:
+    """Return the keys and values of a file and of overrides, with the place where each was set."""
+    overridden = {re.split(r"[=.[]", word)[0] for word in overrides}
+    origins = {name: "on the command line" if name in overridden else f"in {os.path.basename(file)}" for name in values}
+    return Recipe(values, {name: f"{name} {place}" for name, place in origins.items()})
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:

@@ -82,7 +82,12 @@ def check_recipe(
 
     if _enabled("USE_MCA"):
         raise SepoError(f"stage {stage} does not run under USE_MCA (Megatron); unset it.")
-    host, settings = resolve(args, host_keys=host_keys(), allow_extra_keys=_enabled("ALLOW_EXTRA_ARGS"))
+    host, settings = resolve(
+        args,
+        host_keys=host_keys(),
+        allow_extra_keys=_enabled("ALLOW_EXTRA_ARGS"),
+        origins=getattr(args, "origins", None),  # of a ``reading.Recipe``
+    )
     given = given_keys(args)
     check_datasets(given)
     check_models(given, settings, download=download, score_only=score_only)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from sepo.hosts.llamafactory.recipe import refuse_without_scoring, settings_of
 from sepo.hosts.llamafactory.workflow import prepared_data
+from sepo.runs.first_screen import log_first_screen
 from sepo.score_store import ScoreStore
 from sepo.score_store.summary import summarize
 from sepo.score_store.tables import print_summary
@@ -34,6 +35,7 @@ def score(arguments: Any) -> None:
     settings = settings_of(finetuning_args)
     refuse_without_scoring(settings)
     assert settings is not None
+    log_first_screen(settings)
     data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
     if training_args.process_index == 0:
         for what, stores in data.stores.items():

@@ -31,6 +31,7 @@ from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.recipe.settings import RunSettings
 from sepo.runs.files import method_collator, write_settings
+from sepo.runs.first_screen import FirstScreen, log_first_screen
 from sepo.runs.log_writer import RunLog, note_preparation, note_rows
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
@@ -53,10 +54,9 @@ def run_stage(
     model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, callbacks: Any, *, settings: RunSettings
 ) -> None:
     """Run a stage; the first five arguments are the host's parsed objects, as its own workflows take them."""
-    for note in settings.notes:
-        logger.info(note)
     resolved = settings.as_dict()
     logger.info("stage %s: %s", settings.stage, json.dumps(resolved))
+    log_first_screen(settings)
     if training_args.do_train and training_args.process_index == 0:
         method = {name: resolved[name] for name in ("stage", "objective", "token_scorer")}
         note_preparation(Path(training_args.output_dir), **method)
@@ -97,6 +97,7 @@ def run_stage(
                 template=template_texts(data.written, tokenizer),
             )
         trainer.add_callback(RunLog())
+        trainer.add_callback(FirstScreen(settings))
         _record_tokens(trainer, settings, tokenizer=tokenizer, dataset=datasets["train_dataset"])
         _train(trainer, datasets, training_args, finetuning_args)
     if training_args.do_eval:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sepo.errors import SepoError
+from sepo.files import write_whole
 from sepo.hosts.llamafactory.enable import enabled
+from sepo.hosts.llamafactory.reading import with_secrets
 from sepo.hosts.llamafactory.recipe import check_recipe
 from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.stage_names import available_stages
 from sepo.recipe.stages import objective_of_key
+from sepo.redaction import redacted, secrets_of
 
 HOST_PROGRAM = "llamafactory-cli"
 
@@ -33,14 +38,14 @@ def shown(args: Mapping[str, Any]) -> str:
         args: arguments of the run that the board passes on.
 
     Returns:
-        A code block; its content cannot be interpreted as Markdown, HTML or another shell command.
+        A code block without secrets; its content cannot be interpreted as Markdown, HTML or another shell command.
     """
     try:
         check_recipe(dict(args), download=False)
     except SepoError as error:
         lines = textwrap.wrap(f"sepo: error: {error}", _WIDTH, break_long_words=False, break_on_hyphens=False)
         return _block("\n".join(lines), "text")
-    return _block(shell_command(args), "bash")
+    return _block(shell_command(_without_secrets(args)), "bash")
 
 
 def shell_command(args: Mapping[str, Any]) -> str:
@@ -91,19 +96,26 @@ def _is_flag(name: str) -> bool:
 def started(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     """Start a run like the board, by `sepo train` if the host's command does not have sepo's stages.
 
+    The board has saved the arguments in the run's ``output_dir``. For a stage of sepo's, secrets are removed from the
+    file and given to the process by its environment.
+
     Args:
         words: the host's command line: its program, ``train`` and a file of arguments.
         **options: options of ``subprocess.Popen``.
     """
-    return subprocess.Popen(_own_words(words), **options)
-
-
-def _own_words(words: Sequence[str]) -> list[str]:
-    if list(words[:2]) != [HOST_PROGRAM, "train"] or enabled():
-        return list(words)
-    with open(words[2], encoding="utf-8") as file:
-        stage = (yaml.safe_load(file) or {}).get("stage")
-    if stage not in available_stages():
-        return list(words)
+    if list(words[:2]) != [HOST_PROGRAM, "train"]:
+        return subprocess.Popen(words, **options)
+    file = Path(words[2])
+    args = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if args.get("stage") not in available_stages():
+        return subprocess.Popen(words, **options)
+    if secrets_of(args):
+        options["env"] = with_secrets(options.get("env") or os.environ, args)
+        write_whole(file, yaml.safe_dump(_without_secrets(args)))
     # -P: do not import from the board's working directory
-    return [sys.executable, "-P", "-m", "sepo", "train", *words[2:]]
+    own = list(words) if enabled() else [sys.executable, "-P", "-m", "sepo", "train", *words[2:]]
+    return subprocess.Popen(own, **options)
+
+
+def _without_secrets(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {**args, **redacted(secrets_of(args))}

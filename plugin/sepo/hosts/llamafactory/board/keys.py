@@ -30,7 +30,7 @@ def stage_keys(stage: str) -> dict[str, Any]:
     objective = str(given["objective"])
     own_keys = objective_keys(objective)
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
-    method, _ = resolved_method(stage, arguments, given, own_keys=own_keys)
+    method, *_ = resolved_method(stage, arguments, given, own_keys=own_keys)
     keys: dict[str, Any] = {}
     if method.scorer == "oracle":
         keys |= dict.fromkeys(keys_of("oracle"))

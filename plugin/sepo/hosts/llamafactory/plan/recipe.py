@@ -104,7 +104,7 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
         raise SepoError(f"stage is {stage or 'sft (the default)'}; sepo plan supports sepo's stages only; set stage.")
     if not recipe.get("model_name_or_path"):
         raise SepoError("model_name_or_path is missing; set it to the policy.")
-    _, settings = resolve(dict(recipe), host_keys=host_keys())
+    _, settings = resolve(dict(recipe), host_keys=host_keys(), origins=getattr(recipe, "origins", None))
     kind = str(recipe.get("finetuning_type") or "lora")
     if kind not in ("lora", "full", "freeze"):
         raise SepoError(f"finetuning_type is {kind}; sepo plan supports lora, full and freeze.")

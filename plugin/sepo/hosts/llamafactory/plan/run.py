@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sepo.console import print_lines
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.hosts.llamafactory.plan.report import plan_values, print_plan
+from sepo.hosts.llamafactory.reading import Recipe
 
 
 def plan(
@@ -46,11 +48,13 @@ def plan(
     for name, number in (("--processes", processes), ("--tokens", tokens)):
         if number is not None and number < 1:
             raise SepoError(f"{name} is {number}; a number of at least 1 is expected.")
-    recipe = {name: value for name, value in read_pipeline(recipe_file, overrides).items() if value is not None}
+    read = read_pipeline(recipe_file, overrides)
+    recipe = Recipe({name: value for name, value in read.items() if value is not None}, read.origins)
     run = planned_run(recipe, processes=_processes() if processes is None else processes)
     limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
     on_gpu = not run.on_cpu
     account = account_for(run, on_gpu=on_gpu, tokens=tokens)
+    print_lines([run.settings.first_screen])
     found, fitting = savings(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
     print_plan(account, limit=limit, where=where, on_gpu=on_gpu, found=found, fitting=fitting)
     values = plan_values(account, limit=limit, found=found, fitting=fitting)
