@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.settings import RunSettings
+from sepo.text.template_tokens import TEMPLATE_TOKENS
 
 
 def _model_name(spec: ModelSpec) -> str:
@@ -13,7 +16,9 @@ def _model_name(spec: ModelSpec) -> str:
     return " + ".join((spec.model, *spec.adapters)) + bits
 
 
-def store_names(settings: RunSettings, what: str, *, data_args: Any) -> dict[str, str]:
+def store_names(
+    settings: RunSettings, what: str, *, data_args: Any, template: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """Return the names of a store's parts in the recipe of this run.
 
     Args:
@@ -21,9 +26,11 @@ def store_names(settings: RunSettings, what: str, *, data_args: Any) -> dict[str
         what: ``token_scores``, ``token_reward_scores``, ``reference_scores`` or ``registered_scores``, the key in the
             run's settings file.
         data_args: the host's data arguments.
+        template: the tokens of the chat template by their texts (``TemplateTokens.as_texts``), or None.
 
     Returns:
-        ``scorer``, ``models`` and ``dataset``; the run adds the ``part`` of the data (train, eval).
+        ``scorer``, ``models``, ``dataset`` and, as JSON, the template's tokens, if there are any; the run adds the
+        ``part`` of the data (train, eval).
     """
     models = ""
     if what == "reference_scores" and settings.precomputed_reference is not None:
@@ -43,4 +50,5 @@ def store_names(settings: RunSettings, what: str, *, data_args: Any) -> dict[str
         "scorer": scorers[what],
         "models": models,
         "dataset": data if isinstance(data, str) else ", ".join(data),
+        **({} if template is None else {TEMPLATE_TOKENS: json.dumps(template, ensure_ascii=False)}),
     }

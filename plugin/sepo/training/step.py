@@ -23,7 +23,7 @@ from sepo.training.batch_parts import PartLoss, Parts, part_of, rows_of_pairs
 from sepo.training.float_columns import REF_LOGPS, batch_floats
 from sepo.training.metrics import mean_by_side, plain_numbers, plain_sums, reward_metrics, token_metrics
 from sepo.training.reward_columns import TOKEN_REWARDS, token_rewards
-from sepo.training.selection_columns import IGNORE_INDEX, SELECTION, STEPS
+from sepo.training.selection_columns import CANDIDATES, IGNORE_INDEX, SELECTION, STEPS
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def preference_step(
         model: the policy, as wrapped by the trainer.
         batch: ``input_ids``, ``attention_mask``, ``labels`` [2B, T] (the first B rows chosen; labels -100 except at
             response tokens), ``selection`` [2B, T] if the method selects by stored scores, ``steps`` [2B, T] if it
-            selects steps by live ones, ``token_rewards`` [2B, T] if it has T-REG's regularizer (see
+            selects steps by live ones, ``candidates`` [2B, T] if not all response tokens may be selected,
+            ``token_rewards`` [2B, T] if it has T-REG's regularizer (see
             ``RewardCollator``), ``ref_logps`` [2B, T] if the reference was run beforehand (see ``ReferenceCollator``),
             and other inputs of the forward pass.
         method: the resolved method.
@@ -99,9 +100,9 @@ def preference_step(
 
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the computed tokens, ``select/*_ratio`` the selected share
-        of response tokens, ``select/tokens`` the selected tokens of the device batch, ``kl/*`` the mean of
-        log pi_policy - log pi_ref over the computed tokens, ``kl/*_full`` over the same tokens the mean
-        KL(ref || policy) over the vocabulary if the method needs it, ``treg/*`` the mean token reward over the
+        of the response tokens that may be selected, ``select/tokens`` the selected tokens of the device batch,
+        ``kl/*`` the mean of log pi_policy - log pi_ref over the computed tokens, ``kl/*_full`` over the same tokens the
+        mean KL(ref || policy) over the vocabulary if the method needs it, ``treg/*`` the mean token reward over the
         regularized tokens, ``objective/*`` the metrics of the objective.
 
     Raises:
@@ -132,29 +133,32 @@ def preference_step(
 
 @dataclass(frozen=True)
 class _Positions:
-    """Masks of the response tokens, of those whose log-probabilities are needed, and of those that are selected as far
-    as that is determined before the forward pass; bool [2B, T - 1], shifted."""
+    """Masks of the response tokens, of those that may be selected, of those whose log-probabilities are needed, and of
+    those that are selected as far as that is determined before the forward pass; bool [2B, T - 1], shifted."""
 
     mask: Tensor
+    candidates: Tensor
     wanted: Tensor
     known: Tensor
 
     def of(self, rows: list[int]) -> _Positions:
         """Return the masks of some rows."""
-        return _Positions(self.mask[rows], self.wanted[rows], self.known[rows])
+        return _Positions(*(part[rows] for part in (self.mask, self.candidates, self.wanted, self.known)))
 
 
 def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: float) -> _Positions:
     labels: Tensor = batch["labels"]
     pairs = labels.shape[0] // 2
     mask = labels[:, 1:] != IGNORE_INDEX
-    known = _stored_selection(method, batch) if method.needs_scores else mask
+    excludes = method.selector is not None and CANDIDATES in batch
+    candidates = batch[CANDIDATES][:, 1:] if excludes else mask
+    known = _stored_selection(method, batch) if method.needs_scores else candidates
     reads_all = chosen_nll_weight or method.needs_response
-    return _Positions(mask, torch.cat([mask[:pairs], known[pairs:]]) if reads_all else known, known)
+    return _Positions(mask, candidates, torch.cat([mask[:pairs], known[pairs:]]) if reads_all else known, known)
 
 
 def _model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    not_inputs = ("labels", SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
+    not_inputs = ("labels", CANDIDATES, SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
     return {name: value for name, value in batch.items() if name not in not_inputs}
 
 
@@ -187,6 +191,7 @@ def _loss(
     if counted is not None and counted < pairs:
         rows = rows_of_pairs(range(counted), pairs)
         batch = {name: value[rows] for name, value in batch.items() if name not in inputs or name in _TEXT}
+        labels = batch["labels"]
         positions, policy = positions.of(rows), policy.of(rows)
         ref_logps = None if ref_logps is None else ref_logps[rows]
         pairs, mask, wanted = counted, positions.mask, positions.wanted
@@ -194,8 +199,9 @@ def _loss(
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
     selection = positions.known
     if method.token_scorer.live:
-        ties = tie_order(batch["labels"][:, 1:], mask)
-        selection = torch.cat(select(method, **sides, **_by_side(pairs, steps=_steps(method, batch), ties=ties)))
+        ties = tie_order(labels[:, 1:], mask)
+        scored = sides | _by_side(pairs, mask=positions.candidates, steps=_steps(method, batch), ties=ties)
+        selection = torch.cat(select(method, **scored))
     if watch is not None:
         watch(StepTokens(batch, selection, logps.detach(), ref_logps))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
@@ -205,7 +211,7 @@ def _loss(
     if chosen_nll_weight:
         loss = loss + chosen_nll_weight * _mean_nll(logps[:pairs], mask[:pairs]).mean()
     metrics = reward_metrics(output)
-    metrics |= token_metrics(logps.detach(), mask=mask, selection=selection, pairs=pairs)
+    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=selection, pairs=pairs)
     if rewards is not None:
         regularized = torch.where(selection, rewards, 0.0)
         metrics |= mean_by_side("treg/reward_{}", regularized, wanted=selection, pairs=pairs)

@@ -15,6 +15,7 @@ from llamafactory.data import loader
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.pair_encoding import joined_processor
 from sepo.text.conversations import CONVERSATION, EVALUATED, EXPORTED, QUOTED, READ
 
 _MEDIA = ("images", "videos", "audios")
@@ -99,10 +100,8 @@ def conversations_kept(wanted: bool, reader: tuple[str, str] = QUOTED) -> Iterat
         yield
         return
     before = loader.PairwiseDatasetProcessor
-    keeping: type = _PROCESSORS[reader]
-    if before is not PairwiseDatasetProcessor:  # the rows also carry the user's scores
-        keeping = type(keeping.__name__, (ConversationKeepingProcessor, before), {"reader": reader})
-    loader.PairwiseDatasetProcessor = keeping
+    keeping = _PROCESSORS[reader]
+    loader.PairwiseDatasetProcessor = joined_processor(keeping, before)
     try:
         yield
     finally:

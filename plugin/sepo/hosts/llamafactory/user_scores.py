@@ -13,6 +13,7 @@ from llamafactory.data import loader
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo import __version__
+from sepo.hosts.llamafactory.pair_encoding import joined_processor
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses
 from sepo.scoring.user_scores import (
     SPAN_COLUMNS,
@@ -63,7 +64,8 @@ def carried_scores() -> Iterator[None]:
             desc="sepo: token scores of the rows",
         )
 
-    loader.align_dataset, loader.PairwiseDatasetProcessor = aligned, ScoredPairwiseProcessor
+    loader.align_dataset = aligned
+    loader.PairwiseDatasetProcessor = joined_processor(ScoredPairwiseProcessor, processor)
     try:
         yield
     finally:
