@@ -23,7 +23,7 @@ from sepo.training.batch_parts import PartLoss, Parts, part_of, rows_of_pairs
 from sepo.training.float_columns import REF_LOGPS, batch_floats
 from sepo.training.metrics import mean_by_side, plain_numbers, plain_sums, reward_metrics, token_metrics
 from sepo.training.reward_columns import TOKEN_REWARDS, token_rewards
-from sepo.training.selection_columns import CANDIDATES, IGNORE_INDEX, SELECTION, STEPS
+from sepo.training.selection_columns import CANDIDATES, SELECTION, STEPS, scorable_tokens
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,8 @@ class _Positions:
 
 
 def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: float) -> _Positions:
-    labels: Tensor = batch["labels"]
-    pairs = labels.shape[0] // 2
-    mask = labels[:, 1:] != IGNORE_INDEX
+    pairs = len(batch["labels"]) // 2
+    mask = scorable_tokens(batch)[:, 1:]
     excludes = method.selector is not None and CANDIDATES in batch
     candidates = batch[CANDIDATES][:, 1:] if excludes else mask
     known = _stored_selection(method, batch) if method.needs_scores else candidates
