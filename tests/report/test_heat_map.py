@@ -1,6 +1,7 @@
 """The rows of the heat map: their contents, and that they fit the budget."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,12 @@ def test_a_row_has_tokens_scores_and_selection():
             }
         ],
     }
+
+
+def test_tokens_of_the_chat_template_are_marked():
+    template = replace(side("abc", (1.0, 2.0, 3.0), (0, 1, 0)), candidates=np.array([True, True, False]))
+    shown = heat_map([subject([Pair(0, "p", template, template)])], budget=EVERYTHING)
+    assert json.loads(shown.text)["rows"][0]["by"][0]["chosen"]["k"] == "01-"
 
 
 def test_margin_is_between_the_means_of_selected_finite_scores():

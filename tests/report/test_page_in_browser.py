@@ -339,6 +339,20 @@ def test_a_hostile_subject_is_shown_and_nothing_of_it_runs(browser, tmp_path):
         assert browser.network_requests() == []
 
 
+def test_tokens_of_the_chat_template_are_not_counted(browser, tmp_path):
+    scores, flags = np.array([9.0, 1.0, 2.0, -1.0], np.float32), np.array([False, True, True, True])
+    side = Side(("<think>", "It", " is", "."), scores, np.array([False, False, True, False]), flags)
+    browser.open(written(tmp_path, "template.html", demo_subject(pairs=[Pair(0, "q", side, side)])))
+    assert browser.find("#rows article h4").text == "Chosen · 4 tokens, 1 selected (33 %)"
+    browser.run("document.querySelector('.token').focus()")
+    spoken = browser.find("#spoken").get_attribute("textContent")
+    assert spoken.startswith("<think>, score plus 9.000, the chat template's, not selected, rank")
+    assert "the chat template's, not selected" in browser.find("#details").text
+    browser.press(RIGHT)
+    spoken = browser.find("#spoken").get_attribute("textContent")
+    assert spoken == "It, score plus 1.000, not selected, rank 2 of 3 from the highest"
+
+
 def test_two_subjects_are_side_by_side(browser, tmp_path, subject):
     scores = -subject.pairs[0].chosen.scores
     flipped = Pair(

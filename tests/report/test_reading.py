@@ -17,6 +17,8 @@ from sepo.report.subject import NO_TEXT, SHARES
 from sepo.score_store import write_names
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.row_texts import PolicyTokens
+from sepo.text.template_tokens import NO_TEMPLATE, TEMPLATE_TOKENS, TemplateTokens
+from sepo.text.token_texts import template_texts
 from sepo.training import SELECTION, SelectionCollator
 from tests.support import tiny
 from tests.support.stored_runs import SELECT, SIDES, make_run, make_store, record_line, table, texts_of
@@ -98,21 +100,42 @@ SELECTIONS = [
 ]  # fmt: skip
 
 
+def with_template(rows, words):
+    """Return the rows with an empty thought before every other response, and a line break after the end of turn."""
+    before, after = words.encode("<think>\n1. </think>"), words.encode("\n")
+    made = []
+    for index, row in enumerate(rows):
+        made.append(dict(row))
+        for number, side in enumerate(SIDES):
+            thought = before if (index + number) % 2 else []
+            start = row[f"{side}_labels"].count(-100)
+            for name in ("input_ids", "labels"):
+                own = row[f"{side}_{name}"]
+                made[-1][f"{side}_{name}"] = [*own[:start], *thought, *own[start:], *after]
+            made[-1][f"{side}_scores"] = [*[9.0] * len(thought), *row[f"{side}_scores"], -9.0]
+    return made, TemplateTokens((tuple(before),), (words.eos_token_id, *after))
+
+
 @pytest.mark.parametrize("changed", SELECTIONS, ids=str)
-@pytest.mark.parametrize("end", ["lowest", "highest"])
-def test_the_selection_of_a_run_equals_its_collators(rows, tmp_path, changed, end):
+@pytest.mark.parametrize(("end", "written"), [("lowest", False), ("highest", False), ("lowest", True)])
+def test_the_selection_of_a_run_equals_its_collators(rows, tmp_path, changed, end, written):
     """Through the host's columns (steps, shares of the data set), with the texts that a run stores."""
+    template = NO_TEMPLATE
+    if written:
+        rows, template = with_template(rows, tiny.tokenizer())
     settings = {**SELECT, **changed}
     words, data = tiny.tokenizer(), Dataset.from_list([{k: v for k, v in row.items() if k != "prompt"} for row in rows])
     method = resolve_method("simpo", token_scorer="oracle", **{k: v for k, v in settings.items() if k != "span_tokens"})
     method = replace(method, token_scorer=TokenScorer("mine", stored=True, rejected_largest=end == "highest"))
-    prepared = selection_columns({"train_dataset": data}, method, tokenizer=words, seed=1)["train_dataset"]
+    prepared = selection_columns(
+        {"train_dataset": data}, method, tokenizer=words, seed=1, template=template
+    )["train_dataset"]  # fmt: skip
     expected = SelectionCollator(pad, method=method)([prepared[index] for index in range(len(rows))])[SELECTION]
     store = make_store(tmp_path / "scores", rows, texts=False)
     assert store.texts.leave(lambda: [PolicyTokens(words)(data[:])])
     run = make_run(
         tmp_path / "run", None, select=settings, token_scorer="mine", registered_scores={"train": str(store.path)},
-        rejected_selects=end,
+        rejected_selects=end, **({TEMPLATE_TOKENS: template_texts(template, words)} if written else {}),
     )  # fmt: skip
     subject = read_subject(run)
     assert subject.missing == []
@@ -121,7 +144,39 @@ def test_the_selection_of_a_run_equals_its_collators(rows, tmp_path, changed, en
         for row, pair in zip(rows, subject.pairs, strict=True):
             first = sum(label == -100 for label in row[f"{side}_labels"])
             kept = expected[number * len(rows) + pair.row][first : len(row[f"{side}_labels"])]
-            assert getattr(pair, side).selected.tolist() == kept.tolist()
+            shown = getattr(pair, side)
+            assert shown.selected.tolist() == kept.tolist()
+            assert (shown.candidates is not None) == written
+            if written:
+                assert shown.candidates.tolist() == prepared[pair.row][f"{side}_candidates"]
+                assert shown.counted < len(shown.tokens)
+
+
+def test_without_texts_the_template_s_tokens_are_not_recognized(rows, tmp_path):
+    words = tiny.tokenizer()
+    rows, template = with_template(rows, words)
+    store = make_store(tmp_path / "scores", rows, texts=False)
+    written = {TEMPLATE_TOKENS: template_texts(template, words)}
+    subject = read_subject(make_run(tmp_path / "run", store.path, recorded=(), **written))
+    assert "Without texts the tokens of the chat template cannot be recognized" in " ".join(subject.missing)
+    assert subject.pairs[0].chosen.candidates is None
+    damaged = make_run(
+        tmp_path / "damaged", make_store(tmp_path / "more", rows).path, **{TEMPLATE_TOKENS: {"end": "x"}}
+    )
+    assert read_subject(damaged).pairs[0].chosen.candidates is None
+
+
+def test_a_store_s_names_have_the_template_s_tokens(rows, tmp_path):
+    words = tiny.tokenizer()
+    rows, template = with_template(rows, words)
+    store = make_store(tmp_path / "scores", rows)
+    for value, known in ((json.dumps(template_texts(template, words)), True), ("[", False), ("[1]", False)):
+        write_names(store.path.parent, store.key, {"scorer": "oracle", "models": "a over b", TEMPLATE_TOKENS: value})
+        subject = read_subject(store.path)
+        assert TEMPLATE_TOKENS not in subject.settings["names"]
+        for pair in subject.pairs:
+            assert (pair.chosen.candidates is not None) is known
+            assert not known or not (pair.chosen.selected & ~pair.chosen.candidates).any()
 
 
 def test_a_run_has_its_settings_recipe_log_and_versions(store, tmp_path):

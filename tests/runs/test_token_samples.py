@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from sepo.runs.token_samples_reader import RECORD_FILE, read_record
 from sepo.text.token_texts import TokenTexts
 from sepo.training import SELECTION, StepCollator, preference_step
 from sepo.training.batch_parts import Parts
+from sepo.training.selection_columns import CandidateCollator
 from tests.support import tiny
 from tests.support.steps import SEPO, collate, make_pairs
 
@@ -82,6 +84,31 @@ def test_stored_scores_with_the_selection_of_the_collator(models, tmp_path):
             assert response.scores == pytest.approx(row[f"{side}_scores"], rel=1e-8)
             kept = batch[SELECTION][number * len(ROWS) + index][1:]
             assert [i for i, on in enumerate(response.selected) if on] == places(row, side, kept)
+
+
+@pytest.mark.parametrize("method", [SEPO, resolve_method("simpo", token_scorer="confidence")], ids=lambda m: m.scorer)
+def test_tokens_that_may_not_be_selected_are_recorded(models, tmp_path, method):
+    rows = [
+        {**row, **{f"{s}_candidates": [True] * (len(row[f"{s}_scores"]) - 1) + [False] for s in SIDES}}
+        for row in ROWS if all(len(row[f"{s}_scores"]) > 1 for s in SIDES)
+    ]  # fmt: skip
+    assert rows
+    batch = collate(rows, method)
+    if method.scorer == "confidence":
+        batch = CandidateCollator(lambda features: collate(features, method))(rows)
+    step(models, started(tmp_path, method, rows=rows), batch, method, 1)
+    pairs, unread = read_record(tmp_path)
+    assert (len(pairs), unread) == (len(rows), 0)
+    for pair in pairs:
+        for side in SIDES:
+            answer = getattr(pair, side)
+            assert answer.candidates == (*[True] * (len(answer.tokens) - 1), False)
+            assert not answer.selected[-1]
+            assert math.isnan(answer.scores[-1]) == (method.scorer == "confidence")
+    line = json.loads((tmp_path / RECORD_FILE).read_text().splitlines()[0])
+    line["chosen"]["template"] = [99]
+    (tmp_path / RECORD_FILE).write_text(json.dumps(line) + "\n")
+    assert read_record(tmp_path) == ([], 1)
 
 
 @pytest.mark.parametrize("name", ["selective_dpo", "confidence"])

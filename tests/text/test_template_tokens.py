@@ -1,6 +1,7 @@
 """Template tokens: found by encoding, marked in responses, cut ones included."""
 
 import doctest
+import json
 
 import pytest
 from hypothesis import given
@@ -84,6 +85,30 @@ templates = st.builds(
     st.lists(st.integers(6, 9), max_size=2),
     st.lists(st.integers(6, 9), max_size=3),
 )
+
+
+@given(templates)
+def test_the_tokens_are_written_by_their_texts_and_read_again(template):
+    made = template.as_texts(lambda ids: [f"<{token}>" for token in ids])
+    read = TemplateTokens.of_texts(json.loads(json.dumps(made)))
+    assert read == TemplateTokens(
+        tuple(tuple(f"<{token}>" for token in before) for before in template.leading),
+        tuple(f"<{token}>" for token in template.trailing),
+        template.end,
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None, [], {}, {"leading": [], "trailing": ["a"]}, {"leading": [], "trailing": ["a"], "end": 1},
+        {"leading": [1], "trailing": [], "end": 0}, {"leading": [["a"]], "trailing": [1], "end": 0},
+        {"leading": [], "trailing": ["a", "b"], "end": True}, {"leading": "ab", "trailing": [], "end": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_damaged_texts_are_no_template(values):
+    assert TemplateTokens.of_texts(values) == TemplateTokens()
 
 
 @given(templates, st.lists(st.integers(20, 40), min_size=1, max_size=5), st.integers(1, 20))

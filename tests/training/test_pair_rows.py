@@ -2,6 +2,8 @@
 
 import copy
 import doctest
+import logging
+import re
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import sepo.training.encoded_pairs
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.text.revision_prompts import answer_marker, revision_prompt
+from sepo.text.token_texts import TokenTexts
 from sepo.training import PairCollator, add_steps, encode_pairs, reward_rows, score_rows
 from sepo.training.reward_columns import token_rewards
 from tests.support import tiny
@@ -60,6 +63,62 @@ def test_max_tokens_truncates_the_end_of_responses(words):
     ]
     with pytest.raises(SepoError, match=r"prompt of row 0 has .* max_tokens is 4, so no response fits"):
         encode_pairs(PAIRS[:1], words, max_tokens=4)
+
+
+def test_rows_without_room_and_pairs_of_the_same_responses_are_skipped_and_counted(words, caplog):
+    long = {"prompt": "Sky? " * 40, "chosen": "Blue.", "rejected": "Green."}
+    same = {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Blue."}
+    with caplog.at_level(logging.INFO):
+        made = encode_pairs([long, PAIRS[0], same, long, PAIRS[1]], words, max_tokens=80)
+    assert [row["prompt_ids"] for row in made] == [row["prompt_ids"] for row in encode_pairs(PAIRS, words)]
+    (record,) = caplog.records
+    lines = [re.sub(" +", " ", line).strip() for line in record.getMessage().splitlines()[2:]]
+    assert lines[0] == "pairs 5 given"
+    assert lines[1].startswith("2 skipped the prompt has max_tokens 80 or more '...")
+    assert lines[2].startswith("1 skipped both responses have the same tokens")
+    assert lines[3] == "2 used"
+    with pytest.raises(SepoError, match="no row is left to train on: both responses have the same tokens"):
+        encode_pairs([same], words)
+    assert encode_pairs([], words) == []
+
+
+def test_tokens_of_the_template_may_not_be_selected(words):
+    """Of ChatML the line break after the end of turn, and an empty thought if the template writes one."""
+    thinking = copy.deepcopy(words)
+    content = "{{ m.content }}"
+    thinking.chat_template = words.chat_template.replace(
+        content, "{% if m.role == 'assistant' and '</think>' not in m.content %}<think></think>{% endif %}" + content
+    )
+    rows = [*PAIRS, {"prompt": "?", "chosen": "<think>8?</think>8.", "rejected": "6."}]
+    for tokenizer, before in ((words, ""), (thinking, "<think></think>")):
+        for row, made in zip(rows, encode_pairs(rows, tokenizer), strict=True):
+            for side in ("chosen", "rejected"):
+                parts = {True: [], False: []}
+                for token, may in zip(made[f"{side}_ids"], made[f"{side}_candidates"], strict=True):
+                    parts[may].append(token)
+                thought = "<think>8" in str(row[side])
+                assert words.decode(parts[False]) == ("" if thought else before) + "\n"
+                assert words.decode(parts[True]).endswith("<|im_end|>")
+        method = resolve_method("sepo", chosen_ratio=1.0, rejected_ratio=1.0)
+        scored = [{**row, **{f"{s}_scores": [0.0] * len(row[f"{s}_ids"]) for s in ("chosen", "rejected")}}
+                  for row in encode_pairs(rows, tokenizer)]  # fmt: skip
+        batch = PairCollator(method)(scored)
+        count = sum(sum(row[f"{side}_candidates"]) for row in scored for side in ("chosen", "rejected"))
+        assert int(batch["selection"].sum()) == count == int(batch["candidates"].sum())
+    bare = copy.deepcopy(words)
+    bare.chat_template = words.chat_template.replace("<|im_end|>\n", "<|im_end|>")
+    assert not [name for row in encode_pairs(PAIRS, bare) for name in row if "candidates" in name]
+
+
+def test_steps_are_those_of_the_text(words):
+    texts = TokenTexts(words)
+    ids = words.encode("</think>1. One.\n2. Two.")
+    before = len(words.encode("</think>"))
+    row = {f"{side}_ids": ids for side in ("chosen", "rejected")}
+    (made,) = add_steps([{**row, "chosen_candidates": [False] * before + [True] * (len(ids) - before)}], words)
+    assert made["chosen_steps"] == [0] * before + texts.steps(ids[before:])
+    assert made["rejected_steps"] == texts.steps(ids)
+    assert made["chosen_steps"] != made["rejected_steps"]
 
 
 @pytest.mark.parametrize(

@@ -60,21 +60,21 @@ def test_the_same_reason_is_one_line_with_the_first_example():
 def test_the_log_is_one_record_a_warning_only_if_something_is_lost(caplog, lost):
     losses = RowLosses()
     losses.used("train", 3)
-    losses.used("eval", 100)
+    losses.used("eval", 1000)
     if lost:
         losses.add("eval", "skipped", "a reason", 12, example="text")
     with caplog.at_level(logging.INFO):
         losses.log()
     (record,) = caplog.records
     if not lost:
-        assert record.getMessage() == "rows: 3 of train, 100 of eval, all used as given."
+        assert record.getMessage() == "rows: 3 of train, 1,000 of eval, all used as given."
         return
     assert record.levelno == logging.WARNING
     assert record.getMessage().splitlines()[1:] == [
-        "data set  rows          reason    example",
-        "train        3 given",
-        "             3 used",
-        "eval       112 given",
-        "            12 skipped  a reason  'text'",
-        "           100 used",
+        "data set   rows          reason    example",
+        "train         3 given",
+        "              3 used",
+        "eval      1,012 given",
+        "             12 skipped  a reason  'text'",
+        "          1,000 used",
     ]

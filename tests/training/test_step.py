@@ -64,6 +64,34 @@ def test_sepo_equals_the_slow_loss(policy, nll_weight, chunk_tokens):
     assert_same(policy, output.loss, slow_sepo(policy, PAIRS, nll_weight))
 
 
+@pytest.mark.parametrize("longer", ["chosen", "rejected"])
+@pytest.mark.parametrize("objective", ["sepo", "simpo", "confidence"])
+def test_responses_may_start_at_different_positions(policy, objective, longer):
+    """The prompt of one side ends in tokens that the other side's does not have, or has in its response."""
+    method = SEPO
+    if objective != "sepo":
+        options = {"token_scorer": "confidence", "chosen_ratio": 0.5, "rejected_ratio": 0.5}
+        method = resolve_method("simpo", **(options if objective == "confidence" else {}))
+    pairs, other = copy.deepcopy(PAIRS), {"chosen": "rejected", "rejected": "chosen"}[longer]
+    for number, pair in enumerate(pairs):
+        start, thought = pair[f"{longer}_labels"].count(-100), [301, 302, 303]
+        for name, values in (("input_ids", thought), ("labels", [-100] * 3)):
+            pair[f"{longer}_{name}"][start:start] = values
+        if number % 2:  # the other response begins with some of these tokens
+            for name in ("input_ids", "labels"):
+                pair[f"{other}_{name}"][start:start] = thought[:2]
+            pair[f"{other}_scores"][:0] = [9.0, -9.0]
+    assert all(pair["chosen_labels"].count(-100) != pair["rejected_labels"].count(-100) for pair in pairs)
+    shared, padded = (
+        preference_step(policy, collate(pairs, method), method=method, share_prompts=share) for share in (True, False)
+    )
+    if objective == "sepo":
+        assert_same(policy, shared.loss, slow_sepo(policy, pairs))
+        shared = preference_step(policy, collate(pairs, method), method=method)
+    assert shared.metrics == pytest.approx(padded.metrics, rel=1e-6)
+    assert_same(policy, shared.loss, padded.loss)
+
+
 def test_the_nll_of_the_method_equals_that_of_the_step(policy):
     """``pref_ftx`` as a part of the method also reads all chosen tokens, not only the selected ones."""
     method = resolve_method("sepo", gamma=GAMMA, chosen_ratio=CHOSEN_RATIO, rejected_ratio=REJECTED_RATIO, pref_ftx=0.3)

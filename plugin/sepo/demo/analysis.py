@@ -20,7 +20,8 @@ from sepo.selection.select import select_tokens
 from sepo.text.spans import marked_tokens
 
 PROMPT = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-END_OF_TURN = "<|im_end|>\n"
+_TURN_ENDS = "<|im_end|>"
+END_OF_TURN = f"{_TURN_ENDS}\n"
 """End of turn of the template ``smollm``, which the demonstration trains with; its tokens are scored too."""
 
 _BATCH_TOKENS = 4096
@@ -75,7 +76,9 @@ def rejected_answers(
         scored = torch.tensor(values)
         spans = [(span["start"], span["end"]) for span in row["rejected_error_spans"]]
         wrong = torch.tensor(marked_tokens(encoded["offset_mapping"], spans))
-        mask = torch.ones(1, len(values), dtype=torch.bool)
+        # As in training, the line break after the end of turn is not selected.
+        candidates = [start < len(text + _TURN_ENDS) for start, _ in encoded["offset_mapping"]]
+        mask = torch.tensor([candidates])
         selected = select_tokens(scored.unsqueeze(0), mask, ratio=ratio, largest=False)[0]
         tokens = tuple((text + END_OF_TURN)[start:end] for start, end in encoded["offset_mapping"])
         answers.append(RejectedAnswer(tokens, scored, wrong, selected))

@@ -121,7 +121,7 @@ class RowLosses:
             ]
             lines += [] if whole.used is None else [(whole.used, "used", "", "")]
             for index, (rows, what, reason, example) in enumerate(lines):
-                cells.append(("" if index else name, f"{rows}", what, reason, example))
+                cells.append(("" if index else name, f"{rows:,}", what, reason, example))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return [
             f"{name:<{widths[0]}}  {rows:>{widths[1]}} {what:<{widths[2]}}  {reason:<{widths[3]}}  {example}".rstrip()
@@ -137,7 +137,7 @@ class RowLosses:
         if any(account.losses for account in accounts.values()):
             logger.warning("rows that are not used as given:\n%s", "\n".join(self.table()))
         elif accounts:
-            numbers = ", ".join(f"{account.used} of {name}" for name, account in accounts.items())
+            numbers = ", ".join(f"{account.used or 0:,} of {name}" for name, account in accounts.items())
             logger.info("rows: %s, all used as given.", numbers)
 
     def record(self) -> dict[str, Any]:

@@ -134,7 +134,10 @@ def test_host_stage_is_untouched(world, tmp_path):
 
 
 def test_ratio_one_is_the_mean_over_all_tokens(world, tmp_path):
-    """At the first step the policy is the starting model, so the logged loss can be computed independently."""
+    """At the first step the policy is the starting model, so the logged loss can be computed independently.
+
+    The line break that the template writes after the end of turn is the only token that is not selected.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -156,7 +159,7 @@ def test_ratio_one_is_the_mean_over_all_tokens(world, tmp_path):
             answer = words(row[side]["value"] + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
             with torch.no_grad():
                 logps = model(torch.tensor([start + answer])).logits.log_softmax(-1)[0, len(start) - 1 : -1]
-            means.append(logps.gather(-1, torch.tensor(answer)[:, None]).mean())
+            means.append(logps.gather(-1, torch.tensor(answer)[:, None])[:-1].mean())
         losses.append(-torch.nn.functional.logsigmoid(2.0 * (means[0] - means[1])))
     assert entry["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
     assert entry["select/chosen_ratio"] == entry["select/rejected_ratio"] == 1.0
