@@ -119,3 +119,30 @@ def test_step_numbers_are_aligned_with_the_labels():
     rows[1]["rejected_steps"] = [5]
     with pytest.raises(SepoError, match="1 step numbers for a rejected response of 2 tokens: the step numbers belong"):
         StepCollator(pad)(rows)
+
+
+def pad_left(rows):
+    """Collate with the padding of each row before its tokens."""
+    labels = [row["chosen_labels"] for row in rows] + [row["rejected_labels"] for row in rows]
+    width = max(map(len, labels)) + 2
+    return {
+        "labels": torch.tensor([[-100] * (width - len(row)) + row for row in labels]),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in labels]),
+    }
+
+
+def test_padding_on_the_left_selects_the_same_tokens():
+    """Also in rows without a prompt, whose first token has no score: the padding before it is no predecessor."""
+    features = (
+        feature([-100, -100, 5, 6, 7], [-100, 8, 9], [0.1, 0.9, 0.5], [0.3, -0.3]),
+        feature([5, 6, 7], [8, 9], [0.2, 0.7], [0.1]),
+    )
+    method = resolve_method("sepo", chosen_ratio=0.5, rejected_ratio=0.5)
+    left = SelectionCollator(pad_left, method=method)(features)
+    right = SelectionCollator(pad, method=method)(features)[SELECTION]
+    shifts = (left["attention_mask"] == 0).sum(-1).tolist()
+    moved = torch.stack([row.roll(shift) for row, shift in zip(right, shifts, strict=True)])
+    assert left[SELECTION].equal(moved)
+    steps = [{**row, **{f"{side}_steps": [1] * len(row[f"{side}_scores"]) for side in ("chosen", "rejected")}}
+             for row in features]  # fmt: skip
+    assert StepCollator(pad_left)(steps)[STEPS].sum(-1).tolist() == [3, 2, 2, 1]

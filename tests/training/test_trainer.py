@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainingArguments
@@ -238,6 +239,12 @@ def test_arguments_without_effect_raise(world, tmp_path, monkeypatch):
         PreferenceTrainer(args=arguments(tmp_path, label_smoothing_factor=0.1), **settings)
     with pytest.raises(SepoError, match="grouped by length"):
         PreferenceTrainer(args=arguments(tmp_path, train_sampling_strategy="group_by_length"), **settings)
+    dispatching = arguments(tmp_path, accelerator_config={"dispatch_batches": True})
+    assert PreferenceTrainer(args=dispatching, **settings)
+    with monkeypatch.context() as two:
+        two.setattr(Accelerator, "num_processes", 2)
+        with pytest.raises(SepoError, match=r"first of 2 processes.*tears pairs apart"):
+            PreferenceTrainer(args=dispatching, **settings)
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(SepoError, match=r"2 GPUs in one process.*torchrun"):
         PreferenceTrainer(args=arguments(tmp_path), **settings)

@@ -53,7 +53,7 @@ class FloatCollator:
         """
         batch = self.inner(features)
         rows = [feature[column] for column in self.columns for feature in features]
-        scorable = scorable_tokens(batch["labels"])
+        scorable = scorable_tokens(batch)
         values = at_tokens(rows, scorable, dtype=torch.float32, what=self.what, advice=STORE_ADVICE)
         batch[self.key] = self.checked(values, scorable).view(torch.int32)
         return batch

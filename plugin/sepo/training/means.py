@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sepo.errors import SepoError
 from sepo.training.metrics import plain_numbers
 from sepo.training.step import StepOutput
 
@@ -58,6 +59,21 @@ class PairMeans(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._training, self._evaluation = Means(), Means()
         super().__init__(*args, **kwargs)
+        self._check_dispatch()
+
+    def _check_dispatch(self) -> None:
+        """Raise if one process collates the batches of all, which are then cut by rows: half of a batch's rows are
+        chosen, so that pairs would be torn apart."""
+        dispatches = self.accelerator.dispatch_batches
+        if dispatches is None:
+            streams = (self.train_dataset, self.eval_dataset)
+            dispatches = any(isinstance(rows, torch.utils.data.IterableDataset) for rows in streams)
+        if dispatches and self.accelerator.num_processes > 1:
+            raise SepoError(
+                f"the first of {self.accelerator.num_processes} processes collates the batches of all "
+                "(accelerator_config: dispatch_batches, or a data set without length), which tears pairs apart: set "
+                "dispatch_batches: false."
+            )
 
     def evaluation_step(self, model: Any, batch: Mapping[str, Any], *, counted: int) -> StepOutput:
         """Run ``preference_step`` on a device batch of an evaluation, of which the first ``counted`` pairs count."""

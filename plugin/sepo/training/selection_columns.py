@@ -40,10 +40,19 @@ STEP_COLUMNS = ("chosen_steps", "rejected_steps")
 """Row columns: the number of each response token's step."""
 
 
-def scorable_tokens(labels: Tensor) -> Tensor:
-    """Return the positions of response tokens that can be scored, bool of the labels' shape [2B, T]."""
-    scorable = labels != IGNORE_INDEX
-    scorable[:, 0] = False  # a token without a predecessor has no log-probability
+def scorable_tokens(batch: Mapping[str, Any]) -> Tensor:
+    """Return the positions of response tokens that can be scored, bool of the shape of the labels, [2B, T].
+
+    A token without a predecessor has no log-probability: the first of a row, also after padding on the left.
+
+    Args:
+        batch: ``labels`` [2B, T], -100 except at response tokens, and ``attention_mask`` [2B, T], if there is padding.
+    """
+    scorable: Tensor = batch["labels"] != IGNORE_INDEX
+    scorable[:, 0] = False
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.shape == scorable.shape:
+        scorable[:, 1:] &= mask[:, :-1] != 0
     return scorable
 
 
@@ -102,7 +111,7 @@ def add_candidates(batch: dict[str, Any], features: Sequence[Mapping[str, Any]])
     Raises:
         SepoError: if a row's number of flags is not its number of scorable response tokens.
     """
-    scorable = scorable_tokens(batch["labels"])
+    scorable = scorable_tokens(batch)
     if CANDIDATE_COLUMNS[0] not in features[0]:
         return scorable
     rows = [feature[column] for column in CANDIDATE_COLUMNS for feature in features]
@@ -141,7 +150,7 @@ class StepCollator:
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows; for errors see ``step_numbers``."""
         batch = self.inner(features)
-        batch[STEPS] = step_numbers(features, scorable_tokens(batch["labels"]))
+        batch[STEPS] = step_numbers(features, scorable_tokens(batch))
         return batch
 
 
@@ -178,7 +187,7 @@ class SelectionCollator:
             SepoError: if a row's number of scores is not its number of scorable response tokens.
         """
         batch = self.inner(features)
-        scorable, candidates = scorable_tokens(batch["labels"]), add_candidates(batch, features)
+        scorable, candidates = scorable_tokens(batch), add_candidates(batch, features)
         rows = [feature[column] for column in SCORE_COLUMNS for feature in features]
         scores = at_tokens(rows, scorable, dtype=torch.float32, what="scores", advice=STORE_ADVICE)
         pairs = len(features)

@@ -23,7 +23,7 @@ from sepo.training.batch_parts import PartLoss, Parts, part_of, rows_of_pairs
 from sepo.training.float_columns import REF_LOGPS, batch_floats
 from sepo.training.metrics import mean_by_side, plain_numbers, plain_sums, reward_metrics, token_metrics
 from sepo.training.reward_columns import TOKEN_REWARDS, token_rewards
-from sepo.training.selection_columns import CANDIDATES, IGNORE_INDEX, SELECTION, STEPS
+from sepo.training.selection_columns import CANDIDATES, SELECTION, STEPS, scorable_tokens
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,12 @@ class _Positions:
 
     def of(self, rows: list[int]) -> _Positions:
         """Return the masks of some rows."""
-        return _Positions(self.mask[rows], self.candidates[rows], self.wanted[rows], self.known[rows])
+        return _Positions(*(part[rows] for part in (self.mask, self.candidates, self.wanted, self.known)))
 
 
 def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: float) -> _Positions:
-    labels: Tensor = batch["labels"]
-    pairs = labels.shape[0] // 2
-    mask = labels[:, 1:] != IGNORE_INDEX
+    pairs = len(batch["labels"]) // 2
+    mask = scorable_tokens(batch)[:, 1:]
     excludes = method.selector is not None and CANDIDATES in batch
     candidates = batch[CANDIDATES][:, 1:] if excludes else mask
     known = _stored_selection(method, batch) if method.needs_scores else candidates
@@ -191,6 +190,7 @@ def _loss(
     if counted is not None and counted < pairs:
         rows = rows_of_pairs(range(counted), pairs)
         batch = {name: value[rows] for name, value in batch.items() if name not in inputs or name in _TEXT}
+        labels = batch["labels"]
         positions, policy = positions.of(rows), policy.of(rows)
         ref_logps = None if ref_logps is None else ref_logps[rows]
         pairs, mask, wanted = counted, positions.mask, positions.wanted

@@ -36,11 +36,27 @@ def test_a_run_whose_plugin_cannot_be_imported_fails(root, tmp_path, words, brok
     assert "TRAINED" not in done.stdout
 
 
-def test_the_real_command_with_two_processes(root, tmp_path):
+TIMINGS = ("_runtime", "_per_second", "_preparation_time")
+
+
+def evaluations(output):
+    """Return the metrics of the evaluations in a run's log, without timings."""
+    entries = [json.loads(line) for line in (output / "sepo_log.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in entry.items() if name.startswith("eval_") and not name.endswith(TIMINGS)}
+        for entry in entries
+        if "eval_loss" in entry
+    ]
+
+
+def test_the_real_command_with_two_processes(root, tmp_path, train):
+    """Four of 24 pairs remain for the last evaluated batches: not enough for one process, none for the other."""
     output = tmp_path / "out"
-    path = axo.write(
-        axo.config(root, output, rl="sepo", sepo=axo.block(root, output, "sepo"), max_steps=2), tmp_path / "config.yaml"
-    )
+    made = axo.config(
+        root, output, rl="sepo", sepo=axo.block(root, output, "sepo"), max_steps=2, learning_rate=1e-12,
+        test_datasets=[axo.rows_at(root / "pairs.jsonl")], eval_steps=2, eval_batch_size=5,
+    )  # fmt: skip
+    path = axo.write(made, tmp_path / "config.yaml")
     done = subprocess.run(
         [axo.BIN / "axolotl", "train", path, "--launcher", "torchrun", "--", "--nproc_per_node=2", "--standalone"],
         cwd=tmp_path, env=axo.environment(), capture_output=True, text=True, check=False,
@@ -56,3 +72,7 @@ def test_the_real_command_with_two_processes(root, tmp_path):
     entries = [json.loads(line) for line in (output / "sepo_log.jsonl").read_text().splitlines()]
     assert [entry["event"] for entry in entries].count("begin") == 1
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2]
+    train({**made, "output_dir": str(tmp_path / "one")})
+    found, expected = evaluations(output)[-1], evaluations(tmp_path / "one")[-1]
+    assert {"eval_rewards/accuracies", "eval_select/tokens"} <= expected.keys()
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)

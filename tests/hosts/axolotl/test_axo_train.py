@@ -26,7 +26,7 @@ def test_four_steps_of_a_stage_on_real_pairs(root, tmp_path, train, losses, stag
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(root / "policy"), output)
     assert any(bool(weight.any()) for name, weight in model.named_parameters() if "lora_B" in name)
 
-    entries = map(json.loads, (output / "sepo_log.jsonl").read_text().splitlines())
+    entries = [json.loads(line) for line in (output / "sepo_log.jsonl").read_text().splitlines()]
     first = next(entry for entry in entries if "loss" in entry)
     expected = {"sepo": (0.0, 0.35), "selective_dpo": (0.0, 0.45), "treg": (1.0, 1.0), "minor_dpo": (1.0, 1.0)}[stage]
     assert expected[0] <= first["select/chosen_ratio"] <= expected[1]

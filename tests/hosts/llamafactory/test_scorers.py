@@ -84,11 +84,11 @@ def test_confidence_by_steps_of_a_pair(world, tmp_path):
     subject = read_subject(tmp_path / "out")
     assert [pair.step for pair in subject.pairs] == [1, 1, 1, 1, 2, 2, 2, 2]
     for number, entry in enumerate(entries):  # the record has all pairs of the two device batches of a step
-        batches = [subject.pairs[start : start + 2] for start in (4 * number, 4 * number + 2)]
+        step = subject.pairs[4 * number : 4 * number + 4]
         for side in ("chosen", "rejected"):
-            sides = [[getattr(pair, side) for pair in pairs] for pairs in batches]
-            shares = [sum(one.selected.sum() for one in both) / sum(one.counted for one in both) for both in sides]
-            assert entry[f"select/{side}_ratio"] == pytest.approx(np.mean(shares), abs=1e-6)
+            sides = [getattr(pair, side) for pair in step]
+            share = sum(one.selected.sum() for one in sides) / sum(one.counted for one in sides)
+            assert entry[f"select/{side}_ratio"] == pytest.approx(share, abs=1e-6)
         for pair in subject.pairs:  # the tokens that the policy expects least
             assert all(score >= 0 for score in pair.chosen.scores[pair.chosen.candidates])
             assert np.isnan(pair.chosen.scores[~pair.chosen.candidates]).all()
