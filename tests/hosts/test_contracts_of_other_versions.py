@@ -1,48 +1,63 @@
-"""The contract with LLaMA-Factory 0.9.4, whose packages cannot be installed beside those of 0.9.5: read from its files.
+"""The contracts with LLaMA-Factory 0.9.4 and Axolotl 0.21, which cannot be installed here: read from their files.
 
-torch is not among them; `make hosts` runs the whole contract, and trains, in an environment of its own.
+torch is not among them; `make hosts` and `make test-axolotl` run the whole contracts, and train, in other environments.
 """
+
+import runpy
+from pathlib import Path
 
 import pytest
 
+import sepo.hosts
 from sepo.hosts.contract import Entry
 from sepo.hosts.llamafactory.contract import CONTRACT
-from tests.support.environments import CONTRACT as LOCK
-from tests.support.environments import unpacked
-from tests.support.locks import LOCKS, entries, versions
+from tests.support.environments import CONTRACTS, unpacked
+from tests.support.locks import LOCKS, versions
 from tests.support.parsed import Parsed
 
-VERSIONS = versions((LOCKS / "llamafactory-0.9.4.txt").read_text(), python="3.11")
+# Its package cannot be imported here, but the contract is plain data.
+AXOLOTL = runpy.run_path(str(Path(sepo.hosts.__file__).with_name("axolotl") / "contract.py"))["CONTRACT"]
+CASES = {
+    "contract-0.9.4.txt": ("llamafactory-0.9.4.txt", "3.11", CONTRACT),
+    "contract-axolotl-0.21.txt": ("axolotl-0.21.txt", "3.12", AXOLOTL),
+}
 
 
-@pytest.fixture(scope="module")
-def parsed():
-    return Parsed(unpacked(LOCK))
+def locked(name, python):
+    return versions((LOCKS / name).read_text(), python=python)
 
 
 def package(entry):
     return entry.module.split(".")[0]
 
 
-def test_the_names_of_the_contract_exist_with_their_parameters(parsed):
-    own = [entry for entry in CONTRACT if parsed.has(package(entry))]
-    assert len(own) > 80
-    concerned = [entry for entry in own if entry.concerns(VERSIONS[package(entry)])]
+@pytest.mark.parametrize("lock", CONTRACTS, ids=lambda lock: lock.stem)
+def test_the_names_of_the_contract_exist_with_their_parameters(lock):
+    whole, python, contract = CASES[lock.name]
+    known, parsed = locked(whole, python), Parsed(unpacked(lock))
+    read = locked(lock.name, python)
+    assert read == {name: known[name] for name in read}
+    own = [entry for entry in contract if package(entry) in read]
+    assert len(own) > 60
+    concerned = [entry for entry in own if entry.concerns(known[package(entry)])]
     assert [gap for gap in map(parsed.gap, concerned) if gap] == []
     assert [entry for entry in own if entry not in concerned and parsed.gap(entry) is None] == []
 
 
-def test_what_is_not_read_here_is_what_the_extra_has():
-    """The other packages of the contract are installed in this environment, in the version that 0.9.4 runs with."""
-    read = {str(requirement): VERSIONS[requirement.name] for requirement, _ in entries(LOCK.read_text())}
-    assert read == {f"{name}=={VERSIONS[name]}": VERSIONS[name] for name in ("llamafactory", "peft", "transformers")}
-    installed = versions((LOCKS / "llamafactory.txt").read_text(), python="3.11")
-    others = {package(entry) for entry in CONTRACT} - {"llamafactory", "peft", "transformers", "torch"}
-    assert {name: VERSIONS[name] for name in others} == {name: installed[name] for name in others}
+def test_what_is_not_read_here_is_installed_here():
+    """The other packages of 0.9.4's contract are those of 0.9.5's environment; of Axolotl's, none are left."""
+    known, installed = locked("llamafactory-0.9.4.txt", "3.11"), locked("llamafactory.txt", "3.11")
+    others = {package(entry) for entry in CONTRACT} - set(locked("contract-0.9.4.txt", "3.11")) - {"torch"}
+    assert {name: known[name] for name in others} == {name: installed[name] for name in others}
+    others = {package(entry) for entry in AXOLOTL} - set(locked("contract-axolotl-0.21.txt", "3.12"))
+    assert others == {"torch", "sys"}
 
 
 FILES = {
-    "host/__init__.py": "from .base import Base as Renamed\nfrom . import base\n",
+    "host/__init__.py": (
+        "from .base import Base as Renamed\nfrom . import base\nAlias = Renamed\n"
+        "_LAZY_IMPORTS = {'Trainer': '.train.run'}\n"
+    ),
     "host/base.py": (
         "from collections.abc import MutableMapping\n\nclass Base:\n    rate: int = 0\n    def step(self, model): ...\n"
         "    def go(self, *args, **kwargs): self.left = 1\n\nclass Registry(MutableMapping):\n    pass\n\n"
@@ -64,6 +79,9 @@ FILES = {
         (Entry("host.gone", "run"), "does not exist (no module host.gone)"),
         (Entry("host", "Renamed.step", ("model",)), None),
         (Entry("host", "Renamed.step", ("inputs",)), "does not take inputs"),
+        (Entry("host", "Alias.step", ("inputs",)), "does not take inputs"),
+        (Entry("host", "Trainer", ("model",)), None),
+        (Entry("host", "Trainer", ("inputs",)), "does not take inputs"),
         (Entry("host.train.run", "Trainer", ("model",)), None),
         (Entry("host.train.run", "Trainer.step", ("model",)), None),
         (Entry("host.train.run", "Trainer.go", ("anything",)), None),
