@@ -11,7 +11,7 @@ from sepo.errors import SepoError
 from sepo.evaluation.degeneration import degeneration
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.evaluation.generation import Decoding, Generated
-from sepo.evaluation.judges import JUDGES, Question
+from sepo.evaluation.benchmarks import BENCHMARKS, Question
 from sepo.evaluation.preference import preference
 from sepo.evaluation.prompts import AnsweredTurn, Prompt, PromptSet, question_prompts
 from sepo.evaluation.report import print_result
@@ -26,7 +26,7 @@ TUNED = ModelSpec("models/base", ("saves/[red]run[/]",), 4)
 HELDOUT = PromptSet(
     "heldout", [Prompt(Question(7, ("Why?",), {}), ({"role": "user", "content": "Why?"},))], None, "pairs"
 )
-MT = question_prompts(JUDGES["mt_bench"], [Question(81, ("One?", "Two?"), {"question_id": 81})], dataset="q.jsonl")
+MT = question_prompts(BENCHMARKS["mt_bench"], [Question(81, ("One?", "Two?"), {"question_id": 81})], dataset="q.jsonl")
 
 
 def policy(name, spec, *, reference, prompts, shift=0.0):

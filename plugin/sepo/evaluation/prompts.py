@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sepo.errors import SepoError
 from sepo.evaluation.generation import Decoding, Generated, generate_answers
-from sepo.evaluation.judges import Judge, Question
+from sepo.evaluation.benchmarks import Benchmark, Question
 from sepo.forward.sequences import ScoringModel
 
 Message = Mapping[str, str]
@@ -58,13 +58,13 @@ class PromptSet:
     Args:
         name: ``heldout``, or the name of the benchmark.
         prompts: at least one prompt.
-        judge: the benchmark of the prompts; None for prompts of held-out pairs.
+        benchmark: the benchmark of the prompts; None for prompts of held-out pairs.
         dataset: name of their data set in the recipe, or their file.
     """
 
     name: str
     prompts: Sequence[Prompt]
-    judge: Judge | None
+    benchmark: Benchmark | None
     dataset: str
 
 
@@ -83,10 +83,10 @@ class AnsweredTurn:
     text: str
 
 
-def question_prompts(judge: Judge, questions: Sequence[Question], *, dataset: str) -> PromptSet:
+def question_prompts(benchmark: Benchmark, questions: Sequence[Question], *, dataset: str) -> PromptSet:
     """Return the prompts of a benchmark's questions."""
     prompts = [Prompt(question, ({"role": "user", "content": question.turns[0]},)) for question in questions]
-    return PromptSet(judge.name, prompts, judge, dataset)
+    return PromptSet(benchmark.name, prompts, benchmark, dataset)
 
 
 def check_room(prompts: PromptSet, voice: Voice, decoding: Decoding) -> None:

@@ -13,7 +13,7 @@ from sepo import __version__
 from sepo.errors import SepoError
 from sepo.evaluation.estimates import RESAMPLES
 from sepo.evaluation.fields import SCHEMA_VERSION
-from sepo.evaluation.judges import JUDGES, Answer, own_question, write_answers, write_questions
+from sepo.evaluation.benchmarks import BENCHMARKS, Answer, own_question, write_answers, write_questions
 from sepo.evaluation.preference import preference_change
 from sepo.evaluation.prompts import PromptSet
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
@@ -220,13 +220,13 @@ def _write_judged(folder: Path, prompts: PromptSet, policy: EvaluatedPolicy, now
         for turns in conversations
     ]
     questions = [prompt.question for prompt in prompts.prompts]
-    if prompts.judge is not None:
-        judge = prompts.judge
-        write_answers(judge, questions, answers, model=policy.name, folder=folder / judge.name, time=now)
+    if prompts.benchmark is not None:
+        benchmark = prompts.benchmark
+        write_answers(benchmark, questions, answers, model=policy.name, folder=folder / benchmark.name, time=now)
         return
-    for judge in (judge for judge in JUDGES.values() if judge.question_row is not None):
-        own = [own_question(judge, int(each.id), each.turns[0], dataset=prompts.dataset) for each in questions]
-        place = folder / prompts.name / judge.name
-        write_answers(judge, own, answers, model=policy.name, folder=place, time=now)
-        if judge.key is not None:  # AlpacaEval reads the questions from the answers
+    for benchmark in (benchmark for benchmark in BENCHMARKS.values() if benchmark.question_row is not None):
+        own = [own_question(benchmark, int(each.id), each.turns[0], dataset=prompts.dataset) for each in questions]
+        place = folder / prompts.name / benchmark.name
+        write_answers(benchmark, own, answers, model=policy.name, folder=place, time=now)
+        if benchmark.key is not None:  # AlpacaEval reads the questions from the answers
             write_questions(own, folder=place)

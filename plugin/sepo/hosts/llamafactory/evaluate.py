@@ -23,7 +23,7 @@ import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.console import print_lines
 from sepo.errors import SepoError
 from sepo.evaluation.generation import Decoding
-from sepo.evaluation.judges import Question, read_questions
+from sepo.evaluation.benchmarks import Question, read_questions
 from sepo.evaluation.prompts import Message, Prompt, PromptSet, Voice, check_room, question_prompts
 from sepo.evaluation.report import print_result
 from sepo.evaluation.result import HELDOUT, EvaluatedPolicy, claimed_folder, result_values, write_results
@@ -91,7 +91,7 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
     policies = _policies(recipe, request)
     settings = _settings(recipe, request)
     benchmarks = [read_questions(path) for path in request.questions]
-    names = [judge.name for judge, _ in benchmarks]
+    names = [benchmark.name for benchmark, _ in benchmarks]
     if len(set(names)) < len(names):
         raise SepoError(f"--questions names two files of {max(names, key=names.count)}; evaluate one at a time.")
     print_lines(recipe.notes)
@@ -104,8 +104,8 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
     voice = _voice(data, recipe, model_args)
     prompts = [_heldout_prompts(rows, recipe.dataset, request)] if request.generate else []
     prompts += [
-        question_prompts(judge, questions, dataset=path.name)
-        for path, (judge, questions) in zip(request.questions, benchmarks, strict=True)
+        question_prompts(benchmark, questions, dataset=path.name)
+        for path, (benchmark, questions) in zip(request.questions, benchmarks, strict=True)
     ]
     for each in prompts:
         check_room(each, voice, settings.decoding)
