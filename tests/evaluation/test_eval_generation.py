@@ -8,9 +8,9 @@ import torch
 from transformers import GenerationConfig
 
 from sepo.errors import SepoError
+from sepo.evaluation.benchmarks import Question
 from sepo.evaluation.divergence import answer_sums
 from sepo.evaluation.generation import Decoding, Generated, _Noise, generate_answers
-from sepo.evaluation.benchmarks import Question
 from sepo.evaluation.prompts import Prompt, PromptSet, Voice, check_room, converse
 
 PROMPTS = [[5, 6, 7], [40], [9, 30, 31, 32, 33, 34, 35], [100, 101], [77, 3, 250]]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sepo.errors import SepoError
+from sepo.evaluation.benchmarks import BENCHMARKS, Question
 from sepo.evaluation.degeneration import degeneration
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.evaluation.generation import Decoding, Generated
-from sepo.evaluation.benchmarks import BENCHMARKS, Question
 from sepo.evaluation.preference import preference
 from sepo.evaluation.prompts import AnsweredTurn, Prompt, PromptSet, question_prompts
 from sepo.evaluation.report import print_result

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sepo.errors import SepoError
-from sepo.evaluation.generation import Decoding, Generated, generate_answers
 from sepo.evaluation.benchmarks import Benchmark, Question
+from sepo.evaluation.generation import Decoding, Generated, generate_answers
 from sepo.forward.sequences import ScoringModel
 
 Message = Mapping[str, str]

@@ -11,9 +11,9 @@ from typing import Any
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.evaluation.benchmarks import BENCHMARKS, Answer, own_question, write_answers, write_questions
 from sepo.evaluation.estimates import RESAMPLES
 from sepo.evaluation.fields import SCHEMA_VERSION
-from sepo.evaluation.benchmarks import BENCHMARKS, Answer, own_question, write_answers, write_questions
 from sepo.evaluation.preference import preference_change
 from sepo.evaluation.prompts import PromptSet
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult

@@ -22,8 +22,8 @@ from datasets import Dataset
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.console import print_lines
 from sepo.errors import SepoError
-from sepo.evaluation.generation import Decoding
 from sepo.evaluation.benchmarks import Question, read_questions
+from sepo.evaluation.generation import Decoding
 from sepo.evaluation.prompts import Message, Prompt, PromptSet, Voice, check_room, question_prompts
 from sepo.evaluation.report import print_result
 from sepo.evaluation.result import HELDOUT, EvaluatedPolicy, claimed_folder, result_values, write_results
