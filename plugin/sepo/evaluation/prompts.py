@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sepo.errors import SepoError
 from sepo.evaluation.benchmarks import Benchmark, Question
@@ -43,12 +44,14 @@ class Prompt:
         messages: all turns before the first answer.
         system: the system prompt, or the empty string.
         tools: the tools as text, or the empty string.
+        expected: the expected answer as its row has it; None without one.
     """
 
     question: Question
     messages: tuple[Message, ...]
     system: str = ""
     tools: str = ""
+    expected: Any = None
 
 
 @dataclass(frozen=True)

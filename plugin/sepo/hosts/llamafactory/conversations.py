@@ -15,7 +15,7 @@ from llamafactory.data import loader
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo.errors import SepoError
-from sepo.text.conversations import CONVERSATION, EVALUATED, EXPORTED, QUOTED, READ
+from sepo.text.conversations import CARRIED_EXPECTED, CONVERSATION, EVALUATED, EXPECTED, EXPORTED, QUOTED, READ
 
 _MEDIA = ("images", "videos", "audios")
 
@@ -43,9 +43,13 @@ class ConversationKeepingProcessor(PairwiseDatasetProcessor):
                 continue
             for name, values in made.items():
                 columns[name] += values
-            aligned = {name: values[0] for name, values in row.items()}
-            columns[CONVERSATION].append(_conversation(aligned, self.reader))
+            for name, value in self.kept({name: values[0] for name, values in row.items()}).items():
+                columns[name].append(value)
         return columns
+
+    def kept(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the additional columns of an aligned row."""
+        return {CONVERSATION: _conversation(row, self.reader)}
 
 
 class TextReadingProcessor(ConversationKeepingProcessor):
@@ -61,9 +65,14 @@ class ExportingProcessor(ConversationKeepingProcessor):
 
 
 class EvaluatingProcessor(ConversationKeepingProcessor):
-    """Processor for prompts from which a policy generates."""
+    """Processor for prompts from which a policy generates, with their expected answers if these were carried."""
 
     reader: ClassVar[tuple[str, str]] = EVALUATED
+
+    def kept(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the additional columns of an aligned row."""
+        expected = {EXPECTED: row[CARRIED_EXPECTED]} if CARRIED_EXPECTED in row else {}
+        return {**super().kept(row), **expected}
 
 
 _KEEPING = (ConversationKeepingProcessor, TextReadingProcessor, ExportingProcessor, EvaluatingProcessor)
@@ -101,7 +110,7 @@ def conversations_kept(wanted: bool, reader: tuple[str, str] = QUOTED) -> Iterat
     before = loader.PairwiseDatasetProcessor
     keeping: type = _PROCESSORS[reader]
     if before is not PairwiseDatasetProcessor:  # the rows also carry the user's scores
-        keeping = type(keeping.__name__, (ConversationKeepingProcessor, before), {"reader": reader})
+        keeping = type(keeping.__name__, (keeping, before), {})
     loader.PairwiseDatasetProcessor = keeping
     try:
         yield
