@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sepo.console import print_lines, print_table
 from sepo.evaluation.result import MEASURES, ROLES
+from sepo.evaluation.sample_summary import SampleSummary
+from sepo.intervals import CONFIDENCE
 
 _MEASURES = {"summed": "summed", "length_normalized": "per token", "reward": "log-ratio"}
 
@@ -38,6 +41,30 @@ def print_result(values: Values) -> None:
         else f"reference: {_model(reference)}; KL(policy || reference) over the full vocabulary, mean over positions"
     )
     print_lines(lines)
+
+
+def print_summary(summary: SampleSummary, *, dataset: str) -> None:
+    """Print a summary of sampled responses.
+
+    Args:
+        summary: the summary.
+        dataset: name of the data set of the prompts.
+    """
+    rows = [
+        ["tokens per response", _length(asdict(summary.tokens))],
+        ["finished", _percent(asdict(summary.finished))],
+    ]
+    shares = {
+        "right": summary.right,
+        "right and finished": summary.right_and_finished,
+        "at least one right": summary.any_right,
+    }
+    if summary.judged:
+        rows += [[f"{name}, of {summary.judged:,} judged prompts", _percent(asdict(value))]
+                 for name, value in shares.items() if value is not None]  # fmt: skip
+        rows.append(["prompts without expected answer", f"{summary.prompts - summary.judged:,}"])
+    count = f"{summary.responses:,} responses to {summary.prompts:,} prompts of {dataset}"
+    print_table(f"{count}; {CONFIDENCE:.0%} intervals in brackets", ["", ""], rows)
 
 
 def pair_rows(policies: Sequence[Values], change: Values | None) -> list[Row]:

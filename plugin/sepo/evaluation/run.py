@@ -134,7 +134,7 @@ def evaluate_policy(
     """
     started = time.monotonic()
     pairs = [*heldout.chosen, *heldout.rejected]
-    with _bar(f"{name}: held-out responses", len(pairs)) as advance:
+    with progress(f"{name}: held-out responses", len(pairs)) as advance:
         sums = answer_sums(
             policy, pairs, reference=reference, batch_tokens=settings.batch_tokens, pairs=True, on_batch=advance
         )
@@ -165,7 +165,7 @@ def _answered(
     name: str,
 ) -> SetResult:
     turns = sum(len(prompt.question.turns) for prompt in prompts.prompts)
-    with _bar(f"{name}: answers to {prompts.name}", turns) as advance:
+    with progress(f"{name}: answers to {prompts.name}", turns) as advance:
         conversations = converse(
             policy, prompts.prompts, voice, decoding=settings.decoding, batch_tokens=settings.batch_tokens,
             on_batch=advance,
@@ -184,7 +184,7 @@ def _answered(
     sequences = [
         ScoredSequence([*answer.prompt_ids, *answer.generated.ids], len(answer.prompt_ids)) for answer in answers
     ]
-    with _bar(f"{name}: KL over {prompts.name}", turns) as advance:
+    with progress(f"{name}: KL over {prompts.name}", turns) as advance:
         sums = answer_sums(policy, sequences, reference=reference, batch_tokens=settings.batch_tokens, on_batch=advance)
     return SetResult(conversations, statistics, _divergence(sums, settings.seed), judged)
 
@@ -198,7 +198,8 @@ def _divergence(sums: AnswerSums, seed: int) -> Divergence | None:
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar of responses inside the context, and return the function that advances it."""
     with tqdm(total=total, desc=title, unit="response", file=sys.stderr) as bar:
 
         def advance(count: int) -> None:
