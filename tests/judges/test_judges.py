@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sepo.errors import SepoError
 from sepo.judges import Judge, available_judges, find_judge, is_absent
-from tests.support.packages import on_path, write_package
+from tests.support.packages import JUDGE_EXAMPLE, on_path, write_example, write_package
 
 TEXT = st.text(max_size=20)
 WORD = st.from_regex(r"[a-z0-9]{1,6}", fullmatch=True)
@@ -306,3 +306,28 @@ def test_doctor_lists_registered_judges(registered):
     found = {finding.text: finding.good for finding in registered_findings(())}
     assert found["judge 'limited' of package team-judges 0.1 (team_judges:limited)"] is True
     assert sorted(found.values()) == [False] * 3 + [True] * 4
+
+
+def test_the_example_of_a_package(tmp_path):
+    with on_path(write_example(tmp_path, JUDGE_EXAMPLE)):
+        judge = find_judge("about")
+        assert (judge("from 1 to 3.14", "3.1416"), judge("3.2", 3.1416), judge("none", 3)) == (True, False, False)
+        with pytest.raises(SepoError, match="the expected answer is 'pi', expected a number"):
+            judge.read("pi")
+
+
+def test_the_page_shows_the_example_and_every_judge_with_its_options():
+    page = (JUDGE_EXAMPLE.parents[1] / "docs" / "judges.md").read_text()
+    for ending, language in (("own_judge.py", "py"), ("pyproject.toml", "toml")):
+        (block,) = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+        assert block in (JUDGE_EXAMPLE / ending).read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    *lines, last = block.strip().splitlines()
+    names = {}
+    exec("\n".join([*lines, f"found = {last}"]), names)
+    assert names["found"] is True
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", page, re.MULTILINE))
+    assert tuple(rows) == available_judges()
+    for name, options in rows.items():
+        with pytest.raises(SepoError, match=f"its options: {', '.join(re.findall(r'`(.*?)`', options))}\\."):
+            find_judge(name, nothing="")
