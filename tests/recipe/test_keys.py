@@ -15,7 +15,7 @@ from sepo.recipe.stages import STAGES, check_stage
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",
              "dpo_label_smoothing", "streaming", "model_name_or_path", "template", "simpo_gamma", "ref_model_adapters",
              "ref_model_quantization_bit", "adapter_name_or_path", "quantization_bit", "optim",
-             "galore_layerwise")  # fmt: skip
+             "galore_layerwise", "model_revision")  # fmt: skip
 RECIPE = {"stage": "sepo", "model_name_or_path": "m", "oracle_model": "o", "oracle_base_model": "b"}
 
 
@@ -486,7 +486,57 @@ def test_every_key_has_an_effect():
     ):
         assert resolved(**{"treg_alpha": 0.25, name: value})[1] != treg, name
         values[name] = value
-    assert {*values, *others, *units, "select_span_tokens"} == set(SEPO_KEYS)
+    named = {
+        "oracle_model_revision": {"oracle_model": "x"},
+        "oracle_model_adapters_revision": {"oracle_model_adapters": "x"},
+        "oracle_base_model_revision": {"oracle_base_model": "x"},
+        "oracle_base_model_adapters_revision": {"oracle_base_model_adapters": "x"},
+        "treg_eval_model_revision": {"treg_alpha": 0.25, "treg_eval_model": "x"},
+        "ref_model_revision": {"stage": "minor_dpo", **NO_ORACLE, "ref_model": "x"},
+        "ref_model_adapters_revision": {"stage": "minor_dpo", **NO_ORACLE, "ref_model": "x", "ref_model_adapters": "y"},
+    }
+    for name, keys in named.items():
+        assert resolved(**keys, **{name: "v2"})[1] != resolved(**keys)[1], name
+    assert {*values, *others, *units, *named, "select_span_tokens"} == set(SEPO_KEYS)
+
+
+def test_a_revision_belongs_to_one_model():
+    keys = {"oracle_model_adapters": "first,second", "oracle_base_model_adapters": "first"}
+    oracle = resolved(**keys, model_revision="v2")[1].oracle
+    assert {oracle.oracle.revision, *oracle.oracle.revisions_of_adapters, oracle.base.revision} == {None}
+    oracle = resolved(**keys, oracle_model_adapters_revision="v1,main", oracle_base_model_adapters_revision="v1")[
+        1
+    ].oracle
+    assert oracle.oracle.revisions_of_adapters == ("v1", None)
+    assert oracle.base.revisions_of_adapters == ("v1",)
+    over_base = resolved(oracle_model=None, oracle_base_model_revision="v2", oracle_model_adapters="a")[1].oracle
+    assert over_base.oracle.revision == over_base.base.revision == "v2"
+    assert over_base.one_set_of_weights
+    other = resolved(oracle_model="b", oracle_base_model="b", oracle_base_model_revision="v2")[1].oracle
+    assert not other.one_set_of_weights
+    for keys, said in (
+        (
+            {"oracle_model_adapters_revision": "v1"},
+            "set oracle_model_adapters, or remove",
+        ),
+        ({"oracle_model_adapters": "a,b,c", "oracle_model_adapters_revision": "v1,v2"}, "2 revisions for 3 adapters"),
+        ({"ref_model_revision": "v1"}, "ref_model_revision is set, but ref_model is not"),
+    ):
+        with pytest.raises(SepoError, match=said):
+            resolved(**keys)
+
+
+def test_a_reference_has_the_revision_of_the_policy_as_in_the_host():
+    keys = {"stage": "minor_dpo", "ref_precompute": True, "model_revision": "v2", **NO_ORACLE}
+    assert resolved(**keys)[1].precomputed_reference.model.revision == "v2"
+    given = {**keys, "ref_model": "r", "ref_model_adapters": "a,b"}
+    assert resolved(**given)[1].precomputed_reference.model == ModelSpec("r", ("a", "b"), None, "v2", ("v2", "v2"))
+    own = {**given, "ref_model_revision": "v1", "ref_model_adapters_revision": ["v3", "v4"]}
+    host, settings = resolved(**own)
+    assert settings.precomputed_reference.model == ModelSpec("r", ("a", "b"), None, "v1", ("v3", "v4"))
+    assert not [name for name in host if name.startswith("ref_") and name.endswith("revision")]
+    assert ModelSpec.from_dict(settings.precomputed_reference.model.as_dict()) == settings.precomputed_reference.model
+    assert "revision" not in ModelSpec("r", ("a",), None, "main", ("main",)).as_dict()
 
 
 def test_contrastive_rewards_select_without_a_regularizer():

@@ -11,6 +11,7 @@ from sepo.errors import SepoError
 from sepo.scoring import oracle as scoring
 from sepo.scoring import stored_columns as scored_rows
 from sepo.training.trainable_rows import skip_empty_responses
+from tests.support.hub import LocalModels
 from tests.support.rows import rows
 
 
@@ -71,7 +72,7 @@ def scorer(world, tmp_path):
         return scoring.DatasetScorer(
             settings,
             tokenizer=AutoTokenizer.from_pretrained(world / "policy"),
-            model_args=SimpleNamespace(trust_remote_code=False, compute_dtype=None),
+            model_args=LocalModels(compute_dtype=None),
             data_args=SimpleNamespace(template=values["template"], cutoff_len=values["cutoff_len"]),
             training_args=SimpleNamespace(world_size=1, process_index=0, device="cpu", output_dir="out"),
         )

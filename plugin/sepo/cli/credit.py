@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,10 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
         help="comma-separated: oracle, surprisal, contrastive, policy_ref, random, any other token_scorer of a recipe, "
         "store:DIR; default: random, and oracle and surprisal if their models are given",
     )
-    models = parser.add_argument_group("models (local directories or hub names; adapters comma-separated, in order)")
+    models = parser.add_argument_group(
+        "models (local directories or hub names, NAME@REVISION for a branch, tag or commit; adapters comma-separated, "
+        "in order)"
+    )
     models.add_argument(
         "--model",
         help="the model for surprisal and contrastive prompts, and the policy of policy_ref; its tokenizer is used "
@@ -57,6 +61,8 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--oracle-base-adapters", "--oracle-base-model-adapters", help="adapters of the oracle's base")
     models.add_argument("--ref-model", help="the reference of policy_ref (default: --model, with --ref-adapters)")
     models.add_argument("--ref-adapters", "--ref-model-adapters", help="adapters of the reference")
+    models.add_argument("--cache-dir", help="directory of models of the hub (default: the hub's; a token: HF_TOKEN)")
+    models.add_argument("--trust-remote-code", action="store_true", help="allow models and tokenizers to run own code")
     models.add_argument("--quantization-bit", type=int, choices=(4, 8), help="load all models quantized to 4 or 8 bits")
     reading = parser.add_argument_group("tokenization and scoring")
     reading.add_argument(
@@ -108,10 +114,13 @@ def run_credit(options: argparse.Namespace) -> int:
     from sepo.credit.report import print_result
     from sepo.credit.run import measure
     from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
+    from sepo.hosts.llamafactory.hub import access_in
 
     request = _request(options)
     pairs = read_pairs(request.source)
-    result = measure(pairs[: options.rows], request, open_host=LlamaFactoryCredit, progress=True)
+    given = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
+    open_host = functools.partial(LlamaFactoryCredit, access=access_in(given))
+    result = measure(pairs[: options.rows], request, open_host=open_host, progress=True)
     print_result(result)
     if output is not None:
         _write(result, output)
@@ -193,18 +202,33 @@ def _scorers(options: argparse.Namespace, models: CreditModels) -> list[str]:
     return [*(name for name, spec in named.items() if spec is not None), "random"]
 
 
+def _name_and_revision(text: str) -> tuple[str, str | None]:
+    """Split NAME@REVISION; a local directory has no revision.
+
+    >>> _name_and_revision("acme/oracle@v2"), _name_and_revision("acme/oracle")
+    (('acme/oracle', 'v2'), ('acme/oracle', None))
+    """
+    name, _, revision = text.partition("@")
+    if not revision or Path(text).expanduser().is_dir():
+        return text, None
+    return name, revision
+
+
 def _models(options: argparse.Namespace, run: ScoredRun | None) -> CreditModels:
     """Return the models that the options name, with the run's oracle if they name none."""
     from sepo.credit.scorers import CreditModels
+    from sepo.recipe.keys import names_of
     from sepo.recipe.model_specs import ModelSpec, OracleSpec
 
     bits = options.quantization_bit
 
-    def adapters(text: str | None) -> tuple[str, ...]:
-        return tuple(part.strip() for part in (text or "").split(",") if part.strip())
-
     def spec(name: str | None, text: str | None) -> ModelSpec | None:
-        return None if name is None else ModelSpec(name, adapters(text), bits)
+        if name is None:
+            return None
+        model, revision = _name_and_revision(name)
+        adapters = [_name_and_revision(part) for part in names_of(text)]
+        revisions = tuple(revision for _, revision in adapters)
+        return ModelSpec(model, tuple(adapter for adapter, _ in adapters), bits, revision, revisions)
 
     oracle = None if run is None else run.oracle
     if options.oracle_model or options.oracle_adapters:

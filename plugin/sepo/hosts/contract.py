@@ -127,6 +127,7 @@ SHARED = (
         for name in ("lora_A", "lora_B", "lora_dropout", "lora_variant", "scaling", "base_layer")
     ),
     *(Entry("peft.tuners.lora", f"Linear.{name}") for name in ("active_adapters", "disable_adapters", "merged")),
+    *(Entry("huggingface_hub.constants", name) for name in ("HF_HUB_OFFLINE", "ENDPOINT", "HF_HUB_ETAG_TIMEOUT")),
     Entry("torch.serialization", "register_package", ("priority", "tagger", "deserializer")),
     Entry("torch.utils.checkpoint", "checkpoint", ("function", "use_reentrant")),
     *(
@@ -144,4 +145,4 @@ SHARED = (
     Entry("torch.utils._pytree", "tree_leaves"),
     Entry("torch.utils.weak", "WeakIdKeyDictionary"),
 )
-"""Names of transformers, accelerate, datasets, peft and torch that are relied on with every host."""
+"""Names of transformers, accelerate, datasets, peft, huggingface_hub and torch that are relied on with every host."""

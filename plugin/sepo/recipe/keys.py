@@ -139,6 +139,13 @@ def _key(
     return field(default=default, metadata=row)
 
 
+def _revision(key: str, *, part: Part | None = None, shown: str = "`main`") -> Any:
+    """Return the field for the revision of the models that another key names."""
+    several = "; one for all, or one for each, as a list or separated by commas" if "adapters" in key else ""
+    text = f"Branch, tag or commit of `{key}` on the hub{several}; ignored for local directories."
+    return _key(text, shown=shown, part=part)
+
+
 @dataclass(frozen=True)
 class SepoArguments:
     """Keys that this package adds to a recipe."""
@@ -231,6 +238,10 @@ class SepoArguments:
     oracle_model_quantization_bit: int | None = _key(
         "4 or 8: load the scoring models with bitsandbytes.", expected=BITS, part="oracle"
     )
+    oracle_model_revision: str | None = _revision("oracle_model", part="oracle")
+    oracle_model_adapters_revision: str | None = _revision("oracle_model_adapters", part="oracle")
+    oracle_base_model_revision: str | None = _revision("oracle_base_model", part="oracle")
+    oracle_base_model_adapters_revision: str | None = _revision("oracle_base_model_adapters", part="oracle")
     treg_alpha: float | None = _key(
         "Weight of T-REG's regularizer, in any objective; 0 disables it.",
         shown="0.25 in stage `treg` and for `dpo_reg`, `simpo_reg`; otherwise 0",
@@ -249,6 +260,11 @@ class SepoArguments:
     treg_eval_model: str | None = _key(
         "Full model that scores tokens after the contrastive prompts, with the policy's tokenizer.",
         shown="the reference at its start",
+    )
+    treg_eval_model_revision: str | None = _revision("treg_eval_model")
+    ref_model_revision: str | None = _revision("ref_model", part="reference", shown="`model_revision`")
+    ref_model_adapters_revision: str | None = _revision(
+        "ref_model_adapters", part="reference", shown="`model_revision`"
     )
     ref_precompute: bool = _key(
         "Compute the reference's log-probabilities before training, and load no second model during training.",

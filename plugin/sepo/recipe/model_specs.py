@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sepo.errors import SepoError
+
+MAIN = "main"
+"""Revision of a repository if none is named."""
 
 
 @dataclass(frozen=True)
@@ -17,20 +20,74 @@ class ModelSpec:
         model: local directory or hub name of a full model.
         adapters: its LoRA adapters, applied in this order.
         quantization_bit: 4, 8 or None.
+        revision: branch, tag or commit of a hub name; None for its main branch, also if it is given as ``main``.
+        adapter_revisions: the same for each adapter; empty if all are None.
     """
 
     model: str
     adapters: tuple[str, ...] = ()
     quantization_bit: int | None = None
+    revision: str | None = None
+    adapter_revisions: tuple[str | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        own, *others = (None if name == MAIN else name for name in (self.revision, *self.adapter_revisions))
+        object.__setattr__(self, "revision", own)
+        object.__setattr__(self, "adapter_revisions", tuple(others) if any(others) else ())
+
+    @property
+    def revisions_of_adapters(self) -> tuple[str | None, ...]:
+        """Revision of each adapter."""
+        return self.adapter_revisions or (None,) * len(self.adapters)
+
+    def with_adapters(self, count: int) -> ModelSpec:
+        """Return the model with its first ``count`` adapters."""
+        return replace(self, adapters=self.adapters[:count], adapter_revisions=self.adapter_revisions[:count])
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, for the run's ``output_dir``."""
-        return {"model": self.model, "adapters": list(self.adapters), "quantization_bit": self.quantization_bit}
+        values: dict[str, Any] = {
+            "model": self.model,
+            "adapters": list(self.adapters),
+            "quantization_bit": self.quantization_bit,
+        }
+        if self.revision is not None:
+            values["revision"] = self.revision
+        if self.adapter_revisions:
+            values["adapter_revisions"] = list(self.adapter_revisions)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
         """Construct from the values of ``as_dict``."""
-        return cls(str(values["model"]), tuple(map(str, values["adapters"])), values["quantization_bit"])
+        return cls(
+            str(values["model"]),
+            tuple(map(str, values["adapters"])),
+            values["quantization_bit"],
+            values.get("revision"),
+            tuple(values.get("adapter_revisions") or ()),
+        )
+
+
+def revisions_for(adapters: tuple[str, ...], revisions: tuple[str, ...], *, key: str) -> tuple[str, ...]:
+    """Return the revision of each adapter: one that is set applies to all.
+
+    Args:
+        adapters: names of the adapters.
+        revisions: the values of ``key``.
+        key: the recipe key that sets the revisions.
+
+    Raises:
+        SepoError: If their number fits neither.
+    """
+    if len(revisions) == 1:
+        return revisions * len(adapters)
+    if len(revisions) not in (0, len(adapters)):
+        raise SepoError(
+            f"{key} has {len(revisions)} revisions for {len(adapters)} adapters ({', '.join(adapters) or 'none'}); "
+            "set one for all, or one for each."
+        )
+    return revisions
 
 
 @dataclass(frozen=True)
@@ -49,7 +106,7 @@ class OracleSpec:
     base: ModelSpec
 
     def __post_init__(self) -> None:
-        if (self.oracle.model, self.oracle.adapters) == (self.base.model, self.base.adapters):
+        if replace(self.oracle, quantization_bit=self.base.quantization_bit) == self.base:
             raise SepoError(
                 f"the oracle and its base are the same model ({self.oracle.model!r}), so every token would score zero; "
                 "oracle_model or oracle_model_adapters must name a model that DPO trained from oracle_base_model."
@@ -59,19 +116,17 @@ class OracleSpec:
     def shared_adapters(self) -> tuple[str, ...]:
         """Adapters that both models start with: merged once if both share one set of weights."""
         shared = []
-        for of_oracle, of_base in zip(self.oracle.adapters, self.base.adapters, strict=False):
+        sides = [zip(spec.adapters, spec.revisions_of_adapters, strict=True) for spec in (self.oracle, self.base)]
+        for of_oracle, of_base in zip(*sides, strict=False):
             if of_oracle != of_base:
                 break
-            shared.append(of_oracle)
+            shared.append(of_oracle[0])
         return tuple(shared)
 
     @property
     def one_set_of_weights(self) -> bool:
         """Whether the two differ by at most one adapter each over the same weights."""
         shared = len(self.shared_adapters)
-        same_weights = (self.oracle.model, self.oracle.quantization_bit) == (
-            self.base.model,
-            self.base.quantization_bit,
-        )
+        same_weights = self.oracle.with_adapters(0) == self.base.with_adapters(0)
         mergeable = shared == 0 or self.oracle.quantization_bit is None
         return same_weights and mergeable and max(len(self.oracle.adapters), len(self.base.adapters)) - shared <= 1

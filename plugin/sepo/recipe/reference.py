@@ -8,8 +8,8 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.objectives import Method
-from sepo.recipe.keys import SepoArguments, as_number, names_of
-from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.keys import SepoArguments, as_number, keys_of, names_of
+from sepo.recipe.model_specs import ModelSpec, revisions_for
 
 OWN_START = "model_name_or_path"
 """Key of the reference if ``ref_model`` is not set: the policy before training."""
@@ -43,14 +43,28 @@ def reference_spec(given: Mapping[str, Any]) -> tuple[str, ModelSpec]:
         The key that names the model, and the model.
 
     Raises:
-        SepoError: If the quantization is not a number.
+        SepoError: If the quantization is not a number, or the revisions do not fit the adapters.
     """
-    key, adapters, bits = OWN_START, "adapter_name_or_path", "quantization_bit"
+    own = names_of(given.get("model_revision"))  # the hosts apply it to ref_model and to all adapters as well
+    key, adapters, bits, at, adapters_at = OWN_START, "adapter_name_or_path", "quantization_bit", own, own
     if given.get("ref_model"):
         key, adapters, bits = "ref_model", "ref_model_adapters", "ref_model_quantization_bit"
+        at = names_of(given.get("ref_model_revision")) or own
+        adapters_at = names_of(given.get("ref_model_adapters_revision")) or own
     number = given.get(bits)
     quantization = None if number in (None, "") else as_number(bits, number, int)
-    return key, ModelSpec(str(given.get(key) or ""), names_of(given.get(adapters)), quantization)
+    names = names_of(given.get(adapters))
+    revisions = revisions_for(names, adapters_at, key=f"{adapters}_revision")
+    return key, ModelSpec(str(given.get(key) or ""), names, quantization, next(iter(at), None), revisions)
+
+
+def own_start(given: Mapping[str, Any]) -> ModelSpec:
+    """Return the model that the policy starts from, adapters included.
+
+    Raises:
+        SepoError: See ``reference_spec``.
+    """
+    return reference_spec({name: value for name, value in given.items() if name not in keys_of("reference")})[1]
 
 
 def base_of_reference_adapters(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sepo.recipe.keys import (
     typed,
     unknown_key,
 )
-from sepo.recipe.model_specs import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec, revisions_for
 from sepo.recipe.reference import (
     base_of_reference_adapters,
     precomputed_reference,
@@ -121,14 +121,35 @@ def _oracle(arguments: SepoArguments) -> OracleSpec:
             "log pi_oracle - log pi_base."
         )
     bits = arguments.oracle_model_quantization_bit
-    base_model = arguments.oracle_base_model or arguments.oracle_model
-    oracle_model = arguments.oracle_model or arguments.oracle_base_model
-    assert base_model is not None  # ensured by the two checks above
-    assert oracle_model is not None
+    model, model_at = arguments.oracle_model, arguments.oracle_model_revision
+    base, base_at = arguments.oracle_base_model, arguments.oracle_base_model_revision
+    if model is None:
+        model, model_at = base, base_at
+    elif base is None:
+        base, base_at = model, model_at
+    assert base is not None  # ensured by the two checks above
+    assert model is not None
     return OracleSpec(
-        oracle=ModelSpec(oracle_model, adapters, bits),
-        base=ModelSpec(base_model, names_of(arguments.oracle_base_model_adapters), bits),
-    )
+        oracle=_spec(model, model_at, arguments.oracle_model_adapters, arguments.oracle_model_adapters_revision,
+                     bits=bits, key="oracle_model_adapters_revision"),
+        base=_spec(base, base_at, arguments.oracle_base_model_adapters, arguments.oracle_base_model_adapters_revision,
+                   bits=bits, key="oracle_base_model_adapters_revision"),
+    )  # fmt: skip
+
+
+def _spec(
+    model: str, revision: str | None, adapters: str | None, at: str | None, *, bits: int | None, key: str
+) -> ModelSpec:
+    names = names_of(adapters)
+    return ModelSpec(model, names, bits, revision, revisions_for(names, names_of(at), key=key))
+
+
+def _check_revisions(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
+    """Raise if the revision of a model is set, but not the model."""
+    for name in SEPO_KEYS:
+        model = name.removesuffix("_revision")
+        if model != name and getattr(arguments, name) is not None and not given.get(model):
+            raise SepoError(f"{name} is set, but {model} is not; set {model}, or remove {name}.")
 
 
 def _given(value: Any) -> bool:
@@ -160,6 +181,7 @@ def resolve(
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
     _check_batch_tokens(arguments, given)
     _check_quantization(given)
+    _check_revisions(arguments, given)
     method, notes = resolved_method(stage, arguments, given, own_keys=own_keys)
     prompts = method.needs_token_rewards or method.scorer == CONTRASTIVE
     for name in keys_of("reference"):

@@ -89,6 +89,7 @@ def reward_notes(stage: str, source: TokenRewardSource | None) -> tuple[str, ...
 
 def _from_prompts(arguments: SepoArguments, given: Mapping[str, Any]) -> TokenRewardSource:
     if arguments.treg_eval_model is not None:
-        return TokenRewardSource("prompts", ModelSpec(arguments.treg_eval_model), "treg_eval_model")
+        model = ModelSpec(arguments.treg_eval_model, revision=arguments.treg_eval_model_revision)
+        return TokenRewardSource("prompts", model, "treg_eval_model")
     key, model = reference_spec(given)
     return TokenRewardSource(origin="prompts", model=model, key=key)

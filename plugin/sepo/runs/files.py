@@ -11,6 +11,7 @@ from sepo import __version__
 from sepo.recipe.settings import RunSettings
 from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.provenance import write_provenance
+from sepo.scoring.hub import commits
 from sepo.training.float_columns import ReferenceCollator
 from sepo.training.reward_columns import RewardCollator
 from sepo.training.selection_columns import SelectionCollator, StepCollator
@@ -37,7 +38,7 @@ def method_collator(collator: Any, settings: RunSettings) -> Any:
 def write_settings(
     folder: Path, settings: RunSettings, stores: Mapping[str, Mapping[str, str]], *, recipe: Mapping[str, Any]
 ) -> None:
-    """Write the settings, recipe, package versions and score stores of a run next to its weights.
+    """Write the settings, recipe, package versions, score stores and hub commits of a run next to its weights.
 
     Args:
         folder: the run's ``output_dir``.
@@ -48,5 +49,7 @@ def write_settings(
     folder.mkdir(parents=True, exist_ok=True)
     found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}
     record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
+    if commits():
+        record["commits"] = commits()
     (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_provenance(folder, recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from sepo.errors import SepoError
@@ -33,12 +34,14 @@ def _config_digest(path: Path) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def model_fingerprint(folder: Path) -> str:
+def model_fingerprint(folder: Path, files: Collection[str] | None = None) -> str:
     """Return a digest of the weights and the configuration in a directory.
 
     Args:
         folder: directory of a model or adapter; files in subdirectories (checkpoints of a training run) and the states
             of optimizers and schedulers are ignored.
+        files: names of the files that are loaded; None for all. A directory of the hub's cache may hold others, which
+            other programs fetched.
 
     Returns:
         64 hexadecimal digits, independent of machine and path.
@@ -47,7 +50,8 @@ def model_fingerprint(folder: Path) -> str:
         SepoError: If the directory holds no weights.
     """
     skipped = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
-    weights = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS and not path.name.startswith(skipped))
+    present = (path for path in folder.iterdir() if files is None or path.name in files)
+    weights = sorted(path for path in present if path.suffix in _WEIGHTS and not path.name.startswith(skipped))
     if not weights:
         raise SepoError(f"{folder} holds no weights ({', '.join(_WEIGHTS)}); give the directory of a model or adapter.")
     parts = {path.name: _file_digest(path) for path in weights}

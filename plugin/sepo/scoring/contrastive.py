@@ -13,13 +13,15 @@ from datasets import Dataset
 from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastivePair, ContrastiveScorer
 from sepo.forward.sequences import ScoredSequence
+from sepo.recipe.model_specs import MAIN
 from sepo.recipe.reference import OWN_START
 from sepo.recipe.settings import RunSettings
 from sepo.score_store import ScoreStore
+from sepo.scoring.hub import hub_access
 from sepo.scoring.model_files import check_tokenizers, max_positions
 from sepo.scoring.models import load_scoring_model
 from sepo.scoring.row_texts import PolicyTokens
-from sepo.scoring.stored_columns import StoredScores, as_resolved, host_identity, rows_digest, spec_identity
+from sepo.scoring.stored_columns import StoredScores, host_identity, rows_digest, spec_identity
 from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, add_conversations, check_conversations
 from sepo.text.revision_prompts import DIRECTIONS, Direction, answer_marker, quoted_conversation, revision_prompt
@@ -151,16 +153,16 @@ class ContrastiveDatasetScorer(StoredScores):
         source = settings.token_rewards
         assert source is not None
         assert source.model is not None
-        self.spec = as_resolved(source.model, key=source.key, model_args=model_args)
-        self.key, self.model_args = source.key, model_args
-        check_tokenizers(tokenizer, self.spec, key=self.key, model_args=model_args)
-        positions = max_positions(self.spec, key=self.key, model_args=model_args)
+        self.spec, self.key, self.model_args = source.model, source.key, model_args
+        access = hub_access(model_args)
+        check_tokenizers(tokenizer, self.spec, key=self.key, access=access)
+        positions = max_positions(self.spec, key=self.key, access=access)
         self.encoder = PromptEncoder(template, tokenizer, cutoff_len=data_args.cutoff_len, max_positions=positions)
         probe = [self.encoder.prefix("question", "answer", direction) for direction in DIRECTIONS]
         identity = {
             "scorer": "contrastive",
-            "model": spec_identity(self.spec, key=self.key),
-            "revision": model_args.model_revision if self.key == OWN_START else None,
+            "model": spec_identity(self.spec, key=self.key, access=access),
+            "revision": MAIN if self.key == OWN_START else None,  # a constant: files are identified by their content
             "prompts": hashlib.sha256(json.dumps(probe).encode()).hexdigest(),  # wording and template
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
         }
@@ -219,7 +221,8 @@ class ContrastiveDatasetScorer(StoredScores):
 
     def _loaded(self) -> ContrastiveScorer:
         if self._scorer is None:
-            model = load_scoring_model(self.spec, model_args=self.model_args, device=self.training_args.device)
+            device = self.training_args.device
+            model = load_scoring_model(self.spec, model_args=self.model_args, device=device, key=self.key)
             self._scorer = ContrastiveScorer(
                 model,
                 batch_tokens=self.settings.score_batch_tokens,

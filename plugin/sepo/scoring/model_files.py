@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.model_specs import MAIN, ModelSpec
+from sepo.recipe.settings import RunSettings
+from sepo.scoring.hub import HubAccess, ModelFiles, provided
+from sepo.scoring.hub_files import ADAPTER, MODEL, Need
 
 
-def local_folder(name: str, *, key: str, marker: str) -> Path:
-    """Return the directory of a model or adapter, in the file system or in the hub's cache.
+def model_files(
+    name: str, *, key: str, marker: str, access: HubAccess, revision: str | None = None, need: Need = "weights"
+) -> ModelFiles:
+    """Return the files of a model or adapter, in the file system or from the hub.
 
     Args:
         name: local directory or hub name.
         key: the recipe's key, for the message.
-        marker: the file that identifies such a directory (``config.json``, ``adapter_config.json``).
-
-    Returns:
-        The directory.
+        marker: the file that identifies such a directory, ``MODEL`` or ``ADAPTER``.
+        access: access to the hub.
+        revision: branch, tag or commit of a hub name, None for the main branch; a local directory has none.
+        need: what is loaded; of a hub name, only that is fetched.
 
     Raises:
-        SepoError: If there is no such directory, or it holds an adapter in place of a model or vice versa.
+        SepoError: If there is no such directory, repository or revision, the hub gives no access, or it holds an
+            adapter in place of a model or vice versa.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / marker).is_file():
-            return folder
-        other = "adapter_config.json" if marker == "config.json" else "config.json"
-        kind = "an adapter" if other == "adapter_config.json" else "a full model"
+            return ModelFiles(folder)
+        other = ADAPTER if marker == MODEL else MODEL
+        kind = "an adapter" if other == ADAPTER else "a full model"
         found = f"it holds {kind}" if (folder / other).is_file() else f"it has no {marker}"
         hint = ""
         if found.startswith("it holds"):
             hint = " Adapters belong in *_adapters (or adapter_name_or_path), full models in the key without it."
         raise SepoError(f"{key}: '{name}' is not what this key expects: {found}.{hint}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many types: offline, no such repository, no access
-        reason = str(error).strip().splitlines()[0]
+    if written_as_path(name):
         raise SepoError(
-            f"{key}: '{name}' is neither a local directory (from {os.getcwd()}) nor a model that the hub provides "
-            f"({reason})"
-        ) from error
+            f"{key}: '{name}' is neither a local directory (from {Path.cwd()}) nor a model that the hub provides (its "
+            "names have the form owner/name)"
+        )
+    return provided(name, revision or MAIN, access, key=key, marker=marker, need=need)
+
+
+def written_as_path(name: str) -> bool:
+    """Return whether a name cannot be one of a hub."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def adapters_key(key: str) -> str:
@@ -53,33 +59,95 @@ def adapters_key(key: str) -> str:
     return "adapter_name_or_path" if key == "model_name_or_path" else f"{key}_adapters"
 
 
-def spec_folders(spec: ModelSpec, *, key: str) -> tuple[Path, tuple[Path, ...]]:
-    """Return the directories of a scoring model and of its adapters.
+def spec_files(
+    spec: ModelSpec, *, key: str, access: HubAccess, need: Need = "weights"
+) -> tuple[ModelFiles, tuple[ModelFiles, ...]]:
+    """Return the files of a scoring model and of its adapters.
+
+    Args:
+        spec: the scoring model.
+        key: the recipe's key, for the message.
+        access: access to the hub.
+        need: what is loaded.
 
     Raises:
-        SepoError: If one of them is missing.
+        SepoError: If one of them is missing; see ``model_files``.
     """
-    model = local_folder(spec.model, key=key, marker="config.json")
-    adapters = tuple(local_folder(name, key=adapters_key(key), marker="adapter_config.json") for name in spec.adapters)
+    model = model_files(spec.model, key=key, marker=MODEL, access=access, revision=spec.revision, need=need)
+    adapters = tuple(
+        model_files(name, key=adapters_key(key), marker=ADAPTER, access=access, revision=revision, need=need)
+        for name, revision in zip(spec.adapters, spec.revisions_of_adapters, strict=True)
+    )
     return model, adapters
 
 
-def own_tokenizer(spec: ModelSpec, *, key: str, model_args: Any) -> Any:
+def scoring_models(settings: RunSettings) -> list[tuple[str, ModelSpec]]:
+    """Return the models that a run loads before training, each with the recipe key that names it."""
+    sources = (settings.token_rewards, settings.precomputed_reference)
+    found = [(each.key, each.model) for each in sources if each is not None and each.model is not None]
+    if settings.oracle is not None:
+        found += [("oracle_model", settings.oracle.oracle), ("oracle_base_model", settings.oracle.base)]
+    return found
+
+
+def check_local_names(spec: ModelSpec, *, key: str, access: HubAccess) -> None:
+    """Check like ``spec_files``, but leave names unverified that only a request to the hub can verify.
+
+    Raises:
+        SepoError: If a local directory is missing, or a hub name is not in the cache and the hub is not to be used.
+    """
+    from huggingface_hub import constants
+
+    def verifiable(name: str) -> bool:
+        offline = constants.HF_HUB_OFFLINE and access.hub == "huggingface"
+        return bool(name) and (offline or written_as_path(name) or Path(name).expanduser().is_dir())
+
+    if verifiable(spec.model):
+        model_files(spec.model, key=key, marker=MODEL, access=access, revision=spec.revision)
+    for name, revision in zip(spec.adapters, spec.revisions_of_adapters, strict=True):
+        if verifiable(name):
+            model_files(name, key=adapters_key(key), marker=ADAPTER, access=access, revision=revision)
+
+
+def local_spec(spec: ModelSpec, *, key: str, access: HubAccess) -> ModelSpec:
+    """Return a scoring model with local directories in place of names.
+
+    A loader of a host then requests nothing from a hub, and no revision of another repository.
+
+    Raises:
+        SepoError: If one of them is missing; see ``model_files``.
+    """
+    model, adapters = spec_files(spec, key=key, access=access)
+    return replace(
+        spec,
+        model=str(model.folder),
+        adapters=tuple(str(adapter.folder) for adapter in adapters),
+        revision=None,
+        adapter_revisions=(),
+    )
+
+
+def own_tokenizer(spec: ModelSpec, *, key: str, access: HubAccess) -> Any:
     """Load the tokenizer that is saved with a scoring model.
 
     Args:
         spec: the scoring model.
         key: the recipe's key, for the message.
-        model_args: the host's model arguments, for access to the hub.
+        access: access to the hub.
 
     Raises:
-        SepoError: If its directory is missing.
+        SepoError: If its files are missing, or hold no tokenizer.
     """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        str(local_folder(spec.model, key=key, marker="config.json")), trust_remote_code=model_args.trust_remote_code
-    )
+    found = model_files(
+        spec.model, key=key, marker=MODEL, access=access, revision=spec.revision, need="tokenizer"
+    )  # fmt: skip
+    try:
+        return AutoTokenizer.from_pretrained(str(found.folder), trust_remote_code=access.trust_remote_code)
+    except Exception as error:  # transformers and the tokenizer's own code raise many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SepoError(f"{key}: the tokenizer of '{spec.model}' cannot be loaded: {reason}") from error
 
 
 def differing_token(tokenizer: Any, other: Any) -> str | None:
@@ -89,20 +157,20 @@ def differing_token(tokenizer: Any, other: Any) -> str | None:
     return min(differing, key=lambda item: own[item], default=None)
 
 
-def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, model_args: Any, owner: str = "the policy") -> None:
+def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, access: HubAccess, owner: str = "the policy") -> None:
     """Raise if the vocabulary of a scoring model differs from the policy's.
 
     Args:
         policy: the policy's tokenizer.
         spec: the scoring model.
         key: the recipe's key, for the message.
-        model_args: the host's model arguments, for access to the hub.
+        access: access to the hub.
         owner: the owner of the tokenizer ``policy``, for the message.
 
     Raises:
         SepoError: If the token ids differ; the message gives a token that differs.
     """
-    tokenizer = own_tokenizer(spec, key=key, model_args=model_args)
+    tokenizer = own_tokenizer(spec, key=key, access=access)
     token = differing_token(policy, tokenizer)
     if token is not None:
         expected, found = policy.get_vocab(), tokenizer.get_vocab()
@@ -114,7 +182,7 @@ def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, model_args: Any,
         )
 
 
-def max_positions(spec: ModelSpec, *, key: str, model_args: Any) -> int | None:
+def max_positions(spec: ModelSpec, *, key: str, access: HubAccess) -> int | None:
     """Return the maximum number of positions of a scoring model, or None if it has no limit.
 
     Raises:
@@ -122,7 +190,7 @@ def max_positions(spec: ModelSpec, *, key: str, model_args: Any) -> int | None:
     """
     from transformers import AutoConfig
 
-    folder, _ = spec_folders(spec, key=key)
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=model_args.trust_remote_code)
+    found = model_files(spec.model, key=key, marker=MODEL, access=access, revision=spec.revision, need="config")
+    config = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=access.trust_remote_code)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(positions) if positions else None

@@ -13,6 +13,8 @@ import torch
 
 from sepo.forward.sequences import ScoringModel
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
+from sepo.scoring.hub import hub_access
+from sepo.scoring.model_files import local_spec
 
 
 @contextlib.contextmanager
@@ -36,20 +38,25 @@ def load_frozen(model_args: Any, spec: ModelSpec, adapters: Sequence[str]) -> An
 
     Args:
         model_args: the host's model arguments, which give dtype, attention implementation and hub access.
-        spec: the model; ``spec.adapters`` is ignored.
-        adapters: adapters, applied in this order.
+        spec: the model, a local directory; ``spec.adapters`` is ignored.
+        adapters: local directories of adapters, applied in this order.
     """
     raise TypeError(f"no host has registered a model loader for {type(model_args).__name__}")
 
 
-def load_scoring_model(spec: ModelSpec, *, model_args: Any, device: torch.device) -> ScoringModel:
+def load_scoring_model(spec: ModelSpec, *, model_args: Any, device: torch.device, key: str = "model") -> ScoringModel:
     """Load one frozen model with its adapters, in eval mode.
 
     Args:
         spec: the model.
         model_args: the host's model arguments, which give dtype, attention implementation and hub access.
         device: device on which it runs.
+        key: the recipe key that names it, for the message.
+
+    Raises:
+        SepoError: If its files are missing; a run checks that before it loads any model.
     """
+    spec = local_spec(spec, key=key, access=hub_access(model_args))
     with plain_loading():
         model = load_frozen(model_args, spec, spec.adapters)
     return ScoringModel(_placed(model.eval(), device), contextlib.nullcontext)
@@ -67,7 +74,19 @@ def load_scoring_models(
 
     Returns:
         The oracle and the base, frozen, in eval mode.
+
+    Raises:
+        SepoError: If files are missing; a run checks that before it loads any model.
     """
+    access = hub_access(model_args)
+    local = OracleSpec(
+        oracle=local_spec(oracle.oracle, key="oracle_model", access=access),
+        base=local_spec(oracle.base, key="oracle_base_model", access=access),
+    )
+    return _loaded(local, model_args, device)
+
+
+def _loaded(oracle: OracleSpec, model_args: Any, device: torch.device) -> tuple[ScoringModel, ScoringModel]:
     with plain_loading():
         if not oracle.one_set_of_weights:
             models = [load_frozen(model_args, spec, spec.adapters) for spec in (oracle.oracle, oracle.base)]

@@ -13,6 +13,7 @@ from sepo.errors import SepoError
 from sepo.forward.sequences import OracleScorer, ScoredSequence
 from sepo.recipe.model_specs import OracleSpec
 from sepo.recipe.settings import RunSettings
+from sepo.scoring.hub import HubAccess, hub_access
 from sepo.scoring.model_files import check_tokenizers
 from sepo.scoring.models import load_scoring_models
 from sepo.scoring.row_texts import PolicyTokens, RowTexts
@@ -26,24 +27,25 @@ def scoring_identity(oracle: OracleSpec, *, tokenizer: Any, model_args: Any, dat
     Raises:
         SepoError: If a model is missing or has another tokenizer, or the oracle equals its base.
     """
+    access = hub_access(model_args)
     for key, spec in (("oracle_model", oracle.oracle), ("oracle_base_model", oracle.base)):
-        check_tokenizers(tokenizer, spec, key=key, model_args=model_args)
+        check_tokenizers(tokenizer, spec, key=key, access=access)
     return {
         "scorer": "oracle",
-        **oracle_identity(oracle),
+        **oracle_identity(oracle, access=access),
         **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
     }
 
 
-def oracle_identity(oracle: OracleSpec) -> dict[str, Any]:
+def oracle_identity(oracle: OracleSpec, *, access: HubAccess) -> dict[str, Any]:
     """Return the identity of the oracle and its base by content.
 
     Raises:
         SepoError: If a model is missing, or the oracle equals its base.
     """
     identity = {
-        "oracle": spec_identity(oracle.oracle, key="oracle_model"),
-        "base": spec_identity(oracle.base, key="oracle_base_model"),
+        "oracle": spec_identity(oracle.oracle, key="oracle_model", access=access),
+        "base": spec_identity(oracle.base, key="oracle_base_model", access=access),
     }
     if identity["oracle"] == identity["base"]:
         raise SepoError(

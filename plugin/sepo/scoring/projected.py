@@ -17,8 +17,9 @@ from sepo.forward.sequences import ScoredSequence
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.settings import RunSettings
 from sepo.score_store import RowText
+from sepo.scoring.hub import HubAccess, hub_access
 from sepo.scoring.live_columns import Rows, mapped
-from sepo.scoring.model_files import check_tokenizers, differing_token, max_positions, own_tokenizer, spec_folders
+from sepo.scoring.model_files import check_tokenizers, differing_token, max_positions, own_tokenizer, spec_files
 from sepo.scoring.oracle import OracleScores, oracle_identity
 from sepo.scoring.row_texts import prompt_of, response_text
 from sepo.selection import SIDES
@@ -53,30 +54,31 @@ def oracle_reader(settings: RunSettings, *, tokenizer: Any, model_args: Any, dat
     if settings.oracle is None:
         return None
     oracle, base = settings.oracle.oracle, settings.oracle.base
-    theirs = own_tokenizer(oracle, key="oracle_model", model_args=model_args)
+    access = hub_access(model_args)
+    theirs = own_tokenizer(oracle, key="oracle_model", access=access)
     if differing_token(tokenizer, theirs) is None:
         return None
-    check_tokenizers(theirs, base, key="oracle_base_model", model_args=model_args, owner="the oracle")
+    check_tokenizers(theirs, base, key="oracle_base_model", access=access, owner="the oracle")
     limits = [
-        max_positions(spec, key=key, model_args=model_args)
+        max_positions(spec, key=key, access=access)
         for key, spec in (("oracle_model", oracle), ("oracle_base_model", base))
     ]
     return ChatReader(
         theirs,
         name=f"oracle_model '{oracle.model}'",
-        chat_template=adapter_template(oracle),
+        chat_template=adapter_template(oracle, access=access),
         max_tokens=min(data_args.cutoff_len, *(limit for limit in limits if limit)),
     )
 
 
-def adapter_template(oracle: ModelSpec) -> str | None:
+def adapter_template(oracle: ModelSpec, *, access: HubAccess) -> str | None:
     """Return the chat template saved with the oracle's last adapter that has one: the oracle was trained with it.
 
     Raises:
         SepoError: If the directory of the oracle or of an adapter is missing.
     """
-    _, adapters = spec_folders(oracle, key="oracle_model")
-    for folder in reversed(adapters):
+    _, adapters = spec_files(oracle, key="oracle_model", access=access, need="tokenizer")
+    for folder in (adapter.folder for adapter in reversed(adapters)):
         if (folder / "chat_template.jinja").is_file():
             return (folder / "chat_template.jinja").read_text(encoding="utf-8")
         saved = _saved_template(folder / "tokenizer_config.json")
@@ -121,7 +123,7 @@ class ProjectedScorer(OracleScores):
         assert settings.oracle is not None
         identity = {
             "scorer": "oracle",
-            **oracle_identity(settings.oracle),
+            **oracle_identity(settings.oracle, access=hub_access(model_args)),
             "reads": _reader_identity(reader),
             "compute_dtype": str(model_args.compute_dtype).removeprefix("torch."),
         }

@@ -12,13 +12,14 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.forward.sequences import LogProbScorer, ScoringModel
+from sepo.recipe.model_specs import MAIN
 from sepo.recipe.settings import RunSettings
+from sepo.scoring.hub import hub_access
 from sepo.scoring.model_files import check_tokenizers
 from sepo.scoring.models import load_scoring_model
 from sepo.scoring.row_texts import PolicyTokens
 from sepo.scoring.stored_columns import (
     StoredScores,
-    as_resolved,
     host_identity,
     row_sequences,
     spec_identity,
@@ -51,11 +52,11 @@ class ReferenceScores(StoredScores):
         reference = settings.precomputed_reference
         assert reference is not None
         self.key, self.model_args = reference.key, model_args
-        self.spec = as_resolved(reference.model, key=self.key, model_args=model_args)
-        check_tokenizers(tokenizer, self.spec, key=self.key, model_args=model_args)
+        self.spec, access = reference.model, hub_access(model_args)
+        check_tokenizers(tokenizer, self.spec, key=self.key, access=access)
         identity = {
             "scorer": "reference",
-            "model": spec_identity(self.spec, key=self.key),
+            "model": spec_identity(self.spec, key=self.key, access=access),
             **_loading_identity(model_args, quantized=self.spec.quantization_bit is not None),
             "mixed_precision": _mixed_precision(training_args),
             **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
@@ -94,7 +95,8 @@ class ReferenceScores(StoredScores):
 
     def _loaded(self) -> LogProbScorer:
         if self._scorer is None:
-            model = load_scoring_model(self.spec, model_args=self.model_args, device=self.training_args.device)
+            device = self.training_args.device
+            model = load_scoring_model(self.spec, model_args=self.model_args, device=device, key=self.key)
             self._scorer = LogProbScorer(
                 _as_in_training(model, self.training_args),
                 batch_tokens=self.settings.score_batch_tokens,
@@ -136,7 +138,8 @@ def _as_in_training(scoring: ScoringModel, training_args: Any) -> ScoringModel:
 def _loading_identity(model_args: Any, *, quantized: bool) -> dict[str, Any]:
     """Return the loading options of the host that the reference's log-probabilities depend on."""
     rope = model_args.rope_scaling
-    loading = {"revision": model_args.model_revision, "rope_scaling": None if rope is None else str(rope)}
+    # Files are identified by their content; the name of their revision is a constant.
+    loading = {"revision": MAIN, "rope_scaling": None if rope is None else str(rope)}
     if quantized:
         loading |= {
             "quantization_type": model_args.quantization_type,

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.model_specs import MAIN, ModelSpec
 from sepo.recipe.settings import RunSettings
+from sepo.scoring.hub import commits
 
 
 def _model_name(spec: ModelSpec) -> str:
     bits = f" ({spec.quantization_bit} bit)" if spec.quantization_bit else ""
-    return " + ".join((spec.model, *spec.adapters)) + bits
+    named = zip((spec.model, *spec.adapters), (spec.revision, *spec.revisions_of_adapters), strict=True)
+    return " + ".join(_with_commit(name, revision) for name, revision in named) + bits
+
+
+def _with_commit(name: str, revision: str | None) -> str:
+    """Return a name with its revision and commit if it is one of the hub."""
+    commit = commits().get(name, {}).get(revision or MAIN)
+    if commit is None:
+        return name
+    at = [] if revision in (None, commit) else [revision]
+    return f"{name} ({', '.join([*at, f'commit {commit[:12]}'])})"
 
 
 def store_names(settings: RunSettings, what: str, *, data_args: Any) -> dict[str, str]:

@@ -7,7 +7,6 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,11 +17,11 @@ from tqdm import tqdm
 from sepo.errors import SepoError
 from sepo.forward.sequences import ScoredSequence
 from sepo.recipe.model_specs import ModelSpec
-from sepo.recipe.reference import OWN_START
 from sepo.recipe.settings import RunSettings
 from sepo.score_store import ScoreStore, ShardRange, content_key, default_store_root, write_names
 from sepo.score_store.fingerprint import model_fingerprint
-from sepo.scoring.model_files import spec_folders
+from sepo.scoring.hub import HubAccess
+from sepo.scoring.model_files import spec_files
 from sepo.scoring.models import give_memory_back
 from sepo.scoring.row_texts import RowTexts, write_texts
 from sepo.selection import SIDES
@@ -47,24 +46,18 @@ def rows_digest(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def spec_identity(spec: ModelSpec, *, key: str) -> dict[str, Any]:
+def spec_identity(spec: ModelSpec, *, key: str, access: HubAccess) -> dict[str, Any]:
     """Return the identity of a scoring model by content.
 
     Raises:
         SepoError: If one of its directories is missing.
     """
-    model, adapters = spec_folders(spec, key=key)
+    model, adapters = spec_files(spec, key=key, access=access)
     return {
-        "model": model_fingerprint(model),
-        "adapters": [model_fingerprint(adapter) for adapter in adapters],
+        "model": model_fingerprint(model.folder, model.files),
+        "adapters": [model_fingerprint(adapter.folder, adapter.files) for adapter in adapters],
         "quantization_bit": spec.quantization_bit,
     }
-
-
-def as_resolved(spec: ModelSpec, *, key: str, model_args: Any) -> ModelSpec:
-    """Return the specification; if it is the policy's model, with the path to which the host resolved its name (models
-    of other hubs than Hugging Face's are downloaded to a local directory)."""
-    return replace(spec, model=str(model_args.model_name_or_path)) if key == OWN_START else spec
 
 
 def row_sequences(rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:

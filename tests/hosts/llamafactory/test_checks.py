@@ -7,6 +7,7 @@ import pytest
 from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.checks import check_policy
+from tests.support.hub import LocalModels
 from tests.support.recipes import sepo_recipe, write
 
 
@@ -81,18 +82,16 @@ def test_oracle_with_another_tokenizer(world, tmp_path):
 
     from sepo.errors import SepoError
     from sepo.recipe.model_specs import ModelSpec
+    from sepo.scoring.hub import HubAccess
     from sepo.scoring.model_files import check_tokenizers
     from tests.support import tiny
 
-    class HubAccess:
-        trust_remote_code = False
-
     policy = AutoTokenizer.from_pretrained(world / "policy")
-    check_tokenizers(policy, ModelSpec(str(world / "oracle")), key="oracle_model", model_args=HubAccess)
+    check_tokenizers(policy, ModelSpec(str(world / "oracle")), key="oracle_model", access=HubAccess())
     tiny.tokenizer(["completely other words make other merges zebra quartz"] * 9).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text((world / "oracle" / "config.json").read_text())
     with pytest.raises(SepoError, match=r"has another tokenizer than the policy: .* tokens, expected "):
-        check_tokenizers(policy, ModelSpec(str(tmp_path / "other")), key="oracle_model", model_args=HubAccess)
+        check_tokenizers(policy, ModelSpec(str(tmp_path / "other")), key="oracle_model", access=HubAccess())
 
 
 def test_oracle_with_the_weights_of_its_base(world, tmp_path):
@@ -104,22 +103,30 @@ def test_oracle_with_the_weights_of_its_base(world, tmp_path):
     from sepo.recipe.model_specs import ModelSpec, OracleSpec
     from sepo.scoring.oracle import scoring_identity
 
-    class Arguments:
-        trust_remote_code, compute_dtype, template, cutoff_len = False, None, "chatml", 128
-
+    arguments = LocalModels(compute_dtype=None, template="chatml", cutoff_len=128)
     shutil.copytree(world / "base", tmp_path / "copy")
     spec = OracleSpec(oracle=ModelSpec(str(tmp_path / "copy")), base=ModelSpec(str(world / "base")))
     words = AutoTokenizer.from_pretrained(world / "policy")
     with pytest.raises(SepoError, match="hold the same weights"):
-        scoring_identity(spec, tokenizer=words, model_args=Arguments, data_args=Arguments)
+        scoring_identity(spec, tokenizer=words, model_args=arguments, data_args=arguments)
 
 
-def test_names_on_another_hub_are_left_to_the_host(monkeypatch):
-    given = {"model_name_or_path": "no-such/model"}
+def test_names_are_those_of_the_hub_that_the_host_uses(monkeypatch, tmp_path, world):
+    import modelscope
+
+    given = {"model_name_or_path": "no-such/model", "cache_dir": str(tmp_path)}
     with pytest.raises(SepoError, match="'no-such/model' is neither a local directory"):
         check_policy(given)
+    requested = []
+
+    def snapshot_download(name, revision=None, cache_dir=None):
+        requested.append((name, revision, cache_dir))
+        return str(world / "policy")
+
+    monkeypatch.setattr(modelscope, "snapshot_download", snapshot_download)
     monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
-    check_policy(given)
-    monkeypatch.setenv("USE_MODELSCOPE_HUB", "0")
-    monkeypatch.setenv("USE_OPENMIND_HUB", "1")
-    check_policy(given)
+    for _ in range(2):
+        check_policy(given)
+    assert requested == [("no-such/model", "master", str(tmp_path))]
+    check_policy({**given, "model_revision": "v2"})
+    assert requested[1:] == [("no-such/model", "v2", str(tmp_path))]

@@ -59,8 +59,8 @@ PARAMETERS = {"llama-2-7b": 6.738e9, "llama-2-13b": 13.016e9, "llama-3-8b": 8.03
 
 @pytest.fixture
 def shapes(monkeypatch):
-    def config(name, *, key, trust_remote_code=False):
-        known = [shape for word, shape in SHAPES.items() if word in name.lower()]
+    def config(spec, *, key, access):
+        known = [shape for word, shape in SHAPES.items() if word in spec.model.lower()]
         return (known[0] if known else SHAPES["qwen3-0.6b"])()
 
     monkeypatch.setattr(accounts, "model_config", config)
@@ -200,7 +200,11 @@ def test_a_run_that_does_not_fit_gets_changes_that_make_it_fit(world, tmp_path, 
         (["--tokens", "0"], {}, "--tokens is 0"),
         ([], {"stage": "dpo"}, "stage is dpo"),
         ([], {"stage": "seppo"}, "Did you mean 'sepo'"),
-        ([], {"model_name_or_path": "no-such/model"}, "model_name_or_path: the configuration of 'no-such/model'"),
+        (
+            [],
+            {"model_name_or_path": "no-such/model"},
+            "'no-such/model' is neither a local directory",
+        ),
         ([], {"deepspeed": "nowhere.json"}, "deepspeed: 'nowhere.json' cannot be read"),
         ([], {"select_ratio": 3}, "select_ratio"),
     ],

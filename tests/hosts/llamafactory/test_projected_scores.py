@@ -21,6 +21,7 @@ from sepo.score_store import ScoreStore
 from sepo.scoring.projected import ProjectedScorer, oracle_reader
 from sepo.text.conversations import CONVERSATION, READ
 from tests.support import foreign, tiny
+from tests.support.hub import LocalModels
 from tests.support.recipes import adapter, logged, sepo_recipe, sepo_train
 from tests.support.tolerance import SCORE, of_sum
 
@@ -73,7 +74,7 @@ def attach(world, others, words, tmp_path):
         settings = SimpleNamespace(
             oracle=spec, token_scores_dir=str(tmp_path / "scores"), score_batch_tokens=200, head_chunk_tokens=None
         )
-        model_args = SimpleNamespace(trust_remote_code=False, compute_dtype=None)
+        model_args = LocalModels(compute_dtype=None)
         dataset = rows(tokenizer, data_args, **table)
         reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
         template = get_template_and_fix_tokenizer(tokenizer, data_args)
@@ -243,9 +244,8 @@ def settings_of(oracle, base):
 
 
 def reader_of(oracle, base, words):
-    hub = SimpleNamespace(trust_remote_code=False)
     return oracle_reader(
-        settings_of(oracle, base), tokenizer=words, model_args=hub, data_args=DataArguments(cutoff_len=4096)
+        settings_of(oracle, base), tokenizer=words, model_args=LocalModels(), data_args=DataArguments(cutoff_len=4096)
     )
 
 
@@ -279,7 +279,7 @@ def test_an_adapters_chat_template_is_the_one_that_it_was_trained_with(others, w
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     oracle = OracleSpec(oracle=ModelSpec(str(others / "base"), (str(tmp_path),)), base=ModelSpec(str(others / "base")))
     reader = oracle_reader(
-        SimpleNamespace(oracle=oracle), tokenizer=words, model_args=SimpleNamespace(trust_remote_code=False),
+        SimpleNamespace(oracle=oracle), tokenizer=words, model_args=LocalModels(),
         data_args=DataArguments(cutoff_len=64),
     )  # fmt: skip
     conversation = {"messages": [{"role": "user", "content": "q"}], "answers": ["x"], "system": "", "tools": ""}

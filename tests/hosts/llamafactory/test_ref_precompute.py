@@ -14,6 +14,7 @@ from sepo.recipe.reference import PrecomputedReference
 from sepo.scoring import reference as reference_scores
 from sepo.scoring.reference import ReferenceScores
 from sepo.scoring.stored_columns import row_sequences
+from tests.support.hub import LocalModels
 from tests.support.recipes import logged, sepo_recipe, sepo_train
 from tests.support.rows import rows
 from tests.support.tolerance import LOG_PROB
@@ -26,7 +27,7 @@ def scorer(world, tmp_path, monkeypatch):
 
     loaded = []
 
-    def load(spec, *, model_args, device):
+    def load(spec, *, model_args, device, key):
         loaded.append(spec)
         model = LlamaForCausalLM.from_pretrained(spec.model, dtype=torch.float32).eval()
         return ScoringModel(model, contextlib.nullcontext)
@@ -41,9 +42,8 @@ def scorer(world, tmp_path, monkeypatch):
         made = ReferenceScores(
             settings,
             tokenizer=AutoTokenizer.from_pretrained(world / "policy"),
-            model_args=SimpleNamespace(
-                model_name_or_path=str(world / "policy"), trust_remote_code=False, compute_dtype=torch.float32,
-                model_revision="main", rope_scaling=rope_scaling,
+            model_args=LocalModels(
+                model_name_or_path=str(world / "policy"), compute_dtype=torch.float32, rope_scaling=rope_scaling,
             ),
             data_args=SimpleNamespace(template="chatml", cutoff_len=cutoff_len),
             training_args=SimpleNamespace(
@@ -106,12 +106,6 @@ def test_the_reference_runs_in_the_precision_of_training(scorer, world, plugin):
     unmixed = scorer().attach(data, name="train")
     assert [*found["chosen_ref_logps"], *found["rejected_ref_logps"]] == [row.tolist() for row in expected]
     assert found["chosen_ref_logps"] != unmixed["chosen_ref_logps"]
-
-
-def test_the_starting_policy_is_the_model_that_the_host_resolved(scorer, world):
-    made = scorer(model="a-name-on-another-hub", key="model_name_or_path")
-    made.attach(rows((2, 1)), name="train")
-    assert [spec.model for spec in made.loaded] == [str(world / "policy")]
 
 
 def test_rows_with_media_are_refused(scorer):

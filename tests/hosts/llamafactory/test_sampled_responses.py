@@ -11,6 +11,7 @@ from sepo.evaluation.sample_file import SampleFile
 from sepo.hosts.llamafactory.evaluate_recipe import SAMPLING, evaluation_recipe
 from sepo.hosts.llamafactory.expected_answers import JudgeRequest
 from sepo.hosts.llamafactory.sampled_responses import SampleRequest, sample
+from sepo.recipe.model_specs import ModelSpec
 from tests.support.recipes import sepo_recipe, write
 
 EVALUATION = {
@@ -136,7 +137,7 @@ def test_samples_from_recipe_to_file(world, tmp_path, quiet, monkeypatch, capsys
     assert (tmp_path / "parts" / "samples.jsonl").read_text() == text
     stored = json.loads((tmp_path / "parts" / "sampling.json").read_text())
     assert stored["settings"]["temperature"] == 2.0
-    assert stored["notes"]["policy"] == {"model": str(world / "policy"), "adapters": []}
+    assert stored["notes"]["policy"] == ModelSpec(str(world / "policy")).as_dict()
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     check_greedy(world, tokenizer, tmp_path)

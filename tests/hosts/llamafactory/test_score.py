@@ -173,13 +173,15 @@ def adapter_folder(tmp_path):
 
 def test_adapters_and_quantization_are_part_of_what_a_model_is(world, adapter_folder):
     from sepo.recipe.model_specs import ModelSpec
+    from sepo.scoring.hub import HubAccess
     from sepo.scoring.stored_columns import spec_identity
 
     oracle = str(world / "oracle")
     one, copy, other = (adapter_folder(*made) for made in (("one", 1.0), ("copy", 1.0), ("other", 2.0)))
 
     def identity(*adapters, bits=None):
-        return json.dumps(spec_identity(ModelSpec(oracle, adapters, bits), key="oracle_model"))
+        spec = ModelSpec(oracle, adapters, bits)
+        return json.dumps(spec_identity(spec, key="oracle_model", access=HubAccess()))
 
     assert identity(one) == identity(copy)
     different = [identity(), identity(one), identity(other), identity(one, other), identity(other, one)]

@@ -20,6 +20,7 @@ from sepo.scoring import contrastive
 from sepo.scoring.contrastive import ContrastiveDatasetScorer, PromptEncoder
 from sepo.text.conversations import CONVERSATION
 from sepo.text.revision_prompts import answer_marker, quoted_conversation, revision_prompt
+from tests.support.hub import LocalModels
 
 IGNORE = -100
 TURNS = (
@@ -147,7 +148,7 @@ def scorer(world, words, tmp_path):
         )  # fmt: skip
         return ContrastiveDatasetScorer(
             settings, tokenizer=words, template=template_of(words, template),
-            model_args=SimpleNamespace(trust_remote_code=False, compute_dtype=None),
+            model_args=LocalModels(compute_dtype=None),
             data_args=SimpleNamespace(template=template, cutoff_len=cutoff_len),
             training_args=SimpleNamespace(world_size=1, process_index=0, device=torch.device("cpu"), output_dir="out"),
         )  # fmt: skip

@@ -21,8 +21,9 @@ from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
 from sepo.recipe.settings import RunSettings
 from sepo.runs.log_writer import note_preparation
+from sepo.scoring.hub import HubAccess, hub_access
 from sepo.scoring.live_columns import mapped, selection_columns
-from sepo.scoring.model_files import spec_folders
+from sepo.scoring.model_files import scoring_models, spec_files
 from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
@@ -62,7 +63,7 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     log_as_the_host(first_process=host.training_args.process_index == 0)
     for note in settings.notes:
         logger.info(note)
-    check_models(settings)
+    check_models(settings, hub_access(host.model_args))
     tokenizer = load_tokenizer(cfg)
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
     quoting = QUOTED if settings.prompts_for_rewards else READ if reader is not None else None
@@ -94,18 +95,14 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     return TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores
 
 
-def check_models(settings: RunSettings) -> None:
+def check_models(settings: RunSettings, access: HubAccess) -> None:
     """Raise if a scoring model does not exist, before anything is loaded.
 
     Raises:
         SepoError: If a model is missing; the message gives the key and the path.
     """
-    for source in (settings.token_rewards, settings.precomputed_reference):
-        if source is not None and source.model is not None:
-            spec_folders(source.model, key=source.key)
-    if settings.oracle is not None:
-        spec_folders(settings.oracle.oracle, key="oracle_model")
-        spec_folders(settings.oracle.base, key="oracle_base_model")
+    for key, spec in scoring_models(settings):
+        spec_files(spec, key=key, access=access)
 
 
 def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: Any, name: str) -> Dataset:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sepo.recipe.model_specs import ModelSpec
+from sepo.scoring.hub import HubAccess, hub_access
 from sepo.scoring.models import load_frozen
 
 
@@ -124,6 +125,11 @@ def _device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+@hub_access.register(ModelArguments)
+def _access_of(model_args: ModelArguments) -> HubAccess:
+    return HubAccess(trust_remote_code=model_args.trust_remote_code)
+
+
 @load_frozen.register(ModelArguments)
 def load_with_transformers(model_args: ModelArguments, spec: ModelSpec, adapters: Sequence[str]) -> Any:
     """Load a frozen model (see ``load_frozen``) without Axolotl's loader, which patches models for training."""
@@ -143,7 +149,6 @@ def load_with_transformers(model_args: ModelArguments, spec: ModelSpec, adapters
     model = AutoModelForCausalLM.from_pretrained(
         spec.model,
         dtype=model_args.compute_dtype or "auto",
-        revision=model_args.model_revision if spec.model == model_args.model_name_or_path else "main",
         trust_remote_code=model_args.trust_remote_code,
         **more,
     )

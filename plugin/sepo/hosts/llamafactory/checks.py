@@ -3,79 +3,85 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llamafactory.data.parser import get_dataset_list
-from llamafactory.extras.misc import use_modelscope, use_openmind
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.hub import access_in, policy_in
 from sepo.recipe.keys import names_of
-from sepo.recipe.model_specs import ModelSpec
+from sepo.recipe.reference import OWN_START, reference_spec
 from sepo.recipe.settings import RunSettings
-from sepo.scoring.model_files import adapters_key, local_folder, spec_folders
+from sepo.scoring.hub_files import ADAPTER, MODEL, Need
+from sepo.scoring.model_files import adapters_key, check_local_names, model_files, scoring_models, spec_files
 
 
-def _check_path(name: str | None, *, key: str, marker: str) -> None:
-    """Raise if a name that is written as a path does not exist; hub names are left to the loader."""
-    if not name:
-        return
-    written_as_path = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if Path(name).expanduser().is_dir() or written_as_path or _offline():
-        if use_modelscope() or use_openmind():
-            return
-        local_folder(name, key=key, marker=marker)
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def check_policy(given: Mapping[str, Any]) -> None:
-    """Raise if a directory of the policy is missing, before anything is loaded.
+def check_policy(given: Mapping[str, Any], *, need: Need = "weights") -> None:
+    """Raise if the policy or one of its adapters is missing, before anything is loaded.
 
     Args:
         given: the recipe's keys and values.
+        need: what is loaded; of hub names, only that is fetched.
 
     Raises:
-        SepoError: naming the key and the path.
+        SepoError: naming the key, the name and the revision.
     """
-    _check_path(given.get("model_name_or_path"), key="model_name_or_path", marker="config.json")
-    for adapter in names_of(given.get("adapter_name_or_path")):
-        _check_path(adapter, key="adapter_name_or_path", marker="adapter_config.json")
+    if given.get(OWN_START):
+        spec_files(policy_in(given), key=OWN_START, access=access_in(given), need=need)
 
 
-def check_models(given: Mapping[str, Any], settings: RunSettings, *, download: bool = True) -> None:
-    """Raise if a model or adapter directory is missing, before anything is loaded.
+def check_models(
+    given: Mapping[str, Any], settings: RunSettings, *, download: bool = True, score_only: bool = False
+) -> None:
+    """Raise if a model or an adapter is missing, before anything is loaded.
 
     Args:
         given: the recipe's keys and values.
         settings: the resolved settings.
-        download: request the configuration of scoring models that are not local directories from the hub; if False,
-            hub names are not verified.
+        download: fetch the models of hub names; if False, names that only the hub can verify are not verified.
+        score_only: whether the run stops after scoring, and loads no weights of the policy or of ``ref_model``.
 
     Raises:
-        SepoError: naming the key and the path.
+        SepoError: naming the key, the name and the revision.
     """
-    check_policy(given)
-    check = spec_folders if download else _check_paths
-    for source in (settings.token_rewards, settings.precomputed_reference):
-        if source is not None and source.model is not None and source.key != "model_name_or_path":
-            check(source.model, key=source.key)
-    if settings.oracle is None:
+    access = access_in(given)
+    scoring = scoring_models(settings)
+    if not download:
+        for key, spec in [(OWN_START, policy_in(given)), *scoring]:
+            check_local_names(spec, key=key, access=access)
         return
-    for side, spec in (("oracle_model", settings.oracle.oracle), ("oracle_base_model", settings.oracle.base)):
-        check(spec, key=side)
+    check_policy(given, need="tokenizer" if score_only else "weights")
+    if settings.ref_model is not None and not score_only:
+        scoring.append(("ref_model", settings.ref_model))
+    for key, spec in scoring:
+        spec_files(spec, key=key, access=access)
 
 
-def _check_paths(spec: ModelSpec, *, key: str) -> None:
-    """Check like ``spec_folders``, but leave names that are written as hub names unverified."""
-    _check_path(spec.model, key=key, marker="config.json")
-    for name in spec.adapters:
-        _check_path(name, key=adapters_key(key), marker="adapter_config.json")
+def check_names(given: Mapping[str, Any], settings: RunSettings | None, *, made_earlier: Callable[[str], bool]) -> None:
+    """Raise if a model or adapter that a recipe names is missing, without fetching weights.
+
+    Args:
+        given: the recipe's keys and values.
+        settings: the resolved settings, or None if the stage is the host's.
+        made_earlier: returns whether a name is the output of an earlier run, which need not exist yet.
+
+    Raises:
+        SepoError: naming the key, the name and the revision.
+    """
+    named = [(OWN_START, policy_in(given))]
+    if given.get("ref_model"):
+        named.append(reference_spec(given))
+    if settings is not None:
+        named += scoring_models(settings)
+    where: dict[str, Any] = {"access": access_in(given), "need": "config"}
+    for key, spec in named:
+        if not made_earlier(spec.model):
+            model_files(spec.model, key=key, marker=MODEL, revision=spec.revision, **where)
+        for name, revision in zip(spec.adapters, spec.revisions_of_adapters, strict=True):
+            if not made_earlier(name):
+                model_files(name, key=adapters_key(key), marker=ADAPTER, revision=revision, **where)
 
 
 def check_datasets(given: Mapping[str, Any]) -> None:

@@ -21,8 +21,14 @@ CONTRACT = (
     Entry("llamafactory.hparams", "ModelArguments.compute_dtype"),
     Entry("llamafactory.hparams", "ModelArguments.device_map"),
     Entry("llamafactory.hparams", "ModelArguments.model_max_length"),
+    *(
+        Entry("llamafactory.hparams", f"ModelArguments.{name}")
+        for name in ("model_revision", "adapter_name_or_path", "adapter_folder", "cache_dir")
+    ),
+    *(Entry("llamafactory.hparams", f"ModelArguments.{name}_hub_token") for name in ("hf", "ms", "om")),
     Entry("llamafactory.hparams", "DataArguments", ("template", "cutoff_len")),
     Entry("llamafactory.hparams", "FinetuningArguments", ("stage", "pref_ftx", "ref_model")),
+    Entry("llamafactory.hparams", "FinetuningArguments.ref_model_adapters"),
     Entry("llamafactory.hparams", "GeneratingArguments"),
     Entry("llamafactory.hparams", "RayArguments"),
     Entry("llamafactory.hparams", "TrainingArguments"),

@@ -18,10 +18,12 @@ from sepo.credit.host import NamedSpec
 from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastivePair
 from sepo.forward.sequences import ScoringModel
+from sepo.hosts.llamafactory.hub import access_in
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses, example_row
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.scoring.contrastive import PromptEncoder
-from sepo.scoring.model_files import check_tokenizers, max_positions, spec_folders
+from sepo.scoring.hub import HubAccess
+from sepo.scoring.model_files import check_tokenizers, max_positions, spec_files
 from sepo.scoring.models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.scoring.projected import adapter_template
 from sepo.text.chat_encoding import ReadResponse
@@ -41,16 +43,31 @@ class LlamaFactoryCredit:
         template: the host's name of a template, or None for the chat template of the tokenizer or the adapter.
         cutoff_len: maximum number of tokens of a conversation with its response.
         dtype: a name of ``DTYPES``, or None for the host's choice.
+        access: access to the hub; None for that which the environment sets.
 
     Raises:
         SepoError: a directory is missing, or the host has no such template.
     """
 
-    def __init__(self, tokenizer_of: NamedSpec, *, template: str | None, cutoff_len: int, dtype: str | None) -> None:
+    def __init__(
+        self,
+        tokenizer_of: NamedSpec,
+        *,
+        template: str | None,
+        cutoff_len: int,
+        dtype: str | None,
+        access: HubAccess | None = None,
+    ) -> None:
         key, spec = tokenizer_of
-        folder, _ = spec_folders(spec, key=key)
+        access = access or access_in({})
+        files, _ = spec_files(spec, key=key, access=access, need="tokenizer")
         self.data_args = DataArguments(template=template, cutoff_len=cutoff_len)
-        self.model_args = ModelArguments(model_name_or_path=str(folder))
+        self.access = access
+        self.model_args = ModelArguments(
+            model_name_or_path=str(files.folder),
+            cache_dir=access.cache_dir,
+            trust_remote_code=access.trust_remote_code,
+        )
         # The host's parser derives these fields for training; there is no recipe to parse here.
         self.model_args.compute_dtype = None if dtype is None else DTYPES[dtype]
         self.model_args.device_map = {"": get_current_device()}
@@ -66,12 +83,12 @@ class LlamaFactoryCredit:
             SepoError: naming the setting.
         """
         for key, spec in named:
-            spec_folders(spec, key=key)
-            check_tokenizers(self.tokenizer, spec, key=key, model_args=self.model_args, owner=f"'{self.spec.model}'")
+            spec_files(spec, key=key, access=self.access)
+            check_tokenizers(self.tokenizer, spec, key=key, access=self.access, owner=f"'{self.spec.model}'")
 
     def chat_template(self) -> str | None:
         """Return the chat template that was saved with the adapters of the tokenizer's model, if any."""
-        return adapter_template(self.spec)
+        return adapter_template(self.spec, access=self.access)
 
     def template_reader(self, *, prompted: NamedSpec | None) -> TemplateReader:
         """Return a reader of rows in the host's template.
@@ -88,7 +105,7 @@ class LlamaFactoryCredit:
             raise SepoError(f"--template: {error} Name one of LLaMA-Factory's, as in a recipe.") from error
         positions = None
         if prompted is not None:
-            positions = max_positions(prompted[1], key=prompted[0], model_args=self.model_args)
+            positions = max_positions(prompted[1], key=prompted[0], access=self.access)
         return TemplateReader(template, self.tokenizer, data_args=self.data_args, positions=positions)
 
     def each_model(

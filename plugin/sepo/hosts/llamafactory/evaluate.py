@@ -38,7 +38,8 @@ from sepo.hosts.llamafactory.expected_answers import JudgeRequest, check_expecte
 from sepo.hosts.llamafactory.recipe import get_train_args
 from sepo.hosts.llamafactory.workflow import PreparedData
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
-from sepo.scoring.model_files import check_tokenizers, spec_folders
+from sepo.scoring.hub import hub_access
+from sepo.scoring.model_files import check_tokenizers, spec_files
 from sepo.scoring.models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.scoring.stored_columns import row_sequences
 from sepo.selection import SIDES
@@ -186,13 +187,14 @@ def _settings(recipe: EvaluationRecipe, request: Request) -> EvaluationSettings:
 
 
 def _check_models(recipe: EvaluationRecipe, data: PreparedData, model_args: Any) -> None:
+    access = hub_access(model_args)
     for spec in (recipe.policy, recipe.start, recipe.reference):
         if spec is not None:
-            other = spec.model != recipe.policy.model
+            other = (spec.model, spec.revision) != (recipe.policy.model, recipe.policy.revision)
             key = "ref_model" if other else "model_name_or_path"
-            spec_folders(spec, key=key)
+            spec_files(spec, key=key, access=access)
             if other:
-                check_tokenizers(data.tokenizer, spec, key=key, model_args=model_args)
+                check_tokenizers(data.tokenizer, spec, key=key, access=access)
 
 
 def _heldout(rows: Dataset, name: str) -> HeldOut:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,10 +220,11 @@ def _start(recipe: Mapping[str, Any], written: Mapping[str, Any], policy: ModelS
         if trained_from.model != policy.model:
             return trained_from
         if continues:
-            return ModelSpec(policy.model, trained_from.adapters, policy.quantization_bit)
+            started = trained_from.adapter_revisions
+            return replace(policy, adapters=trained_from.adapters, adapter_revisions=started)
     if not policy.adapters:
         return None
-    return ModelSpec(policy.model, policy.adapters[:-1], policy.quantization_bit)
+    return policy.with_adapters(len(policy.adapters) - 1)
 
 
 def _rows(recipe: Mapping[str, Any], file: Path) -> tuple[str, dict[str, Any], str]:

@@ -21,6 +21,7 @@ from sepo.hosts.llamafactory.recipe import settings_of
 from sepo.hosts.llamafactory.workflow import PreparedData, prepared_data
 from sepo.judges import Judge
 from sepo.recipe.model_specs import ModelSpec
+from sepo.scoring.hub import hub_access
 from sepo.scoring.model_files import max_positions
 from sepo.text.conversations import CONVERSATION, EVALUATED, EXPECTED
 from sepo.text.revision_prompts import quoted_conversation
@@ -99,7 +100,7 @@ def voice_of(data: PreparedData, policy: ModelSpec, model_args: Any) -> Voice:
         ),
         stop_ids=[token for token in template.get_stop_token_ids(tokenizer) if token is not None],
         pad_id=tokenizer.pad_token_id,
-        positions=max_positions(policy, key="model_name_or_path", model_args=model_args),
+        positions=max_positions(policy, key="model_name_or_path", access=hub_access(model_args)),
     )
 
 

@@ -55,7 +55,7 @@ def export_recipe(recipe_file: Path, overrides: Sequence[str], *, output: Path, 
     # Engines need several processes, and a tokenized row has no text.
     unscored = ("deepspeed", "fsdp", "tokenized_path")
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(
-        {name: value for name, value in recipe.items() if name not in unscored}
+        {name: value for name, value in recipe.items() if name not in unscored}, score_only=True
     )
     settings = settings_of(finetuning_args)
     refuse_without_scoring(settings)

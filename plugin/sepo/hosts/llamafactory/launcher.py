@@ -38,12 +38,15 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     from llamafactory.train import tuner
 
     from sepo.hosts.llamafactory.registration import register
+    from sepo.scoring.hub import share_unreachable
 
     if words and "-h" not in words and "--help" not in words:
-        _, settings = check_recipe(read_args())  # before ranks are started, each of which would print the same error
+        # Before ranks are started, each of which would print the same error.
+        _, settings = check_recipe(read_args(), score_only=score_only)
         if score_only:
             refuse_without_scoring(settings)
             os.environ[SCORE_ONLY] = "1"
+        share_unreachable()
     register(tuner)
     sys.argv = ["llamafactory-cli", "train", *words]
     launcher.__file__ = str(Path(__file__).with_name("worker.py"))

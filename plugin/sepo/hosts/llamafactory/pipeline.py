@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -154,7 +155,8 @@ def _oracle_recipe(
     data = {"dataset": PAIRS, "dataset_dir": f"{output}/sample"}
     inherited: dict[str, Any] = {}
     if base is not None:
-        inherited = {name: base[name] for name in ("model_name_or_path", "template", "finetuning_type") if name in base}
+        kept = ("model_name_or_path", "model_revision", "template", "finetuning_type")
+        inherited = {name: base[name] for name in kept if name in base}
     oracle = {**training, **data, **inherited, "stage": "dpo", "do_train": True, **section}
     oracle["output_dir"] = f"{output}/oracle"
     if base is None:
@@ -191,7 +193,14 @@ def _oracle_keys(base: Mapping[str, Any] | None, oracle: Mapping[str, Any]) -> d
         keys["oracle_base_model_adapters"] = ",".join(base_adapters)
     if oracle.get("quantization_bit"):
         keys["oracle_model_quantization_bit"] = oracle["quantization_bit"]
+    if oracle.get("model_revision") and not _is_output(model, step=oracle):
+        keys["oracle_base_model_revision"] = oracle["model_revision"]
     return keys
+
+
+def _is_output(name: Any, *, step: Mapping[str, Any]) -> bool:
+    """Return whether a name is the directory of another step of the same pipeline."""
+    return Path(str(name)).parent == Path(str(step["output_dir"])).parent
 
 
 def _data_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,13 +214,13 @@ def _data_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(steps: Sequence[Step]) -> None:
     """Check the recipes of all steps before the first one runs."""
-    from sepo.hosts.llamafactory.checks import check_datasets
+    from sepo.hosts.llamafactory.checks import check_datasets, check_names
     from sepo.hosts.llamafactory.recipe import host_keys
 
-    known = host_keys()
+    known, settings = host_keys(), None
     for step in steps:
         if step.name == "policy":
-            resolve(step.recipe, host_keys=known)
+            _, settings = resolve(step.recipe, host_keys=known)
             check_datasets(step.recipe)
         elif step.name != "sample":
             for name in step.recipe:
@@ -219,6 +228,10 @@ def _check(steps: Sequence[Step]) -> None:
                     raise SepoError(f"step '{step.name}': {unknown_key(name, known)}")
         if step.name != "sample" and not step.recipe.get("model_name_or_path"):
             raise SepoError(f"step '{step.name}' has no model_name_or_path; set it on top or in its section.")
+    for step in steps:
+        if step.name != "sample":
+            own = settings if step.name == "policy" else None
+            check_names(step.recipe, own, made_earlier=functools.partial(_is_output, step=step.recipe))
 
 
 def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:

@@ -42,12 +42,15 @@ def _enabled(variable: str) -> bool:
     return os.environ.get(variable, "0").lower() in ("true", "y", "1")
 
 
-def check_recipe(args: Arguments, *, download: bool = True) -> tuple[Arguments, RunSettings | None]:
+def check_recipe(
+    args: Arguments, *, download: bool = True, score_only: bool = False
+) -> tuple[Arguments, RunSettings | None]:
     """Split a recipe into the host's arguments and the run's settings, and run every check that needs no weights.
 
     Args:
         args: the recipe as a mapping, or the words of a command line.
-        download: whether to request scoring models that are not local directories from the hub.
+        download: whether to fetch models that are not local directories from the hub.
+        score_only: whether the run stops after scoring.
 
     Returns:
         The arguments for the host's parser and the resolved settings; a recipe of a host stage is returned unchanged,
@@ -73,27 +76,36 @@ def check_recipe(args: Arguments, *, download: bool = True) -> tuple[Arguments, 
     host, settings = resolve(args, host_keys=host_keys(), allow_extra_keys=_enabled("ALLOW_EXTRA_ARGS"))
     given = given_keys(args)
     check_datasets(given)
-    check_models(given, settings, download=download)
+    check_models(given, settings, download=download, score_only=score_only)
     return host, settings
 
 
-def get_train_args(args: Arguments) -> Any:
+def get_train_args(args: Arguments, *, score_only: bool = False) -> Any:
     """Parse a recipe into the host's five argument objects; for a stage of sepo's, attach the resolved settings.
+
+    Args:
+        args: the recipe as a mapping, or the words of a command line.
+        score_only: whether the run loads no weights of the policy; `sepo score` sets it in all its processes.
 
     Raises:
         SepoError: the recipe is invalid, or names data or models that do not exist.
     """
     from llamafactory.hparams import get_train_args as parse
 
-    host, settings = check_recipe(args)
+    from sepo.hosts.llamafactory.hub import use_resolved_files
+
+    score_only = score_only or bool(os.environ.get(SCORE_ONLY))
+    host, settings = check_recipe(args, score_only=score_only)
     if settings is None:
         return parse(host)
     try:
         parsed = parse(host)
     except ValueError as error:
         raise SepoError(str(error)) from error
+    given = given_keys(args)
+    use_resolved_files(parsed[0], parsed[3], given, score_only=score_only)
     setattr(parsed[3], _SETTINGS, settings)
-    setattr(parsed[3], _RECIPE, given_keys(args))
+    setattr(parsed[3], _RECIPE, given)
     return parsed
 
 

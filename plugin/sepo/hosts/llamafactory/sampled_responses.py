@@ -37,6 +37,7 @@ from sepo.hosts.llamafactory.expected_answers import JudgeRequest, check_expecte
 from sepo.hosts.llamafactory.recipe import get_train_args
 from sepo.judges import Judge
 from sepo.recipe.model_specs import ModelSpec
+from sepo.scoring.hub import hub_access
 from sepo.scoring.models import give_memory_back, load_scoring_model
 from sepo.scoring.stored_columns import spec_identity
 
@@ -105,7 +106,7 @@ def sample(recipe_file: Path, overrides: Sequence[str] = (), *, request: SampleR
     voice = voice_of(data, recipe.policy, model_args)
     check_room(prompts, voice, decoding)
     settings = {
-        "model": spec_identity(recipe.policy, key="model_name_or_path"),
+        "model": spec_identity(recipe.policy, key="model_name_or_path", access=hub_access(model_args)),
         "dtype": str(model_args.compute_dtype).removeprefix("torch."),
         "prompts": {"number": len(prompts.prompts), "digest": _digest(prompts, voice)},
         "samples": request.samples,
@@ -113,7 +114,7 @@ def sample(recipe_file: Path, overrides: Sequence[str] = (), *, request: SampleR
         "judge": None if request.judge is None else request.judge.values(),
     }
     notes = {
-        "policy": {"model": recipe.policy.model, "adapters": list(recipe.policy.adapters)},
+        "policy": recipe.policy.as_dict(),
         "dataset": recipe.dataset,
         "part": recipe.part,
         "template": data_args.template,

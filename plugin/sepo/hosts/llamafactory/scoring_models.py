@@ -1,4 +1,5 @@
-"""Loading of frozen scoring models by LLaMA-Factory. Imported for its side effect: it registers the function."""
+"""Loading of frozen scoring models by LLaMA-Factory. Imported for its side effect: it registers the function
+and the access to the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from typing import Any
 from llamafactory.hparams import FinetuningArguments, ModelArguments
 from llamafactory.model import load_model, load_tokenizer
 
-from sepo.recipe.model_specs import ModelSpec
+import sepo.hosts.llamafactory.hub  # noqa: F401
+from sepo.recipe.model_specs import MAIN, ModelSpec
 from sepo.scoring.models import load_frozen
 
 
@@ -18,7 +20,9 @@ def load_with_host(model_args: ModelArguments, spec: ModelSpec, adapters: Sequen
     scoring_args = ModelArguments.copyfrom(
         model_args,
         model_name_or_path=spec.model,
+        model_revision=MAIN,  # of local directories: unused
         adapter_name_or_path=",".join(adapters) or None,
+        adapter_folder=None,
         quantization_bit=spec.quantization_bit,
         resize_vocab=False,
         add_tokens=None,

@@ -32,6 +32,7 @@ from sepo.runs.files import method_collator, write_settings
 from sepo.runs.log_writer import RunLog, note_preparation
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
+from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
@@ -62,8 +63,9 @@ def run_stage(
         # must initialize the policy's adapter with the same weights.
         transformers.set_seed(training_args.seed)
     datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed)
-    model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
-    ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
+    with cached_if_unreachable():
+        model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
+        ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
     trainer = build_trainer(
         model,
         settings=settings,
@@ -137,7 +139,8 @@ def prepared_data(
     Raises:
         SepoError: the data or the scoring models are invalid, or a store cannot be written.
     """
-    tokenizer_module = load_tokenizer(model_args)
+    with cached_if_unreachable():
+        tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()

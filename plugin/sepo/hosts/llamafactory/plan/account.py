@@ -126,7 +126,7 @@ def _row(run: PlannedRun, tokens: int | None) -> Row:
 
 
 def _weights(run: PlannedRun, spec: ModelSpec, *, key: str, policy: bool = False) -> _Weights:
-    config = model_config(spec.model, key=key, trust_remote_code=run.trust_remote_code)
+    config = model_config(spec, key=key, access=run.access)
     dtype = run.dtype or _own_dtype(config, on_cpu=run.on_cpu)
     trained = run.trained if policy else NOTHING_TRAINS
     bits = _packed_bits(config) or spec.quantization_bit

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from sepo.console import size
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.plan.account import account_for
 from sepo.hosts.llamafactory.plan.changes import changes
-from sepo.hosts.llamafactory.plan.recipe import planned_run
+from sepo.hosts.llamafactory.plan.recipe import PlannedRun, planned_run
 from sepo.hosts.llamafactory.plan.report import advice, verdict
 from sepo.hosts.llamafactory.plan.run import device_memory, savings
 from sepo.recipe.resolve import given_keys
+from sepo.scoring.hub_files import MODEL
+from sepo.scoring.model_files import model_files
 from sepo.scoring.models import plain_loading
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
     try:
         run = planned_run(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
         limit, where = device_memory(on_cpu=run.on_cpu)
-        if limit is None or _weights_on_disk(run.policy.model) < _SMALL * limit:
+        if limit is None or _weights_on_disk(run) < _SMALL * limit:
             return None
         on_gpu = not run.on_cpu
         with plain_loading():
@@ -77,12 +78,14 @@ def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
     return message
 
 
-def _weights_on_disk(model: str) -> float:
-    """Return the bytes of the weight files in a model's directory; infinite if it is not a local directory."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return float("inf")
-    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+def _weights_on_disk(run: PlannedRun) -> float:
+    """Return the bytes of the policy's weight files, which the checks of the recipe have fetched."""
+    found = model_files(
+        run.policy.model, key="model_name_or_path", marker=MODEL, access=run.access, revision=run.policy.revision
+    )
+    names = found.files or [file.name for file in found.folder.iterdir()]
+    files = (found.folder / name for name in names if name.endswith((".safetensors", ".bin")))
+    return sum(file.stat().st_size for file in files)
 
 
 def what_would_help(recipe: Mapping[str, Any]) -> str:

@@ -12,14 +12,18 @@ from typing import Any
 import torch
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.hub import access_in, policy_in
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.memory.shapes import Adapters, Trained
 from sepo.recipe.keys import as_flag, as_number, names_of
 from sepo.recipe.model_specs import ModelSpec
-from sepo.recipe.reference import reference_spec
+from sepo.recipe.reference import own_start, reference_spec
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
 from sepo.recipe.stages import check_stage, is_sepo_stage
+from sepo.scoring.hub import HubAccess
+from sepo.scoring.hub_files import ADAPTER, MODEL
+from sepo.scoring.model_files import model_files
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -63,7 +67,7 @@ class PlannedRun:
         optimizer: name of the optimizer.
         engine: processes and sharding.
         on_cpu: whether the recipe runs on a CPU.
-        trust_remote_code: whether model configurations may run their own code.
+        access: access to the hub.
     """
 
     settings: RunSettings
@@ -81,7 +85,7 @@ class PlannedRun:
     optimizer: str
     engine: Engine
     on_cpu: bool
-    trust_remote_code: bool
+    access: HubAccess
 
 
 def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
@@ -106,10 +110,9 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
         raise SepoError(f"finetuning_type is {kind}; sepo plan supports lora, full and freeze.")
     pure = _flag(recipe, "pure_bf16")
     half = "bfloat16" if pure or _flag(recipe, "bf16") else "float16" if _flag(recipe, "fp16") else None
-    bits = _number(recipe, "quantization_bit")
     return PlannedRun(
         settings=settings,
-        policy=ModelSpec(str(recipe["model_name_or_path"]), (), bits),
+        policy=own_start(recipe).with_adapters(0),
         reference=_reference(recipe, settings, kind),
         kind=kind,
         trained=Trained(_adapters(recipe) if kind == "lora" else None, everything=kind != "lora", in_float32=not pure),
@@ -123,11 +126,11 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
         optimizer=str(recipe.get("optim") or "adamw_torch"),
         engine=_engine(recipe, processes),
         on_cpu=_flag(recipe, "use_cpu"),
-        trust_remote_code=_flag(recipe, "trust_remote_code"),
+        access=access_in(recipe),
     )
 
 
-def model_config(name: str, *, key: str, trust_remote_code: bool = False) -> Any:
+def model_config(spec: ModelSpec, *, key: str, access: HubAccess) -> Any:
     """Load a model's configuration from a local directory, the hub's cache or the hub, without its weights.
 
     Raises:
@@ -135,13 +138,14 @@ def model_config(name: str, *, key: str, trust_remote_code: bool = False) -> Any
     """
     from transformers import AutoConfig
 
+    found = model_files(spec.model, key=key, marker=MODEL, access=access, revision=spec.revision, need="config")
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the hub's client and transformers raise many kinds
+        config = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=access.trust_remote_code)
+    except Exception as error:  # transformers and the model's own code raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SepoError(f"{key}: the configuration of '{name}' cannot be read: {reason}") from error
+        raise SepoError(f"{key}: the configuration of '{spec.model}' cannot be read: {reason}") from error
     if type(config).__module__.startswith("transformers_modules"):
-        raise SepoError(f"{key}: '{name}' has its own code; sepo plan supports models of transformers only.")
+        raise SepoError(f"{key}: '{spec.model}' has its own code; sepo plan supports models of transformers only.")
     return config if hasattr(config, "num_hidden_layers") else config.get_text_config()
 
 
@@ -150,24 +154,29 @@ def _reference(recipe: Mapping[str, Any], settings: RunSettings, kind: str) -> M
         return None
     key, spec = reference_spec(recipe)
     if key != "ref_model" and recipe.get("ref_model_adapters"):
-        return ModelSpec(str(recipe["model_name_or_path"]), (), spec.quantization_bit)
+        return spec.with_adapters(0)
     own_start = key != "ref_model"
     return None if own_start and kind == "lora" else spec
 
 
 def _adapters(recipe: Mapping[str, Any]) -> Adapters:
-    given = recipe.get("adapter_name_or_path")
-    if given and not _flag(recipe, "create_new_adapter"):
-        last = (given if isinstance(given, list) else str(given).split(","))[-1]
-        file = Path(str(last).strip()).expanduser() / "adapter_config.json"
-        if file.is_file():
-            values = json.loads(file.read_text(encoding="utf-8"))
-            targets = values.get("target_modules") or "all"
-            return Adapters(
-                int(values.get("r", 8)),
-                ("all",) if isinstance(targets, str) else tuple(sorted(targets)),
-                tuple(values.get("modules_to_save") or ()),
-            )
+    policy = policy_in(recipe)
+    if policy.adapters and not _flag(recipe, "create_new_adapter"):
+        found = model_files(
+            policy.adapters[-1],
+            key="adapter_name_or_path",
+            marker=ADAPTER,
+            access=access_in(recipe),
+            revision=policy.revisions_of_adapters[-1],
+            need="config",
+        )
+        values = json.loads((found.folder / ADAPTER).read_text(encoding="utf-8"))
+        targets = values.get("target_modules") or "all"
+        return Adapters(
+            int(values.get("r", 8)),
+            ("all",) if isinstance(targets, str) else tuple(sorted(targets)),
+            tuple(values.get("modules_to_save") or ()),
+        )
     return Adapters(
         _number(recipe, "lora_rank") or 8,
         names_of(recipe.get("lora_target")) or ("all",),
