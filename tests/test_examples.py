@@ -27,7 +27,7 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.resolve import resolve
-    from sepo.recipe.stages import is_sepo_stage
+    from sepo.recipe.stage_names import is_sepo_stage
 
     recipe, known = load(path), host_keys()
     command = "pipeline" if set(SECTIONS) & set(recipe) else "train"
@@ -105,7 +105,7 @@ def standing_in(recipe, world, folder):
 @pytest.mark.host
 def test_every_recipe_of_a_sepo_stage_runs_on_a_stand_in(world, tmp_path):
     """One process runs all of them. Recipes with files, packages and chains of steps have their own tests."""
-    from sepo.recipe.stages import is_sepo_stage
+    from sepo.recipe.stage_names import is_sepo_stage
     from tests.support.recipes import WORKER, adapter, environment, logged, run
 
     recipes = {}

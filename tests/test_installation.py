@@ -124,8 +124,8 @@ def requirement(text):
     return Requirement(text)
 
 
-TORCHAUDIO = Package("torchaudio", "2.11.1", requirement("torchaudio==2.11.0"), "OSError: undefined symbol")
-PEFT = Package("peft", "0.19.0", requirement("peft<0.19,>=0.18.1"))
+TORCHAUDIO = Package("torchaudio", "2.11.1", (requirement("torchaudio==2.11.0"),), "OSError: undefined symbol")
+PEFT = Package("peft", "0.19.0", (requirement("peft<0.19,>=0.18.1"),), "ImportError: cannot import name")
 
 
 @pytest.mark.parametrize(
@@ -138,31 +138,32 @@ PEFT = Package("peft", "0.19.0", requirement("peft<0.19,>=0.18.1"))
             "run: pip install torch==2.11.0 torchaudio==2.11.0",
         ),
         (
-            [Package("torchaudio", "2.11.0+cu130", requirement("torchaudio==2.11.0"), "OSError: no such file")],
+            [Package("torchaudio", "2.11.0+cu130", (requirement("torchaudio==2.11.0"),), "OSError: no such file")],
             {"torch": "2.11.0", "torchaudio": "2.11.0+cu130"},
             "torchaudio 2.11.0+cu130 does not load (OSError: no such file); "
             "run: pip install --force-reinstall --no-deps torch==2.11.0 torchaudio==2.11.0",
         ),
         (
-            [PEFT, Package("pyyaml", None, requirement("pyyaml>=6"))],
+            [PEFT, Package("pyyaml", None, (requirement("pyyaml>=6"),), needed=requirement("pyyaml>=6"))],
             {"peft": "0.19.0"},
-            "peft 0.19.0 is outside <0.19,>=0.18.1; pyyaml is not installed; "
+            "peft 0.19.0 is outside <0.19,>=0.18.1 and does not load (ImportError: cannot import name); "
+            "pyyaml is not installed; "
             "run: pip install 'peft<0.19,>=0.18.1' 'pyyaml>=6'",
         ),
         (
-            [Package("bitsandbytes", "0.50.2", None, "OSError: no such file")],
+            [Package("bitsandbytes", "0.50.2", (), "OSError: no such file")],
             {"bitsandbytes": "0.50.2"},
             "bitsandbytes 0.50.2 does not load (OSError: no such file); "
             "run: pip install --force-reinstall --no-deps bitsandbytes==0.50.2",
         ),
         (
-            [Package("peft", "0.18.1", requirement("peft<0.19,>=0.18.1"), "OSError: undefined symbol"), TORCHAUDIO],
+            [Package("peft", "0.18.1", (requirement("peft<0.19,>=0.18.1"),), "OSError: undefined symbol"), TORCHAUDIO],
             {"torch": "2.11.0", "torchaudio": "2.11.1"},
             "torchaudio 2.11.1 is outside ==2.11.0 and does not load (OSError: undefined symbol); "
             "run: pip install torch==2.11.0 torchaudio==2.11.0",
         ),
         (
-            [Package("av", "10.0", None, "OSError: no such file")],
+            [Package("av", "10.0", (), "OSError: no such file")],
             {"av": "10.0"},
             f"av 10.0 does not load (OSError: no such file); run: pip install '{ROOT}[llamafactory]'",
         ),
@@ -171,15 +172,98 @@ PEFT = Package("peft", "0.19.0", requirement("peft<0.19,>=0.18.1"))
 )  # fmt: skip
 def test_one_command_repairs_all_broken_packages(recorded, monkeypatch, wrong, installed, expected):
     recorded({"url": ROOT.as_uri(), "dir_info": {}})
-    monkeypatch.setattr(installation.metadata, "version", installed.get)
+    monkeypatch.setattr(installation.metadata, "version", {"llamafactory": "0.9.5", **installed}.get)
     assert what_is_wrong(LLAMAFACTORY, wrong) == expected
+
+
+def sections(found, *, versions, recorded, monkeypatch):
+    """Return the lines of `sepo doctor` on packages, and whether it calls none of them wrong."""
+    from sepo.cli.doctor import _packages
+
+    recorded(None)
+    monkeypatch.setattr(installation.metadata, "version", versions.get)
+    findings = list(_packages(LLAMAFACTORY, found))
+    return [(finding.text, finding.note) for finding in findings], all(finding.good for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("host", "torch", "expected"),
+    [
+        ("0.9.4", "2.9.1", {"llamafactory": ["==0.9.4"], "torch": ["==2.9.1"], "transformers": ["==4.57.1"]}),
+        ("0.9.5", "2.11.0", {"llamafactory": ["<0.9.6,>=0.9.5"], "torch": ["==2.11.0"], "transformers": ["<5.6"]}),
+        ("0.9.6.dev0", "2.11.0", {"llamafactory": ["==0.9.6.dev0"], "transformers": ["<5.6", "==5.8.0"]}),
+        ("0.9.7", "2.11.0", {"llamafactory": ["<0.9.6,>=0.9.5"], "torch": ["==2.11.0"], "transformers": ["<5.6"]}),
+    ],
+)
+def test_each_tested_version_of_the_host_has_its_packages(recorded, monkeypatch, host, torch, expected):
+    recorded(None)
+    more = [
+        *RECORDED,
+        "llamafactory<0.9.6,>=0.9.5; extra == 'llamafactory'",
+        "transformers<5.6; extra == 'llamafactory'",
+    ]
+    monkeypatch.setattr(installation.metadata, "requires", {"sepo": more, "llamafactory": OF_HOST}.get)
+    monkeypatch.setattr(installation.metadata, "version", {"llamafactory": host, "torch": torch}.get)
+    found = {name: [str(item.specifier) for item in items] for name, items in installation.tested(LLAMAFACTORY).items()}
+    assert {name: found[name] for name in expected} == expected
+    assert found["peft"] == (["==0.17.1"] if host == "0.9.4" else ["<0.19,>=0.18.1"])
+    assert found["pyyaml"] == [">=6"]
+
+
+def test_a_version_that_was_not_tested_is_noted_and_not_wrong(recorded, monkeypatch):
+    peft = Package("peft", "0.19.0", (requirement("peft<0.19,>=0.18.1"),), loaded=True)
+    absent = Package("deepspeed", None, (requirement("deepspeed>=0.19"),))
+    torch = Package("torch", "2.11.0", (requirement("torch==2.11.0"),), loaded=True, needed=requirement("torch>=2.4"))
+    versions = {"llamafactory": "0.9.5", "peft": "0.19.0"}
+    lines, good = sections([torch, peft, absent], versions=versions, recorded=recorded, monkeypatch=monkeypatch)
+    assert good
+    assert lines == [
+        ("torch 2.11.0, tested, loads", False),
+        ("peft 0.19.0, not tested, loads", True),
+        ("deepspeed is not installed", True),
+        (
+            "peft 0.19.0: not tested with sepo and LLaMA-Factory 0.9.5; if runs fail, use tested versions: "
+            "pip install 'peft<0.19,>=0.18.1'",
+            True,
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("package", "text"),
+    [
+        (Package("torch", "2.3", needed=requirement("torch>=2.4")), "torch 2.3 is outside >=2.4"),
+        (Package("pyyaml", None, needed=requirement("pyyaml>=6")), "pyyaml is not installed"),
+        (
+            Package("numpy", "2.4", (requirement("numpy>=2.0"),), "ImportError: no", needed=requirement("numpy>=1.26")),
+            "numpy 2.4 does not load (ImportError: no)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_sepo_needs_and_what_does_not_load_is_wrong(recorded, monkeypatch, package, text):
+    lines, good = sections([package], versions={}, recorded=recorded, monkeypatch=monkeypatch)
+    assert not good
+    assert lines[-1][0].startswith(f"{text}; run: pip install ")
+
+
+def test_the_tested_sets_are_those_of_the_locks():
+    """The packages of a set are compared with its lock; those of a development version have the lock of the extra."""
+    from tests.support.locks import LOCKS
+    from tests.support.locks import versions as locked
+
+    (released,) = [own for own in LLAMAFACTORY.tested if own["llamafactory"] == "==0.9.4"]
+    found = locked((LOCKS / "llamafactory-0.9.4.txt").read_text(), python="3.11")
+    assert released == {name: f"=={found[name]}" for name in released}
+    extra = installation.requirements("llamafactory")
+    own = {name for name in extra if not extra[name].specifier.contains(found.get(name, "0"))}
+    assert own - {"llamafactory"} <= set(released)
 
 
 def test_without_records_the_extra_is_the_repair(recorded, monkeypatch):
     """When sepo runs from the path, the host's own range of torchaudio would install the same version again."""
     recorded("absent")
     monkeypatch.setattr(installation.metadata, "version", {"torchaudio": "2.11.1"}.get)
-    line = what_is_wrong(LLAMAFACTORY, [Package("torchaudio", "2.11.1", None, "OSError: undefined symbol")])
+    line = what_is_wrong(LLAMAFACTORY, [Package("torchaudio", "2.11.1", (), "OSError: undefined symbol")])
     assert line.endswith(f"; run: pip install '{ROOT}[llamafactory]'")
 
 

@@ -12,8 +12,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,13 +55,27 @@ class Host:
     Args:
         title: name as its documentation spells it.
         name: name of its package and of the extra that installs it.
+        tested: sets of versions that were run beside those of the extra: specifiers by package, the host's among
+            them. Packages that a set does not name are those of the extra.
     """
 
     title: str
     name: str
+    tested: tuple[Mapping[str, str], ...] = field(default=(), hash=False, compare=False)
 
 
-LLAMAFACTORY = Host("LLaMA-Factory", "llamafactory")
+LLAMAFACTORY = Host(
+    "LLaMA-Factory",
+    "llamafactory",
+    tested=(
+        {
+            "llamafactory": "==0.9.4", "torch": "==2.9.1", "torchvision": "==0.24.1", "torchaudio": "==2.9.1",
+            "transformers": "==4.57.1", "peft": "==0.17.1", "deepspeed": "==0.16.9",
+        },
+        {"llamafactory": "==0.9.6.dev0"},
+        {"llamafactory": "==0.9.6.dev0", "transformers": "==5.8.0"},
+    ),
+)  # fmt: skip
 AXOLOTL = Host("Axolotl", "axolotl")
 HOSTS = (LLAMAFACTORY, AXOLOTL)
 
@@ -69,6 +83,30 @@ HOSTS = (LLAMAFACTORY, AXOLOTL)
 def installed_hosts() -> tuple[Host, ...]:
     """Return the hosts that are installed in this environment, without importing them."""
     return tuple(host for host in HOSTS if is_installed(host.name))
+
+
+def tested(host: Host) -> dict[str, tuple[Requirement, ...]]:
+    """Return the requirements that were tested with the installed version of a host, by package, the first set's first.
+
+    If this version of the host was not tested, these are the requirements of the extra.
+
+    Args:
+        host: an installed host.
+    """
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    extra = requirements(host.name)
+    released, version = extra.get(host.name), _version(host.name)
+    if released is None or version is None or _allows(released, version):
+        return {name: (requirement,) for name, requirement in extra.items()}
+    sets = [own for own in host.tested if SpecifierSet(own[host.name]).contains(version, prereleases=True)]
+    return {
+        name: tuple(
+            dict.fromkeys(Requirement(name + own[name]) if name in own else extra[name] for own in sets or [{}])
+        )
+        for name in extra
+    }
 
 
 def is_installed(module: str) -> bool:
@@ -194,37 +232,44 @@ class Package:
     Args:
         name: normalized name of the distribution.
         version: the installed version; None if it is not installed.
-        expected: requirement of the host's extra, or None if it has none for this package.
+        tested: requirements that were run with this version of the host; empty if none is known.
         failure: reason why the package does not load; None if it loads or was not imported.
         loaded: whether it was imported successfully.
+        needed: what sepo or the host cannot work without, with sepo's bounds; None for an optional package.
     """
 
     name: str
     version: str | None
-    expected: Requirement | None = None
+    tested: tuple[Requirement, ...] = ()
     failure: str | None = None
     loaded: bool = False
+    needed: Requirement | None = None
 
     @property
     def fits(self) -> bool:
-        """Whether the extra allows the installed version."""
-        if self.expected is None:
-            return True
-        return self.version is not None and self.expected.specifier.contains(self.version, prereleases=True)
+        """Whether the installed version was tested, or no tested one is known."""
+        return not self.tested or any(_allows(requirement, self.version) for requirement in self.tested)
 
     @property
     def sound(self) -> bool:
-        """Whether the version fits and the package does not fail to load."""
-        return self.fits and self.failure is None
+        """Whether the package does not fail to load and sepo's bounds allow its version."""
+        return self.failure is None and (self.needed is None or _allows(self.needed, self.version))
 
     def __str__(self) -> str:
         if self.version is None:
             return f"{self.name} is not installed"
         named = f"{self.name} {self.version}"
-        outside = "" if self.fits or self.expected is None else f"is outside {self.expected.specifier}"
-        if self.failure is None:
-            return f"{named} {outside}" if outside else f"{named}, loads" if self.loaded else named
-        return f"{named} {outside + ' and ' if outside else ''}does not load ({self.failure})"
+        if not self.sound:
+            bounds = self.tested[0] if self.tested else self.needed
+            outside = "" if bounds is None or _allows(bounds, self.version) else f" is outside {bounds.specifier}"
+            failed = f" does not load ({self.failure})" if self.failure else ""
+            return f"{named}{outside}{' and' if outside and failed else ''}{failed}"
+        known = ", tested" if self.fits else ", not tested"
+        return f"{named}{known if self.tested else ''}{', loads' if self.loaded else ''}"
+
+
+def _allows(requirement: Requirement, version: str | None) -> bool:
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def packages(host: Host) -> list[Package]:
@@ -236,14 +281,36 @@ def packages(host: Host) -> list[Package]:
     Returns:
         Every package of the extra, and those of ``LOADED`` that are installed, each once.
     """
-    expected = requirements(host.name)
+    known, needed = tested(host), _needed(host)
     there = [name for name in LOADED if is_installed(name)]
     failures = load_failures(there)
-    names = dict.fromkeys([host.name, *expected, *there])
+    names = dict.fromkeys([host.name, *known, *there])
     return [
-        Package(name, _version(name), expected.get(name), failures.get(name), name in there and name not in failures)
+        Package(
+            name,
+            _version(name),
+            known.get(name, ()),
+            failures.get(name),
+            loaded=name in there and name not in failures,
+            needed=needed.get(name),
+        )
         for name in names
     ]
+
+
+def _needed(host: Host) -> dict[str, Requirement]:
+    """Return what the environment of a host cannot lack: sepo's own requirements, and the host's packages unbounded."""
+    from packaging.requirements import Requirement
+
+    names = [host.name, *_merged(_unconditional(host.name))]
+    return {name: Requirement(name) for name in names} | _merged(_unconditional(DISTRIBUTION)) | requirements("host")
+
+
+def _unconditional(distribution: str) -> Iterator[Requirement]:
+    """Yield the requirements of a distribution without extras."""
+    for requirement in _recorded(distribution):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement
 
 
 def _version(name: str) -> str | None:
@@ -296,6 +363,21 @@ def what_is_wrong(host: Host, wrong: Sequence[Package]) -> str:
     return f"{'; '.join(map(str, causes))}; run: {_repair(host, causes)}"
 
 
+def what_is_untested(host: Host, untested: Sequence[Package]) -> str:
+    """Describe sound packages in versions that were not tested in one line, with the command that installs tested ones.
+
+    Args:
+        host: host that they were not tested with.
+        untested: sound packages that do not fit.
+    """
+    there = [package for package in untested if package.version is not None]
+    named = ", ".join(f"{package.name} {package.version}" for package in there)
+    return (
+        f"{named}: not tested with sepo and {host.title} {_version(host.name)}; if runs fail, use tested versions: "
+        f"{_repair(host, there)}"
+    )
+
+
 def _causes(wrong: Sequence[Package]) -> list[Package]:
     """Remove packages that only fail with the same error as one of their dependencies."""
     places = {name: place for place, name in enumerate(LOADED)}
@@ -312,7 +394,7 @@ def _repair(host: Host, wrong: Sequence[Package]) -> str:
     Packages without a requirement in the extra are installed at the host's own pins. If neither has a package, the
     extra is installed.
     """
-    recorded = requirements(host.name)
+    recorded = {name: items[0] for name, items in tested(host).items()}
     pins = {name: item for name, item in recorded.items() if _is_pin(item)}
     known = {**_host_pins(host), **recorded} if recorded else {}
     wanted: dict[str, Requirement] = {}
@@ -325,8 +407,7 @@ def _repair(host: Host, wrong: Sequence[Package]) -> str:
 
 
 def _host_pins(host: Host) -> dict[str, Requirement]:
-    here = (item for item in _recorded(host.name) if item.marker is None or item.marker.evaluate({"extra": ""}))
-    return {name: item for name, item in _merged(here).items() if _is_pin(item)}
+    return {name: item for name, item in _merged(_unconditional(host.name)).items() if _is_pin(item)}
 
 
 def _is_pin(requirement: Requirement) -> bool:

@@ -5,7 +5,7 @@ import re
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.support.locks import COUPLED, ENVIRONMENTS, LOCKS, MADE_FOR, entries, required, versions
+from tests.support.locks import COUPLED, ENVIRONMENTS, LOCKS, MADE_FOR, OF_FILES, entries, required, versions
 
 FILES = sorted(LOCKS.glob("*.txt"))
 
@@ -28,8 +28,17 @@ def test_a_lock_satisfies_pyproject(name, python):
         assert requirement.specifier.contains(found), f"{requirement}, locked '{found}'; run: make lock KEEP=1"
 
 
+@pytest.mark.parametrize("name", OF_FILES)
+def test_a_lock_satisfies_its_file(name):
+    locked = versions((LOCKS / name).read_text(), python="3.11")
+    own = [requirement for requirement, _ in entries((LOCKS / name).with_suffix(".in").read_text())]
+    for requirement in [*own, *(required(*OF_FILES[name]) if OF_FILES[name] else ())]:
+        found = locked.get(canonicalize_name(requirement.name), "")
+        assert requirement.specifier.contains(found), f"{requirement}, locked '{found}'; run: make lock KEEP=1"
+
+
 def test_every_lock_is_tested():
-    assert {path.name for path in FILES} == {*ENVIRONMENTS, "build.txt", "demo-model.txt"}
+    assert {path.name for path in FILES} == {*ENVIRONMENTS, *OF_FILES, "build.txt"}
 
 
 def test_what_is_coupled_by_its_binary_interface_is_one_version_in_the_extra():

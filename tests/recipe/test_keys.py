@@ -5,17 +5,21 @@ import pytest
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.objectives.presets import BUILT_IN as OBJECTIVES
+from sepo.recipe.given import stage_of
+from sepo.recipe.ignored_keys import WITHOUT_EFFECT
 from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import PrecomputedReference
-from sepo.recipe.resolve import resolve, stage_of
+from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import TokenRewardSource
-from sepo.recipe.stages import STAGES, check_stage
+from sepo.recipe.stage_names import STAGES, check_stage
 
 HOST_KEYS = ("stage", "pref_loss", "pref_beta", "pref_ftx", "ref_model", "learning_rate", "dataset", "do_train",
              "dpo_label_smoothing", "streaming", "model_name_or_path", "template", "simpo_gamma", "ref_model_adapters",
              "ref_model_quantization_bit", "adapter_name_or_path", "quantization_bit", "optim",
-             "galore_layerwise", "model_revision")  # fmt: skip
+             "galore_layerwise", "model_revision", "neat_packing", "train_on_prompt", "mask_history",
+             "predict_with_generate", "label_smoothing_factor", "moe_aux_loss_coef", "use_dft_loss", "use_asft_loss",
+             "use_eaft_loss", "use_hyper_parallel", *WITHOUT_EFFECT)  # fmt: skip
 RECIPE = {"stage": "sepo", "model_name_or_path": "m", "oracle_model": "o", "oracle_base_model": "b"}
 
 
@@ -102,6 +106,7 @@ def test_command_line_form():
         ({"batch_tokens": 0}, ["batch_tokens is 0", "at least 1"]),
         ({"batch_tokens": 9, "optim": "lomo"}, ["batch_tokens is 9", "optim", "remove batch_tokens"]),
         ({"batch_tokens": 9, "galore_layerwise": True}, ["batch_tokens is 9", "galore_layerwise"]),
+        ({"batch_tokens": 9, "optim": "galore_adamw_layerwise"}, ["batch_tokens is 9", "galore_adamw_layerwise"]),
         ({"head_chunk_tokens": 1.5}, ["head_chunk_tokens is 1.5", "a whole number"]),
         ({"oracle_model_quantization_bit": 3}, ["4 or 8"]),
         ({"oracle_model": None}, ["no oracle is named", "oracle_model_adapters"]),
@@ -112,6 +117,21 @@ def test_command_line_form():
         ({"pref_loss": "kto_pair"}, ["pref_loss is 'kto_pair'", "stage: dpo"]),
         ({"ref_model": "r"}, ["ref_model is set", "without a reference model"]),
         ({"streaming": True}, ["streaming is set", "remove streaming"]),
+        *(
+            ({name: True}, [f"{name} is set", f"remove {name}"])
+            for name in (
+                "neat_packing",
+                "train_on_prompt",
+                "mask_history",
+                "predict_with_generate",
+                "use_dft_loss",
+                "use_asft_loss",
+                "use_eaft_loss",
+                "use_hyper_parallel",
+            )
+        ),
+        ({"moe_aux_loss_coef": 0.001}, ["moe_aux_loss_coef is set", "remove moe_aux_loss_coef"]),
+        ({"label_smoothing_factor": 0.1}, ["label_smoothing_factor is set", "set dpo_label_smoothing"]),
         ({"objective": "minor_dp"}, ["objective is 'minor_dp'", "Did you mean 'minor_dpo'"]),
         ({"objective": "tdpo3"}, ["objective is 'tdpo3'", "one of dpo, ", "Did you mean 'tdpo"]),
         (
@@ -576,3 +596,25 @@ def test_reference_adapters_alone_are_over_the_policys_model():
     assert host_words[host_words.index("--ref_model") + 1] == "m"
     stored = resolved(stage="minor_dpo", **keys, ref_precompute=True)[1].precomputed_reference
     assert stored == PrecomputedReference(ModelSpec("m", ("aligned",)), "ref_model")
+
+
+def test_keys_without_effect_are_named_in_one_line_for_each_reason():
+    _, settings = resolved(packing=True, ppo_target=3.0, kto_chosen_weight="2", do_predict="false", eval_num_beams=None)
+    packing, others = settings.notes
+    assert packing.startswith("packing is set, but has no effect in this stage: pairs are not packed")
+    assert others.startswith("kto_chosen_weight and ppo_target are set, but have no effect in this stage")
+
+
+@pytest.mark.parametrize("off", [False, "false", 0, 0.0, None])
+def test_off_values_of_other_keys_are_fine(off):
+    recipe = {
+        name: off for name in HOST_KEYS if name in WITHOUT_EFFECT or name == "streaming" or name.startswith("use")
+    }
+    assert resolve({**RECIPE, **recipe, "moe_aux_loss_coef": off}, host_keys=HOST_KEYS)[1].notes == ()
+
+
+def test_the_hosts_keys_without_effect_are_keys_of_the_host():
+    from sepo.hosts.llamafactory.recipe import host_keys
+    from sepo.recipe.resolve import _REFUSED
+
+    assert {*WITHOUT_EFFECT, *_REFUSED} <= set(host_keys())

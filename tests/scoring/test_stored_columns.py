@@ -10,9 +10,10 @@ from datasets import Dataset
 from sepo.errors import SepoError
 from sepo.scoring import oracle as scoring
 from sepo.scoring import stored_columns as scored_rows
-from sepo.training.trainable_rows import skip_empty_responses
+from sepo.training.row_losses import RowLosses
+from sepo.training.trainable_rows import NO_RESPONSE, SAME_RESPONSES, keep_trainable
 from tests.support.hub import LocalModels
-from tests.support.rows import rows
+from tests.support.rows import IGNORE, rows
 
 
 class Words:
@@ -21,24 +22,39 @@ class Words:
         return " ".join(map(str, ids))
 
 
-def test_rows_without_a_response_are_reported_counted_and_skipped(caplog):
-    with caplog.at_level(logging.WARNING):
-        kept = skip_empty_responses(rows((2, 2), (0, 2), (1, 1), (3, 0)), name="train", tokenizer=Words)
-    assert len(kept) == 2
-    assert kept["chosen_input_ids"][1] == [1, 2, 3, 12]
-    assert "skipped 2 of 4 rows of train" in caplog.text
-    assert "Rows 1 ('1 2 3'), 3 (" in caplog.text
+def kept(data, losses=None):
+    return keep_trainable(data, name="train", tokenizer=Words, losses=RowLosses() if losses is None else losses)
 
 
-def test_nothing_is_logged_if_no_response_is_empty(caplog):
-    data = rows((2, 2), (1, 1))
-    assert skip_empty_responses(data, name="train", tokenizer=Words) is data
-    assert caplog.text == ""
+def test_rows_without_a_response_are_counted_and_skipped():
+    losses = RowLosses()
+    left = kept(rows((2, 2), (0, 2), (1, 3), (3, 0), same=[0]), losses)
+    assert left["chosen_input_ids"] == [[1, 2, 3, 12]]
+    empty = {"what": "skipped", "reason": NO_RESPONSE, "rows": 2, "example": "1 2 3"}
+    same = {"what": "skipped", "reason": SAME_RESPONSES, "rows": 1, "example": "1 2 3 10 11"}
+    assert losses.record() == {"train": {"given": 4, "used": 1, "losses": [empty, same]}}
 
 
-def test_a_data_set_without_any_response_is_refused():
-    with pytest.raises(SepoError, match="every row has an empty response after truncation; raise cutoff_len"):
-        skip_empty_responses(rows((0, 1), (0, 0)), name="train", tokenizer=Words)
+def test_responses_are_compared_by_their_tokens_alone():
+    data = rows((2, 2), (2, 2), (2, 3)).to_dict()
+    data["rejected_labels"][0][3:] = data["rejected_input_ids"][0][3:] = [10, 99]  # the last token differs
+    data["rejected_labels"][1] = [IGNORE, IGNORE, 3, *data["chosen_labels"][1][3:]]  # starts at another token
+    for name in ("input_ids", "labels"):  # one response continues the other
+        data[f"rejected_{name}"][2] = [*data[f"chosen_{name}"][2], 7]
+    assert len(kept(Dataset.from_dict(data))) == 3
+
+
+def test_the_data_set_is_unchanged_if_every_row_can_be_trained_on():
+    data, losses = rows((2, 2), (1, 1)), RowLosses()
+    assert kept(data, losses) is data
+    assert losses.record() == {"train": {"given": 2, "used": 2, "losses": []}}
+
+
+def test_a_data_set_without_a_trainable_row_is_refused():
+    with pytest.raises(SepoError, match="no row is left to train on: in 2 of 2 rows a response has no token after"):
+        kept(rows((0, 1), (0, 0)))
+    with pytest.raises(SepoError, match=r"in 1 of 2 rows a response .* in 1 of 2 rows both responses have the same"):
+        kept(rows((0, 1), (2, 2), same=[1]))
 
 
 def test_rows_digest_sees_ids_order_and_boundaries():
@@ -80,12 +96,18 @@ def scorer(world, tmp_path):
     return make
 
 
-def fake_scores(monkeypatch, value=0.5):
+def fake_scores(monkeypatch, value=0.5, zeros=0):
+    """Score every token with a value, those of the first ``zeros`` rows with zero."""
+
     def score(self, dataset, start, stop, on_batch):
         counts = {
             side: [len(ids) - 3 for ids in dataset[start:stop][f"{side}_input_ids"]] for side in ("chosen", "rejected")
         }
-        return {f"{side}_scores": [[value] * count for count in counts[side]] for side in counts}
+        values = [0.0 if row < zeros else value for row in range(start, stop)]
+        return {
+            f"{side}_scores": [[number] * count for number, count in zip(values, counts[side], strict=True)]
+            for side in counts
+        }
 
     monkeypatch.setattr(scoring.DatasetScorer, "_score", score)
 
@@ -137,3 +159,16 @@ def test_an_oracle_that_scores_only_zeros_is_refused(scorer, monkeypatch):
     fake_scores(monkeypatch, value=0.0)
     with pytest.raises(SepoError, match="all scores are zero"):
         scorer().attach(rows((2, 1)), name="train")
+
+
+@pytest.mark.parametrize("zeros", [39, 40])
+def test_all_rows_decide_whether_an_oracle_scores_only_zeros(scorer, monkeypatch, zeros):
+    """Zeros of the first rows alone are no reason to refuse the others."""
+    monkeypatch.setattr(scored_rows, "_BLOCK", 16)
+    fake_scores(monkeypatch, zeros=zeros)
+    data = rows(*[(2, 1)] * 40)
+    if zeros == 40:
+        with pytest.raises(SepoError, match="all scores are zero"):
+            scorer().attach(data, name="train")
+    else:
+        assert scorer().attach(data, name="train")["chosen_scores"][38:] == [[0.0, 0.0], [0.5, 0.5]]

@@ -68,7 +68,9 @@ def llamafactory_trainer(job):
 def axolotl_trainer(job):
     from axolotl.integrations.base import PluginManager
 
-    PluginManager.get_instance().register("sepo.hosts.axolotl.SePOPlugin")
+    manager, name = PluginManager.get_instance(), "sepo.hosts.axolotl.SePOPlugin"
+    manager.register(name)
+    manager.plugins[name].register(dict(job["config"]))
     from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
     from transformers import AutoTokenizer
 

@@ -14,6 +14,11 @@ ENVIRONMENTS = {
     "axolotl-0.19.txt": (("axolotl", "test"), ("3.11",)),
     "axolotl-0.21.txt": (("axolotl", "test"), ("3.12",)),
 }
+# Locks of a file `NAME.in`, with the extras that they satisfy in addition.
+OF_FILES: dict[str, tuple[str, ...]] = {
+    "llamafactory-0.9.4.txt": ("host", "test"), "contract-0.9.4.txt": (), "transformers-5.8.txt": (),
+    "demo-model.txt": (),
+}  # fmt: skip
 MADE_FOR = [(name, python) for name, (_, pythons) in ENVIRONMENTS.items() for python in pythons]
 # Coupled by their binary interface: another patch release of one may not load with the others.
 COUPLED = ("torch", "torchvision", "torchaudio")

@@ -25,12 +25,17 @@ def prepared(folder, words, *, dataset="d", carry=True, **options):
 IGNORE = -100
 
 
-def rows(*lengths):
-    """Return tokenized pairs with prompts of three tokens and responses of the given lengths (chosen, rejected)."""
+def rows(*lengths, same=()):
+    """Return tokenized pairs with prompts of three tokens and responses of the given lengths (chosen, rejected).
+
+    The first tokens of both responses are the same and their last ones differ, except in the rows of ``same``.
+    """
     table = {f"{side}_{name}": [] for side in ("chosen", "rejected") for name in ("input_ids", "labels")}
     for index, pair in enumerate(lengths):
         for side, length in zip(("chosen", "rejected"), pair, strict=True):
             answer = [10 + index + position for position in range(length)]
+            if side == "rejected" and answer and index not in same:
+                answer[-1] += 50
             table[f"{side}_input_ids"].append([1, 2, 3, *answer])
             table[f"{side}_labels"].append([IGNORE] * 3 + answer)
     return Dataset.from_dict(table)

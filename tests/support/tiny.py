@@ -68,8 +68,16 @@ def save_model(folder: Path, *, seed: int, words=None, noise_over: Path | None =
             for parameter in model.parameters():
                 parameter.add_(0.03 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    made.save_pretrained(folder)
+    save_tokenizer(made, folder)
     return folder
+
+
+def save_tokenizer(made, folder: Path) -> None:
+    """Save a tokenizer so that transformers 4 loads it, too: its class has a name there that 5 also reads."""
+    made.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
 
 
 def pairs(count: int) -> list[dict]:

@@ -8,7 +8,7 @@ import torch
 from accelerate.parallelism_config import ParallelismConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
@@ -40,17 +40,18 @@ def gradients_of(model, loss):
     return made
 
 
-def step(models, name, *, parts=None, share=True, pairs=PAIRS):
+def step(models, name, *, parts=None, share=True, pairs=PAIRS, changed=dict, counted=None):
     policy, reference = models
     method = resolve_method(name, **METHODS[name])
     output = preference_step(
         policy,
-        collate(pairs, method),
+        changed(collate(pairs, method)),
         method=method,
         reference=lambda: contextlib.nullcontext(reference),
         chosen_nll_weight=0.3,
         share_prompts=share,
         parts=parts,
+        counted=counted,
     )
     return output.loss.item(), gradients_of(policy, output.loss), output.metrics
 
@@ -75,6 +76,46 @@ def test_parts_add_up_to_the_whole(models, name, share):
     for budget in (1, 30, 10_000):
         assert_same(step(models, name, parts=Parts(budget, backward=run_backward), share=share), whole)
     assert_same(step(models, name, parts=Parts(1), share=share), whole)
+
+
+def with_positions(batch):
+    """Return a batch with an input of the model that does not belong to rows of pairs alone, as images do not."""
+    return {**batch, "position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
+
+
+@pytest.mark.parametrize("changed", [dict, with_positions], ids=["text", "other inputs"])
+@pytest.mark.parametrize("name", METHODS)
+def test_pairs_that_fill_a_batch_do_not_count(models, name, changed):
+    expected = step(models, name, pairs=PAIRS[:2])
+    for parts in (None, Parts(30, backward=run_backward)):
+        assert_same(step(models, name, parts=parts, changed=changed, counted=2), expected)
+
+
+def padded_on_the_left(batch):
+    """Return a batch with the padding of each row moved to its beginning."""
+    shifts = (1 - batch["attention_mask"]).sum(-1).tolist()
+    return {name: torch.stack([r.roll(s) for r, s in zip(x, shifts, strict=True)]) for name, x in batch.items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_on_the_left_changes_nothing(models, name):
+    """Prompts are not shared then; a model with relative positions (in float32) gives what it gives for the right."""
+    whole = step(models, name, changed=padded_on_the_left)
+    assert whole[0] == pytest.approx(step(models, name)[0], rel=1e-6)
+    for budget in (1, 30, 10_000):
+        assert_same(step(models, name, parts=Parts(budget, backward=run_backward), changed=padded_on_the_left), whole)
+
+
+def test_parts_of_a_batch_that_is_padded_on_the_left_keep_their_positions():
+    """GPT-2 adds a vector to each position: a part without the padding would be another input."""
+    torch.manual_seed(0)
+    vocabulary = 1 + max(max(pair["chosen_input_ids"] + pair["rejected_input_ids"]) for pair in PAIRS)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=64, n_embd=16, n_layer=2, n_head=2)).double()
+    whole, split = (
+        step((model.eval(), model), "sepo", parts=parts, changed=padded_on_the_left)
+        for parts in (None, Parts(1, backward=run_backward))
+    )
+    assert_same(split, whole)
 
 
 @settings(max_examples=15)

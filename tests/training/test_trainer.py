@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainingArgumen
 from sepo.errors import SepoError
 from sepo.objectives import resolve_method
 from sepo.training import PairCollator, PreferenceTrainer, preference_step
-from sepo.training.trainer import _Means
+from sepo.training.means import Means
 from tests.support.recipes import environment, python_path
 from tests.support.trainers import LIVE, ROWS, arguments, load, rows_of
 
@@ -236,12 +236,14 @@ def test_arguments_without_effect_raise(world, tmp_path, monkeypatch):
         PreferenceTrainer(args=arguments(tmp_path), compute_loss_func=len, **settings)
     with pytest.raises(SepoError, match=r"label_smoothing_factor is 0.1"):
         PreferenceTrainer(args=arguments(tmp_path, label_smoothing_factor=0.1), **settings)
+    with pytest.raises(SepoError, match="grouped by length"):
+        PreferenceTrainer(args=arguments(tmp_path, train_sampling_strategy="group_by_length"), **settings)
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(SepoError, match=r"2 GPUs in one process.*torchrun"):
         PreferenceTrainer(args=arguments(tmp_path), **settings)
 
 
-def test_means_are_weighted_by_pairs():
+def test_means_are_totals_over_counts():
     class OneProcess:
         device = "cpu"
 
@@ -250,11 +252,11 @@ def test_means_are_weighted_by_pairs():
             assert how == "sum"
             return values
 
-    means = _Means()
-    assert means.reduced(OneProcess) == {}
-    means.add({"a": 1.0}, 3)
-    means.add({"a": 5.0}, 1)
-    assert means.reduced(OneProcess) == {"a": 2.0}
+    means = Means()
+    assert means.reduced(OneProcess, batch_pairs=4) == {}
+    means.add({"a": (3.0, 3.0), "select/tokens": (30.0, 3.0)})
+    means.add({"a": (5.0, 1.0), "select/tokens": (6.0, 1.0)})
+    assert means.reduced(OneProcess, batch_pairs=4) == {"a": 2.0, "select/tokens": 36.0}
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -282,7 +284,7 @@ RANK = """
 import torch
 from pathlib import Path
 from tests.support import tiny
-from tests.support.trainers import LIVE, ROWS, arguments, load
+from tests.support.trainers import LIVE, ROWS, arguments, load, rows_of
 from sepo.training import PreferenceTrainer
 tiny.LlamaRMSNorm.forward = tiny.exact_norm
 world = Path({world!r})
@@ -294,18 +296,24 @@ for batch_tokens in (None, 20):
         batch_tokens=batch_tokens,
     )
     trainer.train()
-    metrics = trainer.evaluate()
+    evaluations = [trainer.evaluate(rows_of(count, seed=1)) for count in {counts}]
     if trainer.is_world_process_zero():
         trainer.save_model()
-        torch.save([metrics["eval_loss"], metrics["eval_rewards/margins"]], directory + "/evaluation.pt")
+        torch.save(evaluations, directory + "/evaluation.pt")
 """
+COUNTS = (4, 5, 1, 7)
+"""Pairs of evaluations in batches of two per process: full, and with one, three and one pairs that repeat others."""
+
+
+def values_of(metrics):
+    return {name: value for name, value in metrics.items() if "runtime" not in name and "per_second" not in name}
 
 
 @pytest.fixture(scope="module")
 def two_processes(world, tmp_path_factory):
     """A directory of runs of two processes, by ``batch_tokens``, from one start of the processes."""
     directory = tmp_path_factory.mktemp("two")
-    values = {"world": str(world), "directory": str(directory)}
+    values = {"world": str(world), "directory": str(directory), "counts": COUNTS}
     (directory / "rank.py").write_text(RANK.format(**values))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     env = environment(PYTHONPATH=python_path())
@@ -315,21 +323,24 @@ def two_processes(world, tmp_path_factory):
 
 @pytest.mark.parametrize("batch_tokens", [None, 20])
 def test_two_processes_equal_one(world, two_processes, tmp_path, batch_tokens):
-    """DDP with two pairs per rank and live selection: weights and evaluation equal those of one process with four."""
+    """DDP with two pairs per rank and live selection: weights and evaluation equal those of one process with four.
+
+    Evaluations with a remainder: a rank's last batch is filled with pairs that were counted before, or has no other.
+    """
     trainer = PreferenceTrainer(
         model=load(world),
         ref_model=load(world, "base"),
         method=LIVE,
-        args=arguments(tmp_path / "one", max_steps=2),
+        args=arguments(tmp_path / "one", max_steps=2, per_device_eval_batch_size=2),
         train_dataset=ROWS,
-        eval_dataset=ROWS,
     )
     trainer.train()
     two = LlamaForCausalLM.from_pretrained(two_processes / str(batch_tokens), dtype=torch.float64)
     torch.testing.assert_close(dict(two.named_parameters()), weights(trainer), rtol=1e-9, atol=1e-9)
-    metrics = trainer.evaluate()
-    expected = [metrics["eval_loss"], metrics["eval_rewards/margins"]]
-    assert torch.load(two_processes / str(batch_tokens) / "evaluation.pt") == pytest.approx(expected, rel=1e-5)
+    found = torch.load(two_processes / str(batch_tokens) / "evaluation.pt")
+    for count, metrics in zip(COUNTS, found, strict=True):
+        expected = values_of(trainer.evaluate(rows_of(count, seed=1)))
+        assert values_of(metrics) == pytest.approx(expected, rel=1e-5, abs=1e-7), count
 
 
 def test_importing_the_step_needs_no_transformers():

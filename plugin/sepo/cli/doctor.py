@@ -23,6 +23,7 @@ from sepo.installation import (
     load_failures,
     packages,
     requirements,
+    what_is_untested,
     what_is_wrong,
 )
 from sepo.plugins import GROUPS, registered
@@ -43,7 +44,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     for host in hosts:
         found = packages(host)
         good &= _section(f"packages of {host.title}", _packages(host, found))
-        loads &= all(package.version is not None and package.failure is None for package in found)
+        loads &= all(package.failure is None and not (package.needed and package.version is None) for package in found)
     if not loads:
         print("something is wrong: see WRONG above; nothing else is checked until all packages are there and load")
         return 1
@@ -60,7 +61,8 @@ def _section(title: str, findings: Iterable[Finding]) -> bool:
     print(title)
     good = True
     for finding in findings:
-        print(f"  {'ok   ' if finding.good else 'WRONG'} {finding.text}", flush=True)
+        label = "WRONG" if not finding.good else "note " if finding.note else "ok   "
+        print(f"  {label} {finding.text}", flush=True)
         good = good and finding.good
     return good
 
@@ -88,9 +90,12 @@ _USE = {
 
 def _packages(host: Host, found: Sequence[Package]) -> Iterator[Finding]:
     wrong = [package for package in found if not package.sound]
-    yield from (Finding(True, str(package)) for package in found if package.sound)
+    untested = [package for package in found if package.sound and not package.fits]
+    yield from (Finding(True, str(package), note=package in untested) for package in found if package.sound)
     if not requirements(host.name):
         yield Finding(True, "versions are not compared: sepo is on the path but not installed, so none are recorded")
+    if any(package.version is not None for package in untested):
+        yield Finding(True, what_is_untested(host, untested), note=True)
     if wrong:
         yield Finding(False, what_is_wrong(host, wrong))
 

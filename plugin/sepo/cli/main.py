@@ -20,6 +20,7 @@ from sepo.cli.sampling import add_sample, run_sample
 from sepo.cli.scores import add_scores, run_scores
 from sepo.cli.status import add_status, run_status
 from sepo.errors import SepoError
+from sepo.redaction import redacted_words, without_secrets
 
 Command = Callable[[argparse.Namespace], int]
 """Runs a command with its parsed options and returns the exit status."""
@@ -105,7 +106,7 @@ def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
     options, more = parser.parse_known_args(words)
     misplaced = [word for word in more if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
     if misplaced:
-        parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
+        parser.error(f"unrecognized arguments: {' '.join(redacted_words(misplaced))}")
     if more:
         options.overrides = [*options.overrides, *more]
     return options
@@ -127,5 +128,5 @@ def main(words: Sequence[str] | None = None) -> int:
         options = _parsed(build_parser(), words)
         return options.run(options)
     except SepoError as error:
-        print(f"sepo: error: {error}", file=sys.stderr)
+        print(f"sepo: error: {without_secrets(str(error))}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from sepo.score_store import ScoreStore, disk_size, read_names
 from sepo.score_store.distribution import kept_in_rows
 from sepo.score_store.summary import SHARE, is_chosen, pieces, summarize
 from sepo.score_store.tables import print_summary
+from sepo.text.template_tokens import TEMPLATE_TOKENS
 
 
 def show(store: ScoreStore, *, rows: int) -> None:
@@ -26,6 +27,7 @@ def show(store: ScoreStore, *, rows: int) -> None:
     manifest, path = store.manifest, store.path
     names = read_names(path.parent, path.name)
     print(f"store     {path}")
+    names.pop(TEMPLATE_TOKENS, None)  # for `sepo show`
     for name, value in names.items():
         print(f"{name:<9} {value}  (as named by the last run)" if value else f"{name:<9} -")
     done = store.rows_written

@@ -90,7 +90,8 @@ def _host_attention(implementation: str, module: nn.Module) -> Callable[..., Any
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
-    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    # a mapping in every version; its own `get_interface` is new in transformers 5
+    return ALL_ATTENTION_FUNCTIONS.get(implementation, eager)
 
 
 def attend_pairs(

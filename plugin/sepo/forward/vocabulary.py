@@ -56,6 +56,11 @@ class TokenStatistics:
     kl: Tensor | None = None
     log_sum_p2: Tensor | None = None
 
+    def of(self, rows: list[int]) -> TokenStatistics:
+        """Return the numbers of some rows of a batch."""
+        kl, log_sum_p2 = (None if values is None else values[rows] for values in (self.kl, self.log_sum_p2))
+        return TokenStatistics(self.logps[rows], kl, log_sum_p2)
+
 
 def log_sum_p2(logits: Tensor, log_norm: Tensor) -> Tensor:
     """Compute log sum_v p_v^2, [n], from logits [n, V] and their log-sum-exp [n]."""

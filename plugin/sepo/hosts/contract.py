@@ -7,10 +7,13 @@ shared types, the check and the names that all hosts rely on.
 
 from __future__ import annotations
 
+import dis
+import functools
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 
@@ -21,10 +24,12 @@ class Finding:
     Args:
         good: whether the check passed.
         text: what was found, and what to do if the check failed.
+        note: whether a passed check found something that the user should know, such as a version that is not tested.
     """
 
     good: bool
     text: str
+    note: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,48 @@ class Entry:
         module: the module that defines it.
         path: the attribute in the module, dotted for an attribute of a class.
         parameters: parameters that the function or class must accept, in any order.
-        on_instances: whether only instances have the attribute; it is then looked up in the source of the class.
+        on_instances: whether only instances have the attribute; it is then annotated in the class, or read or set by
+            one of its methods.
+        versions: versions of the module's distribution that have the name (PEP 440, such as ``>=0.9.5``); empty for
+            all supported ones.
     """
 
     module: str
     path: str
     parameters: tuple[str, ...] = ()
     on_instances: bool = False
+    versions: str = ""
 
     def __str__(self) -> str:
         return f"{self.module}.{self.path}"
+
+    def concerns(self, version: str | None) -> bool:
+        """Return whether a version of the distribution must have the name.
+
+        Args:
+            version: the version; None if it is unknown, which counts as the newest.
+        """
+        if not self.versions:
+            return True
+        from packaging.specifiers import SpecifierSet
+
+        return SpecifierSet(self.versions).contains(version or _NEWEST, prereleases=True)
+
+
+_NEWEST = "9999"
+
+
+def concerning(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the entries of a contract that concern the installed versions."""
+    return [entry for entry in entries if entry.concerns(_version(entry.module.split(".")[0]))]
+
+
+@functools.cache
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # on the path, but not installed
+        return None
 
 
 def gap(entry: Entry) -> str | None:
@@ -69,13 +106,30 @@ def gap(entry: Entry) -> str | None:
     if not entry.parameters:
         return None
     has = inspect.signature(found).parameters
+    kinds = {parameter.kind for parameter in has.values()}
+    if {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds:  # passes everything on
+        return None
     absent = [parameter for parameter in entry.parameters if parameter not in has]
     return f"{entry} does not take {', '.join(absent)}" if absent else None
 
 
 def _is_assigned(kind: type, name: str) -> bool:
-    sources = (inspect.getsource(base) for base in kind.__mro__ if base.__module__ != "builtins")
-    return any(f"self.{name}" in source for source in sources)
+    """Return whether a class annotates an attribute, or one of its functions, wrapped or not, reads or sets it."""
+    return any(
+        name in vars(base).get("__annotations__", {}) or any(_uses(member, name) for member in vars(base).values())
+        for base in kind.__mro__
+    )
+
+
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR")
+
+
+def _uses(member: Any, name: str) -> bool:
+    """Return whether the compiled code of a function has an attribute of this name."""
+    code = getattr(inspect.unwrap(member) if callable(member) else member, "__code__", None)
+    return code is not None and any(
+        instruction.opname in _ATTRIBUTE and instruction.argval == name for instruction in dis.get_instructions(code)
+    )
 
 
 def check(entries: Sequence[Entry], *, expected: str) -> list[Finding]:
@@ -88,10 +142,11 @@ def check(entries: Sequence[Entry], *, expected: str) -> list[Finding]:
     Returns:
         One failed finding per name that is missing or has other parameters, or a single passed finding.
     """
-    absent = [found for found in map(gap, entries) if found is not None]
+    relied_on = concerning(entries)
+    absent = [found for found in map(gap, relied_on) if found is not None]
     if absent:
         return [Finding(False, f"{found}; use {expected}") for found in absent]
-    return [Finding(True, f"all {len(entries)} names of the host's contract exist")]
+    return [Finding(True, f"all {len(relied_on)} names of the host's contract exist")]
 
 
 SHARED = (
@@ -107,7 +162,7 @@ SHARED = (
     Entry("transformers", "AttentionInterface.register", ("key", "value")),
     Entry("transformers.masking_utils", "AttentionMaskInterface.register", ("key", "value")),
     Entry("transformers.masking_utils", "ALL_MASK_ATTENTION_FUNCTIONS"),
-    Entry("transformers.modeling_utils", "ALL_ATTENTION_FUNCTIONS.get_interface"),
+    Entry("transformers.modeling_utils", "ALL_ATTENTION_FUNCTIONS.get"),
     Entry("transformers.models.llama.modeling_llama", "eager_attention_forward", ("module", "query", "key", "value")),
     Entry("transformers.modeling_layers", "GradientCheckpointingLayer._gradient_checkpointing_func", on_instances=True),
     Entry("transformers.models.llama.modeling_llama", "LlamaDecoderLayer.mlp", on_instances=True),
@@ -117,6 +172,13 @@ SHARED = (
     Entry("transformers", "Trainer.get_batch_samples", ("epoch_iterator", "num_batches", "device")),
     Entry("transformers", "Trainer._prepare_inputs", ("inputs",)),
     Entry("transformers", "Trainer.compute_loss_context_manager"),
+    Entry("transformers", "Trainer._save", ("output_dir",)),
+    Entry("transformers", "Trainer._push_from_checkpoint", ("checkpoint_folder",)),
+    Entry("transformers", "Trainer.evaluation_loop", ("dataloader", "description", "metric_key_prefix")),
+    Entry("transformers", "Trainer.log", ("logs",)),
+    *(Entry("accelerate.state", f"GradientState.{name}") for name in ("end_of_dataloader", "remainder")),
+    Entry("accelerate.state", "GradientState.active_dataloader", on_instances=True),
+    Entry("accelerate.data_loader", "BatchSamplerShard.process_index", on_instances=True),
     Entry("accelerate.state", "GradientState._set_sync_gradients", ("sync_gradients",)),
     Entry("accelerate", "Accelerator.no_sync", ("model",)),
     Entry("accelerate", "Accelerator.parallelism_config"),

@@ -28,6 +28,8 @@ def select(
     policy_rejected_logps: Tensor | None = None,
     ref_chosen_logps: Tensor | None = None,
     ref_rejected_logps: Tensor | None = None,
+    chosen_ties: Tensor | None = None,
+    rejected_ties: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Select the tokens of each response that enter the loss.
 
@@ -50,6 +52,9 @@ def select(
         policy_rejected_logps: [B, Tl].
         ref_chosen_logps: [B, Tw].
         ref_rejected_logps: [B, Tl].
+        chosen_ties: [B, Tw] integers, the order of tokens with equal scores (``selection.ties``); None for that of
+            their positions.
+        rejected_ties: [B, Tl].
 
     Returns:
         (chosen_selection, rejected_selection), bool of the masks' shapes, at least one token per response.
@@ -73,6 +78,7 @@ def select(
         reference=ref_chosen_logps,
         steps=chosen_steps,
         counts=chosen_counts,
+        ties=chosen_ties,
     )
     rejected = _responses(
         method,
@@ -83,6 +89,7 @@ def select(
         reference=ref_rejected_logps,
         steps=rejected_steps,
         counts=rejected_counts,
+        ties=rejected_ties,
     )
     unit, span_tokens = method.selector.unit, method.selector.span_tokens
     if method.selector.scope == "pair":
@@ -103,6 +110,7 @@ def _responses(
     reference: Tensor | None,
     steps: Tensor | None,
     counts: Tensor | None,
+    ties: Tensor | None,
 ) -> Responses:
     """Collect one side's scores and the other inputs of its selector."""
     assert method.selector is not None
@@ -119,6 +127,7 @@ def _responses(
         what=f"{side} response",
         steps=present(method, f"{side}_steps", steps) if method.needs_steps else None,
         counts=present(method, f"{side}_counts", counts, shape="[B]") if method.needs_counts else None,
+        ties=ties,
     )
 
 
@@ -157,5 +166,11 @@ def live_scores(method: Method, side: str, *, mask: Tensor, policy: Tensor | Non
 
 def _plain(selector: Selector, side: Responses) -> Tensor:
     return select_tokens(
-        side.scores, side.mask, ratio=side.ratio, largest=side.largest, rule=selector.rule, what=side.what
+        side.scores,
+        side.mask,
+        ratio=side.ratio,
+        largest=side.largest,
+        rule=selector.rule,
+        what=side.what,
+        ties=side.ties,
     )

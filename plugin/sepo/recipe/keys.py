@@ -100,10 +100,7 @@ class Key:
         """
         if self.kind is bool:
             return as_flag(self.name, value)
-        if self.kind in (int, float):
-            value = as_number(self.name, value, self.kind)
-        else:
-            value = ",".join(value) if isinstance(value, list) else str(value)
+        value = as_number(self.name, value, self.kind) if self.kind in (int, float) else as_text(self.name, value)
         if self.expected is not None and not self.expected.holds(value):
             raise SepoError(f"{self.name} is {value!r}, expected {self.expected.words}.")
         return value
@@ -396,6 +393,18 @@ def as_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
         return kind(value)
     except (TypeError, ValueError):
         raise SepoError(f"{name} is {value!r}, expected {what}.") from None
+
+
+def as_text(name: str, value: Any) -> str:
+    """Convert a value from YAML or a command line to text; items of a list are separated by commas.
+
+    Raises:
+        SepoError: If it is a mapping, or a list with anything but texts and numbers.
+    """
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, Mapping | list) for item in items):
+        raise SepoError(f"{name} is {value!r}, expected a text, or a list of texts.")
+    return ",".join(map(str, items))
 
 
 def as_flag(name: str, value: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.objectives import Method, available_objectives, available_scorers, resolve_method
 from sepo.objectives.presets import find_objective
+from sepo.recipe.given import Arguments, given_keys
+from sepo.recipe.ignored_keys import ignored_notes
 from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
@@ -36,11 +38,11 @@ from sepo.recipe.stages import (
 )
 from sepo.recipe.token_rewards import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
 
-STEP_IN_BACKWARD = ("lomo", "adalomo")
+STEP_IN_BACKWARD = (
+    "lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise",
+    "apollo_adamw_layerwise",
+)  # fmt: skip
 """Optimizers that update the weights during the backward pass, and therefore allow one backward pass per step."""
-
-Arguments = dict[str, Any] | list[str]
-
 
 _REFUSED = {
     "pref_bco_weight": "the BCO term belongs to the host's DPO; remove pref_bco_weight or use stage: dpo",
@@ -48,32 +50,20 @@ _REFUSED = {
     "use_unsloth": "Unsloth replaces the forward pass in which sepo's stages replace the head; remove use_unsloth",
     "use_kt": "KTransformers replaces the forward pass in which sepo's stages replace the head; remove use_kt",
     "streaming": "scores are joined to the data by row number, and a stream has no row numbers; remove streaming",
+    "neat_packing": "pairs are not packed, and their padding is not computed in any case; remove neat_packing",
+    "train_on_prompt": "preference losses are over responses; remove train_on_prompt",
+    "mask_history": "only the last turn of a pair is trained on in any case; remove mask_history",
+    "predict_with_generate": "evaluations generate no text; remove predict_with_generate, and run sepo eval",
+    "label_smoothing_factor": "it smooths the labels of tokens, and the loss is over pairs; set dpo_label_smoothing "
+    "with objective: dpo or robust_dpo",
+    "moe_aux_loss_coef": "the loss of a router is not added to a loss over pairs, neither here nor in the host's DPO; "
+    "remove moe_aux_loss_coef",
+    **{
+        name: f"it replaces the loss of SFT, and the key objective sets the loss; remove {name}"
+        for name in ("use_dft_loss", "use_asft_loss", "use_eaft_loss")
+    },
+    "use_hyper_parallel": "the host has this engine for SFT only; remove use_hyper_parallel",
 }
-
-
-def stage_of(args: Arguments) -> str | None:
-    """Return the stage that a recipe (mapping) or a command line (list of words) names, or None."""
-    stage = given_keys(args).get("stage")
-    return None if stage is None else str(stage)
-
-
-def given_keys(args: Arguments) -> dict[str, Any]:
-    """Return the keys and values that a recipe or a command line sets."""
-    return dict(args) if isinstance(args, dict) else dict(_options(args))
-
-
-def _options(words: Sequence[str]) -> dict[str, str]:
-    """Return the options ``--key value`` and ``--key=value`` of a command line, values as strings."""
-    options: dict[str, str] = {}
-    for position, word in enumerate(words):
-        if not word.startswith("--"):
-            continue
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            following = words[position + 1] if position + 1 < len(words) else ""
-            value = "true" if not following or following.startswith("--") else following
-        options[name.replace("-", "_")] = value
-    return options
 
 
 def _without(words: Sequence[str], names: Iterable[str]) -> list[str]:
@@ -215,7 +205,12 @@ def resolve(
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
         batch_tokens=arguments.batch_tokens,
-        notes=(*notes, *reference_notes(reference, method), *reward_notes(stage, rewards)),
+        notes=(
+            *notes,
+            *ignored_notes([name for name, value in given.items() if _given(value)]),
+            *reference_notes(reference, method),
+            *reward_notes(stage, rewards),
+        ),
         token_rewards=rewards,
         precomputed_reference=reference,
         ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,

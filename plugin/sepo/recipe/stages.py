@@ -1,4 +1,4 @@
-"""Stages of this package and of packages that register one, and the keys that they add."""
+"""Declarations of the stages of this package and of packages that register one, and the keys that they add."""
 
 from __future__ import annotations
 
@@ -13,39 +13,9 @@ from sepo.objectives.presets import BUILT_IN, find_objective, find_scorer
 from sepo.objectives.settings import Flag, Number, Setting, Value, Whole
 from sepo.plugins import Registered, find, load, names
 from sepo.recipe.keys import HOST_KEYS, SEPO_KEYS, as_flag, as_number
+from sepo.recipe.stage_names import STAGES, TAKEN, available_stages
 
-STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
-"""Built-in stages, with the objective of each if the recipe names no other."""
-
-HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
-
-_TAKEN = (*STAGES, *HOST_STAGES)
 _RATIOS = ("chosen_select_ratio", "rejected_select_ratio")
-
-
-def available_stages() -> tuple[str, ...]:
-    """Return the built-in stages, then the registered ones."""
-    return (*STAGES, *names("stage", built_in=_TAKEN))
-
-
-def is_sepo_stage(stage: str | None) -> bool:
-    """Return whether a stage is built into this package or registered by another, as opposed to a stage of the host.
-
-    Raises:
-        SepoError: If several packages register the name.
-    """
-    return stage is not None and (find("stage", stage, built_in=_TAKEN) is not None or stage in STAGES)
-
-
-def check_stage(stage: str | None) -> None:
-    """Raise if a stage is neither the host's, nor built in or registered.
-
-    Raises:
-        SepoError: If the stage is unknown; the message gives the nearest known name.
-    """
-    known = (*HOST_STAGES, *available_stages())
-    if stage is not None and stage not in known:
-        raise SepoError(f"unknown stage '{stage}'.{nearest(stage, known)} Stages: {', '.join(known)}.")
 
 
 def find_stage(name: str) -> Stage:
@@ -54,7 +24,7 @@ def find_stage(name: str) -> Stage:
     Raises:
         SepoError: If there is no such stage, or a registered one cannot be used.
     """
-    item = find("stage", name, built_in=_TAKEN)
+    item = find("stage", name, built_in=TAKEN)
     if item is None:
         if name not in STAGES:
             known = available_stages()
@@ -164,7 +134,7 @@ def objective_of_key(key: str) -> str | None:
 def registered_parts(*, stage: str, objective: str, token_scorer: str) -> Iterator[Registered]:
     """Yield the parts of a run that other packages register."""
     for item in (
-        find("stage", stage, built_in=_TAKEN),
+        find("stage", stage, built_in=TAKEN),
         find("objective", objective, built_in=BUILT_IN),
         find("token_scorer", token_scorer, built_in=SCORERS),
     ):

@@ -133,7 +133,7 @@ def _scored(subject: Subject, side: str) -> str:
 def _selected(subject: Subject, side: str) -> str:
     """Format the share of selected tokens among the shown rows, and the configured ratio."""
     masks = [np.asarray(getattr(pair, side).selected, bool) for pair in subject.pairs]
-    tokens = sum(len(mask) for mask in masks)
+    tokens = sum(getattr(pair, side).counted for pair in subject.pairs)
     ratio = selected_ratio(subject.settings, side)
     words = [] if ratio is None else [f"ratio {number(100 * ratio, digits=3)} %"]
     if tokens:

@@ -147,16 +147,26 @@ def _pair(pair: Pair, before: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _side(side: Side, before: Sequence[Side]) -> dict[str, Any]:
-    """Encode tokens ``t``, scores ``s``, selection ``k`` as ones and zeros, and ``more``, how many are omitted."""
+    """Encode tokens ``t``, scores ``s``, selection ``k``, and ``more``, how many are omitted.
+
+    The selection has a character per token: ``1`` if it is selected, ``0`` if not, ``-`` if it is the chat template's.
+    """
     scores = np.asarray(side.scores, float)[:_RESPONSE_TOKENS]
     same = next((place for place, other in enumerate(before) if other.tokens == side.tokens), None)
     texts = [visible(clipped(token, _TOKEN_CHARACTERS)) for token in side.tokens[:_RESPONSE_TOKENS]]
     return {
         "t": texts if same is None else same,
         "s": [_score(score) for score in scores.tolist()],
-        "k": "".join("1" if kept else "0" for kept in side.selected[:_RESPONSE_TOKENS]),
+        "k": _selection(side)[:_RESPONSE_TOKENS],
         "more": max(0, len(side.tokens) - _RESPONSE_TOKENS),
     }
+
+
+def _selection(side: Side) -> str:
+    if side.candidates is None:
+        return "".join("1" if kept else "0" for kept in side.selected)
+    both = zip(side.selected, side.candidates, strict=True)
+    return "".join("-" if not candidate else "1" if kept else "0" for kept, candidate in both)
 
 
 def _agreement(pairs: Sequence[Pair]) -> float | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,7 @@ from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.token_samples_reader import RECORD_FILE
 from sepo.score_store import default_store_root, find_store, read_names
 from sepo.score_store.summary import SHARE
+from sepo.text.template_tokens import NO_TEMPLATE, TEMPLATE_TOKENS, TemplateTokens
 
 T = TypeVar("T")
 
@@ -109,11 +112,12 @@ def _read_store(path: Path, name: str, request: _Request) -> Subject:
         return Subject(name, path, "store", missing=missing)
     method = selecting_method(Selector(SHARE, SHARE))
     names = read_names(path.parent, path.name)
+    template = _template(names.pop(TEMPLATE_TOKENS, "{}"))
     return Subject(
         name,
         path,
         "store",
-        pairs=_store_pairs(reader, method, request, missing),
+        pairs=_store_pairs(reader, method, request, missing, template),
         rows=reader.rows,
         spreads=_spreads(reader, [], method, request, missing),
         scored_by=store_scored_by(names, reader.store.manifest.identity),
@@ -161,6 +165,14 @@ def _method(settings: Mapping[str, Any], missing: list[str]) -> Method | None:
         return selecting_method(Selector(SHARE, SHARE))
 
 
+def _template(values: Any) -> TemplateTokens:
+    """Return the tokens of the chat template by their texts, from the settings of a run or, as JSON, the names of a
+    store; none if they cannot be read."""
+    with suppress(ValueError, RecursionError):
+        return TemplateTokens.of_texts(json.loads(values) if isinstance(values, str) else values)
+    return NO_TEMPLATE
+
+
 def _store_reader(settings: Mapping[str, Any], missing: list[str]) -> StoreReader | None:
     """Return the store with the scores of the run's training rows, or None."""
     path = store_of(settings)
@@ -175,11 +187,13 @@ def _store_reader(settings: Mapping[str, Any], missing: list[str]) -> StoreReade
     return _attempt(missing, "The run's score store cannot be read", lambda: StoreReader(path, missing), None)
 
 
-def _store_pairs(reader: StoreReader, method: Method | None, request: _Request, missing: list[str]) -> list[Pair]:
+def _store_pairs(
+    reader: StoreReader, method: Method | None, request: _Request, missing: list[str], template: TemplateTokens
+) -> list[Pair]:
     rows = [row for row in request.rows or () if 0 <= row < reader.rows]
     chosen = evenly(reader.available, request.pairs) if request.rows is None else rows
     none: list[Pair] = []
-    return _attempt(missing, "The rows cannot be read", lambda: reader.pairs(chosen, method), none)
+    return _attempt(missing, "The rows cannot be read", lambda: reader.pairs(chosen, method, template=template), none)
 
 
 def _run_pairs(
@@ -195,7 +209,7 @@ def _run_pairs(
     matching = [pair for pair in recorded if request.rows is None or pair.row in request.rows]
     few = [matching[index] for index in evenly(np.arange(len(matching)), request.pairs)]
     if reader is not None and not reader.reads_own_tokens and (reader.store.texts.present or not few):
-        return _store_pairs(reader, method, request, missing)
+        return _store_pairs(reader, method, request, missing, _template(settings.get(TEMPLATE_TOKENS)))
     if few:
         missing.append(_why_recorded(settings, reader, recorded))
         return few
@@ -204,7 +218,7 @@ def _run_pairs(
             "The scores are of the oracle's tokens, which are not the policy's, and the run did not record the "
             "policy's: the oracle's tokens are shown, with the same share selected."
         )
-        return _store_pairs(reader, method, request, missing)
+        return _store_pairs(reader, method, request, missing, _template(settings.get(TEMPLATE_TOKENS)))
     if recorded:
         rows = ", ".join(str(row) for row in sorted({pair.row for pair in recorded if pair.row >= 0}))
         missing.append(f"Only the rows that the run recorded can be shown, and none of them was requested: {rows}.")

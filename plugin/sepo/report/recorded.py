@@ -49,4 +49,5 @@ def _side(answer: RecordedAnswer) -> Side:
     with np.errstate(over="ignore"):
         scores = np.array(answer.scores, dtype=np.float32)
     scores[~np.isfinite(scores)] = np.nan
-    return Side(answer.tokens, scores, np.array(answer.selected, dtype=bool))
+    candidates = None if answer.candidates is None else np.array(answer.candidates, dtype=bool)
+    return Side(answer.tokens, scores, np.array(answer.selected, dtype=bool), candidates)

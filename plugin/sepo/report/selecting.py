@@ -57,6 +57,7 @@ def select_pair(
     *,
     steps: Sequence[Sequence[int]] | None = None,
     counts: Sequence[int] | None = None,
+    candidates: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Select the tokens of one pair.
 
@@ -65,6 +66,7 @@ def select_pair(
         scores: scores of the chosen and of the rejected response, [T] each.
         steps: the step index of each token, by side; needed if the method selects steps.
         counts: number of tokens to select, by side; needed if the method has the scope ``dataset``.
+        candidates: whether each token may be selected, bool [T] by side; None if all may.
 
     Returns:
         A bool mask [T] for each side.
@@ -76,6 +78,8 @@ def select_pair(
     for number, side in enumerate(SIDES):
         tensor = torch.from_numpy(np.array(scores[number], dtype=np.float32))[None]
         given[f"{side}_scores"], given[f"{side}_mask"] = tensor, torch.ones(tensor.shape, dtype=torch.bool)
+        if candidates is not None:
+            given[f"{side}_mask"] = torch.from_numpy(np.array(candidates[number], dtype=bool))[None]
         if method.needs_steps and steps is not None:
             given[f"{side}_steps"] = torch.tensor([list(steps[number])])
         if method.needs_counts and counts is not None:

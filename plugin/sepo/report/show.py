@@ -108,7 +108,8 @@ def _print_pair(
 
 def _summary(side: Side) -> str:
     count, kept = len(side.tokens), int(side.selected.sum())
-    share = f" ({kept / count:.0%})" if count else ""
+    share = f" ({kept / side.counted:.0%})" if side.counted else ""
+    share += f" of {side.counted:,} without the chat template's" if side.counted < count else ""
     scored = side.scores[np.isfinite(side.scores)]
     if not len(scored):
         return f"{count:,} tokens, {kept:,} selected{share}, no scores"

@@ -20,6 +20,7 @@ from sepo.score_store import AnswerText, RowText, ScoreStore
 from sepo.score_store.summary import pieces
 from sepo.selection import SIDES
 from sepo.text.steps import step_ids
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens, before_text
 
 HOW_TO_GET_TEXTS = "`sepo score RECIPE.yaml` with the recipe that scored it adds them without rescoring"
 
@@ -75,30 +76,50 @@ class StoreReader:
     def _sides(self) -> dict[str, ScorePieces]:
         return {side: partial(self.pieces, side) for side in SIDES}
 
+    def _candidate_pieces(self, side: str, template: TemplateTokens) -> Iterator[Lists]:
+        """Yield the scores of one side that belong to candidates, one shard at a time."""
+        for shard, table in self._shards:
+            texts = self.store.texts.read(range(shard.start, shard.stop))
+            rows = zip(_split(table, self.columns[side]), texts, strict=True)
+            kept = [scores[_candidates(getattr(text, side), scores, template)] for scores, (_, text) in rows]
+            yield np.concatenate(kept), np.array([len(row) for row in kept])
+
     def spreads(self, *, rejected_largest: bool = False) -> dict[str, Spread]:
         """Return the distributions of the scores of all rows, by side."""
         return spreads(self._sides(), highest={"chosen": True, "rejected": rejected_largest})
 
-    def pairs(self, rows: Sequence[int], method: Method | None) -> list[Pair]:
+    def pairs(
+        self, rows: Sequence[int], method: Method | None, *, template: TemplateTokens = NO_TEMPLATE
+    ) -> list[Pair]:
         """Return rows with the tokens that a method selects.
 
         Args:
             rows: available rows.
             method: a method that selects by stored scores; None for all tokens.
+            template: the tokens that are not selected, by their texts.
         """
         texts = self._texts(rows)
-        method, counts = self._usable(method, has_texts=bool(texts))
+        template = NO_TEMPLATE if method is None or self.reads_own_tokens else template
+        if template and not texts:
+            self.missing.append(
+                "Without texts the tokens of the chat template cannot be recognized: the marked tokens may differ from "
+                "those that were selected."
+            )
+            template = NO_TEMPLATE
+        method, counts = self._usable(method, template, has_texts=bool(texts))
         odd: dict[str, list[int]] = {}
         made = []
         for row, scores in self._scores(rows):
             budget = None if counts is None else [int(counts[side][row]) for side in SIDES]
-            made.append(self._pair(row, scores, texts.get(row), method, budget, odd))
+            made.append(self._pair(row, scores, texts.get(row), method, budget, odd, template))
         for what, found in odd.items():
             named = ", ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
             self.missing.append(f"Rows {named}: {what}")
         return made
 
-    def _usable(self, method: Method | None, *, has_texts: bool) -> tuple[Method | None, dict[str, np.ndarray] | None]:
+    def _usable(
+        self, method: Method | None, template: TemplateTokens, *, has_texts: bool
+    ) -> tuple[Method | None, dict[str, np.ndarray] | None]:
         """Return the method, or the closest one that the available data supports, and the budgets over the data set."""
         if method is None or method.selector is None:
             return None, None
@@ -112,7 +133,10 @@ class StoreReader:
             return method, None
         if self.whole:
             try:
-                return method, dataset_counts(method, self._sides())
+                sides: dict[str, ScorePieces] = {
+                    side: partial(self._candidate_pieces, side, template) for side in SIDES
+                }
+                return method, dataset_counts(method, sides if template else self._sides())
             except SepoError as error:
                 self.missing.append(f"The threshold over the data set cannot be computed: {error}")
         self.missing.append(
@@ -129,6 +153,7 @@ class StoreReader:
         method: Method | None,
         counts: Sequence[int] | None,
         odd: dict[str, list[int]],
+        template: TemplateTokens,
     ) -> Pair:
         answers = [AnswerText((NO_TEXT,) * len(found)) for found in scores]
         if text is not None:
@@ -139,18 +164,21 @@ class StoreReader:
             else:
                 odd.setdefault("texts and scores are of different tokens, so the texts are not shown.", []).append(row)
                 text = None
+        both = list(zip(answers, scores, strict=True))
+        candidates = [_candidates(*side, template) for side in both] if template and text is not None else None
         selected = [np.zeros(len(own), dtype=bool) for own in scores]
         if method is None:
             selected = [~none for none in selected]
         elif method.needs_steps and text is None:
             odd.setdefault("the selection is unknown, as steps cannot be determined without texts.", []).append(row)
         else:
-            steps = [_steps(*both) for both in zip(answers, scores, strict=True)] if method.needs_steps else None
+            steps = [_steps(*side, template) for side in both] if method.needs_steps else None
             try:
-                selected = select_pair(method, scores, steps=steps, counts=counts)
+                selected = select_pair(method, scores, steps=steps, counts=counts, candidates=candidates)
             except (TypeError, ValueError, RuntimeError) as error:  # settings may have any content
                 odd.setdefault(f"the selection is unknown: {error}", []).append(row)
-        sides = [_side(*parts) for parts in zip(answers, scores, selected, strict=True)]
+        flags: Sequence[np.ndarray | None] = candidates or (None, None)
+        sides = [_side(*parts) for parts in zip(answers, scores, selected, flags, strict=True)]
         return Pair(row, "" if text is None else text.prompt, sides[0], sides[1])
 
     def _scores(self, rows: Sequence[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -205,19 +233,26 @@ def _split(table: pa.Table, column: str) -> list[np.ndarray]:
     return [row.numpy() for flat, lengths in pieces(table, column) for row in flat.split(lengths.tolist())]
 
 
-def _steps(answer: AnswerText, scores: np.ndarray) -> list[int]:
+def _candidates(answer: AnswerText, scores: np.ndarray, template: TemplateTokens) -> np.ndarray:
+    """Return whether each scored token may be selected."""
+    return np.array(template.candidates(answer.tokens)[len(answer.tokens) - len(scores) :], dtype=bool)
+
+
+def _steps(answer: AnswerText, scores: np.ndarray, template: TemplateTokens) -> list[int]:
     """Return the step index of each scored token, as in training."""
     texts = list(answer.tokens)
     for token, text in answer.step_texts:
         if 0 <= token < len(texts):
             texts[token] = text
-    return step_ids(texts[len(texts) - len(scores) :])
+    before = before_text(_candidates(answer, scores, template).tolist())
+    return [0] * before + step_ids(texts[len(texts) - len(scores) + before :])
 
 
-def _side(answer: AnswerText, scores: np.ndarray, selected: np.ndarray) -> Side:
+def _side(answer: AnswerText, scores: np.ndarray, selected: np.ndarray, candidates: np.ndarray | None) -> Side:
     unscored = len(answer.tokens) - len(scores)
     return Side(
         tuple(answer.tokens),
         np.concatenate([np.full(unscored, np.nan), scores]).astype(np.float32),
         np.concatenate([np.zeros(unscored, dtype=bool), selected]),
+        None if candidates is None else np.concatenate([np.ones(unscored, dtype=bool), candidates]),
     )

@@ -22,11 +22,19 @@ class Side:
             character, the first has it and the others are empty; ``NO_TEXT`` each if the texts are unknown.
         scores: float32, [T]: scores of the tokens (nats for an oracle); NaN for tokens without a score.
         selected: bool, [T], True for tokens that train the policy.
+        candidates: bool, [T], False for tokens that are not selected because the chat template writes them; None if
+            every token may be selected.
     """
 
     tokens: tuple[str, ...]
     scores: np.ndarray
     selected: np.ndarray
+    candidates: np.ndarray | None = None
+
+    @property
+    def counted(self) -> int:
+        """Number of tokens that may be selected."""
+        return len(self.tokens) if self.candidates is None else int(self.candidates.sum())
 
 
 @dataclass(frozen=True)

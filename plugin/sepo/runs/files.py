@@ -12,9 +12,10 @@ from sepo.recipe.settings import RunSettings
 from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.provenance import write_provenance
 from sepo.scoring.hub import commits
+from sepo.text.template_tokens import TEMPLATE_TOKENS
 from sepo.training.float_columns import ReferenceCollator
 from sepo.training.reward_columns import RewardCollator
-from sepo.training.selection_columns import SelectionCollator, StepCollator
+from sepo.training.selection_columns import selecting_collator
 
 
 def method_collator(collator: Any, settings: RunSettings) -> Any:
@@ -24,10 +25,7 @@ def method_collator(collator: Any, settings: RunSettings) -> Any:
         collator: returns ``input_ids``, ``attention_mask`` and ``labels``, each [2B, T], the first B rows chosen.
         settings: the run's settings.
     """
-    if settings.method.needs_scores:
-        collator = SelectionCollator(collator, method=settings.method)
-    elif settings.method.needs_steps:
-        collator = StepCollator(collator)
+    collator = selecting_collator(collator, method=settings.method)
     if settings.method.needs_token_rewards and settings.token_rewards is not None:
         collator = RewardCollator(collator, origin=settings.token_rewards.origin)
     if settings.precomputed_reference is not None:
@@ -36,7 +34,12 @@ def method_collator(collator: Any, settings: RunSettings) -> Any:
 
 
 def write_settings(
-    folder: Path, settings: RunSettings, stores: Mapping[str, Mapping[str, str]], *, recipe: Mapping[str, Any]
+    folder: Path,
+    settings: RunSettings,
+    stores: Mapping[str, Mapping[str, str]],
+    *,
+    recipe: Mapping[str, Any],
+    template: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the settings, recipe, package versions, score stores and hub commits of a run next to its weights.
 
@@ -45,11 +48,14 @@ def write_settings(
         settings: the run's settings.
         stores: directories of the score stores, by scorer, then by data set.
         recipe: the recipe's keys and values.
+        template: the tokens that are not selected, by their texts (``TemplateTokens.as_texts``), or None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}
     record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
     if commits():
         record["commits"] = commits()
+    if template is not None and settings.method.selector is not None:
+        record[TEMPLATE_TOKENS] = dict(template)
     (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_provenance(folder, recipe)

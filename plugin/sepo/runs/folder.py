@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from sepo.redaction import redacted
 from sepo.runs.log_reader import LOG_FILE, SETTINGS_FILE, read_log
 from sepo.runs.provenance import RECIPE_FILE
 from sepo.runs.token_samples_reader import RECORD_FILE
@@ -52,7 +53,7 @@ def read_recipe(folder: Path, missing: list[str]) -> tuple[dict[str, Any], dict[
     if record and not (isinstance(recipe, dict) and isinstance(versions, dict)):
         missing.append(f"{RECIPE_FILE} lacks recipe or versions.")
     return (
-        recipe if isinstance(recipe, dict) else {},
+        redacted(recipe) if isinstance(recipe, dict) else {},  # an earlier version may have recorded more
         {name: str(value) for name, value in versions.items()} if isinstance(versions, dict) else {},
     )
 

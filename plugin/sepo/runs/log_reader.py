@@ -25,6 +25,7 @@ class LoggedRun:
             the later pass.
         begun: the last entry written when the run started or resumed, or None.
         prepared: the last entry written when it started scoring or loading models, or None.
+        rows: the last entry about the rows: by data set ``given``, ``used`` and ``losses`` (see ``RowLosses.record``).
         ended: whether training ended afterwards.
         unread: number of lines that could not be read (e.g. the last one of a killed run).
     """
@@ -32,6 +33,7 @@ class LoggedRun:
     entries: list[dict[str, Any]] = field(default_factory=list)
     begun: dict[str, Any] | None = None
     prepared: dict[str, Any] | None = None
+    rows: dict[str, Any] = field(default_factory=dict)
     ended: bool = False
     unread: int = 0
 
@@ -73,6 +75,8 @@ def read_log(folder: Path) -> LoggedRun:
         elif entry["event"] == "begin":
             run.entries = [old for old in run.entries if int(old["step"]) <= int(entry["step"])]
             run.begun, run.ended = entry, False
+        elif entry["event"] == "rows":
+            run.rows = entry["rows"]
         elif entry["event"] == "end":
             run.ended = True
         else:
@@ -85,7 +89,7 @@ def _entry(line: str) -> dict[str, Any] | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    known = isinstance(entry, dict) and entry.get("event") in ("prepare", "begin", "log", "end")
+    known = isinstance(entry, dict) and entry.get("event") in ("prepare", "rows", "begin", "log", "end")
     sound = known and all(_is_finite(entry.get(name)) for name in ("step", "time"))
     return entry if sound else None
 

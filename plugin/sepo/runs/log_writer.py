@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from transformers import TrainerCallback
 
 from sepo.runs.log_reader import LOG_FILE
+from sepo.training.row_losses import RowLosses
 
 
 class RunLog(TrainerCallback):
@@ -49,6 +50,16 @@ def note_preparation(folder: Path, **values: Any) -> None:
         **values: stage, objective and token scorer of the run, as plain JSON values.
     """
     _append(folder, {"event": "prepare", "step": 0, **_process(), **values})
+
+
+def note_rows(folder: Path, losses: RowLosses) -> None:
+    """Log how many rows of each data set a run was given and uses, and what happened to the others.
+
+    Args:
+        folder: the run's ``output_dir``.
+        losses: the numbers, complete.
+    """
+    _append(folder, {"event": "rows", "step": 0, "rows": losses.record()})
 
 
 def _process() -> dict[str, Any]:

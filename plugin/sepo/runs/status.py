@@ -65,6 +65,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         "total_steps": total,
         "seconds_per_step": pace,
         "seconds_left": None if pace is None or total is None or run.ended else max(0, total - run.step) * pace,
+        "rows": run.rows,
         "last": last,
         "selected": {side: last[name] for name, side in _SELECTED.items() if name in last},
         "checkpoint": _checkpoint(folder),
@@ -154,6 +155,7 @@ def _lines(progress: dict[str, Any]) -> list[str]:
         if left and progress["state"] != "stopped":
             done += f", {timedelta(seconds=round(left))} left"
         lines.append(done)
+    lines += [_rows(name, numbers) for name, numbers in progress["rows"].items()]
     if progress["last"]:
         shown = {name: value for name, value in progress["last"].items() if name not in _SELECTED}
         lines.append("last: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
@@ -170,3 +172,10 @@ def _lines(progress: dict[str, Any]) -> list[str]:
             else "no checkpoint was saved, so the same command starts from the beginning"
         )
     return lines
+
+
+def _rows(name: str, numbers: Any) -> str:
+    """Format how many rows of a data set are used, and what happened to others."""
+    losses = [f"{loss['rows']:,} {loss['what']}: {loss['reason']}" for loss in numbers["losses"]]
+    given = f"rows of {name}: {numbers['used']:,} of {numbers['given']:,}"
+    return f"{given} ({'. '.join(losses)})" if losses else given

@@ -24,7 +24,7 @@ from sepo.objectives.selecting import live_scores
 from sepo.runs.token_samples_reader import RECORD_FILE, record_lines
 from sepo.selection import SIDES
 from sepo.text.token_texts import TokenTexts
-from sepo.training.selection_columns import IGNORE_INDEX
+from sepo.training.selection_columns import CANDIDATES, IGNORE_INDEX
 from sepo.training.step import StepTokens
 
 logger = logging.getLogger(__name__)
@@ -120,12 +120,14 @@ class TokenRecord(TrainerCallback):
             numbers = [] if stored is None else list(stored[number])
             if live is not None:
                 numbers = live[place][scored].tolist()
+            excluded = [] if CANDIDATES not in batch else (~batch[CANDIDATES][place][at]).nonzero().flatten().tolist()
             unscored = [None] * (len(at) - len(numbers))
             kept = tokens.selection[place][scored].nonzero().flatten() + (len(at) - len(scored))
             line[side] = {
                 "tokens": self._texts.spelling(batch["labels"][place][at].tolist()),
                 "scores": [*unscored, *map(_plain, numbers)],
                 "selected": kept.tolist(),
+                **({"template": excluded} if excluded else {}),
             }
         return line
 
@@ -133,7 +135,7 @@ class TokenRecord(TrainerCallback):
         """Return the scores [2B, T - 1] of a live scorer, or None for other scorers."""
         if not self.method.token_scorer.live:
             return None
-        mask = tokens.batch["labels"][:, 1:] != IGNORE_INDEX
+        mask = tokens.batch.get(CANDIDATES, tokens.batch["labels"] != IGNORE_INDEX)[:, 1:]
         pairs = len(mask) // 2
         with torch.no_grad():
             sides = [
@@ -143,7 +145,7 @@ class TokenRecord(TrainerCallback):
                 )
                 for side, rows in zip(SIDES, (slice(None, pairs), slice(pairs, None)), strict=True)
             ]  # fmt: skip
-        return torch.cat(sides)
+        return torch.cat(sides).where(mask, math.nan)
 
     def _give_up(self, error: Exception) -> None:
         self._left = {}

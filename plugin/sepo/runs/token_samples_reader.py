@@ -16,8 +16,8 @@ from sepo.selection import SIDES
 RECORD_FILE = "_sepo_tokens.jsonl"
 """File in the run's ``output_dir``, under a name that no trainer pushes to a hub, since it holds texts of the data. One
 JSON object per line: ``step``, ``row`` (null if unknown), ``prompt``, and for ``chosen`` and ``rejected`` the
-``tokens`` of the response (texts), their ``scores`` (null for a token without score) and ``selected``, the indices of
-the tokens that were optimized."""
+``tokens`` of the response (texts), their ``scores`` (null for a token without score), ``selected``, the indices of
+the tokens that were optimized, and, if there are any, ``template``, those of the chat template, which may not be."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class RecordedAnswer:
         tokens: the text of each token.
         scores: the score of each token; NaN for a token without score.
         selected: whether each token was selected.
+        candidates: whether each token may be selected; None if all may.
     """
 
     tokens: tuple[str, ...]
     scores: tuple[float, ...]
     selected: tuple[bool, ...]
+    candidates: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,18 @@ def _read_pair(line: str) -> RecordedPair | None:
 
 def _read_answer(values: dict[str, Any]) -> RecordedAnswer:
     tokens, scores, selected = values["tokens"], values["scores"], values["selected"]
+    template = values.get("template", [])
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise TypeError(tokens)
-    if len(scores) != len(tokens) or not all(map(_whole, selected)):
+    if len(scores) != len(tokens) or not all(map(_whole, [*selected, *template])):
         raise ValueError(scores)
-    kept = [False] * len(tokens)
+    kept, candidates = [False] * len(tokens), [True] * len(tokens)
     for index in selected:
         kept[index] = True
-    return RecordedAnswer(tuple(tokens), tuple(map(_score, scores)), tuple(kept))
+    for index in template:
+        candidates[index] = False
+    flags = tuple(candidates) if template else None
+    return RecordedAnswer(tuple(tokens), tuple(map(_score, scores)), tuple(kept), flags)
 
 
 def _score(value: object) -> float:

@@ -231,7 +231,7 @@ class ContrastiveDatasetScorer(StoredScores):
         scorer: ContrastiveScorer = self._scorer
         return scorer
 
-    def _refuse_zeros(self) -> None:
+    def _refuse_zeros(self, name: str) -> None:
         raise SepoError(
             f"{self.key}: '{self.spec.model}' gives every token the same probability after the prompt for a better and "
             "for a worse response (all token rewards are zero). Check that its weights are those of a language model."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ from sepo.selection.scorer_inputs import BatchScorer
 from sepo.text.token_texts import TokenTexts
 from sepo.training.selection_columns import SCORE_COLUMNS
 from sepo.training.trainable_rows import response_start
+
+logger = logging.getLogger(__name__)
 
 
 class RegisteredScores(StoredScores):
@@ -80,8 +83,8 @@ class RegisteredScores(StoredScores):
         scorer: BatchScorer = self._scorer
         return scorer
 
-    def _refuse_zeros(self) -> None:
-        raise SepoError(
-            f"token scorer '{self.name}' gives every token the score zero, so it cannot select tokens; check what its "
-            "package loads."
-        )
+    def _refuse_zeros(self, name: str) -> None:
+        what = f"token scorer '{self.name}' gives every token of {name} the score zero"
+        if name == "train":
+            raise SepoError(f"{what}, so it cannot select tokens; check what its package loads.")
+        logger.warning("%s, so the first tokens of its responses are selected.", what)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
@@ -19,10 +20,11 @@ from sepo.scoring.custom_results import scores_of_row
 from sepo.selection import SIDES
 from sepo.selection.scores import random_scores
 from sepo.selection.threshold import Threshold, dataset_threshold
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens, before_text
 from sepo.text.token_texts import TokenTexts
 from sepo.training.reward_columns import REWARD_COLUMNS
-from sepo.training.selection_columns import COUNT_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
-from sepo.training.trainable_rows import each_dataset, response_start
+from sepo.training.selection_columns import CANDIDATE_COLUMNS, COUNT_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
+from sepo.training.trainable_rows import candidate_flags, each_dataset, list_arrays, response_start
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,14 @@ _ROWS = 1000
 Rows = Mapping[str, list[Any]]
 
 
-def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer: Any, seed: int) -> dict[str, Any]:
+def selection_columns(
+    datasets: Mapping[str, Any],
+    method: Method,
+    *,
+    tokenizer: Any,
+    seed: int,
+    template: TemplateTokens = NO_TEMPLATE,
+) -> dict[str, Any]:
     """Add the columns that the method's selection reads, apart from stored scores.
 
     Args:
@@ -39,11 +48,12 @@ def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer:
         method: the resolved method.
         tokenizer: the policy's tokenizer.
         seed: the run's seed, for random scores.
+        template: the tokens that the host's chat template writes into responses, which are not selected.
 
     Returns:
         The data sets with ``*_scores`` (``random``, ``contrastive``, and scorers with ``from_row``), ``*_steps`` (unit
-        ``step``) and ``*_counts`` (scope ``dataset``: by the threshold of the training set, if there is one). The same
-        objects if nothing is needed.
+        ``step``), ``*_candidates`` (if the template writes tokens) and ``*_counts`` (scope ``dataset``: by the
+        threshold of the training set, if there is one). The same objects if nothing is needed.
 
     Raises:
         SepoError: If the scores of ``token_scorer: file`` are missing, or a registered scorer's do not fit the row.
@@ -67,9 +77,11 @@ def selection_columns(datasets: Mapping[str, Any], method: Method, *, tokenizer:
             )
         if texts is None or not method.needs_steps:
             return dataset
-        return mapped(dataset, lambda rows: _steps(rows, texts), "steps")
+        return mapped(dataset, lambda rows: _steps(rows, texts, template), "steps")
 
     result = each_dataset(datasets, prepared)
+    if template and method.selector is not None:
+        result = each_dataset(result, lambda rows, _: _with_candidates(rows, template))
     return _with_counts(result, method) if method.needs_counts else result
 
 
@@ -109,11 +121,30 @@ def _row_scores(rows: Rows, scorer: TokenScorer, texts: TokenTexts) -> dict[str,
     }
 
 
-def _steps(rows: Rows, texts: TokenTexts) -> dict[str, list[Any]]:
+def _steps(rows: Rows, texts: TokenTexts, template: TemplateTokens) -> dict[str, list[Any]]:
     return {
-        column: [texts.steps(ids[start:]) for ids, start in _responses(rows, side)]
+        column: [
+            _steps_of(ids[start:], candidate_flags(labels, template), texts)
+            for (ids, start), labels in zip(_responses(rows, side), rows[f"{side}_labels"], strict=True)
+        ]
         for column, side in zip(STEP_COLUMNS, SIDES, strict=True)
     }
+
+
+def _steps_of(ids: list[int], candidates: list[bool], texts: TokenTexts) -> list[int]:
+    """Return the step numbers of a response: those of its text, not counted from what the template writes before it."""
+    before = before_text(candidates)
+    return [0] * before + texts.steps(ids[before:])
+
+
+def _with_candidates(dataset: Dataset, template: TemplateTokens) -> Dataset:
+    columns = {}
+    for column, side in zip(CANDIDATE_COLUMNS, SIDES, strict=True):
+        arrow = dataset.select_columns([f"{side}_labels"]).with_format("arrow")
+        blocks = (arrow[start : start + _ROWS].column(0) for start in range(0, len(dataset), _ROWS))
+        flags = ([candidate_flags(labels.tolist(), template) for labels in list_arrays(block)] for block in blocks)
+        columns[column] = pa.chunked_array([pa.array(rows, pa.list_(pa.bool_())) for rows in flags])
+    return concatenate_datasets([dataset, Dataset(pa.table(columns))], axis=1)
 
 
 def _with_counts(datasets: dict[str, Any], method: Method) -> dict[str, Any]:
@@ -150,10 +181,23 @@ def _thresholds(dataset: Dataset, method: Method, *, name: str) -> tuple[Thresho
 
 
 def _pieces(dataset: Dataset, column: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the scores of a data set as (flat float32 scores, tokens per row), ``_ROWS`` rows at a time."""
-    arrow = dataset.select_columns([column]).with_format("arrow")
+    """Yield the scores of the candidates as (flat float32 scores, tokens per row), ``_ROWS`` rows at a time."""
+    flags = dict(zip(SCORE_COLUMNS, CANDIDATE_COLUMNS, strict=True))[column]
+    limited = flags in dataset.column_names
+    arrow = dataset.select_columns([column, *([flags] if limited else [])]).with_format("arrow")
     for start in range(0, len(dataset), _ROWS):
-        lists = arrow[start : start + _ROWS].column(0).combine_chunks()
-        flat = np.array(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-        lengths = np.array(lists.value_lengths().to_numpy(zero_copy_only=False), dtype=np.int64)
+        block = arrow[start : start + _ROWS]
+        flat, lengths = _flat(block[column], np.float32)
+        if limited:
+            kept, _ = _flat(block[flags], np.bool_)
+            ends = np.cumsum(lengths)
+            counted = np.concatenate([[0], np.cumsum(kept)])
+            flat, lengths = flat[kept], counted[ends] - counted[ends - lengths]
         yield torch.from_numpy(flat), torch.from_numpy(lengths)
+
+
+def _flat(column: Any, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of an Arrow list column, and the number of values per row."""
+    lists = column.combine_chunks()
+    values = np.array(lists.flatten().to_numpy(zero_copy_only=False), dtype=dtype)
+    return values, np.array(lists.value_lengths().to_numpy(zero_copy_only=False), dtype=np.int64)

@@ -108,7 +108,7 @@ class OracleScores(StoredScores):
             )
         return self._scorer
 
-    def _refuse_zeros(self) -> None:
+    def _refuse_zeros(self, name: str) -> None:
         raise SepoError(
             f"the oracle '{self.oracle.oracle.model}' gives every token the same probability as its base "
             f"'{self.oracle.base.model}' (all scores are zero). Check that the oracle was trained, and from this base."

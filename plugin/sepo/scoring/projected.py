@@ -214,7 +214,7 @@ class ProjectedScorer(OracleScores):
 
     def _log_overlap(self, dataset: Dataset) -> None:
         """Log that scores are projected, and the share of token boundaries that the tokenizers share on a sample."""
-        rows = dataset[: min(_SAMPLE, len(dataset))]
+        rows = dataset[range(0, len(dataset), max(1, len(dataset) // _SAMPLE))[:_SAMPLE]]
         same = boundaries = 0
         for index, text in enumerate(rows[CONVERSATION]):
             conversation = json.loads(text)

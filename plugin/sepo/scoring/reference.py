@@ -105,7 +105,7 @@ class ReferenceScores(StoredScores):
         scorer: LogProbScorer = self._scorer
         return scorer
 
-    def _refuse_zeros(self) -> None:
+    def _refuse_zeros(self, name: str) -> None:
         raise SepoError(
             f"{self.key}: '{self.spec.model}' gives every token the probability 1 (all log-probabilities are zero). "
             "Check that its weights are those of a language model."

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from sepo.recipe.model_specs import MAIN, ModelSpec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub import commits
+from sepo.text.template_tokens import TEMPLATE_TOKENS
 
 
 def _model_name(spec: ModelSpec) -> str:
@@ -24,7 +27,9 @@ def _with_commit(name: str, revision: str | None) -> str:
     return f"{name} ({', '.join([*at, f'commit {commit[:12]}'])})"
 
 
-def store_names(settings: RunSettings, what: str, *, data_args: Any) -> dict[str, str]:
+def store_names(
+    settings: RunSettings, what: str, *, data_args: Any, template: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """Return the names of a store's parts in the recipe of this run.
 
     Args:
@@ -32,9 +37,11 @@ def store_names(settings: RunSettings, what: str, *, data_args: Any) -> dict[str
         what: ``token_scores``, ``token_reward_scores``, ``reference_scores`` or ``registered_scores``, the key in the
             run's settings file.
         data_args: the host's data arguments.
+        template: the tokens of the chat template by their texts (``TemplateTokens.as_texts``), or None.
 
     Returns:
-        ``scorer``, ``models`` and ``dataset``; the run adds the ``part`` of the data (train, eval).
+        ``scorer``, ``models``, ``dataset`` and, as JSON, the template's tokens, if there are any; the run adds the
+        ``part`` of the data (train, eval).
     """
     models = ""
     if what == "reference_scores" and settings.precomputed_reference is not None:
@@ -54,4 +61,5 @@ def store_names(settings: RunSettings, what: str, *, data_args: Any) -> dict[str
         "scorer": scorers[what],
         "models": models,
         "dataset": data if isinstance(data, str) else ", ".join(data),
+        **({} if template is None else {TEMPLATE_TOKENS: json.dumps(template, ensure_ascii=False)}),
     }

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,14 +29,17 @@ from sepo.training.trainable_rows import list_arrays, response_start
 
 logger = logging.getLogger(__name__)
 
+_BLOCK = 1000
+"""Rows of a mapped file that are read at a time."""
+
 
 def rows_digest(dataset: Dataset) -> str:
     """Return a digest of every row's token ids and the positions at which its responses start."""
     digest = hashlib.sha256()
     columns = [f"{side}_{name}" for side in SIDES for name in ("input_ids", "labels")]
     arrow = dataset.select_columns(columns).with_format("arrow")
-    for start in range(0, len(dataset), 1000):  # blocks of the mapped file, without conversion to Python integers
-        rows = arrow[start : start + 1000]
+    for start in range(0, len(dataset), _BLOCK):  # without conversion to Python integers
+        rows = arrow[start : start + _BLOCK]
         for side in SIDES:
             for ids, labels in zip(
                 *(list_arrays(rows[f"{side}_{name}"]) for name in ("input_ids", "labels")), strict=True
@@ -85,6 +88,17 @@ def _shard_rows(rows: int) -> int:
     return min(512, max(32, rows // 64))
 
 
+def _any_nonzero(scores: Dataset, columns: Sequence[str]) -> bool:
+    """Return whether any value of the rows is not zero; reads no further than to the first block with one."""
+    arrow = scores.with_format("arrow")
+    for start in range(0, len(scores), _BLOCK):
+        rows = arrow[start : start + _BLOCK]
+        for column in columns:
+            if np.any(rows[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)):
+                return True
+    return False
+
+
 def _not_scored(what: str, name: str, where: Path) -> str:
     return f"{what} of {name} are not all in {where}; run `sepo score` with this recipe first."
 
@@ -119,8 +133,8 @@ class StoredScores(ABC):
         """Compute the columns of a data set, or find their store, and join them to its rows.
 
         Raises:
-            SepoError: If the values show that the scoring models are wrong (all zero), the store cannot be written, or
-                ``find_only`` is set and the values are not stored.
+            SepoError: If the values of all rows are zero, so that the scoring models must be wrong, the store cannot
+                be written, or ``find_only`` is set and the values are not stored.
         """
         root = (
             Path(self.settings.token_scores_dir).expanduser()
@@ -147,9 +161,8 @@ class StoredScores(ABC):
         else:
             self._fill(store, dataset, name=name)
         scores = concatenate_datasets([Dataset.from_file(str(path)) for path in store.files()])
-        head = scores[: min(32, len(scores))]
-        if all(not np.any(row) for column in self.columns for row in head[column]):
-            self._refuse_zeros()
+        if not _any_nonzero(scores, self.columns):
+            self._refuse_zeros(name)
         if self.training_args.process_index == 0 and not self.find_only:
             write_texts(store, dataset, self.row_texts)
         leftover = [column for column in self.columns if column in dataset.column_names]  # from a tokenized_path
@@ -185,8 +198,8 @@ class StoredScores(ABC):
         """Return the columns of the rows [start, stop); the first call loads the models."""
 
     @abstractmethod
-    def _refuse_zeros(self) -> None:
-        """Raise a ``SepoError`` because all values are exactly zero."""
+    def _refuse_zeros(self, name: str) -> None:
+        """Raise a ``SepoError`` because all values of the data set ``name`` are exactly zero."""
 
     def free(self) -> None:
         """Drop the scoring models and release their memory before the policy is loaded."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sepo.errors import SepoError
 from sepo.selection.select import check_ratio, check_scores, floor_count
-from sepo.selection.units import pick_spans, pick_steps, pick_tokens
+from sepo.selection.units import pick_spans, pick_steps, pick_tokens, ranks
 
 Scope = Literal["response", "pair", "dataset"]
 SCOPES: tuple[str, ...] = get_args(Scope)
@@ -33,6 +33,8 @@ class Responses:
         steps: [B, T] integers, the number of each token's step; for the unit ``step``.
         counts: [B] integers, each response's budget, which replaces ``ratio`` (scope ``dataset``, from
             ``sepo.selection.threshold``).
+        ties: [B, T] integers, only read where scores are equal: the lowest number is selected first. None for the
+            earlier token.
     """
 
     scores: Tensor
@@ -42,6 +44,7 @@ class Responses:
     what: str = "response"
     steps: Tensor | None = None
     counts: Tensor | None = None
+    ties: Tensor | None = None
 
 
 def select_units(responses: Responses, *, unit: str = "token", span_tokens: int = DEFAULT_SPAN_TOKENS) -> Tensor:
@@ -85,7 +88,7 @@ def select_pairs(
 
     Returns:
         The selections of both sides, [B, Tw] and [B, Tl] bool. Ties are broken in favour of chosen over rejected and
-        of earlier over later tokens.
+        of earlier over later tokens, unless both sides have ``ties``.
 
     Raises:
         SepoError: as ``select_units``; also if the numbers of rows differ.
@@ -105,11 +108,12 @@ def select_pairs(
 
 @dataclass(frozen=True)
 class _Row:
-    """The counted tokens of one response: their positions, oriented scores and step numbers."""
+    """The counted tokens of one response: their positions, oriented scores, step numbers and order among equals."""
 
     positions: Tensor
     scores: list[float]
     steps: list[int]
+    ties: list[int]
 
 
 def _rows(responses: Responses, *, needs_steps: bool) -> list[_Row]:
@@ -124,10 +128,11 @@ def _rows(responses: Responses, *, needs_steps: bool) -> list[_Row]:
                 f"{list(responses.mask.shape)}: pass the number of each token's step for the unit 'step'."
             )
         steps = responses.steps.cpu()
+    ties = None if responses.ties is None else responses.ties.cpu()
     rows = []
     for index, counted in enumerate(mask):
-        own = [] if steps is None else steps[index][counted].tolist()
-        rows.append(_Row(counted.nonzero().flatten(), oriented[index][counted].tolist(), own))
+        own, order = ([] if part is None else part[index][counted].tolist() for part in (steps, ties))
+        rows.append(_Row(counted.nonzero().flatten(), oriented[index][counted].tolist(), own, order))
     return rows
 
 
@@ -145,11 +150,13 @@ def _budgets(responses: Responses, rows: Sequence[_Row]) -> list[int]:
 
 def _pick(rows: Sequence[_Row], budget: int, unit: str, span_tokens: int) -> list[bool]:
     scores = [row.scores for row in rows]
-    if unit == "span":
-        return pick_spans(scores, budget, minimum=span_tokens)
+    ties = [row.ties for row in rows] if all(row.ties for row in rows) else None
     if unit == "step":
-        return pick_steps(scores, [row.steps for row in rows], budget)
-    return pick_tokens(scores, budget)
+        return pick_steps(scores, [row.steps for row in rows], budget, ties=ties)
+    ranked = scores if ties is None else ranks(scores, ties)
+    if unit == "span":
+        return pick_spans(ranked, budget, minimum=span_tokens)
+    return pick_tokens(ranked, budget)
 
 
 def _as_mask(like: Tensor, rows: Sequence[_Row], picked: Sequence[Sequence[bool]]) -> Tensor:

@@ -22,6 +22,7 @@ def select_tokens(
     largest: bool,
     rule: str = "floor",
     what: str = "response",
+    ties: Tensor | None = None,
 ) -> Tensor:
     """Mark, in every response, the share ``ratio`` of its counted tokens with the most extreme scores.
 
@@ -42,6 +43,8 @@ def select_tokens(
         largest: True keeps the highest scores, False the lowest.
         rule: ``floor`` or ``quantile``.
         what: name of a row in error messages, for example ``"rejected response"``.
+        ties: [B, T] integers, only read where scores are equal: rule ``floor`` then keeps the token with the lowest
+            number (``sepo.selection.ties``). None for the earlier token.
 
     Returns:
         [B, T] bool, a subset of ``mask`` with at least one token in every row.
@@ -62,7 +65,9 @@ def select_tokens(
             f"{nearest(str(rule), RULES)}"
         )
     scores, counts = check_scores(scores, mask, what=what)
-    return (_floor if rule == "floor" else _quantile)(scores, mask, counts, ratio=ratio, largest=largest)
+    if rule == "floor":
+        return _floor(scores, mask, counts, ratio=ratio, largest=largest, ties=ties)
+    return _quantile(scores, mask, counts, ratio=ratio, largest=largest)
 
 
 def check_scores(scores: Tensor, mask: Tensor, *, what: str = "response") -> tuple[Tensor, Tensor]:
@@ -144,10 +149,13 @@ def require_counted_tokens(mask: Tensor, *, what: str = "response") -> None:
         )
 
 
-def _floor(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, largest: bool) -> Tensor:
+def _floor(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, largest: bool, ties: Tensor | None) -> Tensor:
     # Counted scores are finite, so every masked position sorts behind every counted one.
     keys = scores.masked_fill(~mask, -math.inf if largest else math.inf)
+    first = None if ties is None else ties.argsort(dim=-1, stable=True)
+    keys = keys if first is None else keys.gather(-1, first)
     order = keys.argsort(dim=-1, descending=largest, stable=True)  # stable: the earlier of two equals comes first
+    order = order if first is None else first.gather(-1, order)
     kept = floor_counts(counts, ratio)
     ranks = torch.arange(scores.shape[-1], device=scores.device)
     return torch.zeros_like(mask).scatter(-1, order, ranks < kept.unsqueeze(-1))

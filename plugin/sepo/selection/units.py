@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Literal, get_args
 
 Unit = Literal["token", "span", "step"]
@@ -17,6 +17,29 @@ UNITS: tuple[str, ...] = get_args(Unit)
 
 Scores = Sequence[Sequence[float]]
 """The scores of a group: one non-empty sequence per response, all finite."""
+
+
+def ranks(scores: Scores, ties: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return numbers in the same order as the scores, and different where scores are equal.
+
+    Args:
+        scores: one sequence per response.
+        ties: a number per token, shaped like ``scores``: among equal scores the lowest gets the highest rank.
+
+    Returns:
+        Whole numbers, shaped like ``scores``.
+
+    Example:
+        >>> ranks([[0.5, 0.5], [0.1]], [[7, 3], [5]])
+        [[1.0, 2.0], [0.0]]
+    """
+    flat = [score for response in scores for score in response]
+    order = [tie for response in ties for tie in response]
+    ranked = [0.0] * len(flat)
+    for rank, index in enumerate(sorted(range(len(flat)), key=lambda index: (flat[index], -order[index], -index))):
+        ranked[index] = float(rank)
+    ends = [0, *accumulate(len(response) for response in scores)]
+    return [ranked[start:end] for start, end in pairwise(ends)]
 
 
 def pick_tokens(scores: Scores, budget: int) -> list[bool]:
@@ -84,7 +107,9 @@ def pick_spans(scores: Scores, budget: int, *, minimum: int) -> list[bool]:
     return runs.taken
 
 
-def pick_steps(scores: Scores, steps: Sequence[Sequence[int]], budget: int) -> list[bool]:
+def pick_steps(
+    scores: Scores, steps: Sequence[Sequence[int]], budget: int, *, ties: Sequence[Sequence[int]] | None = None
+) -> list[bool]:
     """Select whole steps in order of decreasing mean score until the budget is reached.
 
     A step is a maximal run of tokens with the same number. The best step of each response comes first, then the best of
@@ -95,23 +120,26 @@ def pick_steps(scores: Scores, steps: Sequence[Sequence[int]], budget: int) -> l
         scores: one sequence per response.
         steps: the number of each token's step, shaped like ``scores``.
         budget: number of tokens to reach.
+        ties: a number per token, shaped like ``scores``; None for the earlier step.
 
     Returns:
-        One bool per token. Among equal means the earlier step wins.
+        One bool per token. Among equal means the step whose first token has the lowest number in ``ties`` wins, then
+        the earlier one.
 
     Example:
         >>> pick_steps([[0.0, 0.2, 0.9, 0.1, 0.0]], [[0, 0, 1, 1, 2]], 2)
         [False, False, True, True, False]
     """
-    found: list[tuple[float, int, int]] = []  # (-mean, first token, tokens): the best sorts first
-    best: list[tuple[float, int, int]] = []
+    found: list[tuple[float, int, int, int]] = []  # (-mean, tie, first token, tokens): the best sorts first
+    best: list[tuple[float, int, int, int]] = []
     offset = 0
-    for response, numbers in zip(scores, steps, strict=True):
+    orders = [[0] * len(response) for response in scores] if ties is None else ties
+    for response, numbers, order in zip(scores, steps, orders, strict=True):
         own, start = [], 0
         for _, members in groupby(numbers):
             length = sum(1 for _ in members)
             mean = math.fsum(response[start : start + length]) / length
-            own.append((-mean, offset + start, length))
+            own.append((-mean, order[start], offset + start, length))
             start += length
         best.append(min(own))
         found += own
@@ -121,7 +149,7 @@ def pick_steps(scores: Scores, steps: Sequence[Sequence[int]], budget: int) -> l
     for step in [*best, *sorted(set(found) - set(best))]:
         if count >= budget and step not in best:
             break
-        _, start, length = step
+        _, _, start, length = step
         taken[start : start + length] = [True] * length
         count += length
     return taken

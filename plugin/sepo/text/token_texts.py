@@ -9,6 +9,7 @@ from typing import Any
 from sepo.errors import SepoError
 from sepo.text.projection import TokenSpans
 from sepo.text.steps import step_ids
+from sepo.text.template_tokens import TemplateTokens
 
 _BROKEN = "\ufffd"
 """The replacement character, to which a tokenizer decodes a part of a character."""
@@ -182,3 +183,8 @@ def clipped(offsets: Iterable[tuple[int, int]], *, begin: int, length: int) -> l
     """Map offsets in a text to offsets in its part of ``length`` characters from ``begin``."""
     moved = ((start - begin, end - begin) for start, end in offsets)
     return [(min(max(start, 0), length), min(max(end, 0), length)) for start, end in moved]
+
+
+def template_texts(template: TemplateTokens, tokenizer: Any) -> dict[str, Any] | None:
+    """Return the tokens of a chat template by their texts, for files of a run; None if it writes none."""
+    return template.as_texts(TokenTexts(tokenizer).spelling) if template else None

@@ -59,7 +59,7 @@ class Parts:
         if layout is not None:
             groups = token_groups([span.end - span.start for span in layout.spans], self.batch_tokens)
         else:
-            rows = batch["attention_mask"].sum(-1)
+            rows = _widths(batch["attention_mask"])
             lengths = torch.maximum(rows[:pairs], rows[pairs:]).tolist()
             groups = token_groups([2 * length for length in lengths], self.batch_tokens, padded=True)
         count = self.agree(len(groups))
@@ -96,13 +96,25 @@ def _at_least(groups: Sequence[list[int]], count: int) -> list[list[int]]:
 
 
 def part_of(batch: Mapping[str, Any], pairs: Sequence[int]) -> dict[str, Any]:
-    """Return the rows of some pairs of a padded batch, without columns that are padding in all of them.
+    """Return the rows of some pairs of a padded batch, without last columns that are padding in all of them.
+
+    Padding on the left stays: without it, a model with absolute positions would compute other log-probabilities.
 
     Args:
         batch: tensors of [2B, T].
         pairs: indices of the pairs, in [0, B).
     """
-    total = len(batch["labels"]) // 2
-    rows = [*pairs, *(total + pair for pair in pairs)]
-    width = int(batch["attention_mask"][rows].sum(-1).max())
+    rows = rows_of_pairs(pairs, len(batch["labels"]) // 2)
+    width = int(_widths(batch["attention_mask"][rows]).max())
     return {name: value[rows, :width] for name, value in batch.items()}
+
+
+def rows_of_pairs(pairs: Sequence[int], total: int) -> list[int]:
+    """Return the rows of some pairs in a batch of ``total`` pairs: those of their chosen responses first."""
+    return [*pairs, *(total + pair for pair in pairs)]
+
+
+def _widths(attention_mask: Tensor) -> Tensor:
+    """Return the number of columns up to the last token of each row, [R], of an attention mask [R, T]."""
+    columns = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
+    return torch.where(attention_mask != 0, columns, 0).amax(-1)

@@ -11,16 +11,18 @@ from torch import Tensor
 from sepo.errors import SepoError
 from sepo.objectives import Method
 from sepo.selection import SIDES
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens, before_text, template_tokens
 from sepo.text.token_texts import TokenTexts
 from sepo.training.reward_columns import RewardCollator
+from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import (
     COUNT_COLUMNS,
     IGNORE_INDEX,
     SCORE_COLUMNS,
     STEP_COLUMNS,
-    SelectionCollator,
-    StepCollator,
+    selecting_collator,
 )
+from sepo.training.trainable_rows import SAME_RESPONSES
 
 Row = Mapping[str, Any]
 
@@ -33,9 +35,15 @@ REWARD_COLUMNS = ("chosen_token_rewards", "rejected_token_rewards")
 
 _PAD_TO = 8
 
+_THOUGHT = "<think>\na\n</think>\n\na"
+"""A response with a thought, before which templates of reasoning models write no empty one."""
+
 
 def encode_pairs(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None = None) -> list[dict[str, Any]]:
     """Tokenize preference pairs with the tokenizer's chat template.
+
+    Rows with a prompt that leaves no room for a response, and pairs whose responses have the same tokens, are skipped;
+    the log has a table with their numbers.
 
     Args:
         rows: each with ``prompt`` (one user message) or ``messages`` (the turns before the response), ``chosen`` and
@@ -45,40 +53,81 @@ def encode_pairs(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None 
             None for no limit.
 
     Returns:
-        The rows with all their columns, and ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``.
+        The other rows with all their columns, ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``; and, if the template
+        writes tokens besides the text and the end of turn, ``chosen_candidates`` and ``rejected_candidates``: whether
+        each token may be selected.
 
     Raises:
         SepoError: if there is no chat template, a row lacks these columns, a response is empty, the template writes the
-            prompt differently if a response follows, or a prompt leaves no room for a response.
+            prompt differently if a response follows, or no row is left.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise SepoError(
             f"{type(tokenizer).__name__} has no chat template, which is needed to encode conversations: set "
             f"tokenizer.chat_template, or provide the columns {', '.join(ID_COLUMNS)}."
         )
-    return [_encoded(row, index, tokenizer, max_tokens) for index, row in enumerate(rows)]
+    given = list(rows)
+    template = _written(conversation(given[0], 0), tokenizer) if given else NO_TEMPLATE
+    losses, encoded, full = RowLosses(), [], ""
+    for index, row in enumerate(given):
+        made = _encoded(row, index, tokenizer, max_tokens, template)
+        text = tokenizer.decode(made["prompt_ids"], skip_special_tokens=True)
+        if max_tokens is not None and len(made["prompt_ids"]) >= max_tokens:
+            full = full or (
+                f"the prompt of row {index} has {len(made['prompt_ids'])} tokens and max_tokens is {max_tokens}, so no "
+                "response fits"
+            )
+            losses.add("pairs", "skipped", f"the prompt has max_tokens {max_tokens} or more", 1, example=text)
+        elif made["chosen_ids"] == made["rejected_ids"]:
+            losses.add("pairs", "skipped", SAME_RESPONSES, 1, example=text)
+        else:
+            encoded.append(made)
+    losses.used("pairs", len(encoded))
+    if given and not encoded:
+        raise SepoError(f"no row is left to train on: {full or SAME_RESPONSES}. Remove such rows or raise max_tokens.")
+    if len(encoded) < len(given):
+        losses.log()
+    return encoded
 
 
-def _encoded(row: Row, index: int, tokenizer: Any, max_tokens: int | None) -> dict[str, Any]:
+def _encoded(row: Row, index: int, tokenizer: Any, max_tokens: int | None, template: TemplateTokens) -> dict[str, Any]:
     turns = conversation(row, index)
-    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    prompt = _rendered(turns, tokenizer)
     encoded = {**row, "prompt_ids": tokenizer.encode(prompt, add_special_tokens=False)}
-    room = None if max_tokens is None else max_tokens - len(encoded["prompt_ids"])
-    if room is not None and room < 1:
-        raise SepoError(
-            f"the prompt of row {index} has {len(encoded['prompt_ids'])} tokens and max_tokens is {max_tokens}, so no "
-            "response fits: remove the row or raise max_tokens."
-        )
+    room = None if max_tokens is None else max(0, max_tokens - len(encoded["prompt_ids"]))
     for side in SIDES:
-        turn = {"role": "assistant", "content": response_text(row, side, index)}
-        whole = tokenizer.apply_chat_template([*turns, turn], tokenize=False)
-        if not whole.startswith(prompt):
+        written = _response(turns, prompt, response_text(row, side, index), tokenizer)
+        if written is None:
             raise SepoError(
                 f"the chat template writes the prompt of row {index} differently if a response follows, so the start "
                 f"of the {side} response is unknown: provide the columns {', '.join(ID_COLUMNS)}."
             )
-        encoded[f"{side}_ids"] = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)[:room]
+        encoded[f"{side}_ids"] = tokenizer.encode(written, add_special_tokens=False)[:room]
+        if template:
+            encoded[f"{side}_candidates"] = template.candidates(encoded[f"{side}_ids"])
     return encoded
+
+
+def _rendered(turns: Sequence[Mapping[str, str]], tokenizer: Any) -> str:
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def _response(turns: Sequence[Mapping[str, str]], prompt: str, text: str, tokenizer: Any) -> str | None:
+    """Return what the chat template writes after the prompt; None if it writes the prompt differently."""
+    turn = {"role": "assistant", "content": text}
+    whole = tokenizer.apply_chat_template([*turns, turn], tokenize=False)
+    return whole[len(prompt) :] if whole.startswith(prompt) else None
+
+
+def _written(turns: Sequence[Mapping[str, str]], tokenizer: Any) -> TemplateTokens:
+    """Return the tokens that the chat template writes into a response to a conversation."""
+    prompt = _rendered(turns, tokenizer)
+
+    def encode(text: str) -> list[int]:
+        written = _response(turns, prompt, text, tokenizer)
+        return list(tokenizer.encode(written or "", add_special_tokens=False))
+
+    return template_tokens(encode, tokenizer, with_thought=_THOUGHT)
 
 
 def conversation(row: Row, index: int) -> list[dict[str, str]]:
@@ -128,7 +177,13 @@ def add_steps(rows: Iterable[Row], tokenizer: Any) -> list[dict[str, Any]]:
         The rows with ``chosen_steps`` and ``rejected_steps``.
     """
     texts = TokenTexts(tokenizer)
-    return [{**row, **{f"{side}_steps": texts.steps(row[f"{side}_ids"]) for side in SIDES}} for row in rows]
+    return [{**row, **{f"{side}_steps": _steps(row, side, texts) for side in SIDES}} for row in rows]
+
+
+def _steps(row: Row, side: str, texts: TokenTexts) -> list[int]:
+    ids = row[f"{side}_ids"]
+    before = before_text(row.get(f"{side}_candidates", ()))
+    return [0] * before + texts.steps(ids[before:])
 
 
 def check_row(row: Row, method: Method) -> None:
@@ -213,11 +268,7 @@ class PairCollator:
         """
         for row in rows:
             check_row(row, self.method)
-        collate: Any = _padded
-        if self.method.needs_scores:
-            collate = SelectionCollator(collate, method=self.method)
-        elif self.method.needs_steps:
-            collate = StepCollator(collate)
+        collate: Any = selecting_collator(_padded, method=self.method)
         if self.method.needs_token_rewards:
             rewarded = all(has_rewards(row) for row in rows)
             collate = RewardCollator(collate, origin="prompts" if rewarded else "oracle")

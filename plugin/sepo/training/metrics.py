@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,13 +34,19 @@ def ratio(total: Tensor, count: Tensor) -> Metric:
     return Metric(total.detach().float(), count.detach().float())
 
 
-def plain_numbers(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Return the values as floats, with one device synchronization."""
+def plain_sums(metrics: Mapping[str, Metric]) -> dict[str, tuple[float, float]]:
+    """Return totals and counts as floats, with one device synchronization."""
     if not metrics:
         return {}
     totals = torch.stack([metric.total for metric in metrics.values()])
     counts = torch.stack([metric.count for metric in metrics.values()])
-    return dict(zip(metrics, (totals / counts).tolist(), strict=True))
+    both = torch.stack([totals, counts], dim=1).tolist()
+    return {name: (total, count) for name, (total, count) in zip(metrics, both, strict=True)}
+
+
+def plain_numbers(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Return the means, nan where nothing was counted."""
+    return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
 
 
 def reward_metrics(output: PreferenceOutput) -> dict[str, Metric]:

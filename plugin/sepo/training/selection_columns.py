@@ -18,6 +18,9 @@ from sepo.objectives import Method, select
 SELECTION = "selection"
 """Batch key: bool, [2B, T], True where the token at that position is optimized."""
 
+CANDIDATES = "candidates"
+"""Batch key: bool, [2B, T], True where a token may be selected; absent if every response token may."""
+
 STEPS = "steps"
 """Batch key: int64, [2B, T], the number of the step (line, sentence) that the token at that position belongs to."""
 
@@ -28,6 +31,10 @@ SCORE_COLUMNS = ("chosen_scores", "rejected_scores")
 
 COUNT_COLUMNS = ("chosen_counts", "rejected_counts")
 """Row columns: the number of tokens of the response that the data set's threshold keeps."""
+
+CANDIDATE_COLUMNS = ("chosen_candidates", "rejected_candidates")
+"""Row columns: whether each response token may be selected. Without them, all may; tokens that the chat template writes
+around the text of a response may not (``sepo.text.template_tokens``)."""
 
 STEP_COLUMNS = ("chosen_steps", "rejected_steps")
 """Row columns: the number of each response token's step."""
@@ -82,6 +89,45 @@ def step_numbers(features: Sequence[Mapping[str, Any]], scorable: Tensor) -> Ten
     return at_tokens(rows, scorable, dtype=torch.int64, what="step numbers", advice=advice)
 
 
+def add_candidates(batch: dict[str, Any], features: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Add the tokens that may be selected to a batch, if its rows have their columns.
+
+    Args:
+        batch: ``labels`` [2B, T]; gets ``CANDIDATES``.
+        features: the B rows.
+
+    Returns:
+        The tokens that may be selected, bool [2B, T].
+
+    Raises:
+        SepoError: if a row's number of flags is not its number of scorable response tokens.
+    """
+    scorable = scorable_tokens(batch["labels"])
+    if CANDIDATE_COLUMNS[0] not in features[0]:
+        return scorable
+    rows = [feature[column] for column in CANDIDATE_COLUMNS for feature in features]
+    advice = "Compute them again from the token ids (sepo.text.template_tokens)."
+    batch[CANDIDATES] = at_tokens(rows, scorable, dtype=torch.bool, what="candidate flags", advice=advice)
+    return batch[CANDIDATES]
+
+
+class CandidateCollator:
+    """Collator that adds the tokens that may be selected to the host's batch, for live scorers.
+
+    Args:
+        inner: the host's collator, as in ``SelectionCollator``.
+    """
+
+    def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]) -> None:
+        self.inner = inner
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows; for errors see ``add_candidates``."""
+        batch = self.inner(features)
+        add_candidates(batch, features)
+        return batch
+
+
 class StepCollator:
     """Collator that adds the rows' step numbers to the batch of the host's pairwise collator, for live scorers.
 
@@ -130,7 +176,7 @@ class SelectionCollator:
             SepoError: if a row's number of scores is not its number of scorable response tokens.
         """
         batch = self.inner(features)
-        scorable = scorable_tokens(batch["labels"])
+        scorable, candidates = scorable_tokens(batch["labels"]), add_candidates(batch, features)
         rows = [feature[column] for column in SCORE_COLUMNS for feature in features]
         scores = at_tokens(rows, scorable, dtype=torch.float32, what="scores", advice=STORE_ADVICE)
         pairs = len(features)
@@ -142,11 +188,31 @@ class SelectionCollator:
             more |= {name: torch.tensor([row[name] for row in features]) for name in COUNT_COLUMNS}
         chosen, rejected = select(
             self.method,
-            chosen_mask=scorable[:pairs],
-            rejected_mask=scorable[pairs:],
+            chosen_mask=candidates[:pairs],
+            rejected_mask=candidates[pairs:],
             chosen_scores=scores[:pairs],
             rejected_scores=scores[pairs:],
             **more,
         )
         batch[SELECTION] = torch.cat([chosen, rejected])
         return batch
+
+
+def selecting_collator(
+    inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]], *, method: Method
+) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """Wrap a collator of pairs so that its batches include what the method's selection needs.
+
+    Args:
+        inner: the host's collator, as in ``SelectionCollator``.
+        method: the resolved method.
+
+    Returns:
+        The collator; the same object if the method does not select.
+    """
+    if method.needs_scores:
+        return SelectionCollator(inner, method=method)
+    if method.selector is None:
+        return inner
+    collator: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = CandidateCollator(inner)
+    return StepCollator(collator) if method.needs_steps else collator

@@ -18,11 +18,12 @@ from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
 from sepo.objectives import Method, preference_loss, select
-from sepo.training.batch_parts import PartLoss, Parts
+from sepo.selection.ties import tie_order
+from sepo.training.batch_parts import PartLoss, Parts, part_of, rows_of_pairs
 from sepo.training.float_columns import REF_LOGPS, batch_floats
-from sepo.training.metrics import mean_by_side, plain_numbers, reward_metrics, token_metrics
+from sepo.training.metrics import mean_by_side, plain_numbers, plain_sums, reward_metrics, token_metrics
 from sepo.training.reward_columns import TOKEN_REWARDS, token_rewards
-from sepo.training.selection_columns import IGNORE_INDEX, SELECTION, STEPS
+from sepo.training.selection_columns import CANDIDATES, IGNORE_INDEX, SELECTION, STEPS
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class StepOutput:
     Args:
         loss: scalar, differentiable: the mean over the pairs of the device batch.
         metrics: floats, by the host's names (``rewards/*``, ``logps/*``) and those of this package.
+        sums: total and count of each metric, for its mean over several steps; of ``select/tokens``, per pair.
     """
 
     loss: Tensor
     metrics: dict[str, float]
+    sums: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class StepTokens:
     ref_logps: Tensor | None
 
 
+_TEXT = {"input_ids", "attention_mask"}
+
 Reference = Callable[[], AbstractContextManager[nn.Module]]
 """Function that returns a context manager with the reference model, in its state as the reference."""
 
@@ -70,6 +75,7 @@ def preference_step(
     share_prompts: bool = True,
     parts: Parts | None = None,
     watch: Callable[[StepTokens], None] | None = None,
+    counted: int | None = None,
 ) -> StepOutput:
     """Compute the loss of one device batch of pairs.
 
@@ -77,7 +83,8 @@ def preference_step(
         model: the policy, as wrapped by the trainer.
         batch: ``input_ids``, ``attention_mask``, ``labels`` [2B, T] (the first B rows chosen; labels -100 except at
             response tokens), ``selection`` [2B, T] if the method selects by stored scores, ``steps`` [2B, T] if it
-            selects steps by live ones, ``token_rewards`` [2B, T] if it has T-REG's regularizer (see
+            selects steps by live ones, ``candidates`` [2B, T] if not all response tokens may be selected,
+            ``token_rewards`` [2B, T] if it has T-REG's regularizer (see
             ``RewardCollator``), ``ref_logps`` [2B, T] if the reference was run beforehand (see ``ReferenceCollator``),
             and other inputs of the forward pass.
         method: the resolved method.
@@ -88,12 +95,14 @@ def preference_step(
         share_prompts: False to run the padded batch even if prompts could be shared.
         parts: splits the batch; None to run it as one.
         watch: called with the selected tokens of each part; parts with weight 0 come first, and are repeated later.
+        counted: number of pairs, from the first, that enter loss and metrics, at least 1; the others only fill the
+            batch. None for all.
 
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the computed tokens, ``select/*_ratio`` the selected share
-        of response tokens, ``select/tokens`` the selected tokens of the device batch, ``kl/*`` the mean of
-        log pi_policy - log pi_ref over the computed tokens, ``kl/*_full`` over the same tokens the mean
-        KL(ref || policy) over the vocabulary if the method needs it, ``treg/*`` the mean token reward over the
+        of the response tokens that may be selected, ``select/tokens`` the selected tokens of the device batch,
+        ``kl/*`` the mean of log pi_policy - log pi_ref over the computed tokens, ``kl/*_full`` over the same tokens the
+        mean KL(ref || policy) over the vocabulary if the method needs it, ``treg/*`` the mean token reward over the
         regularized tokens, ``objective/*`` the metrics of the objective.
 
     Raises:
@@ -107,40 +116,49 @@ def preference_step(
         return _loss(
             model, part, tokens, layout,
             method=method, reference=reference, chosen_nll_weight=chosen_nll_weight, chunk_tokens=chunk_tokens,
-            watch=watch,
+            watch=watch, counted=counted,
         )  # fmt: skip
 
-    if parts is None or set(_model_inputs(batch)) != {"input_ids", "attention_mask"}:
+    divisible = set(_model_inputs(batch)) == _TEXT
+    if divisible and counted is not None:
+        batch, counted = part_of(batch, range(counted)), None
+    if parts is None or not divisible:
         loss, metrics = compute(batch)
     else:
         tokens = _positions(method, batch, chosen_nll_weight=chosen_nll_weight)
         loss, metrics = parts.loss(batch, _layout(model, batch, tokens) if share_prompts else None, compute)
-    numbers = plain_numbers(metrics)
-    numbers["select/tokens"] = float(round(numbers["select/tokens"] * (len(batch["labels"]) // 2)))
-    return StepOutput(loss=loss, metrics=numbers)
+    sums = plain_sums(metrics)
+    return StepOutput(loss=loss, metrics={**plain_numbers(sums), "select/tokens": sums["select/tokens"][0]}, sums=sums)
 
 
 @dataclass(frozen=True)
 class _Positions:
-    """Masks of the response tokens, of those whose log-probabilities are needed, and of those that are selected as far
-    as that is determined before the forward pass; bool [2B, T - 1], shifted."""
+    """Masks of the response tokens, of those that may be selected, of those whose log-probabilities are needed, and of
+    those that are selected as far as that is determined before the forward pass; bool [2B, T - 1], shifted."""
 
     mask: Tensor
+    candidates: Tensor
     wanted: Tensor
     known: Tensor
+
+    def of(self, rows: list[int]) -> _Positions:
+        """Return the masks of some rows."""
+        return _Positions(self.mask[rows], self.candidates[rows], self.wanted[rows], self.known[rows])
 
 
 def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: float) -> _Positions:
     labels: Tensor = batch["labels"]
     pairs = labels.shape[0] // 2
     mask = labels[:, 1:] != IGNORE_INDEX
-    known = _stored_selection(method, batch) if method.needs_scores else mask
+    excludes = method.selector is not None and CANDIDATES in batch
+    candidates = batch[CANDIDATES][:, 1:] if excludes else mask
+    known = _stored_selection(method, batch) if method.needs_scores else candidates
     reads_all = chosen_nll_weight or method.needs_response
-    return _Positions(mask, torch.cat([mask[:pairs], known[pairs:]]) if reads_all else known, known)
+    return _Positions(mask, candidates, torch.cat([mask[:pairs], known[pairs:]]) if reads_all else known, known)
 
 
 def _model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    not_inputs = ("labels", SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
+    not_inputs = ("labels", CANDIDATES, SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
     return {name: value for name, value in batch.items() if name not in not_inputs}
 
 
@@ -160,8 +178,9 @@ def _loss(
     chosen_nll_weight: float,
     chunk_tokens: int | None,
     watch: Callable[[StepTokens], None] | None,
+    counted: int | None,
 ) -> PartLoss:
-    """Compute the mean loss over the pairs of a batch that goes through the model at once."""
+    """Compute the mean loss over the counted pairs of a batch that goes through the model at once."""
     inputs, labels = _model_inputs(batch), batch["labels"]
     pairs = labels.shape[0] // 2
     mask, wanted = positions.mask, positions.wanted
@@ -169,11 +188,19 @@ def _loss(
     ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
     # One pass over the head for all requested statistics.
     policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
+    if counted is not None and counted < pairs:
+        rows = rows_of_pairs(range(counted), pairs)
+        batch = {name: value[rows] for name, value in batch.items() if name not in inputs or name in _TEXT}
+        positions, policy = positions.of(rows), policy.of(rows)
+        ref_logps = None if ref_logps is None else ref_logps[rows]
+        pairs, mask, wanted = counted, positions.mask, positions.wanted
     logps = policy.logps
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
     selection = positions.known
     if method.token_scorer.live:
-        selection = torch.cat(select(method, **sides, **_by_side(pairs, steps=_steps(method, batch))))
+        ties = tie_order(batch["labels"][:, 1:], mask)
+        scored = sides | _by_side(pairs, mask=positions.candidates, steps=_steps(method, batch), ties=ties)
+        selection = torch.cat(select(method, **scored))
     if watch is not None:
         watch(StepTokens(batch, selection, logps.detach(), ref_logps))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
@@ -183,7 +210,7 @@ def _loss(
     if chosen_nll_weight:
         loss = loss + chosen_nll_weight * _mean_nll(logps[:pairs], mask[:pairs]).mean()
     metrics = reward_metrics(output)
-    metrics |= token_metrics(logps.detach(), mask=mask, selection=selection, pairs=pairs)
+    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=selection, pairs=pairs)
     if rewards is not None:
         regularized = torch.where(selection, rewards, 0.0)
         metrics |= mean_by_side("treg/reward_{}", regularized, wanted=selection, pairs=pairs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from sepo.errors import SepoError
+from sepo.selection import SIDES
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
+from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import IGNORE_INDEX
-
-logger = logging.getLogger(__name__)
 
 
 def each_dataset(datasets: Mapping[str, Any], change: Callable[[Dataset, str], Dataset]) -> dict[str, Any]:
@@ -57,6 +57,38 @@ def joined_column(datasets: Mapping[str, Any], others: Mapping[str, Any], column
     return each_dataset(datasets, join)
 
 
+def with_lengths(datasets: Mapping[str, Any], training_args: Any) -> dict[str, Any]:
+    """Add the column by which the host's sampler groups rows, if it does (``train_sampling_strategy``).
+
+    The sampler itself would read ``input_ids``, which rows of pairs do not have.
+
+    Args:
+        datasets: by the host's roles.
+        training_args: the host's training arguments.
+
+    Returns:
+        The data sets with the number of tokens of each pair's longer response with its prompt.
+    """
+    if not groups_by_length(training_args):
+        return dict(datasets)
+
+    def measured(rows: Dataset, name: str) -> Dataset:
+        if training_args.length_column_name in rows.column_names:
+            return rows
+        arrow = rows.select_columns([f"{side}_input_ids" for side in SIDES]).with_format("arrow")[:]
+        sides = [arrow[f"{side}_input_ids"].combine_chunks().value_lengths() for side in SIDES]
+        longer = np.maximum(*(lengths.to_numpy(zero_copy_only=False) for lengths in sides))
+        return rows.add_column(training_args.length_column_name, longer)
+
+    return each_dataset(datasets, measured)
+
+
+def groups_by_length(training_args: Any) -> bool:
+    """Return whether the sampler groups rows of similar length; transformers 4 has a flag for it."""
+    strategy = getattr(training_args, "train_sampling_strategy", None)
+    return strategy == "group_by_length" or bool(getattr(training_args, "group_by_length", False))
+
+
 def list_arrays(column: Any) -> list[np.ndarray]:
     """Return the rows of an Arrow list column."""
     lists = column.combine_chunks()
@@ -71,13 +103,27 @@ def response_start(labels: Sequence[int] | np.ndarray) -> int:
     return max(1, next(index for index, label in enumerate(labels) if label != IGNORE_INDEX))
 
 
-def skip_empty_responses(dataset: Dataset, *, name: str, tokenizer: Any) -> Dataset:
-    """Drop rows with a response of no tokens (empty, or truncated because the prompt fills the cutoff), and log them.
+NO_RESPONSE = "a response has no token after truncation; raise cutoff_len (sequence_len), or remove the rows"
+NO_CANDIDATE = (
+    "only tokens of the chat template are left of a response after truncation; raise cutoff_len (sequence_len)"
+)
+SAME_RESPONSES = "both responses have the same tokens"
+
+
+def keep_trainable(
+    dataset: Dataset, *, name: str, tokenizer: Any, losses: RowLosses, template: TemplateTokens = NO_TEMPLATE
+) -> Dataset:
+    """Drop the pairs that no preference can be learned from, and count them.
+
+    These are rows with a response of no tokens (empty, or truncated because the prompt fills the cutoff) or of none
+    that may be selected, and rows whose responses have the same tokens.
 
     Args:
         dataset: tokenized pairs, in the host's columns.
         name: name of the data set in the log.
-        tokenizer: decodes the prompts of the rows for the log.
+        tokenizer: decodes examples of the rows.
+        losses: gets the numbers of these rows and of those that remain.
+        template: tokens that may not be selected, if the method selects.
 
     Returns:
         The data set without these rows, or the same object if there are none.
@@ -85,25 +131,49 @@ def skip_empty_responses(dataset: Dataset, *, name: str, tokenizer: Any) -> Data
     Raises:
         SepoError: if no row is left.
     """
-    empty = []
+    found: dict[str, list[int]] = {NO_RESPONSE: [], NO_CANDIDATE: [], SAME_RESPONSES: []}
+    arrow = dataset.select_columns([f"{side}_labels" for side in SIDES]).with_format("arrow")
     for start in range(0, len(dataset), 1000):
-        rows = dataset[start : start + 1000]
-        for offset, labels in enumerate(zip(rows["chosen_labels"], rows["rejected_labels"], strict=True)):
-            if any(not any(label != IGNORE_INDEX for label in side[1:]) for side in labels):
-                empty.append(start + offset)
-    if not empty:
-        return dataset
-    shown = ", ".join(f"{row} ({_excerpt(dataset[row], tokenizer)!r})" for row in empty[:5])
-    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    logger.warning(
-        "skipped %d of %d rows of %s: a response has no token after truncation. Rows %s%s. Raise cutoff_len, or remove "
-        "them.", len(empty), len(dataset), name, shown, more,
-    )  # fmt: skip
-    if len(empty) == len(dataset):
-        raise SepoError(f"{name}: every row has an empty response after truncation; raise cutoff_len.")
-    return dataset.select(np.delete(np.arange(len(dataset)), empty))
+        rows = arrow[start : start + 1000]
+        both = zip(*(list_arrays(rows[f"{side}_labels"]) for side in SIDES), strict=True)
+        for index, labels in enumerate(both):
+            chosen, rejected = map(_response, labels)
+            if not len(chosen) or not len(rejected):
+                found[NO_RESPONSE].append(start + index)
+            elif template and not all(_has_candidate(side, template) for side in labels):
+                found[NO_CANDIDATE].append(start + index)
+            elif np.array_equal(chosen, rejected):
+                found[SAME_RESPONSES].append(start + index)
+    for reason, left_out in found.items():
+        if left_out:
+            losses.add(name, "skipped", reason, len(left_out), example=_text(dataset[left_out[0]], tokenizer))
+    left_out = sorted(row for rows in found.values() for row in rows)
+    losses.used(name, len(dataset) - len(left_out))
+    if len(left_out) == len(dataset):
+        reasons = [f"in {len(rows)} of {len(dataset)} rows {reason}" for reason, rows in found.items() if rows]
+        raise SepoError(f"{name}: no row is left to train on: {'. '.join(reasons) or 'the data set is empty'}.")
+    return dataset.select(np.delete(np.arange(len(dataset)), left_out)) if left_out else dataset
 
 
-def _excerpt(row: Mapping[str, Any], tokenizer: Any) -> str:
-    text = " ".join(tokenizer.decode(row["chosen_input_ids"], skip_special_tokens=True).split())
-    return text if len(text) <= 60 else "..." + text[-57:]
+def _response(labels: np.ndarray) -> np.ndarray:
+    """Return the tokens of a response that have a predecessor."""
+    return labels[1:][labels[1:] != IGNORE_INDEX]
+
+
+def candidate_flags(labels: Sequence[int] | np.ndarray, template: TemplateTokens) -> list[bool]:
+    """Return for each response token that can be scored whether it may be selected.
+
+    Args:
+        labels: a row's labels, -100 except at the tokens of its response.
+        template: the tokens that may not.
+    """
+    response = [label for label in labels if label != IGNORE_INDEX]
+    return template.candidates(response)[0 if labels[0] == IGNORE_INDEX else 1 :]
+
+
+def _has_candidate(labels: np.ndarray, template: TemplateTokens) -> bool:
+    return int((labels != IGNORE_INDEX).sum()) > template.most or any(candidate_flags(labels.tolist(), template))
+
+
+def _text(row: Mapping[str, Any], tokenizer: Any) -> str:
+    return str(tokenizer.decode(row["chosen_input_ids"], skip_special_tokens=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,21 +18,23 @@ from sepo.forward.lora import fuse_lora
 from sepo.objectives import Method
 from sepo.training.encoded_pairs import PairCollator, check_row
 from sepo.training.loading import register_numbered_cpus
+from sepo.training.means import PairMeans
+from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.split_backward import SplitsBatches
 from sepo.training.starting_policy import StartingPolicy
 from sepo.training.step import StepOutput, preference_step
+from sepo.training.trainable_rows import groups_by_length
 
 logger = logging.getLogger(__name__)
 
 _WITHOUT_EFFECT = {"model_init": "pass model", "compute_loss_func": "the method is the loss; leave it out"}
 
 
-class PreferenceTrainer(SplitsBatches, Trainer):
+class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, Trainer):
     """Trainer of a policy on preference pairs with any method.
 
     The loss of an optimizer step is the mean over its pairs, independent of their split into device batches. Metrics
-    (see ``preference_step``) are means over the pairs since the last logging step; in evaluations they have the same
-    prefix as ``eval_loss``, are returned by ``evaluate`` and can be used as ``metric_for_best_model``.
+    (see ``preference_step``) are means over the pairs since the last logging step; for evaluations see ``PairMeans``.
 
     Args:
         model: the policy: full weights or PEFT, on one device or under DDP.
@@ -78,6 +79,11 @@ class PreferenceTrainer(SplitsBatches, Trainer):
                 f"label_smoothing_factor is {args.label_smoothing_factor}, which smooths token labels, expected 0: to "
                 "smooth preferences, use resolve_method('dpo', label_smoothing=...)."
             )
+        if groups_by_length(args):
+            raise SepoError(
+                "the rows are to be grouped by length, which PreferenceTrainer does not support (a pair's padding is "
+                "not computed in any case): leave train_sampling_strategy, or group_by_length, at its default."
+            )
         if data_collator is None:
             for dataset in (train_dataset, eval_dataset):
                 _check_datasets(dataset, method)
@@ -85,7 +91,6 @@ class PreferenceTrainer(SplitsBatches, Trainer):
         args = copy.copy(args)
         args.remove_unused_columns = False  # the method's columns are not arguments of the model's forward
         self.method, self.chunk_tokens, self.batch_tokens = method, chunk_tokens, batch_tokens
-        self._training, self._evaluation = _Means(), _Means()
         super().__init__(
             model=model,
             args=args,
@@ -128,8 +133,8 @@ class PreferenceTrainer(SplitsBatches, Trainer):
             if self.method.token_scorer.compares_with_reference:
                 logger.warning(
                     "the reference is the starting policy: at step 1 every alignment score is zero, so the rule floor "
-                    "selects the first tokens of each response until the policy has changed. A stronger ref_model "
-                    "selects better."
+                    "selects tokens spread evenly over each response until the policy has changed. A stronger "
+                    "ref_model selects better."
                 )
             self.starting_policy = StartingPolicy(self.model)
             return
@@ -147,7 +152,14 @@ class PreferenceTrainer(SplitsBatches, Trainer):
             with self.accelerator.autocast():
                 yield self.ref_model
 
-    def _step(self, model: nn.Module, batch: Mapping[str, Any], *, scale: float | Tensor = 1.0) -> StepOutput:
+    def _step(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        *,
+        scale: float | Tensor = 1.0,
+        counted: int | None = None,
+    ) -> StepOutput:
         return preference_step(
             model,
             batch,
@@ -156,6 +168,7 @@ class PreferenceTrainer(SplitsBatches, Trainer):
             chunk_tokens=self.chunk_tokens,
             share_prompts=self.shares_prompts(),
             parts=self.parts(model, scale=scale),
+            counted=counted,
         )
 
     def get_batch_samples(
@@ -180,57 +193,13 @@ class PreferenceTrainer(SplitsBatches, Trainer):
             # DDP averages over the ranks, while the pairs are those of all ranks.
             scale = pairs * self.accelerator.num_processes / num_items_in_batch
         output = self._step(model, inputs, scale=scale)
-        self._training.add(output.metrics, pairs)
+        self._training.add(output.sums)
         loss = output.loss * scale
         return (loss, {}) if return_outputs else loss
 
-    def prediction_step(
-        self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, None, None]:
-        """Evaluate one batch; no logits are computed, so there are no predictions."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            output = self._step(model, inputs)
-        loss = output.loss.detach()
-        self._evaluation.add({"loss": loss.item(), **output.metrics}, _pairs(inputs))
-        return loss, None, None
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate; the loss is the mean over pairs too, also with a smaller last batch."""
-        self._evaluation = _Means()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self._evaluation.reduced(self.accelerator)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-        return output
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log the trainer's entries, with the metrics of ``preference_step`` at the logging steps of training."""
-        if "loss" in logs:
-            logs |= self._training.reduced(self.accelerator)
-        if "loss" in logs or "train_runtime" in logs:
-            self._training = _Means()
-        super().log(logs, *args, **kwargs)
-
-
-class _Means:
-    """Means of metrics over pairs."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._pairs = 0
-
-    def add(self, metrics: Mapping[str, float], pairs: int) -> None:
-        for name, value in metrics.items():
-            self._sums[name] += value * pairs
-        self._pairs += pairs
-
-    def reduced(self, accelerator: Any) -> dict[str, float]:
-        """Return the means over the pairs of all ranks; every rank has the same names."""
-        if not self._pairs:
-            return {}
-        totals = torch.tensor([*self._sums.values(), self._pairs], dtype=torch.float32, device=accelerator.device)
-        *sums, pairs = accelerator.reduce(totals, "sum").tolist()
-        return {name: total / pairs for name, total in zip(self._sums, sums, strict=True)}
+    def evaluation_step(self, model: nn.Module, batch: Mapping[str, Any], *, counted: int) -> StepOutput:
+        """Run the step on a device batch of an evaluation."""
+        return self._step(model, batch, counted=counted)
 
 
 def _pairs(batch: Mapping[str, Any]) -> int:

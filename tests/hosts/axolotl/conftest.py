@@ -40,12 +40,16 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def plugin():
-    """The plugin, registered before `axolotl.core` is imported, as in a run."""
+def plugin(root):
+    """The plugin, given a config with a stage before `axolotl.core` is imported, as in a run."""
     from axolotl.integrations.base import PluginManager
 
     PluginManager.get_instance().register(axo.PLUGIN)
-    return PluginManager.get_instance().plugins[axo.PLUGIN]
+    made = PluginManager.get_instance().plugins[axo.PLUGIN]
+    made.register(axo.config(root, root / "out", rl="minor_dpo"))
+    import axolotl.core.trainers.dpo.args  # noqa: F401
+
+    return made
 
 
 @pytest.fixture(autouse=True)

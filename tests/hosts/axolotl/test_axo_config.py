@@ -61,6 +61,9 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
         ({"dpo_loss_weights": [1.0]}, "dpo_loss_weights is set"),
         ({"dpo_use_weighting": True}, "set objective: wpo"),
         ({"streaming": True}, "a stream has no row numbers"),
+        ({"sample_packing": True}, "sample_packing is set, but pairs are not packed"),
+        ({"use_eaft": True}, "use_eaft is set, but it replaces the loss of SFT"),
+        ({"dpo_ld_alpha": 0.5}, "dpo_ld_alpha is set"),
         ({"unsloth_lora_mlp": True}, "Unsloth replaces the forward"),
         ({"lora_model_dir": "adapter"}, "merge it first"),
         ({"context_parallel_size": 2}, "needs whole responses"),
@@ -85,6 +88,23 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
 def test_refusals_give_the_reason(root, tmp_path, more, message):
     with pytest.raises(SepoError, match=message):
         resolve_config(given(root, tmp_path, **more))
+
+
+def test_keys_without_effect_are_named_once(root, tmp_path, caplog):
+    made = given(root, tmp_path, early_stopping_patience=3, neftune_noise_alpha=5, group_by_length=True, relora=False)
+    with caplog.at_level("WARNING", logger="sepo"):
+        resolve_config({**made, "trainer_cls": TRAINER})
+    first, second = caplog.messages
+    assert first.startswith("early_stopping_patience and neftune_noise_alpha are set, but have no effect in this stage")
+    assert second.startswith("group_by_length is set, but has no effect")
+
+
+def test_keys_without_effect_are_keys_of_the_host():
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    from sepo.hosts.axolotl.config import _IGNORED
+
+    assert [name for name in _IGNORED if name not in AxolotlInputConfig.model_fields] == []
 
 
 def test_tregs_prompts_need_rows_that_are_conversations(root, tmp_path):

@@ -167,12 +167,13 @@ def test_rows_with_images_are_refused(words):
     from datasets import Dataset
 
     from sepo.hosts.axolotl.data import tokenized
+    from sepo.training.row_losses import RowLosses
 
     rows = Dataset.from_list([{"chosen": [{"role": "assistant", "content": "A cat."}], "images": ["a.png"]}])
     with pytest.raises(
         SepoError, match="the rows of train have images, and in Axolotl sepo's stages train on text only"
     ):
-        tokenized(rows, None, None, tokenizer=words, name="train")
+        tokenized(rows, None, None, tokenizer=words, name="train", losses=RowLosses())
 
 
 @pytest.fixture(scope="module")

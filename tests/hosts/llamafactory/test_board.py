@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from llamafactory.extras import constants
 from llamafactory.extras import logging as host_logging
 from llamafactory.webui import common, control, interface, locales, runner
-from llamafactory.webui.components import train
 from tqdm import tqdm
 
 import sepo.hosts
@@ -33,7 +32,7 @@ from sepo.hosts.llamafactory.doctor import board_findings
 from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
 from sepo.hosts.llamafactory.registration import _log_beside_host
 from sepo.recipe.resolve import resolve
-from sepo.recipe.stages import STAGES
+from sepo.recipe.stage_names import STAGES
 from tests.support.packages import on_path, write_example, write_package
 from tests.support.recipes import run, sepo_recipe
 
@@ -548,12 +547,13 @@ def test_the_host_has_the_names_that_the_board_needs():
         assert name in ledger, name
 
 
+def without_box(elements):
+    """Return the elements of a training tab whose box for extra arguments has another name."""
+    return {("other" if name == "extra_args" else name): element for name, element in elements.items()}
+
+
 def other_parameters():
     """Function without the parameter that is relied on."""
-
-
-class OtherRunner:
-    """Class that starts no process."""
 
 
 @pytest.mark.parametrize(
@@ -564,10 +564,9 @@ class OtherRunner:
         (locales, "LOCALES", {}, "no help for extra_args"),
         (common, "_clean_cmd", other_parameters, "_clean_cmd(args)"),
         (runner, "gen_cmd", other_parameters, "gen_cmd(args)"),
-        (runner, "Runner", OtherRunner, "does not start a run by Popen"),
+        (runner, "Popen", other_parameters, "does not start a run by subprocess.Popen"),
         (interface, "create_train_tab", other_parameters, "create_train_tab(engine)"),
-        (train, "create_train_tab", None, "NoneType"),
-        (patch, "_ELEMENTS", ("training_stage", "gone"), "has no gone"),
+        (interface, "create_train_tab", None, "create_train_tab(engine)"),
     ],
 )
 def test_an_unsupported_board_is_left_unchanged(host, capsys, module, name, value, gap):
@@ -579,6 +578,37 @@ def test_an_unsupported_board_is_left_unchanged(host, capsys, module, name, valu
     assert "sepo: this LLaMA Board does not list sepo's stages: " in capsys.readouterr().err
     assert (runner.gen_cmd, common._clean_cmd, interface.create_train_tab) == rebound
     assert "SePO" not in constants.TRAINING_STAGES
+
+
+def test_a_board_without_the_elements_lists_the_stages_and_leaves_the_box_alone(host, capsys, tmp_path):
+    host.chdir(tmp_path)
+    create = interface.create_train_tab
+    host.setattr(interface, "create_train_tab", lambda engine: without_box(create(engine)))
+    listed, filled = board_findings()
+    assert listed.good
+    assert not filled.good
+    assert "its training tab has no extra_args; use LLaMA-Factory" in filled.text
+    patch.register(interface)
+    assert "SePO" in constants.TRAINING_STAGES
+    patch.filling_gaps()
+    assert "does not fill in the keys of a stage: its training tab has no extra_args." in capsys.readouterr().err
+
+
+def test_a_board_that_cannot_be_built_is_a_finding(host):
+    def create_ui():
+        raise TypeError("Textbox() got an unexpected keyword argument 'info'")
+
+    host.setattr(interface, "create_ui", create_ui)
+    _, finding = board_findings()
+    assert not finding.good
+    assert "cannot be built (TypeError: Textbox() got an unexpected keyword argument 'info')" in finding.text
+
+
+def test_a_registered_board_is_a_supported_one(board, tmp_path):
+    """After `sepo enable`, `sepo doctor` looks at a board in which the stages are registered."""
+    board.chdir(tmp_path)
+    assert all(finding.good for finding in board_findings())
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_hosts_own_command_lists_sepo_stages_by_the_import_hook(host):

@@ -67,6 +67,115 @@ def test_missing_data_file(world, tmp_path, capsys):
     assert "gone.json does not exist" in refused(capsys, recipe, tmp_path)
 
 
+MESSAGES = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+COLUMNS = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+LISTS = {"chosen": MESSAGES, "rejected": MESSAGES}
+
+
+@pytest.mark.parametrize(
+    ("content", "entry", "words"),
+    [
+        ("", {}, ["dataset 'd' has no rows", "d.json is empty"]),
+        ("[]", {}, ["dataset 'd' has no rows"]),
+        ('[{"chosen": "A",', {}, ["d.json cannot be read as json"]),
+        ('{"chosen": "A"}\n{"chosen"', {}, ["d.json cannot be read as json: line 2"]),
+        (b"\xff\xfe\x00", {}, ["d.json cannot be read as json", "codec can't decode"]),
+        ("[1, 2]", {}, ["d.json has a row '1'; an object is expected"]),
+        ([LISTS], {}, ["chosen is a list of messages", "'alpaca' does not read", '"formatting": "messages"']),
+        ([LISTS], {"formatting": "sharegpt"}, ["chosen is a list of messages", '"formatting": "messages"']),
+        ([{"q": "Q", "chosen": "A", "rejected": "B"}], {}, ["does not name the columns", "columns are q, chosen"]),
+        (
+            [{"q": "Q", "chosen": "A", "rejected": "B"}], {"columns": COLUMNS},
+            ["has no column instruction, which formatting 'alpaca' reads", "q, chosen, rejected"],
+        ),
+        (
+            [{"q": "Q", "better": "A", "rejected": "B"}], {"columns": COLUMNS},
+            ["has no column chosen", "q, better, rejected"],
+        ),
+        ([{"better": MESSAGES}], {"formatting": "messages"}, ["has no column chosen"]),
+        ([LISTS], {"formatting": "message"}, ["formatting is 'message'", "alpaca, sharegpt, openai, messages"]),
+        ([LISTS], {"columns": ["chosen"]}, ["its entry in dataset_info.json is not valid"]),
+    ],
+    ids=lambda value: None,
+)  # fmt: skip
+def test_files_that_hold_no_pairs(world, tmp_path, capsys, content, entry, words):
+    file = tmp_path / "d.json"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"d": {"file_name": "d.json", "ranking": True, **entry}}))
+    line = refused(capsys, sepo_recipe(world, tmp_path / "out", dataset="d", dataset_dir=str(tmp_path)), tmp_path)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("d.parquet", b"not parquet", ["d.parquet cannot be read as parquet"]),
+        ("d.xml", b"<a/>", ["has files of the types .xml, expected one of arrow, csv, json"]),
+        ("d", None, ["the directory", "is empty"]),
+    ],
+)
+def test_files_of_other_types(world, tmp_path, capsys, name, content, words):
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"d": {"file_name": name, "ranking": True}}))
+    line = refused(capsys, sepo_recipe(world, tmp_path / "out", dataset="d", dataset_dir=str(tmp_path)), tmp_path)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"d": 3}', '{"d": {"file_name": 3}}', '{"d": {"ranking": true}}', '{"d": null}']
+)
+def test_a_declaration_that_is_not_valid(world, tmp_path, capsys, content):
+    (tmp_path / "dataset_info.json").write_text(content)
+    recipe = sepo_recipe(world, tmp_path / "out", dataset="d", dataset_dir=str(tmp_path))
+    assert "dataset_info.json" in refused(capsys, recipe, tmp_path)
+
+
+def test_data_sets_of_the_hub_without_a_declaration(world, tmp_path, capsys):
+    recipe = sepo_recipe(world, tmp_path / "out", dataset="some/pairs", dataset_dir="ONLINE")
+    line = refused(capsys, recipe, tmp_path)
+    assert "dataset_dir is ONLINE" in line
+    assert '"hf_hub_url": "some/pairs", "ranking": true, "formatting": "messages"' in line
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_the_beginning_of_a_large_file_is_enough(tmp_path, lines):
+    from sepo.hosts.llamafactory.data_files import first_rows
+
+    rows = [{"chosen": "A" * 40_000, "rejected": [1, {"x": "B,]"}]}] * 40
+    path = tmp_path / "d.json"
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1))
+    found = first_rows(path, name="d")
+    assert 20 < len(found.rows) < 40
+    assert not found.whole
+    assert found.rows[-1] == rows[0]
+    path.write_text("\n".join(map(json.dumps, rows[:3])) if lines else json.dumps(rows[:3], indent=1))
+    assert first_rows(path, name="d") == (rows[:3], True)
+    path.write_text(json.dumps({"chosen": ["A"] * 9}, indent=1))  # columns instead of rows: the loader reads these
+    assert first_rows(path, name="d") is None
+    path.write_text(json.dumps([{"chosen": "A" * 2**21}]))
+    assert first_rows(path, name="d") is None
+
+
+def test_parquet_files_are_looked_at(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from sepo.hosts.llamafactory.data_files import first_rows
+
+    pq.write_table(pa.Table.from_pylist([LISTS] * 3), tmp_path / "d.parquet")
+    assert first_rows(tmp_path / "d.parquet", name="d") == ([LISTS] * 3, True)
+    (tmp_path / "d.csv").write_text("chosen,rejected\n")
+    assert first_rows(tmp_path / "d.csv", name="d") is None
+
+
 def test_missing_recipe(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "none.yaml"]) == 2

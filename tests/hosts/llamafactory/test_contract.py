@@ -4,6 +4,7 @@ import ast
 import contextlib
 import logging
 import os
+import pickle
 import re
 import runpy
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import sepo.hosts
-from sepo.hosts.contract import Entry, check, gap
+from sepo.hosts.contract import Entry, check, concerning, gap
 from sepo.hosts.llamafactory.contract import CONTRACT
 from sepo.hosts.llamafactory.doctor import contract_findings
+from sepo.hosts.llamafactory.facts import has_ray_worker
+from tests.support.recipes import run
 
 HOSTS = Path(sepo.hosts.__file__).parent
 LEDGER = (HOSTS / "PATCHES.md").read_text()
@@ -122,11 +125,16 @@ def test_every_private_attribute_of_others_is_in_a_contract():
 class Changed:
     """Class without the names that are relied on."""
 
+    rate: float
+
     def __init__(self, model):
         self.model = model
 
     def step(self, model):
-        """Take a step."""
+        """Take a step; a text with self.named sets nothing."""
+
+    def forward(self, *args, **kwargs):
+        """Pass everything on."""
 
 
 @pytest.fixture
@@ -140,6 +148,9 @@ def changed(monkeypatch):
     ("entry", "missing"),
     [
         (Entry("changed_host", "Changed.step", ("model",)), None),
+        (Entry("changed_host", "Changed.forward", ("model",)), None),
+        (Entry("changed_host", "Changed.rate", on_instances=True), None),
+        (Entry("changed_host", "Changed.named", on_instances=True), "changed_host.Changed.named is not an attribute"),
         (Entry("changed_host", "Changed.model", on_instances=True), None),
         (Entry("changed_host", "gone"), "changed_host.gone does not exist"),
         (
@@ -160,6 +171,15 @@ def test_missing_names_are_found(changed, entry, missing):
     assert missing is None or finding.text.endswith("; use Host 1.0")
 
 
+def test_a_name_concerns_the_versions_that_have_it(changed, monkeypatch):
+    entries = [Entry("changed_host", "gone", versions="<2"), Entry("changed_host", "step", versions=">=2")]
+    for version, concerned in (("1.9", "gone"), ("2.0", "step"), ("2.1.dev0", "step"), (None, "step")):
+        monkeypatch.setattr("sepo.hosts.contract._version", {"changed_host": version}.get)
+        assert [entry.path for entry in concerning(entries)] == [concerned]
+        (finding,) = check(entries, expected="Host 2")
+        assert finding.good == (concerned == "step")
+
+
 def test_every_test_that_the_ledger_names_exists():
     root = Path(__file__).parents[3]
     named = set(re.findall(r"`(tests/[^`]+)`", LEDGER))
@@ -173,7 +193,19 @@ def test_every_test_that_the_ledger_names_exists():
 def test_host_versions_in_the_ledger_are_those_of_the_extra():
     extra = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert "llamafactory>=0.9.5,<0.9.6" in extra
-    assert "## LLaMA-Factory 0.9.5" in LEDGER
+    assert "## LLaMA-Factory 0.9.4 and 0.9.5" in LEDGER
+
+
+def test_facts_and_contract_agree_on_the_installed_host():
+    from llamafactory.train import tuner
+
+    concerned = {str(entry) for entry in concerning(CONTRACT)}
+    of_class, of_function = (
+        "llamafactory.train.tuner.Worker._training_function",
+        "llamafactory.train.tuner.get_ray_trainer",
+    )
+    assert (of_class in concerned) == has_ray_worker(tuner)
+    assert (of_function in concerned) == (not has_ray_worker(tuner))
 
 
 def test_ray_worker_registers_in_its_own_process(monkeypatch):
@@ -183,7 +215,9 @@ def test_ray_worker_registers_in_its_own_process(monkeypatch):
 
     started = []
     monkeypatch.setattr(tuner, "_sepo_registered", False, raising=False)
-    monkeypatch.setattr(tuner, "Worker", type("HostWorker", (), {"__init__": lambda self: started.append(self)}))
+    monkeypatch.setattr(
+        tuner, "Worker", type("HostWorker", (), {"__init__": lambda self: started.append(self)}), raising=False
+    )
     for name in ("run_dpo", "get_train_args", "_training_function"):
         monkeypatch.setattr(tuner, name, getattr(tuner, name))
     monkeypatch.setenv("SEPO_RAY_WORKER", "")
@@ -191,6 +225,30 @@ def test_ray_worker_registers_in_its_own_process(monkeypatch):
     assert tuner._sepo_registered
     assert tuner.Worker is registration.RayWorker
     assert len(started) == 1
+
+
+@pytest.mark.host
+def test_a_ray_function_registers_in_its_own_process(monkeypatch, tmp_path):
+    """Ray pickles the function by name, for a process in which nothing is registered."""
+    from llamafactory.train import tuner
+
+    from sepo.hosts.llamafactory import registration
+
+    given = []
+    monkeypatch.setattr(tuner, "_sepo_registered", False, raising=False)
+    for name in ("run_dpo", "get_train_args", "_training_function"):
+        monkeypatch.setattr(tuner, name, getattr(tuner, name))
+    monkeypatch.delattr(tuner, "Worker", raising=False)  # as in 0.9.4
+    monkeypatch.setattr(
+        tuner, "get_ray_trainer", lambda *values, **named: given.append((*values, named)), raising=False
+    )
+    registration.register(tuner)
+    tuner.get_ray_trainer(training_function=tuner._training_function, train_loop_config={"args": {}}, ray_args=None)
+    ((function, named),) = given
+    assert named == {"train_loop_config": {"args": {}}, "ray_args": None}
+    code = "import pickle, sys; pickle.loads(bytes.fromhex(sys.argv[1]))({'args': {'stage': 'sepo', 'no_key': 1}})"
+    done = run([sys.executable, "-c", code, pickle.dumps(function).hex()], cwd=tmp_path, expect=1)
+    assert done.stderr.splitlines()[-1].startswith("sepo.errors.SepoError: unknown key 'no_key'")
 
 
 def test_log_lines_go_where_the_hosts_go(monkeypatch):

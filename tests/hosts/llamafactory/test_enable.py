@@ -6,7 +6,7 @@ import pytest
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import enable
-from tests.support.recipes import BIN, run, sepo_recipe, write
+from tests.support.recipes import BIN, host_recipe, run, sepo_recipe, write
 
 
 @pytest.fixture
@@ -52,15 +52,78 @@ def test_an_environment_that_cannot_be_written_is_reported(monkeypatch, tmp_path
         enable.enable()
 
 
+def host_command(*words):
+    """Return the code of the host's own command."""
+    return (
+        f"import sys; sys.argv = {['llamafactory-cli', *map(str, words)]!r}\nfrom llamafactory.cli import main; main()"
+    )
+
+
+# Every subpackage fails to import; what `sepo enable` itself needs does not.
+BROKEN = """
+import sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("sepo.recipe", "sepo.hosts.llamafactory.registration", "sepo.scoring", "sepo.objectives"):
+            raise ImportError("a missing dependency of " + name)
+sys.meta_path.insert(0, Broken())
+"""
+REBOUND = """
+import sys
+from llamafactory.train import tuner
+def state():
+    functions = [tuner.get_train_args, tuner.run_dpo, tuner._training_function, tuner.Worker]
+    loaded = [name for name in sys.modules if name.startswith("sepo.") and name not in LIGHT]
+    return [one.__module__ for one in functions if not one.__module__.startswith("llamafactory.")], loaded
+LIGHT = ("sepo._autoload", "sepo.errors", "sepo.plugins", "sepo.recipe", "sepo.recipe.given", "sepo.recipe.stage_names")
+host, seen = tuner._training_function, []
+tuner.get_ray_args = lambda args: type("Ray", (), {"use_ray": False})
+if STAGE == "dpo":
+    tuner._training_function = lambda config: seen.append(config["args"]["stage"])
+    tuner._training_function.__module__ = host.__module__
+tuner.run_exp({"stage": STAGE, "select_ratio": 2})
+print(seen, *state())
+"""
+
+
+def test_a_run_of_the_hosts_stage_rebinds_nothing_and_imports_nothing_heavy(elsewhere):
+    enable.enable()
+    assert interpreter(elsewhere, "STAGE = 'dpo'" + REBOUND).stdout.splitlines()[-1] == "['dpo'] [] []"
+    done = interpreter(elsewhere, "STAGE = 'sepo'" + REBOUND, expect=2)  # registered, so that sepo reads the recipe
+    assert "sepo: error: select_ratio is 2" in done.stderr
+
+
+@pytest.mark.host
+def test_a_broken_package_ends_only_runs_of_its_stages(world, elsewhere, tmp_path):
+    enable.enable()
+    recipe = write(host_recipe(world, tmp_path / "theirs", max_steps=1), tmp_path / "theirs.yaml")
+    interpreter(elsewhere, BROKEN + host_command("train", recipe))
+    assert (tmp_path / "theirs" / "adapter_model.safetensors").is_file()
+    recipe = write(sepo_recipe(world, tmp_path / "own"), tmp_path / "own.yaml")
+    done = interpreter(elsewhere, BROKEN.replace('"sepo.recipe", ', "") + host_command("train", recipe), expect=2)
+    (line,) = [line for line in done.stderr.splitlines() if "sepo: error:" in line]
+    assert "stage is sepo, and sepo cannot be imported (ImportError: a missing dependency of sepo.hosts" in line
+    done = interpreter(elsewhere, BROKEN + host_command("train", recipe), expect=None)
+    assert done.returncode != 0
+    assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.host
+def test_a_broken_package_leaves_the_board_as_it_is(elsewhere):
+    enable.enable()
+    code = BROKEN + "from llamafactory.webui import interface; print(interface.create_train_tab.__module__)"
+    done = interpreter(elsewhere, code)
+    assert done.stdout.splitlines()[-1] == "llamafactory.webui.components.train"
+    expected = "sepo: this LLaMA Board does not list sepo's stages: sepo cannot be imported (ImportError: a missing"
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("sepo:")]
+    assert line.startswith(expected)
+
+
 @pytest.mark.host
 def test_the_host_command_prints_an_error_in_one_line(world, elsewhere, tmp_path):
     enable.enable()
     recipe = write(sepo_recipe(world, tmp_path / "out", select_ratio=2), tmp_path / "recipe.yaml")
-    code = (
-        "import sys; sys.argv = ['llamafactory-cli', 'train', " + repr(str(recipe)) + "]\n"
-        "from llamafactory.cli import main; main()"
-    )
-    done = interpreter(elsewhere, code, expect=2)
+    done = interpreter(elsewhere, host_command("train", recipe), expect=2)
     assert "sepo: error: select_ratio is 2.0" in done.stderr
     assert "Traceback" not in done.stderr
 

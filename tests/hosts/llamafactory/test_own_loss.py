@@ -11,7 +11,7 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pipeline import plan_steps
 from sepo.objectives import resolve_method
 from sepo.recipe.resolve import resolve
-from sepo.recipe.stages import check_stage, is_sepo_stage
+from sepo.recipe.stage_names import check_stage, is_sepo_stage
 from sepo.scoring.live_columns import selection_columns
 from tests.support import tiny
 from tests.support.packages import example_wheel, on_path, write_example, write_package

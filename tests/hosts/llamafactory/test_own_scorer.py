@@ -28,10 +28,11 @@ good = StoredScorer(load, {"version": 1})
 renewed = StoredScorer(load, {"version": 2})
 missing = StoredScorer(lambda device: lambda rows: [[1.0] for row in rows[1:]])
 short = StoredScorer(lambda device: lambda rows: [[1.0] for row in rows])
+rare = StoredScorer(lambda device: lambda rows: [[float(len(row.texts) > 40)] * len(row.texts) for row in rows])
 flat = StoredScorer(lambda device: lambda rows: [[0.0] * len(row.texts) for row in rows])
 live = TokenScorer("live", from_logps=lambda tokens: tokens.policy_logps)
 """
-SCORERS = {name: f"team_scorers:{name}" for name in ("good", "renewed", "missing", "short", "flat")}
+SCORERS = {name: f"team_scorers:{name}" for name in ("good", "renewed", "missing", "short", "rare", "flat")}
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +43,9 @@ def installed(tmp_path):
         yield folder
 
 
-def rows(words):
+def rows(words, counts=(1, 2, 3)):
     table = {f"{side}_{name}": [] for side in ("chosen", "rejected") for name in ("input_ids", "labels")}
-    for count in (1, 2, 3):
+    for count in counts:
         for side, answer in (("chosen", "indeed a fact " * count), ("rejected", "no " * count)):
             prompt, ids = words.encode("Is it so"), words.encode(answer)
             table[f"{side}_input_ids"].append(prompt + ids)
@@ -67,7 +68,8 @@ def attached(tmp_path):
             "training_args": SimpleNamespace(world_size=1, process_index=0, device="cpu", output_dir="out"),
         }
         scorer = RegisteredScores(settings, tokenizer=words, **host)
-        return scorer.attach(rows(words), name="train"), scorer.stores["train"]
+        part = options.get("part", "train")
+        return scorer.attach(rows(words, **options.get("data", {})), name=part), scorer.stores[part]
 
     return attach
 
@@ -99,13 +101,22 @@ def test_other_settings_or_another_version_are_another_store(attached, tmp_path)
     [
         ("missing", r"'missing' returned \d rows for a batch of \d responses, expected one for each"),
         ("short", r"'short' returned scores of shape \[1\] for a .* response of \d+ tokens"),
-        ("flat", "'flat' gives every token the score zero"),
+        ("flat", "'flat' gives every token of train the score zero"),
         ("wrong", r"'wrong' of package team-scorers 0\.1 .* is of type TokenScorer, expected .*StoredScorer"),
     ],
 )
 def test_invalid_scores_are_refused(attached, name, message):
     with pytest.raises(SepoError, match=message):
         attached(name)
+
+
+def test_zeros_are_scores(attached, caplog):
+    """A scorer may mark few tokens: in no more than one row here, and in none of an evaluation set."""
+    joined, _ = attached("rare", data={"counts": (*[1] * 40, 9)})
+    assert not any(map(any, joined["chosen_scores"][:40]))
+    assert all(joined["chosen_scores"][40])
+    attached("rare", part="eval", data={"counts": (1,)})
+    assert "'rare' gives every token of eval the score zero" in caplog.text
 
 
 def test_a_name_in_both_groups_is_refused(tmp_path):

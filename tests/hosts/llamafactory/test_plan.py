@@ -80,7 +80,7 @@ def test_parameters_are_the_published_ones(name, shapes):
 
 def examples():
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
-    from sepo.recipe.stages import HOST_STAGES
+    from sepo.recipe.stage_names import HOST_STAGES
 
     for path in sorted(p for p in (ROOT / "yaml_examples").rglob("*.yaml") if p.parent.name != "axolotl"):
         recipe = yaml.safe_load(path.read_text())

@@ -10,9 +10,10 @@ import pytest
 from sepo.cli import main
 from sepo.report.reading import read_subject
 from sepo.runs.log_reader import LOG_FILE, SETTINGS_FILE, read_log
-from sepo.runs.log_writer import note_preparation
+from sepo.runs.log_writer import note_preparation, note_rows
 from sepo.runs.status import run_status
 from sepo.runs.token_samples_reader import read_record
+from sepo.training.row_losses import RowLosses
 from tests.support.recipes import BIN, run, sepo_recipe, sepo_train
 
 
@@ -73,6 +74,20 @@ def test_a_run_that_scores_is_preparing(tmp_path, capsys):
     assert "training has not started" in capsys.readouterr().out
 
 
+def test_rows_that_were_left_out_are_shown(tmp_path, capsys):
+    losses = RowLosses()
+    losses.add("train", "skipped", "both responses have the same tokens", 2, example="text")
+    losses.used("train", 1200)
+    losses.used("eval", 7)
+    note_preparation(tmp_path, stage="sepo", objective="sepo", token_scorer="oracle")
+    note_rows(tmp_path, losses)
+    assert run_status(tmp_path)["rows"] == losses.record()
+    assert main(["status", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "rows of train: 1,200 of 1,202 (2 skipped: both responses have the same tokens)\n" in printed
+    assert "rows of eval: 7 of 7\n" in printed
+
+
 def test_a_truncated_line_does_not_hide_the_next(tmp_path):
     folder = folder_with(tmp_path, begin(process=2**22 + 1), log(3, 1006.0, loss=0.7))
     with (folder / LOG_FILE).open("a") as file:
@@ -123,6 +138,7 @@ def test_a_real_run(world, tmp_path, capsys):
     assert 0.2 < known["selected"]["chosen"] <= 0.3
     assert known["checkpoint"] == "checkpoint-4"
     assert known["stores"]
+    assert {name: rows["losses"] for name, rows in known["rows"].items()} == {"train": [], "eval": []}
     assert all(store["there"] for store in known["stores"].values())
     done = run([BIN / "sepo", "status", tmp_path / "out", "--json"], cwd=tmp_path)
     assert json.loads(done.stdout)["step"] == 4

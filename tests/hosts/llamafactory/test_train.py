@@ -5,10 +5,12 @@ import math
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from sepo.runs.token_samples_reader import RECORD_FILE
+from sepo.training.trainable_rows import with_lengths
 from tests.support import warm
 from tests.support.recipes import (
     BIN,
@@ -22,6 +24,7 @@ from tests.support.recipes import (
     sepo_train,
     write,
 )
+from tests.support.rows import rows
 
 pytestmark = pytest.mark.host
 
@@ -171,3 +174,21 @@ def test_full_fine_tuning_several_eval_sets_and_command_line_options(world, tmp_
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert 0.2 < results["eval_select/rejected_ratio"] <= 0.3
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_rows_are_grouped_by_length(world, tmp_path):
+    """The host's sampler needs a column: pairs have no ``input_ids``."""
+    recipe = sepo_recipe(
+        world, tmp_path / "out", train_sampling_strategy="group_by_length", max_steps=2, do_eval=True,
+        eval_dataset="tiny_pairs", per_device_train_batch_size=3,
+    )  # fmt: skip
+    sepo_train(recipe, tmp_path)
+    assert len([entry for entry in logged(tmp_path / "out") if "loss" in entry]) == 2
+
+
+def test_the_length_of_a_pair_is_that_of_its_longer_response():
+    strategy = {"train_sampling_strategy": "group_by_length", "length_column_name": "length"}
+    data = {"train_dataset": rows((2, 5), (4, 1)), "eval_dataset": {"a": rows((1, 1))}}
+    found = with_lengths(data, SimpleNamespace(**strategy))
+    assert (found["train_dataset"]["length"][:], found["eval_dataset"]["a"]["length"][:]) == ([8, 7], [4])
+    assert with_lengths(data, SimpleNamespace(train_sampling_strategy="random")) == data

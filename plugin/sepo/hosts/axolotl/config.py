@@ -11,10 +11,13 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.hosts.axolotl.conversations import check_types
+from sepo.hosts.axolotl.stage import alias_of, names_stage
+from sepo.recipe.ignored_keys import ignored_notes
 from sepo.recipe.keys import HOST_KEYS, KEYS, unknown_key
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import available_stages, is_sepo_stage, objective_of_key
+from sepo.recipe.stage_names import available_stages
+from sepo.recipe.stages import objective_of_key
 from sepo.text.conversations import QUOTED
 
 logger = logging.getLogger(__name__)
@@ -47,7 +50,38 @@ _REFUSED = {
     "chunked_cross_entropy": "it replaces the head's loss, which the stage replaces as well; remove it",
     "cut_cross_entropy": "it replaces the head's loss, which the stage replaces as well; remove it",
     "liger_fused_linear_cross_entropy": "it replaces the head's loss, which the stage replaces as well; remove it",
+    "dpo_ld_alpha": "LD-DPO's weight belongs to Axolotl's DPO; remove it, or remove the block and set rl: dpo",
+    "use_eaft": "it replaces the loss of SFT, and the key objective sets the loss; remove it",
+    "use_dft": "it replaces the loss of SFT, and the key objective sets the loss; remove it",
+    **dict.fromkeys(
+        ("sample_packing", "eval_sample_packing"),
+        "pairs are not packed, and their padding is not computed in any case; remove it",
+    ),
 }
+
+_IGNORED = {
+    **dict.fromkeys(
+        (
+            "early_stopping_patience", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+            "neftune_noise_alpha", "auto_find_batch_size", "dataloader_drop_last", "loss_watchdog_threshold",
+            "curriculum_sampling", "jagged_restart_steps", "lr_quadratic_warmup", "relora", "lisa_n_layers",
+            "ddp_timeout", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_find_unused_parameters",
+        ),
+        "Axolotl passes it to SFT trainers only",
+    ),
+    **dict.fromkeys(
+        ("group_by_length", "pad_to_sequence_len", "batch_flattening", "multipack_real_batches"),
+        "the padding of pairs is not computed in any case",
+    ),
+    **dict.fromkeys(
+        ("eval_table_size", "do_bench_eval", "do_causal_lm_eval"), "evaluations of pairs return no predictions"
+    ),
+    "train_on_inputs": "preference losses are over responses",
+    **dict.fromkeys(
+        ("orpo_alpha", "cpo_alpha", "kto_desirable_weight", "kto_undesirable_weight"), "it belongs to another rl"
+    ),
+}  # fmt: skip
+"""Why a key of Axolotl has no effect, as under its own ``rl: dpo``."""
 
 
 def block_keys() -> Iterator[tuple[str, str]]:
@@ -115,11 +149,10 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     Raises:
         SepoError: If the config is invalid.
     """
-    rl, block = cfg.get("rl"), cfg.get("sepo")
-    alias = rl if isinstance(rl, str) and rl not in _host_rl() and is_sepo_stage(rl) else None
-    if block is None and alias is None:
+    if not names_stage(cfg):
         return None
-    block = _checked_block(block)
+    rl, alias = cfg.get("rl"), alias_of(cfg)
+    block = _checked_block(cfg.get("sepo"))
     stage = _stage(rl, alias, block)
     _check_host(cfg)
     if alias is None and cfg.get("trainer_cls") is None:
@@ -128,6 +161,8 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
             "plain DPO. To make such a run fail, set rl: %s, or add trainer_cls: %s.",
             rl, stage, TRAINER,
         )  # fmt: skip
+    for note in ignored_notes([name for name, value in cfg.items() if value], _IGNORED):
+        logger.warning(note)
     given = {**block, "stage": stage, **_host_values(cfg, block), **_model(cfg)}
     given = {name: value for name, value in given.items() if value is not None}
     _weight(given.get("pref_ftx"))
@@ -135,12 +170,6 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     settings = resolved.settings
     _check_settings(cfg, settings)
     return resolved
-
-
-def _host_rl() -> tuple[str, ...]:
-    from axolotl.utils.schemas.enums import RLType
-
-    return tuple(item.value for item in RLType)
 
 
 def _checked_block(block: Any) -> dict[str, Any]:

@@ -32,7 +32,6 @@ CONTRACT = (
     Entry("trl", "DPOTrainer.compute_loss", ("model", "inputs", "return_outputs", "num_items_in_batch")),
     Entry("trl", "DPOTrainer.prediction_step", ("model", "inputs", "prediction_loss_only", "ignore_keys")),
     Entry("trl", "DPOTrainer.log", ("logs", "start_time")),
-    Entry("trl", "DPOTrainer._metrics", on_instances=True),
     Entry("accelerate", "PartialState", ("cpu",)),
     Entry("axolotl.utils.environment", "check_cuda_p2p_support"),
     Entry("sys", "excepthook"),

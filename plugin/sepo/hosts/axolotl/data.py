@@ -20,7 +20,7 @@ from sepo.hosts.axolotl.lost_answers import without_lost_answers
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
 from sepo.recipe.settings import RunSettings
-from sepo.runs.log_writer import note_preparation
+from sepo.runs.log_writer import note_preparation, note_rows
 from sepo.scoring.hub import HubAccess, hub_access
 from sepo.scoring.live_columns import mapped, selection_columns
 from sepo.scoring.model_files import scoring_models, spec_files
@@ -30,8 +30,9 @@ from sepo.scoring.store_names import store_names
 from sepo.scoring.user_scores import score_columns
 from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
+from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
-from sepo.training.trainable_rows import each_dataset, skip_empty_responses
+from sepo.training.trainable_rows import each_dataset, keep_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,14 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> tuple[An
     install_reference(settings)
     loaded = {"train_dataset": meta.train_dataset, "eval_dataset": meta.eval_dataset}
     datasets = {role: rows for role, rows in loaded.items() if rows is not None}
-    datasets = each_dataset(datasets, lambda rows, name: tokenized(rows, cfg, settings, tokenizer=tokenizer, name=name))
+    losses = RowLosses()
+    datasets = each_dataset(
+        datasets,
+        lambda rows, name: tokenized(rows, cfg, settings, tokenizer=tokenizer, name=name, losses=losses),
+    )
+    if host.training_args.process_index == 0:
+        losses.log()
+        note_rows(Path(host.training_args.output_dir), losses)
     place = None if reader is None else PolicyResponses(tokenizer).place
     template = ChatTemplate(cfg, tokenizer)
     scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host.as_dict())
@@ -105,7 +113,9 @@ def check_models(settings: RunSettings, access: HubAccess) -> None:
         spec_files(spec, key=key, access=access)
 
 
-def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: Any, name: str) -> Dataset:
+def tokenized(
+    dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: Any, name: str, losses: RowLosses
+) -> Dataset:
     """Tokenize text pairs with the method of the host's trainer, into the columns that all hosts share.
 
     Args:
@@ -114,6 +124,7 @@ def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: A
         settings: the run's settings.
         tokenizer: the policy's tokenizer.
         name: name of the data set in the log.
+        losses: gets the rows that are left out.
 
     Returns:
         ``*_input_ids`` and ``*_labels``, each truncated to ``sequence_len``; the conversation and the user's scores if
@@ -129,6 +140,7 @@ def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: A
             f"the rows of {name} have images, and in Axolotl sepo's stages train on text only; use LLaMA-Factory, or "
             "remove the column."
         )
+    losses.given(name, len(dataset))
     dataset = without_lost_answers(dataset, cfg, name=name)
     # The method reads only the tokenizer of the trainer (see ../PATCHES.md).
     stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)
@@ -147,7 +159,7 @@ def tokenized(dataset: Dataset, cfg: Any, settings: RunSettings, *, tokenizer: A
 
     made = mapped(made, columns, f"rows {cutoff} {bos} {given}")
     made = made.remove_columns([*_TOKENS, *(column for column in given if column not in SCORE_COLUMNS)])
-    return skip_empty_responses(made, name=name, tokenizer=tokenizer)
+    return keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses)
 
 
 def _columns(

@@ -30,7 +30,7 @@ def contract_findings() -> Iterator[Finding]:
 def plugin_findings() -> Iterator[Finding]:
     """Check that the plugin can be imported, and report how a config loads it."""
     try:
-        importlib.import_module("sepo.hosts.axolotl.plugin")
+        importlib.import_module("sepo.hosts.axolotl.plugin").load_modules()
     except (ImportError, RuntimeError, OSError, SepoError) as error:
         yield Finding(False, f"{_PLUGIN} cannot be imported ({error}); run: {install_command(AXOLOTL.name)}")
         return

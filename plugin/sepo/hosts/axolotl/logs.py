@@ -7,7 +7,27 @@ from typing import Any
 
 from axolotl.logging_config import AxolotlOrWarnErrorFilter
 
+from sepo.redaction import without_secrets
+
 _HOSTS = "_sepo_host_function"
+
+
+class _HidesSecrets(logging.Filter):
+    """Filter that replaces the secrets of the config in the host's log lines: it logs the whole config."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        hidden = without_secrets(text)
+        if hidden != text:
+            record.msg, record.args = hidden, ()
+        return True
+
+
+def hide_secrets() -> None:
+    """Hide the secrets of the config in what the host logs from now on. Idempotent."""
+    for handler in logging.getLogger("axolotl").handlers:
+        if not any(isinstance(each, _HidesSecrets) for each in handler.filters):
+            handler.addFilter(_HidesSecrets())
 
 
 def log_as_the_host(*, first_process: bool) -> None:

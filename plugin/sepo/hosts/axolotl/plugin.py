@@ -1,22 +1,22 @@
 """Plugin hooks that Axolotl calls: config before validation, data loading, training arguments, trainer creation.
 
-No hook has an effect for a config without a sepo stage. No module here imports ``axolotl.core`` before a run loads its
-data: Axolotl merges the training arguments of plugins when ``axolotl.core`` is first imported.
+For a config without a sepo stage no hook has an effect, and no other module of this package is imported, so that a
+failure of one ends only runs that need it. No module here imports ``axolotl.core`` before a run loads its data: Axolotl
+merges the training arguments of plugins when ``axolotl.core`` is first imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from axolotl.integrations.base import BasePlugin
 
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.config import Resolved, resolve_config
-from sepo.hosts.axolotl.models import on_several_cpus, train_on_several_cpus
+from sepo.hosts.axolotl.stage import names_stage
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from sepo.hosts.axolotl.config import Resolved
 
 ARGUMENTS = "sepo.hosts.axolotl.arguments"
 
@@ -33,23 +33,41 @@ class SePOPlugin(BasePlugin):
         """Resolve the stage, and rewrite the config to fit Axolotl's schema.
 
         Raises:
-            SepoError: If the config is invalid.
+            SepoError: If the config is invalid, or this package cannot be imported.
         """
-        self.stores = {}
+        self.resolved, self.stores = None, {}
+        if not names_stage(cfg):
+            return
+        from sepo.hosts.axolotl.errors import print_errors_without_traceback
+
+        print_errors_without_traceback()
+        load_modules()
+        from sepo.hosts.axolotl.config import resolve_config
+        from sepo.hosts.axolotl.logs import hide_secrets
+        from sepo.hosts.axolotl.models import on_several_cpus, train_on_several_cpus
+        from sepo.redaction import remember_secrets
+
+        remember_secrets(cfg)
         self.resolved = resolve_config(cfg)
         if self.resolved is not None:
+            hide_secrets()
             for name, value in self.resolved.changes.items():
                 cfg[name] = value
             if on_several_cpus():
                 train_on_several_cpus()
 
-    def get_input_args(self) -> str:
-        """Return the path of the schema of the block ``sepo``."""
-        return f"{ARGUMENTS}.SePOConfig"
+    def _resolved_of(self, cfg: Any) -> Resolved | None:
+        """Return the resolved stage if the config has one; Axolotl 0.19 does not call ``register`` for a later config
+        of the process that lists no plugins."""
+        return self.resolved if cfg.get("sepo") else None
 
-    def get_training_args_mixin(self) -> str:
-        """Return the path of the training argument that passes the stage's keys to the trainer."""
-        return f"{ARGUMENTS}.SePOTrainingArguments"
+    def get_input_args(self) -> str | None:
+        """Return the path of the schema of the block ``sepo``; None without a stage."""
+        return None if self.resolved is None else f"{ARGUMENTS}.SePOConfig"
+
+    def get_training_args_mixin(self) -> str | None:
+        """Return the path of the training argument that passes the stage's keys to the trainer; None without one."""
+        return None if self.resolved is None else f"{ARGUMENTS}.SePOTrainingArguments"
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
         """Load the pairs with Axolotl, tokenize them as its trainer does, and score them, before the policy is loaded.
@@ -61,30 +79,35 @@ class SePOPlugin(BasePlugin):
         Returns:
             Axolotl's ``TrainDatasetMeta``, or None for a config without a sepo stage.
         """
-        if self.resolved is None:
+        resolved = self._resolved_of(cfg)
+        if resolved is None:
             return None
         from sepo.hosts.axolotl.data import load_pairs
 
-        meta, self.stores = load_pairs(cfg, self.resolved.settings, preprocess=preprocess)
+        meta, self.stores = load_pairs(cfg, resolved.settings, preprocess=preprocess)
         return meta
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
         """Return the training arguments with the stage's keys.
 
         Raises:
-            SepoError: If Axolotl's argument classes were created before the plugin was registered.
+            SepoError: If Axolotl's argument classes were created before a config with a sepo stage was loaded.
         """
-        if self.resolved is None:
+        resolved = self._resolved_of(cfg)
+        if resolved is None:
             return None
         from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 
+        from sepo.hosts.axolotl.models import on_several_cpus
+
         if "sepo" not in {item.name for item in dataclasses.fields(AxolotlDPOConfig)}:
             raise SepoError(
-                "axolotl.core was imported before the plugin was registered, so its training arguments lack sepo's; "
-                "call axolotl.cli.config.load_cfg (or PluginManager.register) before importing axolotl.core."
+                "axolotl.core was imported before a config with a sepo stage was loaded, so its training arguments "
+                "lack sepo's; call axolotl.cli.config.load_cfg with this config before importing axolotl.core, or run "
+                "it in a process of its own."
             )
         more = {"use_cpu": True} if on_several_cpus() else {}
-        return {"sepo": self.resolved.as_json(), "remove_unused_columns": False, **more}
+        return {"sepo": resolved.as_json(), "remove_unused_columns": False, **more}
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Check that the trainer is the stage's, and let it write the records of a run.
@@ -102,3 +125,21 @@ class SePOPlugin(BasePlugin):
                 f"{self.resolved.settings.stage}: another plugin has replaced it. Remove that plugin."
             )
         write_records(trainer, stores=self.stores, recipe=dict(cfg))
+
+
+def load_modules() -> None:
+    """Import the modules that a run with a sepo stage uses before its trainer.
+
+    Raises:
+        SepoError: If one cannot be imported.
+    """
+    try:
+        from sepo.hosts.axolotl import arguments, config, data  # noqa: F401
+    except Exception as error:  # incompatible packages raise exceptions of any type during import
+        from sepo.installation import AXOLOTL, install_command
+
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise SepoError(
+            f"the config has a sepo stage, and sepo cannot be imported ({type(error).__name__}: {reason}); in an "
+            f"environment without LLaMA-Factory run: {install_command(AXOLOTL.name)}"
+        ) from error

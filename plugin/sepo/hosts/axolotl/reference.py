@@ -42,8 +42,8 @@ def install_reference(settings: RunSettings) -> None:
         if settings.method.scorer == "policy_ref":
             logger.info(
                 "the reference is the starting policy (%s): at step 1 every alignment score is zero, so the rule floor "
-                "selects the first tokens of each response and the rule quantile all of them, until the policy has "
-                "moved.",
+                "selects tokens spread evenly over each response and the rule quantile all of them, until the policy "
+                "has moved.",
                 OWN_START,
             )
         return host(cfg, tokenizer, processor)

@@ -22,9 +22,11 @@ from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
 from sepo.selection import SIDES
 from sepo.training.loading import register_numbered_cpus
+from sepo.training.means import PairMeans
+from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.selection_columns import IGNORE_INDEX
 from sepo.training.split_backward import SplitsBatches
-from sepo.training.step import StepTokens, preference_step
+from sepo.training.step import StepOutput, StepTokens, preference_step
 
 _PAD_TO = 8
 
@@ -38,7 +40,7 @@ class _WithoutCollecting(AxolotlDPOTrainer):
         return step
 
 
-class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
+class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, _WithoutCollecting):
     """Trainer of sepo's stages. Only the training step differs: optimizers, schedulers, samplers, engines, checkpoints
     and logging are the host's.
 
@@ -109,22 +111,35 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the loss of one device batch, in training and evaluation."""
-        training = self.model.training
-        output = preference_step(
+        """Compute the loss of one device batch in training."""
+        output = self._step(model, inputs, watch=self._watch())
+        self._training.add(output.sums)
+        return (output.loss, {}) if return_outputs else output.loss
+
+    def evaluation_step(self, model: Any, batch: Mapping[str, Any], *, counted: int) -> StepOutput:
+        """Run the step on a device batch of an evaluation."""
+        return self._step(model, batch, counted=counted)
+
+    def _step(
+        self,
+        model: Any,
+        batch: Mapping[str, Any],
+        *,
+        watch: Callable[[StepTokens], None] | None = None,
+        counted: int | None = None,
+    ) -> StepOutput:
+        return preference_step(
             model,
-            inputs,
+            batch,
             method=self.settings.method,
             reference=(lambda: self._reference(model)) if self.settings.runs_reference else None,
             chosen_nll_weight=self.chosen_nll_weight,
             chunk_tokens=self.settings.head_chunk_tokens,
             share_prompts=self.shares_prompts(),
-            parts=self.parts(model) if training else None,
-            watch=self._watch() if training else None,
+            parts=self.parts(model),
+            watch=watch,
+            counted=counted,
         )
-        for name, value in output.metrics.items():
-            self._metrics["train" if training else "eval"][name].append(value)
-        return (output.loss, {}) if return_outputs else output.loss
 
     def _watch(self) -> Callable[[StepTokens], None] | None:
         """Return the observer that records the batch's selected tokens, or None if the step is not recorded."""
@@ -138,22 +153,6 @@ class PreferenceTrainer(SplitsBatches, _WithoutCollecting):
         else:
             with self.accelerator.unwrap_model(model).disable_adapter():
                 yield model
-
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
-        """Evaluate one batch; the step returns no logits, so there are no predictions."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs)
-        return loss.detach(), None, None
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log the host's metrics, and the stage's metrics as means over the batches of all processes."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        if metrics and self.accelerator.num_processes > 1:
-            means = torch.tensor([sum(v) / len(v) for v in metrics.values()], device=self.accelerator.device)
-            for name, value in zip(list(metrics), self.accelerator.reduce(means, "mean").tolist(), strict=True):
-                metrics[name] = [value]
-        super().log(logs, *args, **kwargs)
 
 
 class PairCollator:

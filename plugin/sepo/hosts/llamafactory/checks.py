@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llamafactory.data.parser import get_dataset_list
+from llamafactory.data.converter import DATASET_CONVERTERS
+from llamafactory.data.parser import DatasetAttr, get_dataset_list
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.data_files import first_rows
 from sepo.hosts.llamafactory.hub import access_in, policy_in
+from sepo.hosts.llamafactory.messages import MESSAGES
+from sepo.hosts.llamafactory.rows import check_entry, columns_of
 from sepo.recipe.keys import names_of
 from sepo.recipe.reference import OWN_START, reference_spec
 from sepo.recipe.settings import RunSettings
@@ -85,7 +89,10 @@ def check_names(given: Mapping[str, Any], settings: RunSettings | None, *, made_
 
 
 def check_datasets(given: Mapping[str, Any]) -> None:
-    """Raise if a data set is not declared, does not exist or holds no pairs.
+    """Raise if a data set is not declared, does not exist, or its rows are no pairs that can be read.
+
+    Rows are checked in local files, of which only the beginning is read; a data set on a hub is checked when it is
+    loaded.
 
     Args:
         given: the recipe's keys and values.
@@ -98,17 +105,51 @@ def check_datasets(given: Mapping[str, Any]) -> None:
         return
     folder = given.get("dataset_dir") or "data"
     names = [*names_of(given.get("dataset")), *names_of(given.get("eval_dataset"))]
-    try:
-        attributes = get_dataset_list(names, folder)
-    except ValueError as error:
-        raise SepoError(f"{error} (dataset_dir is '{folder}', from {os.getcwd()})") from error
-    for name, attribute in zip(names, attributes, strict=True):
-        if not attribute.ranking and folder != "ONLINE":
+    if folder == "ONLINE" and names:
+        raise SepoError(
+            f"dataset_dir is ONLINE, by which LLaMA-Factory reads data sets of the hub as unranked ones; declare "
+            f'\'{names[0]}\' in a dataset_info.json: {{"name": {{"hf_hub_url": "{names[0]}", "ranking": true, '
+            '"formatting": "messages"}}, and set dataset_dir to its directory.'
+        )
+    for name in names:
+        attributes = _entry(name, folder)
+        if not attributes.ranking:
             raise SepoError(
                 f"dataset '{name}' has no pairs: sepo's stages require a ranking data set. If its rows have a chosen "
                 f'and a rejected response, add "ranking": true and the columns chosen and rejected to its entry in '
                 f"{folder}/dataset_info.json."
             )
-        path = Path(str(folder), attribute.dataset_name)
-        if attribute.load_from == "file" and not path.exists():
-            raise SepoError(f"dataset '{name}': {path} does not exist (dataset_info.json names it).")
+        if attributes.load_from == "file":
+            path = Path(str(folder), attributes.dataset_name)
+            if not path.exists():
+                raise SepoError(f"dataset '{name}': {path} does not exist (dataset_info.json names it).")
+            found = first_rows(path, name=name)
+            if found is not None:
+                check_entry(attributes, found.rows, present=columns_of(found.rows), complete=found.whole)
+
+
+def _entry(name: str, folder: Any) -> DatasetAttr:
+    """Return the entry of a data set in dataset_info.json.
+
+    Raises:
+        SepoError: there is no such entry, or it is not valid.
+    """
+    where = f"(dataset_dir is '{folder}', from {os.getcwd()})"
+    try:
+        (attributes,) = get_dataset_list([name], folder)
+        if not isinstance(attributes.dataset_name, str):
+            raise TypeError(f"{attributes.dataset_name!r} is no name")
+    except ValueError as error:
+        raise SepoError(f"{error} {where}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise SepoError(
+            f"dataset '{name}': its entry in dataset_info.json is not valid ({type(error).__name__}: {error}); an "
+            f'object is expected, with "file_name" or "hf_hub_url", and objects for "columns" and "tags" {where}.'
+        ) from error
+    converters = [*DATASET_CONVERTERS, MESSAGES]
+    if attributes.formatting not in converters:
+        known = ", ".join(dict.fromkeys(converters))
+        raise SepoError(
+            f"dataset '{name}': formatting is {attributes.formatting!r} in dataset_info.json, expected one of {known}."
+        )
+    return attributes

@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from llamafactory.data import loader
+from llamafactory.data.formatter import FunctionFormatter
 from llamafactory.data.processor import PairwiseDatasetProcessor
+from llamafactory.data.template import Llama2Template
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.pair_encoding import joined_processor
 from sepo.text.conversations import CARRIED_EXPECTED, CONVERSATION, EVALUATED, EXPECTED, EXPORTED, QUOTED, READ
 
 _MEDIA = ("images", "videos", "audios")
@@ -49,7 +52,7 @@ class ConversationKeepingProcessor(PairwiseDatasetProcessor):
 
     def kept(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the additional columns of an aligned row."""
-        return {CONVERSATION: _conversation(row, self.reader)}
+        return {CONVERSATION: _conversation(row, self.reader, template=self.template)}
 
 
 class TextReadingProcessor(ConversationKeepingProcessor):
@@ -79,7 +82,7 @@ _KEEPING = (ConversationKeepingProcessor, TextReadingProcessor, ExportingProcess
 _PROCESSORS = {kind.reader: kind for kind in _KEEPING}
 
 
-def _conversation(row: dict[str, Any], reader: tuple[str, str] = QUOTED) -> str:
+def _conversation(row: dict[str, Any], reader: tuple[str, str] = QUOTED, *, template: Any = None) -> str:
     media = [name for name in _MEDIA if row.get(f"_{name}")]
     if media:
         raise SepoError(
@@ -88,11 +91,26 @@ def _conversation(row: dict[str, Any], reader: tuple[str, str] = QUOTED) -> str:
         )
     kept = {
         "messages": row["_prompt"],
-        "answers": [answer["content"] for answer in row["_response"][:2]],
+        "answers": [_response_text(response, template, reader) for response in row["_response"][:2]],
         "system": row["_system"] or "",
         "tools": row["_tools"] or "",
     }
     return json.dumps(kept, ensure_ascii=False)
+
+
+def _response_text(response: Mapping[str, str], template: Any, reader: tuple[str, str]) -> str:
+    """Return a response as it is trained: calls of tools, which a row holds as JSON, as the template writes them.
+
+    T-REG's prompts quote the JSON: stores of their scores are found by it.
+    """
+    text = response["content"]
+    if response["role"] != "function" or reader == QUOTED:
+        return text
+    calls = FunctionFormatter(slots=["{{content}}"], tool_format=template.format_function.tool_format)
+    words = {} if isinstance(template, Llama2Template) else {
+        "thought_words": template.thought_words, "tool_call_words": template.tool_call_words
+    }  # fmt: skip
+    return str(calls.apply(content=text, **words)[0])
 
 
 @contextlib.contextmanager
@@ -108,10 +126,8 @@ def conversations_kept(wanted: bool, reader: tuple[str, str] = QUOTED) -> Iterat
         yield
         return
     before = loader.PairwiseDatasetProcessor
-    keeping: type = _PROCESSORS[reader]
-    if before is not PairwiseDatasetProcessor:  # the rows also carry the user's scores
-        keeping = type(keeping.__name__, (keeping, before), {})
-    loader.PairwiseDatasetProcessor = keeping
+    keeping = _PROCESSORS[reader]
+    loader.PairwiseDatasetProcessor = joined_processor(keeping, before)
     try:
         yield
     finally:

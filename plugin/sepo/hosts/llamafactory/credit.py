@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from llamafactory.data import get_template_and_fix_tokenizer
-from llamafactory.data.processor import PairwiseDatasetProcessor
 from llamafactory.extras.misc import get_current_device
 from llamafactory.hparams import DataArguments, ModelArguments
 from llamafactory.model import load_tokenizer
@@ -19,6 +18,7 @@ from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastivePair
 from sepo.forward.sequences import ScoringModel
 from sepo.hosts.llamafactory.hub import access_in
+from sepo.hosts.llamafactory.pair_encoding import PairProcessor
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses, example_row
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.scoring.contrastive import PromptEncoder
@@ -141,7 +141,7 @@ class TemplateReader:
     """
 
     def __init__(self, template: Any, tokenizer: Any, *, data_args: Any, positions: int | None) -> None:
-        self._processor = PairwiseDatasetProcessor(template, tokenizer, None, data_args)
+        self._processor = PairProcessor(template, tokenizer, None, data_args)
         self._responses = PolicyResponses(template, tokenizer, processor=None, data_args=data_args)
         self._prompts = PromptEncoder(template, tokenizer, cutoff_len=data_args.cutoff_len, max_positions=positions)
 

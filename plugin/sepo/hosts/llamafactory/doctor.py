@@ -9,15 +9,22 @@ from collections.abc import Iterator
 from sepo.hosts.contract import Finding, check
 from sepo.hosts.llamafactory.contract import CONTRACT
 from sepo.hosts.llamafactory.enable import enabled, pth_file
+from sepo.hosts.llamafactory.facts import SUPPORTED
 from sepo.installation import LLAMAFACTORY, install_command
 
-_VERSION = "LLaMA-Factory 0.9.5"
+_IS_REGISTERED = """
+import sys
+import llamafactory.train.tuner, llamafactory.webui.interface
+import sepo.hosts.llamafactory.registration
+enabled = hasattr(llamafactory.train.tuner, "_sepo_enabled")
+sys.exit(not (enabled and hasattr(llamafactory.webui.interface, "_sepo_registered")))
+"""
 
 
 def contract_findings() -> Iterator[Finding]:
     """Check that the host has the names that are relied on, those of its board included."""
     try:
-        yield from check(CONTRACT, expected=_VERSION)
+        yield from check(CONTRACT, expected=SUPPORTED)
         yield from board_findings()
     except (ImportError, RuntimeError, OSError) as error:
         reason = (str(error).strip().splitlines() or ["no message"])[0]
@@ -29,17 +36,25 @@ def board_findings() -> Iterator[Finding]:
     """Check that LLaMA Board lists the stages."""
     from llamafactory.extras.packages import is_gradio_available
 
-    from sepo.hosts.llamafactory.board.patch import board_gaps
-    from sepo.recipe.stages import available_stages
+    from sepo.hosts.llamafactory.board.patch import board_gaps, filling_gaps
+    from sepo.recipe.stage_names import available_stages
 
     if not is_gradio_available():
         yield Finding(True, "LLaMA Board: not available, gradio is not installed")
         return
     gaps = board_gaps()
     for gap in gaps:
-        yield Finding(False, f"LLaMA Board does not list sepo's stages: {gap}; use {_VERSION}")
-    if not gaps:
-        yield Finding(True, f"LLaMA Board: `sepo webui` lists {', '.join(available_stages())}")
+        yield Finding(False, f"LLaMA Board does not list sepo's stages: {gap}; use {SUPPORTED}")
+    if gaps:
+        return
+    yield Finding(True, f"LLaMA Board: `sepo webui` lists {', '.join(available_stages())}")
+    try:
+        lacking = filling_gaps()
+    except Exception as error:  # any of the host's or gradio's
+        yield Finding(False, f"LLaMA Board cannot be built ({type(error).__name__}: {error}); use {SUPPORTED}")
+        return
+    for gap in lacking:
+        yield Finding(False, f"LLaMA Board does not fill in the keys of a stage: {gap}; use {SUPPORTED}")
 
 
 def activation_findings() -> Iterator[Finding]:
@@ -51,9 +66,7 @@ def activation_findings() -> Iterator[Finding]:
     if not enabled():
         yield Finding(False, f"{path} differs from the file that this version writes; run: sepo enable")
         return
-    modules = "llamafactory.train.tuner, llamafactory.webui.interface"
-    code = f"import sys, {modules}; sys.exit(not all(hasattr(m, '_sepo_registered') for m in ({modules})))"
-    quiet = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    quiet = subprocess.run([sys.executable, "-c", _IS_REGISTERED], capture_output=True, text=True, check=False)
     if quiet.returncode == 0:
         yield Finding(
             True, f"enabled in this environment ({path}): `llamafactory-cli train` and `webui` have sepo's stages"

@@ -10,13 +10,15 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.recipe import check_keys
-from sepo.hosts.llamafactory.pipeline import SECTIONS, override_values, read_pipeline
+from sepo.hosts.llamafactory.pipeline import SECTIONS, read_pipeline
+from sepo.hosts.llamafactory.reading import override_values
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.recipe.keys import as_flag, as_number
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import base_of_reference_adapters, reference_spec
-from sepo.recipe.stages import check_stage
-from sepo.runs.provenance import HIDDEN, RECIPE_FILE
+from sepo.recipe.stage_names import check_stage
+from sepo.redaction import HIDDEN
+from sepo.runs.provenance import RECIPE_FILE
 
 _REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
 _TRAINING_KEYS_KEPT = ("use_cpu", "bf16", "fp16", "pure_bf16", "seed")

@@ -13,6 +13,7 @@ from datasets import Dataset, Value
 from sepo.errors import SepoError, nearest
 from sepo.evaluation.prompts import PromptSet
 from sepo.hosts.llamafactory.carried_columns import carried_columns
+from sepo.hosts.llamafactory.rows import LEFT_OUT
 from sepo.judges import Judge, find_judge, is_absent
 from sepo.text.conversations import CARRIED_EXPECTED
 
@@ -89,7 +90,7 @@ def carried_expected_answers(judge: Judge, column: str) -> Iterator[None]:
 
     def carried(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         value = row[column]
-        if is_absent(value):
+        if row.get(LEFT_OUT) or is_absent(value):
             return {CARRIED_EXPECTED: None}
         try:
             judge("", value)

@@ -34,20 +34,22 @@ def train(words: Sequence[str], *, score_only: bool = False) -> int:
     sys.argv = ["llamafactory-cli", *words]
     load_host(command)
     from llamafactory import launcher
-    from llamafactory.hparams import read_args
     from llamafactory.train import tuner
 
+    from sepo.hosts.llamafactory import messages
+    from sepo.hosts.llamafactory.reading import read_recipe
     from sepo.hosts.llamafactory.registration import register
     from sepo.scoring.hub import share_unreachable
 
     if words and "-h" not in words and "--help" not in words:
-        # Before ranks are started, each of which would print the same error.
-        _, settings = check_recipe(read_args(), score_only=score_only)
+        # Before ranks are started, each of which would print the same error, and which read the secrets, too.
+        _, settings = check_recipe(read_recipe(keep_secrets=True), score_only=score_only)
         if score_only:
             refuse_without_scoring(settings)
             os.environ[SCORE_ONLY] = "1"
         share_unreachable()
     register(tuner)
+    messages.register()  # for the host's stages, too: those of `sepo pipeline` may read the same data sets
     sys.argv = ["llamafactory-cli", "train", *words]
     launcher.__file__ = str(Path(__file__).with_name("worker.py"))
     try:

@@ -8,23 +8,23 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError
 from sepo.files import write_whole
+from sepo.hosts.llamafactory.reading import override_values, with_secrets
 from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS, unknown_key
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stages import objective_keys, with_stage_defaults
-from sepo.runs.provenance import HIDDEN, redacted
+from sepo.redaction import HIDDEN, redacted, remember_secrets, secrets_of
+from sepo.training.row_losses import RowLosses
 
 SECTIONS = ("base", "oracle", "policy")
 # Shared evaluation keys apply to the policy only: base and oracle train on a sample without evaluation rows.
@@ -70,22 +70,10 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise SepoError(f"recipe '{path}' cannot be read: {str(error).strip().splitlines()[0]}") from error
     if not isinstance(recipe, dict):
         raise SepoError(f"recipe '{path}' is a list; a mapping of keys and values is expected.")
-    return {str(name): value for name, value in recipe.items()}
-
-
-def override_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Parse ``key=value`` words; keys with dots give nested mappings.
-
-    Raises:
-        SepoError: a word has another form, or its value cannot be parsed.
-    """
-    wrong = [word for word in overrides if "=" not in word]
-    if wrong:
-        raise SepoError(f"'{wrong[0]}' is not an override; key=value or section.key=value is expected.")
-    try:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise SepoError(f"{' '.join(overrides)} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    # In the recorded recipe of a step; without the key, the token is used that this machine is logged in with.
+    kept = {str(name): value for name, value in recipe.items() if value != HIDDEN}
+    remember_secrets(kept)
+    return kept
 
 
 def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
@@ -127,7 +115,7 @@ def _section(recipe: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     if section is None:
         return {}
     if not isinstance(section, dict):
-        raise SepoError(f"section '{name}' is {section!r}; keys and values are expected.")
+        raise SepoError(f"section '{name}' is {redacted({name: section})[name]!r}; keys and values are expected.")
     return {str(key): value for key, value in section.items()}
 
 
@@ -257,7 +245,7 @@ def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
             continue
         print(f"{title}: {step.recipe['output_dir']}", flush=True)
         start = time.monotonic()
-        _run(step, records)
+        _run(step, records, template=steps[-1].recipe.get("template"))
         _write_record(step, records)
         print(f"{title}: done in {time.monotonic() - start:.0f} s", flush=True)
     return steps
@@ -286,37 +274,25 @@ def _write_record(step: Step, records: Path) -> None:
     write_whole(records / f"{step.name}.done.json", json.dumps(redacted(step.recipe), indent=1) + "\n")
 
 
-def _run(step: Step, records: Path) -> None:
+def _run(step: Step, records: Path, *, template: str | None = None) -> None:
     records.mkdir(parents=True, exist_ok=True)
     if step.name == "sample":
         from sepo.hosts.llamafactory.sample import write_sample
 
-        folder = Path(step.recipe["output_dir"])
-        count = write_sample(step.recipe, ratio=step.recipe["oracle_sample_ratio"], folder=folder)
+        folder, losses = Path(step.recipe["output_dir"]), RowLosses()
+        # Not a key of the step: the record of a sample that was drawn before has none.
+        recipe = {**step.recipe, "template": template}
+        count = write_sample(recipe, ratio=step.recipe["oracle_sample_ratio"], folder=folder, losses=losses)
+        losses.log()
         print(f"{count} pairs for base and oracle", flush=True)
         return
     recipe_file = records / f"{step.name}.yaml"
-    public = redacted(step.recipe)
-    OmegaConf.save(OmegaConf.create(public), recipe_file)
-    secrets = [name for name, value in public.items() if HIDDEN in json.dumps(value)]
-    train = [sys.executable, "-m", "sepo", "train"]
-    with _with_secrets(step, recipe_file, secrets) as whole:
-        status = subprocess.run([*train, str(whole)], check=False).returncode
+    OmegaConf.save(OmegaConf.create(redacted(step.recipe)), recipe_file)
+    train = [sys.executable, "-m", "sepo", "train", str(recipe_file)]
+    status = subprocess.run(train, check=False, env=with_secrets(os.environ, step.recipe)).returncode
     if status:
-        alone = shlex.join([*train, str(recipe_file), *(f"{name}=..." for name in secrets)])
+        alone = shlex.join([*train, *(f"{name}=..." for name in secrets_of(step.recipe))])
         raise SepoError(
             f"step '{step.name}' failed with exit status {status}; its output is above. Fix the cause and run the same "
             f"command again: finished steps are skipped. This step alone: {alone}"
         )
-
-
-@contextmanager
-def _with_secrets(step: Step, recipe_file: Path, secrets: Sequence[str]) -> Iterator[Path]:
-    """Give the block a recipe with the values of secrets: a file that only this user can read, and that is removed."""
-    if not secrets:
-        yield recipe_file
-        return
-    with tempfile.TemporaryDirectory(prefix="sepo-") as folder:  # mode 0700
-        whole = Path(folder) / recipe_file.name
-        OmegaConf.save(OmegaConf.create(step.recipe), whole)
-        yield whole

@@ -8,11 +8,20 @@ from dataclasses import fields
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.installation import AXOLOTL, LLAMAFACTORY, install_command, is_installed, packages, what_is_wrong
+from sepo.installation import (
+    AXOLOTL,
+    LLAMAFACTORY,
+    install_command,
+    is_installed,
+    packages,
+    what_is_untested,
+    what_is_wrong,
+)
+from sepo.recipe.given import Arguments, given_keys, stage_of
 from sepo.recipe.keys import SEPO_KEYS
-from sepo.recipe.resolve import Arguments, given_keys, resolve, stage_of
+from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import STAGES, check_stage, is_sepo_stage
+from sepo.recipe.stage_names import STAGES, check_stage, is_sepo_stage
 
 SCORE_ONLY = "SEPO_SCORE_ONLY"
 """Environment variable that `sepo score` sets for its subprocesses, which then stop after scoring."""
@@ -159,8 +168,6 @@ def load_host(command: str, module: str = "llamafactory.train.tuner") -> None:
     require_host(command)
     try:
         importlib.import_module(module)
-    except SepoError:  # raised by a stage that is registered with the module, after `sepo enable`
-        raise
     except Exception as error:  # incompatible packages raise exceptions of any type during import
         raise SepoError(_why_not_loaded(error)) from error
 
@@ -171,10 +178,11 @@ def _why_not_loaded(error: Exception) -> str:
     if wrong:
         return f"LLaMA-Factory cannot be imported: {what_is_wrong(LLAMAFACTORY, wrong)}"
     reason = (str(error).strip().splitlines() or ["no message"])[0]
-    return (
-        f"LLaMA-Factory cannot be imported ({type(error).__name__}: {reason}), although its dependencies load; "
-        f"run: {install_command(LLAMAFACTORY.name)}"
-    )
+    failed = f"LLaMA-Factory cannot be imported ({type(error).__name__}: {reason}), although its dependencies load"
+    untested = [package for package in found if package.version is not None and not package.fits]
+    if untested:
+        return f"{failed}; {what_is_untested(LLAMAFACTORY, untested)}"
+    return f"{failed}; run: {install_command(LLAMAFACTORY.name)}"
 
 
 def quiet_on_one_device() -> None:

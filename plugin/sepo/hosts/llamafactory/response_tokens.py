@@ -10,6 +10,7 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo.selection import SIDES
 from sepo.text.projection import TokenSpans
+from sepo.text.template_tokens import TemplateTokens, template_tokens
 from sepo.text.token_texts import TokenTexts
 from sepo.training.selection_columns import IGNORE_INDEX
 
@@ -71,3 +72,26 @@ def example_row(conversation: Mapping[str, Any]) -> dict[str, Any]:
         "_tools": conversation["tools"],
         **media,
     }
+
+
+def written_by_template(template: Any, tokenizer: Any) -> TemplateTokens:
+    """Return the tokens that the host's template writes into every response: for example an empty thought if
+    ``enable_thinking`` is true, and a line break after the end of turn.
+
+    Args:
+        template: the host's template.
+        tokenizer: the policy's tokenizer, prepared by the host for the template.
+    """
+
+    def encode(text: str) -> list[int]:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]
+        _, ids = template.encode_oneturn(tokenizer, turns)
+        return [*ids, tokenizer.eos_token_id] if template.efficient_eos else ids
+
+    opening, closing = template.thought_words
+    return template_tokens(
+        encode,
+        tokenizer,
+        stop_ids=template.get_stop_token_ids(tokenizer),
+        with_thought=f"{opening}a{closing}a",
+    )

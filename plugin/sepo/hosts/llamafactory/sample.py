@@ -12,11 +12,14 @@ from typing import Any
 
 from llamafactory.data.data_utils import split_dataset
 from llamafactory.data.loader import _get_merged_dataset
+from llamafactory.data.template import TEMPLATES
 from llamafactory.hparams import DataArguments, ModelArguments
 from transformers import HfArgumentParser
 
 from sepo.errors import SepoError
 from sepo.files import write_whole
+from sepo.hosts.llamafactory.rows import aligned_rows, kept_rows
+from sepo.training.row_losses import RowLosses
 
 PAIRS, ANSWERS = "oracle_pairs", "oracle_answers"
 _TAGS = {"user": "human", "assistant": "gpt", "observation": "observation", "function": "function_call"}
@@ -29,14 +32,18 @@ def _parsed(kind: type, recipe: Mapping[str, Any]) -> Any:
     return parsed
 
 
-def training_rows(recipe: Mapping[str, Any]) -> Any:
-    """Return the rows that the recipe trains on, aligned by the host, without the validation split.
+def training_rows(recipe: Mapping[str, Any], losses: RowLosses | None = None) -> Any:
+    """Return the rows that the recipe trains on, in the host's columns, without the validation split.
 
     Args:
         recipe: keys and values of the policy's recipe.
+        losses: gets the numbers of rows that are left out.
 
     Returns:
         A data set with the host's columns ``_prompt``, ``_response``, ``_system``, ``_tools`` and the media.
+
+    Raises:
+        SepoError: a data set cannot be read, or has no usable row.
     """
     # No model is loaded here, but the host's arguments require a name.
     data_args, model_args = (
@@ -45,10 +52,11 @@ def training_rows(recipe: Mapping[str, Any]) -> Any:
     )
     seed = int(recipe.get("seed", 42))
     quiet = SimpleNamespace(seed=seed, local_process_index=0, dataloader_num_workers=0, should_log=False)
-    rows = _get_merged_dataset(data_args.dataset, model_args, data_args, quiet, stage="rm")
-    if data_args.eval_dataset is not None:
-        return rows
-    return split_dataset(rows, None, data_args, seed=seed)[0]["train"]
+    with aligned_rows(template=TEMPLATES.get(data_args.template)):
+        rows = _get_merged_dataset(data_args.dataset, model_args, data_args, quiet, stage="rm")
+    if data_args.eval_dataset is None:
+        rows = split_dataset(rows, None, data_args, seed=seed)[0]["train"]
+    return kept_rows(rows, RowLosses() if losses is None else losses, name="train")
 
 
 def _message(message: Mapping[str, str]) -> dict[str, str]:
@@ -80,13 +88,14 @@ def _refuse_other_datasets(path: Path) -> None:
         raise SepoError(f"{path} lists other data sets ({', '.join(others[:3])}); choose another output_dir.")
 
 
-def write_sample(recipe: Mapping[str, Any], *, ratio: float, folder: Path) -> int:
+def write_sample(recipe: Mapping[str, Any], *, ratio: float, folder: Path, losses: RowLosses | None = None) -> int:
     """Write the sample S of SePO's Section 3.2 twice: as pairs for DPO, and as chosen responses for SFT (Eq. 23).
 
     Args:
         recipe: keys and values of the policy's recipe; its ``seed`` seeds the sample.
         ratio: share of the rows, in (0, 1].
         folder: directory for ``oracle_pairs.json``, ``oracle_answers.json`` and ``dataset_info.json``.
+        losses: gets the numbers of rows that are left out.
 
     Returns:
         Number of rows in the sample.
@@ -95,12 +104,9 @@ def write_sample(recipe: Mapping[str, Any], *, ratio: float, folder: Path) -> in
         SepoError: there is no usable row, media are not file names, or the directory contains other data sets.
     """
     _refuse_other_datasets(folder / "dataset_info.json")
-    rows = training_rows(recipe)
-    usable = [index for index, row in enumerate(rows) if len(row["_response"]) >= 2 and row["_prompt"]]
-    if not usable:
-        raise SepoError("the data set has no row with a prompt, a chosen and a rejected response.")
-    count = max(1, round(ratio * len(usable)))
-    drawn = sorted(random.Random(int(recipe.get("seed", 42))).sample(usable, count))
+    rows = training_rows(recipe, losses)
+    count = max(1, round(ratio * len(rows)))
+    drawn = sorted(random.Random(int(recipe.get("seed", 42))).sample(range(len(rows)), count))
     pairs, responses = [], []
     for index in drawn:
         row = rows[index]

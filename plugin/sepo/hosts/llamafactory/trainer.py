@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
@@ -14,12 +14,14 @@ from sepo.forward.recompute import recompute_less
 from sepo.recipe.settings import RunSettings
 from sepo.runs.token_samples import TokenRecord
 from sepo.training.loading import register_numbered_cpus
+from sepo.training.means import PairMeans
+from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.split_backward import SplitsBatches
 from sepo.training.starting_policy import StartingPolicy
-from sepo.training.step import StepTokens, preference_step
+from sepo.training.step import StepOutput, StepTokens, preference_step
 
 
-class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
+class LlamaFactoryTrainer(SavesNoSecrets, SplitsBatches, PairMeans, CustomDPOTrainer):
     """Trainer with the host's optimizers, schedulers, samplers, engines, checkpoints and logging, and sepo's step.
 
     Args:
@@ -46,8 +48,24 @@ class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, float]]:
-        """Compute loss and metrics of one device batch; the host calls this for training and evaluation."""
-        output = preference_step(
+        """Compute the loss of one device batch in training; its metrics are logged by ``PairMeans``."""
+        output = self._step(model, batch, watch=self._watch())
+        self._training.add(output.sums)
+        return output.loss, {}
+
+    def evaluation_step(self, model: Any, batch: Mapping[str, Any], *, counted: int) -> StepOutput:
+        """Run the step on a device batch of an evaluation."""
+        return self._step(model, batch, counted=counted)
+
+    def _step(
+        self,
+        model: Any,
+        batch: Mapping[str, Any],
+        *,
+        watch: Callable[[StepTokens], None] | None = None,
+        counted: int | None = None,
+    ) -> StepOutput:
+        return preference_step(
             model,
             batch,
             method=self.settings.method,
@@ -56,10 +74,9 @@ class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
             chunk_tokens=self.settings.head_chunk_tokens,
             share_prompts=self.shares_prompts(),
             parts=self.parts(model),
-            watch=None if train_eval == "eval" else self._watch(),
+            watch=watch,
+            counted=counted,
         )
-        prefix = "eval_" if train_eval == "eval" else ""
-        return output.loss, {f"{prefix}{name}": value for name, value in output.metrics.items()}
 
     def _watch(self) -> Callable[[StepTokens], None] | None:
         """Return the function that records the batch's selected tokens, or None at steps that are not recorded."""
@@ -76,13 +93,3 @@ class LlamaFactoryTrainer(SplitsBatches, CustomDPOTrainer):
         else:
             with self.accelerator.unwrap_model(model).disable_adapter():
                 yield model
-
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
-        """Evaluate one batch; the host's version returns mean logits, which sepo's step does not compute."""
-        import torch
-
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, metrics = self.get_batch_loss_metrics(model, inputs, train_eval="eval")
-        self.store_metrics(metrics, train_eval="eval")
-        return loss.detach(), None, None

@@ -14,7 +14,9 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo import __version__
 from sepo.hosts.llamafactory.carried_columns import carried_columns
+from sepo.hosts.llamafactory.pair_encoding import joined_processor
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses
+from sepo.hosts.llamafactory.rows import LEFT_OUT
 from sepo.scoring.user_scores import (
     SPAN_COLUMNS,
     checked_scores,
@@ -50,7 +52,7 @@ def carried_scores() -> Iterator[None]:
     score in a chosen response and the negated score in a rejected one.
     """
     processor = loader.PairwiseDatasetProcessor
-    loader.PairwiseDatasetProcessor = ScoredPairwiseProcessor
+    loader.PairwiseDatasetProcessor = joined_processor(ScoredPairwiseProcessor, processor)
     try:
         with carried_columns(
             lambda dataset, name: score_columns(dataset, name=name),
@@ -74,6 +76,8 @@ def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         SepoError: a value of another type, not finite, or a span outside its response.
     """
     result: dict[str, Any] = {_WHERE: where, **{f"_sepo_{name}": None for name in (*SCORE_COLUMNS, *SPAN_COLUMNS)}}
+    if row.get(LEFT_OUT):
+        return result
     for index, side in enumerate(SIDES):
         if f"{side}_scores" in row:
             result[f"_sepo_{side}_scores"] = checked_scores(row, side, where=where)

@@ -18,7 +18,9 @@ if __name__ == "__main__":
         sys.exit(2)
     from llamafactory.train import tuner
 
+    from sepo.hosts.llamafactory import messages
     from sepo.hosts.llamafactory.registration import register
 
     register(tuner)
+    messages.register()
     tuner.run_exp()

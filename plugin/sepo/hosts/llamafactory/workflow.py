@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
+from sepo.hosts.llamafactory.pair_encoding import pairs_encoded, without_cuts
 from sepo.hosts.llamafactory.recipe import recipe_of
-from sepo.hosts.llamafactory.response_tokens import PolicyResponses
+from sepo.hosts.llamafactory.response_tokens import PolicyResponses, written_by_template
+from sepo.hosts.llamafactory.rows import counted_rows
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.recipe.settings import RunSettings
 from sepo.runs.files import method_collator, write_settings
-from sepo.runs.log_writer import RunLog, note_preparation
+from sepo.runs.log_writer import RunLog, note_preparation, note_rows
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
 from sepo.scoring.hub import cached_if_unreachable
@@ -38,8 +40,11 @@ from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
+from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
+from sepo.text.token_texts import template_texts
+from sepo.training.row_losses import RowLosses
 from sepo.training.starting_policy import StartingPolicy
-from sepo.training.trainable_rows import each_dataset, joined_column, skip_empty_responses
+from sepo.training.trainable_rows import each_dataset, joined_column, keep_trainable, with_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +63,15 @@ def run_stage(
     with abortable():
         data = prepared_data(settings, model_args=model_args, data_args=data_args, training_args=training_args)
     tokenizer, template, datasets, stores = data.tokenizer, data.template, data.datasets, data.stores
+    if training_args.do_train and training_args.process_index == 0:
+        note_rows(Path(training_args.output_dir), data.losses)
     if stores:
         # Loading an adapter and scoring advance the random state: a run that scores and one that finds the store
         # must initialize the policy's adapter with the same weights.
         transformers.set_seed(training_args.seed)
-    datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed)
+    datasets = selection_columns(
+        datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed, template=data.written
+    )
     with cached_if_unreachable():
         model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
         ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
@@ -80,7 +89,13 @@ def run_stage(
     )
     if training_args.do_train:
         if trainer.is_world_process_zero():
-            write_settings(Path(training_args.output_dir), settings, stores, recipe=recipe_of(finetuning_args))
+            write_settings(
+                Path(training_args.output_dir),
+                settings,
+                stores,
+                recipe=recipe_of(finetuning_args),
+                template=template_texts(data.written, tokenizer),
+            )
         trainer.add_callback(RunLog())
         _record_tokens(trainer, settings, tokenizer=tokenizer, dataset=datasets["train_dataset"])
         _train(trainer, datasets, training_args, finetuning_args)
@@ -100,12 +115,16 @@ class PreparedData:
         template: the host's template.
         datasets: tokenized data sets by the host's roles, with the scored columns.
         stores: directories of the score stores, by their content, then by data set.
+        losses: rows that were left out, cut or changed.
+        written: tokens that the template writes into responses.
     """
 
     tokenizer_module: dict[str, Any]
     template: Any
     datasets: dict[str, Any]
     stores: dict[str, dict[str, str]]
+    losses: RowLosses = field(default_factory=RowLosses)
+    written: TemplateTokens = NO_TEMPLATE
 
     @property
     def tokenizer(self) -> Any:
@@ -126,6 +145,8 @@ def prepared_data(
 ) -> PreparedData:
     """Tokenize a run's training and evaluation rows as the host does, and score them or load their stored scores.
 
+    The first process logs the table of rows that are left out, cut or changed.
+
     Args:
         settings: the run's settings.
         model_args: the host's model arguments.
@@ -139,6 +160,7 @@ def prepared_data(
     Raises:
         SepoError: the data or the scoring models are invalid, or a store cannot be written.
     """
+    losses = RowLosses()
     with cached_if_unreachable():
         tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
@@ -147,9 +169,20 @@ def prepared_data(
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
     text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
     text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
-    with carried, more_columns or contextlib.nullcontext(), text_kept:
+    more = more_columns or contextlib.nullcontext()
+    with pairs_encoded(), carried, more, counted_rows(losses, template=template), text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
-    datasets = each_dataset(datasets, lambda rows, name: skip_empty_responses(rows, name=name, tokenizer=tokenizer))
+    written = written_by_template(template, tokenizer)
+    excluded = NO_TEMPLATE if settings.method.selector is None else written
+    common: dict[str, Any] = {"tokenizer": tokenizer, "losses": losses}
+
+    def kept(rows: Any, name: str) -> Any:
+        rows = keep_trainable(rows, name=name, template=excluded, **common)
+        return without_cuts(rows, name=name, cutoff_len=data_args.cutoff_len, **common)
+
+    datasets = each_dataset(datasets, kept)
+    if training_args.process_index == 0:
+        losses.log()
     stores: dict[str, dict[str, str]] = {}
     if settings.scores_before_training:
         host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
@@ -158,13 +191,14 @@ def prepared_data(
             place = PolicyResponses(template, tokenizer, processor=None, data_args=data_args).place
         scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host)
         for what, scorer in scorers.items():
-            scorer.names, scorer.find_only = store_names(settings, what, data_args=data_args), find_only
+            scorer.names = store_names(settings, what, data_args=data_args, template=template_texts(written, tokenizer))
+            scorer.find_only = find_only
             scorer.report = report_scoring
         tokenized = datasets
         datasets, stores = with_scores(datasets, scorers)
         if keep_text:
             datasets = joined_column(datasets, tokenized, CONVERSATION)
-    return PreparedData(tokenizer_module, template, datasets, stores)
+    return PreparedData(tokenizer_module, template, datasets, stores, losses, written)
 
 
 def pair_collator(model: Any, *, template: Any, tokenizer_module: dict[str, Any]) -> Any:
@@ -218,7 +252,7 @@ def build_trainer(
         finetuning_args=finetuning_args,
         data_collator=collator,
         callbacks=callbacks,
-        **datasets,
+        **with_lengths(datasets, training_args),
         **tokenizer_module,
     )
 
@@ -263,7 +297,7 @@ def load_reference(
     if ref_model is None and live:
         logger.info(
             "the reference is the starting policy: at step 1 every alignment score is zero, so select_rule floor takes "
-            "the first tokens of each response and quantile all of them, until the policy has changed."
+            "tokens spread evenly over each response and quantile all of them, until the policy has changed."
         )
     continues = model_args.adapter_name_or_path is not None and not finetuning_args.create_new_adapter
     if ref_model is not None or not continues:

@@ -86,9 +86,11 @@
 
   function answerNode(row, place, side) {
     const { t: texts, s: scores, k: kept, more } = answer(row, place, side);
-    const { rank, count } = ranks(scores, side);
+    const template = [...kept].map((flag) => flag === "-"); // the chat template's tokens are not counted
+    const { rank, count } = ranks(scores.map((score, index) => (template[index] ? null : score)), side);
     const selected = [...kept].filter((flag) => flag === "1").length;
-    const share = texts.length ? ` (${Math.round((100 * selected) / texts.length)} %)` : "";
+    const counted = template.filter((flag) => !flag).length;
+    const share = counted ? ` (${Math.round((100 * selected) / counted)} %)` : "";
     const name = several ? `, ${data.subjects[place].name}` : "";
     const box = make("div", {
       class: "tokens", role: "listbox", dir: "auto", "aria-multiselectable": "true", "aria-readonly": "true",
@@ -99,7 +101,7 @@
     texts.forEach((text, index) => {
       const info = {
         text, side, place, row: row.row, index, total: texts.length, score: scores[index] ?? null,
-        selected: kept[index] === "1", rank: rank.get(index), count,
+        selected: kept[index] === "1", template: template[index], rank: rank.get(index), count,
       };
       box.append(...tokenNodes(info, data.subjects[place].limit, index >= end));
     });
@@ -257,16 +259,20 @@
     details.replaceChildren(
       make("code", {}, info.text === "" ? spoken("") : info.text.replace(/\n/g, "↵").replace(/\t/g, "⇥")),
       fact("score", scoreText(info.score)), fact("rank", rankText(info)),
-      make("span", {}, make("b", {}, info.selected ? "selected" : "not selected")),
+      make("span", {}, make("b", {}, selectionText(info))),
       make("span", {}, `token ${amount(info.index + 1)} of ${amount(info.total)}, ${info.side}, ${where}`),
     );
+  }
+
+  function selectionText(info) {
+    return info.template ? "the chat template's, not selected" : info.selected ? "selected" : "not selected";
   }
 
   function speak(node) {
     const info = about.get(node);
     const score = scoreText(info.score).replace("−", "minus ").replace("+", "plus ").replace("∞", "infinity");
     find("#spoken").textContent =
-      `${spoken(info.text)}, score ${score}, ${info.selected ? "selected" : "not selected"}, rank ${rankText(info)}`;
+      `${spoken(info.text)}, score ${score}, ${selectionText(info)}, rank ${rankText(info)}`;
   }
 
   function onNextLine(tokens, from, step) {

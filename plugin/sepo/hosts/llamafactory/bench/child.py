@@ -1,4 +1,4 @@
-"""Subprocess that measures the memory of one contender: ``python -m ... task.json result.json``; see ``memory``."""
+"""Subprocess that measures the memory of one contender: ``python -m ... result.json < task``; see ``memory``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def main(task_file: Path, result_file: Path) -> None:
+def main(task: dict[str, Any], result_file: Path) -> None:
     """Run the task and write its result.
 
     Args:
-        task_file: JSON with ``recipe`` (from ``measured_recipe``), ``contender``, ``rounds`` and ``seed``.
+        task: ``recipe`` (from ``measured_recipe``), ``contender``, ``rounds`` and ``seed``.
         result_file: JSON file to write, with ``peak_memory_bytes``.
     """
-    task = json.loads(task_file.read_text(encoding="utf-8"))
     name = task["contender"]
     import torch
 
@@ -38,4 +38,4 @@ def main(task_file: Path, result_file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(json.load(sys.stdin), Path(sys.argv[1]))

@@ -12,7 +12,8 @@ from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.reference import base_of_reference_adapters
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import find_stage, is_sepo_stage, objective_keys, with_stage_defaults
+from sepo.recipe.stage_names import is_sepo_stage
+from sepo.recipe.stages import find_stage, objective_keys, with_stage_defaults
 
 HOST_DPO, HOST_SIMPO, OWN = "host_dpo", "host_simpo", "recipe"
 

@@ -94,12 +94,12 @@ def child_peak(task: dict[str, Any], *, folder: Path) -> tuple[int | None, str]:
     Returns:
         The peak in bytes and an empty text, or None and the reason.
     """
-    task_file, result_file = folder / "task.json", folder / "result.json"
+    result_file = folder / "result.json"
     result_file.unlink(missing_ok=True)
-    task_file.write_text(json.dumps(task), encoding="utf-8")
-    command = [sys.executable, "-m", "sepo.hosts.llamafactory.bench.child", str(task_file), str(result_file)]
+    command = [sys.executable, "-m", "sepo.hosts.llamafactory.bench.child", str(result_file)]
     environment = {**os.environ, **_GIVE_BACK, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    given = json.dumps(task)  # by a pipe, not a file: the recipe may hold the token of a hub
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0 and result_file.is_file():
         return int(json.loads(result_file.read_text(encoding="utf-8"))["peak_memory_bytes"]), ""
     lines = done.stderr.strip().splitlines() or ["no message"]

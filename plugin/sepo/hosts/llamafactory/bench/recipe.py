@@ -8,7 +8,8 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.recipe.keys import SEPO_KEYS
-from sepo.recipe.stages import check_stage, is_sepo_stage, objective_keys, with_stage_defaults
+from sepo.recipe.stage_names import check_stage, is_sepo_stage
+from sepo.recipe.stages import objective_keys, with_stage_defaults
 
 _DROPPED = (
     "do_eval", "do_predict", "eval_dataset", "eval_on_each_dataset", "load_best_model_at_end", "metric_for_best_model",

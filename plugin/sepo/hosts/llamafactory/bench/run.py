@@ -28,6 +28,7 @@ from sepo.hosts.llamafactory.bench.session import Session, open_session
 from sepo.hosts.llamafactory.checks import check_datasets, check_policy
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.recipe import host_keys
+from sepo.redaction import redacted
 
 DEFAULT_ROUNDS = 5
 
@@ -195,7 +196,7 @@ def _result(
     return {
         "versions": versions(),
         "machine": machine(cuda=session.device.type == "cuda"),
-        "recipe": dict(recipe),
+        "recipe": redacted(recipe),
         "setting": setting,
         "rounds": [{"pairs": p, "tokens": t} for p, t in zip(session.pairs, session.tokens, strict=True)],
         "contenders": entries,

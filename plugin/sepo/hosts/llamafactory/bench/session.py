@@ -21,11 +21,15 @@ from sepo.forward.lora import fuse_lora, unfuse_lora
 from sepo.forward.recompute import recompute_as_before, recompute_less
 from sepo.hosts.llamafactory.bench.contenders import Contender
 from sepo.hosts.llamafactory.bench.rows import drawn_batches, pair_lengths, with_random_columns
+from sepo.hosts.llamafactory.pair_encoding import pairs_encoded, without_cuts
+from sepo.hosts.llamafactory.response_tokens import written_by_template
+from sepo.hosts.llamafactory.rows import counted_rows
 from sepo.hosts.llamafactory.trainer import LlamaFactoryTrainer
 from sepo.hosts.llamafactory.workflow import build_trainer, load_reference, pair_collator
 from sepo.scoring.live_columns import selection_columns
+from sepo.training.row_losses import RowLosses
 from sepo.training.starting_policy import StartingPolicy
-from sepo.training.trainable_rows import skip_empty_responses
+from sepo.training.trainable_rows import keep_trainable
 
 _LOOKED_AT = 5000
 """Maximum number of rows whose lengths are read."""
@@ -161,9 +165,14 @@ def _rows(
     seed: int,
 ) -> tuple[Any, list[list[int]]]:
     """Return the drawn rows as a data set, and the batches as indices into it."""
-    with contextlib.redirect_stdout(io.StringIO()):  # the host prints an example
+    losses = RowLosses()
+    # The host prints an example.
+    with contextlib.redirect_stdout(io.StringIO()), pairs_encoded(), counted_rows(losses, template=template):
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
-    rows = skip_empty_responses(datasets["train_dataset"], name="train", tokenizer=tokenizer_module["tokenizer"])
+    tokenizer = tokenizer_module["tokenizer"]
+    rows = keep_trainable(datasets["train_dataset"], name="train", tokenizer=tokenizer, losses=losses)
+    rows = without_cuts(rows, name="train", tokenizer=tokenizer, losses=losses, cutoff_len=data_args.cutoff_len)
+    losses.log()
     pairs = training_args.per_device_train_batch_size
     if len(rows) > _LOOKED_AT:
         rows = rows.shuffle(seed=seed).select(range(_LOOKED_AT))
@@ -205,7 +214,10 @@ class _Shared:
             tokenizer = self.tokenizer_module["tokenizer"]
             rows = with_random_columns(rows, contender.settings, seed=self.seed)
             method = contender.settings.method
-            datasets = selection_columns({"train_dataset": rows}, method, tokenizer=tokenizer, seed=self.seed)
+            written = written_by_template(self.template, tokenizer)
+            datasets = selection_columns(
+                {"train_dataset": rows}, method, tokenizer=tokenizer, seed=self.seed, template=written
+            )
             rows = datasets["train_dataset"]
             trainer = build_trainer(
                 self.model,

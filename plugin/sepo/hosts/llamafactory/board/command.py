@@ -17,7 +17,8 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.enable import enabled
 from sepo.hosts.llamafactory.recipe import check_recipe
 from sepo.recipe.keys import SEPO_KEYS
-from sepo.recipe.stages import available_stages, objective_of_key
+from sepo.recipe.stage_names import available_stages
+from sepo.recipe.stages import objective_of_key
 
 HOST_PROGRAM = "llamafactory-cli"
 

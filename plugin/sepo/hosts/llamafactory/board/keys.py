@@ -10,7 +10,8 @@ from typing import Any
 from sepo.objectives import Method
 from sepo.recipe.keys import SEPO_KEYS, hyperparameter_keys, keys_of, typed
 from sepo.recipe.resolve import resolved_method
-from sepo.recipe.stages import STAGES, is_sepo_stage, objective_keys, objective_of_key, with_stage_defaults
+from sepo.recipe.stage_names import STAGES, is_sepo_stage
+from sepo.recipe.stages import objective_keys, objective_of_key, with_stage_defaults
 
 
 def stage_keys(stage: str) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import html
 import inspect
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.board.command import HOST_PROGRAM, shown, started, without_off
+from sepo.hosts.llamafactory.board.command import shown, started, without_off
 from sepo.hosts.llamafactory.board.keys import Memory, with_keys_of
 from sepo.hosts.llamafactory.board.texts import EXTRA_ARGUMENTS, LABELS
-from sepo.recipe.stages import available_stages
+from sepo.hosts.llamafactory.facts import SUPPORTED
+from sepo.recipe.stage_names import available_stages
 
 _ELEMENTS = ("training_stage", "extra_args", "extra_tab")
 """Elements of the board's training tab that are needed to fill in the keys of a stage."""
@@ -29,8 +34,39 @@ def board_gaps() -> list[str]:
     """Return what the registration relies on and the host's board lacks; empty if the board is supported."""
     try:
         return list(_gaps())
-    except (ImportError, AttributeError, TypeError, OSError) as error:  # a module or a class is gone, or has no source
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # a module is gone, or a name is no function
         return [str(error)]
+
+
+def filling_gaps() -> list[str]:
+    """Build the board's page, and return which elements its training tab lacks, so that no keys are filled in."""
+    from llamafactory.webui import interface
+
+    tabs: list[dict[str, Any]] = []
+    host = interface.create_train_tab
+
+    def recorded(engine: Any) -> dict[str, Any]:
+        tabs.append(host(engine))
+        return tabs[-1]
+
+    async def build() -> None:  # without a running loop gradio opens several and leaves them open
+        interface.create_ui()
+
+    interface.create_train_tab = recorded
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # the board makes directories
+            asyncio.run(build())
+    finally:
+        interface.create_train_tab = host
+    return [_lacks(absent) for tab in tabs if (absent := _absent(tab))]
+
+
+def _absent(elements: Mapping[str, Any]) -> list[str]:
+    return [name for name in _ELEMENTS if name not in elements]
+
+
+def _lacks(names: Sequence[str]) -> str:
+    return f"its training tab has no {', '.join(names)}"
 
 
 def _gaps() -> Iterator[str]:
@@ -45,9 +81,6 @@ def _gaps() -> Iterator[str]:
         yield "extras.constants.TRAINING_STAGES has no DPO"
     if getattr(control, "STAGES_USE_PAIR_DATA", None) is not constants.STAGES_USE_PAIR_DATA:
         yield "webui.control does not read extras.constants.STAGES_USE_PAIR_DATA"
-    built = inspect.getsource(train.create_train_tab)
-    if absent := [name for name in _ELEMENTS if f"{name}={name}" not in built]:
-        yield f"webui.components.train has no {', '.join(absent)}"
     if not all("info" in texts for texts in locales.LOCALES.get("extra_args", {"": {}}).values()):
         yield "webui.locales.LOCALES has no help for extra_args"
     for module, name, parameters in (
@@ -58,9 +91,8 @@ def _gaps() -> Iterator[str]:
         found = getattr(module, name, None)
         if found is None or list(inspect.signature(found).parameters) != parameters:
             yield f"{module.__name__} has no {name}({', '.join(parameters)})"
-    source = inspect.getsource(runner.Runner)
-    if not hasattr(runner, "Popen") or f'Popen(["{HOST_PROGRAM}", "train", save_cmd(args)]' not in source:
-        yield f"webui.runner does not start a run by Popen, {HOST_PROGRAM} train and save_cmd"
+    if getattr(runner, "Popen", None) not in (subprocess.Popen, started):
+        yield "webui.runner does not start a run by subprocess.Popen"
 
 
 def register(interface: ModuleType) -> None:
@@ -75,7 +107,7 @@ def register(interface: ModuleType) -> None:
         return
     gaps = board_gaps()
     if gaps:
-        message = f"this LLaMA Board does not list sepo's stages: {gaps[0]}; use LLaMA-Factory 0.9.5."
+        message = f"this LLaMA Board does not list sepo's stages: {gaps[0]}; use {SUPPORTED}."
         print(f"sepo: {message}", file=sys.stderr)
         return
     from llamafactory.webui import common, runner
@@ -126,6 +158,9 @@ def _filling(create: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[st
         import gradio as gr
 
         elements = create(engine)
+        if absent := _absent(elements):
+            print(f"sepo: this LLaMA Board does not fill in the keys of a stage: {_lacks(absent)}.", file=sys.stderr)
+            return elements
         stage, box, tab = (elements[name] for name in _ELEMENTS)
         box.min_width, box.lines = _WIDTH, _LINES
         memory = gr.State(Memory())

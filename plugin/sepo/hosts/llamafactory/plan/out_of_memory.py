@@ -14,7 +14,7 @@ from sepo.hosts.llamafactory.plan.changes import changes
 from sepo.hosts.llamafactory.plan.recipe import PlannedRun, planned_run
 from sepo.hosts.llamafactory.plan.report import advice, verdict
 from sepo.hosts.llamafactory.plan.run import device_memory, savings
-from sepo.recipe.resolve import given_keys
+from sepo.recipe.given import given_keys
 from sepo.scoring.hub_files import MODEL
 from sepo.scoring.model_files import model_files
 from sepo.scoring.models import plain_loading

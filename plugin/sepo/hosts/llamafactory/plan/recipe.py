@@ -20,7 +20,7 @@ from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import own_start, reference_spec
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stages import check_stage, is_sepo_stage
+from sepo.recipe.stage_names import check_stage, is_sepo_stage
 from sepo.scoring.hub import HubAccess
 from sepo.scoring.hub_files import ADAPTER, MODEL
 from sepo.scoring.model_files import model_files

@@ -1,0 +1,101 @@
+"""Reading of a training recipe: the file, the overrides of the command line, and secrets of a parent process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sepo.errors import SepoError
+from sepo.recipe.given import Arguments, given_keys
+from sepo.recipe.overview import COMMAND_LINE
+from sepo.redaction import HIDDEN, redacted_words, remember_secrets, secrets_of
+
+SECRETS = "SEPO_RECIPE_SECRETS"
+"""Environment variable with the secrets of a recipe as JSON, by top-level key, for a process that reads the recipe from
+a file without them."""
+
+
+class Recipe(dict[str, Any]):
+    """Keys and values of a recipe.
+
+    Attributes:
+        origins: where each key was set: the name of the file, or the command line.
+    """
+
+    origins: Mapping[str, str]
+
+    def __init__(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.origins = origins
+
+
+def read_recipe(args: Arguments | None = None, *, keep_secrets: bool = False) -> Arguments:
+    """Read the recipe of the command line as the host does, with the secrets that a parent process handed on.
+
+    Args:
+        args: a recipe that was read before, which is returned, or None.
+        keep_secrets: leave the secrets in the environment, for the processes that this one starts.
+
+    Raises:
+        SepoError: the recipe cannot be read, or is a recorded one whose secrets are not given.
+    """
+    from llamafactory.hparams import read_args
+
+    words = sys.argv[1:]
+    try:
+        read = read_args(args)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
+        override_values([word for word in words[1:] if "=" in word])
+        raise SepoError(f"recipe '{words[0]}' cannot be read: {_reason(error)}") from error
+    handed = os.environ.get(SECRETS) if keep_secrets else os.environ.pop(SECRETS, None)
+    if args is None and isinstance(read, dict):
+        overrides = {re.split(r"[=.[]", word)[0] for word in words[1:]}
+        origins = {name: COMMAND_LINE if name in overrides else os.path.basename(words[0]) for name in read}
+        read = Recipe({**read, **json.loads(handed or "{}")}, origins)
+    given = given_keys(read)
+    absent = [name for name, value in given.items() if HIDDEN in json.dumps(value, default=str)]
+    if absent:
+        raise SepoError(
+            f"{absent[0]} is '{HIDDEN}': a recorded recipe has no secrets. Add {absent[0]}=... after the recipe, or "
+            f"remove {absent[0]} from it."
+        )
+    remember_secrets(given)
+    return read
+
+
+def override_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """Parse ``key=value`` words; keys with dots give nested mappings.
+
+    Raises:
+        SepoError: a word has another form, or its value cannot be parsed.
+    """
+    for word in overrides:
+        (shown,) = redacted_words([word])
+        if "=" not in word:
+            raise SepoError(f"'{shown}' is not an override; key=value or section.key=value is expected.")
+        try:
+            OmegaConf.from_dotlist([word])
+        except (OmegaConfBaseException, ValueError) as error:
+            reason = f": {_reason(error)}" if shown == word else "."
+            raise SepoError(f"override {shown} cannot be read{reason}") from error
+    values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
+
+
+def with_secrets(environment: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return an environment in which a process that reads the recipe without its secrets is given them."""
+    secrets = secrets_of(recipe)
+    return {**environment, **({SECRETS: json.dumps(secrets)} if secrets else {})}
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,55 @@
+"""Keys of LLaMA-Factory that have no effect in a sepo stage, as in its own DPO, and the log line that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+_PREDICTIONS = "evaluations return no predictions; sepo eval generates and compares"
+_OTHER_STAGE = "it belongs to another stage"
+
+WITHOUT_EFFECT = {
+    "packing": "pairs are not packed: their padding is not computed in any case (the host truncates to cutoff_len - 1 "
+    "with it)",
+    "compute_accuracy": "it measures the accuracy of tokens in SFT; rewards/accuracies is logged in any case",
+    "do_predict": _PREDICTIONS,
+    "eval_num_beams": _PREDICTIONS,
+    "generation_max_length": _PREDICTIONS,
+    "generation_num_beams": _PREDICTIONS,
+    "generation_config": _PREDICTIONS,
+    "batch_eval_metrics": _PREDICTIONS,
+    "include_for_metrics": _PREDICTIONS,
+    "sortish_sampler": "the host does not read it; set train_sampling_strategy: group_by_length",
+    "asft_alpha": _OTHER_STAGE,
+    "eaft_alpha": _OTHER_STAGE,
+    "kto_chosen_weight": _OTHER_STAGE,
+    "kto_rejected_weight": _OTHER_STAGE,
+    "ppo_buffer_size": _OTHER_STAGE,
+    "ppo_epochs": _OTHER_STAGE,
+    "ppo_score_norm": _OTHER_STAGE,
+    "ppo_target": _OTHER_STAGE,
+    "ppo_whiten_rewards": _OTHER_STAGE,
+    "reward_model": _OTHER_STAGE,
+    "reward_model_adapters": _OTHER_STAGE,
+    "reward_model_quantization_bit": _OTHER_STAGE,
+    "reward_model_type": _OTHER_STAGE,
+}
+"""Why a key has no effect. Keys that would change results if they were supported are refused instead."""
+
+
+def ignored_notes(keys: Collection[str], reasons: Mapping[str, str] = WITHOUT_EFFECT) -> tuple[str, ...]:
+    """Return one log line for each reason for which keys of a recipe have no effect.
+
+    Args:
+        keys: the keys that the recipe sets to other values than their off values.
+        reasons: why a key has no effect, by key.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        if name in keys:
+            by_reason.setdefault(reason, []).append(name)
+    return tuple(f"{_listed(names)} no effect in this stage: {reason}." for reason, names in by_reason.items())
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last} are set, but have" if others else f"{last} is set, but has"

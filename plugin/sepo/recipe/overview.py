@@ -1,0 +1,3 @@
+"""First screen of a run."""
+
+COMMAND_LINE = "the command line"
