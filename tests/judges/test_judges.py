@@ -173,7 +173,11 @@ def test_contains_is_its_definition(response, required, forbidden, whole_words):
         assert judge(response, required) is any(map(occurs, required))
 
 
-@given(st.recursive(st.none() | st.just("  "), lambda inner: st.lists(inner) | st.dictionaries(WORD, inner)))
+@given(
+    st.recursive(
+        st.none() | st.sampled_from(["  ", float("nan")]), lambda inner: st.lists(inner) | st.dictionaries(WORD, inner)
+    )
+)
 def test_no_value_is_an_absent_answer_for_every_judge(value):
     assert is_absent(value)
     for name in ("exact", "contains", "regex", "math"):

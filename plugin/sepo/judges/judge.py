@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ class Judge:
 
 
 def is_absent(value: Any) -> bool:
-    """Return whether the value of a row is no expected answer: null, blank text, or a collection of these.
+    """Return whether the value of a row is no expected answer: null, NaN, blank text, or a collection of these.
 
     >>> is_absent(None), is_absent(" "), is_absent([]), is_absent({"required": None}), is_absent(0)
     (True, True, True, True, False)
@@ -57,6 +58,8 @@ def is_absent(value: Any) -> bool:
         return all(is_absent(each) for each in value.values())
     if isinstance(value, list | tuple):
         return all(is_absent(each) for each in value)
+    if isinstance(value, float):
+        return math.isnan(value)
     return value is None or (isinstance(value, str) and not value.strip())
 
 
