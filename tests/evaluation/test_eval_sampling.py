@@ -71,6 +71,12 @@ def test_a_response_depends_on_prompt_seed_and_number_alone(policy):
     assert all(other[text][number] != straight[text][number] for text in TEXTS for number in range(3))
 
 
+def test_prompts_have_their_own_random_numbers(policy):
+    """At this temperature all tokens are equally probable, so that equal random numbers would give equal responses."""
+    texts = [each.text for responses in sampled(policy, temperature=1e9).values() for each in responses]
+    assert len(set(texts)) == len(texts) == 15
+
+
 def test_responses_are_finished_or_truncated(policy):
     straight = sampled(policy)
     first = int(straight["ab"][1].text.split()[2])
@@ -175,6 +181,8 @@ def test_samples_are_continued_and_sorted(tmp_path):
     with open_samples(folder, **{**SAME, "notes": {"sepo": "0.2.0"}}) as file:
         assert file.rows == {5: line(5, True), 2: line(2, None)}
         file.add(line(3, False))
+    with open_samples(folder, **SAME) as file:
+        assert file.rows == {5: line(5, True), 2: line(2, None), 3: line(3, False)}
         file.sort()
     text = (folder / SAMPLES).read_text()
     assert [json.loads(each) for each in text.splitlines()] == [line(2, None), line(3, False), line(5, True)]
