@@ -1,11 +1,15 @@
-"""Bootstrap intervals: seeded, shared between statistics, equal to a slow twin and to scipy's."""
+"""Bootstrap intervals: seeded, shared between statistics, equal to a slow twin and to scipy's. Wilson's intervals."""
+
+from statistics import NormalDist
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from sepo.errors import SepoError
-from sepo.intervals import Bootstrap
+from sepo.intervals import Bootstrap, share
 
 
 def test_the_bootstrap_is_seeded_and_shared():
@@ -63,3 +67,24 @@ def test_batches_of_draws_are_the_same_draws(monkeypatch):
     whole = Bootstrap(50, samples=40, seed=1).mean(values)
     monkeypatch.setattr("sepo.intervals._DRAWN_AT_ONCE", 350)
     assert Bootstrap(50, samples=40, seed=1).mean(values) == whole
+
+
+def test_wilsons_interval_of_a_share():
+    """Its ends are the shares p for which the observed one is z standard errors of p away."""
+    z = NormalDist().inv_cdf(0.975)
+    for successes, rows in ((1, 1), (0, 1), (3, 10), (10, 10), (0, 50), (499, 1000)):
+        found = share(successes, rows)
+        assert found.value == successes / rows
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        assert found.low < found.high
+        for end in {found.low, found.high} - {0.0, 1.0}:
+            assert (found.value - end) ** 2 == pytest.approx(z * z * end * (1 - end) / rows)
+
+
+@given(st.integers(1, 200).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
+def test_wilsons_interval_is_symmetric_and_narrows_with_rows(drawn):
+    successes, rows = drawn
+    found, other = share(successes, rows), share(rows - successes, rows)
+    assert (found.low, found.high) == (pytest.approx(1 - other.high), pytest.approx(1 - other.low))
+    larger = share(4 * successes, 4 * rows)
+    assert larger.high - larger.low < found.high - found.low

@@ -1,9 +1,11 @@
-"""Means and ratios over rows with percentile bootstrap intervals."""
+"""Means and ratios over rows with percentile bootstrap intervals, and shares with Wilson's."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,32 @@ class Estimate:
 
     Args:
         value: the estimate.
-        low: the lower end of the interval; None for a single row, which cannot be resampled.
+        low: the lower end of the interval; None for a bootstrap over a single row, which cannot be resampled.
         high: the upper end of the interval.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
+
+
+def share(successes: int, rows: int) -> Estimate:
+    """Return a share of independent rows with its interval by Wilson's score test (Wilson 1927).
+
+    Its width is above 0 for a share of 0 or 1 and for a single row, unlike that of the bootstrap.
+
+    >>> share(8, 10)
+    Estimate(value=0.8, low=0.49016247153664183, high=0.9433178485456247)
+
+    Args:
+        successes: number of rows with the property.
+        rows: number of rows, at least 1.
+    """
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    value, spread = successes / rows, z * z / rows
+    center = (value + spread / 2) / (1 + spread)
+    half = z * math.sqrt(value * (1 - value) / rows + spread / (4 * rows)) / (1 + spread)
+    return Estimate(value, max(0.0, center - half), min(1.0, center + half))
 
 
 class Bootstrap:

@@ -1,4 +1,4 @@
-"""Objectives, token scorers and stages that other packages register as entry points, by name.
+"""Objectives, token scorers, stages and judges that other packages register as entry points, by name.
 
 Listing the names imports neither those packages nor torch. An entry point is loaded when a recipe or a call uses its
 name, so a broken package affects only runs that use it. ``sepo doctor`` loads all of them.
@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from sepo.errors import SepoError
 
-Kind = Literal["objective", "token_scorer", "stage"]
+Kind = Literal["objective", "token_scorer", "stage", "judge"]
 
 STORED_SCORERS = "sepo.scorers"
 """The entry-point group of token scorers whose scores a store keeps."""
@@ -23,6 +23,7 @@ GROUPS: dict[Kind, tuple[str, ...]] = {
     "objective": ("sepo.objectives",),
     "token_scorer": ("sepo.selectors", STORED_SCORERS),
     "stage": ("sepo.stages",),
+    "judge": ("sepo.judges",),
 }
 """The entry-point groups of each kind, as a package's pyproject.toml names them."""
 
@@ -34,8 +35,8 @@ class Registered:
     """One entry point of another package.
 
     Attributes:
-        kind: ``objective``, ``token_scorer`` or ``stage``.
-        name: the name used in recipes.
+        kind: ``objective``, ``token_scorer``, ``stage`` or ``judge``.
+        name: the name used in recipes and on command lines.
         package: the distribution and its version.
         entry: the entry point itself.
         group: the entry-point group that it is in.

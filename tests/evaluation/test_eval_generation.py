@@ -8,9 +8,9 @@ import torch
 from transformers import GenerationConfig
 
 from sepo.errors import SepoError
+from sepo.evaluation.benchmarks import Question
 from sepo.evaluation.divergence import answer_sums
 from sepo.evaluation.generation import Decoding, Generated, _Noise, generate_answers
-from sepo.evaluation.judges import Question
 from sepo.evaluation.prompts import Prompt, PromptSet, Voice, check_room, converse
 
 PROMPTS = [[5, 6, 7], [40], [9, 30, 31, 32, 33, 34, 35], [100, 101], [77, 3, 250]]
@@ -101,7 +101,7 @@ def test_a_sample_depends_on_seed_turn_and_place_alone(model, scoring):
 def test_samples_have_the_distribution_of_the_temperature():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
     for temperature in (0.5, 1.0, 2.0):
-        noise = _Noise(Decoding(temperature=temperature, seed=7), 0, range(20_000))
+        noise = _Noise(Decoding(temperature=temperature, seed=7), 0, [(row,) for row in range(20_000)])
         drawn = noise(torch.empty(0), logits.expand(20_000, -1)).argmax(-1)
         found = torch.bincount(drawn, minlength=5).double() / 20_000
         expected = (logits / temperature).softmax(-1).double()
@@ -172,5 +172,5 @@ def test_prompts_that_may_exceed_the_positions_are_errors_before_anything_runs()
 
 
 def test_random_numbers_of_many_rows_differ():
-    noise = _Noise(Decoding(temperature=1.0), 0, range(50))(torch.empty(0), torch.zeros(50, 4))
+    noise = _Noise(Decoding(temperature=1.0), 0, [(row,) for row in range(50)])(torch.empty(0), torch.zeros(50, 4))
     assert len(np.unique(noise.numpy().round(6), axis=0)) == 50

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from sepo.errors import SepoError
+from sepo.evaluation.benchmarks import BENCHMARKS, Question
+from sepo.evaluation.correctness import Verdict
 from sepo.evaluation.degeneration import degeneration
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.evaluation.generation import Decoding, Generated
-from sepo.evaluation.judges import JUDGES, Question
 from sepo.evaluation.preference import preference
 from sepo.evaluation.prompts import AnsweredTurn, Prompt, PromptSet, question_prompts
 from sepo.evaluation.report import print_result
@@ -24,12 +25,19 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 BASE = ModelSpec("models/base")
 TUNED = ModelSpec("models/base", ("saves/[red]run[/]",), 4)
 HELDOUT = PromptSet(
-    "heldout", [Prompt(Question(7, ("Why?",), {}), ({"role": "user", "content": "Why?"},))], None, "pairs"
+    "heldout",
+    [Prompt(Question(7, ("Why?",), {}), ({"role": "user", "content": "Why?"},), expected=["because"])],
+    None,
+    "pairs",
 )
-MT = question_prompts(JUDGES["mt_bench"], [Question(81, ("One?", "Two?"), {"question_id": 81})], dataset="q.jsonl")
+MT = question_prompts(BENCHMARKS["mt_bench"], [Question(81, ("One?", "Two?"), {"question_id": 81})], dataset="q.jsonl")
 
 
-def policy(name, spec, *, reference, prompts, shift=0.0):
+def judged(each, right):
+    return [Verdict(each.prompts[0].question.id, right, True)] if each.benchmark is None else None
+
+
+def policy(name, spec, *, reference, prompts, shift=0.0, judge=True):
     draw = np.random.default_rng(1)
     measures = ("summed", "length_normalized", "reward")[: 3 if reference else 2]
     margins = {measure: draw.normal(size=20) + shift for measure in measures}
@@ -39,7 +47,8 @@ def policy(name, spec, *, reference, prompts, shift=0.0):
         answers = [
             [AnsweredTurn([1, 2], Generated((3, 4, 5), True), "text")] * len(p.question.turns) for p in each.prompts
         ]
-        sets[each.name] = SetResult(answers, degeneration([[3, 4]] * len(answers[0]), [True] * len(answers[0])), kl)
+        statistics = degeneration([[3, 4]] * len(answers[0]), [True] * len(answers[0]))
+        sets[each.name] = SetResult(answers, statistics, kl, judged(each, bool(shift)) if judge else None)
     result = PolicyResult(
         margins, preference(margins), {"chosen": -20.0, "rejected": -30.0}, kl and {"chosen": kl, "rejected": kl}, sets,
         {"heldout": 1.234, "generations": 0.0},
@@ -47,14 +56,15 @@ def policy(name, spec, *, reference, prompts, shift=0.0):
     return EvaluatedPolicy(name, spec, "float32", result, 3.456)
 
 
-def values_of(*, before=True, reference=True, prompts=(HELDOUT, MT)):
-    given = {"reference": reference, "prompts": prompts}
+def values_of(*, before=True, reference=True, prompts=(HELDOUT, MT), judge=True):
+    given = {"reference": reference, "prompts": prompts, "judge": judge}
     policies = {"before": policy("run-before", BASE, **given)} if before else {}
     policies["after"] = policy("run", TUNED, shift=1.0, **given)
     data = {"dataset": "pairs", "part": "eval", "pairs": 20, "template": None, "cutoff_len": 256}
     values = result_values(
         policies, reference=("ref_model", BASE) if reference else None, data=data, prompts=prompts,
         settings=EvaluationSettings(Decoding(64, 0.7, 3), 3, 512), versions={"torch": "2.11.0"},
+        judge={"name": "exact", "options": {}, "column": "answer"} if judge else None,
     )  # fmt: skip
     return values, policies
 
@@ -78,8 +88,8 @@ def test_every_key_is_documented_and_every_documented_key_is_there():
     """`policies.*.kl` and `generations` are documented as a whole and by their fields."""
     deeper = [field for field in FIELDS if not any(other.startswith(f"{field}.") for other in FIELDS)]
     found = set()
-    for before, reference in itertools.product((True, False), repeat=2):
-        found |= set(paths(values_of(before=before, reference=reference)[0], deeper))
+    for before, reference, judge in itertools.product((True, False), repeat=3):
+        found |= set(paths(values_of(before=before, reference=reference, judge=judge)[0], deeper))
     for path in found - {("policies", "before")}:
         assert any(matches(path, field) for field in FIELDS), path
     for field in FIELDS:
@@ -140,6 +150,9 @@ def test_everything_is_written_and_nothing_twice(tmp_path, monkeypatch):
         for rest in (("heldout", 7, 0, "Why?"), ("mt_bench", 81, 0, "One?"), ("mt_bench", 81, 1, "Two?"))
     ]
     assert rows[0] | {"answer": "text", "tokens": 2, "finished": True} == rows[0]
+    assert [(row.get("expected"), row.get("right", "none")) for row in rows] == [
+        (["because"], False), (None, "none"), (None, "none"), (["because"], True), (None, "none"), (None, "none"),
+    ]  # fmt: skip
     files = {str(path.relative_to(written[2])) for path in written[2].rglob("*") if path.is_file()}
     names = ("run", "run-before")
     assert files == {
@@ -165,6 +178,21 @@ def test_directories_that_cannot_be_created(tmp_path):
     assert claimed_folder(made) == made
 
 
+def test_verdicts_their_shares_and_their_change_are_in_the_result():
+    values = values_of()[0]
+    before, after = (values["policies"][role]["generations"] for role in ("before", "after"))
+    assert after["heldout"]["correct"]["verdicts"] == [{"id": 7, "right": True, "finished": True}]
+    assert before["heldout"]["correct"]["verdicts"] == [{"id": 7, "right": False, "finished": True}]
+    assert (before["heldout"]["correct"]["right"]["value"], after["heldout"]["correct"]["right"]["value"]) == (0, 1)
+    assert after["mt_bench"]["correct"] is None
+    assert values["change"]["correct"]["right"] == {"value": 1.0, "low": None, "high": None}
+    assert values["change"]["correct"]["finished"]["value"] == 0.0
+    without = values_of(judge=False)[0]
+    assert without["settings"]["judge"] is None
+    assert without["change"]["correct"] is None
+    assert without["policies"]["after"]["generations"]["heldout"]["correct"] is None
+
+
 def test_nan_is_never_written(tmp_path):
     values, policies = values_of()
     values["policies"]["after"]["logps"]["chosen"] = float("nan")
@@ -179,8 +207,15 @@ def test_tables_contain_the_results(capsys):
     for piece in ("20 pairs of pairs", "before", "change", "accuracy, summed", "margin, per token (nats)", "+1.000",
                   "KL, chosen (nats per token)", "0.2500 [0.2000, 0.3000]", "answers to heldout (pairs), sampling: 1",
                   "answers to mt_bench (q.jsonl), sampling: 2", "distinct-1, -2, -3", "1.000, 1.000, -", "0.000, -, -",
+                  "right, of 1 judged", "+100.0 points", "right and finished, of 1", "without expected answer",
                   "after: models/base with saves/[red]run[/] in 4 bits", "reference: models/base"):  # fmt: skip
         assert piece in text, piece
+    print_result(values_of(before=False)[0])
+    text = capsys.readouterr().out
+    assert "right, of 1 judged" in text
+    assert "points" not in text
+    print_result(values_of(judge=False)[0])
+    assert "judged" not in capsys.readouterr().out
     print_result(values_of(before=False, reference=False, prompts=())[0])
     text = capsys.readouterr().out
     assert "no reference is set, so there is neither KL" in text

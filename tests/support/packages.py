@@ -11,6 +11,7 @@ from sepo.plugins import registered
 
 EXAMPLE = Path(__file__).parents[2] / "yaml_examples" / "own_loss"
 SCORER_EXAMPLE = EXAMPLE.with_name("own_scorer")
+JUDGE_EXAMPLE = EXAMPLE.with_name("own_judge")
 
 
 def write_package(folder, name, groups, code=None):

@@ -152,7 +152,7 @@ def registered_findings(host_keys: tuple[str, ...]) -> Iterator[Finding]:
 
     items = [item for kind in GROUPS for item in registered(kind)]
     if not items:
-        yield Finding(True, "nothing: every objective, token scorer and stage is sepo's own")
+        yield Finding(True, "nothing: every objective, token scorer, stage and judge is sepo's own")
     for item in items:
         try:
             check_registered(item, host_keys=host_keys)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sepo.cli.judging import add_judge, judge_request
+
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and options of `sepo eval`."""
     parser.description = (
         "Measure a policy on held-out pairs: preference accuracy and margins, the KL from its reference, and, for "
         "answers that it generates, length, distinct n-grams, repetition and truncation; the answers are also written "
-        "in the formats of AlpacaEval 2, Arena-Hard and MT-Bench. One process, one device."
+        "in the formats of AlpacaEval 2, Arena-Hard and MT-Bench. --judge counts the answers that are right. One "
+        "process, one device."
     )
     parser.add_argument(
         "recipe",
@@ -49,6 +52,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="sampling temperature (default: the recipe's, or 0: greedy)")
     parser.add_argument("--seed", type=int, default=0, help="seed of samples, drawn prompts and intervals (default: 0)")
     parser.add_argument("--batch-tokens", type=int, help="tokens per batch; changes no result (default: 8192)")
+    add_judge(parser)
     parser.add_argument("--name", help="name of the policy in the files for judges (default: its directory's)")
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="directory for eval.json and answers (default: eval_output)"
@@ -84,6 +88,7 @@ def run_eval(options: argparse.Namespace) -> int:
             before=options.before,
             output=None if options.output is None else Path(options.output),
             name=options.name,
+            judge=judge_request(options),
         ),
     )
     return 0

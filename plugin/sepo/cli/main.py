@@ -16,6 +16,7 @@ from sepo.cli.evaluation import add_eval, run_eval
 from sepo.cli.pipeline import add_pipeline, run_pipeline
 from sepo.cli.plan import add_plan, run_plan
 from sepo.cli.report import add_report, add_show, run_report, run_show
+from sepo.cli.sampling import add_sample, run_sample
 from sepo.cli.scores import add_scores, run_scores
 from sepo.cli.status import add_status, run_status
 from sepo.errors import SepoError
@@ -35,6 +36,8 @@ EPILOG = """examples:
   sepo report saves/run                         write one page: tokens, scores, training
   sepo eval recipe.yaml adapter_name_or_path=saves/run --before --generate 64
                                                 measure what training changed, on held-out pairs
+  sepo sample saves/run --samples 8 --judge math --expected-column answer
+                                                write 8 responses to each prompt, and which are right
   sepo credit saves/run --data pairs.json       measure how well its oracle finds marked errors
   sepo bench recipe.yaml                        compare speed and memory of sepo's and the host's stages
   sepo webui                                    open LLaMA Board with sepo's stages
@@ -77,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_report(command("report", "Write the contents of runs or stores as one HTML page, and figures.", run_report))
     add_eval(command("eval", "Measure a policy on held-out pairs: preferences, KL and generated answers.", run_eval))
+    add_sample(command("sample", "Write several responses to each prompt as JSON lines, with verdicts.", run_sample))
     add_webui(command("webui", "Open LLaMA Board with sepo's stages among its training stages.", run_webui))
     add_credit(command("credit", "Measure how well token scorers find known errors.", run_credit))
     add_bench(command("bench", "Benchmark sepo's stages against the host's dpo and simpo, on this machine.", run_bench))

@@ -23,8 +23,11 @@ FIELDS: Mapping[str, str] = {
     "settings.max_new_tokens": "Maximum tokens of an answer, its end of turn included.",
     "settings.seed": "Seed of the samples, of the drawn prompts and of the intervals.",
     "settings.batch_tokens": "Tokens per batch.",
-    "settings.confidence": "Confidence level of the intervals (percentile bootstrap over pairs or answers).",
+    "settings.confidence": "Confidence level of the intervals (percentile bootstrap over pairs or answers; Wilson's "
+    "for the shares of a judge).",
     "settings.resamples": "Number of resamples for each interval.",
+    "settings.judge": "The judge of the answers to held-out prompts: name, options, and column, in which the data set "
+    "has the expected answers. Null without --judge.",
     "reference": "The reference of KL and reward: key (the recipe key that names it), model, adapters and "
     "quantization_bit. Null if the recipe has no reference.",
     "prompts": "By name: heldout (prompts of the evaluated pairs), alpaca_eval, arena_hard, arena_hard_2024, mt_bench; "
@@ -63,11 +66,17 @@ FIELDS: Mapping[str, str] = {
     "policies.*.generations.*.empty": "Number of answers without a token.",
     "policies.*.generations.*.kl": f"{_KL}, over the generated answers: per_token, per_answer and tokens; null "
     "without a reference. At temperature 1, per_answer is an unbiased estimate of the KL of whole answers.",
+    "policies.*.generations.*.correct": "Verdicts of the judge on the answers to held-out prompts. judged: number of "
+    "answers to prompts with an expected answer; without_expected: number of the others, which no share includes; "
+    "right: share with the right value; finished: share that ended with an end of turn; right_and_finished: share with "
+    "both (estimates, with intervals for a single row, too; null if none was judged); verdicts: by prompt, id (number "
+    "of the row), right (null without an expected answer) and finished. Null without a judge.",
     "policies.*.seconds.load": "Time to load the models.",
     "policies.*.seconds.heldout": "Time to score the pairs.",
     "policies.*.seconds.generations": "Time to generate and score answers.",
     "change": "After minus before on the same pairs, by measure (summed, length_normalized): accuracy and margin, "
-    "estimates. Null without before.",
+    "estimates; correct: on the same prompts, right, finished and right_and_finished, null without a judge. Null "
+    "without before.",
 }
 """Every field of ``eval.json``, by path (``*``: any name). An estimate is {value, low, high}: a number and its
 interval, whose ends are null with a single row. Fields without entries for their children describe them in their

@@ -23,9 +23,11 @@ class Decoding:
 
     Args:
         max_new_tokens: maximum tokens of one answer, its end of turn included.
-        temperature: 0 for greedy decoding, otherwise samples from the full distribution at this temperature, without
-            top-k, top-p or penalties; the model's generation settings are ignored.
+        temperature: 0 for greedy decoding, otherwise samples at this temperature, without top-k or penalties; the
+            model's generation settings are ignored.
         seed: seed of samples.
+        top_p: samples are drawn from the smallest set of tokens whose probability, at the temperature, is at least this
+            (nucleus sampling; Holtzman et al. 2020, 1904.09751); 1 for the full distribution.
 
     Raises:
         SepoError: a value is out of range.
@@ -34,12 +36,15 @@ class Decoding:
     max_new_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise SepoError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1.")
         if not 0.0 <= self.temperature < float("inf"):
             raise SepoError(f"temperature is {self.temperature}, expected 0 (greedy) or a positive number.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise SepoError(f"top_p is {self.top_p}, expected a number above 0 and at most 1.")
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,13 @@ def generate_answers(
     decoding: Decoding,
     batch_tokens: int,
     turn: int = 0,
+    streams: Sequence[Sequence[int]] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Generated]:
     """Generate answers to prompts.
 
-    Each prompt has its own random number generator, seeded by seed, turn and its index in ``prompts``: neither batching
-    nor the other prompts change a sample. Rounding depends on padding, so two batchings can diverge when two tokens are
+    Each prompt has its own random number generator, seeded by seed, turn and its stream: neither batching nor the other
+    prompts change a sample. Rounding depends on padding, so two batchings can diverge when two tokens are
     nearly equally probable.
 
     Args:
@@ -85,6 +91,8 @@ def generate_answers(
         decoding: settings for decoding.
         batch_tokens: tokens per batch, padding and generated tokens included; a longer prompt has its own batch.
         turn: turn of the conversation, for the random numbers.
+        streams: for each prompt, the numbers (0 to 2^32 - 1) that seed its generator, beside seed and turn; None for
+            its index in ``prompts``.
         on_batch: called with the number of prompts after each batch (for a progress bar).
 
     Returns:
@@ -107,12 +115,13 @@ def generate_answers(
         eos_token_id=sorted(stop_ids),
         pad_token_id=pad_id,
     )
+    seeds = [(item,) for item in range(len(prompts))] if streams is None else streams
     answers: list[Generated] = [Generated((), False)] * len(prompts)
     lengths = [len(prompt) + decoding.max_new_tokens for prompt in prompts]
     with model.active(), _settings_replaced(inner):
         for items in item_batches(lengths, batch_tokens):
             inputs = _left_padded([prompts[item] for item in items], pad_id, next(inner.parameters()).device)
-            noise = [_Noise(decoding, turn, items)] if decoding.temperature else []
+            noise = [_Noise(decoding, turn, [seeds[item] for item in items])] if decoding.temperature else []
             output = inner.generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList(noise))
             for item, row in zip(items, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[item] = _ended(row, frozenset(stop_ids))
@@ -125,16 +134,30 @@ class _Noise(LogitsProcessor):
     """Gumbel noise on the logits of each row, so that the argmax is a sample (Gumbel 1954; the Gumbel-max trick). Each
     row has its own generator, which makes the sample independent of batch and device."""
 
-    def __init__(self, decoding: Decoding, turn: int, items: Sequence[int]) -> None:
-        seeds = [np.random.SeedSequence([decoding.seed, turn, item]).generate_state(1, np.uint64) for item in items]
+    def __init__(self, decoding: Decoding, turn: int, streams: Sequence[Sequence[int]]) -> None:
+        seeds = [
+            np.random.SeedSequence([decoding.seed, turn, *stream]).generate_state(1, np.uint64) for stream in streams
+        ]
         self._generators = [torch.Generator().manual_seed(int(seed[0] >> np.uint64(1))) for seed in seeds]
-        self._temperature = decoding.temperature
+        self._temperature, self._top_p = decoding.temperature, decoding.top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = torch.stack(
             [torch.empty(scores.shape[-1]).exponential_(generator=generator) for generator in self._generators]
         )
-        return scores / self._temperature - noise.log().to(scores)
+        scores = scores / self._temperature
+        if self._top_p < 1:
+            scores = _nucleus(scores, self._top_p)
+        return scores - noise.log().to(scores)
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Set the logits [R, V] outside the smallest set with a probability of at least ``top_p`` to -inf."""
+    ordered, places = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    before = probabilities.cumsum(-1) - probabilities
+    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, places, before >= top_p)
+    return logits.masked_fill(outside, -torch.inf)
 
 
 @contextlib.contextmanager

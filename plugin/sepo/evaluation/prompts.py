@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sepo.errors import SepoError
+from sepo.evaluation.benchmarks import Benchmark, Question
 from sepo.evaluation.generation import Decoding, Generated, generate_answers
-from sepo.evaluation.judges import Judge, Question
 from sepo.forward.sequences import ScoringModel
 
 Message = Mapping[str, str]
@@ -43,12 +44,14 @@ class Prompt:
         messages: all turns before the first answer.
         system: the system prompt, or the empty string.
         tools: the tools as text, or the empty string.
+        expected: the expected answer as its row has it; None without one.
     """
 
     question: Question
     messages: tuple[Message, ...]
     system: str = ""
     tools: str = ""
+    expected: Any = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,13 @@ class PromptSet:
     Args:
         name: ``heldout``, or the name of the benchmark.
         prompts: at least one prompt.
-        judge: the benchmark of the prompts; None for prompts of held-out pairs.
+        benchmark: the benchmark of the prompts; None for prompts of held-out pairs.
         dataset: name of their data set in the recipe, or their file.
     """
 
     name: str
     prompts: Sequence[Prompt]
-    judge: Judge | None
+    benchmark: Benchmark | None
     dataset: str
 
 
@@ -83,10 +86,10 @@ class AnsweredTurn:
     text: str
 
 
-def question_prompts(judge: Judge, questions: Sequence[Question], *, dataset: str) -> PromptSet:
+def question_prompts(benchmark: Benchmark, questions: Sequence[Question], *, dataset: str) -> PromptSet:
     """Return the prompts of a benchmark's questions."""
     prompts = [Prompt(question, ({"role": "user", "content": question.turns[0]},)) for question in questions]
-    return PromptSet(judge.name, prompts, judge, dataset)
+    return PromptSet(benchmark.name, prompts, benchmark, dataset)
 
 
 def check_room(prompts: PromptSet, voice: Voice, decoding: Decoding) -> None:

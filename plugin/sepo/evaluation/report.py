@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sepo.console import print_lines, print_table
 from sepo.evaluation.result import MEASURES, ROLES
+from sepo.evaluation.sample_summary import SampleSummary
+from sepo.intervals import CONFIDENCE
 
 _MEASURES = {"summed": "summed", "length_normalized": "per token", "reward": "log-ratio"}
 
@@ -27,7 +30,9 @@ def print_result(values: Values) -> None:
     print_table(title, ["", *roles, *(["change"] if change else [])], pair_rows(policies, change))
     for name, prompts in values["prompts"].items():
         title = f"answers to {name} ({prompts['dataset']}), {settings['decoding']}: {prompts['answers']:,}"
-        print_table(title, ["", *roles], answer_rows([policy["generations"][name] for policy in policies]))
+        found = [policy["generations"][name] for policy in policies]
+        correct = change.get("correct") if change and found[-1].get("correct") else None
+        print_table(title, ["", *roles, *(["change"] if correct else [])], answer_rows(found, correct))
     lines = [f"{role}: {_model(policy['model'])}" for role, policy in zip(roles, policies, strict=True)]
     reference = values["reference"]
     lines.append(
@@ -36,6 +41,30 @@ def print_result(values: Values) -> None:
         else f"reference: {_model(reference)}; KL(policy || reference) over the full vocabulary, mean over positions"
     )
     print_lines(lines)
+
+
+def print_summary(summary: SampleSummary, *, dataset: str) -> None:
+    """Print a summary of sampled responses.
+
+    Args:
+        summary: the summary.
+        dataset: name of the data set of the prompts.
+    """
+    rows = [
+        ["tokens per response", _length(asdict(summary.tokens))],
+        ["finished", _percent(asdict(summary.finished))],
+    ]
+    shares = {
+        "right": summary.right,
+        "right and finished": summary.right_and_finished,
+        "at least one right": summary.any_right,
+    }
+    if summary.judged:
+        rows += [[f"{name}, of {summary.judged:,} judged prompts", _percent(asdict(value))]
+                 for name, value in shares.items() if value is not None]  # fmt: skip
+        rows.append(["prompts without expected answer", f"{summary.prompts - summary.judged:,}"])
+    count = f"{summary.responses:,} responses to {summary.prompts:,} prompts of {dataset}"
+    print_table(f"{count}; {CONFIDENCE:.0%} intervals in brackets", ["", ""], rows)
 
 
 def pair_rows(policies: Sequence[Values], change: Values | None) -> list[Row]:
@@ -69,11 +98,12 @@ def pair_rows(policies: Sequence[Values], change: Values | None) -> list[Row]:
     return rows
 
 
-def answer_rows(found: Sequence[Values]) -> list[Row]:
+def answer_rows(found: Sequence[Values], change: Values | None = None) -> list[Row]:
     """Return the cells for the answers to one set of prompts, one row per measure.
 
     Args:
         found: statistics of each policy, in the order of the columns.
+        change: ``change.correct`` of ``eval.json``; None without two policies and a judge.
     """
     shown: list[tuple[str, Callable[[Values], str]]] = [
         ("tokens per answer", lambda each: _length(each["tokens"])),
@@ -83,7 +113,23 @@ def answer_rows(found: Sequence[Values]) -> list[Row]:
     ]
     if found[-1]["kl"] is not None:
         shown.append(("KL (nats per token)", lambda each: _plain(each["kl"]["per_token"])))
-    return [[label, *map(show, found)] for label, show in shown]
+    rows = [[label, *map(show, found), *([""] if change else [])] for label, show in shown]
+    return [*rows, *_correct_rows([each["correct"] for each in found], change)] if found[-1].get("correct") else rows
+
+
+_CORRECT = {"right": "right", "finished": "finished", "right_and_finished": "right and finished"}
+
+
+def _correct_rows(found: Sequence[Values], change: Values | None) -> list[Row]:
+    judged, others = found[-1]["judged"], found[-1]["without_expected"]
+    rows = []
+    for name, label in _CORRECT.items():
+        row = [
+            f"{label}, of {judged:,} judged",
+            *("-" if each[name] is None else _percent(each[name]) for each in found),
+        ]
+        rows.append([*row, _points(change[name]) if change[name] else "-"] if change else row)
+    return [*rows, ["without expected answer", *[f"{others:,}"] * len(found), *([""] if change else [])]]
 
 
 def _model(spec: Values) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 from sepo import __version__
 from sepo.errors import SepoError
+from sepo.evaluation.benchmarks import BENCHMARKS, Answer, own_question, write_answers, write_questions
+from sepo.evaluation.correctness import correctness, correctness_change
 from sepo.evaluation.estimates import RESAMPLES
 from sepo.evaluation.fields import SCHEMA_VERSION
-from sepo.evaluation.judges import JUDGES, Answer, own_question, write_answers, write_questions
 from sepo.evaluation.preference import preference_change
 from sepo.evaluation.prompts import PromptSet
 from sepo.evaluation.run import Divergence, EvaluationSettings, PolicyResult, SetResult
@@ -87,6 +88,7 @@ def result_values(
     prompts: Sequence[PromptSet],
     settings: EvaluationSettings,
     versions: Mapping[str, str],
+    judge: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the contents of ``eval.json``, whose fields are documented in ``sepo.evaluation.fields``.
 
@@ -97,11 +99,16 @@ def result_values(
         prompts: the prompts that were answered.
         settings: all other settings.
         versions: versions of packages.
+        judge: name, options and column of the judge; None without one.
     """
     before, after = (policies.get(role) for role in ROLES)
-    change = (
-        preference_change(before.result.margins, after.result.margins, seed=settings.seed) if before and after else None
-    )
+    change = None
+    if before and after:
+        changed = preference_change(before.result.margins, after.result.margins, seed=settings.seed)
+        change = {
+            **{name: {what: asdict(value) for what, value in found.items()} for name, found in changed.items()},
+            "correct": _correct_change(before, after, seed=settings.seed),
+        }
     decoding = settings.decoding
     return {
         "schema_version": SCHEMA_VERSION,
@@ -116,6 +123,7 @@ def result_values(
             "batch_tokens": settings.batch_tokens,
             "confidence": CONFIDENCE,
             "resamples": RESAMPLES,
+            "judge": None if judge is None else dict(judge),
         },
         "reference": None if reference is None else {"key": reference[0], **_spec(reference[1])},
         "prompts": {
@@ -127,10 +135,18 @@ def result_values(
             for each in prompts
         },
         "policies": {role: _policy(policies[role]) if role in policies else None for role in ROLES},
-        "change": None
-        if change is None
-        else {name: {what: asdict(value) for what, value in found.items()} for name, found in change.items()},
+        "change": change,
     }
+
+
+def _correct_change(before: EvaluatedPolicy, after: EvaluatedPolicy, *, seed: int) -> dict[str, Any] | None:
+    first, second = (
+        policy.result.sets[HELDOUT].verdicts if HELDOUT in policy.result.sets else None for policy in (before, after)
+    )
+    if first is None or second is None:
+        return None
+    found = correctness_change(first, second, seed=seed)
+    return {name: None if value is None else asdict(value) for name, value in found.items()}
 
 
 def _policy(policy: EvaluatedPolicy) -> dict[str, Any]:
@@ -153,7 +169,10 @@ def _set(part: SetResult) -> dict[str, Any]:
     values = asdict(part.statistics)
     for name in ("distinct", "repeated"):
         values[name] = {str(n): number for n, number in values[name].items()}
-    return {**values, "kl": None if part.kl is None else _divergence(part.kl)}
+    correct = None
+    if part.verdicts is not None:
+        correct = {**asdict(correctness(part.verdicts)), "verdicts": [asdict(each) for each in part.verdicts]}
+    return {**values, "kl": None if part.kl is None else _divergence(part.kl), "correct": correct}
 
 
 def _divergence(part: Divergence) -> dict[str, Any]:
@@ -196,9 +215,10 @@ def write_results(
 def _generations(role: str, policy: EvaluatedPolicy, prompts: Sequence[PromptSet]) -> list[str]:
     lines = []
     for each in prompts:
-        for prompt, turns in zip(each.prompts, policy.result.sets[each.name].answers, strict=True):
+        result = policy.result.sets[each.name]
+        for index, (prompt, turns) in enumerate(zip(each.prompts, result.answers, strict=True)):
             for turn, answered in enumerate(turns):
-                row = {
+                row: dict[str, Any] = {
                     "policy": role,
                     "prompts": each.name,
                     "id": prompt.question.id,
@@ -208,6 +228,8 @@ def _generations(role: str, policy: EvaluatedPolicy, prompts: Sequence[PromptSet
                     "tokens": len(answered.generated.answer),
                     "finished": answered.generated.finished,
                 }
+                if result.verdicts is not None:
+                    row |= {"expected": prompt.expected, "right": result.verdicts[index].right}
                 lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return lines
 
@@ -220,13 +242,13 @@ def _write_judged(folder: Path, prompts: PromptSet, policy: EvaluatedPolicy, now
         for turns in conversations
     ]
     questions = [prompt.question for prompt in prompts.prompts]
-    if prompts.judge is not None:
-        judge = prompts.judge
-        write_answers(judge, questions, answers, model=policy.name, folder=folder / judge.name, time=now)
+    if prompts.benchmark is not None:
+        benchmark = prompts.benchmark
+        write_answers(benchmark, questions, answers, model=policy.name, folder=folder / benchmark.name, time=now)
         return
-    for judge in (judge for judge in JUDGES.values() if judge.question_row is not None):
-        own = [own_question(judge, int(each.id), each.turns[0], dataset=prompts.dataset) for each in questions]
-        place = folder / prompts.name / judge.name
-        write_answers(judge, own, answers, model=policy.name, folder=place, time=now)
-        if judge.key is not None:  # AlpacaEval reads the questions from the answers
+    for benchmark in (benchmark for benchmark in BENCHMARKS.values() if benchmark.question_row is not None):
+        own = [own_question(benchmark, int(each.id), each.turns[0], dataset=prompts.dataset) for each in questions]
+        place = folder / prompts.name / benchmark.name
+        write_answers(benchmark, own, answers, model=policy.name, folder=place, time=now)
+        if benchmark.key is not None:  # AlpacaEval reads the questions from the answers
             write_questions(own, folder=place)

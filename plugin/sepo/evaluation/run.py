@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from sepo.evaluation.correctness import Verdict, verdicts
 from sepo.evaluation.degeneration import Degeneration, degeneration
 from sepo.evaluation.divergence import AnswerSums, answer_sums
 from sepo.evaluation.estimates import estimate
@@ -19,6 +20,7 @@ from sepo.evaluation.preference import Margins, Preference, margins, preference
 from sepo.evaluation.prompts import AnsweredTurn, PromptSet, Voice, converse
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
 from sepo.intervals import Estimate
+from sepo.judges import Judge
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class EvaluationSettings:
         decoding: settings for generating answers.
         seed: seed of drawn prompts and bootstrap intervals.
         batch_tokens: tokens per batch; results do not depend on it beyond rounding.
+        judge: judge of the answers to held-out prompts; None without one.
     """
 
     decoding: Decoding = field(default_factory=Decoding)
     seed: int = 0
     batch_tokens: int = DEFAULT_BATCH_TOKENS
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,13 @@ class SetResult:
         answers: answers by prompt and turn.
         statistics: statistics of all answers.
         kl: KL over the answers, their stop tokens included; None without a reference.
+        verdicts: verdict by prompt; None without a judge, and for the questions of a benchmark.
     """
 
     answers: Sequence[Sequence[AnsweredTurn]]
     statistics: Degeneration
     kl: Divergence | None
+    verdicts: Sequence[Verdict] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def evaluate_policy(
     """
     started = time.monotonic()
     pairs = [*heldout.chosen, *heldout.rejected]
-    with _bar(f"{name}: held-out responses", len(pairs)) as advance:
+    with progress(f"{name}: held-out responses", len(pairs)) as advance:
         sums = answer_sums(
             policy, pairs, reference=reference, batch_tokens=settings.batch_tokens, pairs=True, on_batch=advance
         )
@@ -159,7 +165,7 @@ def _answered(
     name: str,
 ) -> SetResult:
     turns = sum(len(prompt.question.turns) for prompt in prompts.prompts)
-    with _bar(f"{name}: answers to {prompts.name}", turns) as advance:
+    with progress(f"{name}: answers to {prompts.name}", turns) as advance:
         conversations = converse(
             policy, prompts.prompts, voice, decoding=settings.decoding, batch_tokens=settings.batch_tokens,
             on_batch=advance,
@@ -170,14 +176,17 @@ def _answered(
         [answer.generated.finished for answer in answers],
         seed=settings.seed,
     )
+    judged = None
+    if settings.judge is not None and prompts.benchmark is None:
+        judged = verdicts(settings.judge, prompts.prompts, answers)
     if reference is None:
-        return SetResult(conversations, statistics, None)
+        return SetResult(conversations, statistics, None, judged)
     sequences = [
         ScoredSequence([*answer.prompt_ids, *answer.generated.ids], len(answer.prompt_ids)) for answer in answers
     ]
-    with _bar(f"{name}: KL over {prompts.name}", turns) as advance:
+    with progress(f"{name}: KL over {prompts.name}", turns) as advance:
         sums = answer_sums(policy, sequences, reference=reference, batch_tokens=settings.batch_tokens, on_batch=advance)
-    return SetResult(conversations, statistics, _divergence(sums, settings.seed))
+    return SetResult(conversations, statistics, _divergence(sums, settings.seed), judged)
 
 
 def _divergence(sums: AnswerSums, seed: int) -> Divergence | None:
@@ -189,7 +198,8 @@ def _divergence(sums: AnswerSums, seed: int) -> Divergence | None:
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar of responses inside the context, and return the function that advances it."""
     with tqdm(total=total, desc=title, unit="response", file=sys.stderr) as bar:
 
         def advance(count: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sepo.errors import SepoError, nearest
+from sepo.judges import find_judge
 from sepo.objectives import NO_SCORER, SCORERS, Stage, available_objectives, available_scorers, resolve_method
 from sepo.objectives.declarations import SELECTION
 from sepo.objectives.presets import BUILT_IN, find_objective, find_scorer
@@ -142,7 +143,7 @@ def registered_parts(*, stage: str, objective: str, token_scorer: str) -> Iterat
 
 
 def check_registered(item: Registered, *, host_keys: tuple[str, ...]) -> None:
-    """Load a registered stage, objective or token scorer and resolve it with its defaults, as a recipe would.
+    """Load a registered stage, objective, token scorer or judge and resolve it with its defaults, as in its use.
 
     Raises:
         SepoError: If it cannot be used under its name.
@@ -152,6 +153,8 @@ def check_registered(item: Registered, *, host_keys: tuple[str, ...]) -> None:
     elif item.kind == "objective":
         resolve_method(item.name)
         objective_keys(item.name, taken=(*host_keys, *SEPO_KEYS))
+    elif item.kind == "judge":
+        find_judge(item.name)
     else:
         stage = find_stage(item.name)
         scorer = {} if stage.token_scorer is None else {"token_scorer": stage.token_scorer}

@@ -13,6 +13,12 @@ CONVERSATION = "sepo_conversation"
 """Column: JSON with ``messages`` (the prompt's turns), ``answers`` (the chosen and the rejected response), ``system``
 and ``tools``."""
 
+EXPECTED = "sepo_expected"
+"""Column of rows for evaluation: the expected answer as JSON, or null."""
+
+CARRIED_EXPECTED = "_sepo_expected"
+"""Name of this column on the way through a host's converter."""
+
 # What needs the conversation, and what to do instead, as they stand in error messages.
 QUOTED = ("T-REG's prompts quote", "use treg_rewards: oracle, or text data")
 READ = ("an oracle with another tokenizer reads", "use an oracle with the policy's tokenizer, or text data")

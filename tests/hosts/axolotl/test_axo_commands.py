@@ -23,6 +23,7 @@ NEEDED = {
     "plan": ["recipe.yaml"],
     "bench": ["recipe.yaml"],
     "eval": ["recipe.yaml"],
+    "sample": ["recipe.yaml"],
     "credit": ["demo"],
     "webui": [],
     "enable": [],

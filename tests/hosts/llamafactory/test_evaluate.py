@@ -10,6 +10,7 @@ from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.evaluate import Request, evaluate
 from sepo.hosts.llamafactory.evaluate_recipe import evaluation_recipe
+from sepo.hosts.llamafactory.expected_answers import JudgeRequest
 from sepo.recipe.model_specs import ModelSpec
 from sepo.runs.provenance import RECIPE_FILE
 from tests.support.recipes import sepo_recipe, write
@@ -180,6 +181,10 @@ def test_a_damaged_recipe_of_a_run_is_reported(tmp_path, text):
         evaluation_recipe(run)
 
 
+def judged(name, generate=1, column="answer", **options):
+    return Request(generate=generate, judge=JudgeRequest(name, options, column))
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -192,6 +197,11 @@ def test_a_damaged_recipe_of_a_run_is_reported(tmp_path, text):
             "--before needs the policy before training, but the recipe has neither an adapter to disable nor a ref_mod",
         ),
         (Request(max_new_tokens=0), "max_new_tokens is 0"),
+        (judged("exact", generate=0), "--judge exact judges generated answers .* add --generate N"),
+        (judged("exat"), "unknown judge 'exat'; available: exact, .* Did you mean 'exact'"),
+        (judged("exact", column=""), "--judge exact compares with expected answers, but no column is named; add"),
+        (judged("exact", case="true"), "judge 'exact' has no option 'case'; its options: ignore_case"),
+        (judged("regex", extract="("), "does not compile"),
     ],
 )
 def test_invalid_options_are_refused_before_anything_is_loaded(tmp_path, request_, message):
@@ -346,3 +356,90 @@ def same_answers(world, adapter, generated):
         if tokenizer.decode(answer, skip_special_tokens=True) != row["answer"]:
             return False
     return True
+
+
+def test_options_of_a_judge_need_a_judge(tmp_path, capsys):
+    recipe = str(write(evaluation(), tmp_path / "recipe.yaml"))
+    for words, message in (
+        (["--expected-column", "answer"], "--expected-column is given without --judge"),
+        (["--judge-option", "extract=a"], "--judge-option is given without --judge"),
+        (["--judge", "exact", "--judge-option", "extract"], "--judge-option is 'extract', expected NAME=VALUE"),
+        (["--judge", "exact", *["--judge-option", "extract=a"] * 2], "--judge-option extract is given twice"),
+    ):
+        assert main(["eval", recipe, "--generate", "2", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def with_answers(world, folder, answer):
+    """Write the tiny pairs with a column `answer`, computed from index and prompt; return the data set's directory."""
+    rows = json.loads((world / "data" / "tiny_pairs.json").read_text())
+    for index, row in enumerate(rows):
+        row["answer"] = answer(index, row["conversations"][0]["value"])
+    folder.mkdir()
+    (folder / "tiny_pairs.json").write_text(json.dumps(rows))
+    (folder / "dataset_info.json").write_text((world / "data" / "dataset_info.json").read_text())
+    return folder
+
+
+@pytest.mark.host
+def test_judged_answers_from_recipe_to_files(world, adapter, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LLAMAFACTORY_VERBOSITY", "ERROR")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.chdir(tmp_path)
+    write(training(world, tmp_path), tmp_path / "recipe.yaml")
+    words = ["eval", "recipe.yaml", "--before", "--generate", "9", "--max-new-tokens", "6"]
+    words.append(f"adapter_name_or_path={adapter}")
+    assert main([*words, "-o", "plain"]) == 0
+    plain = [json.loads(line) for line in (tmp_path / "plain" / "generations.jsonl").read_text().splitlines()]
+    text = {(row["policy"], row["prompt"]): row["answer"] for row in plain}
+    asked = [row["prompt"] for row in plain if row["policy"] == "after"]
+
+    def answer(index, prompt):
+        """A third of the prompts has the answer of one policy, a third that of the other, and a third has none."""
+        role = (None, "before", "after")[asked.index(prompt) % 3] if prompt in asked else None
+        return role and [text[role, prompt], "never"]
+
+    data = with_answers(world, tmp_path / "answers", answer)
+    assert any(text["before", prompt] != text["after", prompt] for prompt in asked)
+    judged = [*words, "--judge", "exact", "--expected-column", "answer", "--judge-option", "ignore_case=true"]
+    capsys.readouterr()
+    assert main([*judged, f"dataset_dir={data}", "-o", "judged"]) == 0
+    printed = capsys.readouterr().out
+    values = json.loads((tmp_path / "judged" / "eval.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "judged" / "generations.jsonl").read_text().splitlines()]
+    assert values["settings"]["judge"] == {"name": "exact", "options": {"ignore_case": "true"}, "column": "answer"}
+    assert [{name: row[name] for name in plain[0]} for row in rows] == plain
+    right = {}
+    for role in ("before", "after"):
+        found = values["policies"][role]["generations"]["heldout"]["correct"]
+        mine = [row for row in rows if row["policy"] == role]
+        assert found["verdicts"] == [{name: row[name] for name in ("id", "right", "finished")} for row in mine]
+        expected = [row["expected"] and row["answer"].casefold() == row["expected"][0].casefold() for row in mine]
+        assert [row["right"] for row in mine] == expected
+        right[role] = [value for value in expected if value is not None]
+        assert (found["judged"], found["without_expected"]) == (6, 3)
+        assert found["right"]["value"] == np.mean(right[role]) >= 0.5
+        assert found["right"]["low"] < found["right"]["value"]
+        assert found["finished"]["value"] == np.mean([row["finished"] for row in mine if row["right"] is not None])
+    assert right["before"] != right["after"]
+    change = values["change"]["correct"]["right"]
+    assert change["value"] == pytest.approx(np.mean(right["after"]) - np.mean(right["before"]))
+    assert "right, of 6 judged" in printed
+    for changed, message in (
+        ("answers", "has the columns conversations, chosen, rejected, answer, expected answers"),
+        ("chosen", "column chosen: the expected answer is {"),
+    ):
+        assert main([*words, "--judge", "exact", "--expected-column", changed, f"dataset_dir={data}"]) == 2
+        assert message in capsys.readouterr().err
+    empty = with_answers(world, tmp_path / "empty", lambda index, prompt: " ")
+    assert main([*judged, f"dataset_dir={empty}"]) == 2
+    assert "none of the 9 prompts of tiny_pairs has an expected answer in the column answer" in capsys.readouterr().err
+    twice = with_answers(world, tmp_path / "twice", lambda index, prompt: str(index))
+    repeated = json.loads((twice / "tiny_pairs.json").read_text())
+    repeated[5]["conversations"] = repeated[2]["conversations"]
+    (twice / "tiny_pairs.json").write_text(json.dumps(repeated))
+    assert main([*judged, f"dataset_dir={twice}"]) == 2
+    assert 'rows 2 and 5 of tiny_pairs have the same prompt and the expected answers "2" and "5"' in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "eval_output").exists()

@@ -18,7 +18,7 @@ from llamafactory.data.template import Llama2Template
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pair_encoding import joined_processor
-from sepo.text.conversations import CONVERSATION, EVALUATED, EXPORTED, QUOTED, READ
+from sepo.text.conversations import CARRIED_EXPECTED, CONVERSATION, EVALUATED, EXPECTED, EXPORTED, QUOTED, READ
 
 _MEDIA = ("images", "videos", "audios")
 
@@ -46,9 +46,13 @@ class ConversationKeepingProcessor(PairwiseDatasetProcessor):
                 continue
             for name, values in made.items():
                 columns[name] += values
-            aligned = {name: values[0] for name, values in row.items()}
-            columns[CONVERSATION].append(_conversation(aligned, self.reader, template=self.template))
+            for name, value in self.kept({name: values[0] for name, values in row.items()}).items():
+                columns[name].append(value)
         return columns
+
+    def kept(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the additional columns of an aligned row."""
+        return {CONVERSATION: _conversation(row, self.reader, template=self.template)}
 
 
 class TextReadingProcessor(ConversationKeepingProcessor):
@@ -64,9 +68,14 @@ class ExportingProcessor(ConversationKeepingProcessor):
 
 
 class EvaluatingProcessor(ConversationKeepingProcessor):
-    """Processor for prompts from which a policy generates."""
+    """Processor for prompts from which a policy generates, with their expected answers if these were carried."""
 
     reader: ClassVar[tuple[str, str]] = EVALUATED
+
+    def kept(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the additional columns of an aligned row."""
+        expected = {EXPECTED: row[CARRIED_EXPECTED]} if CARRIED_EXPECTED in row else {}
+        return {**super().kept(row), **expected}
 
 
 _KEEPING = (ConversationKeepingProcessor, TextReadingProcessor, ExportingProcessor, EvaluatingProcessor)

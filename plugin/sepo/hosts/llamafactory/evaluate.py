@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import json
-import os
-import random
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,26 +17,32 @@ from datasets import Dataset
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.console import print_lines
 from sepo.errors import SepoError
+from sepo.evaluation.benchmarks import read_questions
 from sepo.evaluation.generation import Decoding
-from sepo.evaluation.judges import Question, read_questions
-from sepo.evaluation.prompts import Message, Prompt, PromptSet, Voice, check_room, question_prompts
+from sepo.evaluation.prompts import check_room, question_prompts
 from sepo.evaluation.report import print_result
-from sepo.evaluation.result import HELDOUT, EvaluatedPolicy, claimed_folder, result_values, write_results
+from sepo.evaluation.result import EvaluatedPolicy, claimed_folder, result_values, write_results
 from sepo.evaluation.run import EvaluationSettings, HeldOut, PolicyResult, evaluate_policy
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
 from sepo.hosts.llamafactory.bench.machine import versions
 from sepo.hosts.llamafactory.evaluate_recipe import EvaluationRecipe, evaluation_recipe
-from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
-from sepo.hosts.llamafactory.workflow import PreparedData, prepared_data
+from sepo.hosts.llamafactory.evaluated_rows import (
+    check_least,
+    evaluated_data,
+    heldout_prompts,
+    require_one_process,
+    rows_of,
+    voice_of,
+)
+from sepo.hosts.llamafactory.expected_answers import JudgeRequest, check_expected
+from sepo.hosts.llamafactory.recipe import get_train_args
+from sepo.hosts.llamafactory.workflow import PreparedData
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.scoring.hub import hub_access
-from sepo.scoring.model_files import check_tokenizers, max_positions, spec_files
+from sepo.scoring.model_files import check_tokenizers, spec_files
 from sepo.scoring.models import give_memory_back, load_scoring_model, load_scoring_models
 from sepo.scoring.stored_columns import row_sequences
 from sepo.selection import SIDES
-from sepo.text.conversations import CONVERSATION, EVALUATED
-from sepo.text.revision_prompts import quoted_conversation
-from sepo.training.trainable_rows import each_dataset
 
 _ROWS = 1000
 
@@ -60,6 +61,7 @@ class Request:
         before: whether the policy before training is measured, too.
         output: directory for the results, or None for one in the working directory.
         name: name of the policy for judges; None for the name of its directory.
+        judge: judge of the answers to the prompts of held-out pairs; None without one.
     """
 
     generate: int = 0
@@ -71,6 +73,7 @@ class Request:
     before: bool = False
     output: Path | None = None
     name: str | None = None
+    judge: JudgeRequest | None = None
 
 
 def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Request) -> dict[str, Any]:
@@ -92,21 +95,25 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
     policies = _policies(recipe, request)
     settings = _settings(recipe, request)
     benchmarks = [read_questions(path) for path in request.questions]
-    names = [judge.name for judge, _ in benchmarks]
+    names = [benchmark.name for benchmark, _ in benchmarks]
     if len(set(names)) < len(names):
         raise SepoError(f"--questions names two files of {max(names, key=names.count)}; evaluate one at a time.")
     print_lines(recipe.notes)
     with tempfile.TemporaryDirectory(prefix="sepo-eval-") as folder:
         arguments = get_train_args({**recipe.host, "output_dir": folder})
-        data = _data(arguments)
+        data = evaluated_data(arguments, judge=settings.judge, column=request.judge.column if request.judge else "")
     model_args, data_args = arguments[:2]
     _check_models(recipe, data, model_args)
-    rows = _part(data, recipe.part)
-    voice = _voice(data, recipe, model_args)
-    prompts = [_heldout_prompts(rows, recipe.dataset, request)] if request.generate else []
+    rows = rows_of(data, recipe.part)
+    voice = voice_of(data, recipe.policy, model_args)
+    prompts = []
+    if request.generate:
+        prompts.append(heldout_prompts(rows, recipe.dataset, most=request.generate, seed=request.seed))
+    if request.judge is not None:
+        check_expected(prompts[0], request.judge.column)
     prompts += [
-        question_prompts(judge, questions, dataset=path.name)
-        for path, (judge, questions) in zip(request.questions, benchmarks, strict=True)
+        question_prompts(benchmark, questions, dataset=path.name)
+        for path, (benchmark, questions) in zip(request.questions, benchmarks, strict=True)
     ]
     for each in prompts:
         check_room(each, voice, settings.decoding)
@@ -130,6 +137,7 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
         prompts=prompts,
         settings=settings,
         versions=versions(),
+        judge=None if request.judge is None else request.judge.values(),
     )
     print_result(values)
     print_lines(f"written: {path}" for path in write_results(folder_for_results, values, measured, prompts))
@@ -137,15 +145,19 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
 
 
 def _check(request: Request) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    require_one_process("an evaluation")
+    check_least(
+        {
+            "--generate": (request.generate, 0),
+            "--seed": (request.seed, 0),
+            "--batch-tokens": (request.batch_tokens, 1),
+        }
+    )
+    if request.judge is not None and not request.generate:
         raise SepoError(
-            "WORLD_SIZE is above 1, but an evaluation runs in one process on one device; start it without torchrun."
+            f"--judge {request.judge.name} judges generated answers to the prompts of the held-out pairs, and "
+            "--generate is 0; add --generate N."
         )
-    for name, number, least in (
-        ("--generate", request.generate, 0), ("--seed", request.seed, 0), ("--batch-tokens", request.batch_tokens, 1),
-    ):  # fmt: skip
-        if number < least:
-            raise SepoError(f"{name} is {number}; a number of at least {least} is expected.")
     if request.name is not None and (
         not request.name or set(request.name) & set('/\\:*?"<>|') or request.name[0] == "."
     ):
@@ -170,18 +182,8 @@ def _policies(recipe: EvaluationRecipe, request: Request) -> dict[str, tuple[str
 def _settings(recipe: EvaluationRecipe, request: Request) -> EvaluationSettings:
     options = {"max_new_tokens": request.max_new_tokens, "temperature": request.temperature}
     given = {**recipe.decoding, **{name: value for name, value in options.items() if value is not None}}
-    return EvaluationSettings(Decoding(**given, seed=request.seed), request.seed, request.batch_tokens)
-
-
-def _data(arguments: Any) -> PreparedData:
-    model_args, data_args, training_args, finetuning_args, _ = arguments
-    settings = settings_of(finetuning_args)
-    assert settings is not None  # the stage is one of sepo's
-    with contextlib.redirect_stdout(io.StringIO()):  # the host prints an example
-        return prepared_data(
-            settings, model_args=model_args, data_args=data_args, training_args=training_args, keep_text=True,
-            text_reader=EVALUATED,
-        )  # fmt: skip
+    judge = None if request.judge is None else request.judge.judge()
+    return EvaluationSettings(Decoding(**given, seed=request.seed), request.seed, request.batch_tokens, judge)
 
 
 def _check_models(recipe: EvaluationRecipe, data: PreparedData, model_args: Any) -> None:
@@ -193,12 +195,6 @@ def _check_models(recipe: EvaluationRecipe, data: PreparedData, model_args: Any)
             spec_files(spec, key=key, access=access)
             if other:
                 check_tokenizers(data.tokenizer, spec, key=key, access=access)
-
-
-def _part(data: PreparedData, part: str) -> Dataset:
-    found: dict[str, Dataset] = {}
-    each_dataset(data.datasets, lambda rows, name: found.setdefault(name, rows))
-    return found[part]
 
 
 def _heldout(rows: Dataset, name: str) -> HeldOut:
@@ -214,42 +210,6 @@ def _heldout(rows: Dataset, name: str) -> HeldOut:
         chosen += found[: len(found) // 2]
         rejected += found[len(found) // 2 :]
     return HeldOut(name, chosen, rejected)
-
-
-def _voice(data: PreparedData, recipe: EvaluationRecipe, model_args: Any) -> Voice:
-    tokenizer, template = data.tokenizer, data.template
-
-    def encode(messages: Sequence[Message], system: str, tools: str) -> list[int]:
-        conversation = [*({**message} for message in messages), {"role": "assistant", "content": ""}]
-        return list(template.encode_oneturn(tokenizer, conversation, system or None, tools or None)[0])
-
-    return Voice(
-        encode=encode,
-        decode=lambda ids: str(
-            tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        ),
-        stop_ids=[token for token in template.get_stop_token_ids(tokenizer) if token is not None],
-        pad_id=tokenizer.pad_token_id,
-        positions=max_positions(recipe.policy, key="model_name_or_path", access=hub_access(model_args)),
-    )
-
-
-def _heldout_prompts(rows: Dataset, name: str, request: Request) -> PromptSet:
-    """Return distinct prompts of the rows, in their order; a random sample if there are more than requested."""
-    first: dict[str, int] = {}
-    for index, text in enumerate(rows[CONVERSATION]):
-        conversation = json.loads(text)
-        first.setdefault(json.dumps([conversation[part] for part in ("messages", "system", "tools")]), index)
-    places = sorted(first.values())
-    if request.generate < len(places):
-        places = sorted(random.Random(request.seed).sample(places, request.generate))
-    return PromptSet(HELDOUT, [_prompt(json.loads(rows[place][CONVERSATION]), place) for place in places], None, name)
-
-
-def _prompt(conversation: Mapping[str, Any], place: int) -> Prompt:
-    messages, system, tools = conversation["messages"], conversation["system"], conversation["tools"]
-    question = Question(place, (quoted_conversation(messages, system=system, tools=tools),), {})
-    return Prompt(question, tuple(messages), system, tools)
 
 
 def _measured(

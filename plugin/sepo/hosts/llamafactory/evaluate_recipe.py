@@ -28,7 +28,31 @@ loss of a stage is computed here."""
 
 _NOT_READ = ("adapter_name_or_path", "tokenized_path", "eval_on_each_dataset", "eval_num_beams", "print_param_status")
 _NEW_TOKENS = ("resize_vocab", "add_tokens", "add_special_tokens")
-_READ_AS_OPTIONS = ("max_new_tokens", "temperature")
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a command does with the recipe of an evaluation.
+
+    Args:
+        command: the command, for messages.
+        decodes: how it generates, for messages.
+        options: the host's generation keys that it supports.
+        compares: whether it compares the policy with a reference, on rows that training should not have seen.
+    """
+
+    command: str
+    decodes: str
+    options: tuple[str, ...]
+    compares: bool
+
+
+EVALUATION = Use(
+    "sepo eval", "decodes greedily or samples from the whole distribution", ("max_new_tokens", "temperature"), True
+)
+SAMPLING = Use(
+    "sepo sample", "samples with a temperature and top_p alone", ("max_new_tokens", "temperature", "top_p"), False
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +67,7 @@ class EvaluationRecipe:
         reference_key: the recipe key that names the reference.
         part: ``eval`` or ``train``: the host's name of the rows.
         dataset: the data set of the rows, as the recipe names it.
-        decoding: ``max_new_tokens`` and ``temperature``, if the recipe has them.
+        decoding: ``max_new_tokens``, ``temperature`` and ``top_p``, if the recipe has them.
         notes: lines to print before the evaluation starts.
     """
 
@@ -58,18 +82,19 @@ class EvaluationRecipe:
     notes: tuple[str, ...]
 
 
-def evaluation_recipe(file: Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
+def evaluation_recipe(file: Path, overrides: Sequence[str] = (), *, use: Use = EVALUATION) -> EvaluationRecipe:
     """Read a recipe for training or for evaluation.
 
     Args:
         file: path of the recipe, or the output directory of a run that stored its recipe; the model of that run is
             then evaluated.
         overrides: ``key=value`` words; ``adapter_name_or_path`` names the adapter that the recipe trained.
+        use: what the command does with it.
 
     Raises:
-        SepoError: the recipe is invalid, names no rows, or has settings that `sepo eval` does not support.
+        SepoError: the recipe is invalid, names no rows, or has settings that the command does not support.
     """
-    written, recipe = map(_given, _of_run(file, overrides) if file.is_dir() else _of_file(file, overrides))
+    written, recipe = map(_given, _of_run(file, overrides, use) if file.is_dir() else _of_file(file, overrides))
     sections = [name for name in SECTIONS if isinstance(recipe.get(name), dict)]
     if sections:
         raise SepoError(
@@ -78,18 +103,18 @@ def evaluation_recipe(file: Path, overrides: Sequence[str] = ()) -> EvaluationRe
         )
     check_stage(None if recipe.get("stage") is None else str(recipe["stage"]))
     check_keys(recipe, host_keys=host_keys())
-    _check_decoding(recipe)
+    _check_decoding(recipe, use)
     if not recipe.get("model_name_or_path"):
         raise SepoError(f"{file}: model_name_or_path is missing; set it to the model to evaluate.")
     policy = _own_model(recipe)
-    _check_policy(recipe, written, policy)
+    _check_policy(recipe, written, policy, use)
     start, reference_key = _start(recipe, written, policy), "adapter_name_or_path"
     reference = start
     keys = {**recipe, **base_of_reference_adapters(recipe)}
     if keys.get("ref_model"):
         reference_key, reference = reference_spec(keys)
         start = start or reference
-    if reference == policy:
+    if use.compares and reference == policy:
         raise SepoError(
             f"the reference is the evaluated model itself ({policy.model}), so every KL would be 0; set ref_model to "
             "the model that training started from."
@@ -103,8 +128,8 @@ def evaluation_recipe(file: Path, overrides: Sequence[str] = ()) -> EvaluationRe
         reference_key=reference_key if reference is not None else "",
         part=part,
         dataset=dataset,
-        decoding={name: as_number(name, recipe[name], kind) for name, kind in _options(recipe)},
-        notes=tuple(_notes(recipe, policy, part)),
+        decoding={name: as_number(name, recipe[name], kind) for name, kind in _options(recipe, use)},
+        notes=tuple(_notes(recipe, policy, part, use)),
     )
 
 
@@ -113,7 +138,7 @@ def _of_file(file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict
     return read_pipeline(file), read_pipeline(file, overrides)
 
 
-def _of_run(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_run(folder: Path, overrides: Sequence[str], use: Use) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the recipe that a run stored, without and with the model that it trained and the overrides."""
     adapter = (folder / "adapter_config.json").is_file()
     kept = folder / RECIPE_FILE
@@ -121,7 +146,7 @@ def _of_run(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dic
         key = "adapter_name_or_path" if adapter else "model_name_or_path"
         raise SepoError(
             f"{folder} is a directory without a stored recipe ({RECIPE_FILE}). Name the recipe that it was trained "
-            f"with: sepo eval recipe.yaml {key}={folder}"
+            f"with: {use.command} recipe.yaml {key}={folder}"
         )
     try:
         recorded = json.loads(kept.read_text(encoding="utf-8"))["recipe"]
@@ -149,18 +174,18 @@ def _trains(recipe: Mapping[str, Any]) -> bool:
     return as_flag("do_train", recipe.get("do_train", False))
 
 
-def _check_decoding(recipe: Mapping[str, Any]) -> None:
+def _check_decoding(recipe: Mapping[str, Any], use: Use) -> None:
     from llamafactory.hparams import GeneratingArguments
 
     for item in fields(GeneratingArguments):
-        if item.name in recipe and item.name not in (*_READ_AS_OPTIONS, "skip_special_tokens"):
+        if item.name in recipe and item.name not in (*use.options, "skip_special_tokens"):
             raise SepoError(
-                f"{item.name} is set, but sepo eval decodes greedily or samples from the whole distribution; remove "
-                f"{item.name} (only temperature and max_new_tokens are supported)."
+                f"{item.name} is set, but {use.command} {use.decodes}; remove {item.name} (only "
+                f"{', '.join(use.options)} are supported)."
             )
 
 
-def _check_policy(recipe: Mapping[str, Any], written: Mapping[str, Any], policy: ModelSpec) -> None:
+def _check_policy(recipe: Mapping[str, Any], written: Mapping[str, Any], policy: ModelSpec, use: Use) -> None:
     if policy.quantization_bit is not None and len(policy.adapters) > 1:
         raise SepoError(
             f"adapter_name_or_path names {len(policy.adapters)} adapters and quantization_bit is "
@@ -168,7 +193,7 @@ def _check_policy(recipe: Mapping[str, Any], written: Mapping[str, Any], policy:
             "quantization_bit, or merge all adapters but the last (llamafactory-cli export)."
         )
     if recipe.get("mixture_of_depths"):
-        raise SepoError("mixture_of_depths is set, but sepo eval does not support such models; remove it.")
+        raise SepoError(f"mixture_of_depths is set, but {use.command} does not support such models; remove it.")
     changed = [name for name in _NEW_TOKENS if recipe.get(name)] if policy.adapters else []
     if changed:
         raise SepoError(
@@ -231,20 +256,21 @@ def _host_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name in (known - dropped) | {*_TRAINING_KEYS_KEPT}}
 
 
-def _options(recipe: Mapping[str, Any]) -> list[tuple[str, type[int] | type[float]]]:
-    kinds: dict[str, type[int] | type[float]] = {"max_new_tokens": int, "temperature": float}
-    return [(name, kinds[name]) for name in _READ_AS_OPTIONS if name in recipe]
+def _options(recipe: Mapping[str, Any], use: Use) -> list[tuple[str, type[int] | type[float]]]:
+    kinds: dict[str, type[int] | type[float]] = {"max_new_tokens": int, "temperature": float, "top_p": float}
+    return [(name, kinds[name]) for name in use.options if name in recipe]
 
 
-def _notes(recipe: Mapping[str, Any], policy: ModelSpec, part: str) -> list[str]:
+def _notes(recipe: Mapping[str, Any], policy: ModelSpec, part: str, use: Use) -> list[str]:
     notes = []
     output = recipe.get("output_dir")
     trained = Path(str(output)).expanduser() if output and _trains(recipe) else None
     evaluated = {Path(adapter).expanduser().resolve() for adapter in policy.adapters}
     if trained and (trained / "adapter_config.json").is_file() and trained.resolve() not in evaluated:
+        done = "evaluated" if use.compares else "sampled"
         notes.append(
-            f"evaluated: {policy.model}, as the recipe starts; for the trained adapter: adapter_name_or_path={output}"
+            f"{done}: {policy.model}, as the recipe starts; for the trained adapter: adapter_name_or_path={output}"
         )
-    if part == "train":
+    if part == "train" and use.compares:
         notes.append("evaluated: all rows of dataset; if the policy was trained on them, set eval_dataset")
     return notes

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import List, Value
 from llamafactory.data import loader
 from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from sepo import __version__
+from sepo.hosts.llamafactory.carried_columns import carried_columns
 from sepo.hosts.llamafactory.pair_encoding import joined_processor
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses
 from sepo.hosts.llamafactory.rows import LEFT_OUT
@@ -50,27 +51,18 @@ def carried_scores() -> Iterator[None]:
     by the user are used unchanged. The weight of a span is the importance of its characters on both sides: it is the
     score in a chosen response and the negated score in a rejected one.
     """
-    align, processor = loader.align_dataset, loader.PairwiseDatasetProcessor
-
-    def aligned(dataset: Dataset, dataset_attr: Any, data_args: Any, training_args: Any) -> Dataset:
-        columns = score_columns(dataset, name=str(dataset_attr))
-        known = align(dataset, dataset_attr, data_args, training_args)
-        joined = concatenate_datasets([known, dataset.select_columns(columns)], axis=1)
-        return joined.map(
-            lambda row, index: carried_row(row, where=f"row {index} of dataset '{dataset_attr}'"),
-            with_indices=True,
-            remove_columns=columns,
-            features=Features({**known.features, **_CARRIED}),
-            load_from_cache_file=False,
-            desc="sepo: token scores of the rows",
-        )
-
-    loader.align_dataset = aligned
+    processor = loader.PairwiseDatasetProcessor
     loader.PairwiseDatasetProcessor = joined_processor(ScoredPairwiseProcessor, processor)
     try:
-        yield
+        with carried_columns(
+            lambda dataset, name: score_columns(dataset, name=name),
+            carried_row,
+            _CARRIED,
+            title="sepo: token scores of the rows",
+        ):
+            yield
     finally:
-        loader.align_dataset, loader.PairwiseDatasetProcessor = align, processor
+        loader.PairwiseDatasetProcessor = processor
 
 
 def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:

@@ -142,6 +142,7 @@ def prepared_data(
     find_only: bool = False,
     keep_text: bool = False,
     text_reader: tuple[str, str] = EXPORTED,
+    more_columns: contextlib.AbstractContextManager[None] | None = None,
 ) -> PreparedData:
     """Tokenize a run's training and evaluation rows as the host does, and score them or load their stored scores.
 
@@ -155,6 +156,7 @@ def prepared_data(
         find_only: whether to score nothing and raise if scores are missing.
         keep_text: whether to keep the conversation of each row in the column ``CONVERSATION``.
         text_reader: the consumer of that column, for the error message about rows with images.
+        more_columns: context in which the host loads and tokenizes the rows, to carry further columns.
 
     Raises:
         SepoError: the data or the scoring models are invalid, or a store cannot be written.
@@ -168,7 +170,8 @@ def prepared_data(
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
     text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
     text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
-    with pairs_encoded(), carried, counted_rows(losses, template=template), text_kept:
+    more = more_columns or contextlib.nullcontext()
+    with pairs_encoded(), carried, more, counted_rows(losses, template=template), text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
     written = written_by_template(template, tokenizer)
     excluded = NO_TEMPLATE if settings.method.selector is None else written

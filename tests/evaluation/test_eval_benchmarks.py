@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sepo.errors import SepoError
-from sepo.evaluation.judges import JUDGES, Answer, own_question, read_questions, write_answers, write_questions
+from sepo.evaluation.benchmarks import BENCHMARKS, Answer, own_question, read_questions, write_answers, write_questions
 
 ALPACA = [
     {"dataset": "koala", "instruction": "Name a colour.", "output": "Blue.", "generator": "text_davinci_003"},
@@ -30,8 +30,8 @@ def saved(path, rows, *, lines):
 @pytest.mark.parametrize("lines", [True, False])
 @pytest.mark.parametrize("name", FILES)
 def test_benchmarks_are_identified_by_the_fields_of_their_questions(tmp_path, name, lines):
-    judge, questions = read_questions(saved(tmp_path / "q", FILES[name], lines=lines))
-    assert judge.name == name
+    benchmark, questions = read_questions(saved(tmp_path / "q", FILES[name], lines=lines))
+    assert benchmark.name == name
     assert [question.row for question in questions] == FILES[name]
     assert {question.turns for question in questions} == {
         "alpaca_eval": {("Name a colour.",), ("Translate.\n\nchat",)},
@@ -42,9 +42,9 @@ def test_benchmarks_are_identified_by_the_fields_of_their_questions(tmp_path, na
 
 
 def answered(tmp_path, name):
-    judge, questions = read_questions(saved(tmp_path / "q", FILES[name], lines=True))
+    benchmark, questions = read_questions(saved(tmp_path / "q", FILES[name], lines=True))
     answers = [Answer(ANSWER.turns[: len(each.turns)], ANSWER.tokens[: len(each.turns)]) for each in questions]
-    return write_answers(judge, questions, answers, model="my-7b", folder=tmp_path / name, time=1718302375.15)
+    return write_answers(benchmark, questions, answers, model="my-7b", folder=tmp_path / name, time=1718302375.15)
 
 
 def without_ids(rows, key):
@@ -89,16 +89,18 @@ def test_mt_bench_reads_the_texts_of_both_turns(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", [name for name, judge in JUDGES.items() if judge.question_row])
+@pytest.mark.parametrize("name", [name for name, benchmark in BENCHMARKS.items() if benchmark.question_row])
 def test_other_prompts_take_a_benchmarks_form_and_are_read_back(tmp_path, name):
-    own = [own_question(JUDGES[name], number, text, dataset="mine") for number, text in ((3, "a?"), (8, "b\u2028?"))]
-    judge, questions = read_questions(write_questions(own, folder=tmp_path))
-    assert judge.name == name
+    own = [
+        own_question(BENCHMARKS[name], number, text, dataset="mine") for number, text in ((3, "a?"), (8, "b\u2028?"))
+    ]
+    benchmark, questions = read_questions(write_questions(own, folder=tmp_path))
+    assert benchmark.name == name
     assert [each.turns for each in questions] == [("a?",), ("b\u2028?",)]
-    file = write_answers(judge, own, [Answer(("x",), (1,))] * 2, model="m", folder=tmp_path, time=0.0)
+    file = write_answers(benchmark, own, [Answer(("x",), (1,))] * 2, model="m", folder=tmp_path, time=0.0)
     rows = json.loads(file.read_text()) if file.suffix == ".json" else lines(file)
-    if judge.key:
-        assert [row[judge.key] for row in rows] == [each.id for each in questions]
+    if benchmark.key:
+        assert [row[benchmark.key] for row in rows] == [each.id for each in questions]
         assert {each.row["category"] for each in questions} == {"mine"}
     else:
         assert [(row["instruction"], row["dataset"]) for row in rows] == [("a?", "mine"), ("b\u2028?", "mine")]

@@ -61,7 +61,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Benchmark:
     """File formats of a benchmark.
 
     Args:
@@ -139,10 +139,10 @@ def _old_arena_answer(question: Question, answer: Answer, model: str, time: floa
     return _choices(question, model, turns, time)
 
 
-JUDGES: Mapping[str, Judge] = {
-    judge.name: judge
-    for judge in (
-        Judge(
+BENCHMARKS: Mapping[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
             "alpaca_eval",
             "AlpacaEval: a JSON list of {instruction, ...}",
             _alpaca_turns,
@@ -151,7 +151,7 @@ JUDGES: Mapping[str, Judge] = {
             lambda number, text, name: {"instruction": text, "dataset": name},
             lambda model: f"{model}.json",
         ),
-        Judge(
+        Benchmark(
             "arena_hard",
             "Arena-Hard: JSON lines of {uid, category, prompt}",
             lambda row: [row["prompt"]] if {"uid", "prompt"} <= set(row) else None,
@@ -160,7 +160,7 @@ JUDGES: Mapping[str, Judge] = {
             lambda number, text, name: {"uid": str(number), "category": name, "prompt": text},
             lambda model: f"model_answer/{model}.jsonl",
         ),
-        Judge(
+        Benchmark(
             "arena_hard_2024",
             "Arena-Hard of 2024: JSON lines of {question_id, category, turns: [{content}]}",
             _old_arena_turns,
@@ -169,7 +169,7 @@ JUDGES: Mapping[str, Judge] = {
             None,
             lambda model: f"model_answer/{model}.jsonl",
         ),
-        Judge(
+        Benchmark(
             "mt_bench",
             "MT-Bench: JSON lines of {question_id, category, turns: [text, ...]}",
             _mt_turns,
@@ -184,7 +184,7 @@ JUDGES: Mapping[str, Judge] = {
 }
 
 
-def read_questions(path: Path) -> tuple[Judge, list[Question]]:
+def read_questions(path: Path) -> tuple[Benchmark, list[Question]]:
     """Read the questions of a benchmark, which is identified by their fields.
 
     Args:
@@ -197,37 +197,37 @@ def read_questions(path: Path) -> tuple[Judge, list[Question]]:
         SepoError: the file does not exist, or has no questions of a supported benchmark.
     """
     rows = _rows(path)
-    judge = next((judge for judge in JUDGES.values() if judge.turns(rows[0]) is not None), None)
-    if judge is None:
-        expected = "; ".join(judge.expected for judge in JUDGES.values())
+    benchmark = next((benchmark for benchmark in BENCHMARKS.values() if benchmark.turns(rows[0]) is not None), None)
+    if benchmark is None:
+        expected = "; ".join(benchmark.expected for benchmark in BENCHMARKS.values())
         raise SepoError(
             f"--questions {path}: the first row has the fields {', '.join(rows[0]) or '(none)'}. Expected: {expected}."
         )
     questions, seen = [], set()
     for number, row in enumerate(rows, start=1):
-        question = _question(judge, row, f"--questions {path}: row {number}", number)
+        question = _question(benchmark, row, f"--questions {path}: row {number}", number)
         if question.id in seen:
             raise SepoError(
-                f"--questions {path}: {judge.key} {question.id!r} occurs twice; each question needs a unique one."
+                f"--questions {path}: {benchmark.key} {question.id!r} occurs twice; each question needs a unique one."
             )
         seen.add(question.id)
         questions.append(question)
-    return judge, questions
+    return benchmark, questions
 
 
-def _question(judge: Judge, row: Row, where: str, number: int) -> Question:
-    turns = judge.turns(row)
+def _question(benchmark: Benchmark, row: Row, where: str, number: int) -> Question:
+    turns = benchmark.turns(row)
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise SepoError(f"{where} is not a question. Expected {judge.expected}, with text in every turn.")
+        raise SepoError(f"{where} is not a question. Expected {benchmark.expected}, with text in every turn.")
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise SepoError(
             f"{where} has a lone surrogate (half a character), expected valid Unicode; fix or remove the row."
         ) from None
-    name = number if judge.key is None else row[judge.key]
+    name = number if benchmark.key is None else row[benchmark.key]
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise SepoError(f"{where} has {name!r} as {judge.key}, expected a string or an integer.")
+        raise SepoError(f"{where} has {name!r} as {benchmark.key}, expected a string or an integer.")
     return Question(name, tuple(turns), row)
 
 
@@ -251,7 +251,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def write_answers(
-    judge: Judge,
+    benchmark: Benchmark,
     questions: Sequence[Question],
     answers: Sequence[Answer],
     *,
@@ -262,7 +262,7 @@ def write_answers(
     """Write the answers of a policy in the format of a benchmark.
 
     Args:
-        judge: the benchmark.
+        benchmark: the benchmark.
         questions: its questions.
         answers: the answers to these questions.
         model: the name of the policy.
@@ -272,25 +272,25 @@ def write_answers(
     Returns:
         The path of the file.
     """
-    file = folder / judge.file(model)
+    file = folder / benchmark.file(model)
     rows = [
-        judge.answer_row(question, answer, model, time) for question, answer in zip(questions, answers, strict=True)
+        benchmark.answer_row(question, answer, model, time) for question, answer in zip(questions, answers, strict=True)
     ]
     return _written(file, rows)
 
 
-def own_question(judge: Judge, number: int, text: str, *, dataset: str) -> Question:
+def own_question(benchmark: Benchmark, number: int, text: str, *, dataset: str) -> Question:
     """Return a question from another source in the format of a benchmark.
 
     Args:
-        judge: a benchmark with ``question_row``.
+        benchmark: a benchmark with ``question_row``.
         number: number of the prompt, which identifies its answer.
         text: the user's turn.
         dataset: source of the prompt.
     """
-    assert judge.question_row is not None
-    row = judge.question_row(number, text, dataset)
-    return Question(number if judge.key is None else row[judge.key], (text,), row)
+    assert benchmark.question_row is not None
+    row = benchmark.question_row(number, text, dataset)
+    return Question(number if benchmark.key is None else row[benchmark.key], (text,), row)
 
 
 def write_questions(questions: Sequence[Question], *, folder: Path) -> Path:
