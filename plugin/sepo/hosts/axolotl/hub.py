@@ -29,7 +29,7 @@ def check_policy(cfg: Mapping[str, Any]) -> None:
     Raises:
         SepoError: naming the key, the name and the revision.
     """
-    if cfg.get(BASE_MODEL):
+    if cfg.get(BASE_MODEL) and _of_one_repository(cfg, "base_model_config"):
         spec_files(_policy(cfg), key=BASE_MODEL, access=access_in(cfg), need="config")
 
 
@@ -46,11 +46,11 @@ def check_models(cfg: Any, settings: RunSettings) -> None:
         SepoError: naming the key, the name and the revision.
     """
     access = access_in(cfg)
-    model, _ = spec_files(_policy(cfg), key=BASE_MODEL, access=access)
-    # Axolotl applies the revision to these two as well.
-    others = {cfg.tokenizer_config, cfg.base_model_config} - {None, cfg.base_model}
-    if model.commit is not None and not others:
-        cfg.revision_of_model = model.commit
+    if _of_one_repository(cfg, "base_model_config"):
+        model, _ = spec_files(_policy(cfg), key=BASE_MODEL, access=access)
+        # Axolotl applies the revision to the repository of the tokenizer as well.
+        if model.commit is not None and _of_one_repository(cfg, "tokenizer_config"):
+            cfg.revision_of_model = model.commit
     scoring = scoring_models(settings)
     if settings.ref_model is not None:
         scoring.append(("ref_model", settings.ref_model))
@@ -73,6 +73,11 @@ def reference_revisions(given: Mapping[str, Any]) -> dict[str, str]:
     return {
         f"{key}_revision": "main" for key, other in models.items() if other and given.get(f"{key}_revision") is None
     }
+
+
+def _of_one_repository(cfg: Mapping[str, Any], key: str) -> bool:
+    """Return whether a key names no other repository or directory than ``base_model``."""
+    return cfg.get(key) in (None, cfg.get(BASE_MODEL))
 
 
 def _policy(cfg: Mapping[str, Any]) -> ModelSpec:

@@ -150,9 +150,10 @@ def kept_rows(dataset: Dataset, losses: RowLosses, *, name: str) -> Dataset:
         return dataset
     # Rows of data sets of another type have no marks.
     reasons = [reason or "" for reason in dataset[LEFT_OUT]]
-    for index, what in enumerate(dataset[UNWRITTEN]):
-        for part in filter(None, (what or "").split("; ")):
-            losses.add(name, "changed", part, 1, example=dataset[index]["prompt"])
+    unwritten = [what or "" for what in dataset[UNWRITTEN]]
+    for what, rows in Counter(filter(None, unwritten)).items():
+        for part in what.split("; "):
+            losses.add(name, "changed", part, rows, example=dataset[unwritten.index(what)]["prompt"])
     for reason, rows in Counter(filter(None, reasons)).items():
         losses.add(name, "skipped", reason, rows)
     kept = dataset.remove_columns([LEFT_OUT, UNWRITTEN])
