@@ -176,8 +176,10 @@ SHARED = (
     Entry("transformers", "Trainer._push_from_checkpoint", ("checkpoint_folder",)),
     Entry("transformers", "Trainer.evaluation_loop", ("dataloader", "description", "metric_key_prefix")),
     Entry("transformers", "Trainer.log", ("logs",)),
-    *(Entry("accelerate.state", f"GradientState.{name}") for name in ("end_of_dataloader", "remainder")),
-    Entry("accelerate.state", "GradientState.active_dataloader", on_instances=True),
+    *(
+        Entry("accelerate.state", f"GradientState.{name}")
+        for name in ("end_of_dataloader", "remainder", "active_dataloader")
+    ),
     Entry("accelerate.data_loader", "BatchSamplerShard.process_index", on_instances=True),
     Entry("accelerate.state", "GradientState._set_sync_gradients", ("sync_gradients",)),
     Entry("accelerate", "Accelerator.no_sync", ("model",)),
