@@ -28,7 +28,8 @@ def locked(name, python):
 
 
 def package(entry):
-    return entry.module.split(".")[0]
+    """Return the distribution of an entry, as locks spell it."""
+    return entry.module.split(".")[0].replace("_", "-")
 
 
 @pytest.mark.parametrize("lock", CONTRACTS, ids=lambda lock: lock.stem)
