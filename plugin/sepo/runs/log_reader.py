@@ -91,7 +91,18 @@ def _entry(line: str) -> dict[str, Any] | None:
         return None
     known = isinstance(entry, dict) and entry.get("event") in ("prepare", "rows", "begin", "log", "end")
     sound = known and all(_is_finite(entry.get(name)) for name in ("step", "time"))
-    return entry if sound else None
+    return entry if sound and (entry["event"] != "rows" or _is_record(entry.get("rows"))) else None
+
+
+def _is_record(rows: object) -> bool:
+    """Return whether a value is what ``RowLosses.record`` returns."""
+    return isinstance(rows, dict) and all(
+        isinstance(account, dict)
+        and all(_is_finite(account.get(name)) for name in ("given", "used"))
+        and isinstance(account.get("losses"), list)
+        and all(isinstance(loss, dict) and _is_finite(loss.get("rows")) for loss in account["losses"])
+        for account in rows.values()
+    )
 
 
 def _is_finite(value: object) -> bool:

@@ -176,6 +176,6 @@ def _lines(progress: dict[str, Any]) -> list[str]:
 
 def _rows(name: str, numbers: Any) -> str:
     """Format how many rows of a data set are used, and what happened to others."""
-    losses = [f"{loss['rows']:,} {loss['what']}: {loss['reason']}" for loss in numbers["losses"]]
+    losses = [f"{loss['rows']:,} {loss.get('what')}: {loss.get('reason')}" for loss in numbers["losses"]]
     given = f"rows of {name}: {numbers['used']:,} of {numbers['given']:,}"
     return f"{given} ({'. '.join(losses)})" if losses else given

@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from sepo.training.float_columns import REF_LOGPS, ReferenceCollator
     from sepo.training.reward_columns import TOKEN_REWARDS, RewardCollator
     from sepo.training.row_scores import reward_rows, score_rows
-    from sepo.training.selection_columns import SELECTION, STEPS, SelectionCollator, StepCollator
+    from sepo.training.selection_columns import (
+        CANDIDATES,
+        SELECTION,
+        STEPS,
+        CandidateCollator,
+        SelectionCollator,
+        StepCollator,
+    )
     from sepo.training.step import StepOutput, preference_step
     from sepo.training.trainer import PreferenceTrainer
 
 _MODULES = {
-    "selection_columns": ("SELECTION", "STEPS", "SelectionCollator", "StepCollator"),
+    "selection_columns": ("CANDIDATES", "SELECTION", "STEPS", "CandidateCollator", "SelectionCollator", "StepCollator"),
     "float_columns": ("REF_LOGPS", "ReferenceCollator"),
     "reward_columns": ("TOKEN_REWARDS", "RewardCollator"),
     "encoded_pairs": ("PairCollator", "add_steps", "encode_pairs"),
@@ -28,10 +35,12 @@ _MODULES = {
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "CANDIDATES",
     "REF_LOGPS",
     "SELECTION",
     "STEPS",
     "TOKEN_REWARDS",
+    "CandidateCollator",
     "PairCollator",
     "PreferenceTrainer",
     "ReferenceCollator",

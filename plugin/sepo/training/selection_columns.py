@@ -163,6 +163,8 @@ class SelectionCollator:
         inner: the host's collator; its ``labels`` are [2B, T], the first B rows chosen, -100 except at response
             tokens.
         method: a resolved method that selects by stored scores.
+
+    Rows may also have ``CANDIDATE_COLUMNS``, the tokens among which is selected.
     """
 
     def __init__(self, inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]], *, method: Method) -> None:

@@ -88,6 +88,17 @@ def test_rows_that_were_left_out_are_shown(tmp_path, capsys):
     assert "rows of eval: 7 of 7\n" in printed
 
 
+@pytest.mark.parametrize("rows", [
+    None, [], {"train": 5}, {"train": {"given": 1, "used": None, "losses": []}},
+    {"train": {"given": 1, "used": 1, "losses": [{"what": "cut"}]}},
+], ids=str)  # fmt: skip
+def test_a_damaged_line_about_rows_is_not_read(tmp_path, capsys, rows):
+    folder = folder_with(tmp_path, begin(), {"event": "rows", "step": 0, "time": 1.0, "rows": rows})
+    assert main(["status", str(folder)]) == 0
+    assert "rows of" not in capsys.readouterr().out
+    assert run_status(folder)["unread_lines"] == 1
+
+
 def test_a_truncated_line_does_not_hide_the_next(tmp_path):
     folder = folder_with(tmp_path, begin(process=2**22 + 1), log(3, 1006.0, loss=0.7))
     with (folder / LOG_FILE).open("a") as file:
