@@ -116,7 +116,8 @@ def scorer_of(kind, folder, watch):
 def measure(options, folder):
     from sepo.score_store import ScoreStore
     from sepo.score_store.summary import summarize
-    from sepo.training.trainable_rows import skip_empty_responses
+    from sepo.training.row_losses import RowLosses
+    from sepo.training.trainable_rows import keep_trainable
 
     points, began = [], time.perf_counter()
 
@@ -126,7 +127,7 @@ def measure(options, folder):
     made = dataset(options.rows, folder)
     note("rows written")
     words = SimpleNamespace(decode=lambda ids, **options: " ".join(map(str, ids)))
-    kept = skip_empty_responses(made, name="train", tokenizer=words)
+    kept = keep_trainable(made, name="train", tokenizer=words, losses=RowLosses())
     note("empty rows dropped")
     every = max(1, len(kept) // 20)
     reached = [0]
