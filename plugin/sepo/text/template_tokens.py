@@ -63,7 +63,7 @@ class TemplateTokens:
         return flags
 
     def excluded(self, response: Sequence[Token]) -> list[int]:
-        """Return the indices of the tokens of a response that may not be selected; reads only its first and last tokens.
+        """Return the indices of the tokens of a response that may not be selected, from its first and last tokens.
 
         Args:
             response: as in :meth:`candidates`.
