@@ -18,6 +18,8 @@ from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import base_of_reference_adapters, reference_spec
 from sepo.recipe.stage_names import check_stage
 from sepo.redaction import HIDDEN
+from sepo.runs.folder import read_object
+from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.provenance import RECIPE_FILE
 
 _REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
@@ -120,8 +122,12 @@ def evaluation_recipe(file: Path, overrides: Sequence[str] = (), *, use: Use = E
             "the model that training started from."
         )
     part, rows, dataset = _rows(recipe, file)
+    commits = _commits(file) if file.is_dir() else {}
+    policy = policy.at_commits(commits)
+    start, reference = (None if spec is None else spec.at_commits(commits) for spec in (start, reference))
+    revision = {} if policy.revision is None else {"model_revision": policy.revision}
     return EvaluationRecipe(
-        host={**_host_keys(recipe), **rows, **_CARRIER},
+        host={**_host_keys(recipe), **rows, **revision, **_CARRIER},
         policy=policy,
         start=start,
         reference=reference,
@@ -160,6 +166,12 @@ def _of_run(folder: Path, overrides: Sequence[str], use: Use) -> tuple[dict[str,
         below = _own_model(_given(written)).adapters if new else ()
         result = {"adapter_name_or_path": ",".join((*below, str(folder)))}
     return written, {**written, **result, **override_values(overrides)}
+
+
+def _commits(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the commits of the hub names that a run used; empty if it used none or did not record them."""
+    found = read_object(folder / SETTINGS_FILE, [], consequence="branches are looked up anew").get("commits")
+    return found if isinstance(found, dict) else {}
 
 
 def _given(recipe: Mapping[str, Any]) -> dict[str, Any]:
