@@ -231,16 +231,19 @@ def without_nulls(value: Any) -> Any:
 
 
 def tools_text(value: Any) -> str:
-    """Return the descriptions of tools as JSON text; empty if there are none.
+    """Return the descriptions of tools as JSON text; empty if there are none, so that no template writes a tools part.
 
     Args:
-        value: JSON text, which is returned unchanged, or a list of descriptions (objects or JSON text), or one object.
+        value: JSON text, which is returned unchanged unless it is of an empty value, or a list of descriptions (objects
+            or JSON text), or one object.
 
     Raises:
         UnreadableRow: it is something else.
     """
-    if value is None or isinstance(value, str):
-        return value or ""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return "" if _is_empty_json(value) else value
     tools = [value] if isinstance(value, Mapping) else value
     if not isinstance(tools, list):
         raise UnreadableRow(f"tools is {kind_of(value)}; a list or JSON text is expected")
@@ -249,6 +252,14 @@ def tools_text(value: Any) -> str:
     except ValueError:
         raise UnreadableRow("a tool is described by text that is not JSON") from None
     return json.dumps(read, ensure_ascii=False) if read else ""
+
+
+def _is_empty_json(text: str) -> bool:
+    """Return whether a text is blank, or the JSON of null or of an empty list or object."""
+    try:
+        return not text.strip() or not json.loads(text)
+    except ValueError:
+        return False
 
 
 def kind_of(value: Any) -> str:

@@ -15,7 +15,7 @@ from sepo.hosts.llamafactory.checks import check_datasets
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.messages import MESSAGES, register
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses
-from sepo.hosts.llamafactory.rows import aligned_rows, counted_rows
+from sepo.hosts.llamafactory.rows import THOUGHT_REMOVED, aligned_rows, counted_rows
 from sepo.hosts.llamafactory.user_scores import carried_scores
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
 from sepo.training.row_losses import RowLosses
@@ -70,7 +70,7 @@ def prepared(tmp_path, words):
         )
         training = Seq2SeqTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to=[], seed=3)
         found, losses = get_template_and_fix_tokenizer(words, arguments), RowLosses()
-        carried = carried_scores() if carry else contextlib.nullcontext()
+        carried = carried_scores(template=found) if carry else contextlib.nullcontext()
         counting = counted_rows(losses, template=found) if counted else contextlib.nullcontext()
         with carried, counting, contextlib.redirect_stdout(io.StringIO()):
             datasets = get_dataset(
@@ -213,6 +213,36 @@ def test_the_text_of_a_response_that_calls_tools(tmp_path, prepared, words, temp
         get_template_and_fix_tokenizer(words, arguments), words, processor=None, data_args=arguments
     )
     assert responses.place(conversation, kept, "chosen") is not None
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_the_text_of_a_response_without_the_thought_that_the_template_removes(tmp_path, prepared, words, thinking):
+    """What an oracle with another tokenizer reads, and what spans count, is what is trained."""
+    thought = {"reasoning_content": "It is UTC."}
+    row = both(says(None, tool_calls=[CALL], **thought), says("Noon.", **thought), user("Time?"), tools=[CLOCK])
+    whole = ["<think>\nIt is UTC.\n</think>\n\n" if thinking else "", CALLED["qwen"], "Noon."]
+    answers = [whole[0] + whole[1], whole[0] + whole[2]]
+    spans = {
+        f"{side}_spans": [{"start": len(text) - 5, "end": len(text), "weight": 1.0}]
+        for side, text in zip(("chosen", "rejected"), answers, strict=True)
+    }
+    save(tmp_path, [{**row, **spans}])
+    options = {"template": "qwen3", "enable_thinking": thinking}
+    with conversations_kept(True, READ):
+        made, losses = prepared(carry=True, **options)
+    (row,) = made["train_dataset"]
+    assert json.loads(row[CONVERSATION])["answers"] == answers
+    for side, text in zip(("chosen", "rejected"), answers, strict=True):
+        response = [label for label in row[f"{side}_labels"] if label != IGNORE]
+        scored = [token for token, score in zip(response, row[f"{side}_scores"], strict=True) if score]
+        assert text[-5:] in words.decode(scored)
+        assert len(scored) <= 5
+    assert happened(losses) == ({} if thinking else {("changed", THOUGHT_REMOVED): 1})
+    after_end = [{**span, "end": span["end"] + 1} for span in spans["chosen_spans"]]
+    save(tmp_path, [{**both(says(None, tool_calls=[CALL], **thought), says("Noon."), user("Time?"), tools=[CLOCK]),
+                     **spans, "chosen_spans": after_end}])  # fmt: skip
+    with pytest.raises(SepoError, match=f"expected 0 <= start < end <= {len(answers[0])}, the length"):
+        prepared(carry=True, **options)
 
 
 OPENAI = {

@@ -122,6 +122,19 @@ def test_the_table_of_rows_is_logged_once_and_kept(run):
 
 
 @pytest.mark.host
+def test_thoughts_that_the_template_removes_are_counted(world, tmp_path):
+    done = train(world, tmp_path, "enable_thinking=false")
+    rows = read_log(tmp_path / "out").rows["train"]
+    changed = [loss for loss in rows["losses"] if loss["what"] == "changed"]
+    assert [(loss["reason"], loss["rows"], loss["example"]) for loss in changed] == [
+        ("enable_thinking: false removes the thought of a response", 3, "How many legs has a spider?")
+    ]
+    assert "3 changed  enable_thinking: false removes" in done.stdout + done.stderr
+    for pair in read_record(tmp_path / "out")[0]:
+        assert not any("think" in "".join(getattr(pair, side).tokens) for side in SIDES)
+
+
+@pytest.mark.host
 @pytest.mark.parametrize("keys", [
     {"token_scorer": "random", "select_scope": "dataset", "select_unit": "span"},
     {"token_scorer": "confidence", "select_unit": "step"},

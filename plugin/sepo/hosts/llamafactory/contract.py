@@ -53,6 +53,7 @@ CONTRACT = (
     Entry("llamafactory.extras.constants", "IGNORE_INDEX"),
     Entry("llamafactory.data.template", "Template.encode_oneturn", ("tokenizer", "messages")),
     Entry("llamafactory.data.template", "Template.get_stop_token_ids", ("tokenizer",)),
+    Entry("llamafactory.data.template", "Template.remove_thought", ("content",)),
     Entry(
         "llamafactory.data.template",
         "Template",

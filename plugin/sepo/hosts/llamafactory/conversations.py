@@ -8,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from llamafactory.data import loader
-from llamafactory.data.formatter import FunctionFormatter
 from llamafactory.data.processor import PairwiseDatasetProcessor
-from llamafactory.data.template import Llama2Template
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.pair_encoding import joined_processor
+from sepo.hosts.llamafactory.response_tokens import response_text
 from sepo.text.conversations import CARRIED_EXPECTED, CONVERSATION, EVALUATED, EXPECTED, EXPORTED, QUOTED, READ
 
 _MEDIA = ("images", "videos", "audios")
@@ -89,28 +88,15 @@ def _conversation(row: dict[str, Any], reader: tuple[str, str] = QUOTED, *, temp
             f"a row has {media[0]}, and {reader[0]} text only; {reader[1]}. The row begins "
             f"{row['_prompt'][0]['content'][:60]!r}."
         )
+    # T-REG's prompts quote the host's row, calls of tools as JSON: stores of their scores are found by it.
+    quoted = reader == QUOTED
     kept = {
         "messages": row["_prompt"],
-        "answers": [_response_text(response, template, reader) for response in row["_response"][:2]],
+        "answers": [turn["content"] if quoted else response_text(turn, template) for turn in row["_response"][:2]],
         "system": row["_system"] or "",
         "tools": row["_tools"] or "",
     }
     return json.dumps(kept, ensure_ascii=False)
-
-
-def _response_text(response: Mapping[str, str], template: Any, reader: tuple[str, str]) -> str:
-    """Return a response as it is trained: calls of tools, which a row holds as JSON, as the template writes them.
-
-    T-REG's prompts quote the JSON: stores of their scores are found by it.
-    """
-    text = response["content"]
-    if response["role"] != "function" or reader == QUOTED:
-        return text
-    calls = FunctionFormatter(slots=["{{content}}"], tool_format=template.format_function.tool_format)
-    words = {} if isinstance(template, Llama2Template) else {
-        "thought_words": template.thought_words, "tool_call_words": template.tool_call_words
-    }  # fmt: skip
-    return str(calls.apply(content=text, **words)[0])
 
 
 @contextlib.contextmanager

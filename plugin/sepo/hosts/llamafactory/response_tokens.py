@@ -6,7 +6,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llamafactory.data.formatter import FunctionFormatter
 from llamafactory.data.processor import PairwiseDatasetProcessor
+from llamafactory.data.template import Llama2Template
 
 from sepo.selection import SIDES
 from sepo.text.projection import TokenSpans
@@ -32,7 +34,7 @@ class PolicyResponses:
         uncut = copy.copy(data_args)
         uncut.cutoff_len = 2**30
         self._host = PairwiseDatasetProcessor(template, tokenizer, processor, uncut)
-        self._texts = TokenTexts(tokenizer)
+        self._template, self._texts = template, TokenTexts(tokenizer)
 
     def whole(self, example: Example, side: str) -> list[int]:
         """Return all tokens of the response, without truncation."""
@@ -51,7 +53,7 @@ class PolicyResponses:
             The character spans of all tokens of the response, of which ``kept`` are the first; None if the tokens do
             not decode to the text.
         """
-        text = example["_response"][SIDES.index(side)]["content"]
+        text = response_text(example["_response"][SIDES.index(side)], self._template)
         spans = self._texts.spans(kept, text)
         # After truncation, only the tokens of the whole response decode to the text.
         return self._texts.spans(self.whole(example, side), text) if spans is None else spans
@@ -59,6 +61,26 @@ class PolicyResponses:
     def place(self, conversation: Mapping[str, Any], kept: Sequence[int], side: str) -> TokenSpans | None:
         """Align like :meth:`spans`, for a row given by its stored conversation."""
         return self.spans(example_row(conversation), kept, side)
+
+
+def response_text(turn: Mapping[str, str], template: Any) -> str:
+    """Return a response as it is trained: calls of tools, which a row holds as JSON, as the template writes them, and
+    without a thought that the template removes. Idempotent for a text.
+
+    Args:
+        turn: ``role`` and ``content`` of the response.
+        template: the host's template.
+    """
+    text = turn["content"]
+    if template.enable_thinking is False:
+        text = template.remove_thought(text)
+    if turn["role"] != "function":
+        return text
+    calls = FunctionFormatter(slots=["{{content}}"], tool_format=template.format_function.tool_format)
+    words = {} if isinstance(template, Llama2Template) else {
+        "thought_words": template.thought_words, "tool_call_words": template.tool_call_words
+    }  # fmt: skip
+    return str(calls.apply(content=text, **words)[0])
 
 
 def example_row(conversation: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ LEFT_OUT = "_sepo_left_out"
 _UNUSED = "_sepo_unused"
 """Column of aligned rows: what of a row is not used, ``_EMPTY``, or the empty string."""
 _EMPTY = "the prompt is empty"
+THOUGHT_REMOVED = "enable_thinking: false removes the thought of a response"
 
 _READ_AS_MESSAGES = (MESSAGES, "openai", "sharegpt")
 _NOTHING = {"role": "assistant", "content": ""}
@@ -142,7 +143,8 @@ class CheckedConverter(DatasetConverter):
             row |= {"_system": "", "_tools": "", "_images": None, "_videos": None, "_audios": None}
             return {**row, LEFT_OUT: str(error), _UNUSED: ""}
         empty = not row["_prompt"][-1]["content"].strip()
-        return {**row, LEFT_OUT: "", _UNUSED: unused or (_EMPTY if empty else "")}
+        removed = THOUGHT_REMOVED if self._removes_thought(row) else ""
+        return {**row, LEFT_OUT: "", _UNUSED: unused or removed or (_EMPTY if empty else "")}
 
     def _converted(self, example: dict[str, Any]) -> tuple[dict[str, Any], str]:
         if isinstance(self.host, MessagesConverter):
@@ -159,6 +161,13 @@ class CheckedConverter(DatasetConverter):
         if not isinstance(row["_system"], str | None):
             raise UnreadableRow(f"the system prompt is {kind_of(row['_system'])}; text is expected")
         return {**row, "_system": row["_system"] or "", "_tools": tools_text(row["_tools"])}, ""
+
+    def _removes_thought(self, row: Mapping[str, Any]) -> bool:
+        """Return whether the template removes a thought from a response, as those of reasoning models may."""
+        if self.template is None or self.template.enable_thinking is not False:
+            return False
+        texts = [turn["content"] for turn in row["_response"][:2]]
+        return any(self.template.remove_thought(text) != text.lstrip("\n") for text in texts)
 
     def _check(self, row: Mapping[str, Any]) -> None:
         turns = [*row["_prompt"], *row["_response"]]

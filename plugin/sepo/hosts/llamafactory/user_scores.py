@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 from sepo import __version__
 from sepo.hosts.llamafactory.carried_columns import carried_columns
 from sepo.hosts.llamafactory.pair_encoding import joined_processor
-from sepo.hosts.llamafactory.response_tokens import PolicyResponses
+from sepo.hosts.llamafactory.response_tokens import PolicyResponses, response_text
 from sepo.hosts.llamafactory.rows import LEFT_OUT
 from sepo.scoring.user_scores import (
     SPAN_COLUMNS,
@@ -42,7 +43,7 @@ _CARRIED: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def carried_scores() -> Iterator[None]:
+def carried_scores(*, template: Any = None) -> Iterator[None]:
     """Carry the score columns through the host's converter and processor inside the context.
 
     The host's converter drops unknown columns, and its processor creates new ones (see ../PATCHES.md). The tokenized
@@ -50,13 +51,17 @@ def carried_scores() -> Iterator[None]:
     are rewards: high in a chosen response and low in a rejected one for tokens that should be selected. Scores given
     by the user are used unchanged. The weight of a span is the importance of its characters on both sides: it is the
     score in a chosen response and the negated score in a rejected one.
+
+    Args:
+        template: the run's template, as which spans count the characters of a response; None for templates that write
+            a response as it is in the row.
     """
     processor = loader.PairwiseDatasetProcessor
     loader.PairwiseDatasetProcessor = joined_processor(ScoredPairwiseProcessor, processor)
     try:
         with carried_columns(
             lambda dataset, name: score_columns(dataset, name=name),
-            carried_row,
+            functools.partial(carried_row, template=template),
             _CARRIED,
             title="sepo: token scores of the rows",
         ):
@@ -65,12 +70,13 @@ def carried_scores() -> Iterator[None]:
         loader.PairwiseDatasetProcessor = processor
 
 
-def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+def carried_row(row: Mapping[str, Any], *, where: str, template: Any = None) -> dict[str, Any]:
     """Check the scores or spans of one row, and rename them for their way through the host.
 
     Args:
         row: the host's aligned columns and the user's score columns.
         where: name of the row in error messages.
+        template: the run's template, or None.
 
     Raises:
         SepoError: a value of another type, not finite, or a span outside its response.
@@ -82,7 +88,8 @@ def carried_row(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         if f"{side}_scores" in row:
             result[f"_sepo_{side}_scores"] = checked_scores(row, side, where=where)
         else:
-            text = row["_response"][index]["content"] if len(row["_response"]) > index else ""
+            turn = row["_response"][index] if len(row["_response"]) > index else {"role": "assistant", "content": ""}
+            text = turn["content"] if template is None else response_text(turn, template)
             spans = checked_spans(row, side, where=where, characters=len(text))
             result[f"_sepo_{side}_spans"] = [span._asdict() for span in spans]
     return result

@@ -166,7 +166,7 @@ def prepared_data(
         tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    carried = carried_scores() if settings.method.scorer == "file" else contextlib.nullcontext()
+    carried = carried_scores(template=template) if settings.method.scorer == "file" else contextlib.nullcontext()
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
     text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
     text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
