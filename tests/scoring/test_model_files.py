@@ -146,6 +146,29 @@ def test_a_token_of_the_environment_is_used(hub, world, monkeypatch):
     assert files_of("acme/secret").commit
 
 
+def test_a_login_that_the_recipe_requires_but_is_missing_is_not_a_hub_out_of_reach(hub, world):
+    hub.add("acme/oracle", world / "oracle")
+    files_of("acme/oracle")
+    forget_hub()
+    said = refused("acme/oracle", HubAccess(token=True))  # as from_pretrained, also if the cache holds it
+    assert (
+        "requires the token of the environment or of a login, and there is none: set hf_hub_token or HF_TOKEN" in said
+    )
+    assert files_of("acme/oracle").commit
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_working_directory(hub, world, monkeypatch, name):
+    monkeypatch.chdir(world / "oracle")
+    assert refused(name) == "oracle_model is empty; set it to a local directory or a hub name."
+    assert hub.requests == []
+
+
+def test_a_revision_with_a_slash(hub, world):
+    commit = hub.add("acme/oracle", world / "oracle", revision="release/1")
+    assert files_of("acme/oracle", revision="release/1").commit == commit
+
+
 def test_a_cached_repository_is_used_without_access(hub, world, caplog):
     hub.add("acme/oracle", world / "oracle")
     folder = files_of("acme/oracle").folder

@@ -155,16 +155,15 @@ def _handler(hub):
 
         def _answer(self):
             url = urlsplit(self.path)
-            path = unquote(url.path)
+            path, parts = unquote(url.path), [unquote(part) for part in url.path.strip("/").split("/")]
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             hub.requests.append((self.command, path, bool(token)))
             if hub.wait:
                 time.sleep(hub.wait)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self._route(path, token, parse_qs(url.query))
+                self._route(parts, token, parse_qs(url.query))
 
-        def _route(self, path, token, query):
-            parts = path.strip("/").split("/")
+        def _route(self, parts, token, query):
             if parts[:2] == ["api", "models"]:
                 name, rest = "/".join(parts[2:4]), parts[4:]
                 repository = self._repository(name, token, content=False)

@@ -39,14 +39,14 @@ class HubAccess:
 
     Args:
         hub: the hub.
-        token: its token, or None for the one in the environment or of a login.
+        token: its token, None for the one in the environment or of a login if there is any, True to require that one.
         cache_dir: directory of the downloaded files, or None for the hub's default.
         trust_remote_code: whether code of a repository may run, and is therefore fetched.
         to_send_token: what a user does to send a token, for messages.
     """
 
     hub: Hub = "huggingface"
-    token: str | None = field(default=None, repr=False)
+    token: str | Literal[True] | None = field(default=None, repr=False)
     cache_dir: str | None = None
     trust_remote_code: bool = False
     to_send_token: str = "set hf_hub_token or HF_TOKEN"
@@ -206,7 +206,12 @@ def _wrong_kind(files: tuple[str, ...], marker: str) -> str:
 def _look_up(name: str, revision: str, access: HubAccess) -> _Repository:
     """Look up a repository at the hub; in the cache if the hub does not answer or gives no access."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if constants.HF_HUB_OFFLINE:
         return _cached(name, revision, access, "HF_HUB_OFFLINE is set")
@@ -218,6 +223,9 @@ def _look_up(name: str, revision: str, access: HubAccess) -> _Repository:
         found = HfApi(token=access.token).model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HFValidationError:
         raise NotProvided(NAMES) from None
+    except LocalTokenNotFoundError:
+        reason = "the recipe requires the token of the environment or of a login, and there is none"
+        raise NotProvided(f"{reason}: {access.to_send_token}") from None
     except RevisionNotFoundError:
         raise NoSuchRevision(f"'{name}' has no revision '{revision}' at {endpoint}") from None
     except HfHubHTTPError as error:
@@ -317,8 +325,7 @@ def _downloaded(name: str, revision: str, access: HubAccess, repository: _Reposi
             hf_hub_download(name, wanted[0], revision=revision, **place)
     except Exception as error:  # the client raises many types, and its disk errors are the system's
         refusal = _refusal(error, access) if isinstance(error, HfHubHTTPError) else None
-        reason = first_line(error)
-        failed = f"the download failed: {reason}; it resumes when the command is run again"
+        failed = f"the download failed: {first_line(error)}; run the command again, complete files are kept"
         raise NotProvided(refusal or failed) from error
     assert found is not None
     return Path(found).parents[wanted[0].count("/")]

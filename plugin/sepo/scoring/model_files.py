@@ -27,9 +27,11 @@ def model_files(
         need: what is loaded; of a hub name, only that is fetched.
 
     Raises:
-        SepoError: If there is no such directory, repository or revision, the hub gives no access, or it holds an
-            adapter in place of a model or vice versa.
+        SepoError: If the name is empty, there is no such directory, repository or revision, the hub gives no access,
+            or it holds an adapter in place of a model or vice versa.
     """
+    if not name.strip():
+        raise SepoError(f"{key} is empty; set it to a local directory or a hub name.")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / marker).is_file():

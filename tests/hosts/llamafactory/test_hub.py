@@ -272,7 +272,18 @@ WRONG = [
     ({"model_revision": "v9"}, "model_name_or_path: 'acme/policy' has no revision 'v9'"),
     ({"oracle_model": "acme/none"}, "oracle_model: 'acme/none' is neither"),
     ({"oracle_base_model_revision": "v9"}, "oracle_base_model: 'acme/base' has no revision 'v9'"),
+    ({"oracle_model": ""}, "oracle_model is empty"),
+    ({"hf_hub_token": True}, "model_name_or_path: 'acme/policy' is neither a local directory"),
 ]
+
+
+def test_a_token_that_looks_like_a_number_is_sent(served, world, tmp_path, capsys):
+    served.tokens = {"12345"}
+    served.repositories["acme/oracle"].private = True
+    recipe = write(named(world, tmp_path, hf_hub_token=12345), tmp_path / "recipe.yaml")
+    forget_hub()
+    assert main(["plan", str(recipe)]) == 0
+    assert "activations" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["train", "score", "plan"])

@@ -32,7 +32,7 @@ def check_policy(given: Mapping[str, Any], *, need: Need = "weights") -> None:
     Raises:
         SepoError: naming the key, the name and the revision.
     """
-    if given.get(OWN_START):
+    if given.get(OWN_START) is not None:
         spec_files(policy_in(given), key=OWN_START, access=access_in(given), need=need)
 
 

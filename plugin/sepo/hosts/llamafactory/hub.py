@@ -28,9 +28,10 @@ def access_in(given: Mapping[str, Any]) -> HubAccess:
         given: the recipe's keys and values.
     """
     hub: Hub = "modelscope" if use_modelscope() else "openmind" if use_openmind() else "huggingface"
+    token = given.get(_TOKENS[hub]) or None
     return HubAccess(
         hub,
-        token=given.get(_TOKENS[hub]) or None,
+        token=token if token is None or token is True else str(token),
         cache_dir=given.get("cache_dir") or None,
         trust_remote_code=as_flag("trust_remote_code", given.get("trust_remote_code") or False),
     )
