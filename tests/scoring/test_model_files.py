@@ -1,5 +1,6 @@
 """Models by name: which files of a repository are fetched, revisions, access, and the cache when the hub is away."""
 
+import contextlib
 import json
 
 import pytest
@@ -202,7 +203,7 @@ def test_cache_dir_is_where_files_are_kept(hub, world, tmp_path, monkeypatch):
     assert (tmp_path / "mine") in files_of("acme/oracle", access).folder.parents
     assert not (tmp_path / "cache").exists()
     forget_hub()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hubs.set_offline(monkeypatch)
     before = len(hub.requests)
     assert files_of("acme/oracle", access).commit
     said = refused("acme/oracle")
@@ -218,7 +219,7 @@ def test_offline_whatever_transformers_loaded_can_be_used(hub, world, monkeypatc
     hub.add("acme/oracle", world / "oracle", revision="v2")
     AutoModelForCausalLM.from_pretrained("acme/oracle", revision="v2")
     AutoTokenizer.from_pretrained("acme/oracle", revision="v2")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hubs.set_offline(monkeypatch)
     assert identity("acme/oracle", "v2") == identity(str(world / "oracle"))
     assert "at revision 'v9'" in refused("acme/oracle", revision="v9")
 
@@ -228,7 +229,7 @@ def test_what_we_fetched_transformers_loads_offline(hub, world, monkeypatch):
 
     hub.add("acme/oracle", world / "oracle", revision="v2")
     files_of("acme/oracle", revision="v2")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hubs.set_offline(monkeypatch)
     AutoModelForCausalLM.from_pretrained("acme/oracle", revision="v2")
     AutoTokenizer.from_pretrained("acme/oracle", revision="v2")
 
@@ -237,7 +238,7 @@ def test_an_incomplete_cache_is_refused_offline(hub, world, monkeypatch):
     hub.add("acme/oracle", world / "oracle")
     files_of("acme/oracle", need="tokenizer")
     forget_hub()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hubs.set_offline(monkeypatch)
     assert files_of("acme/oracle", need="tokenizer").commit
     assert "the cache holds no weights of it" in refused("acme/oracle")
 
@@ -292,7 +293,7 @@ def test_sharded_weights_are_those_of_the_index(hub, world, tmp_path, monkeypatc
     assert {name for name in found.files if name.endswith(".safetensors")} == shards
     assert identity("acme/shards") == identity(str(tmp_path / "shards"))
     forget_hub()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hubs.set_offline(monkeypatch)
     assert files_of("acme/shards").folder == found.folder
     (found.folder / min(shards)).unlink()
     forget_hub()
@@ -302,6 +303,8 @@ def test_sharded_weights_are_those_of_the_index(hub, world, tmp_path, monkeypatc
 def test_a_broken_download_is_resumed(hub, world):
     hub.add("acme/oracle", world / "oracle")
     hub.broken["acme/oracle/model.safetensors"] = 1
+    with contextlib.suppress(SepoError):  # before huggingface_hub 1 by the next run, with it at once
+        identity("acme/oracle")
     assert identity("acme/oracle") == identity(str(world / "oracle"))
 
 

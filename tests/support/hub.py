@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from sepo.scoring.hub import HubAccess, forget_hub, hub_access
+from sepo.scoring.hub import HubAccess, forget_hub, hub_access, offline_switches
 
 LARGE = (".safetensors", ".bin")
 
@@ -107,22 +107,32 @@ def use(endpoint: str, monkeypatch, cache: Path) -> None:
     """Make this process use a hub: sets the client's constants until the end of a test."""
     from huggingface_hub import constants, file_download, hf_api
     from huggingface_hub.utils import _http
+    from transformers.utils import hub as hub_of_transformers
 
     for name, value in environment(endpoint, cache).items():
         monkeypatch.setenv(name, value)
     values = {
-        "ENDPOINT": endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(cache),
+        "ENDPOINT": endpoint, "HF_HUB_CACHE": str(cache),
         "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_TOKEN_PATH": str(cache / "no-token"), "HF_HUB_DISABLE_XET": True,
     }  # fmt: skip
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
+    set_offline(monkeypatch, False)
+    if hasattr(hub_of_transformers, "TRANSFORMERS_CACHE"):  # before transformers 5: a copy from its import
+        monkeypatch.setattr(hub_of_transformers, "TRANSFORMERS_CACHE", str(cache))
     monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
     if hasattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE"):  # before huggingface_hub 1
         monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", values["HUGGINGFACE_CO_URL_TEMPLATE"])
     with contextlib.suppress(AttributeError):
         _http.close_session()
     forget_hub()
+
+
+def set_offline(monkeypatch, offline=True) -> None:
+    """Set what ``HF_HUB_OFFLINE`` sets in a new process."""
+    for module, name in offline_switches():
+        monkeypatch.setattr(module, name, offline)
 
 
 @contextlib.contextmanager

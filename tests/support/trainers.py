@@ -1,5 +1,6 @@
 """Rows, models and arguments for runs of ``PreferenceTrainer``."""
 
+import dataclasses
 import math
 
 import torch
@@ -22,6 +23,11 @@ def rows_of(count, seed=0):
 
 
 ROWS = rows_of(4)
+_FIVE = any(field.name == "train_sampling_strategy" for field in dataclasses.fields(TrainingArguments))
+GROUPED = {"train_sampling_strategy": "group_by_length"} if _FIVE else {"group_by_length": True}
+"""The argument for batches of rows of similar length; transformers 4 has another name for it."""
+LOGGED = 0.0 if _FIVE else 5.1e-5
+"""Absolute rounding of a logged loss; transformers 4 logs four decimals."""
 LIVE = resolve_method("selective_dpo", beta=0.5)
 """Live selection, at a beta at which a wrong selection changes the weights noticeably."""
 

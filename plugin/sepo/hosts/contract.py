@@ -150,6 +150,7 @@ def check(entries: Sequence[Entry], *, expected: str) -> list[Finding]:
 
 
 SHARED = (
+    Entry("transformers.utils.hub", "_is_offline_mode", versions="<5"),
     Entry("transformers.integrations.deepspeed", "_hf_deepspeed_config_weak_ref"),
     Entry("transformers.integrations.deepspeed", "unset_hf_deepspeed_config"),
     Entry("transformers.modeling_utils", "is_fsdp_enabled"),

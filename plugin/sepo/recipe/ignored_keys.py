@@ -18,7 +18,8 @@ WITHOUT_EFFECT = {
     "generation_config": _PREDICTIONS,
     "batch_eval_metrics": _PREDICTIONS,
     "include_for_metrics": _PREDICTIONS,
-    "sortish_sampler": "the host does not read it; set train_sampling_strategy: group_by_length",
+    "sortish_sampler": "the host does not read it; set train_sampling_strategy: group_by_length (in LLaMA-Factory "
+    "0.9.4 group_by_length: true)",
     "asft_alpha": _OTHER_STAGE,
     "eaft_alpha": _OTHER_STAGE,
     "kto_chosen_weight": _OTHER_STAGE,

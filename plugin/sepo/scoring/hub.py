@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from sepo.errors import SepoError, first_line
@@ -143,6 +144,17 @@ def _why_unreachable(endpoint: str) -> str | None:
     return _unreachable.get(endpoint, shared)
 
 
+def offline_switches() -> list[tuple[ModuleType, str]]:
+    """Return the modules and attributes that are true while the libraries of the host make no requests to the hub."""
+    from huggingface_hub import constants
+    from transformers.utils import hub
+
+    switches: list[tuple[ModuleType, str]] = [(constants, "HF_HUB_OFFLINE")]
+    if hasattr(hub, "_is_offline_mode"):  # before transformers 5, which reads the constant
+        switches.append((hub, "_is_offline_mode"))
+    return switches
+
+
 @contextlib.contextmanager
 def cached_if_unreachable() -> Iterator[None]:
     """Keep the libraries of the host from requests to the hub in this block if it could not be reached before.
@@ -151,12 +163,17 @@ def cached_if_unreachable() -> Iterator[None]:
     """
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or _why_unreachable(constants.ENDPOINT) is not None
+    if _why_unreachable(constants.ENDPOINT) is None:
+        yield
+        return
+    before = [(module, name, getattr(module, name)) for module, name in offline_switches()]
+    for module, name, _ in before:
+        setattr(module, name, True)
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 _looked_up: dict[tuple[str, str, HubAccess], _Repository] = {}

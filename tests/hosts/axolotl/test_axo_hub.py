@@ -119,5 +119,5 @@ def test_names_that_the_hub_does_not_provide_are_refused_before_a_model_loads(hu
 def test_a_run_without_the_hub_takes_the_cache(hub, stores, monkeypatch):
     first = stores(SEPO, revision_of_model="v2")
     hub.close()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hubs.set_offline(monkeypatch)
     assert stores(SEPO, revision_of_model="v2") == first

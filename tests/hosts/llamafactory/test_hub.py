@@ -167,7 +167,7 @@ def test_cache_dir_holds_every_model_once_and_serves_offline(served, world, tmp_
     downloads = [path for method, path, _ in served.requests if method == "GET" and path.endswith(".safetensors")]
     assert len(downloads) == len(set(downloads)) == 3
     assert not (tmp_path / "cache" / "models--acme--oracle").exists()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hubs.set_offline(monkeypatch)
     served.requests.clear()
     assert stores(recipe) == expected
     assert served.requests == []

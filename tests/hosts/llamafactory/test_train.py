@@ -25,6 +25,7 @@ from tests.support.recipes import (
     write,
 )
 from tests.support.rows import rows
+from tests.support.trainers import GROUPED
 
 pytestmark = pytest.mark.host
 
@@ -201,8 +202,8 @@ def test_full_fine_tuning_several_eval_sets_and_command_line_options(world, tmp_
 def test_rows_are_grouped_by_length(world, tmp_path):
     """The host's sampler needs a column: pairs have no ``input_ids``."""
     recipe = sepo_recipe(
-        world, tmp_path / "out", train_sampling_strategy="group_by_length", max_steps=2, do_eval=True,
-        eval_dataset="tiny_pairs", per_device_train_batch_size=3,
+        world, tmp_path / "out", max_steps=2, do_eval=True, eval_dataset="tiny_pairs", per_device_train_batch_size=3,
+        **GROUPED,
     )  # fmt: skip
     sepo_train(recipe, tmp_path)
     assert len([entry for entry in logged(tmp_path / "out") if "loss" in entry]) == 2
