@@ -10,7 +10,7 @@ from sepo.recipe.ignored_keys import WITHOUT_EFFECT
 from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import PrecomputedReference
-from sepo.recipe.resolve import _REFUSED, resolve
+from sepo.recipe.resolve import REFUSED, resolve
 from sepo.recipe.settings import TokenRewardSource
 from sepo.recipe.stage_names import STAGES, check_stage
 
@@ -607,7 +607,7 @@ def test_keys_without_effect_are_named_in_one_line_for_each_reason():
 
 @pytest.mark.parametrize("off", [False, "false", 0, 0.0, None])
 def test_off_values_of_other_keys_are_fine(off):
-    names = [name for name in HOST_KEYS if name in WITHOUT_EFFECT or name in _REFUSED]
+    names = [name for name in HOST_KEYS if name in WITHOUT_EFFECT or name in REFUSED]
     assert len(names) > len(WITHOUT_EFFECT)
     assert resolve({**RECIPE, **dict.fromkeys(names, off)}, host_keys=HOST_KEYS)[1].notes == ()
 
@@ -615,4 +615,13 @@ def test_off_values_of_other_keys_are_fine(off):
 def test_the_hosts_keys_without_effect_are_keys_of_the_host():
     from sepo.hosts.llamafactory.recipe import host_keys
 
-    assert {*WITHOUT_EFFECT, *_REFUSED} <= set(host_keys())
+    assert {*WITHOUT_EFFECT, *REFUSED} <= set(host_keys())
+
+
+def test_null_keys_of_sepo_are_absent_in_a_stage_of_the_host():
+    from sepo.hosts.llamafactory.recipe import check_recipe
+
+    recipe = {"stage": "dpo", "model_name_or_path": "m", "cache_dir": None}
+    assert check_recipe({**recipe, "select_ratio": None, "oracle_model": None}) == (recipe, None)
+    with pytest.raises(SepoError, match="batch_tokens is set, but stage dpo is LLaMA-Factory's"):
+        check_recipe({**recipe, "select_ratio": None, "batch_tokens": 4096})

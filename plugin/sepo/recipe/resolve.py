@@ -47,7 +47,7 @@ STEP_IN_BACKWARD = (
 )  # fmt: skip
 """Optimizers that update the weights during the backward pass, and therefore allow one backward pass per step."""
 
-_REFUSED = {
+REFUSED = {
     "pref_bco_weight": "the BCO term belongs to the host's DPO; remove pref_bco_weight or use stage: dpo",
     "ld_alpha": "LD-DPO's weight belongs to the host's DPO; remove ld_alpha or use stage: dpo",
     "use_unsloth": "Unsloth replaces the forward pass in which sepo's stages replace the head; remove use_unsloth",
@@ -67,6 +67,7 @@ _REFUSED = {
     },
     "use_hyper_parallel": "the host has this engine for SFT only; remove use_hyper_parallel",
 }
+"""Host keys that no sepo stage supports, and why."""
 
 
 def _without(words: Sequence[str], names: Iterable[str]) -> list[str]:
@@ -294,7 +295,7 @@ def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_
             f"pref_loss is {loss!r}, but in stage {stage} the key objective sets the loss; remove pref_loss (only "
             f"sigmoid is accepted) and {named}."
         )
-    for name, reason in _REFUSED.items():
+    for name, reason in REFUSED.items():
         if _given(given.get(name)):
             raise SepoError(f"{name} is set, but {reason}.")
 

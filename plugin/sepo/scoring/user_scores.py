@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.text.projection import TokenSpans
 from sepo.text.spans import Span, span_weights
 from sepo.training.selection_columns import SCORE_COLUMNS
+from sepo.training.trainable_rows import list_arrays
+
+logger = logging.getLogger(__name__)
 
 SPAN_COLUMNS = ("chosen_spans", "rejected_spans")
 _HOW = (
@@ -88,6 +93,28 @@ def scores_of_spans(placed: TokenSpans, spans: Sequence[Span], side: str) -> lis
     """
     sign = 1.0 if side == "chosen" else -1.0
     return [sign * weight for weight in span_weights(placed.offsets, spans)]
+
+
+def warn_of_equal_scores(dataset: Dataset, *, name: str) -> None:
+    """Log the number of responses whose tokens all have the same score, as without a marked span.
+
+    Args:
+        dataset: tokenized rows with the columns ``chosen_scores`` and ``rejected_scores``.
+        name: name of the data set in the log.
+    """
+    scores = dataset.select_columns(list(SCORE_COLUMNS)).with_format("arrow")
+    found = dict.fromkeys(SCORE_COLUMNS, 0)
+    for start in range(0, len(dataset), 1000):
+        rows = scores[start : start + 1000]
+        for column in SCORE_COLUMNS:
+            found[column] += sum(len(row) > 1 and np.ptp(row) == 0 for row in list_arrays(rows[column]))
+    for column, count in found.items():
+        if count:
+            logger.warning(
+                "%d of %d %s responses of %s have the same score for every token, so the scores select none of them: "
+                "select_rule floor takes the first tokens, quantile all. Mark a span, or remove the rows.",
+                count, len(dataset), column.removesuffix("_scores"), name,
+            )  # fmt: skip
 
 
 def not_counted(where: str, side: str, *, found: int, expected: int) -> SepoError:

@@ -7,6 +7,8 @@ import pytest
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import pipeline
 from sepo.hosts.llamafactory.pipeline import Step, plan_steps, read_pipeline
+from sepo.hosts.llamafactory.recipe import host_keys
+from sepo.recipe.resolve import resolve
 from tests.support.recipes import BIN, adapter, environment, run, write
 
 SHARED = {"model_name_or_path": "m", "template": "t", "dataset": "d", "dataset_dir": "data", "output_dir": "out"}
@@ -23,7 +25,8 @@ def test_lora_chain_keeps_the_sft_adapter_in_oracle_and_reference():
     assert planned["base"]["dataset"] == "oracle_answers"
     assert planned["base"]["lora_rank"] == 4
     oracle = planned["oracle"]
-    assert (oracle["stage"], oracle["dataset"], oracle["dataset_dir"]) == ("dpo", "oracle_pairs", "out/sample")
+    assert (oracle["stage"], oracle["objective"]) == ("sepo", "dpo")
+    assert (oracle["dataset"], oracle["dataset_dir"]) == ("oracle_pairs", "out/sample")
     assert (oracle["adapter_name_or_path"], oracle["create_new_adapter"]) == ("out/base", True)
     policy = planned["policy"]
     assert policy["oracle_base_model"] == "m"
@@ -36,6 +39,36 @@ def test_lora_chain_keeps_the_sft_adapter_in_oracle_and_reference():
     assert "val_size" not in oracle
     assert "select_ratio" not in oracle
     assert all(planned[name]["seed"] == 7 for name in planned)
+
+
+@pytest.mark.parametrize(
+    ("section", "stage"),
+    [
+        ({}, ("sepo", "dpo")),
+        ({"pref_loss": "sigmoid"}, ("sepo", "dpo")),
+        ({"objective": "ipo"}, ("sepo", "ipo")),
+        ({"stage": "selective_dpo"}, ("selective_dpo", None)),
+        ({"stage": "dpo"}, ("dpo", None)),
+        ({"pref_loss": "kto_pair"}, ("dpo", None)),
+        ({"pref_bco_weight": 0.5}, ("dpo", None)),
+    ],
+)
+def test_the_oracle_is_trained_by_sepo_unless_its_recipe_needs_the_host(section, stage):
+    oracle = steps(batch_tokens=4096, select_ratio=0.4, oracle=section)["oracle"]
+    assert (oracle["stage"], oracle.get("objective")) == stage
+    assert ("batch_tokens" in oracle) is (stage[0] != "dpo")
+    assert "select_ratio" not in oracle
+    if stage[0] != "dpo":
+        resolve(oracle, host_keys=host_keys())
+
+
+def test_an_oracle_that_the_hosts_dpo_trained_is_not_trained_again(tmp_path):
+    planned = steps()["oracle"]
+    before = {name: value for name, value in planned.items() if name != "objective"} | {"stage": "dpo"}
+    pipeline._write_record(Step("oracle", before), tmp_path)
+    assert pipeline._finished(Step("oracle", planned), tmp_path)
+    with pytest.raises(SepoError, match="was run with other settings"):
+        pipeline._finished(Step("oracle", {**planned, "objective": "ipo"}), tmp_path)
 
 
 def test_full_chain_names_whole_models():

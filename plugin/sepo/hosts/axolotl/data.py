@@ -28,7 +28,7 @@ from sepo.scoring.live_columns import mapped, selection_columns
 from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
-from sepo.scoring.user_scores import score_columns
+from sepo.scoring.user_scores import score_columns, warn_of_equal_scores
 from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
 from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
@@ -191,7 +191,10 @@ def tokenized(
 
     made = mapped(made, columns, f"rows {cutoff} {bos} {given}")
     made = made.remove_columns([*_TOKENS, *(column for column in given if column not in SCORE_COLUMNS)])
-    return keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses, template=template)
+    made = keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses, template=template)
+    if given:
+        warn_of_equal_scores(made, name=name)
+    return made
 
 
 def _columns(

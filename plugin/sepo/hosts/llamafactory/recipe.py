@@ -62,8 +62,8 @@ def check_recipe(
         score_only: whether the run stops after scoring.
 
     Returns:
-        The arguments for the host's parser and the resolved settings; a recipe of a host stage is returned unchanged,
-        with None.
+        The arguments for the host's parser and the resolved settings; for a host stage its recipe, without sepo's keys
+        that are null, and None.
 
     Raises:
         SepoError: the recipe is invalid, or names data or models that do not exist.
@@ -71,12 +71,15 @@ def check_recipe(
     stage = stage_of(args)
     if not is_sepo_stage(stage):
         check_stage(stage)
-        sepo_keys = [name for name in given_keys(args) if name in SEPO_KEYS]
+        own = {name: value for name, value in given_keys(args).items() if name in SEPO_KEYS}
+        sepo_keys = [name for name, value in own.items() if value is not None]
         if sepo_keys and not _enabled("ALLOW_EXTRA_ARGS"):
             raise SepoError(
                 f"{sepo_keys[0]} is set, but stage {stage or 'sft'} is LLaMA-Factory's, which does not support it; use "
                 f"one of sepo's stages ({', '.join(STAGES)}), or remove {sepo_keys[0]}."
             )
+        if isinstance(args, dict) and len(own) > len(sepo_keys):
+            args = {name: value for name, value in args.items() if name not in own or value is not None}
         return args, None
     from sepo.hosts.llamafactory.checks import check_datasets, check_models
 

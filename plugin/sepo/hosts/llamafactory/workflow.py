@@ -40,6 +40,7 @@ from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.prepare import scorers_of, with_scores
 from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
+from sepo.scoring.user_scores import warn_of_equal_scores
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
 from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
 from sepo.text.token_texts import template_texts
@@ -179,6 +180,8 @@ def prepared_data(
 
     def kept(rows: Any, name: str) -> Any:
         rows = keep_trainable(rows, name=name, template=excluded, **common)
+        if settings.method.scorer == "file":
+            warn_of_equal_scores(rows, name=name)
         return without_cuts(rows, name=name, cutoff_len=data_args.cutoff_len, **common)
 
     datasets = each_dataset(datasets, kept)
