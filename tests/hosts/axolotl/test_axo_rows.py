@@ -59,6 +59,18 @@ FEEDBACK = [
 ]  # fmt: skip
 
 
+def test_messages_with_different_fields_become_text(prepared, words):
+    """`datasets` reads them as lists of JSON."""
+    plain = {"prompt": [user("Hello.")], "chosen": [says("Hi.")], "rejected": [says("Go away.")]}
+    call = {"id": "1", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+    called = {**says(""), "content": None, "tool_calls": [call]}
+    other = {"prompt": [user("Time?"), called], "chosen": [says("Noon.")], "rejected": [says("Late.")]}
+    meta, _ = prepared([plain, other], MINOR, "chat_template.default", entry={"field_messages": "prompt"})
+    assert texts(words, meta)[0] == [
+        "<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n", "Hi.<|im_end|>", "Go away.<|im_end|>"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("kind", "entry"),
     [
@@ -185,7 +197,8 @@ def test_an_oracle_and_prompts_read_the_calls(words):
 
     cfg = DictDefault({"chat_template": "qwen3", "datasets": [{}]})
     transform, _ = _reading(lambda *args, **kwargs: None, "chat_template.default", cfg, 0, "whole")
-    kept = json.loads(transform(AGENT[2] | {"messages": AGENT[0]["messages"]}, tokenizer=words)["sepo_conversation"])
+    samples = {name: [value] for name, value in (AGENT[2] | {"messages": AGENT[0]["messages"]}).items()}
+    kept = json.loads(transform(samples, tokenizer=words)["sepo_conversation"][0])
     assert [turn["role"] for turn in kept["messages"]] == ["user", "function", "observation"]
     assert json.loads(kept["messages"][1]["content"]) == [{"name": "clock", "arguments": {"zone": "UTC"}}]
     assert kept["answers"] == [f"</think>\n\nLet me look.\n{CALLED}", "</think>\n\nNo."]
@@ -251,7 +264,7 @@ def test_rows_of_plain_text_are_left_to_the_hosts_strategy(row):
         ({"chosen": [user("x")], "rejected": "B"}, "chosen ends with a turn of user"),
         ({"chosen": says(None), "rejected": "B"}, "chosen has a message without content"),
         ({"chosen": "A", "rejected": 3}, "rejected is a number; text or messages are expected"),
-        ({"chosen": "A", "rejected": "B", "tools": "{}"}, "tools is an object; a list is expected"),
+        ({"chosen": "A", "rejected": "B", "tools": '{"name": "x"}'}, "tools is an object; a list is expected"),
         ({"chosen": says("", tool_calls=[{"function": {}}]), "rejected": "B"}, "has no function with a name"),
         ({"chosen": [user("other"), says("A")], "rejected": [user("other"), says("B")]}, "is not the beginning of"),
     ],

@@ -93,8 +93,16 @@ def _reading(loaded: Any, kind: str, cfg: Any, index: int, keep: str | None) -> 
             return {**text, LEFT_OUT: str(error), UNWRITTEN: "", **kept}
         return {**text, LEFT_OUT: "", UNWRITTEN: "; ".join(unwritten), **kept}
 
+    def batch(samples: Mapping[str, list[Any]], tokenizer: Any = None) -> dict[str, list[Any]]:
+        made = [
+            transform(dict(zip(samples, row, strict=True)), tokenizer) for row in zip(*samples.values(), strict=True)
+        ]
+        return {name: [row.get(name) for row in made] for name in made[0]}
+
     read = [column for column in columns if column is not None and column not in ("chosen_scores", "rejected_scores")]
-    return transform, {**more, "remove_columns": read}
+    # Messages with different fields are a column of lists of JSON, a type that `datasets` would keep for the new texts;
+    # it infers them anew in batches only.
+    return batch, {**more, "remove_columns": read, "batched": True, "try_original_type": False}
 
 
 def _plain(function: Callable[..., Any], sample: Mapping[str, Any], row: Row, tokenizer: Any) -> dict[str, Any] | None:
