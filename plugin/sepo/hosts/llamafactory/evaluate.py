@@ -6,7 +6,7 @@ import functools
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,39 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
     """
     _check(request)
     recipe = evaluation_recipe(recipe_file, overrides)
+    evaluation = evaluate_recipe(recipe, request=request)
+    print_result(evaluation.values)
+    print_lines(f"written: {path}" for path in evaluation.written)
+    return evaluation.values
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Args:
+        values: the content of ``eval.json``.
+        policies: evaluated policies by role.
+        heldout: the pairs.
+        written: the files and directories that were written.
+    """
+
+    values: dict[str, Any]
+    policies: Mapping[str, EvaluatedPolicy]
+    heldout: HeldOut
+    written: Sequence[Path]
+
+
+def evaluate_recipe(recipe: EvaluationRecipe, *, request: Request) -> Evaluation:
+    """Evaluate the policy of a recipe that was read, and write the results.
+
+    Args:
+        recipe: the recipe.
+        request: the options of the evaluation.
+
+    Raises:
+        SepoError: the data, the models or the request is invalid.
+    """
     policies = _policies(recipe, request)
     settings = _settings(recipe, request)
     benchmarks = [read_questions(path) for path in request.questions]
@@ -139,9 +172,7 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
         versions=versions(),
         judge=None if request.judge is None else request.judge.values(),
     )
-    print_result(values)
-    print_lines(f"written: {path}" for path in write_results(folder_for_results, values, measured, prompts))
-    return values
+    return Evaluation(values, measured, heldout, write_results(folder_for_results, values, measured, prompts))
 
 
 def _check(request: Request) -> None:
