@@ -23,8 +23,13 @@ _SAME_FOR_ALL = (
     "output_dir", "seed", "dataset_dir", "template", "eval_dataset", "val_size", "max_new_tokens", "temperature",
 )  # fmt: skip
 """Keys that no variant may set: all runs have their own directories and seeds, and are evaluated on the same rows."""
-_ROWS = ("cutoff_len", "max_samples", "preprocessing_num_workers", "mix_strategy")
-"""Keys that a variant may set for training; its evaluation has the shared values."""
+_ROWS = ("cutoff_len", "max_samples")
+"""Keys that a variant may set for training; its evaluation on rows of other data sets has the shared values."""
+_REFERENCE = (
+    "ref_model", "ref_model_revision", "ref_model_adapters", "ref_model_adapters_revision",
+    "ref_model_quantization_bit",
+)  # fmt: skip
+"""Keys of the reference; that of the evaluation is the shared one, or the policy before training."""
 _EVALUATES = ("eval_strategy", "do_eval", "load_best_model_at_end", "eval_on_start", "early_stopping_steps")
 
 
@@ -127,10 +132,12 @@ class Comparison:
             run: the run.
             validation: the validation rows; otherwise the held-out ones.
         """
-        dropped = ("eval_dataset", "val_size", *_ROWS)
-        kept = {name: value for name, value in run.recipe.items() if name not in dropped}
         rows = self.validation if validation else {"eval_dataset": self.heldout}
-        return {**kept, **{name: self.shared[name] for name in _ROWS if name in self.shared}, **rows}
+        # The rows that val_size splits off depend on the rows that the run itself has read.
+        replaced = (*(_ROWS if "eval_dataset" in rows else _ROWS[:1]), *_REFERENCE)
+        dropped = ("eval_dataset", "val_size", *replaced)
+        kept = {name: value for name, value in run.recipe.items() if name not in dropped}
+        return {**kept, **{name: self.shared[name] for name in replaced if name in self.shared}, **rows}
 
 
 def read_comparison(recipe: Mapping[str, Any]) -> Comparison:
@@ -294,10 +301,8 @@ def _check_rows(
     """Refuse held-out or validation rows that are named as others, too, and evaluations without validation rows."""
     for variant in variants:
         merged = {**shared, **variant.keys}
-        used = {
-            "dataset": names_of(merged.get("dataset")),
-            "validation_dataset": names_of(validation.get("eval_dataset")),
-        }
+        chosen_on = names_of(validation.get("eval_dataset"))
+        used = {"dataset": names_of(merged.get("dataset")), "validation_dataset": chosen_on}
         for key, names in used.items():
             twice = sorted(set(names) & set(names_of(heldout)))
             if twice:

@@ -55,6 +55,7 @@ def train(
     recipe: Mapping[str, Any],
     file: Path,
     *,
+    environment: Mapping[str, str] = os.environ,
     log: IO[bytes] | None = None,
     on_start: Callable[[int], None] = lambda process: None,
 ) -> int:
@@ -63,6 +64,7 @@ def train(
     Args:
         recipe: keys and values of the run; its secrets are handed on by the environment.
         file: the recipe file to write, without secrets.
+        environment: environment of the process.
         log: where its output goes, or None for the output of this process.
         on_start: called with the id of the process.
 
@@ -71,7 +73,7 @@ def train(
     """
     OmegaConf.save(OmegaConf.create(redacted(recipe)), file)
     error = None if log is None else subprocess.STDOUT
-    with subprocess.Popen(_words(file), env=with_secrets(os.environ, recipe), stdout=log, stderr=error) as process:
+    with subprocess.Popen(_words(file), env=with_secrets(environment, recipe), stdout=log, stderr=error) as process:
         try:
             on_start(process.pid)
             return process.wait()
