@@ -20,7 +20,7 @@ from sepo.evaluation.preference import preference
 from sepo.evaluation.prompts import AnsweredTurn
 from sepo.evaluation.run import Divergence, HeldOut, PolicyResult, SetResult
 from sepo.forward.sequences import ScoredSequence
-from sepo.intervals import Bootstrap, Estimate
+from sepo.intervals import Bootstrap, Estimate, share
 
 
 def result(*, reference=True, verdicts=True):
@@ -60,6 +60,9 @@ def test_a_mean_is_over_seeds_and_its_interval_over_rows():
     found = seed_mean(runs)["accuracy"]
     assert (found["value"], found["low"], found["high"]) == (expected.value, expected.low, expected.high)
     assert seed_mean([measured([None])]) == {"accuracy": None}
+    alone = Measured({"right": [1.0] * 8 + [0.0, 0.0, None]}, "same")
+    wilson = share(8, 10)
+    assert seed_mean([alone])["right"] == {"value": 0.8, "low": wilson.low, "high": wilson.high}
 
 
 def test_differences_are_paired_by_row():

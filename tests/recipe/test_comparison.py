@@ -4,6 +4,7 @@ import pytest
 
 from sepo.errors import SepoError
 from sepo.recipe.comparison import read_comparison
+from sepo.recipe.resolve import resolve
 
 FILE = {
     "model_name_or_path": "m",
@@ -95,6 +96,27 @@ def test_shared_keys_of_sepo_are_absent_in_stages_of_the_host():
     assert kept.recipe["select_ratio"] == 0.5  # refused as in sepo train
 
 
+def test_shared_keys_of_a_part_that_a_variant_has_not_are_absent_in_it():
+    shared = {"oracle_model": "o", "oracle_base_model": "b", "ref_model": "r", "ref_precompute": True, "stage": "sepo",
+              "select_ratio": 0.5}  # fmt: skip
+    found = read(**shared, variants={"sepo": {}, "dpo": {"objective": "dpo"}, "sel": {"stage": "selective_dpo"},
+                                     "treg": {"stage": "treg", "treg_rewards": "oracle"}})  # fmt: skip
+    parts = {run.variant.name: {name for name in shared if name in run.recipe} - {"stage"} for run in found.runs()}
+    oracle, reference = {"oracle_model", "oracle_base_model"}, {"ref_model", "ref_precompute"}
+    assert parts == {
+        "sepo": {*oracle, "select_ratio"},
+        "dpo": reference,
+        "sel": {*reference, "select_ratio"},
+        "treg": {*oracle, *reference},
+    }
+    for run in found.runs():
+        resolve(run.recipe, host_keys=run.recipe)
+    own = read(variants={"dpo": {"objective": "dpo", "oracle_model": "o"}}).runs()[0]
+    assert own.recipe["oracle_model"] == "o"  # refused as in sepo train
+    with pytest.raises(SepoError, match="variant 'a': objective is 'dpp', expected one of"):
+        read(variants={"a": {"objective": "dpp"}}).runs()
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -111,7 +133,7 @@ def test_shared_keys_of_sepo_are_absent_in_stages_of_the_host():
         ({"grid": {"model_name_or_path": ["a/b"]}}, "has the value 'a/b', expected numbers and words"),
         (
             {"variants": {"a-pref_beta=1": {}, "a": {"grid": {"pref_beta": [1]}}}},
-            "two variants are named a-pref_beta=1",
+            "two variants are named a-pref",
         ),
         ({"output_dir": None}, "output_dir is missing"),
         ({"eval_dataset": None}, "eval_dataset is missing; set it to held-out pairs"),

@@ -12,6 +12,7 @@ import numpy as np
 from sepo.evaluation.degeneration import REPEATED, repeated_ngrams
 from sepo.evaluation.estimates import estimate
 from sepo.evaluation.run import HeldOut, PolicyResult, SetResult
+from sepo.intervals import Estimate, share
 
 PAIRS, ANSWERS = "pairs", "answers"
 """What the rows of a measure are: held-out pairs, or answers to their prompts."""
@@ -33,6 +34,8 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "right_and_finished": (ANSWERS, "Share of answers that are right and ended with the end of turn."),
 }
 """By name, what the rows of a measure are, and its meaning."""
+
+_SHARES = ("right", "right_and_finished")
 
 Rows = Mapping[str, Sequence[float | None]]
 """Value of each row by measure; None for a row without one."""
@@ -107,7 +110,8 @@ def seed_mean(runs: Sequence[Measured]) -> dict[str, Any]:
     """Return each measure as the mean over seeds and rows, with the bootstrap interval over rows.
 
     The interval is for other rows and the same trained policies: the values of a row are averaged over the seeds, then
-    rows are resampled. The spread over seeds is in the means of the single runs.
+    rows are resampled. The spread over seeds is in the means of the single runs. With one run, shares of right answers
+    have Wilson's interval, as in `sepo eval`.
 
     Args:
         runs: the runs of a variant, one for each seed, on the same rows; at least one.
@@ -115,7 +119,13 @@ def seed_mean(runs: Sequence[Measured]) -> dict[str, Any]:
     Returns:
         By measure ``value``, ``low`` and ``high``; None if no row has a value.
     """
-    return {name: None if found is None else asdict(found) for name, found in _estimates(_mean_rows(runs)).items()}
+    rows = _mean_rows(runs)
+    estimates = _estimates(rows)
+    for name in _SHARES if len(runs) == 1 else ():
+        known = [value for value in rows.get(name, ()) if value is not None]
+        if known:
+            estimates[name] = share(round(sum(known)), len(known))
+    return {name: None if found is None else asdict(found) for name, found in estimates.items()}
 
 
 def paired_difference(runs: Sequence[Measured], baseline: Sequence[Measured]) -> dict[str, Any] | None:
@@ -150,7 +160,7 @@ def _mean_rows(runs: Sequence[Measured]) -> dict[str, list[float | None]]:
     return found
 
 
-def _estimates(rows: Rows) -> dict[str, Any]:
+def _estimates(rows: Rows) -> dict[str, Estimate | None]:
     return {name: estimate([value for value in values if value is not None]) for name, values in rows.items()}
 
 

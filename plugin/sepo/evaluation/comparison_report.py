@@ -32,7 +32,9 @@ def print_comparison(values: Mapping[str, Any]) -> None:
         pairs = f"{data['pairs']:,} pairs of {data['dataset']}"
         intervals = f"{settings['confidence']:.0%} intervals over rows in brackets"
         print_table(f"{pairs}; differences to {baseline}, paired by row; {intervals}", *preference_rows(values))
-        print_table("margins, KL and answers", *measure_rows(evaluated))
+        columns, rows = measure_rows(evaluated)
+        if len(columns) > 1:
+            print_table("margins, KL and answers", columns, rows)
     lines = []
     for name, each in variants.items():
         if each["validation"] and each["run"] is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sepo.errors import SepoError, nearest
 from sepo.recipe.keys import COMPARE_KEYS, SEPO_KEYS, as_number, names_of
+from sepo.recipe.resolve import unread_keys
 from sepo.recipe.stage_names import is_sepo_stage
 
 SECTIONS = ("variants", "grid")
@@ -111,14 +112,28 @@ class Comparison:
         return found
 
     def runs(self) -> list[TrainingRun]:
-        """Return all training runs: variants in the order of the file, each with all seeds."""
+        """Return all training runs: variants in the order of the file, each with all seeds.
+
+        Shared keys of an oracle, a reference or a selection are left out of the runs that do not use these.
+
+        Raises:
+            SepoError: the keys of a variant contradict each other.
+        """
         return [TrainingRun(variant, seed, self._recipe(variant, seed)) for variant in self.variants
                 for seed in self.seeds]  # fmt: skip
 
     def _recipe(self, variant: Variant, seed: int) -> dict[str, Any]:
-        merged = {"do_train": True, **self.shared, **variant.keys}
-        if not is_sepo_stage(merged.get("stage")):
-            merged = {name: value for name, value in merged.items() if name not in SEPO_KEYS or name in variant.keys}
+        both = {"do_train": True, **self.shared, **variant.keys}
+        merged = {name: value for name, value in both.items() if value is not None}
+        shared = [name for name in self.shared if name not in variant.keys]
+        if is_sepo_stage(merged.get("stage")):
+            try:
+                unread: Sequence[str] = unread_keys(merged, shared)
+            except SepoError as error:
+                raise SepoError(f"variant '{variant.name}': {error}") from error
+        else:
+            unread = [name for name in shared if name in SEPO_KEYS]
+        merged = {name: value for name, value in merged.items() if name not in unread}
         if any(merged.get(name) not in (None, False, "no", "NO") for name in _EVALUATES):
             merged |= self.validation
         elif "val_size" in self.validation:  # these rows are split off the training rows in any case

@@ -66,9 +66,8 @@ def compare(recipe: Mapping[str, Any], *, environment: Mapping[str, str], dry_ru
     """
     require_one_process("a comparison")
     comparison = read_comparison(recipe)
-    settings = check_variants(comparison)
-    files = RunFiles(Path(comparison.output))
-    runs = comparison.runs()
+    runs, files = comparison.runs(), RunFiles(Path(comparison.output))
+    settings = check_variants(comparison, runs)
     finished = {run.name for run in runs if is_finished(run, files)}
     for run in runs:
         for part in _parts(comparison):
@@ -85,8 +84,12 @@ def compare(recipe: Mapping[str, Any], *, environment: Mapping[str, str], dry_ru
     return 1 if errors else 0
 
 
-def check_variants(comparison: Comparison) -> dict[str, RunSettings | None]:
+def check_variants(comparison: Comparison, runs: Sequence[TrainingRun]) -> dict[str, RunSettings | None]:
     """Check all variants, the judge and the data before anything runs.
+
+    Args:
+        comparison: the comparison.
+        runs: its runs.
 
     Returns:
         The resolved settings by variant; None for a stage of the host.
@@ -97,7 +100,7 @@ def check_variants(comparison: Comparison) -> dict[str, RunSettings | None]:
     _judge(comparison)
     known = host_keys()
     settings: dict[str, RunSettings | None] = {}
-    for run in comparison.runs():
+    for run in runs:
         if run.variant.name in settings:
             continue
         try:

@@ -114,15 +114,19 @@ def train_run(run: TrainingRun, files: RunFiles, *, environment: Mapping[str, st
         shutil.rmtree(output)  # of an earlier attempt that saved no checkpoint; the host would refuse its files
     write_record(files.record(run, "started"), run.recipe)
     start = time.monotonic()
+    process = files.record(run, "process")
     with log.open("ab") as stream:
         begin = stream.tell()
-        status = train(
-            run.recipe,
-            files.recipe(run),
-            environment=environment,
-            log=stream,
-            on_start=lambda process: _record_process(files.record(run, "process"), process),
-        )
+        try:
+            status = train(
+                run.recipe,
+                files.recipe(run),
+                environment=environment,
+                log=stream,
+                on_start=lambda number: _record_process(process, number),
+            )
+        finally:
+            process.unlink(missing_ok=True)  # it has ended, unless this process is killed
     if status:
         reason = _last_error(log, begin) or f"exit status {status}"
         return f"{reason} (alone: {command_line(run.recipe, files.recipe(run))})" if status < 0 else reason
