@@ -17,6 +17,7 @@ from sepo.evaluation.comparison import Measured
 from sepo.hosts.llamafactory import compare as command
 from sepo.hosts.llamafactory import compared_runs
 from sepo.hosts.llamafactory.compare import compare
+from sepo.hosts.llamafactory.evaluate import check_evaluation
 from tests.support.recipes import BIN, environment, run, sepo_recipe, write
 from tests.support.tiny import save_pairs
 
@@ -44,6 +45,7 @@ class Stub:
         self.found = {}
         monkeypatch.setattr(compared_runs, "train", self._train)
         monkeypatch.setattr(command, "evaluate_recipe", self._evaluate)
+        monkeypatch.setattr(command, "check_evaluation", lambda recipe, request: 2)
         monkeypatch.setattr(command, "row_measures", lambda result, answers: result)
         monkeypatch.setattr(command, "rows_digest", lambda heldout: "rows")
 
@@ -225,6 +227,30 @@ def test_invalid_variants_are_refused_before_anything_runs(data, stub, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_and_expected_answers_are_read_before_anything_is_trained(data, stub, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "check_evaluation", check_evaluation)
+    judged = {**data, "generate": 2, "judge": "exact"}
+    with pytest.raises(SepoError, match=r"dataset 'held' has the columns .*, expected answr"):
+        called(judged, expected_column="answr")
+    with pytest.raises(SepoError, match="max_new_tokens"):
+        called(data, generate=2, max_new_tokens=5000)
+    assert stub.trained == []
+    rows = json.loads((tmp_path / "data" / "val.json").read_text())
+    (tmp_path / "data" / "val.json").write_text(json.dumps([{**rows[0], "chosen": None}]))
+    with pytest.raises(SepoError, match="val"):
+        called(data, grid={"learning_rate": [1e-3, 1e-2]}, choose="learning_rate", validation_dataset="val")
+    assert stub.trained == []
+
+
+def test_checkpoints_without_the_state_of_the_optimizer_are_not_resumed(data, stub):
+    stub.kill = "dpo-1"
+    with pytest.raises(KeyboardInterrupt):
+        called(data, save_only_model=True)
+    stub.kill = None
+    assert called(data, save_only_model=True) == 0
+    assert stub.found["dpo-1"] is None
+
+
 def test_a_dry_run_prints_runs_memory_what_is_shared_and_the_time_left(data, stub, tmp_path, capsys):
     variants = {
         "dpo": {"stage": "dpo"},
@@ -274,6 +300,7 @@ def test_a_killed_comparison_resumes_to_the_same_bytes(data, tmp_path):
     again = run([BIN / "sepo", *words[3:]], cwd=tmp_path, forks=True)
     assert "[1/4] dpo-1: finished before" in again.stdout
     assert "[2/4] dpo-2: done" in again.stdout
+    assert json.loads((tmp_path / "killed" / command.TIMES).read_text())["dpo-2"]["resumed"]
     run([BIN / "sepo", "compare", path], cwd=tmp_path, forks=True)
     assert without_interruption(tmp_path / "out") == without_interruption(tmp_path / "killed")
     values = result({"output_dir": tmp_path / "out"})

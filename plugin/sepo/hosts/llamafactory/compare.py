@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from sepo.files import write_whole
 from sepo.hosts.llamafactory.checks import check_datasets, check_names
 from sepo.hosts.llamafactory.child_runs import changes
 from sepo.hosts.llamafactory.compared_runs import RunFiles, is_finished, train_run, training_seconds
-from sepo.hosts.llamafactory.evaluate import Request, evaluate_recipe
-from sepo.hosts.llamafactory.evaluate_recipe import resolved_evaluation, trained_model
+from sepo.hosts.llamafactory.evaluate import Request, check_evaluation, evaluate_recipe
+from sepo.hosts.llamafactory.evaluate_recipe import EVALUATION, resolved_evaluation, trained_model
 from sepo.hosts.llamafactory.evaluated_rows import require_one_process
 from sepo.hosts.llamafactory.expected_answers import JudgeRequest
 from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
@@ -69,9 +70,10 @@ def compare(recipe: Mapping[str, Any], *, environment: Mapping[str, str], dry_ru
     runs, files = comparison.runs(), RunFiles(Path(comparison.output))
     settings = check_variants(comparison, runs)
     finished = {run.name for run in runs if is_finished(run, files)}
-    for run in runs:
-        for part in _parts(comparison):
+    for part in _parts(comparison):
+        for run in runs:
             _kept_rows(run, part, comparison, files)
+        _check_rows(runs[0], part, comparison)
     if dry_run:
         print_plan(comparison, runs, finished, settings, files)
         return 0
@@ -119,6 +121,27 @@ def check_variants(comparison: Comparison, runs: Sequence[TrainingRun]) -> dict[
             raise SepoError(f"variant '{run.variant.name}': {error}") from error
         settings[run.variant.name] = found
     return settings
+
+
+def _check_rows(run: TrainingRun, part: str, comparison: Comparison) -> None:
+    """Read the rows and prompts of the evaluations before anything is trained.
+
+    Raises:
+        SepoError: they are invalid.
+    """
+    recipe = comparison.evaluated_recipe(run, validation=part == "validation")
+    start = resolved_evaluation(recipe, recipe, file=Path("recipe"), use=replace(EVALUATION, compares=False))
+    check_evaluation(start, request=_options(run, part, comparison))
+
+
+def _options(run: TrainingRun, part: str, comparison: Comparison, *, output: Path | None = None) -> Request:
+    answers = part == "heldout" or comparison.choose_by == "right"
+    return Request(
+        generate=comparison.generate if answers else 0,
+        output=output,
+        name=run.name,
+        judge=_judge(comparison) if answers else None,
+    )
 
 
 def _judge(comparison: Comparison) -> JudgeRequest | None:
@@ -321,14 +344,12 @@ def _evaluation_folder(run: TrainingRun, part: str, files: RunFiles) -> Path:
 def _request(run: TrainingRun, part: str, comparison: Comparison) -> dict[str, Any]:
     """Return the keys that determine an evaluation besides the policy, as plain JSON."""
     recipe = comparison.evaluated_recipe(run, validation=part == "validation")
-    answers = part == "heldout" or comparison.choose_by == "right"
     request = {name: recipe[name] for name in _EVALUATED if name in recipe}
     if recipe.get("eval_dataset"):
         request.pop("dataset", None)
-    if answers:
-        judge = _judge(comparison)
-        request |= {"generate": comparison.generate, "judge": None if judge is None else judge.values()}
-    return redacted(request)
+    options = _options(run, part, comparison)
+    judge = None if options.judge is None else options.judge.values()
+    return redacted({**request, "generate": options.generate, "judge": judge})
 
 
 def _kept_rows(run: TrainingRun, part: str, comparison: Comparison, files: RunFiles) -> Measured | None:
@@ -357,15 +378,9 @@ def _evaluated(run: TrainingRun, part: str, comparison: Comparison, files: RunFi
         shutil.rmtree(folder)  # of an evaluation that was interrupted
     print_lines([f"{run.name}: evaluation on {'held-out' if part == 'heldout' else part} rows"])
     recipe = comparison.evaluated_recipe(run, validation=part == "validation")
-    asked = part == "heldout" or comparison.choose_by == "right"
     evaluation = evaluate_recipe(
         resolved_evaluation(recipe, {**recipe, **trained_model(recipe, files.output(run))}, file=files.recipe(run)),
-        request=Request(
-            generate=comparison.generate if asked else 0,
-            output=folder,
-            name=run.name,
-            judge=_judge(comparison) if asked else None,
-        ),
+        request=_options(run, part, comparison, output=folder),
     )
     found = Measured(
         row_measures(evaluation.policies["after"].result, answers=HELDOUT), rows_digest(evaluation.heldout)

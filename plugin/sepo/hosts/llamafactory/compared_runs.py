@@ -15,6 +15,7 @@ from sepo.errors import SepoError
 from sepo.files import write_whole
 from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
 from sepo.recipe.comparison import TrainingRun
+from sepo.recipe.keys import as_flag
 from sepo.redaction import redacted, without_secrets
 
 _LOG_BYTES = 200_000
@@ -109,9 +110,10 @@ def train_run(run: TrainingRun, files: RunFiles, *, environment: Mapping[str, st
     """
     output, log = files.output(run), files.log(run)
     files.record(run, "started").parent.mkdir(parents=True, exist_ok=True)
-    resumed = files.record(run, "started").is_file() and _resumable(output)
+    whole = not as_flag("save_only_model", run.recipe.get("save_only_model") or False)  # with the optimizer's states
+    resumed = files.record(run, "started").is_file() and _resumable(output) and whole
     if not resumed and output.exists():
-        shutil.rmtree(output)  # of an earlier attempt that saved no checkpoint; the host would refuse its files
+        shutil.rmtree(output)  # of an earlier attempt that cannot be resumed; the host would refuse its files
     write_record(files.record(run, "started"), run.recipe)
     start = time.monotonic()
     process = files.record(run, "process")
