@@ -56,6 +56,9 @@ class Stub:
         (output / "checkpoint-2").mkdir(parents=True, exist_ok=True)
         (output / "checkpoint-2" / "trainer_state.json").write_text("{}")
         (output / "adapter_config.json").write_text("{}")
+        (output / "trainer_state.json").write_text(
+            '{"log_history": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}]}'
+        )
         if self.kill == output.name:
             raise KeyboardInterrupt
         log.write(self.fail.get(output.name, b"fine\n"))
@@ -86,7 +89,7 @@ def called(recipe, **more):
     return compare({**recipe, **more}, environment=os.environ)
 
 
-def test_finished_runs_and_evaluations_are_not_repeated_and_seeds_can_be_added(data, stub):
+def test_finished_runs_and_evaluations_are_not_repeated_and_seeds_can_be_added(data, stub, tmp_path):
     assert called(data) == 0
     names = ["dpo-1", "dpo-2", "sepo-1", "sepo-2"]
     assert stub.trained == names
@@ -95,6 +98,10 @@ def test_finished_runs_and_evaluations_are_not_repeated_and_seeds_can_be_added(d
     assert list(first["variants"]) == ["dpo", "sepo"]
     assert first["variants"]["sepo"]["difference"]["accuracy"]["value"] == 0.0
     assert first["variants"]["dpo"]["difference"] is None
+    page = (tmp_path / "out" / command.PAGE).read_text()
+    assert "dpo-1" in page
+    assert "sepo-1" in page
+    assert "<svg" in page
     assert called(data) == 0
     assert called(data, seeds=[1, 2, 3]) == 0
     assert stub.trained == [*names, "dpo-3", "sepo-3"]
@@ -118,7 +125,7 @@ def test_an_interrupted_run_resumes_from_its_complete_checkpoint(data, stub, tmp
     process.write_text(json.dumps({**mine, "created": 0}))  # the id is that of another process now
     assert called(data) == 0
     assert stub.trained == ["dpo-1", "dpo-2", "sepo-1", "sepo-2"]
-    assert stub.found["sepo-1"] == ["adapter_config.json", "checkpoint-2"]
+    assert stub.found["sepo-1"] == ["adapter_config.json", "checkpoint-2", "trainer_state.json"]
     times = json.loads((tmp_path / "out" / command.TIMES).read_text())
     assert {name: each["resumed"] for name, each in times.items()} == {
         "dpo-1": False, "dpo-2": False, "sepo-1": True, "sepo-2": False,
@@ -230,9 +237,9 @@ def test_invalid_variants_are_refused_before_anything_runs(data, stub, tmp_path,
 def test_rows_and_expected_answers_are_read_before_anything_is_trained(data, stub, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "check_evaluation", check_evaluation)
     judged = {**data, "generate": 2, "judge": "exact"}
-    with pytest.raises(SepoError, match=r"dataset 'held' has the columns .*, expected answr"):
+    with pytest.raises(SepoError, match=r"dataset 'held.json' has the columns .*, expected answr"):
         called(judged, expected_column="answr")
-    with pytest.raises(SepoError, match="max_new_tokens"):
+    with pytest.raises(SepoError, match="answers may have 5000 more, but the model has 2048 positions"):
         called(data, generate=2, max_new_tokens=5000)
     assert stub.trained == []
     rows = json.loads((tmp_path / "data" / "val.json").read_text())
