@@ -155,6 +155,20 @@ class Comparison:
         return {**kept, **{name: self.shared[name] for name in replaced if name in self.shared}, **rows}
 
 
+def refuse_comparison(recipe: Mapping[str, Any]) -> None:
+    """Raise if a recipe is the file of a comparison, which other commands than `sepo compare` do not read.
+
+    Raises:
+        SepoError: naming the section, and what other commands read.
+    """
+    for name in SECTIONS:
+        if isinstance(recipe.get(name), Mapping):
+            raise SepoError(
+                f"section '{name}' is one of sepo compare; run sepo compare with this file, or name the recipe of one "
+                "of its runs, OUTPUT_DIR/records/NAME-SEED.yaml."
+            )
+
+
 def read_comparison(recipe: Mapping[str, Any]) -> Comparison:
     """Read a comparison from the keys and values of its file.
 

@@ -18,6 +18,9 @@ from sepo.hosts.llamafactory import compare as command
 from sepo.hosts.llamafactory import compared_runs
 from sepo.hosts.llamafactory.compare import compare
 from sepo.hosts.llamafactory.evaluate import check_evaluation
+from sepo.hosts.llamafactory.evaluate_recipe import SAMPLING, evaluation_recipe
+from sepo.hosts.llamafactory.plan.run import plan
+from sepo.hosts.llamafactory.recipe import check_recipe
 from tests.support.recipes import BIN, environment, run, sepo_recipe, write
 from tests.support.tiny import save_pairs
 
@@ -256,6 +259,19 @@ def test_checkpoints_without_the_state_of_the_optimizer_are_not_resumed(data, st
     stub.kill = None
     assert called(data, save_only_model=True) == 0
     assert stub.found["dpo-1"] is None
+
+
+@pytest.mark.parametrize("name", ["plan", "eval", "sample", "train"])
+def test_other_commands_refuse_the_file_in_one_line(name, data, tmp_path):
+    path = write(data, tmp_path / "compare.yaml")
+    read = {
+        "plan": lambda: plan(path),
+        "eval": lambda: evaluation_recipe(path),
+        "sample": lambda: evaluation_recipe(path, use=SAMPLING),
+        "train": lambda: check_recipe(data),
+    }
+    with pytest.raises(SepoError, match="section 'variants' is one of sepo compare; run sepo compare with this file"):
+        read[name]()
 
 
 def test_a_dry_run_prints_runs_memory_what_is_shared_and_the_time_left(data, stub, tmp_path, capsys):

@@ -13,6 +13,7 @@ from sepo.hosts.llamafactory.bench.recipe import check_keys
 from sepo.hosts.llamafactory.pipeline import SECTIONS, read_pipeline
 from sepo.hosts.llamafactory.reading import override_values
 from sepo.hosts.llamafactory.recipe import host_keys
+from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.keys import as_flag, as_number
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import base_of_reference_adapters, reference_spec
@@ -113,6 +114,7 @@ def resolved_evaluation(
         SepoError: the recipe is invalid, names no rows, or has settings that the command does not support.
     """
     written, recipe = _given(written), _given(recipe)
+    refuse_comparison(recipe)
     sections = [name for name in SECTIONS if isinstance(recipe.get(name), dict)]
     if sections:
         raise SepoError(
