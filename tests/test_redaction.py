@@ -92,3 +92,13 @@ def test_texts_lose_the_secrets_that_were_read(monkeypatch):
     remember_secrets({"hub_token": "a-token", "nested": [{"api_key": 98765}], "ray_init_kwargs": ray, "key": "ab"})
     text = "stage is {'hub_token': 'a-token'}, 98765, in-json, a table"
     assert without_secrets(text) == f"stage is {{'hub_token': '{HIDDEN}'}}, {HIDDEN}, {HIDDEN}, a table"
+
+
+def test_common_words_in_environment_variables_stay_in_texts(monkeypatch):
+    """A message without the words that it consists of would be of no use; records have none of these values."""
+    monkeypatch.setattr("sepo.redaction._known", set())
+    variables = {"WANDB_PROJECT": "sepo", "WANDB_MODE": "offline", "NCCL_TIMEOUT": 1800, "WANDB_API_KEY": "abcd"}
+    remember_secrets({"ray_init_kwargs": {"runtime_env": {"env_vars": {**variables, "LOGIN": "abc-1234"}}}})
+    text = "sepo: error: offline for 1800 s"
+    assert without_secrets(f"{text}: abcd, abc-1234") == f"{text}: {HIDDEN}, {HIDDEN}"
+    assert set(redacted({"env_vars": variables})["env_vars"].values()) == {HIDDEN}

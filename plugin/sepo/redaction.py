@@ -47,6 +47,8 @@ _SECRET_VALUE = re.compile(
 _DIGESTS = re.compile(r"(?i)revision|commit|sha|hash")
 _SHORTEST = 4
 """Values with fewer characters are not searched for in texts, where they would occur by chance."""
+_COMMON = re.compile(r"[A-Za-z]{1,11}|\d{1,7}")
+"""Values of environment variables that are no secrets by name, which texts contain by chance as well: ``offline``."""
 
 _known: set[str] = set()
 
@@ -142,20 +144,21 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def _texts(value: Any, plain: Any) -> Iterator[str]:
+def _texts(value: Any, plain: Any, name: str = "") -> Iterator[str]:
     """Yield the secrets in a value as texts.
 
     Args:
         value: a value of a recipe.
         plain: the same value from ``redacted``.
+        name: its key.
     """
     if isinstance(value, str) and isinstance(plain, str) and plain not in (value, HIDDEN):
         value, plain = json.loads(value), json.loads(plain)
     if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _texts(item, plain[str(name)])
+        for key, item in value.items():
+            yield from _texts(item, plain[str(key)], str(key))
     elif isinstance(value, list | tuple):
         for item, hidden in zip(value, plain, strict=True):
-            yield from _texts(item, hidden)
-    elif plain == HIDDEN and value != HIDDEN:
+            yield from _texts(item, hidden, name)
+    elif plain == HIDDEN and value != HIDDEN and (is_secret_key(name) or not _COMMON.fullmatch(str(value))):
         yield str(value)

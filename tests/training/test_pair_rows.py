@@ -110,6 +110,24 @@ def test_tokens_of_the_template_may_not_be_selected(words):
     assert not [name for row in encode_pairs(PAIRS, bare) for name in row if "candidates" in name]
 
 
+def test_responses_cut_to_tokens_of_the_template_are_skipped(words, caplog):
+    """Nothing of them could be selected."""
+    thinking = copy.deepcopy(words)
+    content = "{{ m.content }}"
+    thinking.chat_template = words.chat_template.replace(
+        content, "{% if m.role == 'assistant' %}<think></think>{% endif %}" + content
+    )
+    whole = encode_pairs(PAIRS, thinking)
+    before = whole[0]["chosen_candidates"].index(True)
+    lengths = [len(row["prompt_ids"]) for row in whole]
+    assert lengths[0] < lengths[1]
+    (kept,) = encode_pairs(PAIRS, thinking, max_tokens=lengths[1] + before)
+    assert kept["prompt_ids"] == whole[0]["prompt_ids"]
+    assert "1 skipped  max_tokens leaves only tokens of the chat template of a response" in caplog.text
+    with pytest.raises(SepoError, match="no row is left to train on: max_tokens leaves only tokens of the chat"):
+        encode_pairs(PAIRS[1:], thinking, max_tokens=lengths[1] + before)
+
+
 def test_steps_are_those_of_the_text(words):
     texts = TokenTexts(words)
     ids = words.encode("</think>1. One.\n2. Two.")

@@ -44,6 +44,16 @@ class ModelSpec:
         """Return the model with its first ``count`` adapters."""
         return replace(self, adapters=self.adapters[:count], adapter_revisions=self.adapter_revisions[:count])
 
+    def at_commits(self, commits: Mapping[str, Mapping[str, str]]) -> ModelSpec:
+        """Return the model at the commits that a run used: a branch may have moved since.
+
+        Args:
+            commits: ``{name: {revision: commit}}``, as a run records them; other names keep their revisions.
+        """
+        names = zip((self.model, *self.adapters), (self.revision, *self.revisions_of_adapters), strict=True)
+        model, *adapters = (commits.get(name, {}).get(revision or MAIN, revision) for name, revision in names)
+        return replace(self, revision=model, adapter_revisions=tuple(adapters))
+
     @property
     def text(self) -> str:
         """The model in words: its name and those of its adapters, with their revisions."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.recipe.model_specs import MAIN, ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.score_store import ScoreStore
 
@@ -61,7 +60,10 @@ def read_run(folder: Path) -> ScoredRun:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         specs, commits = settings["oracle"], settings.get("commits") or {}
-        oracle = None if specs is None else OracleSpec(*(_used(specs[side], commits) for side in ("oracle", "base")))
+        used = [
+            ModelSpec.from_dict(specs[side]).at_commits(commits) for side in ("oracle", "base") if specs is not None
+        ]
+        oracle = OracleSpec(*used) if used else None
         stores = list(settings["token_scores"].values())
         ratio = None if settings["select"] is None else float(settings["select"]["rejected_ratio"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -83,19 +85,6 @@ def read_run(folder: Path) -> ScoredRun:
         cutoff_len=cutoff if isinstance(cutoff, int) else None,
         dtype=_DTYPES.get(str(identity.get("compute_dtype"))),
     )
-
-
-def _used(values: Mapping[str, Any], commits: Mapping[str, Mapping[str, str]]) -> ModelSpec:
-    """Return a model at the commits that the run used: a branch may have moved since."""
-    spec = ModelSpec.from_dict(values)
-    found = (
-        commits.get(name, {}).get(revision or MAIN, revision)
-        for name, revision in zip(
-            (spec.model, *spec.adapters), (spec.revision, *spec.revisions_of_adapters), strict=True
-        )
-    )
-    model, *adapters = found
-    return replace(spec, revision=model, adapter_revisions=tuple(adapters))
 
 
 def _identity(stores: list[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.recipe.model_specs import MAIN
 from sepo.scoring.hub_files import (
     ADAPTER,
@@ -317,7 +317,7 @@ def _downloaded(name: str, revision: str, access: HubAccess, repository: _Reposi
             hf_hub_download(name, wanted[0], revision=revision, **place)
     except Exception as error:  # the client raises many types, and its disk errors are the system's
         refusal = _refusal(error, access) if isinstance(error, HfHubHTTPError) else None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         failed = f"the download failed: {reason}; it resumes when the command is run again"
         raise NotProvided(refusal or failed) from error
     assert found is not None
@@ -339,7 +339,7 @@ def _from_other_hub(name: str, revision: str, access: HubAccess) -> Path:
             from openmind.utils.hub import snapshot_download
         return Path(snapshot_download(name, revision=revision, cache_dir=access.cache_dir))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise NotProvided(f"{access.hub}: {reason}") from error
 
 

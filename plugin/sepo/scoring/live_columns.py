@@ -124,7 +124,7 @@ def _row_scores(rows: Rows, scorer: TokenScorer, texts: TokenTexts) -> dict[str,
 def _steps(rows: Rows, texts: TokenTexts, template: TemplateTokens) -> dict[str, list[Any]]:
     return {
         column: [
-            _steps_of(ids[start:], candidate_flags(labels, template), texts)
+            _steps_of(ids[start:], candidate_flags(labels, template).tolist(), texts)
             for (ids, start), labels in zip(_responses(rows, side), rows[f"{side}_labels"], strict=True)
         ]
         for column, side in zip(STEP_COLUMNS, SIDES, strict=True)
@@ -142,7 +142,7 @@ def _with_candidates(dataset: Dataset, template: TemplateTokens) -> Dataset:
     for column, side in zip(CANDIDATE_COLUMNS, SIDES, strict=True):
         arrow = dataset.select_columns([f"{side}_labels"]).with_format("arrow")
         blocks = (arrow[start : start + _ROWS].column(0) for start in range(0, len(dataset), _ROWS))
-        flags = ([candidate_flags(labels.tolist(), template) for labels in list_arrays(block)] for block in blocks)
+        flags = ([candidate_flags(labels, template) for labels in list_arrays(block)] for block in blocks)
         columns[column] = pa.chunked_array([pa.array(rows, pa.list_(pa.bool_())) for rows in flags])
     return concatenate_datasets([dataset, Dataset(pa.table(columns))], axis=1)
 

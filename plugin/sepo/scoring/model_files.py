@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.recipe.model_specs import MAIN, ModelSpec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub import NAMES, HubAccess, ModelFiles, not_found, provided
@@ -143,7 +143,7 @@ def own_tokenizer(spec: ModelSpec, *, key: str, access: HubAccess) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(found.folder), trust_remote_code=access.trust_remote_code)
     except Exception as error:  # transformers and the tokenizer's own code raise many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SepoError(f"{key}: the tokenizer of '{spec.model}' cannot be loaded: {reason}") from error
 
 

@@ -57,16 +57,28 @@ class TemplateTokens:
             response: all its tokens, possibly cut at the end. The trailing tokens are found if the end of turn is among
                 those that are left.
         """
-        flags, ids = [True] * len(response), tuple(response)
-        written = (before[: len(ids)] for before in self.leading)
-        before = next((tokens for tokens in written if ids[: len(tokens)] == tokens), ())
-        flags[: len(before)] = [False] * len(before)
-        for length in range(len(self.trailing), self.end, -1):
-            start = len(ids) - length
-            if start >= 0 and ids[start:] == self.trailing[:length]:
-                flags[start:] = [flags[start + index] and index == self.end for index in range(length)]
-                break
+        flags = [True] * len(response)
+        for index in self.excluded(response):
+            flags[index] = False
         return flags
+
+    def excluded(self, response: Sequence[Token]) -> list[int]:
+        """Return the indices of the tokens of a response that may not be selected, from its first and last tokens.
+
+        Args:
+            response: as in :meth:`candidates`.
+        """
+        count = len(response)
+        first = tuple(response[: max(map(len, self.leading), default=0)])
+        written = (tokens[:count] for tokens in self.leading)
+        before = next((len(tokens) for tokens in written if first[: len(tokens)] == tokens), 0)
+        found = list(range(before))
+        for length in range(len(self.trailing), self.end, -1):
+            start = count - length
+            if start >= 0 and tuple(response[start:]) == self.trailing[:length]:
+                found += [start + index for index in range(length) if index != self.end and start + index >= before]
+                break
+        return found
 
     def as_texts(self, spelling: Callable[[Sequence[int]], Sequence[str]]) -> dict[str, Any]:
         """Return the tokens as plain JSON values, by their texts.

@@ -35,6 +35,8 @@ REWARD_COLUMNS = ("chosen_token_rewards", "rejected_token_rewards")
 
 _PAD_TO = 8
 
+_CUT_TO_TEMPLATE = "max_tokens leaves only tokens of the chat template of a response"
+
 _THOUGHT = "<think>\na\n</think>\n\na"
 """A response with a thought, before which templates of reasoning models write no empty one."""
 
@@ -42,8 +44,8 @@ _THOUGHT = "<think>\na\n</think>\n\na"
 def encode_pairs(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None = None) -> list[dict[str, Any]]:
     """Tokenize preference pairs with the tokenizer's chat template.
 
-    Rows with a prompt that leaves no room for a response, and pairs whose responses have the same tokens, are skipped;
-    the log has a table with their numbers.
+    Rows whose prompt leaves no room for a response, or only for tokens of the template, and pairs whose responses have
+    the same tokens are skipped; the log has a table with their numbers.
 
     Args:
         rows: each with ``prompt`` (one user message) or ``messages`` (the turns before the response), ``chosen`` and
@@ -68,23 +70,29 @@ def encode_pairs(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None 
         )
     given = list(rows)
     template = _written(conversation(given[0], 0), tokenizer) if given else NO_TEMPLATE
-    losses, encoded, full = RowLosses(), [], ""
+    losses, encoded, full, last = RowLosses(), [], "", ""
     for index, row in enumerate(given):
         made = _encoded(row, index, tokenizer, max_tokens, template)
-        text = tokenizer.decode(made["prompt_ids"], skip_special_tokens=True)
+        reason = ""
         if max_tokens is not None and len(made["prompt_ids"]) >= max_tokens:
+            reason = f"the prompt has max_tokens {max_tokens} or more"
             full = full or (
                 f"the prompt of row {index} has {len(made['prompt_ids'])} tokens and max_tokens is {max_tokens}, so no "
                 "response fits"
             )
-            losses.add("pairs", "skipped", f"the prompt has max_tokens {max_tokens} or more", 1, example=text)
+        elif template and not all(any(made[f"{side}_candidates"]) for side in SIDES):
+            reason = _CUT_TO_TEMPLATE
         elif made["chosen_ids"] == made["rejected_ids"]:
-            losses.add("pairs", "skipped", SAME_RESPONSES, 1, example=text)
-        else:
+            reason = SAME_RESPONSES
+        if not reason:
             encoded.append(made)
+            continue
+        last = full or reason
+        text = tokenizer.decode(made["prompt_ids"], skip_special_tokens=True)
+        losses.add("pairs", "skipped", reason, 1, example=text)
     losses.used("pairs", len(encoded))
     if given and not encoded:
-        raise SepoError(f"no row is left to train on: {full or SAME_RESPONSES}. Remove such rows or raise max_tokens.")
+        raise SepoError(f"no row is left to train on: {last}. Remove such rows or raise max_tokens.")
     if len(encoded) < len(given):
         losses.log()
     return encoded

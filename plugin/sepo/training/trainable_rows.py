@@ -160,19 +160,22 @@ def _response(labels: np.ndarray) -> np.ndarray:
     return labels[1:][labels[1:] != IGNORE_INDEX]
 
 
-def candidate_flags(labels: Sequence[int] | np.ndarray, template: TemplateTokens) -> list[bool]:
-    """Return for each response token that can be scored whether it may be selected.
+def candidate_flags(labels: Sequence[int] | np.ndarray, template: TemplateTokens) -> np.ndarray:
+    """Return for each response token that can be scored whether it may be selected, bool [tokens].
 
     Args:
         labels: a row's labels, -100 except at the tokens of its response.
         template: the tokens that may not.
     """
-    response = [label for label in labels if label != IGNORE_INDEX]
-    return template.candidates(response)[0 if labels[0] == IGNORE_INDEX else 1 :]
+    row = np.asarray(labels)
+    response = row[row != IGNORE_INDEX]
+    flags = np.ones(len(response), dtype=bool)
+    flags[template.excluded(response)] = False
+    return flags[0 if row[0] == IGNORE_INDEX else 1 :]
 
 
 def _has_candidate(labels: np.ndarray, template: TemplateTokens) -> bool:
-    return int((labels != IGNORE_INDEX).sum()) > template.most or any(candidate_flags(labels.tolist(), template))
+    return int((labels != IGNORE_INDEX).sum()) > template.most or bool(candidate_flags(labels, template).any())
 
 
 def _text(row: Mapping[str, Any], tokenizer: Any) -> str:

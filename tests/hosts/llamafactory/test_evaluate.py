@@ -162,6 +162,24 @@ def test_the_run_directory_of_a_full_model(world, tmp_path):
     assert found.dataset == "other"
 
 
+def test_a_run_directory_stands_for_the_commits_that_the_run_used(world, tmp_path):
+    """Of hub names: their branches may have moved since."""
+    keys = {"model_name_or_path": "acme/policy", "ref_model": "acme/reference", "ref_model_revision": "v2"}
+    run = run_folder(tmp_path, "adapter_config.json", training(world, tmp_path, **keys))
+    before = evaluation_recipe(run)
+    assert (before.policy.revision, before.host.get("model_revision")) == (None, None)
+    commits = {"acme/policy": {"main": "a" * 40}, "acme/reference": {"main": "b" * 40, "v2": "c" * 40}}
+    (run / "sepo_settings.json").write_text(json.dumps({"commits": commits}))
+    found = evaluation_recipe(run)
+    assert (found.policy.revision, found.start.revision) == ("a" * 40, "a" * 40)
+    assert (found.reference.model, found.reference.revision) == ("acme/reference", "c" * 40)
+    assert found.host["model_revision"] == "a" * 40
+    assert found.policy.adapters == (str(run),)
+    other = evaluation_recipe(run, ["model_name_or_path=acme/other"])
+    assert other.policy.revision is None
+    assert "model_revision" not in other.host
+
+
 @pytest.mark.parametrize(
     ("marker", "key"), [("adapter_config.json", "adapter_name_or_path"), ("config.json", "model_name_or_path")]
 )

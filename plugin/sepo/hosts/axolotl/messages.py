@@ -27,7 +27,6 @@ Message = dict[str, Any]
 
 _TEMPLATE_ROLES = {"observation": "tool", "function": "assistant"}
 _HOST_ROLES = ("user", "assistant", "system", "tool")
-_READ = ("role", "from", "content", "value", "function_call")
 _READER = MessageReader()
 
 TOOLS_UNWRITTEN = "the chat template does not write the tools of the column tools"

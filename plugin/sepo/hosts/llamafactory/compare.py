@@ -12,7 +12,7 @@ from typing import Any
 
 from sepo import __version__
 from sepo.console import print_lines, print_table, size
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.evaluation.comparison import (
     MEASURES,
     Measured,
@@ -354,8 +354,7 @@ def _measured(
             kept = _kept_rows(run, part, comparison, files)
             found[run.seed] = _evaluated(run, part, comparison, files) if kept is None else kept
         except Exception as error:  # the other runs are evaluated in any case
-            lines = without_secrets(str(error)).strip().splitlines()
-            reason = lines[0] if lines else "no message"
+            reason = without_secrets(first_line(error))
             errors[run.name] = reason if isinstance(error, SepoError) else f"{type(error).__name__}: {reason}"
             print_lines([f"{run.name}: evaluation failed: {errors[run.name]}"])
     return found

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from llamafactory.extras.constants import FILEEXT2TYPE
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.text.messages import kind_of
 
 _ROWS = 100
@@ -66,7 +66,7 @@ def first_rows(path: Path, *, name: str) -> FirstRows | None:
         try:
             found = read(file)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise SepoError(f"dataset '{name}': {file} cannot be read as {file.suffix[1:]}: {reason}.") from error
         if found is None or not (found.rows or found.whole):
             return None

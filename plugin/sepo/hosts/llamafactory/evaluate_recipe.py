@@ -19,6 +19,8 @@ from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import base_of_reference_adapters, reference_spec
 from sepo.recipe.stage_names import check_stage
 from sepo.redaction import HIDDEN
+from sepo.runs.folder import read_object
+from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.provenance import RECIPE_FILE
 
 _REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
@@ -140,8 +142,12 @@ def resolved_evaluation(
             "the model that training started from."
         )
     part, rows, dataset = _rows(recipe, file)
+    commits = _commits(file) if file.is_dir() else {}
+    policy = policy.at_commits(commits)
+    start, reference = (None if spec is None else spec.at_commits(commits) for spec in (start, reference))
+    revision = {} if policy.revision is None else {"model_revision": policy.revision}
     return EvaluationRecipe(
-        host={**_host_keys(recipe), **rows, **_CARRIER},
+        host={**_host_keys(recipe), **rows, **revision, **_CARRIER},
         policy=policy,
         start=start,
         reference=reference,
@@ -188,6 +194,12 @@ def trained_model(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     new = as_flag("create_new_adapter", recipe.get("create_new_adapter") or False)
     below = _own_model(_given(recipe)).adapters if new else ()
     return {"adapter_name_or_path": ",".join((*below, str(folder)))}
+
+
+def _commits(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the commits of the hub names that a run used; empty if it used none or did not record them."""
+    found = read_object(folder / SETTINGS_FILE, [], consequence="branches are looked up anew").get("commits")
+    return found if isinstance(found, dict) else {}
 
 
 def _given(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,6 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 from llamafactory.data.processor.processor_utils import infer_seqlen
 
 from sepo import __version__
-from sepo.selection import SIDES
 from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import IGNORE_INDEX
 
@@ -36,11 +35,15 @@ class PairProcessor(PairwiseDatasetProcessor):
 
     With ``enable_thinking: null`` the templates of reasoning models write an empty thought at the end of the prompt of
     a response without a thought. The host gives both responses the prompt of the chosen one; here each has its own, so
-    that a thought neither follows an empty one nor misses it. The sides are cut together, as the host does: the longest
-    prompt and the longest response determine how much remains.
+    that a thought neither follows an empty one nor misses it.
+
+    Rows are encoded once without a cutoff, and then cut as the host does, both sides together: the longest prompt and
+    the longest response determine how much remains.
     """
 
     sepo_version: str = __version__  # part of the fingerprint by which the host's cache is found
+    _cut: list[int] = field(default_factory=list, init=False)
+    """The value of ``CUT`` of the row that was encoded last."""
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenize a batch of aligned rows."""
@@ -52,44 +55,40 @@ class PairProcessor(PairwiseDatasetProcessor):
                 continue
             for name, values in made.items():
                 columns[name] += values
-            labels = [made[f"{side}_labels"][0] for side in SIDES]
-            columns[CUT].append(self._cut({name: values[0] for name, values in row.items()}, labels))
+            columns[CUT].append(self._cut)
         return columns
 
     def _encode_data_example(self, prompt: Any, response: Any, *args: Any, **kwargs: Any) -> Encoded:
-        made: Encoded = super()._encode_data_example(prompt, response, *args, **kwargs)
-        if self.template.enable_thinking is not None:
-            return made
-        sides = [self._alone(prompt, turn, *args, **kwargs) for turn in response[:2]]
-        if sides[0][0] == sides[1][0]:
-            return made
+        sides = self._sides(prompt, response, *args, **kwargs)
         longest = (max(len(side[part]) for side in sides) for part in (0, 1))
         prompt_length, response_length = infer_seqlen(*longest, self.data_args.cutoff_len)
         rows: list[list[int]] = []
         for before, answer in sides:
             kept_prompt, kept = before[:prompt_length], answer[:response_length]
             rows += [[*kept_prompt, *kept], [*[IGNORE_INDEX] * len(kept_prompt), *kept]]
+        cut_prompt = max(max(0, len(before) - prompt_length) for before, _ in sides)
+        self._cut = [cut_prompt, *(max(0, len(answer) - response_length) for _, answer in sides)]
         return rows[0], rows[1], rows[2], rows[3]
 
-    def _alone(self, prompt: Any, turn: Any, *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
-        """Return the tokens of the prompt and of the response of one side, encoded as a pair with itself, not cut."""
-        ids, labels, _, _ = self._uncut._encode_data_example(prompt, [turn, turn], *args, **kwargs)
-        start = labels.count(IGNORE_INDEX)
-        return ids[:start], ids[start:]
+    def _may_differ(self, response: Any) -> bool:
+        """Return whether the prompts of the two responses may differ: if only one of them has a thought."""
+        if self.template.enable_thinking is not None:
+            return False
+        words = [word.strip() for word in self.template.thought_words]
+        chosen, rejected = (any(word in turn["content"] for word in words) for turn in response[:2])
+        return bool(chosen != rejected)
 
-    def _cut(self, row: Mapping[str, Any], labels: list[list[int]]) -> list[int]:
-        """Return the value of ``CUT``. Only rows that fill the cutoff are encoded again."""
-        prompts = [side.count(IGNORE_INDEX) for side in labels]
-        responses = [len(side) - prompt for side, prompt in zip(labels, prompts, strict=True)]
-        if max(prompts) + max(responses) < self.data_args.cutoff_len:
-            return [0, 0, 0]
-        media = ([*(row[f"_{name}"] or [])] for name in ("images", "videos", "audios"))
-        given = (row["_system"], row["_tools"], *media)
-        whole = [self._alone(row["_prompt"], turn, *given) for turn in row["_response"][:2]]
-        # The host gives both sides the prompt of the chosen one, unless thinking is neither on nor off.
-        cut = [len(before) - prompt for (before, _), prompt in zip(whole, prompts, strict=True)]
-        cut_prompt = max(cut) if self.template.enable_thinking is None else cut[0]
-        return [cut_prompt, *(len(answer) - kept for (_, answer), kept in zip(whole, responses, strict=True))]
+    def _sides(self, prompt: Any, response: Any, *args: Any, **kwargs: Any) -> list[tuple[list[int], list[int]]]:
+        """Return the tokens of the prompt and of the response of both sides, not cut."""
+        chosen, chosen_labels, rejected, rejected_labels = self._uncut._encode_data_example(
+            prompt, response, *args, **kwargs
+        )
+        if self._may_differ(response):  # the host takes the prompt of the first response
+            rejected, rejected_labels, _, _ = self._uncut._encode_data_example(
+                prompt, [response[1], response[0]], *args, **kwargs
+            )
+        starts = [labels.count(IGNORE_INDEX) for labels in (chosen_labels, rejected_labels)]
+        return [(ids[:start], ids[start:]) for ids, start in zip((chosen, rejected), starts, strict=True)]
 
     @cached_property
     def _uncut(self) -> PairwiseDatasetProcessor:

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
 from sepo.hosts.llamafactory.reading import Recipe, override_values, recipe_of
 from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS, unknown_key
@@ -68,7 +68,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.create(changes))
         recipe = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise SepoError(f"recipe '{path}' cannot be read: {str(error).strip().splitlines()[0]}") from error
+        raise SepoError(f"recipe '{path}' cannot be read: {first_line(error)}") from error
     if not isinstance(recipe, dict):
         raise SepoError(f"recipe '{path}' is a list; a mapping of keys and values is expected.")
     # In the recorded recipe of a step; without the key, the token is used that this machine is logged in with.

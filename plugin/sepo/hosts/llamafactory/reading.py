@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.recipe.given import Arguments, given_keys
 from sepo.redaction import HIDDEN, redacted_words, remember_secrets, secrets_of
 
@@ -53,7 +53,7 @@ def read_recipe(args: Arguments | None = None, *, keep_secrets: bool = False) ->
         read = read_args(args)
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         override_values([word for word in words[1:] if "=" in word])
-        raise SepoError(f"recipe '{words[0]}' cannot be read: {_reason(error)}") from error
+        raise SepoError(f"recipe '{words[0]}' cannot be read: {first_line(error)}") from error
     handed = os.environ.get(SECRETS) if keep_secrets else os.environ.pop(SECRETS, None)
     if args is None and isinstance(read, dict):
         read = recipe_of({**read, **json.loads(handed or "{}")}, file=words[0], overrides=words[1:])
@@ -88,7 +88,7 @@ def override_values(overrides: Sequence[str]) -> dict[str, Any]:
         try:
             OmegaConf.from_dotlist([word])
         except (OmegaConfBaseException, ValueError) as error:
-            reason = f": {_reason(error)}" if shown == word else "."
+            reason = f": {first_line(error)}" if shown == word else "."
             raise SepoError(f"override {shown} cannot be read{reason}") from error
     values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(values, dict)
@@ -99,7 +99,3 @@ def with_secrets(environment: Mapping[str, str], recipe: Mapping[str, Any]) -> d
     """Return an environment in which a process that reads the recipe without its secrets is given them."""
     secrets = secrets_of(recipe)
     return {**environment, **({SECRETS: json.dumps(secrets)} if secrets else {})}
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

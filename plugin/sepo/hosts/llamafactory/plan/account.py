@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun, model_config
 from sepo.memory.shapes import NOTHING_TRAINS, Trained, WeightBytes, model_with, weight_bytes
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
@@ -99,7 +99,7 @@ def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> 
     except SepoError:
         raise
     except Exception as error:  # a model's own code on tensors without data
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SepoError(f"the memory of '{run.policy.model}' cannot be estimated: {reason}") from error
 
 

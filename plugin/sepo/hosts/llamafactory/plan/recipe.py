@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.hosts.llamafactory.hub import access_in, policy_in
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.memory.shapes import Adapters, Trained
@@ -144,7 +144,7 @@ def model_config(spec: ModelSpec, *, key: str, access: HubAccess) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=access.trust_remote_code)
     except Exception as error:  # transformers and the model's own code raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SepoError(f"{key}: the configuration of '{spec.model}' cannot be read: {reason}") from error
     if type(config).__module__.startswith("transformers_modules"):
         raise SepoError(f"{key}: '{spec.model}' has its own code; sepo plan supports models of transformers only.")
