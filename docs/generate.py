@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
-from sepo.recipe.keys import HOST_KEYS, KEYS, PIPELINE_KEYS, Key, hyperparameter_keys
+from sepo.recipe.keys import COMPARE_KEYS, HOST_KEYS, KEYS, PIPELINE_KEYS, Key, hyperparameter_keys
 from sepo.recipe.stage_names import STAGES
 
 HERE = Path(__file__).parent
@@ -15,6 +15,10 @@ HERE = Path(__file__).parent
 # Rows without an entry in recipe/keys.py: keys that only the host reads, and sections.
 LEFTOVERS = [["`pref_loss`", "", "Only `sigmoid` is accepted: `objective` sets the loss."]]
 SECTIONS = [["`base`, `oracle`, `policy`", "", "Sections with keys for one step only; `base: false` trains no base."]]
+VARIANTS = [
+    ["`variants`", "", "Section with the variants, `NAME: keys`; a variant may have a `grid` of its own."],
+    ["`grid`", "", "Section with lists of values, `key: [...]`; every variant is run with each combination."],
+]
 
 _HEAD = """# Keys
 
@@ -85,6 +89,8 @@ def keys_page() -> str:
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
         + "\n## Keys of `sepo pipeline`\n\n"
         + table(columns, [*SECTIONS, *key_rows(PIPELINE_KEYS.values())])
+        + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"
+        + table(columns, [*VARIANTS, *key_rows(COMPARE_KEYS.values())])
         + "\n## Objectives\n\nEach can be used in any sepo stage. Definitions: [objectives](methods/objectives.md).\n\n"
         + table(("objective", "default of stage", "default token scorer", "keys and their defaults"), objective_rows())
     )

@@ -26,13 +26,19 @@ def load(path):
 def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.recipe import host_keys
+    from sepo.recipe.comparison import SECTIONS as VARIANTS
+    from sepo.recipe.comparison import read_comparison
     from sepo.recipe.resolve import resolve
     from sepo.recipe.stage_names import is_sepo_stage
 
     recipe, known = load(path), host_keys()
-    command = "pipeline" if set(SECTIONS) & set(recipe) else "train"
+    command = "compare" if set(VARIANTS) & set(recipe) else "pipeline" if set(SECTIONS) & set(recipe) else "train"
     assert f"#   sepo {command} {path.relative_to(ROOT)}" in path.read_text()
-    steps = [step.recipe for step in plan_steps(recipe) if step.name != "sample"] if command == "pipeline" else [recipe]
+    steps = [recipe]
+    if command == "pipeline":
+        steps = [step.recipe for step in plan_steps(recipe) if step.name != "sample"]
+    elif command == "compare":
+        steps = [run.recipe for run in read_comparison(recipe).runs()]
     # The stage of a recipe for a package's own loss exists if that package is installed.
     packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
@@ -41,6 +47,21 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
                 resolve(step, host_keys=known)
             else:
                 assert set(step) <= set(known)
+
+
+def test_the_grid_in_the_comment_of_the_comparison_is_25_variants():
+    from sepo.recipe.comparison import read_comparison
+
+    text = (ROOT / "yaml_examples" / "compare.yaml").read_text()
+    _, commented, grid = text.partition("  # sepo_ratios:\n")
+    assert commented
+    names = [
+        v.name
+        for v in read_comparison(
+            yaml.safe_load(text.replace(grid, grid.replace("  # ", "  ")).replace(commented, "  sepo_ratios:\n"))
+        ).variants
+    ]
+    assert len([name for name in names if name.startswith("sepo_ratios-")]) == 50  # at two learning rates
 
 
 def paper_rows():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "plugin" / "sepo"
 COMMANDS = (
-    "train", "score", "scores", "pipeline", "plan", "status", "report", "show", "credit", "eval", "sample", "bench",
-    "webui", "enable", "disable", "doctor", "demo",
+    "train", "score", "scores", "pipeline", "compare", "plan", "status", "report", "show", "credit", "eval", "sample",
+    "bench", "webui", "enable", "disable", "doctor", "demo",
 )  # fmt: skip
 
 

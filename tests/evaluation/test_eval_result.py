@@ -41,7 +41,8 @@ def policy(name, spec, *, reference, prompts, shift=0.0, judge=True):
     draw = np.random.default_rng(1)
     measures = ("summed", "length_normalized", "reward")[: 3 if reference else 2]
     margins = {measure: draw.normal(size=20) + shift for measure in measures}
-    kl = Divergence(Estimate(0.25 + shift, 0.2, 0.3), Estimate(5.0, 4.0, 6.0), 400) if reference else None
+    estimates = Estimate(0.25 + shift, 0.2, 0.3), Estimate(5.0, 4.0, 6.0)
+    kl = Divergence(*estimates, 400, np.full(20, 5.0)) if reference else None
     sets = {}
     for each in prompts:
         answers = [

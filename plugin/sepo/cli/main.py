@@ -10,6 +10,7 @@ from sepo import __version__
 from sepo.cli import train
 from sepo.cli.activation import add_webui, run_disable, run_enable, run_webui
 from sepo.cli.bench import add_bench, run_bench
+from sepo.cli.compare import add_compare, run_compare
 from sepo.cli.credit import add_credit, run_credit
 from sepo.cli.demo import add_demo, run_demo
 from sepo.cli.evaluation import add_eval, run_eval
@@ -31,6 +32,7 @@ EPILOG = """examples:
   sepo scores ls                                list stored scores
   sepo show saves/run --row 3                   show which tokens were selected
   sepo pipeline recipe.yaml                     train base and oracle, score, train the policy
+  sepo compare recipe.yaml                      train variants of a recipe, and compare them on held-out pairs
   sepo plan recipe.yaml --gpu 24GiB             report the memory that it needs, and whether it fits
   sepo status saves/run                         report the progress of a run
   sepo report saves/run                         write one page: tokens, scores, training
@@ -69,6 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_show(command("show", "Print pairs with their tokens colored by score and the selected ones marked.", run_show))
     add_pipeline(
         command("pipeline", "Train base and oracle, score, and train the policy, from one recipe.", run_pipeline)
+    )
+    add_compare(
+        command(
+            "compare",
+            "Train and evaluate variants of a recipe, and compare them on the same held-out pairs.",
+            run_compare,
+        )
     )
     add_plan(
         command(

@@ -51,8 +51,8 @@ def print_summary(summary: SampleSummary, *, dataset: str) -> None:
         dataset: name of the data set of the prompts.
     """
     rows = [
-        ["tokens per response", _length(asdict(summary.tokens))],
-        ["finished", _percent(asdict(summary.finished))],
+        ["tokens per response", length_text(asdict(summary.tokens))],
+        ["finished", percent_text(asdict(summary.finished))],
     ]
     shares = {
         "right": summary.right,
@@ -60,7 +60,7 @@ def print_summary(summary: SampleSummary, *, dataset: str) -> None:
         "at least one right": summary.any_right,
     }
     if summary.judged:
-        rows += [[f"{name}, of {summary.judged:,} judged prompts", _percent(asdict(value))]
+        rows += [[f"{name}, of {summary.judged:,} judged prompts", percent_text(asdict(value))]
                  for name, value in shares.items() if value is not None]  # fmt: skip
         rows.append(["prompts without expected answer", f"{summary.prompts - summary.judged:,}"])
     count = f"{summary.responses:,} responses to {summary.prompts:,} prompts of {dataset}"
@@ -83,8 +83,8 @@ def pair_rows(policies: Sequence[Values], change: Values | None) -> list[Row]:
         # A policy that is its own reference has a log-ratio of 0, so its accuracy and margin are not shown.
         cells = [None if each["ties"] and not each["margin"]["value"] else each for each in found]
         for field, title, show, show_change in (
-            ("accuracy", f"accuracy, {label}", _percent, _points),
-            ("margin", f"margin, {label} (nats)", _signed, _signed),
+            ("accuracy", f"accuracy, {label}", percent_text, points_text),
+            ("margin", f"margin, {label} (nats)", signed_text, signed_text),
         ):
             row = [title, *("-" if each is None else show(each[field]) for each in cells)]
             if change is not None:
@@ -93,7 +93,7 @@ def pair_rows(policies: Sequence[Values], change: Values | None) -> list[Row]:
     for side in ("chosen", "rejected"):
         if policies[-1]["kl"] is not None:
             row = [f"KL, {side} (nats per token)"]
-            row += [_plain(policy["kl"][side]["per_token"]) for policy in policies]
+            row += [plain_text(policy["kl"][side]["per_token"]) for policy in policies]
             rows.append([*row, ""] if change is not None else row)
     return rows
 
@@ -106,13 +106,13 @@ def answer_rows(found: Sequence[Values], change: Values | None = None) -> list[R
         change: ``change.correct`` of ``eval.json``; None without two policies and a judge.
     """
     shown: list[tuple[str, Callable[[Values], str]]] = [
-        ("tokens per answer", lambda each: _length(each["tokens"])),
-        ("truncated", lambda each: _percent(each["truncated"])),
+        ("tokens per answer", lambda each: length_text(each["tokens"])),
+        ("truncated", lambda each: percent_text(each["truncated"])),
         ("distinct-1, -2, -3", lambda each: _shares(each["distinct"].values())),
         ("repeated 2-, 3-, 4-grams", lambda each: _shares(r and r["value"] for r in each["repeated"].values())),
     ]
     if found[-1]["kl"] is not None:
-        shown.append(("KL (nats per token)", lambda each: _plain(each["kl"]["per_token"])))
+        shown.append(("KL (nats per token)", lambda each: plain_text(each["kl"]["per_token"])))
     rows = [[label, *map(show, found), *([""] if change else [])] for label, show in shown]
     return [*rows, *_correct_rows([each["correct"] for each in found], change)] if found[-1].get("correct") else rows
 
@@ -126,9 +126,9 @@ def _correct_rows(found: Sequence[Values], change: Values | None) -> list[Row]:
     for name, label in _CORRECT.items():
         row = [
             f"{label}, of {judged:,} judged",
-            *("-" if each[name] is None else _percent(each[name]) for each in found),
+            *("-" if each[name] is None else percent_text(each[name]) for each in found),
         ]
-        rows.append([*row, _points(change[name]) if change[name] else "-"] if change else row)
+        rows.append([*row, points_text(change[name]) if change[name] else "-"] if change else row)
     return [*rows, ["without expected answer", *[f"{others:,}"] * len(found), *([""] if change else [])]]
 
 
@@ -144,23 +144,28 @@ def _interval(value: Values, form: str, scale: float = 1.0) -> str:
     return f" [{format(scale * value['low'], form)}, {format(scale * value['high'], form)}]"
 
 
-def _percent(value: Values) -> str:
+def percent_text(value: Values) -> str:
+    """Format an estimate of a share in percent, with its interval."""
     return f"{value['value']:.1%}{_interval(value, '.1f', 100.0)}"
 
 
-def _points(value: Values) -> str:
+def points_text(value: Values) -> str:
+    """Format the difference of two shares in percentage points, with its interval."""
     return f"{100 * value['value']:+.1f} points{_interval(value, '+.1f', 100.0)}"
 
 
-def _signed(value: Values) -> str:
+def signed_text(value: Values) -> str:
+    """Format an estimate with its sign and interval."""
     return f"{value['value']:+.3f}{_interval(value, '+.3f')}"
 
 
-def _plain(value: Values) -> str:
+def plain_text(value: Values) -> str:
+    """Format an estimate with four digits and its interval."""
     return f"{value['value']:.4f}{_interval(value, '.4f')}"
 
 
-def _length(value: Values) -> str:
+def length_text(value: Values) -> str:
+    """Format an estimate of a length with its interval."""
     return f"{value['value']:.1f}{_interval(value, '.1f')}"
 
 

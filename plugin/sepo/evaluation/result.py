@@ -176,7 +176,9 @@ def _set(part: SetResult) -> dict[str, Any]:
 
 
 def _divergence(part: Divergence) -> dict[str, Any]:
-    return asdict(part)
+    values = asdict(part)
+    del values["rows"]
+    return values
 
 
 def _spec(spec: ModelSpec) -> dict[str, Any]:

@@ -63,11 +63,13 @@ class Divergence:
         per_token: mean over all their tokens, in nats.
         per_answer: mean over responses of the sum over their tokens, in nats.
         tokens: number of tokens.
+        rows: sum over the tokens of each response, in nats, float64 [N].
     """
 
     per_token: Estimate
     per_answer: Estimate
     tokens: int
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _divergence(sums: AnswerSums, seed: int) -> Divergence | None:
         return None
     per_token, per_answer = estimate(sums.kl, weights=sums.tokens, seed=seed), estimate(sums.kl, seed=seed)
     assert per_token is not None and per_answer is not None  # noqa: PT018
-    return Divergence(per_token, per_answer, int(np.sum(sums.tokens)))
+    return Divergence(per_token, per_answer, int(np.sum(sums.tokens)), sums.kl)
 
 
 @contextmanager

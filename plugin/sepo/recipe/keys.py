@@ -354,6 +354,44 @@ PIPELINE_KEYS = {
 }
 """Keys of `sepo pipeline`, in addition to its sections ``base``, ``oracle`` and ``policy``."""
 
+COMPARE_KEYS = {
+    row.name: row
+    for row in (
+        Key("seeds", str, "Seeds of every variant, one run each.", shown="`[seed]`"),
+        Key("baseline", str, "Variant that the others are compared with.", shown="the first"),
+        Key(
+            "choose",
+            str,
+            "Keys of a grid; for each variant, the values that are best on the validation rows are reported.",
+            shown="none",
+        ),
+        Key(
+            "choose_by",
+            str,
+            "Measure of that choice: `accuracy` of the log-ratio, or the share that is `right`.",
+            shown="`right` with a judge, else `accuracy`",
+            expected=one_of("accuracy", "right"),
+        ),
+        Key(
+            "validation_dataset",
+            str,
+            "Pairs to choose by; or `val_size`, which splits them off `dataset`.",
+            shown="none",
+        ),
+        Key(
+            "generate",
+            int,
+            "Number of prompts of the held-out pairs that every policy answers.",
+            default=0,
+            expected=Expected("a whole number of at least 0", lambda value: value >= 0),
+        ),
+        Key("judge", str, "Judge of these answers, as `--judge` of `sepo eval`.", shown="none"),
+        Key("expected_column", str, "Column of the pairs with the expected answers, for the judge.", shown="none"),
+        Key("judge_options", str, "Options of the judge, `name: value`.", shown="none"),
+    )
+}
+"""Keys of `sepo compare`, in addition to its sections ``variants`` and ``grid``."""
+
 
 def keys_of(part: Part) -> tuple[str, ...]:
     """Return the keys that belong to a part of a run."""

@@ -31,7 +31,7 @@ from sepo.recipe.reference import (
     reference_notes,
     reference_spec,
 )
-from sepo.recipe.settings import RunSettings
+from sepo.recipe.settings import RunSettings, TokenRewardSource
 from sepo.recipe.stages import (
     objective_keys,
     objective_of_key,
@@ -200,7 +200,7 @@ def resolve(
         )
     reference = precomputed_reference(arguments, given, method)
     rewards = token_reward_source(arguments, given, method)
-    needs_oracle = method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
+    needs_oracle = _needs_oracle(method, rewards)
     if not needs_oracle:
         for name in keys_of("oracle"):
             if name in given:
@@ -254,6 +254,39 @@ def resolve(
         more = [word for name, value in base.items() for word in (f"--{name}", str(value))]
         host = [*_without(args, (*dropped, *base)), "--stage", "dpo", "--pref_loss", loss, *more]
     return host, settings
+
+
+def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+    """Return the keys of an oracle, a reference or a selection that a run has no use for, and which it would refuse.
+
+    Args:
+        recipe: keys and values of a sepo stage.
+        names: the keys that are looked at, such as those that several recipes share.
+
+    Raises:
+        SepoError: as ``resolve``, for the other keys.
+    """
+    parts: dict[str, set[str]] = {
+        part: set(keys_of(part)) & set(names) for part in ("selection", "oracle", "reference")
+    }
+    parts["reference"] |= {"ref_precompute"} & set(names)
+    given = with_stage_defaults(
+        {name: value for name, value in recipe.items() if not any(name in part for part in parts.values())}
+    )
+    arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
+    own_keys = objective_keys(str(given["objective"]))
+    method, _, _ = resolved_method(str(given["stage"]), arguments, given, own_keys=own_keys)
+    read = {
+        "selection": method.scorer != "none",
+        "oracle": _needs_oracle(method, token_reward_source(arguments, given, method)),
+        "reference": method.needs_reference,
+    }
+    unread = set().union(*(parts[part] for part, needed in read.items() if not needed))
+    return tuple(name for name in recipe if name in unread)
+
+
+def _needs_oracle(method: Method, rewards: TokenRewardSource | None) -> bool:
+    return method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
 
 
 def _reference_in_words(

@@ -20,6 +20,7 @@ NEEDED = {
     "score": ["recipe.yaml"],
     "scores export RECIPE": ["recipe.yaml", "-o", "rows.jsonl"],
     "pipeline": ["recipe.yaml"],
+    "compare": ["recipe.yaml"],
     "plan": ["recipe.yaml"],
     "bench": ["recipe.yaml"],
     "eval": ["recipe.yaml"],

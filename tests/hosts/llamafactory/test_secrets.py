@@ -1,5 +1,6 @@
 """Secrets of a recipe are in no file and no line of output that a command leaves."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import re
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ import yaml
 
 from sepo.cli.main import main
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory import pipeline
+from sepo.hosts.llamafactory import child_runs, pipeline
 from sepo.hosts.llamafactory.pipeline import Step
 from sepo.hosts.llamafactory.reading import SECRETS, read_recipe
 from sepo.redaction import HIDDEN, SECRET_KEYS, is_secret_key, redacted
@@ -204,11 +206,12 @@ def test_secrets_are_read_once_and_leave_the_environment(tmp_path, monkeypatch):
 def test_a_step_is_given_its_secrets_by_the_environment(tmp_path, monkeypatch):
     seen = {}
 
-    def start(command, *, check, env):
+    @contextlib.contextmanager
+    def start(command, *, env, stdout, stderr):
         seen.update(command=command, env=env)
-        return type("Done", (), {"returncode": 1})
+        yield SimpleNamespace(pid=1, wait=lambda: 1)
 
-    monkeypatch.setattr(pipeline.subprocess, "run", start)
+    monkeypatch.setattr(child_runs.subprocess, "Popen", start)
     step = Step("base", {"model_name_or_path": "m", "output_dir": "o", "ray_init_kwargs": RAY, **PLANTED})
     with pytest.raises(SepoError, match=r"base\.yaml ray_init_kwargs=\.\.\. hf_hub_token=\.\.\.") as caught:
         pipeline._run(step, tmp_path)

@@ -6,7 +6,7 @@ import functools
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sepo.console import print_lines
 from sepo.errors import SepoError
 from sepo.evaluation.benchmarks import read_questions
 from sepo.evaluation.generation import Decoding
-from sepo.evaluation.prompts import check_room, question_prompts
+from sepo.evaluation.prompts import PromptSet, Voice, check_room, question_prompts
 from sepo.evaluation.report import print_result
 from sepo.evaluation.result import EvaluatedPolicy, claimed_folder, result_values, write_results
 from sepo.evaluation.run import EvaluationSettings, HeldOut, PolicyResult, evaluate_policy
@@ -92,7 +92,51 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
     """
     _check(request)
     recipe = evaluation_recipe(recipe_file, overrides)
-    policies = _policies(recipe, request)
+    evaluation = evaluate_recipe(recipe, request=request)
+    print_result(evaluation.values)
+    print_lines(f"written: {path}" for path in evaluation.written)
+    return evaluation.values
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Args:
+        values: the content of ``eval.json``.
+        policies: evaluated policies by role.
+        heldout: the pairs.
+        written: the files and directories that were written.
+    """
+
+    values: dict[str, Any]
+    policies: Mapping[str, EvaluatedPolicy]
+    heldout: HeldOut
+    written: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What an evaluation reads besides the models.
+
+    Args:
+        settings: settings of the evaluation.
+        arguments: the host's argument objects.
+        data: the tokenized data.
+        rows: the evaluated rows.
+        voice: template and tokenizer of the policy.
+        prompts: the prompts that are answered.
+    """
+
+    settings: EvaluationSettings
+    arguments: Any
+    data: PreparedData
+    rows: Dataset
+    voice: Voice
+    prompts: list[PromptSet]
+
+
+def _prepared(recipe: EvaluationRecipe, request: Request) -> _Prepared:
     settings = _settings(recipe, request)
     benchmarks = [read_questions(path) for path in request.questions]
     names = [benchmark.name for benchmark, _ in benchmarks]
@@ -102,10 +146,9 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
     with tempfile.TemporaryDirectory(prefix="sepo-eval-") as folder:
         arguments = get_train_args({**recipe.host, "output_dir": folder})
         data = evaluated_data(arguments, judge=settings.judge, column=request.judge.column if request.judge else "")
-    model_args, data_args = arguments[:2]
-    _check_models(recipe, data, model_args)
+    _check_models(recipe, data, arguments[0])
     rows = rows_of(data, recipe.part)
-    voice = voice_of(data, recipe.policy, model_args)
+    voice = voice_of(data, recipe.policy, arguments[0])
     prompts = []
     if request.generate:
         prompts.append(heldout_prompts(rows, recipe.dataset, most=request.generate, seed=request.seed))
@@ -117,9 +160,43 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
     ]
     for each in prompts:
         check_room(each, voice, settings.decoding)
+    return _Prepared(settings, arguments, data, rows, voice, prompts)
+
+
+def check_evaluation(recipe: EvaluationRecipe, *, request: Request) -> int:
+    """Read the rows and prompts of an evaluation without loading a model, so that it cannot fail on these later.
+
+    Args:
+        recipe: the recipe; its policy may be the model that training starts from.
+        request: the options of the evaluation.
+
+    Returns:
+        The number of pairs.
+
+    Raises:
+        SepoError: the data or the request is invalid.
+    """
+    return len(_prepared(recipe, request).rows)
+
+
+def evaluate_recipe(recipe: EvaluationRecipe, *, request: Request) -> Evaluation:
+    """Evaluate the policy of a recipe that was read, and write the results.
+
+    Args:
+        recipe: the recipe.
+        request: the options of the evaluation.
+
+    Raises:
+        SepoError: the data, the models or the request is invalid.
+    """
+    policies = _policies(recipe, request)
+    prepared = _prepared(recipe, request)
+    settings, rows, prompts, arguments = prepared.settings, prepared.rows, prepared.prompts, prepared.arguments
     folder_for_results = claimed_folder(request.output)
     heldout = _heldout(rows, recipe.dataset)
-    evaluated = functools.partial(evaluate_policy, heldout=heldout, prompts=prompts, voice=voice, settings=settings)
+    evaluated = functools.partial(
+        evaluate_policy, heldout=heldout, prompts=prompts, voice=prepared.voice, settings=settings
+    )
     measured = {
         role: _measured(name, spec, recipe.reference, functools.partial(evaluated, name=role), arguments)
         for role, (name, spec) in policies.items()
@@ -131,17 +208,15 @@ def evaluate(recipe_file: Path, overrides: Sequence[str] = (), *, request: Reque
             "dataset": recipe.dataset,
             "part": recipe.part,
             "pairs": len(rows),
-            "template": data_args.template,
-            "cutoff_len": data_args.cutoff_len,
+            "template": arguments[1].template,
+            "cutoff_len": arguments[1].cutoff_len,
         },
         prompts=prompts,
         settings=settings,
         versions=versions(),
         judge=None if request.judge is None else request.judge.values(),
     )
-    print_result(values)
-    print_lines(f"written: {path}" for path in write_results(folder_for_results, values, measured, prompts))
-    return values
+    return Evaluation(values, measured, heldout, write_results(folder_for_results, values, measured, prompts))
 
 
 def _check(request: Request) -> None:

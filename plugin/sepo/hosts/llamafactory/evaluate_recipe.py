@@ -13,6 +13,7 @@ from sepo.hosts.llamafactory.bench.recipe import check_keys
 from sepo.hosts.llamafactory.pipeline import SECTIONS, read_pipeline
 from sepo.hosts.llamafactory.reading import override_values
 from sepo.hosts.llamafactory.recipe import host_keys
+from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.keys import as_flag, as_number
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import base_of_reference_adapters, reference_spec
@@ -96,7 +97,26 @@ def evaluation_recipe(file: Path, overrides: Sequence[str] = (), *, use: Use = E
     Raises:
         SepoError: the recipe is invalid, names no rows, or has settings that the command does not support.
     """
-    written, recipe = map(_given, _of_run(file, overrides, use) if file.is_dir() else _of_file(file, overrides))
+    written, recipe = _of_run(file, overrides, use) if file.is_dir() else _of_file(file, overrides)
+    return resolved_evaluation(written, recipe, file=file, use=use)
+
+
+def resolved_evaluation(
+    written: Mapping[str, Any], recipe: Mapping[str, Any], *, file: Path, use: Use = EVALUATION
+) -> EvaluationRecipe:
+    """Return an evaluation from keys and values.
+
+    Args:
+        written: the recipe without the overrides that name the evaluated model.
+        recipe: the recipe with them.
+        file: where it was read, for messages.
+        use: what the command does with it.
+
+    Raises:
+        SepoError: the recipe is invalid, names no rows, or has settings that the command does not support.
+    """
+    written, recipe = _given(written), _given(recipe)
+    refuse_comparison(recipe)
     sections = [name for name in SECTIONS if isinstance(recipe.get(name), dict)]
     if sections:
         raise SepoError(
@@ -159,13 +179,21 @@ def _of_run(folder: Path, overrides: Sequence[str], use: Use) -> tuple[dict[str,
         written = {str(name): value for name, value in recorded.items() if value != HIDDEN}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SepoError(f"{kept} cannot be read as the recipe of a run: {error!r}; name the recipe file.") from error
-    if not adapter:
-        result = {"model_name_or_path": str(folder), "adapter_name_or_path": None}
-    else:
-        new = as_flag("create_new_adapter", written.get("create_new_adapter") or False)
-        below = _own_model(_given(written)).adapters if new else ()
-        result = {"adapter_name_or_path": ",".join((*below, str(folder)))}
-    return written, {**written, **result, **override_values(overrides)}
+    return written, {**written, **trained_model(written, folder), **override_values(overrides)}
+
+
+def trained_model(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the keys that name the model that a run trained.
+
+    Args:
+        recipe: keys and values of the run.
+        folder: its output directory.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        return {"model_name_or_path": str(folder), "adapter_name_or_path": None}
+    new = as_flag("create_new_adapter", recipe.get("create_new_adapter") or False)
+    below = _own_model(_given(recipe)).adapters if new else ()
+    return {"adapter_name_or_path": ",".join((*below, str(folder)))}
 
 
 def _commits(folder: Path) -> dict[str, dict[str, str]]:

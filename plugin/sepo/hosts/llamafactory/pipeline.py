@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +14,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, first_line
-from sepo.files import write_whole
-from sepo.hosts.llamafactory.reading import Recipe, override_values, recipe_of, with_secrets
+from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
+from sepo.hosts.llamafactory.reading import Recipe, override_values, recipe_of
 from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS, unknown_key
 from sepo.recipe.resolve import REFUSED, resolve
 from sepo.recipe.stage_names import is_sepo_stage
 from sepo.recipe.stages import objective_keys, with_stage_defaults
-from sepo.redaction import HIDDEN, redacted, remember_secrets, secrets_of
+from sepo.redaction import HIDDEN, redacted, remember_secrets
 from sepo.training.row_losses import RowLosses
 
 SECTIONS = ("base", "oracle", "policy")
@@ -284,27 +280,22 @@ def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
 
 def _finished(step: Step, records: Path) -> bool:
     record = records / f"{step.name}.done.json"
-    if not record.is_file():
+    before, now = read_record(record), redacted(step.recipe)
+    if before is None:
         return False
-    written = json.loads(record.read_text(encoding="utf-8"))
-    before, now = redacted(written), redacted(step.recipe)  # a token that was rotated changes nothing
-    if before != written:  # by a version that recorded tokens
-        write_whole(record, json.dumps(before, indent=1) + "\n")
     if before.get("stage") == "dpo" and _OWN_DPO.items() <= now.items():
         before |= _OWN_DPO  # the same loss, trained by the host
-    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    if changed:
-        name = changed[0]
+    changed = changes(before, now)
+    if changed is not None:
         raise SepoError(
-            f"step '{step.name}' in {step.recipe['output_dir']} was run with other settings ({', '.join(changed)}: "
-            f"{name} was {before.get(name)!r}, now {now.get(name)!r}). Choose another output_dir, or remove "
-            f"{record} and {step.recipe['output_dir']} to run it again."
+            f"step '{step.name}' in {step.recipe['output_dir']} was run with other settings ({changed}). Choose "
+            f"another output_dir, or remove {record} and {step.recipe['output_dir']} to run it again."
         )
     return True
 
 
 def _write_record(step: Step, records: Path) -> None:
-    write_whole(records / f"{step.name}.done.json", json.dumps(redacted(step.recipe), indent=1) + "\n")
+    write_record(records / f"{step.name}.done.json", step.recipe)
 
 
 def _run(step: Step, records: Path, *, template: str | None = None) -> None:
@@ -320,12 +311,9 @@ def _run(step: Step, records: Path, *, template: str | None = None) -> None:
         print(f"{count} pairs for base and oracle", flush=True)
         return
     recipe_file = records / f"{step.name}.yaml"
-    OmegaConf.save(OmegaConf.create(redacted(step.recipe)), recipe_file)
-    train = [sys.executable, "-m", "sepo", "train", str(recipe_file)]
-    status = subprocess.run(train, check=False, env=with_secrets(os.environ, step.recipe)).returncode
+    status = train(step.recipe, recipe_file)
     if status:
-        alone = shlex.join([*train, *(f"{name}=..." for name in secrets_of(step.recipe))])
         raise SepoError(
             f"step '{step.name}' failed with exit status {status}; its output is above. Fix the cause and run the same "
-            f"command again: finished steps are skipped. This step alone: {alone}"
+            f"command again: finished steps are skipped. This step alone: {command_line(step.recipe, recipe_file)}"
         )

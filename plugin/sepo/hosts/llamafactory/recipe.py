@@ -17,6 +17,7 @@ from sepo.installation import (
     what_is_untested,
     what_is_wrong,
 )
+from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.given import Arguments, given_keys, stage_of
 from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.resolve import resolve
@@ -68,6 +69,7 @@ def check_recipe(
     Raises:
         SepoError: the recipe is invalid, or names data or models that do not exist.
     """
+    refuse_comparison(given_keys(args))
     stage = stage_of(args)
     if not is_sepo_stage(stage):
         check_stage(stage)

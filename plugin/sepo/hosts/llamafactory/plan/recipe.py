@@ -15,6 +15,7 @@ from sepo.errors import SepoError, first_line
 from sepo.hosts.llamafactory.hub import access_in, policy_in
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.memory.shapes import Adapters, Trained
+from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.keys import as_flag, as_number, names_of
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import own_start, reference_spec
@@ -98,6 +99,7 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
     Raises:
         SepoError: the recipe is invalid, or its stage is not one of sepo's.
     """
+    refuse_comparison(recipe)
     stage = None if recipe.get("stage") is None else str(recipe["stage"])
     if not is_sepo_stage(stage):
         check_stage(stage)

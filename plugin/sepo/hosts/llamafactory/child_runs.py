@@ -1,0 +1,91 @@
+"""Training runs in processes of their own, with records by which a later call recognizes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+
+from sepo.files import write_whole
+from sepo.hosts.llamafactory.reading import with_secrets
+from sepo.redaction import redacted, secrets_of
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the recipe of a record, without secrets, or None if there is no record.
+
+    A record that has secrets (by a version that recorded tokens) is replaced by one without.
+    """
+    if not path.is_file():
+        return None
+    written = json.loads(path.read_text(encoding="utf-8"))
+    recipe = redacted(written)
+    if recipe != written:
+        write_record(path, recipe)
+    return recipe
+
+
+def write_record(path: Path, recipe: Mapping[str, Any]) -> None:
+    """Record the recipe of a run, without secrets."""
+    write_whole(path, json.dumps(redacted(recipe), indent=1) + "\n")
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return how two recipes differ, in words, or None if they are the same.
+
+    Args:
+        before: a recipe from ``read_record``.
+        now: a recipe from ``redacted``, so that a secret that was rotated changes nothing.
+    """
+    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if not changed:
+        return None
+    name = changed[0]
+    return f"{', '.join(changed)}: {name} was {before.get(name)!r}, now {now.get(name)!r}"
+
+
+def train(
+    recipe: Mapping[str, Any],
+    file: Path,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    log: IO[bytes] | None = None,
+    on_start: Callable[[int], None] = lambda process: None,
+) -> int:
+    """Run `sepo train` in a process of its own, which ends with an exception in this one.
+
+    Args:
+        recipe: keys and values of the run; its secrets are handed on by the environment.
+        file: the recipe file to write, without secrets.
+        environment: environment of the process.
+        log: where its output goes, or None for the output of this process.
+        on_start: called with the id of the process.
+
+    Returns:
+        The exit status, negative after a signal.
+    """
+    OmegaConf.save(OmegaConf.create(redacted(recipe)), file)
+    error = None if log is None else subprocess.STDOUT
+    with subprocess.Popen(_words(file), env=with_secrets(environment, recipe), stdout=log, stderr=error) as process:
+        try:
+            on_start(process.pid)
+            return process.wait()
+        except BaseException:
+            process.kill()
+            raise
+
+
+def command_line(recipe: Mapping[str, Any], file: Path) -> str:
+    """Return the command that starts a run alone, with a place for each secret."""
+    return shlex.join([*_words(file), *(f"{name}=..." for name in secrets_of(recipe))])
+
+
+def _words(file: Path) -> list[str]:
+    return [sys.executable, "-m", "sepo", "train", str(file)]

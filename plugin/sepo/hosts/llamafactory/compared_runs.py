@@ -1,0 +1,181 @@
+"""Training runs of a comparison: which are finished, and the others trained, resumed after any interruption."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sepo.errors import SepoError
+from sepo.files import write_whole
+from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
+from sepo.recipe.comparison import TrainingRun
+from sepo.recipe.keys import as_flag
+from sepo.redaction import redacted, without_secrets
+
+_LOG_BYTES = 200_000
+"""End of a run's output in which its error is searched."""
+_ERROR = re.compile(r"(sepo: error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b).*")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of the runs of a comparison.
+
+    Args:
+        root: its ``output_dir``.
+    """
+
+    root: Path
+
+    def output(self, run: TrainingRun) -> Path:
+        """Directory of a run."""
+        return self.root / "runs" / run.name
+
+    def record(self, run: TrainingRun, what: str) -> Path:
+        """Record of a run: ``started``, ``done``, ``process`` or ``times``, all JSON."""
+        return self.root / "records" / f"{run.name}.{what}.json"
+
+    def recipe(self, run: TrainingRun) -> Path:
+        """Recipe of a run as it is trained, without secrets."""
+        return self.root / "records" / f"{run.name}.yaml"
+
+    def log(self, run: TrainingRun) -> Path:
+        """Output of a run's training."""
+        return self.root / "records" / f"{run.name}.log"
+
+
+def is_finished(run: TrainingRun, files: RunFiles) -> bool:
+    """Return whether a run is finished, after checks of what an earlier call left.
+
+    Raises:
+        SepoError: the run was made with other settings, its directory is not of this comparison, or it is still being
+            trained by a process of an earlier call.
+    """
+    output, now = files.output(run), redacted(run.recipe)
+    for what in ("done", "started"):
+        before = read_record(files.record(run, what))
+        if before is None:
+            continue
+        changed = changes(before, now)
+        if changed is not None:
+            raise SepoError(
+                f"run '{run.name}' in {output} was made with other settings ({changed}). Choose another output_dir, or "
+                f"remove {output} and {files.root / 'records' / run.name}.* to make it again."
+            )
+        if what == "done":
+            return True
+    if files.record(run, "started").is_file():
+        _check_process(run, files)
+    elif output.is_dir() and any(output.iterdir()):
+        raise SepoError(
+            f"{output} exists and was not made by this comparison (no {files.record(run, 'started')}); move it, or "
+            "choose another output_dir."
+        )
+    return False
+
+
+def _check_process(run: TrainingRun, files: RunFiles) -> None:
+    """Raise if the process that trained a run is alive, as after a signal to its parent alone."""
+    import psutil
+
+    try:
+        kept = json.loads(files.record(run, "process").read_text(encoding="utf-8"))
+        process = psutil.Process(kept["process"])
+        alive = process.create_time() == kept["created"] and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return
+    if alive:
+        raise SepoError(
+            f"run '{run.name}' is still being trained by process {kept['process']}, which an earlier call started; "
+            "wait for it, or end it, and run the same command again."
+        )
+
+
+def train_run(run: TrainingRun, files: RunFiles, *, environment: Mapping[str, str]) -> str | None:
+    """Train a run that is not finished, from its last checkpoint if it has one.
+
+    Args:
+        run: the run.
+        files: its files.
+        environment: environment of the process that trains.
+
+    Returns:
+        None, or the error of a run that failed, as one line.
+    """
+    output, log = files.output(run), files.log(run)
+    files.record(run, "started").parent.mkdir(parents=True, exist_ok=True)
+    whole = not as_flag("save_only_model", run.recipe.get("save_only_model") or False)  # with the optimizer's states
+    resumed = files.record(run, "started").is_file() and _resumable(output) and whole
+    if not resumed and output.exists():
+        shutil.rmtree(output)  # of an earlier attempt that cannot be resumed; the host would refuse its files
+    write_record(files.record(run, "started"), run.recipe)
+    start = time.monotonic()
+    process = files.record(run, "process")
+    with log.open("ab") as stream:
+        begin = stream.tell()
+        try:
+            status = train(
+                run.recipe,
+                files.recipe(run),
+                environment=environment,
+                log=stream,
+                on_start=lambda number: _record_process(process, number),
+            )
+        finally:
+            process.unlink(missing_ok=True)  # it has ended, unless this process is killed
+    if status:
+        reason = _last_error(log, begin) or f"exit status {status}"
+        return f"{reason} (alone: {command_line(run.recipe, files.recipe(run))})" if status < 0 else reason
+    times = {"seconds": round(time.monotonic() - start, 2), "resumed": resumed}
+    write_whole(files.record(run, "times"), json.dumps(times) + "\n")
+    write_record(files.record(run, "done"), run.recipe)
+    return None
+
+
+def _record_process(file: Path, process: int) -> None:
+    import psutil
+
+    try:
+        created = psutil.Process(process).create_time()
+    except psutil.Error:  # it has ended
+        return
+    write_whole(file, json.dumps({"process": process, "created": created}) + "\n")
+
+
+def _resumable(output: Path) -> bool:
+    """Remove checkpoints that a killed run left incomplete, and return whether a complete one remains."""
+    complete = False
+    for folder in output.glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))  # the trainer writes it last
+            complete = True
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+    return complete
+
+
+def _last_error(log: Path, begin: int) -> str:
+    """Return the last line of a run's output that is an error, or else its last line."""
+    with log.open("rb") as file:
+        file.seek(max(begin, log.stat().st_size - _LOG_BYTES))
+        text = file.read().decode("utf-8", errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    errors = [line for line in lines if _ERROR.match(line)]
+    last = (errors or lines or [""])[-1].removeprefix("sepo: error: ")
+    return without_secrets(last)[:500]
+
+
+def training_seconds(runs: Sequence[TrainingRun], files: RunFiles) -> dict[str, dict[str, Any]]:
+    """Return the duration of the finished runs by name: ``seconds``, of the last call if it ``resumed``."""
+    found = {}
+    for run in runs:
+        file = files.record(run, "times")
+        if file.is_file() and files.record(run, "done").is_file():
+            found[run.name] = json.loads(file.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,341 @@
+"""`sepo compare`: resumption, failures and refusals with stand-ins for training and evaluation, and one real run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from sepo.cli import main
+from sepo.errors import SepoError
+from sepo.evaluation.comparison import Measured
+from sepo.hosts.llamafactory import compare as command
+from sepo.hosts.llamafactory import compared_runs
+from sepo.hosts.llamafactory.compare import compare
+from sepo.hosts.llamafactory.evaluate import check_evaluation
+from sepo.hosts.llamafactory.evaluate_recipe import SAMPLING, evaluation_recipe
+from sepo.hosts.llamafactory.plan.run import plan
+from sepo.hosts.llamafactory.recipe import check_recipe
+from tests.support.recipes import BIN, environment, run, sepo_recipe, write
+from tests.support.tiny import save_pairs
+
+
+@pytest.fixture
+def data(world, tmp_path):
+    """Return a recipe for the tiny models whose training, validation and held-out rows are data sets of their own."""
+    save_pairs(tmp_path / "data")
+    info = json.loads((tmp_path / "data" / "dataset_info.json").read_text())
+    entry = info["tiny_pairs"]
+    rows = json.loads((tmp_path / "data" / entry["file_name"]).read_text())
+    for name, part in (("train", rows[:12]), ("val", rows[12:18]), ("held", rows[18:])):
+        (tmp_path / "data" / f"{name}.json").write_text(json.dumps(part))
+        info[name] = {**entry, "file_name": f"{name}.json"}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
+    shared = sepo_recipe(world, tmp_path / "out", dataset_dir=str(tmp_path / "data"), dataset="train", seed=None)
+    return {**shared, "eval_dataset": "held", "seeds": [1, 2], "variants": {"dpo": {"objective": "dpo"}, "sepo": {}}}
+
+
+class Stub:
+    """Stand-ins for training and evaluation: trained runs leave a weight file, and each row's value is given."""
+
+    def __init__(self, monkeypatch):
+        self.trained, self.evaluated, self.fail, self.kill, self.values = [], [], {}, None, {}
+        self.found = {}
+        monkeypatch.setattr(compared_runs, "train", self._train)
+        monkeypatch.setattr(command, "evaluate_recipe", self._evaluate)
+        monkeypatch.setattr(command, "check_evaluation", lambda recipe, request: 2)
+        monkeypatch.setattr(command, "row_measures", lambda result, answers: result)
+        monkeypatch.setattr(command, "rows_digest", lambda heldout: "rows")
+
+    def _train(self, recipe, file, *, environment, log, on_start):
+        output = compared_runs.Path(recipe["output_dir"])
+        self.found[output.name] = sorted(p.name for p in output.iterdir()) if output.exists() else None
+        on_start(os.getpid())
+        (output / "checkpoint-2").mkdir(parents=True, exist_ok=True)
+        (output / "checkpoint-2" / "trainer_state.json").write_text("{}")
+        (output / "adapter_config.json").write_text("{}")
+        (output / "trainer_state.json").write_text(
+            '{"log_history": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}]}'
+        )
+        if self.kill == output.name:
+            raise KeyboardInterrupt
+        log.write(self.fail.get(output.name, b"fine\n"))
+        log.flush()
+        self.trained.append(output.name)
+        return 1 if output.name in self.fail else 0
+
+    def _evaluate(self, recipe, *, request):
+        self.evaluated.append((request.name, recipe.dataset))
+        if request.name in self.fail:
+            raise RuntimeError("no\nroom")
+        request.output.mkdir(parents=True)
+        value = self.values.get((request.name, recipe.dataset), 0.5)
+        rows = {"accuracy_summed": [value, value], "accuracy": [value, value]}
+        return SimpleNamespace(policies={"after": SimpleNamespace(result=rows)}, heldout=None)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    return Stub(monkeypatch)
+
+
+def result(recipe):
+    return json.loads((command.Path(recipe["output_dir"]) / command.RESULT).read_text())
+
+
+def called(recipe, **more):
+    return compare({**recipe, **more}, environment=os.environ)
+
+
+def test_finished_runs_and_evaluations_are_not_repeated_and_seeds_can_be_added(data, stub, tmp_path):
+    assert called(data) == 0
+    names = ["dpo-1", "dpo-2", "sepo-1", "sepo-2"]
+    assert stub.trained == names
+    assert stub.evaluated == [(name, "held") for name in names]
+    first = result(data)
+    assert list(first["variants"]) == ["dpo", "sepo"]
+    assert first["variants"]["sepo"]["difference"]["accuracy"]["value"] == 0.0
+    assert first["variants"]["dpo"]["difference"] is None
+    page = (tmp_path / "out" / command.PAGE).read_text()
+    assert "dpo-1" in page
+    assert "sepo-1" in page
+    assert "<svg" in page
+    assert called(data) == 0
+    assert called(data, seeds=[1, 2, 3]) == 0
+    assert stub.trained == [*names, "dpo-3", "sepo-3"]
+    assert stub.evaluated[4:] == [("dpo-3", "held"), ("sepo-3", "held")]
+
+
+def test_an_interrupted_run_resumes_from_its_complete_checkpoint(data, stub, tmp_path, monkeypatch):
+    stub.kill = "sepo-1"
+    with pytest.raises(KeyboardInterrupt):
+        called(data)
+    partial = tmp_path / "out" / "runs" / "sepo-1" / "checkpoint-4"
+    partial.mkdir()
+    (partial / "trainer_state.json").write_text('{"cut')
+    stub.kill = None
+    mine = {"process": os.getpid(), "created": psutil.Process().create_time()}
+    process = tmp_path / "out" / "records" / "sepo-1.process.json"
+    assert not process.exists()
+    process.write_text(json.dumps(mine))  # as if only the parent was killed
+    with pytest.raises(SepoError, match=f"run 'sepo-1' is still being trained by process {os.getpid()}"):
+        called(data)
+    process.write_text(json.dumps({**mine, "created": 0}))  # the id is that of another process now
+    assert called(data) == 0
+    assert stub.trained == ["dpo-1", "dpo-2", "sepo-1", "sepo-2"]
+    assert stub.found["sepo-1"] == ["adapter_config.json", "checkpoint-2", "trainer_state.json"]
+    times = json.loads((tmp_path / "out" / command.TIMES).read_text())
+    assert {name: each["resumed"] for name, each in times.items()} == {
+        "dpo-1": False, "dpo-2": False, "sepo-1": True, "sepo-2": False,
+    }  # fmt: skip
+
+
+def test_a_run_without_a_checkpoint_starts_anew(data, stub, tmp_path):
+    stub.kill = "dpo-1"
+    with pytest.raises(KeyboardInterrupt):
+        called(data)
+    (tmp_path / "out" / "runs" / "dpo-1" / "checkpoint-2" / "trainer_state.json").unlink()
+    stub.kill = None
+    assert called(data) == 0
+    assert stub.found["dpo-1"] is None  # the host would refuse the weights of the first attempt
+
+
+def test_a_failed_run_is_reported_with_its_error_and_the_others_finish(data, stub, capsys):
+    stub.fail = {"dpo-2": b"step 1\rTraceback ...\nValueError: no such layer\n  0%|   | 0/4\n"}
+    stub.values = {("dpo-1", "held"): 0.25, ("sepo-1", "held"): 0.75, ("sepo-2", "held"): 0.75}
+    assert called(data) == 1
+    found = result(data)["variants"]
+    assert found["dpo"]["failed"] == {"dpo-2": "ValueError: no such layer"}
+    assert list(found["dpo"]["seeds"]) == ["1"]
+    assert found["sepo"]["difference"]["accuracy"]["value"] == 0.5
+    assert "failed: dpo-2: ValueError: no such layer" in capsys.readouterr().out
+    stub.fail = {}
+    assert called(data) == 0  # only this run is made
+    assert stub.trained[4:] == ["dpo-2"]
+    assert result(data)["variants"]["dpo"]["failed"] == {}
+
+
+def test_a_failed_evaluation_is_reported_and_the_others_finish(data, stub, tmp_path):
+    stub.fail = {"sepo-2": b""}
+    assert called(data) == 1
+    stub.fail, stub.trained = {}, []
+    (tmp_path / "out" / "evaluations" / "heldout" / "dpo-1" / "rows.json").unlink()  # as if it was interrupted
+    assert called(data) == 0
+    assert stub.trained == ["sepo-2"]
+    stub.fail = {"dpo-1": b""}
+    (tmp_path / "out" / "evaluations" / "heldout" / "dpo-1" / "rows.json").unlink()
+    assert called(data) == 1
+    assert result(data)["variants"]["dpo"]["failed"] == {"dpo-1": "RuntimeError: no"}
+
+
+def test_the_choice_reads_validation_rows_only(data, stub):
+    grid = {"learning_rate": [1e-3, 1e-2]}
+    names = [f"{name}-learning_rate={rate}-{seed}" for name in ("dpo", "sepo") for rate in grid["learning_rate"]
+             for seed in (1, 2)]  # fmt: skip
+    stub.values = {(name, "val"): 0.2 for name in names} | {(name, "held"): 0.9 for name in names}
+    stub.values |= {("sepo-learning_rate=0.01-1", "val"): 0.1, ("sepo-learning_rate=0.01-2", "val"): 0.4}
+    stub.values[("sepo-learning_rate=0.01-1", "held")] = 0.1
+    assert called(data, grid=grid, choose="learning_rate", validation_dataset="val") == 0
+    found = result(data)["variants"]
+    assert (found["dpo"]["run"], found["sepo"]["run"]) == ("dpo-learning_rate=0.001", "sepo-learning_rate=0.01")
+    assert found["sepo"]["validation"]["sepo-learning_rate=0.01"] == {"1": 0.1, "2": 0.4}
+    assert found["sepo"]["keys"] == {"learning_rate": 0.01}
+    held = [name for name, rows in stub.evaluated if rows == "held"]
+    assert held == [f"{found[name]['run']}-{seed}" for name in ("dpo", "sepo") for seed in (1, 2)]
+
+
+def test_a_file_that_changed_after_runs_were_made_is_refused(data, stub, tmp_path):
+    assert called(data) == 0
+    with pytest.raises(SepoError, match=r"run 'dpo-1' in .* \(lora_rank: lora_rank was 4, now 8\)"):
+        called(data, lora_rank=8)
+    with pytest.raises(SepoError, match=r"run 'sepo-1' .*sepo_gamma was None, now 2"):
+        called(data, variants={"dpo": {"objective": "dpo"}, "sepo": {"sepo_gamma": 2}})
+    with pytest.raises(
+        SepoError, match=r"run 'dpo-1' was evaluated with other settings \(generate: generate was 0, now"
+    ):
+        called(data, generate=3)
+    (tmp_path / "out" / "runs" / "mine-1").mkdir()
+    (tmp_path / "out" / "runs" / "mine-1" / "notes.txt").write_text("mine")
+    with pytest.raises(SepoError, match="mine-1 exists and was not made by this comparison"):
+        called(data, variants={"mine": {}})
+    assert (tmp_path / "out" / "runs" / "mine-1" / "notes.txt").read_text() == "mine"
+    assert len(stub.trained) == 4
+
+
+def test_records_have_no_tokens_and_a_rotated_token_changes_nothing(data, stub, tmp_path):
+    token, rotated = "hf_" + "a" * 30, "hf_" + "b" * 30
+    assert called(data, hf_hub_token=token) == 0
+    assert called(data, hf_hub_token=rotated) == 0
+    assert len(stub.trained) == 4
+    for file in (tmp_path / "out").rglob("*.*"):
+        assert not file.is_file() or token not in file.read_text(), file
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"variants": {"a": {"select_ratio": 3}}}, "variant 'a': select_ratio is 3.0, expected a share"),
+        ({"variants": {"a": {"lerning_rate": 3}}}, "variant 'a': unknown key 'lerning_rate'. Did you mean 'learning"),
+        ({"variants": {"a": {"stage": "dpo", "lerning_rate": 3}}}, "variant 'a': unknown key 'lerning_rate'"),
+        ({"variants": {"a": {"stage": "dpo", "select_ratio": 0.3}}}, "variant 'a': select_ratio is set, but stage dpo"),
+        ({"variants": {"a": {"oracle_model": "nowhere/at/all"}}}, "variant 'a': .*nowhere/at/all"),
+        ({"eval_dataset": "hold"}, "variant 'dpo': .*hold"),
+        ({"model_name_or_path": None}, "variant 'dpo': model_name_or_path is missing"),
+        ({"generate": 2, "judge": "maths", "expected_column": "a"}, "maths"),
+        ({"generate": 2, "judge": "exact"}, "judge is exact, but expected_column is missing"),
+    ],
+)
+def test_invalid_variants_are_refused_before_anything_runs(data, stub, tmp_path, keys, message):
+    with pytest.raises(SepoError, match=message):
+        called(data, **keys)
+    assert stub.trained == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_and_expected_answers_are_read_before_anything_is_trained(data, stub, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "check_evaluation", check_evaluation)
+    judged = {**data, "generate": 2, "judge": "exact"}
+    with pytest.raises(SepoError, match=r"dataset 'held.json' has the columns .*, expected answr"):
+        called(judged, expected_column="answr")
+    with pytest.raises(SepoError, match="answers may have 5000 more, but the model has 2048 positions"):
+        called(data, generate=2, max_new_tokens=5000)
+    assert stub.trained == []
+    rows = json.loads((tmp_path / "data" / "val.json").read_text())
+    (tmp_path / "data" / "val.json").write_text(json.dumps([{**rows[0], "chosen": None}]))
+    with pytest.raises(SepoError, match="val"):
+        called(data, grid={"learning_rate": [1e-3, 1e-2]}, choose="learning_rate", validation_dataset="val")
+    assert stub.trained == []
+
+
+def test_checkpoints_without_the_state_of_the_optimizer_are_not_resumed(data, stub):
+    stub.kill = "dpo-1"
+    with pytest.raises(KeyboardInterrupt):
+        called(data, save_only_model=True)
+    stub.kill = None
+    assert called(data, save_only_model=True) == 0
+    assert stub.found["dpo-1"] is None
+
+
+@pytest.mark.parametrize("name", ["plan", "eval", "sample", "train"])
+def test_other_commands_refuse_the_file_in_one_line(name, data, tmp_path):
+    path = write(data, tmp_path / "compare.yaml")
+    read = {
+        "plan": lambda: plan(path),
+        "eval": lambda: evaluation_recipe(path),
+        "sample": lambda: evaluation_recipe(path, use=SAMPLING),
+        "train": lambda: check_recipe(data),
+    }
+    with pytest.raises(SepoError, match="section 'variants' is one of sepo compare; run sepo compare with this file"):
+        read[name]()
+
+
+def test_a_dry_run_prints_runs_memory_what_is_shared_and_the_time_left(data, stub, tmp_path, capsys):
+    variants = {
+        "dpo": {"stage": "dpo"},
+        "a": {},
+        "b": {"select_ratio": 0.5},
+        "c": {"stage": "minor_dpo", "oracle_model": None, "ref_precompute": True},
+    }
+    path = write({**data, "variants": variants}, tmp_path / "compare.yaml")
+    assert main(["compare", str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 runs: 4 variants, 2 seeds" in shown
+    assert "MiB" in next(line for line in shown.splitlines() if " a-1 " in line)
+    assert "for 2 of 4 variants" in next(line for line in shown.splitlines() if "token scores by" in line)
+    assert "for 1 of 4 variants" in next(line for line in shown.splitlines() if "precomputed" in line)
+    assert "time: unknown until one run is finished" in shown
+    assert stub.trained == []
+    assert not (tmp_path / "out").exists()
+    assert called({**data, "variants": {"a": {}}}) == 0
+    for seed in (1, 2):
+        (tmp_path / "out" / "records" / f"a-{seed}.times.json").write_text('{"seconds": 60.0, "resumed": false}')
+    assert main(["compare", str(path), "--dry-run"]) == 0
+    assert "time: 0:06:00 for 6 runs" in capsys.readouterr().out
+
+
+def without_interruption(folder):
+    return (folder / command.RESULT).read_bytes()
+
+
+@pytest.mark.host
+def test_a_killed_comparison_resumes_to_the_same_bytes(data, tmp_path):
+    recipe = {**data, "variants": {"dpo": {"stage": "dpo", "pref_beta": 0.1}, "sepo": {}}, "save_steps": 2,
+              "generate": 2, "max_new_tokens": 4}  # fmt: skip
+    path = write(recipe, tmp_path / "compare.yaml")
+    words = [sys.executable, "-m", "sepo", "compare", str(path), f"output_dir={tmp_path / 'killed'}"]
+    with open(tmp_path / "killed.log", "w") as log:
+        process = subprocess.Popen(
+            words, cwd=tmp_path, env=environment(), stdout=log, stderr=log, start_new_session=True
+        )
+    state = tmp_path / "killed" / "runs" / "dpo-2" / "checkpoint-2" / "trainer_state.json"
+    deadline = time.monotonic() + 300
+    while not state.exists():
+        assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = run([BIN / "sepo", *words[3:]], cwd=tmp_path, forks=True)
+    assert "[1/4] dpo-1: finished before" in again.stdout
+    assert "[2/4] dpo-2: done" in again.stdout
+    assert json.loads((tmp_path / "killed" / command.TIMES).read_text())["dpo-2"]["resumed"]
+    run([BIN / "sepo", "compare", path], cwd=tmp_path, forks=True)
+    assert without_interruption(tmp_path / "out") == without_interruption(tmp_path / "killed")
+    values = result({"output_dir": tmp_path / "out"})
+    assert [list(each["seeds"]) for each in values["variants"].values()] == [["1", "2"], ["1", "2"]]
+    means = values["variants"]["sepo"]["mean"]
+    assert means["kl_chosen"]["value"] > 0
+    assert means["tokens"]["value"] <= 4
+    assert means["accuracy"]["low"] <= means["accuracy"]["value"] <= means["accuracy"]["high"]
+    assert values["variants"]["sepo"]["difference"]["margin"]["value"] != 0
+    # The measured rows are those of sepo eval.
+    kept = json.loads((tmp_path / "out" / "evaluations" / "heldout" / "sepo-1" / "eval.json").read_text())
+    rows = json.loads((tmp_path / "out" / "evaluations" / "heldout" / "sepo-1" / "rows.json").read_text())
+    measured = Measured(rows["rows"], rows["digest"])
+    assert command.run_means(measured)["margin"] == kept["policies"]["after"]["preference"]["reward"]["margin"]["value"]
+    assert len(rows["rows"]["margin"]) == values["data"]["pairs"] == kept["data"]["pairs"]
