@@ -80,13 +80,18 @@ def test_parameters_are_the_published_ones(name, shapes):
 
 def examples():
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
+    from sepo.recipe.comparison import SECTIONS as VARIANTS
+    from sepo.recipe.comparison import read_comparison
     from sepo.recipe.stage_names import HOST_STAGES
 
     for path in sorted(p for p in (ROOT / "yaml_examples").rglob("*.yaml") if p.parent.name != "axolotl"):
         recipe = yaml.safe_load(path.read_text())
-        recipe = plan_steps(recipe)[-1].recipe if set(SECTIONS) & set(recipe) else recipe
-        if recipe["stage"] not in HOST_STAGES:  # steps of a chain with the host's own stages
-            yield pytest.param(path, recipe, id=path.stem)
+        recipes = {path.stem: plan_steps(recipe)[-1].recipe if set(SECTIONS) & set(recipe) else recipe}
+        if set(VARIANTS) & set(recipe):
+            recipes = {f"{path.stem}-{run.variant.name}": run.recipe for run in read_comparison(recipe).runs()}
+        for name, one in recipes.items():
+            if one["stage"] not in HOST_STAGES:  # steps of a chain, and variants, with the host's own stages
+                yield pytest.param(path, one, id=name)
 
 
 @pytest.mark.parametrize(("path", "recipe"), examples())
