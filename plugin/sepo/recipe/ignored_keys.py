@@ -1,4 +1,4 @@
-"""Keys of LLaMA-Factory that have no effect in a sepo stage, as in its own DPO, and the log line that says so."""
+"""Keys of LLaMA-Factory that have no effect in a sepo stage, as in its own DPO, and the log line about them."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,9 @@ class PairMeans(_Base):
                 "dispatch_batches: false."
             )
 
+    @abstractmethod
     def evaluation_step(self, model: Any, batch: Mapping[str, Any], *, counted: int) -> StepOutput:
         """Run ``preference_step`` on a device batch of an evaluation, of which the first ``counted`` pairs count."""
-        raise NotImplementedError
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
         """Evaluate one device batch; no logits are computed, so there are no predictions."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from sepo.errors import SepoError
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
 from sepo.hosts.axolotl.config import Resolved
+from sepo.hosts.stage_step import StageStep
 from sepo.recipe.settings import RunSettings
 from sepo.runs.files import method_collator, write_settings
 from sepo.runs.first_screen import FirstScreen
@@ -24,11 +24,7 @@ from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
 from sepo.selection import SIDES
 from sepo.training.loading import register_numbered_cpus
-from sepo.training.means import PairMeans
-from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.selection_columns import IGNORE_INDEX
-from sepo.training.split_backward import SplitsBatches
-from sepo.training.step import StepOutput, StepTokens, preference_step
 
 _PAD_TO = 8
 
@@ -42,7 +38,7 @@ class _WithoutCollecting(AxolotlDPOTrainer):
         return step
 
 
-class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, _WithoutCollecting):
+class PreferenceTrainer(StageStep, _WithoutCollecting):
     """Trainer of sepo's stages. Only the training step differs: optimizers, schedulers, samplers, engines, checkpoints
     and logging are the host's.
 
@@ -52,9 +48,6 @@ class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, _WithoutCollec
         args: Axolotl's DPO arguments, with the plugin's field.
         processing_class: the tokenizer.
         **kwargs: further arguments of Axolotl's DPO trainer; its collator is not used.
-
-    Attributes:
-        record: callback that records some of the pairs and their selected tokens, or None.
 
     Raises:
         SepoError: If the arguments hold no stage, because the plugin was not loaded.
@@ -69,7 +62,6 @@ class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, _WithoutCollec
             )
         resolved = Resolved.from_json(text)
         self.settings, self.chosen_nll_weight = resolved.settings, resolved.chosen_nll_weight
-        self.record: TokenRecord | None = None
         self.batch_tokens = self.settings.batch_tokens
         multiple = kwargs.pop("data_collator", None)
         collator = PairCollator(
@@ -114,47 +106,8 @@ class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, _WithoutCollec
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Compute the loss of one device batch in training."""
-        output = self._step(model, inputs, watch=self._watch())
-        self._training.add(output.sums)
+        output = self.train_on(model, inputs)
         return (output.loss, {}) if return_outputs else output.loss
-
-    def evaluation_step(self, model: Any, batch: Mapping[str, Any], *, counted: int) -> StepOutput:
-        """Run the step on a device batch of an evaluation."""
-        return self._step(model, batch, counted=counted)
-
-    def _step(
-        self,
-        model: Any,
-        batch: Mapping[str, Any],
-        *,
-        watch: Callable[[StepTokens], None] | None = None,
-        counted: int | None = None,
-    ) -> StepOutput:
-        return preference_step(
-            model,
-            batch,
-            method=self.settings.method,
-            reference=(lambda: self._reference(model)) if self.settings.runs_reference else None,
-            chosen_nll_weight=self.chosen_nll_weight,
-            chunk_tokens=self.settings.head_chunk_tokens,
-            share_prompts=self.shares_prompts(),
-            parts=self.parts(model),
-            watch=watch,
-            counted=counted,
-        )
-
-    def _watch(self) -> Callable[[StepTokens], None] | None:
-        """Return the observer that records the batch's selected tokens, or None if the step is not recorded."""
-        return None if self.record is None else self.record.watch(self.state.global_step + 1)
-
-    @contextlib.contextmanager
-    def _reference(self, model: Any) -> Iterator[Any]:
-        """Yield the reference, as a model to run through the engine's wrapper."""
-        if self.ref_model is not None:
-            yield self.ref_model
-        else:
-            with self.accelerator.unwrap_model(model).disable_adapter():
-                yield model
 
 
 class PairCollator:

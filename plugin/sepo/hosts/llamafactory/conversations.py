@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from llamafactory.data import loader
-from llamafactory.data.processor import PairwiseDatasetProcessor
-
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.pair_encoding import joined_processor
 from sepo.hosts.llamafactory.response_tokens import response_text
+from sepo.hosts.llamafactory.row_processor import RowProcessor, processed_by
 from sepo.text.conversations import CARRIED_EXPECTED, CONVERSATION, EVALUATED, EXPECTED, EXPORTED, QUOTED, READ
 
 _MEDIA = ("images", "videos", "audios")
 
 
-class ConversationKeepingProcessor(PairwiseDatasetProcessor):
+class ConversationKeepingProcessor(RowProcessor):
     """The host's pairwise processor, with an additional column for the conversation of each row.
 
     Attributes:
@@ -31,27 +27,16 @@ class ConversationKeepingProcessor(PairwiseDatasetProcessor):
 
     reader: ClassVar[tuple[str, str]] = QUOTED
 
-    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenize a batch of aligned rows as the host does.
+    def more_columns(self, row: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the column ``CONVERSATION``.
 
         Raises:
             SepoError: a row contains media, which a text prompt cannot quote.
         """
-        columns: dict[str, list[Any]] = defaultdict(list)
-        for index in range(len(examples["_prompt"])):
-            row = {name: [values[index]] for name, values in examples.items()}
-            made = super().preprocess_dataset(row)
-            if not made.get("chosen_input_ids"):  # the host drops invalid rows
-                continue
-            for name, values in made.items():
-                columns[name] += values
-            for name, value in self.kept({name: values[0] for name, values in row.items()}).items():
-                columns[name].append(value)
-        return columns
-
-    def kept(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the additional columns of an aligned row."""
-        return {CONVERSATION: _conversation(row, self.reader, template=self.template)}
+        return {
+            **super().more_columns(row, made),
+            CONVERSATION: _conversation(row, self.reader, template=self.template),
+        }
 
 
 class TextReadingProcessor(ConversationKeepingProcessor):
@@ -71,17 +56,17 @@ class EvaluatingProcessor(ConversationKeepingProcessor):
 
     reader: ClassVar[tuple[str, str]] = EVALUATED
 
-    def kept(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the additional columns of an aligned row."""
+    def more_columns(self, row: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns ``CONVERSATION`` and, if it was carried, ``EXPECTED``."""
         expected = {EXPECTED: row[CARRIED_EXPECTED]} if CARRIED_EXPECTED in row else {}
-        return {**super().kept(row), **expected}
+        return {**super().more_columns(row, made), **expected}
 
 
 _KEEPING = (ConversationKeepingProcessor, TextReadingProcessor, ExportingProcessor, EvaluatingProcessor)
 _PROCESSORS = {kind.reader: kind for kind in _KEEPING}
 
 
-def _conversation(row: dict[str, Any], reader: tuple[str, str] = QUOTED, *, template: Any = None) -> str:
+def _conversation(row: Mapping[str, Any], reader: tuple[str, str] = QUOTED, *, template: Any = None) -> str:
     media = [name for name in _MEDIA if row.get(f"_{name}")]
     if media:
         raise SepoError(
@@ -99,8 +84,7 @@ def _conversation(row: dict[str, Any], reader: tuple[str, str] = QUOTED, *, temp
     return json.dumps(kept, ensure_ascii=False)
 
 
-@contextlib.contextmanager
-def conversations_kept(wanted: bool, reader: tuple[str, str] = QUOTED) -> Iterator[None]:
+def conversations_kept(wanted: bool, reader: tuple[str, str] = QUOTED) -> contextlib.AbstractContextManager[None]:
     """Make the host's ``get_dataset`` keep the column ``CONVERSATION`` inside the context.
 
     Args:
@@ -108,13 +92,4 @@ def conversations_kept(wanted: bool, reader: tuple[str, str] = QUOTED) -> Iterat
         reader: the consumer of the text, one of ``QUOTED``, ``READ``, ``EXPORTED`` and ``EVALUATED``, for the error
             message about rows with images.
     """
-    if not wanted:
-        yield
-        return
-    before = loader.PairwiseDatasetProcessor
-    keeping = _PROCESSORS[reader]
-    loader.PairwiseDatasetProcessor = joined_processor(keeping, before)
-    try:
-        yield
-    finally:
-        loader.PairwiseDatasetProcessor = before
+    return processed_by(_PROCESSORS[reader]) if wanted else contextlib.nullcontext()

@@ -5,20 +5,18 @@ See ../PATCHES.md for the names that are rebound.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from datasets import Dataset
-from llamafactory.data import loader
 from llamafactory.data.processor import PairwiseDatasetProcessor
 from llamafactory.data.processor.processor_utils import infer_seqlen
 
-from sepo import __version__
+from sepo.hosts.llamafactory.row_processor import RowProcessor, processed_by
 from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import IGNORE_INDEX
 
@@ -30,7 +28,7 @@ Encoded = tuple[list[int], list[int], list[int], list[int]]
 
 
 @dataclass
-class PairProcessor(PairwiseDatasetProcessor):
+class PairProcessor(RowProcessor):
     """The host's pairwise processor, with the column ``CUT``, and with the prompt that each response has by itself.
 
     With ``enable_thinking: null`` the templates of reasoning models write an empty thought at the end of the prompt of
@@ -41,22 +39,12 @@ class PairProcessor(PairwiseDatasetProcessor):
     the longest response determine how much remains.
     """
 
-    sepo_version: str = __version__  # part of the fingerprint by which the host's cache is found
     _cut: list[int] = field(default_factory=list, init=False)
     """The value of ``CUT`` of the row that was encoded last."""
 
-    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenize a batch of aligned rows."""
-        columns: dict[str, list[Any]] = defaultdict(list)
-        for index in range(len(examples["_prompt"])):
-            row = {name: [values[index]] for name, values in examples.items()}
-            made = super().preprocess_dataset(row)
-            if not made.get("chosen_input_ids"):  # the host drops invalid rows
-                continue
-            for name, values in made.items():
-                columns[name] += values
-            columns[CUT].append(self._cut)
-        return columns
+    def more_columns(self, row: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the column ``CUT``."""
+        return {**super().more_columns(row, made), CUT: self._cut}
 
     def _encode_data_example(self, prompt: Any, response: Any, *args: Any, **kwargs: Any) -> Encoded:
         sides = self._sides(prompt, response, *args, **kwargs)
@@ -97,25 +85,9 @@ class PairProcessor(PairwiseDatasetProcessor):
         return PairwiseDatasetProcessor(self.template, self.tokenizer, self.processor, data_args)
 
 
-def joined_processor(kind: type[PairwiseDatasetProcessor], other: type[PairwiseDatasetProcessor]) -> type:
-    """Return a processor that does what both do.
-
-    Args:
-        kind: a subclass of the host's processor that calls ``preprocess_dataset`` of the next class row by row.
-        other: the host's processor, or another subclass, which becomes that next class.
-    """
-    return kind if other is PairwiseDatasetProcessor else type(kind.__name__, (kind, other), {})
-
-
-@contextlib.contextmanager
-def pairs_encoded() -> Iterator[None]:
+def pairs_encoded() -> AbstractContextManager[None]:
     """Make the host's ``get_dataset`` encode pairs with ``PairProcessor`` inside the context."""
-    before = loader.PairwiseDatasetProcessor
-    loader.PairwiseDatasetProcessor = PairProcessor
-    try:
-        yield
-    finally:
-        loader.PairwiseDatasetProcessor = before
+    return processed_by(PairProcessor)
 
 
 def without_cuts(dataset: Dataset, *, name: str, losses: RowLosses, tokenizer: Any, cutoff_len: int) -> Dataset:

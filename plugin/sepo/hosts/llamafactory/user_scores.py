@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from datasets import List, Value
-from llamafactory.data import loader
-from llamafactory.data.processor import PairwiseDatasetProcessor
 
-from sepo import __version__
 from sepo.hosts.llamafactory.carried_columns import carried_columns
-from sepo.hosts.llamafactory.pair_encoding import joined_processor
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses, response_text
+from sepo.hosts.llamafactory.row_processor import RowProcessor, processed_by
 from sepo.hosts.llamafactory.rows import LEFT_OUT
 from sepo.scoring.user_scores import (
     SPAN_COLUMNS,
@@ -56,18 +52,14 @@ def carried_scores(*, template: Any = None) -> Iterator[None]:
         template: the run's template, as which spans count the characters of a response; None for templates that write
             a response as it is in the row.
     """
-    processor = loader.PairwiseDatasetProcessor
-    loader.PairwiseDatasetProcessor = joined_processor(ScoredPairwiseProcessor, processor)
-    try:
-        with carried_columns(
-            lambda dataset, name: score_columns(dataset, name=name),
-            functools.partial(carried_row, template=template),
-            _CARRIED,
-            title="sepo: token scores of the rows",
-        ):
-            yield
-    finally:
-        loader.PairwiseDatasetProcessor = processor
+    carried = carried_columns(
+        lambda dataset, name: score_columns(dataset, name=name),
+        functools.partial(carried_row, template=template),
+        _CARRIED,
+        title="sepo: token scores of the rows",
+    )
+    with processed_by(ScoredPairwiseProcessor), carried:
+        yield
 
 
 def carried_row(row: Mapping[str, Any], *, where: str, template: Any = None) -> dict[str, Any]:
@@ -95,30 +87,18 @@ def carried_row(row: Mapping[str, Any], *, where: str, template: Any = None) -> 
     return result
 
 
-@dataclass
-class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
-    """The host's pairwise processor, applied row by row, with the scores of each row aligned to its tokens.
+class ScoredPairwiseProcessor(RowProcessor):
+    """Processor that aligns the scores of each row to its tokens.
 
     Raises:
         SepoError: from ``preprocess_dataset``: the number of scores is not the number of response tokens, or the
             tokens of a response do not decode to its text.
     """
 
-    sepo_version: str = __version__  # part of the fingerprint by which the host's cache is found
-
-    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenize rows as the host does, and add ``chosen_scores`` and ``rejected_scores``."""
-        result: dict[str, list[Any]] = {}
-        for index in range(len(examples["_prompt"])):
-            row = super().preprocess_dataset({name: values[index : index + 1] for name, values in examples.items()})
-            if not row:  # the host dropped it
-                continue
-            example = {name: values[index] for name, values in examples.items()}
-            for side in SIDES:
-                row[f"{side}_scores"] = [self._scores(example, row[f"{side}_labels"][0], side)]
-            for name, values in row.items():
-                result.setdefault(name, []).extend(values)
-        return result
+    def more_columns(self, row: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns ``chosen_scores`` and ``rejected_scores``."""
+        scores = {f"{side}_scores": self._scores(row, made[f"{side}_labels"], side) for side in SIDES}
+        return {**super().more_columns(row, made), **scores}
 
     def _scores(self, example: Mapping[str, Any], labels: list[int], side: str) -> list[float]:
         """Return one score per response token that truncation kept and that has a predecessor."""
