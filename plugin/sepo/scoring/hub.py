@@ -258,8 +258,7 @@ def _look_up(name: str, revision: str, access: HubAccess) -> _Repository:
 
 
 def _not_reached(endpoint: str, error: Exception) -> str:
-    words = str(error).strip() or type(error).__name__
-    reason = f"{endpoint} cannot be reached ({type(error).__name__}: {words.splitlines()[0]})"
+    reason = f"{endpoint} cannot be reached ({type(error).__name__}: {first_line(error)})"
     _unreachable[endpoint] = reason
     logger.warning("%s: models are taken from the cache, if it holds them.", reason)
     return reason
@@ -363,8 +362,7 @@ def _from_other_hub(name: str, revision: str, access: HubAccess) -> Path:
             from openmind.utils.hub import snapshot_download
         return Path(snapshot_download(name, revision=revision, cache_dir=access.cache_dir))
     except Exception as error:
-        reason = first_line(error)
-        raise NotProvided(f"{access.hub}: {reason}") from error
+        raise NotProvided(f"{access.hub}: {first_line(error)}") from error
 
 
 def provided(name: str, revision: str, access: HubAccess, *, key: str, marker: str, need: Need) -> ModelFiles:

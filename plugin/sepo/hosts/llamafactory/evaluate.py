@@ -16,7 +16,7 @@ from datasets import Dataset
 
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.console import print_lines
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.evaluation.benchmarks import read_questions
 from sepo.evaluation.generation import Decoding
 from sepo.evaluation.prompts import PromptSet, Voice, check_room, question_prompts
@@ -303,7 +303,7 @@ def _measured(
         measured = EvaluatedPolicy(name, spec, _dtype(policy), evaluated(policy, reference=other), loaded)
     except torch.OutOfMemoryError as error:
         raise SepoError(
-            f"out of memory: {str(error).splitlines()[0]} Lower --batch-tokens; it does not change the results."
+            f"out of memory: {first_line(error)} Lower --batch-tokens; it does not change the results."
         ) from error
     del policy, other
     give_memory_back()

@@ -14,7 +14,7 @@ import torch
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo import __version__
 from sepo.console import print_lines
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.evaluation.generation import Decoding
 from sepo.evaluation.prompts import Prompt, PromptSet, Voice, check_room
 from sepo.evaluation.report import print_summary
@@ -177,7 +177,7 @@ def _sample(
                 file.add(sample_row(prompt, responses, judge))
     except torch.OutOfMemoryError as error:
         raise SepoError(
-            f"out of memory: {str(error).splitlines()[0]} Lower --batch-tokens; it does not change the results, and "
+            f"out of memory: {first_line(error)} Lower --batch-tokens; it does not change the results, and "
             "the complete prompts are kept."
         ) from error
     del model

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sepo.console import size
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.hosts.llamafactory.plan.account import account_for
 from sepo.hosts.llamafactory.plan.changes import changes
 from sepo.hosts.llamafactory.plan.recipe import PlannedRun, planned_run
@@ -45,7 +45,7 @@ def train_with_plan(train: Callable[[dict[str, Any]], None], config: dict[str, A
     except torch.OutOfMemoryError as error:
         helpful = what_would_help(recipe)
         raise SepoError(
-            f"out of memory: {str(error).splitlines()[0]}"
+            f"out of memory: {first_line(error)}"
             + (f" Largest savings: {helpful}. `sepo plan` shows the account." if helpful else "")
         ) from error
 
