@@ -307,6 +307,10 @@ for batch_tokens in (None, 20):
     if trainer.is_world_process_zero():
         trainer.save_model()
         torch.save(evaluations, directory + "/evaluation.pt")
+# An interpreter that ends right after a collective aborts if gloo's thread is still releasing its tensors, which needs
+# the GIL: a barrier has no tensors and leaves the GIL to that thread.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 COUNTS = (4, 5, 1, 7)
 """Pairs of evaluations in batches of two per process: full, and with one, three and one pairs that repeat others."""
@@ -321,10 +325,12 @@ def two_processes(world, tmp_path_factory):
     """A directory of runs of two processes, by ``batch_tokens``, from one start of the processes."""
     directory = tmp_path_factory.mktemp("two")
     values = {"world": str(world), "directory": str(directory), "counts": COUNTS}
-    (directory / "rank.py").write_text(RANK.format(**values))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = directory / "rank.py"
+    script.write_text(RANK.format(**values))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     env = environment(PYTHONPATH=python_path())
-    subprocess.run([*command, str(directory / "rank.py")], check=True, capture_output=True, cwd=directory, env=env)
+    done = subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return directory
 
 
