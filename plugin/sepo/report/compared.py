@@ -20,7 +20,7 @@ Log = Sequence[Mapping[str, Any]]
 """Logged metrics of a run in their order, each entry with ``step``."""
 
 _SAME_SHARE = 0.001
-"""Variants whose shares of selected tokens differ by no more are not compared by it."""
+"""Shares of selected tokens that differ by no more are equal."""
 
 
 @dataclass(frozen=True)
@@ -164,54 +164,76 @@ def curves(logs: Mapping[str, Log]) -> list[Chart]:
     return compared_charts([Subject(name, Path(name), "run", log=log) for name, log in logs.items()])
 
 
-def share_chart(
-    key: str, label: str, shares: Mapping[str, float], results: Mapping[str, ResultPoint], *, baseline: str
+def result_charts(
+    key: str,
+    label: str,
+    results: Mapping[str, ResultPoint],
+    *,
+    shares: Mapping[str, float],
+    seconds: Mapping[str, float],
+    baseline: str,
 ) -> list[Chart]:
-    """Return the chart of a result against the share of selected tokens; none if the variants' shares are equal.
+    """Return charts of a result against the seconds of training and against the share of selected tokens.
 
     Args:
-        key: key of the chart.
+        key: key of the charts.
         label: name of the measure, a share.
-        shares: share of selected tokens by variant.
         results: result by variant, in the order of the colors.
+        shares: share of selected tokens by variant. There is no chart by it if the variants' shares are equal.
+        seconds: seconds of training by variant. There is no chart by it with fewer than two variants.
         baseline: name of the baseline.
     """
-    names = [name for name in results if name in shares]
-    if not names or max(shares[name] for name in names) - min(shares[name] for name in names) <= _SAME_SHARE:
-        return []
+    title, charts = f"Held-out {label}", []
+    lines = _points(results, seconds, baseline)
+    if sum(len(line.x) for line in lines) > 1:
+        charts.append(
+            Chart(
+                key=f"comparison-{key}-by-seconds",
+                title=f"{title} by seconds of training",
+                description="Mean on the held-out rows after training, with its interval, against the mean duration of "
+                "a run's training.",
+                x_label="seconds of training",
+                y_label=label,
+                lines=lines,
+                y_percent=True,
+                section="comparison",
+            )
+        )
+    lines = _points(results, shares, baseline)
+    if lines and np.ptp(np.concatenate([line.x for line in lines])) > _SAME_SHARE:
+        charts.append(
+            Chart(
+                key=f"comparison-{key}-by-selected",
+                title=f"{title} by selected share",
+                description="Mean on the held-out rows after training, with its interval, against the share of the "
+                "responses' tokens that trained the policy, both sides, over all logged steps. Variants without "
+                "selection train on all tokens.",
+                x_label="selected share",
+                y_label=label,
+                lines=lines,
+                x_percent=True,
+                y_percent=True,
+                section="comparison",
+            )
+        )
+    return charts
+
+
+def _points(results: Mapping[str, ResultPoint], places: Mapping[str, float], baseline: str) -> list[Line]:
+    """Return a point for each variant that has a place; in two groups if there are more variants than colors."""
+    names = [name for name in results if name in places]
     if len(results) <= MOST_SUBJECTS:
-        groups = {name: [name] for name in names}
-        colours = {name: str(list(results).index(name)) for name in names}
-    else:  # not every variant has a color of its own
-        others = sorted((name for name in names if name != baseline), key=lambda name: shares[name])
-        groups = {baseline: [baseline] if baseline in names else [], "other variants": others}
-        colours = {baseline: "0", "other variants": "1"}
-    lines = [
-        Line(
-            name,
-            np.array([shares[each] for each in group]),
-            np.array([results[each].value for each in group]),
-            colours[name],
-            "points",
-            _interval([results[each] for each in group]),
-        )
-        for name, group in groups.items()
-        if group
-    ]
-    return [
-        Chart(
-            key=f"comparison-{key}-by-selected",
-            title=f"Held-out {label} by selected share",
-            description="Mean on the held-out rows with its interval, against the share of the responses' tokens that "
-            "trained the policy, both sides, over all logged steps. Variants without selection train on all tokens.",
-            x_label="selected share",
-            y_label=label,
-            lines=lines,
-            x_percent=True,
-            y_percent=True,
-            section="comparison",
-        )
-    ]
+        groups = [(name, str(index), [name]) for index, name in enumerate(results)]
+    else:
+        others = sorted((name for name in names if name != baseline), key=lambda name: places[name])
+        groups = [(baseline, "0", [baseline]), ("other variants", "1", others)]
+    lines = []
+    for label, colour, group in groups:
+        known = [name for name in group if name in names]
+        if known:
+            x, y = np.array([places[name] for name in known]), np.array([results[name].value for name in known])
+            lines.append(Line(label, x, y, colour, "points", _interval([results[name] for name in known])))
+    return lines
 
 
 def _interval(points: Sequence[ResultPoint]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 from sepo.evaluation.comparison_report import MeasuredVariant, first_measures, measure_label, measured_variants
 from sepo.hosts.llamafactory.compared_runs import RunFiles
 from sepo.recipe.comparison import TrainingRun
+from sepo.report.charts import Chart
 from sepo.report.compared import (
     Cell,
     Log,
@@ -16,8 +17,8 @@ from sepo.report.compared import (
     ResultTable,
     curves,
     mean_log,
+    result_charts,
     selected_share,
-    share_chart,
     with_seconds,
 )
 from sepo.report.drawing import MOST_SUBJECTS
@@ -25,13 +26,13 @@ from sepo.report.facts import plain
 from sepo.report.files import write_report
 from sepo.report.page import charts, page, with_unique_names
 from sepo.report.reading import read_subject
+from sepo.report.training_charts import SECONDS
 from sepo.report.visible import clipped, number, one_line
 from sepo.runs.elapsed import training_seconds
 from sepo.runs.folder import read_numbers
 
 PAGE = "compare.html"
-_NAME_CHARACTERS = 80
-_CELL_CHARACTERS = 600
+_TITLE_CHARACTERS, _CELL_CHARACTERS = 200, 600
 
 
 def write_page(values: Mapping[str, Any], runs: Sequence[TrainingRun], files: RunFiles) -> list[str]:
@@ -84,6 +85,7 @@ def opening(values: Mapping[str, Any], logs: Mapping[str, Sequence[Log]]) -> Ope
     means = {name: mean_log(logs[name]) for name in variants}
     shares = {name: share for name in variants if (share := selected_share(means[name])) is not None}
     drawn = list(variants)[:MOST_SUBJECTS]
+    names = drawn if len(drawn) == len(variants) else [*drawn, "others"]
     measured = measured_variants(values)
     missing = [name for name, each in variants.items() if name != settings["baseline"] and each["difference"] is None]
     lead = [
@@ -93,20 +95,24 @@ def opening(values: Mapping[str, Any], logs: Mapping[str, Sequence[Log]]) -> Ope
     ]
     if missing:
         lead.append(
-            f"No difference for {', '.join(map(_name, missing))}: the rows have other tokens, or the baseline has no "
-            "result."
+            f"No difference for {', '.join(map(one_line, missing))}: the rows have other tokens, or the baseline has "
+            "no result."
         )
     return Opening(
-        title=f"Comparison of {', '.join(map(_name, drawn))}" + (" and others" if len(variants) > len(drawn) else ""),
+        title=clipped(f"Comparison of {', '.join(map(one_line, names))}", _TITLE_CHARACTERS),
         lead=" ".join(lead),
         tables=[
             _results(values, variants, measured, shares),
-            _measures(values, measured, drawn),
+            _measures(values, measured),
             *_choices(values),
         ],
         charts=[
-            *curves({_name(name): means[name] for name in drawn}),
-            *(chart for measure in first_measures(values) for chart in _by_share(measure, values, variants, shares)),
+            *curves({one_line(name): means[name] for name in drawn}),
+            *(
+                chart
+                for measure in first_measures(values)
+                for chart in _after_training(measure, values, variants, means, shares)
+            ),
         ],
         curves=_about_curves(len(drawn), len(variants)),
         failed=[f"{run}: {error}" for each in values["variants"].values() for run, error in each["failed"].items()],
@@ -121,8 +127,9 @@ def opening(values: Mapping[str, Any], logs: Mapping[str, Sequence[Log]]) -> Ope
 def _about_curves(drawn: int, variants: int) -> str:
     which = "" if drawn == variants else f" Shown are {drawn} of {variants} variants, in the order of the file."
     return (
-        "A curve is the mean over a variant's seeds, at the steps that all of them logged; points are evaluations "
-        "during training, on validation rows. Losses and rewards of different objectives have different scales. "
+        "Metrics of training: a curve is the mean over a variant's seeds, at the steps that all of them logged; points "
+        "are evaluations during training, on validation rows. Losses and rewards of different objectives have "
+        "different scales. "
         f"Seconds are of training, without loading models and scoring rows before it.{which}"
     )
 
@@ -136,27 +143,22 @@ def _results(
     first = first_measures(values)
     by = {(each.variant, each.measure): each for each in measured}
     seeds, chooses = len(values["settings"]["seeds"]), values["settings"]["choose_by"]
-    columns = ["variant", *(["chosen run"] if chooses else []), "keys", "seeds", "selected tokens"]
+    columns = ["variant", "seeds"]
     columns += [title for name in first for title in (measure_label(name), "difference", "by seed")]
+    columns += ["selected tokens", *(["chosen run"] if chooses else []), "keys"]
     rows = []
     for name, each in values["variants"].items():
-        row = [Cell(_name(name)), *([Cell(_name(each["run"] or ""))] if chooses else [])]
-        share = shares.get(name)
-        row += [
-            Cell(
-                clipped(
-                    "; ".join(f"{key}: {plain(value)}" for key, value in (each["keys"] or {}).items()), _CELL_CHARACTERS
-                )
-            ),
-            Cell(f"{len(each['seeds'])} of {seeds}"),
-            Cell("" if share is None else f"{100 * share:.3g} %"),
-        ]
+        row = [Cell(one_line(name)), Cell(f"{len(each['seeds'])} of {seeds}")]
         for measure in first:
             found = by.get((name, measure))
             row += [Cell("")] * 3 if found is None else [
                 Cell(found.mean), _difference(found), Cell(", ".join(filter(None, found.seeds)))
             ]  # fmt: skip
-        rows.append(row)
+        share = shares.get(name)
+        row.append(Cell("" if share is None else f"{100 * share:.3g} %"))
+        row += [Cell(one_line(each["run"] or ""))] if chooses else []
+        keys = "; ".join(f"{key}: {plain(value)}" for key, value in (each["keys"] or {}).items())
+        rows.append([*row, Cell(clipped(keys, _CELL_CHARACTERS))])
     colours = {name: index for index, name in enumerate(list(variants)[:MOST_SUBJECTS])}
     return ResultTable("Results", columns, rows, swatches=[colours.get(name) for name in values["variants"]])
 
@@ -165,12 +167,12 @@ def _difference(found: MeasuredVariant) -> Cell:
     return Cell(found.difference, "≠ 0", "the interval excludes 0") if found.differs else Cell(found.difference)
 
 
-def _measures(values: Mapping[str, Any], measured: Sequence[MeasuredVariant], drawn: Sequence[str]) -> ResultTable:
+def _measures(values: Mapping[str, Any], measured: Sequence[MeasuredVariant]) -> ResultTable:
     seeds = [f"seed {seed}" for seed in values["settings"]["seeds"]]
     rows = [
         [
             Cell(measure_label(each.measure)),
-            Cell(_name(each.variant)),
+            Cell(one_line(each.variant)),
             Cell(each.mean),
             _difference(each),
             *map(Cell, each.seeds),
@@ -189,7 +191,7 @@ def _choices(values: Mapping[str, Any]) -> list[ResultTable]:
             mean = "" if not known else f"{sum(known) / len(known):.1%}"
             single = ["" if (value := means.get(str(seed))) is None else f"{value:.1%}" for seed in seeds]
             mark = Cell(mean, "chosen", "chosen") if run == each["run"] else Cell(mean)
-            rows.append([Cell(_name(name)), Cell(_name(run)), mark, *map(Cell, single)])
+            rows.append([Cell(one_line(name)), Cell(one_line(run)), mark, *map(Cell, single)])
     if not rows:
         return []
     by = values["settings"]["choose_by"]
@@ -199,20 +201,20 @@ def _choices(values: Mapping[str, Any]) -> list[ResultTable]:
     ]
 
 
-def _by_share(measure: str, values: Mapping[str, Any], variants: Mapping[str, Any], shares: Mapping[str, float]) -> Any:
+def _after_training(
+    measure: str,
+    values: Mapping[str, Any],
+    variants: Mapping[str, Any],
+    logs: Mapping[str, Log],
+    shares: Mapping[str, float],
+) -> list[Chart]:
     means = {name: each["mean"].get(measure) for name, each in variants.items()}
-    points = {
-        _name(name): ResultPoint(mean["value"], mean["low"], mean["high"]) for name, mean in means.items() if mean
-    }
-    return share_chart(
+    seconds = {name: [entry[SECONDS] for entry in log if SECONDS in entry] for name, log in logs.items()}
+    return result_charts(
         measure.replace("_", "-"),
-        measure_label(measure),
-        {_name(name): share for name, share in shares.items()},
-        points,
-        baseline=_name(values["settings"]["baseline"]),
+        "right answers" if measure == "right" else measure_label(measure),
+        {one_line(name): ResultPoint(mean["value"], mean["low"], mean["high"]) for name, mean in means.items() if mean},
+        shares={one_line(name): share for name, share in shares.items()},
+        seconds={one_line(name): max(found) for name, found in seconds.items() if found},
+        baseline=one_line(values["settings"]["baseline"]),
     )
-
-
-def _name(text: str) -> str:
-    """Return a name of a variant or run as one line of limited length."""
-    return clipped(one_line(text), _NAME_CHARACTERS)
