@@ -43,8 +43,8 @@ def test_results_have_means_marked_differences_seeds_and_what_was_chosen():
     variants = {
         "sepo": variant("sepo-lr=1", difference=0.2, accuracy=0.7, validation=chosen, seeds=[1],
                         failed={"sepo-lr=1-2": "ValueError: no"}),
-        "dpo": variant("dpo", difference=None) | {"difference": None, "validation": {"dpo": {"1": 0.4, "2": 0.4}}},
-        "lost": variant("lost", seeds=[], mean=None, difference=None) | {"difference": None, "mean": None},
+        "dpo": variant("dpo") | {"difference": None, "validation": {"dpo": {"1": 0.4, "2": 0.4}}},
+        "lost": variant("lost", seeds=[]) | {"difference": None, "mean": None},
     }  # fmt: skip
     made = opening(values(variants, choose_by="accuracy"), {"sepo": [log(0.3)], "dpo": [log(), log()]})
     results, measures, choice = made.tables
