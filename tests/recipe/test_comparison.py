@@ -119,8 +119,8 @@ def test_shared_keys_of_a_part_that_a_variant_has_not_are_absent_in_it():
 
 def test_the_oracle_is_trained_with_shared_keys_and_the_first_seed():
     found = read(
-        seeds=[3, 4], oracle={"learning_rate": 1e-5}, base=None, oracle_sample_ratio=0.5, base_dataset=None, val_size=0.1,
-        ref_model="strong", ref_precompute=True,
+        seeds=[3, 4], oracle={"learning_rate": 1e-5}, base=None, oracle_sample_ratio=0.5, base_dataset=None,
+        val_size=0.1, ref_model="strong", ref_precompute=True,
     )  # fmt: skip
     recipe = found.oracle_recipe()
     assert (recipe["seed"], recipe["val_size"], recipe["output_dir"]) == (3, 0.1, "out")
@@ -135,8 +135,9 @@ def test_the_oracle_is_trained_with_shared_keys_and_the_first_seed():
 
 def test_the_keys_of_the_oracle_reach_the_variants_that_use_it():
     made = {"oracle_base_model": "m", "oracle_model_adapters": "out/base,out/oracle"}
-    found = read(oracle={}, variants={"host": {"stage": "dpo"}, "dpo": {"objective": "dpo"}, "sepo": {},
-                                      "treg": {"stage": "treg", "treg_rewards": "oracle"}}).with_oracle(made)  # fmt: skip
+    variants = {"host": {"stage": "dpo"}, "dpo": {"objective": "dpo"}, "sepo": {},
+                "treg": {"stage": "treg", "treg_rewards": "oracle"}}  # fmt: skip
+    found = read(oracle={}, variants=variants).with_oracle(made)
     assert {run.variant.name: made.items() <= run.recipe.items() for run in found.runs()} == {
         "host": False, "dpo": False, "sepo": True, "treg": True,
     }  # fmt: skip

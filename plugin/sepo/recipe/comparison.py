@@ -110,8 +110,8 @@ class Comparison:
     def oracle_recipe(self) -> dict[str, Any] | None:
         """Return the recipe of `sepo pipeline` whose first steps train the oracle, or None if there is none to train.
 
-        Its seed is the first one, and it leaves out the rows that ``val_size`` splits off with this seed. The shared keys
-        of a reference are for variants and evaluations; the oracle's reference is its base, or named in its section.
+        Its seed is the first one, and it leaves out the rows that ``val_size`` splits off with this seed. The shared
+        keys of a reference are for variants and evaluations; the oracle's reference is its base, or in its section.
         """
         if self.pipeline is None:
             return None
