@@ -130,7 +130,8 @@ def _about_curves(drawn: int, variants: int) -> str:
         "Metrics of training: a curve is the mean over a variant's seeds, at the steps that all of them logged; points "
         "are evaluations during training, on validation rows. Losses and rewards of different objectives have "
         "different scales. "
-        f"Seconds are of training, without loading models and scoring rows before it.{which}"
+        "Seconds are of training, without loading models and scoring rows before it; stages of the host log whole "
+        f"seconds.{which}"
     )
 
 
