@@ -18,6 +18,11 @@ SECTIONS = [["`base`, `oracle`, `policy`", "", "Sections with keys for one step 
 VARIANTS = [
     ["`variants`", "", "Section with the variants, `NAME: keys`; a variant may have a `grid` of its own."],
     ["`grid`", "", "Section with lists of values, `key: [...]`; every variant is run with each combination."],
+    [
+        "`base`, `oracle`",
+        "",
+        "Sections of `sepo pipeline`: its oracle is trained once, for all variants that use one; with the keys above.",
+    ],
 ]
 
 _HEAD = """# Keys

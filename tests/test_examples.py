@@ -24,6 +24,7 @@ def load(path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
+    from sepo.hosts.llamafactory.compared_oracle import with_oracle
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.comparison import SECTIONS as VARIANTS
@@ -38,7 +39,10 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     if command == "pipeline":
         steps = [step.recipe for step in plan_steps(recipe) if step.name != "sample"]
     elif command == "compare":
-        steps = [run.recipe for run in read_comparison(recipe).runs()]
+        comparison, oracle = with_oracle(read_comparison(recipe))
+        steps = [run.recipe for run in comparison.runs()] + (
+            [] if oracle is None else [step.recipe for step in oracle.steps[1:]]
+        )
     # The stage of a recipe for a package's own loss exists if that package is installed.
     packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():

@@ -3,7 +3,7 @@
 import pytest
 
 from sepo.errors import SepoError
-from sepo.recipe.comparison import read_comparison
+from sepo.recipe.comparison import read_comparison, uses_oracle
 from sepo.recipe.resolve import resolve
 
 FILE = {
@@ -117,6 +117,35 @@ def test_shared_keys_of_a_part_that_a_variant_has_not_are_absent_in_it():
         read(variants={"a": {"objective": "dpp"}}).runs()
 
 
+def test_the_oracle_is_trained_with_shared_keys_and_the_first_seed():
+    found = read(
+        seeds=[3, 4], oracle={"learning_rate": 1e-5}, base=None, oracle_sample_ratio=0.5, base_dataset=None,
+        val_size=0.1, ref_model="strong", ref_precompute=True,
+    )  # fmt: skip
+    recipe = found.oracle_recipe()
+    assert (recipe["seed"], recipe["val_size"], recipe["output_dir"]) == (3, 0.1, "out")
+    assert (recipe["oracle"], recipe["base"], recipe["oracle_sample_ratio"]) == ({"learning_rate": 1e-5}, None, 0.5)
+    # The rows and the reference of the variants are not those of the oracle.
+    assert not {"eval_dataset", "ref_model", "variants", "seeds", "base_dataset"} & set(recipe)
+    assert "eval_dataset" not in read(oracle={}, validation_dataset="v").oracle_recipe()
+    assert not {"oracle", "base", "oracle_sample_ratio"} & set(found.shared)
+    assert read().oracle_recipe() is None
+    assert read(oracle={}, oracle_model_quantization_bit=4).shared["oracle_model_quantization_bit"] == 4
+
+
+def test_the_keys_of_the_oracle_reach_the_variants_that_use_it():
+    made = {"oracle_base_model": "m", "oracle_model_adapters": "out/base,out/oracle"}
+    variants = {"host": {"stage": "dpo"}, "dpo": {"objective": "dpo"}, "sepo": {},
+                "treg": {"stage": "treg", "treg_rewards": "oracle"}}  # fmt: skip
+    found = read(oracle={}, variants=variants).with_oracle(made)
+    assert {run.variant.name: made.items() <= run.recipe.items() for run in found.runs()} == {
+        "host": False, "dpo": False, "sepo": True, "treg": True,
+    }  # fmt: skip
+    assert [uses_oracle(run.recipe) for run in found.runs()] == [False, False, True, True]
+    with pytest.raises(SepoError, match="section 'base' trains an oracle, but no variant uses one; remove the section"):
+        read(base={}, variants={"dpo": {"objective": "dpo"}, "host": {"stage": "dpo"}}).with_oracle(made)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -138,7 +167,15 @@ def test_shared_keys_of_a_part_that_a_variant_has_not_are_absent_in_it():
         ({"output_dir": None}, "output_dir is missing"),
         ({"eval_dataset": None}, "eval_dataset is missing; set it to held-out pairs"),
         ({"overwrite_output_dir": True}, "overwrite_output_dir is set"),
-        ({"oracle": {}}, "section 'oracle' is one of sepo pipeline"),
+        ({"policy": {}}, "section 'policy' is one of sepo pipeline; set its keys on top, or in a variant"),
+        ({"oracle": {}, "oracle_model": "o"}, "the file sets oracle_model, and section 'oracle' trains an oracle"),
+        (
+            {"base": False, "variants": {"a": {"oracle_model_adapters": "o"}}},
+            "variant 'a' sets oracle_model_adapters, and section 'base' trains an oracle; remove one",
+        ),
+        ({"oracle_sample_ratio": 0.5}, "oracle_sample_ratio is set, but no oracle is trained; add the section oracle"),
+        ({"variants": {"a": {"oracle": {}}}}, "variant 'a' sets oracle, which is the same for all variants"),
+        ({"variants": {"a": {"base_dataset": "x"}}}, "variant 'a' sets base_dataset, which is the same for all"),
         ({"seeds": [1, 1]}, "seeds is \\[1, 1\\], expected a list of different whole numbers"),
         ({"seeds": [1], "seed": 2}, "seed and seeds are both set"),
         ({"seeds": ["x"]}, "seeds is 'x', expected a whole number"),

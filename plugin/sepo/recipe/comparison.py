@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.recipe.keys import COMPARE_KEYS, SEPO_KEYS, as_number, names_of
+from sepo.recipe.keys import COMPARE_KEYS, PIPELINE_KEYS, SEPO_KEYS, as_number, keys_of, names_of
 from sepo.recipe.resolve import unread_keys
 from sepo.recipe.stage_names import is_sepo_stage
 
 SECTIONS = ("variants", "grid")
 """Sections that make a recipe the file of a comparison."""
 
-_PIPELINE = ("base", "oracle", "policy")
+ORACLE_SECTIONS = ("base", "oracle")
+"""Sections of `sepo pipeline` that train the oracle of the variants."""
+_NAMES_AN_ORACLE = tuple(name for name in keys_of("oracle") if name != "oracle_model_quantization_bit")
 _ALONE = "grid"
 """Name of the variant of a file that has a grid and no variants."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
@@ -87,6 +89,7 @@ class Comparison:
         judge: name of the judge of these answers, or None.
         judge_options: options of the judge.
         expected_column: column with the expected answers.
+        pipeline: the sections and keys of `sepo pipeline` that train an oracle for the variants; None without one.
     """
 
     output: str
@@ -102,6 +105,33 @@ class Comparison:
     judge: str | None
     judge_options: dict[str, str]
     expected_column: str
+    pipeline: dict[str, Any] | None = None
+
+    def oracle_recipe(self) -> dict[str, Any] | None:
+        """Return the recipe of `sepo pipeline` whose first steps train the oracle, or None if there is none to train.
+
+        Its seed is the first one, and it leaves out the rows that ``val_size`` splits off with this seed. The shared
+        keys of a reference are for variants and evaluations; the oracle's reference is its base, or in its section.
+        """
+        if self.pipeline is None:
+            return None
+        kept = {name: value for name, value in self.shared.items() if name not in _REFERENCE}
+        split = {name: value for name, value in self.validation.items() if name == "val_size"}
+        return {**kept, **split, "seed": self.seeds[0], "output_dir": self.output, **self.pipeline}
+
+    def with_oracle(self, keys: Mapping[str, Any]) -> Comparison:
+        """Return the comparison whose variants share the keys of an oracle.
+
+        Raises:
+            SepoError: no variant uses an oracle, or the keys of a variant contradict each other.
+        """
+        found = replace(self, shared={**self.shared, **keys})
+        if not any(uses_oracle(run.recipe) for run in found.runs()):
+            raise SepoError(
+                f"section '{next(iter(self.pipeline or ORACLE_SECTIONS))}' trains an oracle, but no variant uses one; "
+                "remove the section, or add a variant of stage sepo or with token_scorer: oracle."
+            )
+        return found
 
     @property
     def groups(self) -> dict[str, list[Variant]]:
@@ -155,6 +185,11 @@ class Comparison:
         return {**kept, **{name: self.shared[name] for name in replaced if name in self.shared}, **rows}
 
 
+def uses_oracle(recipe: Mapping[str, Any]) -> bool:
+    """Return whether the recipe of a run names an oracle."""
+    return any(name in recipe for name in _NAMES_AN_ORACLE)
+
+
 def refuse_comparison(recipe: Mapping[str, Any]) -> None:
     """Raise if a recipe is the file of a comparison, which other commands than `sepo compare` do not read.
 
@@ -173,20 +208,18 @@ def read_comparison(recipe: Mapping[str, Any]) -> Comparison:
     """Read a comparison from the keys and values of its file.
 
     Args:
-        recipe: shared keys, the sections ``variants`` and ``grid``, and the keys of ``COMPARE_KEYS``.
+        recipe: shared keys, the sections ``variants``, ``grid``, ``base`` and ``oracle``, and the keys of
+            ``COMPARE_KEYS`` and ``PIPELINE_KEYS``.
 
     Raises:
         SepoError: a section, a name or a key of the comparison is not valid.
     """
-    for name in _PIPELINE:
-        if name in recipe:
-            raise SepoError(
-                f"section '{name}' is one of sepo pipeline; run that first, and name its oracle by the oracle_* keys."
-            )
+    if "policy" in recipe:
+        raise SepoError("section 'policy' is one of sepo pipeline; set its keys on top, or in a variant.")
     shared = {
         str(name): value
         for name, value in recipe.items()
-        if value is not None and name not in (*SECTIONS, *COMPARE_KEYS)
+        if value is not None and name not in (*SECTIONS, *COMPARE_KEYS, *ORACLE_SECTIONS, *PIPELINE_KEYS)
     }
     if not shared.get("output_dir"):
         raise SepoError("output_dir is missing; set it to the directory of the runs and results of the comparison.")
@@ -218,9 +251,32 @@ def read_comparison(recipe: Mapping[str, Any]) -> Comparison:
         judge=judge,
         judge_options=_judge_options(recipe.get("judge_options"), judge),
         expected_column=values.get("expected_column", ""),
+        pipeline=_pipeline(recipe, shared, variants),
     )
     _check_choice(found)
     return found
+
+
+def _pipeline(
+    recipe: Mapping[str, Any], shared: Mapping[str, Any], variants: Sequence[Variant]
+) -> dict[str, Any] | None:
+    """Return the sections and keys that train the oracle; an empty section has the pipeline's defaults."""
+    sections = {name: recipe[name] for name in ORACLE_SECTIONS if name in recipe}
+    keys = {name: recipe[name] for name in PIPELINE_KEYS if recipe.get(name) is not None}
+    if not sections:
+        if keys:
+            raise SepoError(
+                f"{next(iter(keys))} is set, but no oracle is trained; add the section oracle (oracle: {{}} has the "
+                "defaults of sepo pipeline), or remove it."
+            )
+        return None
+    section = next(iter(sections))
+    named = [("the file", shared), *((f"variant '{variant.name}'", variant.keys) for variant in variants)]
+    for where, given in named:
+        for name in _NAMES_AN_ORACLE:
+            if given.get(name) is not None:
+                raise SepoError(f"{where} sets {name}, and section '{section}' trains an oracle; remove one of them.")
+    return {**sections, **keys}
 
 
 def _is_scalar(recipe: Mapping[str, Any], name: str) -> bool:
@@ -254,7 +310,7 @@ def _variants(recipe: Mapping[str, Any], choose: Sequence[str]) -> list[Variant]
         grid = {**common, **_grid(own.pop("grid", None), f"variant '{name}': grid")}
         grid = {key: values for key, values in grid.items() if key not in own}  # a variant's own value is fixed
         for key in (*own, *grid):
-            if key in (*_SAME_FOR_ALL, *COMPARE_KEYS, *SECTIONS):
+            if key in (*_SAME_FOR_ALL, *COMPARE_KEYS, *SECTIONS, *ORACLE_SECTIONS, *PIPELINE_KEYS):
                 raise SepoError(f"variant '{name}' sets {key}, which is the same for all variants; set it on top.")
         found += _combinations(name, own, grid, choose)
     names = [variant.name for variant in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,16 @@ def scoring_models(settings: RunSettings) -> list[tuple[str, ModelSpec]]:
     return found
 
 
-def check_local_names(spec: ModelSpec, *, key: str, access: HubAccess) -> None:
+def check_local_names(
+    spec: ModelSpec, *, key: str, access: HubAccess, made_earlier: Callable[[str], bool] = lambda name: False
+) -> None:
     """Check like ``spec_files``, but leave names unverified that only a request to the hub can verify.
+
+    Args:
+        spec: model and adapters.
+        key: the recipe's key of the model, for errors.
+        access: access to the hub.
+        made_earlier: returns whether a name is the output of an earlier run, which need not exist yet.
 
     Raises:
         SepoError: If a local directory is missing, or a hub name is not in the cache and the hub is not to be used.
@@ -99,7 +108,8 @@ def check_local_names(spec: ModelSpec, *, key: str, access: HubAccess) -> None:
 
     def verifiable(name: str) -> bool:
         offline = constants.HF_HUB_OFFLINE and access.hub == "huggingface"
-        return bool(name) and (offline or written_as_path(name) or Path(name).expanduser().is_dir())
+        found = offline or written_as_path(name) or Path(name).expanduser().is_dir()
+        return bool(name) and found and not made_earlier(name)
 
     if verifiable(spec.model):
         model_files(spec.model, key=key, marker=MODEL, access=access, revision=spec.revision)

@@ -15,10 +15,11 @@ from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.evaluation.comparison import Measured
 from sepo.hosts.llamafactory import compare as command
-from sepo.hosts.llamafactory import compared_runs
+from sepo.hosts.llamafactory import compare_page, compared_runs
 from sepo.hosts.llamafactory.compare import compare
 from sepo.hosts.llamafactory.evaluate import check_evaluation
 from sepo.hosts.llamafactory.evaluate_recipe import SAMPLING, evaluation_recipe
+from sepo.hosts.llamafactory.pipeline import read_pipeline, run_pipeline
 from sepo.hosts.llamafactory.plan.run import plan
 from sepo.hosts.llamafactory.recipe import check_recipe
 from tests.support.recipes import BIN, environment, run, sepo_recipe, write
@@ -101,10 +102,12 @@ def test_finished_runs_and_evaluations_are_not_repeated_and_seeds_can_be_added(d
     assert list(first["variants"]) == ["dpo", "sepo"]
     assert first["variants"]["sepo"]["difference"]["accuracy"]["value"] == 0.0
     assert first["variants"]["dpo"]["difference"] is None
-    page = (tmp_path / "out" / command.PAGE).read_text()
+    page = (tmp_path / "out" / compare_page.PAGE).read_text()
     assert "dpo-1" in page
     assert "sepo-1" in page
     assert "<svg" in page
+    assert page.index("Comparison of dpo, sepo") < page.index("dpo-1")
+    assert "Loss by step" in page
     assert called(data) == 0
     assert called(data, seeds=[1, 2, 3]) == 0
     assert stub.trained == [*names, "dpo-3", "sepo-3"]
@@ -154,10 +157,21 @@ def test_a_failed_run_is_reported_with_its_error_and_the_others_finish(data, stu
     assert list(found["dpo"]["seeds"]) == ["1"]
     assert found["sepo"]["difference"]["accuracy"]["value"] == 0.5
     assert "failed: dpo-2: ValueError: no such layer" in capsys.readouterr().out
+    page = (command.Path(data["output_dir"]) / compare_page.PAGE).read_text()
+    assert "dpo-2: ValueError: no such layer" in page
+    assert "+50.0 points [+50.0, +50.0]" in page
+    assert "the interval excludes 0</span>" in page
     stub.fail = {}
     assert called(data) == 0  # only this run is made
     assert stub.trained[4:] == ["dpo-2"]
     assert result(data)["variants"]["dpo"]["failed"] == {}
+
+
+def test_a_variant_whose_first_seed_failed_is_on_the_page_with_the_other(data, stub):
+    stub.fail = {"sepo-1": b"ValueError: no\n"}
+    assert called(data) == 1
+    page = (command.Path(data["output_dir"]) / compare_page.PAGE).read_text()
+    assert [f">{name}</bdi>" in page for name in ("dpo-1", "dpo-2", "sepo-1", "sepo-2")] == [True, False, False, True]
 
 
 def test_a_failed_evaluation_is_reported_and_the_others_finish(data, stub, tmp_path):
@@ -261,7 +275,7 @@ def test_checkpoints_without_the_state_of_the_optimizer_are_not_resumed(data, st
     assert stub.found["dpo-1"] is None
 
 
-@pytest.mark.parametrize("name", ["plan", "eval", "sample", "train"])
+@pytest.mark.parametrize("name", ["plan", "eval", "sample", "train", "pipeline"])
 def test_other_commands_refuse_the_file_in_one_line(name, data, tmp_path):
     path = write(data, tmp_path / "compare.yaml")
     read = {
@@ -269,6 +283,7 @@ def test_other_commands_refuse_the_file_in_one_line(name, data, tmp_path):
         "eval": lambda: evaluation_recipe(path),
         "sample": lambda: evaluation_recipe(path, use=SAMPLING),
         "train": lambda: check_recipe(data),
+        "pipeline": lambda: run_pipeline(read_pipeline(path)),
     }
     with pytest.raises(SepoError, match="section 'variants' is one of sepo compare; run sepo compare with this file"):
         read[name]()
@@ -298,8 +313,173 @@ def test_a_dry_run_prints_runs_memory_what_is_shared_and_the_time_left(data, stu
     assert "time: 0:06:00 for 6 runs" in capsys.readouterr().out
 
 
+@pytest.fixture
+def trains_oracle(data):
+    """Return the recipe with sections that train the oracle, one variant without and two with it."""
+    sections = {"base": {"lora_rank": 2}, "oracle": {"lora_rank": 2}, "oracle_sample_ratio": 0.5}
+    variants = {"dpo": {"objective": "dpo"}, "sepo": {}, "half": {"select_ratio": 0.5}}
+    named = ("oracle_model", "oracle_base_model")
+    return {name: value for name, value in data.items() if name not in named} | {**sections, "variants": variants}
+
+
+USING = ["sepo-1", "sepo-2", "half-1", "half-2"]
+
+
+def test_an_oracle_is_trained_once_before_the_first_run_that_uses_it(trains_oracle, stub, tmp_path):
+    out, token, rotated = tmp_path / "out", "hf_" + "a" * 30, "hf_" + "b" * 30
+    assert called(trains_oracle, hf_hub_token=token) == 0
+    assert stub.trained == ["dpo-1", "dpo-2", "base", "oracle", *USING]
+    assert len(json.loads((out / "sample" / "oracle_pairs.json").read_text())) == 6  # half of the 12 training rows
+    recipe = json.loads((out / "records" / "half-2.done.json").read_text())
+    assert recipe["oracle_model_adapters"] == f"{out / 'base'},{out / 'oracle'}"
+    assert (recipe["oracle_base_model"], recipe["oracle_base_model_adapters"]) == (
+        trains_oracle["model_name_or_path"], str(out / "base"),
+    )  # fmt: skip
+    assert recipe["model_name_or_path"] == trains_oracle["model_name_or_path"]  # the policy starts from no step
+    assert "adapter_name_or_path" not in recipe
+    without = json.loads((out / "records" / "dpo-2.done.json").read_text())
+    assert not [name for name in without if name.startswith("oracle")]
+    oracle = json.loads((out / "pipeline" / "oracle.done.json").read_text())
+    assert (oracle["seed"], oracle["lora_rank"], oracle["adapter_name_or_path"]) == (1, 2, str(out / "base"))
+    assert "eval_dataset" not in oracle
+    first = (out / command.RESULT).read_bytes()
+    assert called(trains_oracle, hf_hub_token=rotated) == 0
+    assert (out / command.RESULT).read_bytes() == first
+    assert called(trains_oracle, hf_hub_token=token, seeds=[1, 2, 3]) == 0
+    assert stub.trained[8:] == ["dpo-3", "sepo-3", "half-3"]
+    for file in out.rglob("*.*"):
+        assert not file.is_file() or token not in file.read_text(), file
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"oracle": {"lora_rank": 8}}, r"step 'oracle' in .* \(lora_rank: lora_rank was 2, now 8\)"),
+        ({"oracle_sample_ratio": 1.0}, r"step 'sample' in .*oracle_sample_ratio was 0.5, now 1.0"),
+        ({"seeds": [2, 1]}, r"step 'sample' in .*seed was 1, now 2"),
+    ],
+)
+def test_a_section_that_changed_after_its_oracle_was_trained_is_refused(trains_oracle, stub, changed, message):
+    assert called(trains_oracle) == 0
+    with pytest.raises(SepoError, match=message):
+        called(trains_oracle, **changed)
+    assert len(stub.trained) == 8
+
+
+def test_an_interrupted_step_resumes_and_finished_ones_are_kept(trains_oracle, stub, tmp_path):
+    stub.kill = "oracle"
+    with pytest.raises(KeyboardInterrupt):
+        called(trains_oracle)
+    stub.kill = None
+    sample = tmp_path / "out" / "sample" / "oracle_pairs.json"
+    written = sample.stat().st_mtime_ns
+    process = tmp_path / "out" / "pipeline" / "oracle.process.json"
+    process.write_text(json.dumps({"process": os.getpid(), "created": psutil.Process().create_time()}))
+    with pytest.raises(SepoError, match=f"run 'oracle' is still being trained by process {os.getpid()}"):
+        called(trains_oracle)
+    process.unlink()
+    with pytest.raises(SepoError, match=r"run 'oracle' in .*lora_rank was 2, now 8.* remove .*/pipeline/oracle\.\*"):
+        called(trains_oracle, oracle={"lora_rank": 8})
+    assert called(trains_oracle) == 0
+    assert stub.trained == ["dpo-1", "dpo-2", "base", "oracle", *USING]
+    assert stub.found["oracle"] == ["adapter_config.json", "checkpoint-2", "trainer_state.json"]
+    assert sample.stat().st_mtime_ns == written
+
+
+def test_a_failed_oracle_fails_the_variants_that_need_it(trains_oracle, stub, tmp_path, capsys):
+    stub.fail = {"oracle": b"Traceback ...\nValueError: no such layer\n"}
+    assert called(trains_oracle) == 1
+    assert stub.trained == ["dpo-1", "dpo-2", "base", "oracle"]  # once, not for each run
+    found = result(trains_oracle)["variants"]
+    error = "step 'oracle' of its oracle failed: ValueError: no such layer"
+    assert found["sepo"]["failed"] == {"sepo-1": error, "sepo-2": error}
+    assert found["half"]["failed"] == {"half-1": error, "half-2": error}
+    assert list(found["dpo"]["seeds"]) == ["1", "2"]
+    assert found["dpo"]["failed"] == {}
+    assert "[oracle 3/3] oracle: failed: ValueError: no such layer" in capsys.readouterr().out
+    stub.fail = {}
+    assert called(trains_oracle) == 0
+    assert stub.trained[4:] == ["oracle", *USING]
+    failed = json.loads((tmp_path / "out" / command.RESULT).read_text())
+    assert all(not each["failed"] for each in failed["variants"].values())
+
+
+def test_a_sample_that_cannot_be_drawn_fails_the_oracle(trains_oracle, stub, tmp_path):
+    (tmp_path / "out" / "sample").mkdir(parents=True)
+    (tmp_path / "out" / "sample" / "dataset_info.json").write_text('{"mine": {}}')
+    assert called(trains_oracle) == 1
+    assert stub.trained == ["dpo-1", "dpo-2"]
+    assert "lists other data sets (mine)" in result(trains_oracle)["variants"]["sepo"]["failed"]["sepo-1"]
+
+
+def test_a_directory_of_a_step_that_a_comparison_did_not_make_is_refused(trains_oracle, stub, tmp_path):
+    (tmp_path / "out" / "base").mkdir(parents=True)
+    (tmp_path / "out" / "base" / "notes.txt").write_text("mine")
+    with pytest.raises(SepoError, match="out/base exists and was not made by this comparison"):
+        called(trains_oracle)
+    assert stub.trained == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"oracle": {"lerning_rate": 3}}, "step 'oracle': unknown key 'lerning_rate'. Did you mean 'learning"),
+        ({"base": {"lerning_rate": 3}}, "step 'base': unknown key 'lerning_rate'"),
+        ({"base": {"model_name_or_path": "nowhere/at/all"}}, "nowhere/at/all"),
+        ({"oracle": "dpo"}, "section 'oracle' is 'dpo'; keys and values are expected"),
+        ({"oracle_sample_ratio": 2}, "oracle_sample_ratio is 2"),
+        ({"oracle_base_model": "m"}, "the file sets oracle_base_model, and section 'base' trains an oracle"),
+        ({"variants": {"a": {"objective": "dpo"}}}, "section 'base' trains an oracle, but no variant uses one"),
+        ({"base_dataset": "held"}, "step 'base': dataset and eval_dataset both name held"),
+        ({"oracle": {"dataset": "val", "dataset_dir": "data"}, "validation_dataset": "val"}, "step 'oracle': dataset"),
+        ({"dataset": None, "variants": {"a": {"dataset": "train"}}}, "dataset is missing; set it on top"),
+        ({"dataset": "trian", "variants": {"a": {"dataset": "train"}}}, "trian"),
+    ],
+)
+def test_invalid_sections_are_refused_before_anything_runs(trains_oracle, stub, tmp_path, keys, message):
+    if "dataset_dir" in (keys.get("oracle") or ()) and isinstance(keys["oracle"], dict):
+        keys = {**keys, "oracle": {**keys["oracle"], "dataset_dir": trains_oracle["dataset_dir"]}}
+    with pytest.raises(SepoError, match=message):
+        called(trains_oracle, **keys)
+    assert stub.trained == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_lists_the_steps_of_the_oracle_first(trains_oracle, stub, tmp_path, capsys):
+    path = write(trains_oracle, tmp_path / "compare.yaml")
+    assert main(["compare", str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    places = [shown.index(text) for text in ("3 steps for the oracle", "sample", "base ", "oracle ", "dpo-1", "sepo-1")]
+    assert places == sorted(places)
+    assert "for 2 of 3 variants" in next(line for line in shown.splitlines() if "token scores by" in line)
+    assert "MiB" in next(line for line in shown.splitlines() if " sepo-1 " in line)
+    assert not (tmp_path / "out").exists()
+    stub.kill = "oracle"
+    with pytest.raises(KeyboardInterrupt):
+        called(trains_oracle)
+    assert main(["compare", str(path), "--dry-run"]) == 0
+    words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    states = [line for line in words if "finished" in line or "resumed" in line]
+    assert [(line[0], line[1]) for line in states if line[0] != "time:"] == [
+        ("sample", "finished"), ("base", "finished"), ("oracle", "to"), ("dpo-1", "finished"), ("dpo-2", "finished"),
+    ]  # fmt: skip
+
+
 def without_interruption(folder):
     return (folder / command.RESULT).read_bytes()
+
+
+def kill_when(reached, words, folder):
+    """Start a command, and kill it with its children as soon as ``reached()`` is true."""
+    with open(folder / "killed.log", "w") as log:
+        process = subprocess.Popen(words, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert process.poll() is None, (folder / "killed.log").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.mark.host
@@ -308,18 +488,7 @@ def test_a_killed_comparison_resumes_to_the_same_bytes(data, tmp_path):
               "generate": 2, "max_new_tokens": 4}  # fmt: skip
     path = write(recipe, tmp_path / "compare.yaml")
     words = [sys.executable, "-m", "sepo", "compare", str(path), f"output_dir={tmp_path / 'killed'}"]
-    with open(tmp_path / "killed.log", "w") as log:
-        process = subprocess.Popen(
-            words, cwd=tmp_path, env=environment(), stdout=log, stderr=log, start_new_session=True
-        )
-    state = tmp_path / "killed" / "runs" / "dpo-2" / "checkpoint-2" / "trainer_state.json"
-    deadline = time.monotonic() + 300
-    while not state.exists():
-        assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when((tmp_path / "killed" / "runs" / "dpo-2" / "checkpoint-2" / "trainer_state.json").exists, words, tmp_path)
     again = run([BIN / "sepo", *words[3:]], cwd=tmp_path, forks=True)
     assert "[1/4] dpo-1: finished before" in again.stdout
     assert "[2/4] dpo-2: done" in again.stdout
@@ -333,9 +502,43 @@ def test_a_killed_comparison_resumes_to_the_same_bytes(data, tmp_path):
     assert means["tokens"]["value"] <= 4
     assert means["accuracy"]["low"] <= means["accuracy"]["value"] <= means["accuracy"]["high"]
     assert values["variants"]["sepo"]["difference"]["margin"]["value"] != 0
+    page = (tmp_path / "out" / compare_page.PAGE).read_text()
+    assert all(
+        f'<title id="{key}-title">' in page
+        for metric in ("rewards-accuracies", "rewards-margins", "loss")
+        for key in (f"comparison-{metric}-step", f"comparison-{metric}-seconds")
+    )
+    assert '<title id="comparison-accuracy-by-selected-title">' in page  # dpo trains on all tokens
     # The measured rows are those of sepo eval.
     kept = json.loads((tmp_path / "out" / "evaluations" / "heldout" / "sepo-1" / "eval.json").read_text())
     rows = json.loads((tmp_path / "out" / "evaluations" / "heldout" / "sepo-1" / "rows.json").read_text())
     measured = Measured(rows["rows"], rows["digest"])
     assert command.run_means(measured)["margin"] == kept["policies"]["after"]["preference"]["reward"]["margin"]["value"]
     assert len(rows["rows"]["margin"]) == values["data"]["pairs"] == kept["data"]["pairs"]
+
+
+@pytest.mark.host
+def test_an_oracle_that_was_interrupted_is_that_of_the_pipeline(trains_oracle, tmp_path):
+    variants = {"sepo": {}, "half": {"select_ratio": 0.5}}
+    recipe = {**trains_oracle, "variants": variants, "save_steps": 2, "token_scores_dir": str(tmp_path / "scores")}
+    path = write(recipe, tmp_path / "compare.yaml")
+    words = [sys.executable, "-m", "sepo", "compare", str(path), f"output_dir={tmp_path / 'killed'}"]
+    kill_when((tmp_path / "killed" / "oracle" / "checkpoint-2" / "trainer_state.json").exists, words, tmp_path)
+    again = run([BIN / "sepo", *words[3:]], cwd=tmp_path, forks=True)
+    assert "[oracle 2/3] base: finished before" in again.stdout
+    assert again.stdout.count("[oracle 3/3] oracle: done") == 1
+    times = json.loads((tmp_path / "killed" / "pipeline" / "oracle.times.json").read_text())
+    assert times["resumed"]
+    run([BIN / "sepo", "compare", path], cwd=tmp_path, forks=True)
+    assert without_interruption(tmp_path / "out") == without_interruption(tmp_path / "killed")
+    assert all(len(each["seeds"]) == 2 for each in result({"output_dir": tmp_path / "out"})["variants"].values())
+    shared = {name: value for name, value in recipe.items() if name not in ("variants", "seeds", "eval_dataset")}
+    chain = write({**shared, "seed": 1, "output_dir": str(tmp_path / "chain")}, tmp_path / "pipeline.yaml")
+    run([BIN / "sepo", "pipeline", chain], cwd=tmp_path, forks=True)
+    for file in ("sample/oracle_pairs.json", "base/adapter_model.safetensors", "oracle/adapter_model.safetensors"):
+        expected = (tmp_path / "chain" / file).read_bytes()
+        assert (tmp_path / "out" / file).read_bytes() == expected, file
+        assert (tmp_path / "killed" / file).read_bytes() == expected, file
+    # With the pipeline's seed, the variant is the pipeline's policy.
+    policies = [tmp_path / folder / "adapter_model.safetensors" for folder in ("chain/policy", "out/runs/sepo-1")]
+    assert policies[0].read_bytes() == policies[1].read_bytes()

@@ -65,10 +65,10 @@ def test_the_oracle_is_trained_by_sepo_unless_its_recipe_needs_the_host(section,
 def test_an_oracle_that_the_hosts_dpo_trained_is_not_trained_again(tmp_path):
     planned = steps()["oracle"]
     before = {name: value for name, value in planned.items() if name != "objective"} | {"stage": "dpo"}
-    pipeline._write_record(Step("oracle", before), tmp_path)
-    assert pipeline._finished(Step("oracle", planned), tmp_path)
+    pipeline.record_step(Step("oracle", before), tmp_path)
+    assert pipeline.is_step_finished(Step("oracle", planned), tmp_path)
     with pytest.raises(SepoError, match="was run with other settings"):
-        pipeline._finished(Step("oracle", {**planned, "objective": "ipo"}), tmp_path)
+        pipeline.is_step_finished(Step("oracle", {**planned, "objective": "ipo"}), tmp_path)
 
 
 def test_full_chain_names_whole_models():
@@ -144,12 +144,12 @@ def test_records_of_finished_steps_hold_no_tokens(tmp_path):
     """A token that was rotated changes no step."""
     token, rotated = "hf_" + "a" * 30, "hf_" + "b" * 30
     step = Step("base", {"model_name_or_path": "m", "output_dir": str(tmp_path / "base"), "hf_hub_token": token})
-    pipeline._write_record(step, tmp_path)
+    pipeline.record_step(step, tmp_path)
     assert token not in (tmp_path / "base.done.json").read_text()
     changed = Step("base", {**step.recipe, "hf_hub_token": rotated})
-    assert pipeline._finished(changed, tmp_path)
+    assert pipeline.is_step_finished(changed, tmp_path)
     with pytest.raises(SepoError, match="model_name_or_path was 'm', now 'n'") as caught:
-        pipeline._finished(Step("base", {**changed.recipe, "model_name_or_path": "n"}), tmp_path)
+        pipeline.is_step_finished(Step("base", {**changed.recipe, "model_name_or_path": "n"}), tmp_path)
     assert token not in str(caught.value)
     assert rotated not in str(caught.value)
 
@@ -157,7 +157,7 @@ def test_records_of_finished_steps_hold_no_tokens(tmp_path):
 def test_a_token_that_an_earlier_version_recorded_is_removed(tmp_path):
     recipe = {"model_name_or_path": "m", "hf_hub_token": "hf_" + "a" * 30}
     (tmp_path / "base.done.json").write_text(json.dumps(recipe))
-    assert pipeline._finished(Step("base", recipe), tmp_path)
+    assert pipeline.is_step_finished(Step("base", recipe), tmp_path)
     assert "hf_a" not in (tmp_path / "base.done.json").read_text()
 
 

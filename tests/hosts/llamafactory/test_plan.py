@@ -79,6 +79,7 @@ def test_parameters_are_the_published_ones(name, shapes):
 
 
 def examples():
+    from sepo.hosts.llamafactory.compared_oracle import with_oracle
     from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.recipe.comparison import SECTIONS as VARIANTS
     from sepo.recipe.comparison import read_comparison
@@ -88,7 +89,10 @@ def examples():
         recipe = yaml.safe_load(path.read_text())
         recipes = {path.stem: plan_steps(recipe)[-1].recipe if set(SECTIONS) & set(recipe) else recipe}
         if set(VARIANTS) & set(recipe):
-            recipes = {f"{path.stem}-{run.variant.name}": run.recipe for run in read_comparison(recipe).runs()}
+            comparison, oracle = with_oracle(read_comparison(recipe))
+            runs = {run.variant.name: run.recipe for run in comparison.runs()}
+            steps = {} if oracle is None else {step.name: step.recipe for step in oracle.steps[1:]}
+            recipes = {f"{path.stem}-{name}": one for name, one in {**steps, **runs}.items()}
         for name, one in recipes.items():
             if one["stage"] not in HOST_STAGES:  # steps of a chain, and variants, with the host's own stages
                 yield pytest.param(path, one, id=name)

@@ -37,7 +37,12 @@ def check_policy(given: Mapping[str, Any], *, need: Need = "weights") -> None:
 
 
 def check_models(
-    given: Mapping[str, Any], settings: RunSettings, *, download: bool = True, score_only: bool = False
+    given: Mapping[str, Any],
+    settings: RunSettings,
+    *,
+    download: bool = True,
+    score_only: bool = False,
+    made_earlier: Callable[[str], bool] = lambda name: False,
 ) -> None:
     """Raise if a model or an adapter is missing, before anything is loaded.
 
@@ -46,6 +51,7 @@ def check_models(
         settings: the resolved settings.
         download: fetch the models of hub names; if False, names that only the hub can verify are not verified.
         score_only: whether the run stops after scoring, and loads no weights of the policy or of ``ref_model``.
+        made_earlier: without ``download``, whether a name is the output of an earlier run, which need not exist yet.
 
     Raises:
         SepoError: naming the key, the name and the revision.
@@ -54,7 +60,7 @@ def check_models(
     scoring = scoring_models(settings)
     if not download:
         for key, spec in [(OWN_START, policy_in(given)), *scoring]:
-            check_local_names(spec, key=key, access=access)
+            check_local_names(spec, key=key, access=access, made_earlier=made_earlier)
         return
     from_scratch = as_flag("train_from_scratch", given.get("train_from_scratch") or False)
     check_policy(given, need="tokenizer" if score_only or from_scratch else "weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -29,23 +30,21 @@ from sepo.evaluation.result import HELDOUT
 from sepo.files import write_whole
 from sepo.hosts.llamafactory.checks import check_datasets, check_names
 from sepo.hosts.llamafactory.child_runs import changes
-from sepo.hosts.llamafactory.compared_runs import RunFiles, is_finished, train_run, training_seconds
+from sepo.hosts.llamafactory.compare_page import PAGE, write_page
+from sepo.hosts.llamafactory.compared_oracle import ComparedOracle, check_oracle, with_oracle
+from sepo.hosts.llamafactory.compared_runs import NamedRun, RunFiles, is_finished, train_run, training_seconds
 from sepo.hosts.llamafactory.evaluate import Request, check_evaluation, evaluate_recipe
 from sepo.hosts.llamafactory.evaluate_recipe import EVALUATION, resolved_evaluation, trained_model
 from sepo.hosts.llamafactory.evaluated_rows import require_one_process
 from sepo.hosts.llamafactory.expected_answers import JudgeRequest
 from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
 from sepo.intervals import CONFIDENCE
-from sepo.recipe.comparison import Comparison, TrainingRun, Variant, read_comparison
+from sepo.recipe.comparison import Comparison, TrainingRun, Variant, read_comparison, uses_oracle
 from sepo.recipe.keys import unknown_key
 from sepo.recipe.settings import RunSettings
 from sepo.redaction import redacted, without_secrets
-from sepo.report.drawing import MOST_SUBJECTS
-from sepo.report.files import write_report
-from sepo.report.page import charts, page, with_unique_names
-from sepo.report.reading import read_subject
 
-RESULT, TIMES, PAGE = "compare.json", "compare_times.json", "compare.html"
+RESULT, TIMES = "compare.json", "compare_times.json"
 _ROWS = "rows.json"
 _EVALUATED = (
     "model_revision", "template", "cutoff_len", "dataset_dir", "max_samples", "eval_dataset", "dataset", "val_size",
@@ -64,41 +63,47 @@ def compare(recipe: Mapping[str, Any], *, environment: Mapping[str, str], dry_ru
         dry_run: only print what would run.
 
     Returns:
-        The exit status: 1 if a run failed.
+        The exit status: 1 if a run, or a step of the oracle, failed.
 
     Raises:
         SepoError: the file or a variant is invalid, or what an earlier call left does not fit to it.
     """
     require_one_process("a comparison")
-    comparison = read_comparison(recipe)
+    comparison, oracle = with_oracle(read_comparison(recipe))
     runs, files = comparison.runs(), RunFiles(Path(comparison.output))
-    settings = check_variants(comparison, runs)
+    if oracle is not None:
+        check_oracle(oracle, comparison)
+        oracle.finished()
+    settings = check_variants(comparison, runs, oracle)
     finished = {run.name for run in runs if is_finished(run, files)}
     for part in _parts(comparison):
         for run in runs:
             _kept_rows(run, part, comparison, files)
         _check_rows(runs[0], part, comparison)
     if dry_run:
-        print_plan(comparison, runs, finished, settings, files)
+        print_plan(comparison, runs, finished, settings, files, oracle)
         return 0
-    errors = _train(runs, finished, files, environment)
+    errors = _train(runs, finished, files, environment, oracle)
     values = _results(comparison, runs, errors, files)
     write_whole(files.root / RESULT, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     write_whole(files.root / TIMES, json.dumps(training_seconds(runs, files), indent=1) + "\n")
     print_comparison(values)
-    shown = _write_page(comparison, values, runs, files)
+    shown = write_page(values, runs, files)
     print_lines(f"written: {files.root / name}" for name in (RESULT, TIMES))
     if shown:
         print_lines([f"written: {files.root / PAGE} (training of {', '.join(shown)})"])
     return 1 if errors else 0
 
 
-def check_variants(comparison: Comparison, runs: Sequence[TrainingRun]) -> dict[str, RunSettings | None]:
+def check_variants(
+    comparison: Comparison, runs: Sequence[TrainingRun], oracle: ComparedOracle | None
+) -> dict[str, RunSettings | None]:
     """Check all variants, the judge and the data before anything runs.
 
     Args:
         comparison: the comparison.
         runs: its runs.
+        oracle: the oracle that it trains, or None.
 
     Returns:
         The resolved settings by variant; None for a stage of the host.
@@ -108,6 +113,7 @@ def check_variants(comparison: Comparison, runs: Sequence[TrainingRun]) -> dict[
     """
     _judge(comparison)
     known = host_keys()
+    made_earlier = (lambda name: False) if oracle is None else oracle.makes
     settings: dict[str, RunSettings | None] = {}
     for run in runs:
         if run.variant.name in settings:
@@ -115,12 +121,12 @@ def check_variants(comparison: Comparison, runs: Sequence[TrainingRun]) -> dict[
         try:
             if not run.recipe.get("model_name_or_path"):
                 raise SepoError("model_name_or_path is missing; set it on top.")
-            _, found = check_recipe(run.recipe, download=False)
+            _, found = check_recipe(run.recipe, download=False, made_earlier=made_earlier)
             if found is None:
                 for name in run.recipe:
                     if name not in known:
                         raise SepoError(unknown_key(name, known))
-            check_names(run.recipe, found, made_earlier=lambda name: False)
+            check_names(run.recipe, found, made_earlier=made_earlier)
             for part in _parts(comparison):
                 rows = comparison.evaluated_recipe(run, validation=part == "validation")
                 check_datasets({**rows, "dataset": None if rows.get("eval_dataset") else rows["dataset"]})
@@ -170,15 +176,23 @@ def print_plan(
     finished: set[str],
     settings: Mapping[str, RunSettings | None],
     files: RunFiles,
+    oracle: ComparedOracle | None,
 ) -> None:
-    """Print the runs, their memory, what they share, and the time that is left by the runs that are finished."""
+    """Print the oracle's steps, the runs, their memory, what they share, and the time left by the finished runs."""
     memory = {run.variant.name: _memory(run) for run in runs if run.seed == comparison.seeds[0]}
-    states = {run.name: "finished" if run.name in finished else
-              "to be resumed" if files.record(run, "started").is_file() else "to be run" for run in runs}  # fmt: skip
+    if oracle is not None:
+        done = oracle.finished()
+        print_table(
+            f"{len(oracle.steps)} steps for the oracle, before the first run that uses it",
+            ["step", "state", "output"],
+            [[step.name, _state(step, step.name in done, oracle.files), step.recipe["output_dir"]]
+             for step in oracle.steps],
+            words=2,
+        )  # fmt: skip
     print_table(
         f"{len(runs)} runs: {len(comparison.variants)} variants, {len(comparison.seeds)} seeds",
         ["run", "state", "memory"],
-        [[run.name, states[run.name], memory[run.variant.name]] for run in runs],
+        [[run.name, _state(run, run.name in finished, files), memory[run.variant.name]] for run in runs],
         words=2,
     )
     print_lines(_shared_lines(comparison, settings))
@@ -190,6 +204,10 @@ def print_plan(
                      f"that are finished ({len(seconds)}); evaluations are not included"])  # fmt: skip
     elif left:
         print_lines(["time: unknown until one run is finished"])
+
+
+def _state(run: NamedRun, finished: bool, files: RunFiles) -> str:
+    return "finished" if finished else "to be resumed" if files.record(run, "started").is_file() else "to be run"
 
 
 def _memory(run: TrainingRun) -> str:
@@ -228,17 +246,27 @@ def _shared_lines(comparison: Comparison, settings: Mapping[str, RunSettings | N
 
 
 def _train(
-    runs: Sequence[TrainingRun], finished: set[str], files: RunFiles, environment: Mapping[str, str]
+    runs: Sequence[TrainingRun],
+    finished: set[str],
+    files: RunFiles,
+    environment: Mapping[str, str],
+    oracle: ComparedOracle | None,
 ) -> dict[str, str]:
-    """Train the runs that are not finished, and return the errors by name of the run."""
+    """Train the runs that are not finished, and return the errors by name of the run.
+
+    The oracle is trained before the first run that uses it; if it fails, these runs have its error.
+    """
     errors: dict[str, str] = {}
+    oracle_error = functools.cache(lambda: None if oracle is None else oracle.train(environment=environment))
     for number, run in enumerate(runs, start=1):
         title = f"[{number}/{len(runs)}] {run.name}"
         if run.name in finished:
             print_lines([f"{title}: finished before"])
             continue
-        print_lines([f"{title}: training; output in {files.log(run)}"])
-        error = train_run(run, files, environment=environment)
+        error = oracle_error() if uses_oracle(run.recipe) else None
+        if error is None:
+            print_lines([f"{title}: training; output in {files.log(run)}"])
+            error = train_run(run, files, environment=environment)
         if error is not None:
             errors[run.name] = error
         print_lines([f"{title}: " + ("done" if error is None else f"failed: {error}")])
@@ -306,23 +334,6 @@ def _results(
             for group, found in measured.items()
         },
     }  # fmt: skip
-
-
-def _write_page(
-    comparison: Comparison, values: Mapping[str, Any], runs: Sequence[TrainingRun], files: RunFiles
-) -> list[str]:
-    """Write the report of the results' runs with the first seed, the baseline's first, and return their names.
-
-    A report has at most ``MOST_SUBJECTS`` runs; the first in the order of the file are shown.
-    """
-    groups = sorted(values["variants"], key=lambda group: group != comparison.baseline)
-    chosen = [values["variants"][group]["run"] for group in groups if values["variants"][group]["seeds"]]
-    by_name = {run.variant.name: run for run in runs if run.seed == comparison.seeds[0]}
-    shown = [by_name[name] for name in chosen if files.record(by_name[name], "done").is_file()][:MOST_SUBJECTS]
-    if shown:
-        subjects = with_unique_names([read_subject(files.output(run), name=run.name) for run in shown])
-        write_report(files.root / PAGE, page(subjects, charts(subjects)).text.encode())
-    return [run.name for run in shown]
 
 
 def _choice(

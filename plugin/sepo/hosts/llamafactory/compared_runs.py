@@ -1,4 +1,4 @@
-"""Training runs of a comparison: which are finished, and the others trained, resumed after any interruption."""
+"""Runs of a comparison and steps of its oracle: which are finished, and the others trained, or resumed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sepo.errors import SepoError
 from sepo.files import write_whole
 from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
-from sepo.recipe.comparison import TrainingRun
 from sepo.recipe.keys import as_flag
 from sepo.redaction import redacted, without_secrets
 
@@ -23,34 +22,48 @@ _LOG_BYTES = 200_000
 _ERROR = re.compile(r"(sepo: error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b).*")
 
 
+class NamedRun(Protocol):
+    """A run of a comparison, or a step that trains its oracle."""
+
+    @property
+    def name(self) -> str:
+        """Unique name."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Keys and values of the run."""
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """The files of the runs of a comparison.
 
     Args:
         root: its ``output_dir``.
+        records: name of the directory of the records.
     """
 
     root: Path
+    records: str = "records"
 
-    def output(self, run: TrainingRun) -> Path:
+    def output(self, run: NamedRun) -> Path:
         """Directory of a run."""
-        return self.root / "runs" / run.name
+        return Path(run.recipe["output_dir"])
 
-    def record(self, run: TrainingRun, what: str) -> Path:
+    def record(self, run: NamedRun, what: str) -> Path:
         """Record of a run: ``started``, ``done``, ``process`` or ``times``, all JSON."""
-        return self.root / "records" / f"{run.name}.{what}.json"
+        return self.root / self.records / f"{run.name}.{what}.json"
 
-    def recipe(self, run: TrainingRun) -> Path:
+    def recipe(self, run: NamedRun) -> Path:
         """Recipe of a run as it is trained, without secrets."""
-        return self.root / "records" / f"{run.name}.yaml"
+        return self.root / self.records / f"{run.name}.yaml"
 
-    def log(self, run: TrainingRun) -> Path:
+    def log(self, run: NamedRun) -> Path:
         """Output of a run's training."""
-        return self.root / "records" / f"{run.name}.log"
+        return self.root / self.records / f"{run.name}.log"
 
 
-def is_finished(run: TrainingRun, files: RunFiles) -> bool:
+def is_finished(run: NamedRun, files: RunFiles) -> bool:
     """Return whether a run is finished, after checks of what an earlier call left.
 
     Raises:
@@ -66,7 +79,7 @@ def is_finished(run: TrainingRun, files: RunFiles) -> bool:
         if changed is not None:
             raise SepoError(
                 f"run '{run.name}' in {output} was made with other settings ({changed}). Choose another output_dir, or "
-                f"remove {output} and {files.root / 'records' / run.name}.* to make it again."
+                f"remove {output} and {files.root / files.records / run.name}.* to make it again."
             )
         if what == "done":
             return True
@@ -80,7 +93,7 @@ def is_finished(run: TrainingRun, files: RunFiles) -> bool:
     return False
 
 
-def _check_process(run: TrainingRun, files: RunFiles) -> None:
+def _check_process(run: NamedRun, files: RunFiles) -> None:
     """Raise if the process that trained a run is alive, as after a signal to its parent alone."""
     import psutil
 
@@ -97,7 +110,7 @@ def _check_process(run: TrainingRun, files: RunFiles) -> None:
         )
 
 
-def train_run(run: TrainingRun, files: RunFiles, *, environment: Mapping[str, str]) -> str | None:
+def train_run(run: NamedRun, files: RunFiles, *, environment: Mapping[str, str]) -> str | None:
     """Train a run that is not finished, from its last checkpoint if it has one.
 
     Args:
@@ -171,7 +184,7 @@ def _last_error(log: Path, begin: int) -> str:
     return without_secrets(last)[:500]
 
 
-def training_seconds(runs: Sequence[TrainingRun], files: RunFiles) -> dict[str, dict[str, Any]]:
+def training_seconds(runs: Sequence[NamedRun], files: RunFiles) -> dict[str, dict[str, Any]]:
     """Return the duration of the finished runs by name: ``seconds``, of the last call if it ``resumed``."""
     found = {}
     for run in runs:

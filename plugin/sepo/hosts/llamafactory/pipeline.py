@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sepo.errors import SepoError, first_line
 from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
 from sepo.hosts.llamafactory.reading import Recipe, override_values, recipe_of
+from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS, unknown_key
 from sepo.recipe.resolve import REFUSED, resolve
 from sepo.recipe.stage_names import is_sepo_stage
@@ -24,6 +25,8 @@ from sepo.redaction import HIDDEN, redacted, remember_secrets
 from sepo.training.row_losses import RowLosses
 
 SECTIONS = ("base", "oracle", "policy")
+RECORDS = "pipeline"
+"""Name of the directory of the steps' records."""
 _OWN_DPO = {"stage": "sepo", "objective": "dpo"}
 """DPO in sepo's step: the stage of the oracle."""
 _MEMORY = ("batch_tokens", "head_chunk_tokens")
@@ -225,8 +228,12 @@ def _data_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {name: recipe[name] for name in names if name in recipe}
 
 
-def _check(steps: Sequence[Step]) -> None:
-    """Check the recipes of all steps before the first one runs."""
+def check_steps(steps: Sequence[Step]) -> None:
+    """Check the recipes of all steps before the first one runs.
+
+    Raises:
+        SepoError: a recipe is invalid, or names data or models that do not exist.
+    """
     from sepo.hosts.llamafactory.checks import check_datasets, check_names
     from sepo.hosts.llamafactory.recipe import host_keys
 
@@ -236,7 +243,10 @@ def _check(steps: Sequence[Step]) -> None:
             _, settings = resolve(step.recipe, host_keys=known)
             check_datasets(step.recipe)
         elif is_sepo_stage(step.recipe.get("stage")):
-            resolve(step.recipe, host_keys=known)
+            try:
+                resolve(step.recipe, host_keys=known)
+            except SepoError as error:
+                raise SepoError(f"step '{step.name}': {error}") from error
         elif step.name != "sample":
             for name in step.recipe:
                 if name not in known:
@@ -261,10 +271,11 @@ def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
     Raises:
         SepoError: the recipe is invalid, a step failed, or a finished step was run with other settings.
     """
+    refuse_comparison(recipe)
     steps = plan_steps(recipe)
-    _check(steps)
-    records = Path(str(recipe["output_dir"])) / "pipeline"
-    finished = [_finished(step, records) for step in steps]
+    check_steps(steps)
+    records = Path(str(recipe["output_dir"])) / RECORDS
+    finished = [is_step_finished(step, records) for step in steps]
     for number, (step, done) in enumerate(zip(steps, finished, strict=True), start=1):
         title = f"[{number}/{len(steps)}] {step.name}"
         if done:
@@ -273,12 +284,21 @@ def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
         print(f"{title}: {step.recipe['output_dir']}", flush=True)
         start = time.monotonic()
         _run(step, records, template=steps[-1].recipe.get("template"))
-        _write_record(step, records)
+        record_step(step, records)
         print(f"{title}: done in {time.monotonic() - start:.0f} s", flush=True)
     return steps
 
 
-def _finished(step: Step, records: Path) -> bool:
+def is_step_finished(step: Step, records: Path) -> bool:
+    """Return whether a step was run before.
+
+    Args:
+        step: the step.
+        records: directory of the records.
+
+    Raises:
+        SepoError: it was run with other settings.
+    """
     record = records / f"{step.name}.done.json"
     before, now = read_record(record), redacted(step.recipe)
     if before is None:
@@ -294,21 +314,35 @@ def _finished(step: Step, records: Path) -> bool:
     return True
 
 
-def _write_record(step: Step, records: Path) -> None:
+def record_step(step: Step, records: Path) -> None:
+    """Record that a step is finished."""
     write_record(records / f"{step.name}.done.json", step.recipe)
+
+
+def draw_sample(step: Step, *, template: str | None) -> None:
+    """Run the step ``sample``: write the pairs and responses that base and oracle are trained on.
+
+    Args:
+        step: the step.
+        template: the chat template of the policy. Not a key of the step: the record of a sample that was drawn before
+            has none.
+
+    Raises:
+        SepoError: the rows cannot be used, or the directory contains other data sets.
+    """
+    from sepo.hosts.llamafactory.sample import write_sample
+
+    folder, losses = Path(step.recipe["output_dir"]), RowLosses()
+    recipe = {**step.recipe, "template": template}
+    count = write_sample(recipe, ratio=step.recipe["oracle_sample_ratio"], folder=folder, losses=losses)
+    losses.log()
+    print(f"{count} pairs for base and oracle", flush=True)
 
 
 def _run(step: Step, records: Path, *, template: str | None = None) -> None:
     records.mkdir(parents=True, exist_ok=True)
     if step.name == "sample":
-        from sepo.hosts.llamafactory.sample import write_sample
-
-        folder, losses = Path(step.recipe["output_dir"]), RowLosses()
-        # Not a key of the step: the record of a sample that was drawn before has none.
-        recipe = {**step.recipe, "template": template}
-        count = write_sample(recipe, ratio=step.recipe["oracle_sample_ratio"], folder=folder, losses=losses)
-        losses.log()
-        print(f"{count} pairs for base and oracle", flush=True)
+        draw_sample(step, template=template)
         return
     recipe_file = records / f"{step.name}.yaml"
     status = train(step.recipe, recipe_file)

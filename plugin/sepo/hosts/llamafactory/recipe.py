@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -53,7 +54,11 @@ def _enabled(variable: str) -> bool:
 
 
 def check_recipe(
-    args: Arguments, *, download: bool = True, score_only: bool = False
+    args: Arguments,
+    *,
+    download: bool = True,
+    score_only: bool = False,
+    made_earlier: Callable[[str], bool] = lambda name: False,
 ) -> tuple[Arguments, RunSettings | None]:
     """Split a recipe into the host's arguments and the run's settings, and run every check that needs no weights.
 
@@ -61,6 +66,7 @@ def check_recipe(
         args: the recipe as a mapping, or the words of a command line.
         download: whether to fetch models that are not local directories from the hub.
         score_only: whether the run stops after scoring.
+        made_earlier: without ``download``, whether a name is the output of an earlier run, which need not exist yet.
 
     Returns:
         The arguments for the host's parser and the resolved settings; for a host stage its recipe, without sepo's keys
@@ -95,7 +101,7 @@ def check_recipe(
     )
     given = given_keys(args)
     check_datasets(given)
-    check_models(given, settings, download=download, score_only=score_only)
+    check_models(given, settings, download=download, score_only=score_only, made_earlier=made_earlier)
     return host, settings
 
 
