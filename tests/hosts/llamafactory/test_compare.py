@@ -439,8 +439,12 @@ def test_a_dry_run_lists_the_steps_of_the_oracle_first(trains_oracle, stub, tmp_
     places = [shown.index(text) for text in ("3 steps for the oracle", "sample", "base ", "oracle ", "dpo-1", "sepo-1")]
     assert places == sorted(places)
     assert "for 2 of 3 variants" in next(line for line in shown.splitlines() if "token scores by" in line)
-    assert "MiB" in next(line for line in shown.splitlines() if " sepo-1 " in line)
+    for name in ("oracle", "sepo-1"):
+        assert "MiB" in next(line for line in shown.splitlines() if line.split()[:1] == [name])
     assert not (tmp_path / "out").exists()
+    assert main(["compare", str(path), "--dry-run", "finetuning_type=full"]) == 0  # the steps make whole models
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["sepo-1", "to", "be", "run", "-"] in rows  # and these are not there yet
     stub.kill = "oracle"
     with pytest.raises(KeyboardInterrupt):
         called(trains_oracle)
@@ -507,8 +511,8 @@ def test_an_oracle_that_was_interrupted_is_that_of_the_pipeline(trains_oracle, t
     again = run([BIN / "sepo", *words[3:]], cwd=tmp_path, forks=True)
     assert "[oracle 2/3] base: finished before" in again.stdout
     assert again.stdout.count("[oracle 3/3] oracle: done") == 1
-    times = json.loads((tmp_path / "killed" / "pipeline" / "oracle.times.json").read_text())
-    assert times["resumed"]
+    times = json.loads((tmp_path / "killed" / command.TIMES).read_text())
+    assert {name: times[name]["resumed"] for name in ("base", "oracle")} == {"base": False, "oracle": True}
     run([BIN / "sepo", "compare", path], cwd=tmp_path, forks=True)
     assert without_interruption(tmp_path / "out") == without_interruption(tmp_path / "killed")
     assert all(len(each["seeds"]) == 2 for each in result({"output_dir": tmp_path / "out"})["variants"].values())
