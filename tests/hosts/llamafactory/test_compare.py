@@ -378,7 +378,7 @@ def test_a_failed_oracle_fails_the_variants_that_need_it(trains_oracle, stub, tm
     assert called(trains_oracle) == 1
     assert stub.trained == ["dpo-1", "dpo-2", "base", "oracle"]  # once, not for each run
     found = result(trains_oracle)["variants"]
-    error = "step 'oracle' of its oracle failed: ValueError: no such layer"
+    error = "step 'oracle' of the oracle failed: ValueError: no such layer"
     assert found["sepo"]["failed"] == {"sepo-1": error, "sepo-2": error}
     assert found["half"]["failed"] == {"half-1": error, "half-2": error}
     assert list(found["dpo"]["seeds"]) == ["1", "2"]
@@ -413,6 +413,7 @@ def test_a_directory_of_a_step_that_a_comparison_did_not_make_is_refused(trains_
         ({"oracle": {"lerning_rate": 3}}, "step 'oracle': unknown key 'lerning_rate'. Did you mean 'learning"),
         ({"base": {"lerning_rate": 3}}, "step 'base': unknown key 'lerning_rate'"),
         ({"base": {"model_name_or_path": "nowhere/at/all"}}, "nowhere/at/all"),
+        ({"model_name_or_path": None}, "step 'base' has no model_name_or_path; set it on top or in its section"),
         ({"oracle": "dpo"}, "section 'oracle' is 'dpo'; keys and values are expected"),
         ({"oracle_sample_ratio": 2}, "oracle_sample_ratio is 2"),
         ({"oracle_base_model": "m"}, "the file sets oracle_base_model, and section 'base' trains an oracle"),

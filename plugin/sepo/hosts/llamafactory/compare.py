@@ -13,7 +13,7 @@ from typing import Any
 
 from sepo import __version__
 from sepo.console import print_lines, print_table, size
-from sepo.errors import SepoError, first_line
+from sepo.errors import SepoError
 from sepo.evaluation.comparison import (
     MEASURES,
     Measured,
@@ -31,7 +31,7 @@ from sepo.files import write_whole
 from sepo.hosts.llamafactory.checks import check_datasets, check_names
 from sepo.hosts.llamafactory.child_runs import changes
 from sepo.hosts.llamafactory.compared_oracle import ComparedOracle, check_oracle, with_oracle
-from sepo.hosts.llamafactory.compared_runs import NamedRun, RunFiles, is_finished, train_run, training_seconds
+from sepo.hosts.llamafactory.compared_runs import NamedRun, RunFiles, is_finished, reported, train_run, training_seconds
 from sepo.hosts.llamafactory.evaluate import Request, check_evaluation, evaluate_recipe
 from sepo.hosts.llamafactory.evaluate_recipe import EVALUATION, resolved_evaluation, trained_model
 from sepo.hosts.llamafactory.evaluated_rows import require_one_process
@@ -41,7 +41,7 @@ from sepo.intervals import CONFIDENCE
 from sepo.recipe.comparison import Comparison, TrainingRun, Variant, read_comparison, uses_oracle
 from sepo.recipe.keys import unknown_key
 from sepo.recipe.settings import RunSettings
-from sepo.redaction import redacted, without_secrets
+from sepo.redaction import redacted
 from sepo.report.drawing import MOST_SUBJECTS
 from sepo.report.files import write_report
 from sepo.report.page import charts, page, with_unique_names
@@ -392,8 +392,7 @@ def _measured(
             kept = _kept_rows(run, part, comparison, files)
             found[run.seed] = _evaluated(run, part, comparison, files) if kept is None else kept
         except Exception as error:  # the other runs are evaluated in any case
-            reason = without_secrets(first_line(error))
-            errors[run.name] = reason if isinstance(error, SepoError) else f"{type(error).__name__}: {reason}"
+            errors[run.name] = reported(error)
             print_lines([f"{run.name}: evaluation failed: {errors[run.name]}"])
     return found
 
