@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-__all__ = ["PairRow", "Piece", "Span", "cut", "fill", "make_row", "slots"]
+__all__ = ["PairRow", "Piece", "Span", "WeightedSpan", "cut", "fill", "make_row", "slots"]
 
 _MAX_SPANS = 3
 _MAX_WRONG_SHARE = 0.35  # of a response's characters, so that most of every rejected response stays shared
@@ -26,12 +26,21 @@ class Span(TypedDict):
     type: str
 
 
+class WeightedSpan(TypedDict):
+    """A span of a response in characters, and its weight, as ``token_scorer: file`` reads it."""
+
+    start: int
+    end: int
+    weight: float
+
+
 class PairRow(TypedDict):
     """One row in LLaMA-Factory's ranking format, with additional columns that only sepo reads.
 
     ``rejected_right_spans`` marks the values in the rejected response that could have been corrupted but were not (type
     ``Right-Value``). A token score must distinguish wrong values from these: names and numbers stand out from function
-    words whether they are right or wrong.
+    words whether they are right or wrong. ``rejected_spans`` are the wrong values and ``chosen_spans`` the values that
+    they replace, each with weight 1: the annotations that ``token_scorer: file`` selects by.
     """
 
     conversations: list[dict[str, str]]
@@ -39,6 +48,8 @@ class PairRow(TypedDict):
     rejected: dict[str, str]
     rejected_error_spans: list[Span]
     rejected_right_spans: list[Span]
+    chosen_spans: list[WeightedSpan]
+    rejected_spans: list[WeightedSpan]
     domain: str
 
 
@@ -128,21 +139,22 @@ def make_row(
         rng: random number generator.
         weights: relative frequencies of one, two and three corrupted groups of values, if there are that many.
     """
-    rejected, wrong, right = _corrupt(pieces, rng, weights)
+    picked = _picked_groups(pieces, rng, weights)
+    rejected, wrong, right, replaced = _corrupt(pieces, picked)
     return PairRow(
         conversations=[{"from": "human", "value": question}],
         chosen={"from": "gpt", "value": "".join(piece.right for piece in pieces)},
         rejected={"from": "gpt", "value": rejected},
         rejected_error_spans=wrong,
         rejected_right_spans=right,
+        chosen_spans=replaced,
+        rejected_spans=[_weighted(span["start"], span["end"]) for span in wrong],
         domain=domain,
     )
 
 
-def _corrupt(
-    pieces: Sequence[Piece], rng: random.Random, weights: tuple[int, int, int]
-) -> tuple[str, list[Span], list[Span]]:
-    """Corrupt one or more groups of pieces; return the text, its wrong spans and the spans of its right values."""
+def _picked_groups(pieces: Sequence[Piece], rng: random.Random, weights: tuple[int, int, int]) -> list[str]:
+    """Draw the groups of pieces that are corrupted, at least one."""
     groups = list(dict.fromkeys(piece.group for piece in pieces if piece.wrong is not None))
     rng.shuffle(groups)
     length = sum(len(piece.right) for piece in pieces)
@@ -152,13 +164,31 @@ def _corrupt(
         trial = [piece.wrong for piece in pieces if piece.wrong is not None and piece.group in (*picked, group)]
         if not picked or (len(trial) <= _MAX_SPANS and sum(map(len, trial)) <= _MAX_WRONG_SHARE * length):
             picked.append(group)
-    text, wrong_spans, right_spans = "", list[Span](), list[Span]()
+    return picked
+
+
+def _corrupt(pieces: Sequence[Piece], picked: Sequence[str]) -> tuple[str, list[Span], list[Span], list[WeightedSpan]]:
+    """Corrupt groups of pieces.
+
+    Returns:
+        The rejected text, its wrong spans, the spans of its right values, and the spans of the chosen text that the
+        wrong ones replace.
+    """
+    text, chosen_length = "", 0
+    wrong_spans, right_spans, replaced = list[Span](), list[Span](), list[WeightedSpan]()
     for piece in pieces:
-        value = piece.wrong if piece.wrong is not None and piece.group in picked else piece.right
-        span = Span(start=len(text), end=len(text) + len(value), type=piece.type)
+        corrupted = piece.wrong is not None and piece.group in picked
+        value = piece.wrong if piece.wrong is not None and corrupted else piece.right
+        start, end = len(text), len(text) + len(value)
         text += value
-        if piece.wrong is not None and piece.group in picked:
-            wrong_spans.append(span)
+        if corrupted:
+            wrong_spans.append(Span(start=start, end=end, type=piece.type))
+            replaced.append(_weighted(chosen_length, chosen_length + len(piece.right)))
         elif piece.wrong is not None:
-            right_spans.append(Span(start=span["start"], end=span["end"], type="Right-Value"))
-    return text, wrong_spans, right_spans
+            right_spans.append(Span(start=start, end=end, type="Right-Value"))
+        chosen_length += len(piece.right)
+    return text, wrong_spans, right_spans, replaced
+
+
+def _weighted(start: int, end: int) -> WeightedSpan:
+    return WeightedSpan(start=start, end=end, weight=1.0)

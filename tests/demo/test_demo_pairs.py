@@ -86,6 +86,14 @@ def check_row(row):
     for span, value in zip(row["rejected_error_spans"], right, strict=True):
         assert value
         assert value != rejected[span["start"] : span["end"]], row
+    assert row["rejected_spans"] == [
+        {"start": span["start"], "end": span["end"], "weight": 1.0} for span in row["rejected_error_spans"]
+    ]
+    chosen = row["chosen"]["value"]
+    spans = [(span["start"], span["end"]) for span in row["chosen_spans"]]
+    assert all(span["weight"] == 1.0 for span in row["chosen_spans"])
+    around = zip([0, *(end for _, end in spans)], [*(start for start, _ in spans), len(chosen)], strict=True)
+    assert [chosen[end:start] for end, start in around] == list(shared_pieces(row))
     wrong_places = {i for span in row["rejected_error_spans"] for i in range(span["start"], span["end"])}
     for span in row["rejected_right_spans"]:
         assert not wrong_places & set(range(span["start"], span["end"]))

@@ -1,6 +1,13 @@
 """The tables of `sepo compare`."""
 
-from sepo.evaluation.comparison_report import measure_rows, preference_rows, print_comparison
+from sepo.evaluation.comparison import MEASURES
+from sepo.evaluation.comparison_report import (
+    measure_label,
+    measure_rows,
+    measured_variants,
+    preference_rows,
+    print_comparison,
+)
 
 
 def estimate(value):
@@ -53,3 +60,33 @@ def test_choices_missing_differences_and_errors_are_lines(capsys):
     assert "other: no difference to dpo, which has other rows or no result" in shown
     assert "failed: sepo-lr=1-2: ValueError: no" in shown
     assert "failed: lost-1: [1/2] out of memory" in shown
+
+
+def test_every_measure_of_every_variant_has_its_mean_difference_and_seeds():
+    found = values() | {"measures": dict.fromkeys(MEASURES, "")}
+    found["variants"]["sepo"]["difference"] = {"accuracy": estimate(0.25), "tokens": estimate(0.05)}
+    found["variants"]["sepo"]["seeds"] = {"1": {"accuracy": 0.6, "tokens": 12.0}}
+    rows = {(row.measure, row.variant): row for row in measured_variants(found)}
+    assert list(rows) == [
+        (measure, variant) for measure in ("accuracy", "accuracy_length_normalized", "tokens")
+        for variant in ("dpo", "sepo", "other")
+    ]  # fmt: skip
+    sepo = rows["accuracy", "sepo"]
+    assert (sepo.mean, sepo.difference) == ("60.0% [50.0, 70.0]", "+25.0 points [+15.0, +35.0]")
+    assert (sepo.differs, sepo.seeds) == (True, ["60.0%", ""])
+    tokens = rows["tokens", "sepo"]
+    assert (tokens.mean, tokens.difference, tokens.differs) == ("12.0 [11.9, 12.1]", "+0.050 [-0.050, +0.150]", False)
+    assert tokens.seeds == ["12.0", ""]
+    assert (rows["accuracy", "dpo"].difference, rows["accuracy", "dpo"].differs) == ("", False)
+
+
+def test_an_interval_that_ends_at_zero_does_not_exclude_it():
+    found = values() | {"measures": {"accuracy": ""}}
+    for low, high, differs in ((-0.2, -0.1, True), (0.0, 0.2, False), (-0.2, 0.0, False), (None, None, False)):
+        found["variants"]["sepo"]["difference"] = {"accuracy": {"value": 0.1, "low": low, "high": high}}
+        assert [row.differs for row in measured_variants(found)] == [False, differs, False]
+
+
+def test_measures_have_different_names_in_words():
+    assert len({measure_label(name) for name in MEASURES}) == len(MEASURES)
+    assert not [name for name in MEASURES if "_" in measure_label(name)]

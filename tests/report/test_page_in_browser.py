@@ -12,7 +12,7 @@ from sepo.report.page import charts, page, with_unique_names
 from sepo.report.subject import Pair, Side
 from sepo.report.visible import visible
 from tests.support.browser import open_browser
-from tests.support.subjects import HOSTILE, demo_subject, hostile_subject
+from tests.support.subjects import HOSTILE, demo_subject, hostile_subject, opening
 
 TAB, LEFT, UP, RIGHT, DOWN, END, HOME = "\ue004", "\ue012", "\ue013", "\ue014", "\ue015", "\ue010", "\ue011"
 SCREENS = ((1280, 900), (390, 844))
@@ -49,10 +49,10 @@ return found.sort((x, y) => x[0] - y[0]);
 """
 
 
-def written(folder, name, *subjects):
+def written(folder, name, *subjects, **options):
     named = with_unique_names(subjects)
     file = folder / name
-    file.write_text(page(named, charts(named)).text, encoding="utf-8")
+    file.write_text(page(named, charts(named), **options).text, encoding="utf-8")
     assert file.stat().st_size < 5e6
     return file
 
@@ -281,18 +281,22 @@ def test_charts_have_words_and_numbers(opened):
     assert numbers.find_element("css selector", "table").is_displayed()
 
 
-def test_every_focusable_element_has_a_name_and_is_visible(opened):
-    bare = opened.run(
+def check_names_and_headings(browser):
+    bare = browser.run(
         "return [...document.querySelectorAll('button, a, input, select, summary, [tabindex=\"0\"]')]"
         ".filter((node) => node.checkVisibility())"
         ".filter((node) => !(node.getAttribute('aria-label') || node.textContent.trim() || node.labels?.length))"
         ".map((node) => node.outerHTML)"
     )
     assert bare == []
-    levels = opened.run("return [...document.querySelectorAll('h1,h2,h3,h4,h5')].map((h) => Number(h.tagName[1]))")
+    levels = browser.run("return [...document.querySelectorAll('h1,h2,h3,h4,h5')].map((h) => Number(h.tagName[1]))")
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_every_focusable_element_has_a_name_and_is_visible(opened):
+    check_names_and_headings(opened)
     for landmark in ("header", "nav", "main", "footer", "form[role=search]"):
         assert len(opened.find_all(landmark)) == 1
 
@@ -376,5 +380,29 @@ def test_two_subjects_are_side_by_side(browser, tmp_path, subject):
     assert "policy [2]" in legend
     differing = browser.run("return [...document.querySelectorAll('tr.differs th')].map((node) => node.textContent)")
     assert "learning_rate ≠ differs" in differing
+    assert browser.console() == []
+    assert browser.network_requests() == []
+
+
+def test_a_comparison_is_read_in_both_themes_on_every_screen_and_without_scripts(browser, tmp_path):
+    runs = [demo_subject(name=name, log=[], spreads={}, pairs=[], missing=["x"]) for name in ("dpo-1", "sepo-1")]
+    file = written(tmp_path, "compared.html", *runs, opening=opening())
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.open(file)
+        assert "69.0%" in browser.find("#comparison table").text
+        assert browser.find("#curves svg").is_displayed()
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    for scheme, screen in zip(("light", "dark"), SCREENS, strict=True):
+        browser.prefer(scheme)
+        browser.resize(*screen)
+        browser.open(file)
+        browser.run("localStorage.clear()")
+        browser.open(file)
+        browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        assert [item for item in browser.run(CONTRAST) if item[0] < 4.5] == []
+        assert overflow(browser) == []
+        check_names_and_headings(browser)
     assert browser.console() == []
     assert browser.network_requests() == []

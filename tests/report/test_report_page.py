@@ -15,7 +15,7 @@ from sepo.report.facts import comparisons, overview
 from sepo.report.page import PAGE_MARK, charts, page, with_unique_names
 from sepo.report.subject import Pair, Side, Subject
 from sepo.report.visible import visible
-from tests.support.subjects import HOSTILE, demo_subject, hostile_subject
+from tests.support.subjects import HOSTILE, demo_subject, hostile_subject, opening
 
 VOID = {"meta", "link", "input", "wbr", "br", "img"}
 
@@ -82,8 +82,60 @@ def test_the_page_has_its_parts(demo):
     assert PAGE_MARK in demo.text[:300]
 
 
-def test_the_page_loads_nothing(demo, hostile):
-    for text in (demo.text, hostile.text):
+@pytest.fixture(scope="module")
+def compared():
+    subjects = [demo_subject(name=name, **NO_CHARTS) for name in ("dpo-1", "sepo-1")]
+    return page(subjects, charts(subjects), opening=opening())
+
+
+@pytest.fixture(scope="module")
+def hostile_comparison():
+    subjects = [demo_subject(name=name, pairs=[], **NO_CHARTS) for name in ("dpo-1", "sepo-1")]
+    return page(subjects, [], opening=opening(HOSTILE[:2], text="".join(HOSTILE), error=HOSTILE[9]))
+
+
+def test_a_comparison_comes_first(compared):
+    parsed = Parsed(compared.text)
+    assert parsed.open == []
+    sections = [attributes["id"] for tag, attributes in parsed.elements if tag == "section"]
+    assert sections == ["comparison", "curves", "overview", "tokens", "settings"]
+    identifiers = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    links = [attributes["href"][1:] for tag, attributes in parsed.elements if tag == "a"]
+    assert set(links) <= set(identifiers)
+    assert {"comparison", "curves"} <= set(links)
+    drawn = [attributes["data-chart"] for tag, attributes in parsed.elements if tag == "figure"]
+    assert drawn == [chart.key for chart in opening().charts]
+    assert sum(tag == "h1" for tag, _ in parsed.elements) == 1
+    text = re.sub(r"\s+", " ", "".join(parsed.texts))
+    first = text[text.index("Comparison of dpo, sepo 24") :]
+    order = ["24 held-out pairs", "Failed runs", "ValueError: out of memory", "60.0% [50.0, 70.0]", "+9.0 points",
+             "the interval excludes 0", "All measures", "A note.", "Share of pairs.",
+             "Curves of training."]  # fmt: skip
+    assert [part for part in order if part not in first] == []
+    assert sorted(order, key=first.index) == order
+
+
+def test_a_report_of_runs_has_no_comparison(demo):
+    assert not {"comparison", "curves"} & {attributes.get("id") for _, attributes in Parsed(demo.text).elements}
+
+
+def test_hostile_text_of_a_comparison_is_inert_and_shown(hostile_comparison):
+    parsed = Parsed(hostile_comparison.text)
+    assert parsed.open == []
+    assert sum(tag == "script" for tag, _ in parsed.elements) == 2
+    assert sum(tag == "style" for tag, _ in parsed.elements) == 1
+    for tag, attributes in parsed.elements:
+        assert tag != "img"
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+    hostile_comparison.text.encode()
+    text = "".join(parsed.texts)
+    for attack in HOSTILE:
+        assert text.count(visible(attack)) >= 6  # headings, cells, sentences, a label
+
+
+def test_the_page_loads_nothing(demo, hostile, compared, hostile_comparison):
+    for text in (demo.text, hostile.text, compared.text, hostile_comparison.text):
         parsed = Parsed(text)
         for tag, attributes in parsed.elements:
             assert tag not in ("img", "iframe", "object", "embed", "audio", "video", "base")
@@ -92,8 +144,8 @@ def test_the_page_loads_nothing(demo, hostile):
             assert address.startswith("#") or (tag, address) == ("link", "data:,")
 
 
-def test_only_the_pages_own_script_and_style_may_run(demo, hostile):
-    for text in (demo.text, hostile.text):
+def test_only_the_pages_own_script_and_style_may_run(demo, hostile, compared, hostile_comparison):
+    for text in (demo.text, hostile.text, compared.text, hostile_comparison.text):
         parsed = Parsed(text)
         (policy,) = [a["content"] for _, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy"]
         assert policy.startswith("default-src 'none'; ")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from demo_pairs.pairs import generate_pairs
+from sepo.report.compared import Cell, Opening, ResultPoint, ResultTable, curves, mean_log, result_charts
 from sepo.report.subject import SHARES, Pair, Side, Spread, Subject
 
 RATIO = 0.3
@@ -165,3 +166,28 @@ def hostile_subject(*, name=HOSTILE[0], **changed):
         "missing": HOSTILE,
     }
     return Subject(**{**subject, **changed})
+
+
+def opening(names=("dpo", "sepo"), *, text="", error="sepo-2: ValueError: out of memory"):
+    """Return the beginning of the page of a comparison of variants; ``text`` is added to each of its texts."""
+    marked = Cell("+9.0 points [+2.0, +15.0]", "≠ 0", "the interval excludes 0")
+    rows = [[Cell(names[0]), Cell("60.0% [50.0, 70.0]"), Cell("")], [Cell(names[1]), Cell("69.0%"), marked]]
+    columns = ["variant", f"accuracy{text}", "difference"]
+    timed = [{**entry, "seconds": 1.5 * entry["step"]} for entry in log()]
+    points = {name: ResultPoint(0.6, 0.5, 0.7) for name in names}
+    return Opening(
+        title=f"Comparison of {', '.join(names)}",
+        lead=f"24 held-out pairs{text}.",
+        tables=[
+            ResultTable(f"Results{text}", columns, rows, swatches=[0, 1]),
+            ResultTable(f"All measures{text}", columns, rows, note=f"A note{text}."),
+        ],
+        charts=[
+            *curves({name: mean_log([timed]) for name in names}),
+            *result_charts("accuracy", f"accuracy{text}", points, shares=dict(zip(names, (1.0, 0.3), strict=True)),
+                           seconds=dict.fromkeys(names, 90.0), baseline=names[0]),
+        ],
+        curves=f"Curves of training{text}.",
+        failed=[error],
+        meanings={f"accuracy{text}": f"Share of pairs{text}."},
+    )  # fmt: skip

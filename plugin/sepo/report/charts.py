@@ -26,6 +26,7 @@ class Line:
         y: [N]; NaN for missing values.
         colour: a key of ``drawing.COLOURS``: ``chosen``, ``rejected``, or the index of a subject as a string.
         style: ``line``, ``points`` (few values, such as those of evaluations) or ``steps`` (a histogram).
+        interval: lower and upper ends of the points' intervals, [N] each, or None. For ``points`` only.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Line:
     y: np.ndarray
     colour: str
     style: str = "line"
+    interval: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ class Chart:
         lines: the curves, at least one.
         x_percent: whether the horizontal axis is a share, formatted in percent.
         y_percent: whether the vertical axis is a share, formatted in percent.
+        x_whole: whether the horizontal axis has whole numbers only.
         x_limits: limits of the horizontal axis, or None.
         marks: positions of vertical lines, by label.
-        section: section of the page: ``scores`` or ``training``.
+        section: section of the page: ``scores``, ``training`` or ``comparison``.
     """
 
     key: str
@@ -61,6 +64,7 @@ class Chart:
     lines: Sequence[Line]
     x_percent: bool = False
     y_percent: bool = False
+    x_whole: bool = False
     x_limits: tuple[float, float] | None = None
     marks: Mapping[str, float] = field(default_factory=dict)
     section: str = "scores"
@@ -118,6 +122,8 @@ def table(chart: Chart) -> Table:
     """Return the chart's numbers: one row for each x if all lines share them, otherwise one for each point."""
     if chart.lines[0].style == "steps":
         return _bins(chart)
+    if any(line.interval is not None for line in chart.lines):
+        return _points_with_intervals(chart)
     first = chart.lines[0]
     x_text = [_cell(value, percent=chart.x_percent) for value in first.x]
     if all(np.array_equal(line.x, first.x) for line in chart.lines):
@@ -132,6 +138,18 @@ def table(chart: Chart) -> Table:
     kept = thinned(len(points), _TABLE_ROWS)
     columns = ["curve", chart.x_label, chart.y_label]
     return Table(columns, [points[i] for i in kept], _left_out(len(kept), len(points)))
+
+
+def _points_with_intervals(chart: Chart) -> Table:
+    rows = []
+    for line in chart.lines:
+        none = np.full(len(line.x), np.nan)
+        for x, *ys in zip(line.x, line.y, *(line.interval or (none, none)), strict=True):
+            ends = [_cell(y, percent=chart.y_percent) if np.isfinite(y) else "–" for y in ys]
+            rows.append([line.label, _cell(x, percent=chart.x_percent), *ends])
+    kept = thinned(len(rows), _TABLE_ROWS)
+    columns = ["curve", chart.x_label, chart.y_label, "from", "to"]
+    return Table(columns, [rows[i] for i in kept], _left_out(len(kept), len(rows)))
 
 
 def _bins(chart: Chart) -> Table:

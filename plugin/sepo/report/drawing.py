@@ -107,6 +107,8 @@ def _line(axes: Any, line: Line) -> Any:
         return axes.stairs(line.y, line.x, color=colour, linewidth=1.6, linestyle=pattern)
     if line.style == "points":
         (handle,) = axes.plot(line.x, line.y, color=colour, linestyle=":", linewidth=1, marker="o", markersize=4.5)
+        if line.interval is not None:
+            axes.vlines(line.x, *line.interval, color=colour, linewidth=1.2)
         return handle
     alone = "o" if len(line.x) == 1 else None
     (handle,) = axes.plot(line.x, line.y, color=colour, linewidth=1.8, linestyle=pattern, marker=alone)
@@ -126,8 +128,7 @@ def _axes(axes: Any, chart: Chart) -> None:
         spine.set_linewidth(0.8)
     axes.tick_params(colors=COLOURS["muted"], labelcolor=COLOURS["ink"], width=0.8, length=3)
     axes.tick_params(axis="y", length=0)
-    steps = chart.section == "training"
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=steps, steps=_TICKS))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.x_whole, steps=_TICKS))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=_TICKS))
     percent = FuncFormatter(lambda value, _: f"{100 * value:.4g} %".replace("-", "−"))
     if chart.x_percent:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sepo import __version__
 from sepo.report.charts import Chart, table
+from sepo.report.compared import Opening
 from sepo.report.drawing import svg
 from sepo.report.facts import comparisons, overview
 from sepo.report.heat_map import HeatMap, heat_map
@@ -84,31 +85,41 @@ class Page:
     summary: str
 
 
-def page(subjects: Sequence[Subject], drawn: Sequence[Chart], *, limit: int = PAGE_BYTES) -> Page:
+def page(
+    subjects: Sequence[Subject],
+    drawn: Sequence[Chart],
+    *,
+    opening: Opening | None = None,
+    limit: int = PAGE_BYTES,
+) -> Page:
     """Render the page.
 
     Args:
         subjects: the subjects of the report, with unique names.
         drawn: return value of ``charts``.
+        opening: the beginning of the page of a comparison; None for a report of the subjects alone.
         limit: maximum size in bytes of UTF-8; rows of the heat map are omitted to meet it.
 
     Returns:
         The page and its summary.
     """
-    plots = [{"chart": chart, "svg": svg(chart), "table": table(chart)} for chart in drawn]
+    every = [*(opening.charts if opening else ()), *drawn]
+    plots = [{"chart": chart, "svg": svg(chart), "table": table(chart)} for chart in every]
     # A page without rows has a note instead, which is shorter than the markup around rows.
-    around = len(_render(subjects, plots, HeatMap("", 0, 0, None)).encode()) + _AROUND_ROWS
+    around = len(_render(subjects, plots, HeatMap("", 0, 0, None), opening).encode()) + _AROUND_ROWS
     rows = heat_map(subjects, budget=limit - around)
     of = max(rows.rows or 0, rows.sampled)
     summary = f"{number(rows.shown)} of {number(of)} rows" if of else "no rows"
-    return Page(_render(subjects, plots, rows), summary)
+    return Page(_render(subjects, plots, rows, opening), summary)
 
 
-def _render(subjects: Sequence[Subject], plots: Sequence[dict[str, Any]], rows: HeatMap) -> str:
+def _render(
+    subjects: Sequence[Subject], plots: Sequence[dict[str, Any]], rows: HeatMap, opening: Opening | None
+) -> str:
     from markupsafe import Markup
 
     script, style = _asset("report.js"), _asset("report.css")
-    sections: dict[str, list[dict[str, Any]]] = {"scores": [], "training": []}
+    sections: dict[str, list[dict[str, Any]]] = {"comparison": [], "scores": [], "training": []}
     for plot in plots:
         sections[plot["chart"].section].append({**plot, "svg": Markup(plot["svg"])})
     return (
@@ -121,6 +132,7 @@ def _render(subjects: Sequence[Subject], plots: Sequence[dict[str, Any]], rows: 
             style=Markup(style),
             style_hash=_hash(style),
             version=__version__,
+            opening=opening,
             names=[subject.name for subject in subjects],
             missing=[_missing(subject) for subject in subjects],
             overview=overview(subjects),

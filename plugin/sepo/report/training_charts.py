@@ -12,6 +12,8 @@ from sepo.report.charts import Chart, Line, by_side, look, thinned
 from sepo.report.subject import Subject
 from sepo.selection import SIDES
 
+SECONDS = "seconds"
+"""Name of the seconds of training in the entries of a log."""
 _KEY_CHARACTERS = 60
 _MOST_OTHERS = 24
 """Maximum number of charts of other metrics, as a log may have any number of them."""
@@ -69,6 +71,40 @@ _METRICS = (
 )
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """A horizontal axis: the name of its values in the entries of a log, its label, and the section of its charts."""
+
+    name: str
+    label: str
+    section: str
+
+
+_STEPS = _Axis("step", "step", "training")
+_COMPARED = ("rewards/accuracies", "rewards/margins", "loss")
+_COMPARED_OVER = (
+    _Axis("step", "step", "comparison"),
+    _Axis(SECONDS, "seconds of training", "comparison"),
+)
+
+
+def compared_charts(subjects: Sequence[Subject]) -> list[Chart]:
+    """Return charts of accuracy, margin and loss over steps and over seconds of training.
+
+    Args:
+        subjects: one for each variant of a comparison; entries of their logs have ``seconds`` if these are known.
+    """
+    metrics = {metric.name: metric for metric in _METRICS}
+    charts = []
+    for name in _COMPARED:
+        for axis in _COMPARED_OVER:
+            charts += [
+                replace(chart, key=f"{chart.key}-{axis.name}", title=f"{chart.title} by {axis.label}")
+                for chart in _charts(subjects, metrics[name], axis)
+            ]
+    return charts
+
+
 def training_charts(subjects: Sequence[Subject]) -> list[Chart]:
     """Return a chart for every logged metric with values, evaluations as points; chosen and rejected together."""
     charts: list[Chart] = []
@@ -103,49 +139,55 @@ def _plain(name: str) -> str:
     return next((metric for metric in known if rest.endswith(f"_{metric}")), rest)
 
 
-def _charts(subjects: Sequence[Subject], metric: _Metric) -> list[Chart]:
+def _charts(subjects: Sequence[Subject], metric: _Metric, axis: _Axis = _STEPS) -> list[Chart]:
     key = re.sub(r"[^a-z0-9]+", "-", metric.name.replace("{}", "").lower()).strip("-")[:_KEY_CHARACTERS] or "metric"
 
     def build(name: str, side: str | None, lines: Sequence[Line]) -> Chart:
         return Chart(
-            key=f"training-{name}",
+            key=f"{axis.section}-{name}",
             title=f"{metric.title}{f', {side} responses' if side else ''}",
             description=metric.text,
-            x_label="step",
+            x_label=axis.label,
             y_label=metric.name.format(side or "*"),
             lines=lines,
             y_percent=metric.percent,
-            section="training",
+            x_whole=axis.name == "step",
+            section=axis.section,
         )
 
     if "{}" in metric.name:
         return by_side(
-            subjects, lambda subject, side: _lines(subjects, subject, metric.name.format(side), side), build, key
+            subjects, lambda subject, side: _lines(subjects, subject, metric.name.format(side), side, axis), build, key
         )
-    lines = [line for subject in subjects for line in _lines(subjects, subject, metric.name, None)]
+    lines = [line for subject in subjects for line in _lines(subjects, subject, metric.name, None, axis)]
     return [build(key, None, lines)] if lines else []
 
 
-def _lines(subjects: Sequence[Subject], subject: Subject, name: str, side: str | None) -> list[Line]:
+def _lines(subjects: Sequence[Subject], subject: Subject, name: str, side: str | None, axis: _Axis) -> list[Line]:
     label, colour = look(subjects, subject, side)
     if len(subjects) == 1 and side is None:
         label = "training"
-    lines = [Line(label, *_series(subject, name), colour)]
+    lines = [Line(label, *_series(subject, name, axis), colour)]
     for evaluated in sorted({key for entry in subject.log for key in entry if key != name and _plain(key) == name}):
         data = evaluated.removeprefix("eval_").removesuffix(name).strip("_")
         text = f"evaluation{f' ({data})' if data else ''}"
         lines.append(
-            Line(text if label == "training" else f"{label}, {text}", *_series(subject, evaluated), colour, "points")
+            Line(
+                text if label == "training" else f"{label}, {text}",
+                *_series(subject, evaluated, axis),
+                colour,
+                "points",
+            )
         )
     return [line for line in lines if len(line.x)]
 
 
-def _series(subject: Subject, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and values, without values that are not finite."""
+def _series(subject: Subject, name: str, axis: _Axis) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps (or seconds) and values, without values that are not finite."""
     points = [
-        (float(entry["step"]), float(entry[name]))
+        (float(entry[axis.name]), float(entry[name]))
         for entry in subject.log
-        if _is_number(entry.get(name)) and _is_number(entry.get("step"))
+        if _is_number(entry.get(name)) and _is_number(entry.get(axis.name))
     ]
     finite = np.array([point for point in points if np.isfinite(point).all()], float).reshape(-1, 2)
     ordered = finite[np.argsort(finite[:, 0], kind="stable")]

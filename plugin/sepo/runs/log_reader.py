@@ -26,6 +26,8 @@ class LoggedRun:
         begun: the last entry written when the run started or resumed, or None.
         prepared: the last entry written when it started scoring or loading models, or None.
         rows: the last entry about the rows: by data set ``given``, ``used`` and ``losses`` (see ``RowLosses.record``).
+        seconds: seconds of training by logged step, evaluations during training included. The time between an
+            interruption and its resumption is not counted, nor are steps that a resumed run repeated.
         ended: whether training ended afterwards.
         unread: number of lines that could not be read (e.g. the last one of a killed run).
     """
@@ -34,6 +36,7 @@ class LoggedRun:
     begun: dict[str, Any] | None = None
     prepared: dict[str, Any] | None = None
     rows: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
     ended: bool = False
     unread: int = 0
 
@@ -62,7 +65,7 @@ def read_log(folder: Path) -> LoggedRun:
     Args:
         folder: the run's ``output_dir``.
     """
-    run = LoggedRun()
+    run, earlier = LoggedRun(), 0.0
     file = folder / LOG_FILE
     if not file.is_file():
         return run
@@ -74,13 +77,16 @@ def read_log(folder: Path) -> LoggedRun:
             run.prepared, run.ended = entry, False
         elif entry["event"] == "begin":
             run.entries = [old for old in run.entries if int(old["step"]) <= int(entry["step"])]
-            run.begun, run.ended = entry, False
+            run.seconds = {step: seconds for step, seconds in run.seconds.items() if step <= int(entry["step"])}
+            run.begun, run.ended, earlier = entry, False, max(run.seconds.values(), default=0.0)
         elif entry["event"] == "rows":
             run.rows = entry["rows"]
         elif entry["event"] == "end":
             run.ended = True
         else:
             run.entries.append(entry)
+            if run.begun is not None:
+                run.seconds[int(entry["step"])] = earlier + max(0.0, float(entry["time"] - run.begun["time"]))
     return run
 
 

@@ -15,7 +15,7 @@ from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.evaluation.comparison import Measured
 from sepo.hosts.llamafactory import compare as command
-from sepo.hosts.llamafactory import compared_runs
+from sepo.hosts.llamafactory import compare_page, compared_runs
 from sepo.hosts.llamafactory.compare import compare
 from sepo.hosts.llamafactory.evaluate import check_evaluation
 from sepo.hosts.llamafactory.evaluate_recipe import SAMPLING, evaluation_recipe
@@ -102,10 +102,12 @@ def test_finished_runs_and_evaluations_are_not_repeated_and_seeds_can_be_added(d
     assert list(first["variants"]) == ["dpo", "sepo"]
     assert first["variants"]["sepo"]["difference"]["accuracy"]["value"] == 0.0
     assert first["variants"]["dpo"]["difference"] is None
-    page = (tmp_path / "out" / command.PAGE).read_text()
+    page = (tmp_path / "out" / compare_page.PAGE).read_text()
     assert "dpo-1" in page
     assert "sepo-1" in page
     assert "<svg" in page
+    assert page.index("Comparison of dpo, sepo") < page.index("dpo-1")
+    assert "Loss by step" in page
     assert called(data) == 0
     assert called(data, seeds=[1, 2, 3]) == 0
     assert stub.trained == [*names, "dpo-3", "sepo-3"]
@@ -155,10 +157,21 @@ def test_a_failed_run_is_reported_with_its_error_and_the_others_finish(data, stu
     assert list(found["dpo"]["seeds"]) == ["1"]
     assert found["sepo"]["difference"]["accuracy"]["value"] == 0.5
     assert "failed: dpo-2: ValueError: no such layer" in capsys.readouterr().out
+    page = (command.Path(data["output_dir"]) / compare_page.PAGE).read_text()
+    assert "dpo-2: ValueError: no such layer" in page
+    assert "+50.0 points [+50.0, +50.0]" in page
+    assert "the interval excludes 0</span>" in page
     stub.fail = {}
     assert called(data) == 0  # only this run is made
     assert stub.trained[4:] == ["dpo-2"]
     assert result(data)["variants"]["dpo"]["failed"] == {}
+
+
+def test_a_variant_whose_first_seed_failed_is_on_the_page_with_the_other(data, stub):
+    stub.fail = {"sepo-1": b"ValueError: no\n"}
+    assert called(data) == 1
+    page = (command.Path(data["output_dir"]) / compare_page.PAGE).read_text()
+    assert [f">{name}</bdi>" in page for name in ("dpo-1", "dpo-2", "sepo-1", "sepo-2")] == [True, False, False, True]
 
 
 def test_a_failed_evaluation_is_reported_and_the_others_finish(data, stub, tmp_path):
@@ -494,6 +507,13 @@ def test_a_killed_comparison_resumes_to_the_same_bytes(data, tmp_path):
     assert means["tokens"]["value"] <= 4
     assert means["accuracy"]["low"] <= means["accuracy"]["value"] <= means["accuracy"]["high"]
     assert values["variants"]["sepo"]["difference"]["margin"]["value"] != 0
+    page = (tmp_path / "out" / compare_page.PAGE).read_text()
+    assert all(
+        f'<title id="{key}-title">' in page
+        for metric in ("rewards-accuracies", "rewards-margins", "loss")
+        for key in (f"comparison-{metric}-step", f"comparison-{metric}-seconds")
+    )
+    assert '<title id="comparison-accuracy-by-selected-title">' in page  # dpo trains on all tokens
     # The measured rows are those of sepo eval.
     kept = json.loads((tmp_path / "out" / "evaluations" / "heldout" / "sepo-1" / "eval.json").read_text())
     rows = json.loads((tmp_path / "out" / "evaluations" / "heldout" / "sepo-1" / "rows.json").read_text())

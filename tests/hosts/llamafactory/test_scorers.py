@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from sepo.demo.dataset import write_dataset
 from sepo.report.reading import read_subject
 from tests.support import tiny
 from tests.support.recipes import logged, sepo_recipe, sepo_train
@@ -55,6 +56,31 @@ def test_minor_dpo_over_the_users_spans(world, tmp_path):
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("sepo: error:")]
     assert "dataset 'tiny_pairs.json' has the columns" in line
     assert "give the rows chosen_scores" in line
+
+
+def overlapping(tokens, spans):
+    """Return for each token whether it overlaps a span, in characters of the text that the tokens spell."""
+    found, end = [], 0
+    for token in tokens:
+        start, end = end, end + len(token)
+        found.append(any(start < span["end"] and end > span["start"] for span in spans))
+    return found
+
+
+def test_the_spans_of_the_generated_pairs_are_selected(world, tmp_path):
+    recipe = sepo_recipe(
+        world, tmp_path / "out", token_scorer="file", select_rule="quantile", select_ratio=0.01, cutoff_len=512,
+        dataset="fluent_pairs", dataset_dir=str(write_dataset(tmp_path / "data")), max_samples=12, **NO_ORACLE,
+    )  # fmt: skip
+    sepo_train(recipe, tmp_path)
+    rows = json.loads((tmp_path / "data" / "fluent_pairs.json").read_text())
+    pairs = read_subject(tmp_path / "out").pairs
+    assert len(pairs) >= 8
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            row, answer = rows[pair.row], getattr(pair, side)
+            assert "".join(answer.tokens).startswith(row[side]["value"])
+            assert answer.selected.tolist() == overlapping(answer.tokens, row[f"{side}_spans"])
 
 
 def test_random_spans_of_a_seed(world, tmp_path):

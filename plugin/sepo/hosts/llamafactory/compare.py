@@ -30,6 +30,7 @@ from sepo.evaluation.result import HELDOUT
 from sepo.files import write_whole
 from sepo.hosts.llamafactory.checks import check_datasets, check_names
 from sepo.hosts.llamafactory.child_runs import changes
+from sepo.hosts.llamafactory.compare_page import PAGE, write_page
 from sepo.hosts.llamafactory.compared_oracle import ComparedOracle, check_oracle, with_oracle
 from sepo.hosts.llamafactory.compared_runs import NamedRun, RunFiles, is_finished, reported, train_run, training_seconds
 from sepo.hosts.llamafactory.evaluate import Request, check_evaluation, evaluate_recipe
@@ -42,12 +43,8 @@ from sepo.recipe.comparison import Comparison, TrainingRun, Variant, read_compar
 from sepo.recipe.keys import unknown_key
 from sepo.recipe.settings import RunSettings
 from sepo.redaction import redacted
-from sepo.report.drawing import MOST_SUBJECTS
-from sepo.report.files import write_report
-from sepo.report.page import charts, page, with_unique_names
-from sepo.report.reading import read_subject
 
-RESULT, TIMES, PAGE = "compare.json", "compare_times.json", "compare.html"
+RESULT, TIMES = "compare.json", "compare_times.json"
 _ROWS = "rows.json"
 _EVALUATED = (
     "model_revision", "template", "cutoff_len", "dataset_dir", "max_samples", "eval_dataset", "dataset", "val_size",
@@ -92,7 +89,7 @@ def compare(recipe: Mapping[str, Any], *, environment: Mapping[str, str], dry_ru
     times = {} if oracle is None else training_seconds(oracle.steps, oracle.files)
     write_whole(files.root / TIMES, json.dumps({**times, **training_seconds(runs, files)}, indent=1) + "\n")
     print_comparison(values)
-    shown = _write_page(comparison, values, runs, files)
+    shown = write_page(values, runs, files)
     print_lines(f"written: {files.root / name}" for name in (RESULT, TIMES))
     if shown:
         print_lines([f"written: {files.root / PAGE} (training of {', '.join(shown)})"])
@@ -344,23 +341,6 @@ def _results(
             for group, found in measured.items()
         },
     }  # fmt: skip
-
-
-def _write_page(
-    comparison: Comparison, values: Mapping[str, Any], runs: Sequence[TrainingRun], files: RunFiles
-) -> list[str]:
-    """Write the report of the results' runs with the first seed, the baseline's first, and return their names.
-
-    A report has at most ``MOST_SUBJECTS`` runs; the first in the order of the file are shown.
-    """
-    groups = sorted(values["variants"], key=lambda group: group != comparison.baseline)
-    chosen = [values["variants"][group]["run"] for group in groups if values["variants"][group]["seeds"]]
-    by_name = {run.variant.name: run for run in runs if run.seed == comparison.seeds[0]}
-    shown = [by_name[name] for name in chosen if files.record(by_name[name], "done").is_file()][:MOST_SUBJECTS]
-    if shown:
-        subjects = with_unique_names([read_subject(files.output(run), name=run.name) for run in shown])
-        write_report(files.root / PAGE, page(subjects, charts(subjects)).text.encode())
-    return [run.name for run in shown]
 
 
 def _choice(
