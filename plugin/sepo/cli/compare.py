@@ -15,7 +15,9 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         "means, intervals and paired differences to a baseline. The same command resumes what was interrupted."
     )
     add_recipe(
-        parser, "a recipe with shared keys and the sections variants and grid", override="variants.dpo.pref_beta=0.2"
+        parser,
+        "a recipe with shared keys and the sections variants and grid, and base and oracle to train an oracle",
+        override="variants.dpo.pref_beta=0.2",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check all variants and print the runs, their memory and what they share"

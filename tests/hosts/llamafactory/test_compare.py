@@ -391,7 +391,7 @@ def test_a_failed_oracle_fails_the_variants_that_need_it(trains_oracle, stub, tm
     assert called(trains_oracle) == 1
     assert stub.trained == ["dpo-1", "dpo-2", "base", "oracle"]  # once, not for each run
     found = result(trains_oracle)["variants"]
-    error = "step 'oracle' of its oracle failed: ValueError: no such layer"
+    error = "step 'oracle' of the oracle failed: ValueError: no such layer"
     assert found["sepo"]["failed"] == {"sepo-1": error, "sepo-2": error}
     assert found["half"]["failed"] == {"half-1": error, "half-2": error}
     assert list(found["dpo"]["seeds"]) == ["1", "2"]
@@ -426,6 +426,7 @@ def test_a_directory_of_a_step_that_a_comparison_did_not_make_is_refused(trains_
         ({"oracle": {"lerning_rate": 3}}, "step 'oracle': unknown key 'lerning_rate'. Did you mean 'learning"),
         ({"base": {"lerning_rate": 3}}, "step 'base': unknown key 'lerning_rate'"),
         ({"base": {"model_name_or_path": "nowhere/at/all"}}, "nowhere/at/all"),
+        ({"model_name_or_path": None}, "step 'base' has no model_name_or_path; set it on top or in its section"),
         ({"oracle": "dpo"}, "section 'oracle' is 'dpo'; keys and values are expected"),
         ({"oracle_sample_ratio": 2}, "oracle_sample_ratio is 2"),
         ({"oracle_base_model": "m"}, "the file sets oracle_base_model, and section 'base' trains an oracle"),
@@ -452,8 +453,12 @@ def test_a_dry_run_lists_the_steps_of_the_oracle_first(trains_oracle, stub, tmp_
     places = [shown.index(text) for text in ("3 steps for the oracle", "sample", "base ", "oracle ", "dpo-1", "sepo-1")]
     assert places == sorted(places)
     assert "for 2 of 3 variants" in next(line for line in shown.splitlines() if "token scores by" in line)
-    assert "MiB" in next(line for line in shown.splitlines() if " sepo-1 " in line)
+    for name in ("oracle", "sepo-1"):
+        assert "MiB" in next(line for line in shown.splitlines() if line.split()[:1] == [name])
     assert not (tmp_path / "out").exists()
+    assert main(["compare", str(path), "--dry-run", "finetuning_type=full"]) == 0  # the steps make whole models
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["sepo-1", "to", "be", "run", "-"] in rows  # and these are not there yet
     stub.kill = "oracle"
     with pytest.raises(KeyboardInterrupt):
         called(trains_oracle)
@@ -520,18 +525,18 @@ def test_a_killed_comparison_resumes_to_the_same_bytes(data, tmp_path):
 @pytest.mark.host
 def test_an_oracle_that_was_interrupted_is_that_of_the_pipeline(trains_oracle, tmp_path):
     variants = {"sepo": {}, "half": {"select_ratio": 0.5}}
-    recipe = {**trains_oracle, "variants": variants, "save_steps": 2, "token_scores_dir": str(tmp_path / "scores")}
+    recipe = {**trains_oracle, "variants": variants, "seeds": [1], "save_steps": 2}
     path = write(recipe, tmp_path / "compare.yaml")
     words = [sys.executable, "-m", "sepo", "compare", str(path), f"output_dir={tmp_path / 'killed'}"]
     kill_when((tmp_path / "killed" / "oracle" / "checkpoint-2" / "trainer_state.json").exists, words, tmp_path)
     again = run([BIN / "sepo", *words[3:]], cwd=tmp_path, forks=True)
     assert "[oracle 2/3] base: finished before" in again.stdout
     assert again.stdout.count("[oracle 3/3] oracle: done") == 1
-    times = json.loads((tmp_path / "killed" / "pipeline" / "oracle.times.json").read_text())
-    assert times["resumed"]
+    times = json.loads((tmp_path / "killed" / command.TIMES).read_text())
+    assert {name: times[name]["resumed"] for name in ("base", "oracle")} == {"base": False, "oracle": True}
     run([BIN / "sepo", "compare", path], cwd=tmp_path, forks=True)
     assert without_interruption(tmp_path / "out") == without_interruption(tmp_path / "killed")
-    assert all(len(each["seeds"]) == 2 for each in result({"output_dir": tmp_path / "out"})["variants"].values())
+    assert all(each["seeds"] for each in result({"output_dir": tmp_path / "out"})["variants"].values())
     shared = {name: value for name, value in recipe.items() if name not in ("variants", "seeds", "eval_dataset")}
     chain = write({**shared, "seed": 1, "output_dir": str(tmp_path / "chain")}, tmp_path / "pipeline.yaml")
     run([BIN / "sepo", "pipeline", chain], cwd=tmp_path, forks=True)

@@ -129,6 +129,15 @@ def test_wrong_recipes_are_refused(overrides, words):
         steps(**overrides)
 
 
+@pytest.mark.parametrize("keys", [{}, {"finetuning_type": "full"}, {"oracle": {"quantization_bit": 4}}])
+def test_a_step_without_a_model_is_refused(keys, tmp_path):
+    recipe = {**SHARED, **keys, "model_name_or_path": None, "output_dir": str(tmp_path / "out")}
+    for recipe_ in (recipe, {name: value for name, value in recipe.items() if value is not None}):
+        with pytest.raises(SepoError, match="step 'base' has no model_name_or_path; set it on top or in its section"):
+            pipeline.run_pipeline(recipe_)
+    assert not (tmp_path / "out").exists()
+
+
 def test_overrides_reach_sections(tmp_path):
     path = write({**SHARED, "policy": {"sepo_gamma": 1.0}}, tmp_path / "r.yaml")
     recipe = read_pipeline(path, ["policy.sepo_gamma=2", "seed=5"])

@@ -13,7 +13,7 @@ from typing import Any
 
 from sepo import __version__
 from sepo.console import print_lines, print_table, size
-from sepo.errors import SepoError, first_line
+from sepo.errors import SepoError
 from sepo.evaluation.comparison import (
     MEASURES,
     Measured,
@@ -32,7 +32,7 @@ from sepo.hosts.llamafactory.checks import check_datasets, check_names
 from sepo.hosts.llamafactory.child_runs import changes
 from sepo.hosts.llamafactory.compare_page import PAGE, write_page
 from sepo.hosts.llamafactory.compared_oracle import ComparedOracle, check_oracle, with_oracle
-from sepo.hosts.llamafactory.compared_runs import NamedRun, RunFiles, is_finished, train_run, training_seconds
+from sepo.hosts.llamafactory.compared_runs import NamedRun, RunFiles, is_finished, reported, train_run, training_seconds
 from sepo.hosts.llamafactory.evaluate import Request, check_evaluation, evaluate_recipe
 from sepo.hosts.llamafactory.evaluate_recipe import EVALUATION, resolved_evaluation, trained_model
 from sepo.hosts.llamafactory.evaluated_rows import require_one_process
@@ -42,7 +42,7 @@ from sepo.intervals import CONFIDENCE
 from sepo.recipe.comparison import Comparison, TrainingRun, Variant, read_comparison, uses_oracle
 from sepo.recipe.keys import unknown_key
 from sepo.recipe.settings import RunSettings
-from sepo.redaction import redacted, without_secrets
+from sepo.redaction import redacted
 
 RESULT, TIMES = "compare.json", "compare_times.json"
 _ROWS = "rows.json"
@@ -86,7 +86,8 @@ def compare(recipe: Mapping[str, Any], *, environment: Mapping[str, str], dry_ru
     errors = _train(runs, finished, files, environment, oracle)
     values = _results(comparison, runs, errors, files)
     write_whole(files.root / RESULT, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    write_whole(files.root / TIMES, json.dumps(training_seconds(runs, files), indent=1) + "\n")
+    times = {} if oracle is None else training_seconds(oracle.steps, oracle.files)
+    write_whole(files.root / TIMES, json.dumps({**times, **training_seconds(runs, files)}, indent=1) + "\n")
     print_comparison(values)
     shown = write_page(values, runs, files)
     print_lines(f"written: {files.root / name}" for name in (RESULT, TIMES))
@@ -180,12 +181,15 @@ def print_plan(
 ) -> None:
     """Print the oracle's steps, the runs, their memory, what they share, and the time left by the finished runs."""
     memory = {run.variant.name: _memory(run) for run in runs if run.seed == comparison.seeds[0]}
+    apart = "evaluations are not included"
     if oracle is not None:
         done = oracle.finished()
+        if len(done) < len(oracle.steps):
+            apart = "evaluations and the oracle are not included"
         print_table(
             f"{len(oracle.steps)} steps for the oracle, before the first run that uses it",
-            ["step", "state", "output"],
-            [[step.name, _state(step, step.name in done, oracle.files), step.recipe["output_dir"]]
+            ["step", "state", "memory"],
+            [[step.name, _state(step, step.name in done, oracle.files), _memory(step)]
              for step in oracle.steps],
             words=2,
         )  # fmt: skip
@@ -201,7 +205,7 @@ def print_plan(
     if left and seconds:
         mean = sum(seconds) / len(seconds)
         print_lines([f"time: {timedelta(seconds=round(left * mean))} for {left} runs, by the {mean:.0f} s of those "
-                     f"that are finished ({len(seconds)}); evaluations are not included"])  # fmt: skip
+                     f"that are finished ({len(seconds)}); {apart}"])  # fmt: skip
     elif left:
         print_lines(["time: unknown until one run is finished"])
 
@@ -210,8 +214,11 @@ def _state(run: NamedRun, finished: bool, files: RunFiles) -> str:
     return "finished" if finished else "to be resumed" if files.record(run, "started").is_file() else "to be run"
 
 
-def _memory(run: TrainingRun) -> str:
-    """Return the planned memory of a run's largest phase; ``-`` for a run that `sepo plan` does not support."""
+def _memory(run: NamedRun) -> str:
+    """Return the planned memory of a run's largest phase.
+
+    It is ``-`` if `sepo plan` does not support the run, or its models are whole ones that no step has made yet.
+    """
     from sepo.hosts.llamafactory.plan.account import account_for
     from sepo.hosts.llamafactory.plan.recipe import planned_run
 
@@ -365,8 +372,7 @@ def _measured(
             kept = _kept_rows(run, part, comparison, files)
             found[run.seed] = _evaluated(run, part, comparison, files) if kept is None else kept
         except Exception as error:  # the other runs are evaluated in any case
-            reason = without_secrets(first_line(error))
-            errors[run.name] = reason if isinstance(error, SepoError) else f"{type(error).__name__}: {reason}"
+            errors[run.name] = reported(error)
             print_lines([f"{run.name}: evaluation failed: {errors[run.name]}"])
     return found
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sepo.console import print_lines
-from sepo.errors import SepoError, first_line
+from sepo.errors import SepoError
 from sepo.hosts.llamafactory.checks import check_datasets
-from sepo.hosts.llamafactory.compared_runs import RunFiles, is_finished, train_run
+from sepo.hosts.llamafactory.compared_runs import RunFiles, is_finished, reported, train_run
 from sepo.hosts.llamafactory.pipeline import (
     RECORDS,
     Step,
@@ -22,7 +22,6 @@ from sepo.hosts.llamafactory.pipeline import (
 )
 from sepo.recipe.comparison import Comparison
 from sepo.recipe.keys import keys_of, names_of
-from sepo.redaction import without_secrets
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,14 @@ class ComparedOracle:
             error = train_run(step, self.files, environment=environment) if trained else self._draw(step)
             print_lines([f"{title}: " + ("done" if error is None else f"failed: {error}")])
             if error is not None:
-                return f"step '{step.name}' of its oracle failed: {error}"
+                return f"step '{step.name}' of the oracle failed: {error}"
         return None
 
     def _draw(self, step: Step) -> str | None:
         try:
             draw_sample(step, template=self.template)
         except Exception as error:  # variants without an oracle are trained in any case
-            reason = without_secrets(first_line(error))
-            return reason if isinstance(error, SepoError) else f"{type(error).__name__}: {reason}"
+            return reported(error)
         self.files.record(step, "done").parent.mkdir(parents=True, exist_ok=True)
         record_step(step, self.files.root / RECORDS)
         return None

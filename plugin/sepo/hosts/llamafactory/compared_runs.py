@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, first_line
 from sepo.files import write_whole
 from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
 from sepo.recipe.keys import as_flag
@@ -182,6 +182,12 @@ def _last_error(log: Path, begin: int) -> str:
     errors = [line for line in lines if _ERROR.match(line)]
     last = (errors or lines or [""])[-1].removeprefix("sepo: error: ")
     return without_secrets(last)[:500]
+
+
+def reported(error: Exception) -> str:
+    """Return an error of one part of a comparison as one line without secrets; the other parts are made."""
+    reason = without_secrets(first_line(error))
+    return reason if isinstance(error, SepoError) else f"{type(error).__name__}: {reason}"
 
 
 def training_seconds(runs: Sequence[NamedRun], files: RunFiles) -> dict[str, dict[str, Any]]:

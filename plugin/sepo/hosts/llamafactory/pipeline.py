@@ -170,7 +170,7 @@ def _oracle_recipe(
     elif oracle.get("quantization_bit"):
         # The host cannot create a new adapter over a quantized model, and without ref_model its reference would be the
         # raw model instead of the base.
-        oracle |= {"adapter_name_or_path": base["output_dir"], "ref_model": oracle["model_name_or_path"],
+        oracle |= {"adapter_name_or_path": base["output_dir"], "ref_model": oracle.get("model_name_or_path"),
                    "ref_model_adapters": base["output_dir"],
                    "ref_model_quantization_bit": oracle["quantization_bit"]}  # fmt: skip
     else:
@@ -198,7 +198,7 @@ def _oracle_keys(base: Mapping[str, Any] | None, oracle: Mapping[str, Any]) -> d
     """Return the policy's ``oracle_*`` keys, which name the outputs of the earlier steps."""
     own = oracle["output_dir"]
     base_adapters = [base["output_dir"]] if base is not None and _is_lora(base) else []
-    model = oracle["model_name_or_path"]
+    model = oracle.get("model_name_or_path")  # checked with the step
     if not _is_lora(oracle):
         keys = {"oracle_model": own, "oracle_base_model": model}
     elif oracle.get("create_new_adapter"):
