@@ -16,7 +16,7 @@ endif
 .PHONY: help env demo two-steps browser docs test test-fast test-install test-axolotl drift hosts lock lint format clean
 
 help:
-	@echo "make demo       align a real 135M model with SePO on this machine (under 15 minutes)"
+	@echo "make demo       train a real 135M model in four ways and show what each gained (under 12 minutes)"
 	@echo "make two-steps  train two steps on a tiny model: does this environment work"
 	@echo "make test       lint, types, layout and all tests"
 	@echo "make test-fast  without the tests that start LLaMA-Factory"

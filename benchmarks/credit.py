@@ -1,6 +1,6 @@
 """Token-level credit: how well token scorers find marked errors that are obvious, fluent, or marked by humans.
 
-    python benchmarks/credit.py demo                   # a minute, after `sepo demo` if demo_output has no results
+    python benchmarks/credit.py demo                   # trains an oracle: 3 minutes on two cores
     python benchmarks/credit.py fluent                 # trains an oracle: 15 minutes on two cores
     python benchmarks/credit.py qa                     # 30 minutes; needs ../shared/data/qa_feedback_spans.json
 
@@ -8,7 +8,8 @@ Writes benchmarks/results/credit-<set>-smollm2-<processor>.json and .png. The mo
 SmolLM2-135M-Instruct (converted offline under ~/.cache/sepo/demo), in float32. Every oracle is a LoRA adapter trained
 on the set's training pairs, without the marks; held-out rejected responses are measured:
 
-- demo: `demo_heldout`, words of another domain; the oracle and its base are those of `sepo demo`.
+- demo: `demo_heldout`, words of another domain; the oracle and its base are those of
+  benchmarks/credit_demo.yaml, the SePO pipeline.
 - fluent: `fluent_heldout`, names, numbers and opposites that the prompt rules out. As in the SePO pipeline, the
   oracle's base is first trained on the chosen responses; surprisal is under the initial model.
 - qa: every third pair of QA feedback (allenai/FineGrainedRLHF): annotators marked irrelevant, unverifiable, wrong or
@@ -32,7 +33,7 @@ from sepo.errors import SepoError
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 QA = "qa_feedback_spans"
-WORK = {"demo": "demo_output", "fluent": "demo_output/credit_fluent", "qa": "demo_output/credit_qa"}
+WORK = {"demo": "demo_output/credit_demo", "fluent": "demo_output/credit_fluent", "qa": "demo_output/credit_qa"}
 SCORERS = {
     "demo": ("oracle", "contrastive", "surprisal", "random"),
     "fluent": ("oracle", "surprisal", "random"),
@@ -138,10 +139,14 @@ def request_for(name, folder):
     from sepo.runs.oracle_of_run import read_run
 
     if name == "demo":
-        from sepo.demo.run import run_demo
+        from sepo.demo.dataset import write_dataset
+        from sepo.demo.model import default_model_directory, prepare_model
+        from sepo.hosts.llamafactory.pipeline import read_pipeline, run_pipeline
 
-        if not (folder / "policy" / "sepo_settings.json").is_file():
-            run_demo(folder)
+        model, data = prepare_model(default_model_directory()), write_dataset(folder / "data")
+        recipe = read_pipeline(ROOT / "benchmarks" / "credit_demo.yaml")
+        paths = {"model_name_or_path": str(model), "dataset_dir": str(data), "output_dir": str(folder)}
+        run_pipeline({**recipe, **paths, "token_scores_dir": str(folder / "scores")})
         run = read_run(folder)
         models = CreditModels(run.oracle.base, run.oracle, None)
         return CreditRequest(
@@ -191,9 +196,7 @@ def run(options):
 def parsed(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("set", choices=WORK)
-    parser.add_argument(
-        "--work", type=Path, help="directory of the oracle (default: demo_output, or a directory in it)"
-    )
+    parser.add_argument("--work", type=Path, help="directory of the oracle (default: one in demo_output)")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(argv)
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
+from sepo.demo.results import print_results
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
 from sepo.recipe.keys import COMPARE_KEYS, HOST_KEYS, KEYS, PIPELINE_KEYS, Key, hyperparameter_keys
@@ -107,7 +113,30 @@ def eval_page() -> str:
     return _EVAL_HEAD + table(("field", "meaning"), rows)
 
 
-PAGES = {"keys.md": keys_page, "eval_json.md": eval_page}
+def demo_screen(*, colors: bool) -> Console:
+    """Return a console with the results of the recorded run of `sepo demo`."""
+    recorded = json.loads((HERE.parent / "benchmarks" / "results" / "demo-smollm2.json").read_text(encoding="utf-8"))
+    console = Console(
+        file=io.StringIO(), width=116, record=True, highlight=False, force_terminal=colors, no_color=not colors
+    )
+    print_results(console, recorded)
+    return console
+
+
+def demo_picture() -> str:
+    """Return demo.svg: the last screen of `sepo demo` with its colors."""
+    return demo_screen(colors=True).export_svg(title="make demo", unique_id="demo")
+
+
+def readme() -> str:
+    """Return README.md with the transcript of the recorded run of `sepo demo`."""
+    lines = [line.rstrip() for line in demo_screen(colors=False).export_text().splitlines()]
+    block = "\n".join(["<!-- from the recorded run: make docs -->", "```text", *lines, "```", "<!-- end -->"])
+    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"<!-- from the recorded run: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+
+
+PAGES = {"keys.md": keys_page, "eval_json.md": eval_page, "demo.svg": demo_picture, "../README.md": readme}
 
 if __name__ == "__main__":
     for name, written in PAGES.items():

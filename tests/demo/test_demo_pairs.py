@@ -18,13 +18,13 @@ from demo_pairs.facts import OUT_OF_PLACE, load_tables, near_number
 from demo_pairs.pairs import DEMO_ROWS, FLUENT_ROWS, generate_fluent_pairs, generate_pairs
 from demo_pairs.passages import load_passages
 from sepo.credit.measures import auroc
-from sepo.demo.analysis import PROMPT
 from sepo.demo.dataset import write_dataset
 from sepo.errors import SepoError
 from sepo.forward.sequences import LogProbScorer, ScoredSequence, ScoringModel
 
 NAMES = ("demo_pairs", "demo_heldout", "fluent_pairs", "fluent_heldout")
 FILES = (*(f"{name}.json" for name in NAMES), "dataset_info.json")
+ANSWERS = ("answers_pairs.json", "answers_heldout.json", "answers_unseen.json")
 
 
 GENERATORS = [pytest.param(generate_pairs, id="obvious"), pytest.param(generate_fluent_pairs, id="fluent")]
@@ -68,6 +68,9 @@ def counterparts(row):
         found.append(text[position:start])
         position = start + len(piece)
     return found
+
+
+PROMPT = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def check_row(row):
@@ -259,23 +262,26 @@ def test_fluent_errors_are_hardly_more_surprising_than_the_rest(fluent, model, t
     assert statistics.mean(found) < 0.7
 
 
-@pytest.mark.parametrize("write", [write_pairs, write_dataset])
-def test_shipped_files_are_what_the_generator_writes(tmp_path, write):
+@pytest.mark.parametrize(("write", "files"), [(write_pairs, FILES), (write_dataset, (*FILES, *ANSWERS))])
+def test_shipped_files_are_what_the_generator_writes(tmp_path, write, files):
     write(tmp_path)
     shipped = resources.files("sepo.demo").joinpath("data")
-    for name in FILES:
+    for name in files:
         assert (tmp_path / name).read_bytes() == shipped.joinpath(name).read_bytes(), f"{name}: python -m demo_pairs"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
 
 
 def test_dataset_info_is_llamafactorys(tmp_path):
-    info = json.loads((write_dataset(tmp_path / "new" / "folder") / "dataset_info.json").read_text())
-    assert set(info) == set(NAMES)
-    for entry in info.values():
-        assert (entry["ranking"], entry["formatting"]) == (True, "sharegpt")
-        assert set(entry["columns"]) == {"messages", "chosen", "rejected"}
-        rows = json.loads((tmp_path / "new" / "folder" / entry["file_name"]).read_text())
+    folder = write_dataset(tmp_path / "new" / "folder")
+    info = json.loads((folder / "dataset_info.json").read_text())
+    assert {entry["file_name"] for entry in info.values()} == {*FILES, *ANSWERS} - {"dataset_info.json"}
+    for name, entry in info.items():
+        assert entry.get("ranking", False) == (name != "answers_chosen")
+        rows = json.loads((folder / entry["file_name"]).read_text())
         assert all(column in rows[0] for column in entry["columns"].values())
+    for name in NAMES:
+        assert info[name]["formatting"] == "sharegpt"
+        assert set(info[name]["columns"]) == {"messages", "chosen", "rejected"}
 
 
 def test_other_datasets_are_not_overwritten(tmp_path):

@@ -188,6 +188,15 @@ def test_the_keys_of_the_oracle_reach_the_variants_that_use_it():
         ({"eval_strategy": "steps"}, "eval_strategy is steps, but there are no validation rows"),
         ({"choose": "learning_rate"}, "choose names learning_rate, which is in no grid"),
         ({"choose": "pref_beta", "grid": {"pref_beta": [1, 2]}}, "choose names pref_beta, but there are no validation"),
+        (
+            {
+                "choose": "learning_rate",
+                "grid": {"learning_rate": [1e-6]},
+                "val_size": 0.1,
+                "reference_measures": False,
+            },
+            "choose_by is accuracy, that of the log-ratio to the reference, but reference_measures is false",
+        ),
         ({"choose_by": "loss"}, "choose_by is 'loss', expected one of accuracy, right"),
         ({"choose_by": "right"}, "choose_by is right, but there is no judge"),
         ({"judge": "math", "expected_column": "a"}, "judge is math, but generate is 0"),

@@ -27,7 +27,7 @@ RUN_DIR is the output_dir of a sepo run (or pipeline), whose oracle is measured 
 
 _EPILOG = """examples:
   sepo credit saves/run --data my_pairs.json            the oracle of a run, against surprisal and chance
-  sepo credit demo_output --data demo:fluent -o out.json --figure out.png
+  sepo credit demo_output/runs/sepo-42 --data demo:fluent -o out.json --figure out.png
   sepo credit my_pairs.json --model Qwen/Qwen3-0.6B --template qwen3_nothink --scorers contrastive,surprisal
 """
 

@@ -97,9 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     command("disable", "Undo `sepo enable` completely.", run_disable)
     command("doctor", "Report which packages are installed, which host is active and what is wrong.", _doctor)
     add_demo(
-        command(
-            "demo", "Align a real small model with SePO on this machine and show which tokens were selected.", run_demo
-        )
+        command("demo", "Train a real small model in four ways on this machine, and show what each gained.", run_demo)
     )
     return parser
 

@@ -86,6 +86,7 @@ class Comparison:
         heldout: name of the held-out data set.
         validation: keys that name the validation rows; empty if there are none.
         generate: number of prompts of the held-out rows that are answered.
+        reference_measures: whether KL, and accuracy and margin of the log-ratio, are measured.
         judge: name of the judge of these answers, or None.
         judge_options: options of the judge.
         expected_column: column with the expected answers.
@@ -102,6 +103,7 @@ class Comparison:
     heldout: str
     validation: dict[str, Any]
     generate: int
+    reference_measures: bool
     judge: str | None
     judge_options: dict[str, str]
     expected_column: str
@@ -248,6 +250,7 @@ def read_comparison(recipe: Mapping[str, Any]) -> Comparison:
         heldout=heldout,
         validation=validation,
         generate=values.get("generate", 0),
+        reference_measures=values.get("reference_measures", True),
         judge=judge,
         judge_options=_judge_options(recipe.get("judge_options"), judge),
         expected_column=values.get("expected_column", ""),
@@ -421,6 +424,11 @@ def _check_choice(comparison: Comparison) -> None:
         raise SepoError(
             f"choose names {comparison.choose[0]}, but there are no validation rows; set validation_dataset or "
             "val_size. The held-out eval_dataset chooses nothing."
+        )
+    if comparison.choose and comparison.choose_by == "accuracy" and not comparison.reference_measures:
+        raise SepoError(
+            "choose_by is accuracy, that of the log-ratio to the reference, but reference_measures is false; remove "
+            "reference_measures, or choose by right."
         )
     if comparison.judge is None:
         if comparison.choose_by == "right":

@@ -385,6 +385,12 @@ COMPARE_KEYS = {
             default=0,
             expected=Expected("a whole number of at least 0", lambda value: value >= 0),
         ),
+        Key(
+            "reference_measures",
+            bool,
+            "Also measure what needs the reference: KL, and accuracy and margin of the log-ratio; half of the time.",
+            default=True,
+        ),
         Key("judge", str, "Judge of these answers, as `--judge` of `sepo eval`.", shown="none"),
         Key("expected_column", str, "Column of the pairs with the expected answers, for the judge.", shown="none"),
         Key("judge_options", str, "Options of the judge, `name: value`.", shown="none"),

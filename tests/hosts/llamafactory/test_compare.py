@@ -46,7 +46,7 @@ class Stub:
 
     def __init__(self, monkeypatch):
         self.trained, self.evaluated, self.fail, self.kill, self.values = [], [], {}, None, {}
-        self.found = {}
+        self.found, self.references = {}, []
         monkeypatch.setattr(compared_runs, "train", self._train)
         monkeypatch.setattr(command, "evaluate_recipe", self._evaluate)
         monkeypatch.setattr(command, "check_evaluation", lambda recipe, request: 2)
@@ -72,6 +72,7 @@ class Stub:
 
     def _evaluate(self, recipe, *, request):
         self.evaluated.append((request.name, recipe.dataset))
+        self.references.append(recipe.reference)
         if request.name in self.fail:
             raise RuntimeError("no\nroom")
         request.output.mkdir(parents=True)
@@ -185,6 +186,15 @@ def test_a_failed_evaluation_is_reported_and_the_others_finish(data, stub, tmp_p
     (tmp_path / "out" / "evaluations" / "heldout" / "dpo-1" / "rows.json").unlink()
     assert called(data) == 1
     assert result(data)["variants"]["dpo"]["failed"] == {"dpo-1": "RuntimeError: no"}
+
+
+def test_evaluations_without_a_reference_are_not_those_with_one(data, stub):
+    assert called(data, reference_measures=False) == 0
+    assert stub.references == [None] * 4
+    with pytest.raises(SepoError, match=r"run 'dpo-1' was evaluated with other settings \(.*reference_measures"):
+        called(data)
+    assert called(data, output_dir=data["output_dir"] + "2") == 0
+    assert all(reference.model == data["model_name_or_path"] for reference in stub.references[4:])
 
 
 def test_the_choice_reads_validation_rows_only(data, stub):

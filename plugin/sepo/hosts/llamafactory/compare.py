@@ -389,7 +389,8 @@ def _request(run: TrainingRun, part: str, comparison: Comparison) -> dict[str, A
         request.pop("dataset", None)
     options = _options(run, part, comparison)
     judge = None if options.judge is None else options.judge.values()
-    return redacted({**request, "generate": options.generate, "judge": judge})
+    without = {} if comparison.reference_measures else {"reference_measures": False}
+    return redacted({**request, **without, "generate": options.generate, "judge": judge})
 
 
 def _kept_rows(run: TrainingRun, part: str, comparison: Comparison, files: RunFiles) -> Measured | None:
@@ -418,8 +419,11 @@ def _evaluated(run: TrainingRun, part: str, comparison: Comparison, files: RunFi
         shutil.rmtree(folder)  # of an evaluation that was interrupted
     print_lines([f"{run.name}: evaluation on {'held-out' if part == 'heldout' else part} rows"])
     recipe = comparison.evaluated_recipe(run, validation=part == "validation")
+    evaluated = resolved_evaluation(
+        recipe, {**recipe, **trained_model(recipe, files.output(run))}, file=files.recipe(run)
+    )
     evaluation = evaluate_recipe(
-        resolved_evaluation(recipe, {**recipe, **trained_model(recipe, files.output(run))}, file=files.recipe(run)),
+        evaluated if comparison.reference_measures else replace(evaluated, reference=None),
         request=_options(run, part, comparison, output=folder),
     )
     found = Measured(
