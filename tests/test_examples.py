@@ -101,12 +101,12 @@ def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
         resolve(plan_steps(recipe)[-1].recipe if pipeline else recipe, host_keys=host_keys())
 
 
-def test_the_demo_recipe_is_a_pipeline():
+def test_the_recipe_of_the_credit_benchmark_is_a_pipeline():
     from sepo.hosts.llamafactory.pipeline import plan_steps
     from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.resolve import resolve
 
-    recipe = load(ROOT / "plugin" / "sepo" / "demo" / "recipe.yaml")
+    recipe = load(ROOT / "benchmarks" / "credit_demo.yaml")
     steps = plan_steps({**recipe, "model_name_or_path": "m", "dataset_dir": "d", "output_dir": "o"})
     resolve(steps[-1].recipe, host_keys=host_keys())
 
