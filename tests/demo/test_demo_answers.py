@@ -11,7 +11,7 @@ from demo_pairs.answers import PAIRS, PROMPTS, UNSEEN_QUESTIONS, answer_pairs, g
 from demo_pairs.questions import TRAINED, UNSEEN, generate_questions
 from sepo.demo.dataset import ANSWERS, write_dataset
 from sepo.demo.results import demo_results, print_results
-from sepo.demo.run import demo_recipe
+from sepo.hosts.llamafactory.demo import demo_recipe
 from sepo.judges import find_judge
 from sepo.runs.token_samples_reader import RECORD_FILE
 from tests.support.recipes import environment, run

@@ -20,7 +20,7 @@ def run_demo(options: argparse.Namespace) -> int:
     Raises:
         SepoError: the model or the host is not installed, or the directory holds other files.
     """
-    from sepo.demo import run
+    from sepo.hosts.llamafactory import demo
 
-    run.run_demo(Path(options.output))
+    demo.run_demo(Path(options.output))
     return 0

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-_BEFORE, _SHOWN = "before", "sepo"
+BEFORE = "before"
+"""Name of the model before training in the results and of the directory of its evaluation."""
+
+_SHOWN = "sepo"
 _EXAMPLES = 4
 _PARTS = {"answers_heldout": "heldout", "answers_unseen": "unseen"}
 _MEASURES = ("right", "one_value", "right_value")
@@ -47,8 +50,8 @@ def demo_results(recipe: Mapping[str, Any], output: Path) -> dict[str, Any]:
     rows = {part: _rows(data / f"{name}.json") for name, part in _PARTS.items()}
     seed = recipe["seeds"][0]
     answers = {
-        name: _answers(output / "evaluations" / (name if name == _BEFORE else f"heldout/{name}-{seed}"))
-        for name in (_BEFORE, *recipe["variants"])
+        name: _answers(output / "evaluations" / (name if name == BEFORE else f"heldout/{name}-{seed}"))
+        for name in (BEFORE, *recipe["variants"])
     }
     pairs = _rows(data / "answers_pairs.json")
     return {
@@ -60,7 +63,7 @@ def demo_results(recipe: Mapping[str, Any], output: Path) -> dict[str, Any]:
         "variants": {name: {part: _shares(found, answers[name]) for part, found in rows.items()} for name in answers},
         "examples": {
             "run": f"{_SHOWN}-{seed}",
-            "answers": _became_right(rows, answers[_BEFORE], answers[_SHOWN]),
+            "answers": _became_right(rows, answers[BEFORE], answers[_SHOWN]),
             "pairs": _trained_pairs(output / "runs" / f"{_SHOWN}-{seed}", pairs),
         },
     }
@@ -141,7 +144,7 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
         "   right: names the right value and not the ruled-out one; format: ends and names one of both values;\n"
         "   content: names the right value."
     )
-    before = {name: each["value"] for name, each in results["variants"][_BEFORE]["heldout"].items()}
+    before = {name: each["value"] for name, each in results["variants"][BEFORE]["heldout"].items()}
     console.print(
         f"   Before training, {before['right_value']:.0%} of the answers name the right value and "
         f"{before['right']:.0%} name it alone: most of what\n   can be gained here is form."

@@ -29,8 +29,6 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_WAIT_POLICY": "passive",
 }
-BEFORE = "before"
-"""Name of the model before training in the results."""
 
 
 def run_demo(output: Path) -> dict[str, Any]:
@@ -127,6 +125,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def _evaluate_before(recipe: Mapping[str, Any], output: Path) -> None:
     """Answer the held-out questions with the model before training, as the comparison does for its variants."""
+    from sepo.demo.results import BEFORE
     from sepo.evaluation.result import RESULT
     from sepo.hosts.llamafactory.evaluate import Request, evaluate_recipe
     from sepo.hosts.llamafactory.evaluate_recipe import EVALUATION, resolved_evaluation
