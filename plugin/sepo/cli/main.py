@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from sepo import __version__
 from sepo.cli import train
 from sepo.cli.activation import add_webui, run_disable, run_enable, run_webui
+from sepo.cli.arguments import add_timing
 from sepo.cli.bench import add_bench, run_bench
 from sepo.cli.compare import add_compare, run_compare
 from sepo.cli.credit import add_credit, run_credit
@@ -95,7 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_bench(command("bench", "Benchmark sepo's stages against the host's dpo and simpo, on this machine.", run_bench))
     command("enable", "Make plain `llamafactory-cli train` and its workers run sepo's stages.", run_enable)
     command("disable", "Undo `sepo enable` completely.", run_disable)
-    command("doctor", "Report which packages are installed, which host is active and what is wrong.", _doctor)
+    add_timing(
+        command("doctor", "Report which packages are installed, which host is active and what is wrong.", _doctor)
+    )
     add_demo(
         command("demo", "Train a real small model in four ways on this machine, and show what each gained.", run_demo)
     )

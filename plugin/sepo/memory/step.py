@@ -66,7 +66,8 @@ class Pass:
 def step_bytes(config: Any, row: Row, how: Pass) -> int:
     """Return the peak bytes of activations and all other tensors of a pass, without weights and gradients.
 
-    Two depths are run and the result is extrapolated: each further layer costs as much as the last ones.
+    With a backward pass two depths are run and the result is extrapolated: each further layer costs as much as the last
+    ones. Without one a layer keeps nothing, so that the depth does not matter, and the smaller one is run.
 
     Args:
         config: the model's transformers configuration.
@@ -79,6 +80,8 @@ def step_bytes(config: Any, row: Row, how: Pass) -> int:
     layers = int(config.num_hidden_layers)
     if layers <= _DEPTHS[1]:
         return _bytes_at(config, layers, row, how)
+    if not how.backward:
+        return _bytes_at(config, _DEPTHS[0], row, how)
     few, more = (_bytes_at(config, depth, row, how) for depth in _DEPTHS)
     return more + (layers - _DEPTHS[1]) * (more - few) // (_DEPTHS[1] - _DEPTHS[0])
 

@@ -130,6 +130,10 @@ def test_the_host_command_prints_an_error_in_one_line(world, elsewhere, tmp_path
 
 @pytest.mark.host
 def test_doctor_finds_a_working_environment():
-    done = run([BIN / "sepo", "doctor"], cwd=".", fresh=True)
-    assert "nothing is wrong" in done.stdout
+    done = run([BIN / "sepo", "doctor", "--timing"], cwd=".", fresh=True)
+    verdict, total, imports, work = done.stdout.splitlines()[-4:]
+    assert verdict == "nothing is wrong"
     assert "WRONG" not in done.stdout
+    assert total.startswith("timing: ")
+    assert " torch " in imports
+    assert " what is relied on in LLaMA-Factory " in work
