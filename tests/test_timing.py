@@ -75,3 +75,12 @@ def test_a_long_list_ends_with_the_sum_of_the_others(clock):
     timing.imports = {f"package{number}": Seconds(number, number) for number in range(1, 15)}
     clock.sleep(105)
     assert timing.lines()[1].endswith(", package3 3.00 s (CPU 3.00 s), 2 others 3.00 s (CPU 3.00 s)")
+
+
+def test_laps_follow_each_other(clock):
+    timing = Timing()
+    clock.sleep(2)
+    timing.lap("rows")
+    clock.sleep(3)
+    timing.lap("policy")
+    assert timing.laps == "rows 2.00 s (CPU 1.00 s), policy 3.00 s (CPU 1.50 s)"

@@ -54,6 +54,7 @@ class Timing:
         self.imports: dict[str, Seconds] = {}
         self.steps: dict[str, Seconds] = {}
         self._start = Seconds.now() if start is None else start
+        self._lap = self._start
         self._imported = Seconds()
         self._open: list[Seconds] = []  # of each module that is being imported: seconds of the modules that it imports
 
@@ -66,6 +67,16 @@ class Timing:
         finally:
             spent = Seconds.now() - start - (self._imported - imported)
             self.steps[name] = self.steps.get(name, Seconds()) + spent
+
+    def lap(self, name: str) -> None:
+        """Count the time since the last lap, or since the start, as a step, with its imports; not to mix with steps."""
+        now = Seconds.now()
+        self.steps[name], self._lap = now - self._lap, now
+
+    @property
+    def laps(self) -> str:
+        """The steps in their order."""
+        return ", ".join(f"{name} {spent}" for name, spent in self.steps.items())
 
     @contextmanager
     def watching_imports(self) -> Iterator[None]:
