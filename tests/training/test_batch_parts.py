@@ -24,6 +24,9 @@ METHODS = {
     "minor_dpo": {},
     "tdpo2": {},
     "wpo": {},
+    "confpo": {},
+    "tgdpo": {"beta": 0.5},
+    "ld_dpo": {"alpha": 0.0},
 }
 
 

@@ -146,7 +146,8 @@ def preference_step(
 class _Positions:
     """Masks of the response tokens, of those that may be selected, of those whose log-probabilities are needed, and of
     those that are selected as far as that is determined before the forward pass; bool [2B, T - 1], shifted. And the
-    weights of the latter; None if tokens are not weighed, or the selection is not determined yet."""
+    weights of the latter, of which those with weight 0 are not needed; None if tokens are not weighed, or the selection
+    is not determined yet."""
 
     mask: Tensor
     candidates: Tensor
@@ -169,10 +170,15 @@ def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: f
     weights = None
     if method.token_weight is not None and not method.token_scorer.live:
         weights = _weights(method, pairs, mask=mask, selection=known, scores=_stored_scores(method, batch))
-        known = known & (weights != 0)
-    reads_all = chosen_nll_weight or method.needs_response
-    wanted = torch.cat([mask[:pairs], known[pairs:]]) if reads_all else known
+    wanted = _counting(known, weights)
+    if chosen_nll_weight or method.needs_response:
+        wanted = torch.cat([mask[:pairs], wanted[pairs:]])
     return _Positions(mask, candidates, wanted, known, weights)
+
+
+def _counting(selection: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the selected tokens that enter the loss: those with a weight other than 0, possibly none of a response."""
+    return selection if weights is None else selection & (weights != 0)
 
 
 def _weights(method: Method, pairs: int, **tensors: Tensor | None) -> Tensor:
@@ -242,9 +248,9 @@ def _loss(
         if method.token_weight is not None:
             seen = {"mask": mask, "selection": selection, "policy_logps": logps, "ref_logps": ref_logps}
             weights = _weights(method, pairs, **seen)
-            selection = selection & (weights != 0)
+    counting = _counting(selection, weights)
     if watch is not None:
-        watch(StepTokens(batch, selection, logps.detach(), ref_logps, weights))
+        watch(StepTokens(batch, counting, logps.detach(), ref_logps, weights))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
     per_token = {
         "selection": selection,
@@ -258,12 +264,12 @@ def _loss(
     if chosen_nll_weight:
         loss = loss + chosen_nll_weight * _mean_nll(logps[:pairs], mask[:pairs]).mean()
     metrics = reward_metrics(output)
-    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=selection, pairs=pairs)
+    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=counting, pairs=pairs)
     if weights is not None:
         metrics |= effective_tokens(weights, pairs=pairs)
     if rewards is not None:
-        regularized = torch.where(selection, rewards, 0.0)
-        metrics |= mean_by_side("treg/reward_{}", regularized, wanted=selection, pairs=pairs)
+        regularized = torch.where(counting, rewards, 0.0)
+        metrics |= mean_by_side("treg/reward_{}", regularized, wanted=counting, pairs=pairs)
     if ref_logps is not None:
         metrics |= mean_by_side("kl/{}", logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
     if policy.kl is not None:
