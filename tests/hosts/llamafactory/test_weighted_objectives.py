@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sepo.report.reading import read_subject
+from sepo.runs.token_samples_reader import read_record
 from tests.support import tiny
 from tests.support.recipes import adapter, logged, same_weights, sepo_recipe, sepo_train
 from tests.support.tolerance import LOG_PROB
@@ -162,14 +163,15 @@ def test_the_weights_of_a_run_are_those_of_the_stored_scores(world, tmp_path):
     recipe = recipe_of(world, tmp_path / "out", "tgdpo", tgdpo_alpha=2.0, pref_beta=0.5)
     sepo_train(recipe, tmp_path)
     first, _ = training(tmp_path / "out")
-    pairs = [pair for pair in read_subject(tmp_path / "out").pairs if pair.step == 1]
+    pairs = [pair for pair in read_record(tmp_path / "out")[0] if pair.step == 1]
     assert len(pairs) == 2
     for side, sign in zip(SIDES, (1, -1), strict=True):
         numbers = []
         for pair in pairs:
             response = getattr(pair, side)
-            weights = 1 + sign * 2.0 * 0.5 * response.scores[response.selected]
-            numbers.append(weights.sum() ** 2 / (weights**2).sum())
+            kept = [score for score, selected in zip(response.scores, response.selected, strict=True) if selected]
+            weights = [1 + sign * 2.0 * 0.5 * score for score in kept]
+            numbers.append(sum(weights) ** 2 / sum(weight**2 for weight in weights))
         assert first[f"select/{side}_effective"] == pytest.approx(sum(numbers) / 2, rel=1e-4)
 
 
