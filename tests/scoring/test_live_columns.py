@@ -193,7 +193,7 @@ def test_weights_that_a_mean_cannot_take_raise_before_training(table, words):
         prepare(zero, method, words)
     assert prepare(zero, resolve_method("dpo", token_scorer="oracle", token_weight="importance"), words)
     declared = replace(resolve_method("dpo", token_scorer="file", token_weight="scores"), name="mean")
-    declared = replace(declared, token_scorer=replace(declared.token_scorer, non_negative=True))
+    declared = replace(declared, token_scorer=replace(declared.token_scorer, bounds=(0.0, math.inf)))
     declared = replace(declared, reward=replace(declared.reward, average=True))
     with pytest.raises(SepoError, match=r"row 0 of train: .* has the token weight -2 \(ScoreWeight\) at its"):
         prepare(fine, declared, words)
