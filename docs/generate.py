@@ -76,7 +76,8 @@ def key_of(name: str, setting: str) -> str:
     """Return the recipe key that sets a hyperparameter of an objective."""
     objective = find_objective(name)
     if setting in objective.weight_settings:
-        return next(key.name for key in KEYS.values() if key.weighs == (objective.weight, setting))
+        rows = {**HOST_KEYS, **KEYS}
+        return next(key for key, row in rows.items() if row.weighs == (objective.weight, setting))
     keys = {hyperparameter: key for key, hyperparameter in hyperparameter_keys(name).items()}
     return {"weighting": "treg_weighting", "alpha": "treg_alpha", **keys}.get(setting, f"select_{setting}")
 

@@ -31,7 +31,8 @@ class Doubled(TokenWeight):
 
 class Signed(Doubled):
     reads_scores = True
-    non_negative = False
+    def can_be_negative(self, bounds):
+        return bounds is None or bounds[0] < 0
 
 def plain(*, beta):
     return resolve_method("dpo", beta=beta)
@@ -107,7 +108,11 @@ def test_objectives_and_stages_have_a_registered_weight_by_default(keys, weight)
         ),
         ({"objective": "ended", "token_weight": "none", "ending_last": 3}, ["the token weight is none"]),
         ({"token_weight": "learning"}, ["team-weights 0.1", "'rate'", "'learning_rate'", "rename"]),
-        ({"token_weight": "number"}, ["build of token weight 'number' returned float", "TokenWeight"]),
+        (
+            {"token_weight": "number"},
+            ["token_weight 'number' of package team-weights 0.1", "returned float", "TokenWeight"],
+        ),
+        ({"token_weight": "number", "token_scorer": "random"}, ["token_weight 'number'", "returned float"]),
         ({"token_weight": "signed"}, ["weighs tokens by their scores (Signed)", "set token_scorer"]),
         ({"token_weight": "signed", "token_scorer": "policy_ref", "objective": "simpo"}, ["can be negative (Signed)"]),
         ({"token_weight": "ending", "ld_alpha": 0.5}, ["token_weight length, and token_weight is ending"]),
