@@ -51,8 +51,10 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
         # States of a model have a large common component, in which the squares would lose digits.
         center = x.mean(0)
         x, y = x - center, y - center
-        squared = torch.addmm(x.square().sum(-1, keepdim=True) + y.square().sum(-1), x, y.T, alpha=-2.0)
-        return squared.clamp_(min=0.0).sqrt_()
+        squares = x.square().sum(-1, keepdim=True) + y.square().sum(-1)
+        squared = torch.addmm(squares, x, y.T, alpha=-2.0)
+        # Equal states, such as those that predict the first tokens, have a distance of 0, not of sqrt(eps).
+        return squared.masked_fill_(squared < 8 * torch.finfo(x.dtype).eps * squares, 0.0).sqrt_()
 
 
 def _log_marginals(kernel: Tensor, *, reg: float, exponent: float) -> tuple[Tensor, Tensor]:
