@@ -27,6 +27,11 @@ class Regularizer(ABC):
     needs_token_rewards: ClassVar[bool] = False
 
     @property
+    def averages(self) -> bool:
+        """Whether the term is a mean over the selected tokens, whatever the reward is."""
+        return False
+
+    @property
     def needs_response(self) -> bool:
         """Whether the term reads tokens that were not selected."""
         return False
@@ -68,6 +73,11 @@ class ChosenNll(Regularizer):
 
     weight: float
     over: Literal["selected", "response"] = "selected"
+
+    @property
+    def averages(self) -> bool:
+        """Whether ``over`` is ``selected``."""
+        return self.over == "selected"
 
     @property
     def needs_response(self) -> bool:
