@@ -127,11 +127,12 @@ _TREG: dict[str, Setting] = {
 _ALL_TOKENS: dict[str, Setting] = {"chosen_ratio": share(1.0), "rejected_ratio": share(1.0)}
 
 
-def _weighed(weight: str, *, scorer: str = "none") -> Objective:
+def _weighed(weight: str, *, scorer: str = "none", beta: float = 0.1) -> Objective:
     """Return the declaration of DPO with a built-in token weight, whose settings it has under their own names."""
     own = dict(WEIGHTS[weight].settings)
     selection = {} if scorer == "none" else _ALL_TOKENS
-    return Objective(_dpo, {**_BETA, **own, **selection}, scorer=scorer, weight=weight, weight_settings=tuple(own))
+    settings = {"beta": _positive(beta), **own, **selection}
+    return Objective(_dpo, settings, scorer=scorer, weight=weight, weight_settings=tuple(own))
 
 
 _PRESETS: dict[str, Objective] = {
@@ -175,6 +176,7 @@ _PRESETS: dict[str, Objective] = {
     "sampo": Objective(_dpo, {**_BETA, "count": Choice("shorter", COUNTS)}, scorer="random"),
     "tis_dpo": _weighed("importance", scorer="oracle"),
     "critical_dpo": _weighed("critical", scorer="file"),
+    "otpo": _weighed("transport", beta=0.01),
 }
 
 # Hyperparameters that every objective takes besides its own. They are in ``hyperparameters`` only if they were given.
@@ -290,8 +292,8 @@ def resolve_method(objective: str | Mapping[str, float], **hyperparameters: obje
       ``dataset``);
     - ``token_weight`` (a name from ``available_weights()``): weighs the selected tokens, with the weight's settings as
       ``<weight>_<setting>``: ``position_decay``, ``length_alpha``, ``reward_alpha``, ``importance_clip``,
-      ``importance_low``, ``importance_high`` (an objective that has the weight by default has them under their own
-      names: ``decay`` of ``d2po``);
+      ``importance_low``, ``importance_high``, ``transport_reg``, ``transport_reg_m`` (an objective that has the
+      weight by default has them under their own names: ``decay`` of ``d2po``);
     - ``treg_alpha`` > 0 and ``treg_weighting``: adds T-REG's regularizer (``dpo_reg`` and ``simpo_reg`` have their own
       ``alpha`` and ``weighting`` for it);
     - ``pref_ftx`` > 0: adds the mean negative log-likelihood of all chosen tokens.
