@@ -136,7 +136,10 @@ def test_command_line_form():
         ({"objective": "tdpo3"}, ["objective is 'tdpo3'", "one of dpo, ", "Did you mean 'tdpo"]),
         (
             {"token_scorer": "oracel"},
-            ["token_scorer is 'oracel'", "oracle, policy_ref, contrastive, confidence, file, random, none"],
+            [
+                "token_scorer is 'oracel'",
+                "oracle, policy_ref, contrastive, confidence, probability, file, random, none",
+            ],
         ),
         ({"select_unit": "word"}, ["select_unit is 'word'", "token, span, step"]),
         ({"select_scope": "batch"}, ["select_scope is 'batch'", "response, pair, dataset"]),
@@ -242,6 +245,11 @@ def test_unknown_stage():
 
 
 NO_ORACLE = {"oracle_model": None, "oracle_base_model": None}
+
+
+def unselecting(objective):
+    """Return a token scorer without an oracle: none, or random scores for weights that read scores."""
+    return "random" if resolve_method(objective).weighs_by_scores else "none"
 
 
 @pytest.mark.parametrize(
@@ -362,7 +370,7 @@ def test_treg_alpha_decides_about_the_regularizer(keys, expected):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_treg_alpha_adds_the_regularizer_to_any_objective(objective):
-    keys = {"stage": "minor_dpo", "objective": objective, "token_scorer": "none", **NO_ORACLE}
+    keys = {"stage": "minor_dpo", "objective": objective, "token_scorer": unselecting(objective), **NO_ORACLE}
     method = resolved(**keys, treg_alpha=0.4, treg_weighting="static")[1].method
     assert [part.alpha for part in method.regularizers if part.needs_token_rewards] == [0.4]
 
@@ -435,7 +443,7 @@ def test_a_reference_runs_in_training_unless_it_is_precomputed(value):
     [name for name in OBJECTIVES if name not in ("tdpo1", "tdpo2") and resolve_method(name).needs_reference],
 )
 def test_every_other_objective_with_a_reference_takes_it_precomputed(objective):
-    keys = {"stage": "minor_dpo", "objective": objective, **NO_ORACLE}
+    keys = {"stage": "minor_dpo", "objective": objective, "token_scorer": unselecting(objective), **NO_ORACLE}
     assert resolved(**keys, ref_precompute=True)[1].precomputed_reference is not None
 
 
@@ -460,7 +468,7 @@ def test_stage_treg_without_its_regularizer_has_a_note():
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_is_reachable_from_every_stage(stage, objective):
-    keys = {"stage": stage, "objective": objective, "token_scorer": "none", **NO_ORACLE}
+    keys = {"stage": stage, "objective": objective, "token_scorer": unselecting(objective), **NO_ORACLE}
     assert resolved(**keys)[1].method.name == objective
 
 
@@ -494,6 +502,22 @@ def test_every_key_has_an_effect():
         base = {"objective": objective, "token_scorer": "oracle"}
         assert resolved(**base, **{name: value})[1].method != resolved(**base)[1].method, name
         values[name] = value
+    for weight, name, value in (
+        ("position", "d2po_decay", 0.5),
+        ("length", "ld_alpha", 0.25),
+        ("reward", "tgdpo_alpha", 0.25),
+        ("importance", "tis_clip", 1.0),
+        ("importance", "tis_low", 0.5),
+        ("importance", "tis_high", 2.0),
+        ("transport", "otpo_reg", 0.1),
+        ("transport", "otpo_reg_m", 1.0),
+    ):
+        base = {"objective": "minor_dpo", "token_scorer": "oracle", "token_weight": weight}
+        assert resolved(**base, **{name: value})[1].method != resolved(**base)[1].method, name
+        values[name] = value
+    assert resolved(token_weight="position")[1].method != plain.method
+    assert resolved(select_count="shorter")[1].method != plain.method
+    values |= {"token_weight": "position", "select_count": "shorter"}
     live = {"stage": "selective_dpo", **NO_ORACLE}
     assert resolved(**live, ref_precompute=True)[1] != resolved(**live)[1]
     values["ref_precompute"] = True

@@ -15,7 +15,7 @@ from sepo.objectives.inputs import present as _present
 from sepo.objectives.inputs import same_shape as _same_shape
 from sepo.objectives.method import SUM, Method
 from sepo.objectives.output import PreferenceOutput
-from sepo.objectives.presets import resolve_method
+from sepo.objectives.resolve import resolve_method
 from sepo.objectives.reward_penalties import PairRewards
 from sepo.objectives.selecting import select
 from sepo.objectives.sides import Side, zero_outside

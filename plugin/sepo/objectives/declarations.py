@@ -32,6 +32,9 @@ SELECTION: dict[str, Setting] = {
 }
 """Settings of every selection. An objective may declare one of them to change its default."""
 
+ALL_TOKENS: dict[str, Setting] = {"chosen_ratio": share(1.0), "rejected_ratio": share(1.0)}
+"""Ratios of a selection whose tokens are weighed by their scores, unless others are set."""
+
 
 @dataclass(frozen=True)
 class Objective:

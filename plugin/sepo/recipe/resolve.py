@@ -8,7 +8,8 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.objectives import NO_WEIGHT, Method, available_objectives, available_scorers, resolve_method
 from sepo.objectives.method import SUM
-from sepo.objectives.presets import find_objective, find_weight, setting_defaults, weight_setting
+from sepo.objectives.presets import find_objective, find_weight
+from sepo.objectives.resolve import setting_defaults, weight_setting
 from sepo.objectives.settings import Setting
 from sepo.recipe.given import Arguments, given_keys
 from sepo.recipe.ignored_keys import ignored_notes

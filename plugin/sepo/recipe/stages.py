@@ -18,7 +18,8 @@ from sepo.objectives import (
     resolve_method,
 )
 from sepo.objectives.declarations import SELECTION
-from sepo.objectives.presets import BUILT_IN, default_parts, find_objective, find_scorer, find_weight
+from sepo.objectives.presets import BUILT_IN, find_objective, find_scorer, find_weight
+from sepo.objectives.resolve import default_parts
 from sepo.objectives.settings import Flag, Number, Setting, Value, Whole
 from sepo.plugins import Kind, Registered, find, load, names
 from sepo.recipe.keys import HOST_KEYS, SEPO_KEYS, as_flag, as_number
