@@ -283,6 +283,12 @@ class Method:
         return (self, *(method for _, method in self.added))
 
     @property
+    def factors(self) -> Mapping[str, float]:
+        """The factor of each objective of a sum, by name; empty if it is none."""
+        first, *_ = self.name.split(SUM)
+        return {first: self.factor, **{part.name: factor for factor, part in self.added}} if self.added else {}
+
+    @property
     def averages(self) -> bool:
         """Whether some part is a mean over the selected tokens."""
         return any(

@@ -256,7 +256,7 @@ def find_scorer(name: str) -> TokenScorer:
         )
     if item.group == STORED_SCORERS:
         stored = load(item, StoredScorer)
-        return TokenScorer(name, from_batch=stored, rejected_largest=stored.rejected_largest)
+        return TokenScorer(name, from_batch=stored, rejected_largest=stored.rejected_largest, bounds=stored.bounds)
     scorer = load(item, TokenScorer)
     if scorer.from_logps is None and scorer.from_row is None:
         raise SepoError(f"{item} has no function, expected from_logps (live) or from_row (stored): set one of them.")

@@ -99,6 +99,7 @@ class RunSettings:
         return {
             "stage": self.stage,
             "objective": self.method.name,
+            **({"factors": dict(self.method.factors)} if self.method.added else {}),
             "reference": self.method.needs_reference,
             "hyperparameters": dict(self.method.hyperparameters),
             "token_scorer": self.method.scorer,
