@@ -71,6 +71,9 @@ def stage_row() -> list[str]:
 
 def key_of(objective: str, setting: str) -> str:
     """Return the recipe key that sets a hyperparameter of an objective."""
+    declared = find_objective(objective)
+    if setting in declared.weight_settings:
+        return next(key for key, row in {**KEYS, **HOST_KEYS}.items() if row.weighs == (declared.weight, setting))
     keys = {name: key for key, name in hyperparameter_keys(objective).items()}
     return {"weighting": "treg_weighting", "alpha": "treg_alpha", **keys}.get(setting, f"select_{setting}")
 
