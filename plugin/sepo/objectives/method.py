@@ -270,6 +270,14 @@ class Method:
         return (self, *(method for _, method in self.added))
 
     @property
+    def factors(self) -> Mapping[str, float]:
+        """The factor of each objective of a sum, by its name; empty if this is none."""
+        if not self.added:
+            return {}
+        first, *_ = self.name.split(SUM)
+        return {first: self.factor, **{method.name: factor for factor, method in self.added}}
+
+    @property
     def averages(self) -> bool:
         """Whether some part is a mean over the selected tokens."""
         return any(

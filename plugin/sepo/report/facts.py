@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sepo.report.score_charts import selected_ratio
 from sepo.report.subject import Subject
 from sepo.report.visible import clipped, number, one_line, visible
+from sepo.runs.selection_settings import selected_ratio
 from sepo.selection import SIDES
 
 _CELL_CHARACTERS = 600
