@@ -224,9 +224,10 @@ def _run_pairs(
         missing.append(_why_recorded(settings, reader, recorded, unweighed=unweighed))
         return few
     if reader is not None:
+        how = _same_selection(method, weighed=settings.get("token_weight") is not None)
         missing.append(
             "The scores are of the oracle's tokens, which are not the policy's, and the run did not record the "
-            f"policy's: the oracle's tokens are shown, {_same_selection(method)}."
+            f"policy's: the oracle's tokens are shown, {how}."
         )
         template = _template(settings.get(TEMPLATE_TOKENS))
         return _store_pairs(reader, without_weights(method), request, missing, template)
@@ -238,11 +239,11 @@ def _run_pairs(
     return []
 
 
-def _same_selection(method: Method | None) -> str:
+def _same_selection(method: Method | None, *, weighed: bool) -> str:
     if method is None or method.selector is None:
         return "all of them selected"
     how = "with the same share selected" if method.selector.reads_ratios else "selected by the same rule"
-    return how if method.token_weight is None else f"{how}, without weights"
+    return f"{how}, without weights" if weighed else how
 
 
 def _why_recorded(

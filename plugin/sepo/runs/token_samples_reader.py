@@ -110,15 +110,15 @@ def _read_answer(values: dict[str, Any]) -> RecordedAnswer:
     kept, candidates = [False] * len(tokens), [True] * len(tokens)
     for index in selected:
         kept[index] = True
-    weights = None if given is None else [0.0] * len(tokens)
-    if weights is not None:
+    weights = [0.0] * len(tokens)
+    if given is not None:
         for index, weight in zip(selected, given, strict=True):
             weights[index] = _finite(weight)
     for index in template:
         candidates[index] = False
     flags = tuple(candidates) if template else None
     numbers = tuple(map(_score, scores))
-    return RecordedAnswer(tuple(tokens), numbers, tuple(kept), flags, None if weights is None else tuple(weights))
+    return RecordedAnswer(tuple(tokens), numbers, tuple(kept), flags, None if given is None else tuple(weights))
 
 
 def _score(value: object) -> float:
