@@ -196,7 +196,7 @@ def _numbers(side: Side, *, times: str) -> list[str | None]:
     if side.weights is None:
         return ["" if kept else None for kept in side.selected]
     return [
-        f" {times}{_weight(weight)}" if kept else None for weight, kept in zip(side.weights, side.selected, strict=True)
+        f"{times}{_weight(weight)}" if kept else None for weight, kept in zip(side.weights, side.selected, strict=True)
     ]
 
 
