@@ -118,7 +118,10 @@ COMPOSITIONS = {
     "over the least likely tokens": ("otpo", {**SETTINGS, "token_scorer": "confidence", "rejected_ratio": 0.6}),
     "in simpo": ("simpo", {"token_weight": "transport", "transport_reg": 0.1}),
     "in a sum": ({"dpo": 0.7, "simpo": 0.3}, {"token_weight": "transport"}),
-    "in wpo with the chosen likelihood": ("wpo", {"token_weight": "transport", "pref_ftx": 0.2, "token_scorer": "oracle"}),
+    "in wpo with the chosen likelihood": (
+        "wpo",
+        {"token_weight": "transport", "pref_ftx": 0.2, "token_scorer": "oracle"},
+    ),
 }
 
 

@@ -165,9 +165,11 @@ def _plain(name: str) -> str:
     if not name.startswith("eval_"):
         return name
     rest = name.removeprefix("eval_")
-    known = [metric.name.format(side) for metric in _METRICS for side in SIDES]
-    objective = re.search(r"_(objective/[^/]*)$", rest)  # of a sum, or of another package
-    return next((metric for metric in known if rest.endswith(f"_{metric}")), objective.group(1) if objective else rest)
+    group, slash, metric = rest.rpartition("/")
+    known = {known.name.partition("/")[0] for known in _METRICS if ("/" in known.name) == bool(slash)}
+    if slash:
+        return next((f"{name}/{metric}" for name in known if group.endswith(f"_{name}")), rest)
+    return next((name for name in known if metric.endswith(f"_{name}")), rest)
 
 
 def _charts(subjects: Sequence[Subject], metric: _Metric, axis: _Axis = _STEPS) -> list[Chart]:
