@@ -271,7 +271,9 @@ def find_weight(name: str) -> WeightRule | None:
     """
     item = find("token_weight", name, built_in=(NO_WEIGHT, *WEIGHTS))
     if item is not None:
-        return load(item, WeightRule)
+        rule = load(item, WeightRule)
+        rule.built(what=str(item))  # raises
+        return rule
     if isinstance(name, str) and name in (NO_WEIGHT, *WEIGHTS):
         return WEIGHTS.get(name)
     available = available_weights()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
-from sepo.objectives.settings import Number, Setting
+from sepo.objectives.settings import Number, Setting, Value, check_declared
 from sepo.objectives.transport import transport_weights
 
 
@@ -274,15 +274,41 @@ class WeightRule:
     Attributes:
         build: called with all settings by name; returns the TokenWeight.
         settings: ``Number``, ``Whole``, ``Flag`` or ``Choice``, by name.
+
+    Raises:
+        SepoError: if a default is out of its range, a name is not a Python name, or ``build`` does not take the
+            settings.
     """
 
     build: Callable[..., TokenWeight]
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_declared(self.build, self.settings, passed=tuple(self.settings))
+
+    def built(self, values: Mapping[str, Value] | None = None, *, what: str = "a token weight") -> TokenWeight:
+        """Return the weight.
+
+        Args:
+            values: the settings by name; None for the defaults.
+            what: the weight in words, for the error.
+
+        Raises:
+            SepoError: if ``build`` returned anything but a TokenWeight.
+        """
+        if values is None:
+            values = {name: setting.default for name, setting in self.settings.items()}
+        weight = self.build(**values)
+        if not isinstance(weight, TokenWeight):
+            raise SepoError(
+                f"build of {what} returned {type(weight).__name__}, expected a sepo.objectives.TokenWeight."
+            )
+        return weight
+
     @property
     def reads_scores(self) -> bool:
         """Whether the weights read token scores; all tokens are then selected by default."""
-        return self.build(**{name: setting.default for name, setting in self.settings.items()}).reads_scores
+        return self.built().reads_scores
 
 
 def weight_record(weight: TokenWeight) -> dict[str, Any]:

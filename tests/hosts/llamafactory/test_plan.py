@@ -17,7 +17,7 @@ from sepo.hosts.llamafactory.plan import run as plans
 from sepo.hosts.llamafactory.plan.account import account_for
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.recipe.model_specs import ModelSpec
-from tests.support.packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
+from tests.support.packages import WITH_RECIPES, on_path, write_example
 from tests.support.recipes import BIN, run, sepo_recipe, write
 
 pytestmark = pytest.mark.host
@@ -100,7 +100,7 @@ def examples():
 
 @pytest.mark.parametrize(("path", "recipe"), examples())
 def test_every_recipe_is_planned_and_those_for_a_card_fit_it(path, recipe, shapes, tmp_path):
-    packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
+    packaged = path.parent in WITH_RECIPES
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
         planned = account_for(planned_run(recipe), on_gpu=True)
     assert planned.peak.total > GIB / 2
