@@ -511,6 +511,8 @@ def test_every_key_has_an_effect():
         ("importance", "tis_clip", 1.0),
         ("importance", "tis_low", 0.5),
         ("importance", "tis_high", 2.0),
+        ("transport", "otpo_reg", 0.1),
+        ("transport", "otpo_reg_m", 1.0),
     ):
         base = {"objective": "minor_dpo", "token_scorer": "oracle", "token_weight": weight}
         host, settings = resolved(**base, **{name: value})

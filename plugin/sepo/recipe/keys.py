@@ -179,7 +179,8 @@ class SepoArguments:
         "The weight of each selected token in sums and means, for any objective: `position` (decay with the position, "
         "D2PO); `length` (less after the length of the shorter response, LD-DPO); `reward` (1 ± α β u, u the score of "
         "the token, TGDPO); `importance` (the score, clamped and scaled, TIS-DPO); `critical` (1 - score on "
-        "rejected tokens, cDPO); `scores` (the scores themselves); `none`; or a registered one. With a weight that "
+        "rejected tokens, cDPO); `scores` (the scores themselves); `transport` (resemblance to the tokens of the other "
+        "response, by optimal transport between hidden states, OTPO); `none`; or a registered one. With a weight that "
         "reads scores, all tokens are selected unless a ratio is set.",
         shown="the objective's",
     )
@@ -200,6 +201,15 @@ class SepoArguments:
     tis_high: float | None = _key(
         "Token weight `importance`: the weight of the highest score (chosen) or the lowest (rejected).",
         weighs=("importance", "high"),
+    )
+    otpo_reg: float | None = _key(
+        "Token weight `transport` (`otpo`): entropic regularization, at least 0.001; the costs are in [0, 1], and a "
+        "larger value makes the weights more even. The authors have 1 for 8B and 0.1 for 3B models.",
+        weighs=("transport", "reg"),
+    )
+    otpo_reg_m: float | None = _key(
+        "Token weight `transport`: penalty on marginals other than 1; a larger value makes the weights more even.",
+        weighs=("transport", "reg_m"),
     )
     sepo_gamma: float | None = _key(
         "Scale of SePO's rewards (γ in Eq. 26; the authors' code has 1).", sets=Hyperparameter("gamma", ("sepo",))

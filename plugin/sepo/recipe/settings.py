@@ -106,6 +106,7 @@ class RunSettings:
             "select": None if self.method.selector is None else asdict(self.method.selector),
             "rejected_selects": None if self.method.selector is None else self._rejected_end,
             "token_weight": None if self.method.token_weight is None else weight_record(self.method.token_weight),
+            **({} if self.method.token_weight is None else {"reward_scale": self.method.reward.scale}),
             "oracle": None
             if self.oracle is None
             else {side: spec.as_dict() for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))},

@@ -17,7 +17,7 @@ from sepo.forward.shared_prompt import PairLayout
 from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
-from sepo.objectives import Method, preference_loss, select, weigh
+from sepo.objectives import Method, StateWeight, preference_loss, select, weigh, weigh_states
 from sepo.selection.ties import tie_order
 from sepo.training.batch_parts import PartLoss, Parts, part_of, rows_of_pairs
 from sepo.training.float_columns import REF_LOGPS, SCORES, batch_floats
@@ -146,7 +146,7 @@ def preference_step(
 class _Positions:
     """Masks of the response tokens, of those that may be selected, of those whose log-probabilities are needed, and of
     those that are selected as far as that is determined before the forward pass; bool [2B, T - 1], shifted. And the
-    weights of the latter; None if tokens are not weighed, or the selection is not determined yet."""
+    weights of the latter; None if tokens are not weighed, or the weights are not determined yet."""
 
     mask: Tensor
     candidates: Tensor
@@ -167,7 +167,7 @@ def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: f
     candidates = batch[CANDIDATES][:, 1:] if excludes else mask
     known = _stored_selection(method, batch) if method.needs_scores else candidates
     weights = None
-    if method.token_weight is not None and not method.token_scorer.live:
+    if method.token_weight is not None and not method.weighs_live:
         weights = _weights(method, pairs, mask=mask, selection=known, scores=_stored_scores(method, batch))
         known = known & (weights != 0)
     reads_all = chosen_nll_weight or method.needs_response
@@ -181,6 +181,23 @@ def _weights(method: Method, pairs: int, **tensors: Tensor | None) -> Tensor:
     assert chosen is not None  # the method weighs tokens
     assert rejected is not None
     return torch.cat([chosen, rejected])
+
+
+def _state_weigher(method: Method, positions: _Positions) -> Callable[[Tensor], Tensor] | None:
+    """Return the function from the states of the wanted positions to their weights, 0 where not selected, or None."""
+    weight = method.token_weight
+    if not isinstance(weight, StateWeight):
+        return None
+    lengths = positions.known.sum(-1).tolist()
+    inside = positions.known[positions.wanted]
+    if bool(inside.all()):
+        return lambda states: weigh_states(weight, states, lengths)
+
+    def among_others(states: Tensor) -> Tensor:
+        weights = weigh_states(weight, states[inside], lengths)
+        return weights.new_zeros(len(states)).masked_scatter(inside, weights)
+
+    return among_others
 
 
 def _stored_scores(method: Method, batch: Mapping[str, Any]) -> Tensor | None:
@@ -224,7 +241,10 @@ def _loss(
     tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens, "layout": layout}
     ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
     # One pass over the head for all requested statistics.
-    policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
+    policy = selected_statistics(
+        model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, weigh=_state_weigher(method, positions),
+        **tokens,
+    )  # fmt: skip
     if counted is not None and counted < pairs:
         rows = rows_of_pairs(range(counted), pairs)
         batch = {name: value[rows] for name, value in batch.items() if name not in inputs or name in _TEXT}
@@ -239,10 +259,10 @@ def _loss(
         ties = tie_order(labels[:, 1:], mask)
         scored = sides | _by_side(pairs, mask=positions.candidates, steps=_steps(method, batch), ties=ties)
         selection = torch.cat(select(method, **scored))
-        if method.token_weight is not None:
-            seen = {"mask": mask, "selection": selection, "policy_logps": logps, "ref_logps": ref_logps}
-            weights = _weights(method, pairs, **seen)
-            selection = selection & (weights != 0)
+    if method.weighs_live:
+        seen = {"mask": mask, "selection": selection, "policy_logps": logps, "ref_logps": ref_logps}
+        weights = _weights(method, pairs, **seen, state_weights=policy.weights)
+        selection = selection & (weights != 0)
     if watch is not None:
         watch(StepTokens(batch, selection, logps.detach(), ref_logps, weights))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None

@@ -159,6 +159,18 @@ def test_the_head_is_planned_for_the_tokens_that_a_step_reads(shapes, changes, s
     assert account_for(planned_run(recipe), on_gpu=True).row.selected == round(400 * share)
 
 
+def test_the_transport_between_long_responses_is_planned(shapes):
+    """Its matrices are quadratic in the responses' lengths; for short ones they fit beside what is there anyway."""
+
+    def making(objective, cutoff):
+        recipe = {"model_name_or_path": "qwen2.5-0.5b", "stage": "minor_dpo", "bf16": True, "ref_precompute": True,
+                  "cutoff_len": cutoff, "per_device_train_batch_size": 1, "objective": objective}  # fmt: skip
+        return account_for(planned_run(recipe), on_gpu=True).phases[-1].items["activations, head"]
+
+    assert making("otpo", 512) == making("dpo", 512)
+    assert making("otpo", 8192) - making("dpo", 8192) > 8191**2 * 4
+
+
 def test_engines_shard_what_they_shard(shapes, tmp_path):
     def training(stage, processes):
         config = tmp_path / f"z{stage}.json"
