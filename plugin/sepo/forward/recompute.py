@@ -55,6 +55,20 @@ def is_computed_again(layer: nn.Module) -> bool:
     return not (isinstance(function, _Lean) and function.keeps)
 
 
+def loses_graph(layer: nn.Module) -> bool:
+    """Return whether tensors that a layer hands out besides its outputs have no gradient: it is checkpointed by a
+    function that runs the layer without one, as reentrant checkpointing does."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if not (isinstance(layer, GradientCheckpointingLayer) and layer.training and layer.gradient_checkpointing):
+        return False
+    function = getattr(layer, _FUNCTION)
+    if isinstance(function, _Lean):
+        return False
+    function = inspect.unwrap(function)
+    return not (isinstance(function, functools.partial) and function.keywords.get("use_reentrant") is False)
+
+
 class _Lean:
     """The replacement of a layer's checkpointing function."""
 

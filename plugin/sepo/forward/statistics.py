@@ -33,6 +33,7 @@ def selected_statistics(
     reference: ReferenceStates | None = None,
     with_p2: bool = False,
     layout: PairLayout | None = None,
+    router_loss: bool = False,
 ) -> TokenStatistics:
     """Compute ``selected_log_probs`` and sums over the vocabulary in the same pass over the head.
 
@@ -46,6 +47,7 @@ def selected_statistics(
         reference: from ``reference_log_probs`` with the same ``wanted``; if given, KL(ref || policy) is computed.
         with_p2: whether to compute the log of the sum of squared probabilities.
         layout: see ``run_through_head``.
+        router_loss: whether to compute the load-balancing loss of each pair, see ``run_through_head``.
 
     Returns:
         The statistics, [B, T - 1] each, exactly 0 where not wanted.
@@ -61,11 +63,14 @@ def selected_statistics(
             detached.append(statistics.log_sum_p2)
         return (statistics.logps,) if statistics.kl is None else (statistics.logps, statistics.kl)
 
-    logps, *kl = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute, layout=layout)
+    logps, *more = run_through_head(
+        model, inputs, labels=labels, wanted=wanted, compute=compute, layout=layout, router_loss=router_loss
+    )
     return TokenStatistics(
         logps=logps,
-        kl=kl[0] if kl else None,
+        kl=more[0] if reference is not None else None,
         log_sum_p2=torch.zeros_like(logps).masked_scatter(wanted, detached[0]) if detached else None,
+        router_losses=more[-1] if router_loss else None,
     )
 
 
