@@ -185,7 +185,7 @@ def run_through_head(
         at = (torch.zeros_like(rows), layout.placed[rows, columns])
         inputs, shape = row_inputs(inputs["input_ids"], layout), torch.Size([1, layout.tokens])
     computed: list[tuple[Tensor, ...]] = []
-    router_logits = router_logits_of(inner) if router_loss else contextlib.nullcontext([])
+    routers: list[Tensor] = []  # filled by the decoder, which runs before the head
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if hidden.shape[:2] != shape:
@@ -204,7 +204,8 @@ def run_through_head(
     # The last layer's router reads all tokens.
     unchanged = layout is None or router_loss or hasattr(model, "_orig_mod")
     last_mlp = contextlib.nullcontext() if unchanged else last_mlp_only_at(inner, at, shape)
-    with last_mlp, exchanged(head.module, forward), _switched_off(switches), router_logits as routers:
+    collecting = router_logits_of(inner, routers) if router_loss else contextlib.nullcontext()
+    with last_mlp, collecting, exchanged(head.module, forward), _switched_off(switches):
         output = model(**inputs, use_cache=False, return_dict=True).logits
     if check:
         _check_untouched(inner, output, computed)

@@ -16,6 +16,7 @@ Slow twin: a model's own ``aux_loss`` for the padded rows of each pair.
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,13 +29,12 @@ from sepo.errors import SepoError
 from sepo.forward.chunked import at_least_float32
 from sepo.forward.evaluation_mode import in_evaluation_mode
 from sepo.forward.exchange import exchanged
-from sepo.forward.recompute import loses_graph
+from sepo.forward.recompute import handing_out, is_torch_reentrant, runs_without_graph
 from sepo.forward.shared_prompt import PairLayout
 
-_CHECKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Models whose own loss was computed once and compared."""
-_PROBE_TOKENS = 64
-"""Maximum number of tokens of that comparison."""
+_PROBE_TOKENS = 16
+"""Maximum number of tokens on which a model's own loss is compared with this module's."""
+_REMOVE = "remove moe_aux_loss_coef (in Axolotl and PreferenceTrainer router_aux_loss_coef)"
 
 
 @dataclass(frozen=True)
@@ -87,51 +87,86 @@ def pair_losses(router_logits: Sequence[Tensor], tokens: PairTokens, *, top_k: i
         [B], float32 (float64 for float64 logits).
     """
     weights = tokens.weights[:, None]
-    routed = probability = 0.0
+    counts, totals = [], []
     for logits in router_logits:
         probabilities = at_least_float32(logits.to(weights.device)).flatten(0, -2).softmax(-1)
         _, experts = probabilities.topk(top_k, -1)
-        counts = torch.zeros_like(probabilities).scatter_(1, experts, weights.to(probabilities).expand_as(experts))
-        routed = routed + tokens.sums(counts)
-        probability = probability + tokens.sums(probabilities * weights)
+        routed = torch.zeros_like(probabilities).scatter_(1, experts, weights.to(probabilities).expand_as(experts))
+        counts.append(tokens.sums(routed))
+        totals.append(tokens.sums(probabilities * weights))
     number = tokens.sums(weights) * len(router_logits)
-    losses: Tensor = probability.shape[-1] * (routed / number * (probability / number)).sum(-1)
-    return losses
+    shares, means = (torch.stack(sums).sum(0) / number for sums in (counts, totals))
+    return shares.shape[-1] * (shares * means).sum(-1)
+
+
+@dataclass(frozen=True)
+class _Router:
+    """The module that returns a layer's router logits: its output, or the entry of it at ``index``."""
+
+    module: nn.Module
+    index: int
+
+
+_ROUTERS: weakref.WeakKeyDictionary[nn.Module, tuple[_Router, ...]] = weakref.WeakKeyDictionary()
+"""The routers of each model that was checked."""
 
 
 @contextlib.contextmanager
-def router_logits_of(inner: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the router logits of a model's next forward pass, without its own loss, which counts padded rows only.
+def router_logits_of(inner: nn.Module, collected: list[Tensor]) -> Iterator[None]:
+    """Collect the router logits of a model's forward pass.
 
     Args:
-        inner: the causal language model without wrappers.
-
-    Yields:
-        A list that the pass fills, with one entry per layer with a router.
+        inner: the causal language model without wrappers, after ``check_router_loss``.
+        collected: list to which the pass appends one entry per layer with a router, before the head runs.
 
     Raises:
-        SepoError: (in the pass) if the model returns none, or they would have no gradient.
+        SepoError: (in the pass) if they would have no gradient, or layers were left out.
     """
-    decoder = _decoder(inner)
+    decoder, routers = _decoder(inner), _ROUTERS[inner]
     own = decoder.forward
-    collected: list[Tensor] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and any(map(loses_graph, decoder.modules())):
+        layers = [module for module in decoder.modules() if torch.is_grad_enabled() and runs_without_graph(module)]
+        rest = list(routers)
+        with contextlib.ExitStack() as stack:
+            for layer in layers:
+                parts = set(layer.modules())
+                inside = [router for router in routers if router.module in parts]
+                rest = [router for router in rest if router not in inside]
+                if inside and not is_torch_reentrant(layer):
+                    raise SepoError(
+                        "the layers are checkpointed by another function than torch's, under which router logits have "
+                        f"no gradient: remove use_unsloth_gc, or {_REMOVE}."
+                    )
+                if inside:
+                    recording = functools.partial(_recorded, inside)
+                    stack.enter_context(handing_out(layer, recording, number=len(inside), into=collected))
+            stack.enter_context(_recorded(rest, collected))
+            outputs = own(*args, **kwargs)
+        if len(collected) != len(routers):
             raise SepoError(
-                f"the router logits of {type(inner).__name__} have no gradient under reentrant gradient checkpointing: "
-                "set use_reentrant_gc: false (use_reentrant: false in gradient_checkpointing_kwargs), under ZeRO-3 "
-                "disable_gradient_checkpointing: true, or remove the coefficient of the router's loss."
+                f"{len(collected)} of the {len(routers)} routers of {type(inner).__name__} ran: {_REMOVE}, and please "
+                "report the model."
             )
-        outputs = own(*args, **{**kwargs, "output_router_logits": True})
-        found = getattr(outputs, "router_logits", None) or ()
-        collected.extend(logits for logits in found if isinstance(logits, Tensor))
-        if not collected:
-            raise SepoError(no_router_loss(type(inner).__name__, "returns no router logits"))
         return outputs
 
     with exchanged(decoder, forward):
-        yield collected
+        yield
+
+
+@contextlib.contextmanager
+def _recorded(routers: Sequence[_Router], into: list[Tensor]) -> Iterator[None]:
+    """Append the logits that routers return to a list."""
+
+    def hook(router: _Router, module: nn.Module, args: Any, output: Any) -> None:
+        into.append(output[router.index] if isinstance(output, tuple) else output)
+
+    handles = [router.module.register_forward_hook(functools.partial(hook, router)) for router in routers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def experts_per_token(inner: Any) -> int:
@@ -151,10 +186,7 @@ def experts_per_token(inner: Any) -> int:
 
 def no_router_loss(name: str, reason: str) -> str:
     """Return the message for a model whose router loss cannot be computed."""
-    return (
-        f"{name} {reason}, so it has no load-balancing loss: remove moe_aux_loss_coef (in Axolotl and "
-        "PreferenceTrainer router_aux_loss_coef)."
-    )
+    return f"{name} {reason}, so it has no load-balancing loss: {_REMOVE}."
 
 
 def refusal_by_config(config: Any) -> str | None:
@@ -186,7 +218,7 @@ def without_own_loss(inner: Any) -> list[tuple[Any, str, bool]]:
 
 
 def check_router_loss(model: nn.Module, inner: Any, head: Any, inputs: Mapping[str, Any]) -> None:
-    """Compare the loss of this module with a model's own, once per model, on some tokens of a batch.
+    """Find a model's routers, and compare the loss of this module with the model's own, once, on tokens of a batch.
 
     Args:
         model: the wrapped model.
@@ -197,7 +229,7 @@ def check_router_loss(model: nn.Module, inner: Any, head: Any, inputs: Mapping[s
     Raises:
         SepoError: if the model computes no such loss, or another one.
     """
-    if inner in _CHECKED:
+    if inner in _ROUTERS:
         return
     reason = refusal_by_config(getattr(inner, "config", None))
     if reason is not None:
@@ -205,27 +237,57 @@ def check_router_loss(model: nn.Module, inner: Any, head: Any, inputs: Mapping[s
     mask = inputs.get("attention_mask")
     row = inputs["input_ids"][0] if mask is None else inputs["input_ids"][0][mask[0] != 0]
     ids = row[:_PROBE_TOKENS][None]
-    probe = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    own, routers, expected = _own_loss(model, inner, head, ids)
+    tokens = PairTokens(torch.ones(ids.numel(), device=ids.device), (ids.numel(),), 1)
+    found = pair_losses(own, tokens, top_k=experts_per_token(inner)).item()
+    half = any(each.dtype in (torch.bfloat16, torch.float16) for each in (*own, expected))
+    if not abs(found - expected.item()) <= (0.05 if half else 1e-3) * abs(expected.item()):
+        raise SepoError(
+            f"the router loss of {type(inner).__name__} is {expected.item():.6g} on the first tokens, expected the "
+            f"{found:.6g} of the formula that sepo supports (Mixtral's load-balancing loss): {_REMOVE}, and please "
+            "report the model."
+        )
+    _ROUTERS[inner] = routers
+
+
+def _own_loss(
+    model: nn.Module, inner: Any, head: Any, ids: Tensor
+) -> tuple[Sequence[Tensor], tuple[_Router, ...], Tensor]:
+    """Run tokens [1, T] with the model's own loss; return its router logits, the modules that returned them, and it."""
+    decoder = _decoder(inner)
+    forward = decoder.forward
+    outputs: dict[int, tuple[_Router, Tensor]] = {}
+    logits: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        for index, value in enumerate(output if isinstance(output, tuple) else (output,)):
+            if isinstance(value, Tensor):
+                outputs.setdefault(id(value), (_Router(module, index), value))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        handles = [module.register_forward_hook(keep) for module in decoder.modules() if module is not decoder]
+        try:
+            result = forward(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        logits.extend(each for each in getattr(result, "router_logits", None) or () if isinstance(each, Tensor))
+        return result
+
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with (
         torch.no_grad(),
         in_evaluation_mode(model),
         exchanged(head, lambda hidden, *args, **kwargs: hidden[..., :1]),
-        router_logits_of(inner) as logits,
+        exchanged(decoder, run),
     ):
-        output = model(**probe, use_cache=False, return_dict=True, output_router_logits=True)
+        output = model(**inputs, use_cache=False, return_dict=True, output_router_logits=True)
     expected = getattr(output, "aux_loss", None)
-    if not isinstance(expected, Tensor):
-        raise SepoError(no_router_loss(type(inner).__name__, "computes no aux_loss"))
-    tokens = PairTokens(torch.ones(ids.numel(), device=ids.device), (ids.numel(),), 1)
-    found = pair_losses(logits, tokens, top_k=experts_per_token(inner)).item()
-    half = any(each.dtype in (torch.bfloat16, torch.float16) for each in (*logits, expected))
-    if not abs(found - expected.item()) <= (0.05 if half else 1e-3) * abs(expected.item()):
-        raise SepoError(
-            f"the router loss of {type(inner).__name__} is {expected.item():.6g} on the first tokens, and {found:.6g} by "
-            "the formula that sepo supports (the load-balancing loss of Mixtral): remove moe_aux_loss_coef (in Axolotl "
-            "and PreferenceTrainer router_aux_loss_coef), and please report the model."
-        )
-    _CHECKED.add(inner)
+    if not logits or not isinstance(expected, Tensor):
+        raise SepoError(no_router_loss(type(inner).__name__, "returns no router logits"))
+    if not all(id(each) in outputs for each in logits):
+        raise SepoError(no_router_loss(type(inner).__name__, "returns router logits that no module returned"))
+    return logits, tuple(outputs[id(each)][0] for each in logits), expected
 
 
 def _decoder(inner: Any) -> Any:
