@@ -199,6 +199,7 @@ def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> 
         trained=run.trained,
         checkpointing=run.checkpointing,
         head_chunk_tokens=run.settings.head_chunk_tokens,
+        router_loss=bool(run.settings.router_loss_weight),
     )
     activations = step_bytes(policy.config, row, how)
     if run.reference is not None:
