@@ -14,7 +14,7 @@ from sepo.forward.recompute import recompute_less
 from sepo.forward.router_loss import PairTokens, check_router_loss, pair_losses, refusal_by_config
 from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.forward.statistics import selected_statistics
-from tests.support.models import PAIRS, batch_of, model_of
+from tests.support.models import MODELS, PAIRS, batch_of, model_of
 
 EXPERTS = ("Qwen3Moe", "Mixtral")
 TOLERANCE = 1e-5
@@ -79,6 +79,13 @@ def test_each_pair_has_the_models_own_loss(name, share_prompts, share):
 @pytest.mark.parametrize("share_prompts", [False, True], ids=["padded", "shared"])
 def test_a_model_whose_last_layer_has_no_experts(share_prompts):
     assert_equal_to_own(model_of("Qwen3Moe", mlp_only_layers=[2]), share_prompts=share_prompts)
+
+
+def test_a_model_whose_last_experts_could_run_on_some_tokens_only(monkeypatch):
+    """JetMoe's block of experts looks like any other MLP; the router in it has to read all tokens."""
+    kind = ("JetMoeConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 8})
+    monkeypatch.setitem(MODELS, "JetMoe", kind)
+    assert_equal_to_own(model_of("JetMoe"), share_prompts=True)
 
 
 def test_rows_that_are_padded_on_the_left():
