@@ -120,6 +120,16 @@ def test_adapters_of_the_attention_get_the_gradient_of_frozen_routers(checkpoint
     assert_equal_to_own(model, share_prompts=True)
 
 
+def test_routers_that_train_beside_adapters():
+    """PEFT's copies of the routers run in place of the frozen ones, which then return nothing."""
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], modules_to_save=["gate"])
+    model = get_peft_model(model_of("Mixtral"), config).train()
+    assert_equal_to_own(model, share_prompts=True)
+    assert all(
+        weight.grad.abs().max() > 0 for name, weight in model.named_parameters() if "gate.modules_to_save" in name
+    )
+
+
 def test_log_probabilities_are_those_of_a_pass_without_the_loss():
     model = model_of("Qwen3Moe")
     inputs, wanted = batch_of(PAIRS)
