@@ -211,6 +211,19 @@ def test_two_processes_equal_one(two_processes, whole_batches, kind, way):
         assert found["evaluated"][name] == pytest.approx(evaluated[name], rel=1e-5), name
 
 
+def test_a_trained_model_can_generate(experts, tmp_path):
+    """Hosts set output_router_logits for this loss, with which transformers' models do not generate."""
+    model = load(experts / "Mixtral")
+    model.config.output_router_logits = True
+    settings = {"method": resolve_method("sepo"), "args": arguments(tmp_path), "train_dataset": ROWS}
+    assert PreferenceTrainer(model=model, **settings).model.config.output_router_logits is True
+    trainer = PreferenceTrainer(model=model, router_aux_loss_coef=0.1, **settings)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = load(tmp_path / "saved").eval()
+    assert saved.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
 def test_runs_that_cannot_have_it_are_refused(world, experts, tmp_path, monkeypatch):
     settings = {"method": resolve_method("sepo"), "args": arguments(tmp_path), "train_dataset": ROWS}
     dense = transformers.AutoModelForCausalLM.from_pretrained(world / "policy")

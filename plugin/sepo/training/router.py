@@ -1,4 +1,4 @@
-"""Checks of a run with the load-balancing loss of a mixture of experts, before its first step."""
+"""Preparation of a run with the load-balancing loss of a mixture of experts, before its first step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.forward.head import causal_lm
-from sepo.forward.router_loss import refusal_by_config
+from sepo.forward.router_loss import refusal_by_config, without_own_loss
 
 
-def check_router_loss(trainer: Any, weight: float) -> None:
-    """Raise if the router loss is to be added and the run cannot have it.
+def prepare_router_loss(trainer: Any, weight: float) -> None:
+    """Check that a run can have the router loss, if it is to be added, and disable the model's own.
+
+    The step computes the loss. With ``output_router_logits`` in its configuration, which hosts set for this loss, a
+    saved model could not generate: transformers would compute the loss of a new token with the mask of the whole text.
 
     Args:
         trainer: the trainer, with ``shards_rows``, its accelerator and its model.
@@ -25,7 +28,8 @@ def check_router_loss(trainer: Any, weight: float) -> None:
         raise SepoError(f"the coefficient of the router loss is {weight}, expected a finite number of at least 0.")
     if not weight:
         return
-    reason = refusal_by_config(causal_lm(trainer.model).config)
+    inner = causal_lm(trainer.model)
+    reason = refusal_by_config(inner.config)
     if reason is not None:
         raise SepoError(reason)
     if trainer.shards_rows():
@@ -33,3 +37,5 @@ def check_router_loss(trainer: Any, weight: float) -> None:
             "rows are sharded over processes (context or sequence parallelism), so that no process has the router "
             "logits of a whole pair: remove the parallelism, or moe_aux_loss_coef (router_aux_loss_coef)."
         )
+    for owner, name, value in without_own_loss(inner):
+        setattr(owner, name, value)

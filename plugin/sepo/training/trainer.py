@@ -19,7 +19,7 @@ from sepo.objectives import Method
 from sepo.training.encoded_pairs import PairCollator, check_row
 from sepo.training.loading import register_numbered_cpus
 from sepo.training.means import PairMeans
-from sepo.training.router import check_router_loss
+from sepo.training.router import prepare_router_loss
 from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.split_backward import SplitsBatches
 from sepo.training.starting_policy import StartingPolicy
@@ -111,7 +111,7 @@ class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, Trainer):
                 "with `torchrun --nproc_per_node N` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
             )
         self.check_batch_tokens()
-        check_router_loss(self, router_aux_loss_coef)
+        prepare_router_loss(self, router_aux_loss_coef)
         fuse_lora(self.model)
         register_numbered_cpus()
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the pairs of the step, not by its batches

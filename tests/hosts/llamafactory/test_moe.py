@@ -1,5 +1,7 @@
 """Mixtures of experts in real runs of the host: the router loss by `moe_aux_loss_coef`, under every engine."""
 
+import json
+
 import pytest
 import torch
 
@@ -52,6 +54,14 @@ def test_two_steps_with_and_without_the_router_loss(world, experts, tmp_path, st
     assert max(moved) > 1e-5
     text = (tmp_path / "with" / "sepo_log.jsonl").read_text()
     assert "objective/router_loss" in text
+
+
+def test_a_model_of_a_full_run_is_saved_without_router_logits(world, experts, tmp_path):
+    """The host sets output_router_logits for the key; with it, the saved model could not generate."""
+    keys = {"finetuning_type": "full", "lora_rank": None, "lora_target": None, "max_steps": 1}
+    sepo_train(moe_recipe(world, experts, tmp_path / "out", **keys), tmp_path)
+    assert training(tmp_path / "out")[0]["objective/router_loss"] > 2
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["output_router_logits"] is False
 
 
 def engine_recipes(world, experts, folder, engine):
