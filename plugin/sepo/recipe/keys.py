@@ -41,6 +41,7 @@ def one_of(*options: Any, join: str = ", ") -> Expected:
 
 
 SHARE = Expected("a share in (0, 1] (0.3 for 30 %)", lambda value: 0.0 < value <= 1.0)
+WEIGHT = Expected("a finite number of at least 0", lambda value: 0.0 <= value < math.inf)
 AT_LEAST_1 = Expected("a whole number of at least 1", lambda value: value >= 1)
 BITS = one_of(4, 8, join=" or ")
 
@@ -393,6 +394,14 @@ HOST_KEYS = {
             "Token weight `length` (`ld_dpo`): the weight, in [0, 1], of tokens after the length of the pair's shorter "
             "response, for policy and reference alike.",
             weighs=("length", "alpha"),
+        ),
+        Key(
+            "moe_aux_loss_coef",
+            float,
+            "Weight of the load-balancing loss of a mixture of experts: the model's own, over the tokens of each pair, "
+            "averaged over pairs.",
+            shown="0",
+            expected=WEIGHT,
         ),
         Key("ref_model", str, "The reference, a full model.", shown="the policy at its start", part="reference"),
         Key("ref_model_adapters", str, "LoRA adapters of the reference, applied to `ref_model`.", part="reference"),

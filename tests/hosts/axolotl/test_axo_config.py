@@ -33,6 +33,21 @@ def test_resolution_is_idempotent(root, tmp_path):
     assert type(again).from_json(again.as_json()).settings == again.settings
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"router_aux_loss_coef": 0.01},
+        {"overrides_of_model_config": {"router_aux_loss_coef": 0.01, "output_router_logits": True}},
+        {"block": {"moe_aux_loss_coef": 0.01}},
+    ],
+)
+def test_the_weight_of_the_router_loss_has_axolotls_names(root, tmp_path, more):
+    resolved = resolve_config(given(root, tmp_path, **more))
+    assert resolved.settings.router_loss_weight == 0.01
+    assert type(resolved).from_json(resolved.as_json()).settings.router_loss_weight == 0.01
+    assert resolve_config(given(root, tmp_path)).settings.router_loss_weight == 0.0
+
+
 def test_rl_dpo_without_trainer_cls_warns(root, tmp_path, caplog):
     """Without the package such a config would train plain DPO."""
     made = given(root, tmp_path, "minor_dpo", rl="dpo", block={"stage": "minor_dpo"})
@@ -74,6 +89,12 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
         ({"rl_beta": 0.1, "block": {"pref_beta": 0.2}}, "sepo.pref_beta is 0.2 and rl_beta is 0.1"),
         ({"rl_beta": 0.1, "dpo_beta": 0.3}, "have the same meaning"),
         ({"rl_beta": "much"}, "expected a number"),
+        ({"router_aux_loss_coef": -0.1}, "moe_aux_loss_coef is -0.1, expected a finite number"),
+        (
+            {"router_aux_loss_coef": 0.1, "overrides_of_model_config": {"router_aux_loss_coef": 0.2}},
+            "router_aux_loss_coef is 0.1 and overrides_of_model_config.router_aux_loss_coef is 0.2",
+        ),
+        ({"overrides_of_model_config": {"output_router_logits": True}}, "set router_aux_loss_coef, or remove"),
         ({"block": {"select_ratoi": 0.3}}, "block sepo: unknown key 'select_ratoi'. Did you mean 'select_ratio'"),
         ({"block": {"select_ratio": 0.3}}, "token_scorer is none"),
         ({"block": {"stage": "sepo"}}, "rl is minor_dpo and sepo.stage is sepo"),
