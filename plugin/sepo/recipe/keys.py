@@ -225,7 +225,7 @@ class SepoArguments:
         part="oracle",
     )
     oracle_base_model: str | None = _key(
-        "The model that the oracle was trained from, with the oracle's tokenizer.",
+        "The model that the oracle was trained from, with the oracle's tokenizer; or one trained on exchanged pairs.",
         shown="`oracle_model`",
         part="oracle",
     )

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import pipeline
 from sepo.hosts.llamafactory.pipeline import Step, plan_steps, read_pipeline
@@ -233,6 +234,28 @@ def test_a_token_that_an_earlier_version_recorded_is_removed(tmp_path):
     (tmp_path / "base.done.json").write_text(json.dumps(recipe))
     assert pipeline.is_step_finished(Step("base", recipe), tmp_path)
     assert "hf_a" not in (tmp_path / "base.done.json").read_text()
+
+
+def test_a_dry_run_lists_the_steps_with_their_memory_and_runs_nothing(world, tmp_path, capsys):
+    recipe = {
+        "model_name_or_path": str(world / "policy"), "template": "chatml", "dataset_dir": str(world / "data"),
+        "dataset": "tiny_pairs", "use_cpu": True, "output_dir": str(tmp_path / "out"), "oracle": NEGATIVE,
+    }  # fmt: skip
+    path = write(recipe, tmp_path / "pipeline.yaml")
+
+    def rows():
+        assert main(["pipeline", str(path), "--dry-run"]) == 0
+        return [line.split() for line in capsys.readouterr().out.splitlines() if str(tmp_path / "out") in line]
+
+    shown = rows()
+    assert not (tmp_path / "out").exists()
+    assert [row[0] for row in shown] == ["sample", "base", "oracle", "oracle_reversed", "policy"]
+    assert ["MiB" in row for row in shown] == [False, False, True, True, True]
+    assert all(row[1:4] == ["to", "be", "run"] for row in shown)
+    (tmp_path / "out" / "pipeline").mkdir(parents=True)
+    for step in plan_steps(recipe)[:3]:
+        pipeline.record_step(step, tmp_path / "out" / "pipeline")
+    assert [row[1] for row in rows()] == ["finished"] * 3 + ["to"] * 2
 
 
 def scores_by_hand(model, oracle, negative, rows):

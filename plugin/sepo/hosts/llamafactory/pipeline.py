@@ -309,6 +309,25 @@ def check_steps(steps: Sequence[Step]) -> None:
             check_names(step.recipe, own, made_earlier=functools.partial(_is_output, step=step.recipe))
 
 
+def checked_steps(recipe: Mapping[str, Any]) -> tuple[list[Step], list[bool]]:
+    """Plan and check the steps of a pipeline, before the first one runs.
+
+    Args:
+        recipe: keys and values, from ``read_pipeline``.
+
+    Returns:
+        The steps, and whether each is finished.
+
+    Raises:
+        SepoError: the recipe is invalid, or a finished step was run with other settings.
+    """
+    refuse_comparison(recipe)
+    steps = plan_steps(recipe)
+    check_steps(steps)
+    records = Path(str(recipe["output_dir"])) / RECORDS
+    return steps, [is_step_finished(step, records) for step in steps]
+
+
 def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
     """Run the steps that are not finished.
 
@@ -321,11 +340,8 @@ def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
     Raises:
         SepoError: the recipe is invalid, a step failed, or a finished step was run with other settings.
     """
-    refuse_comparison(recipe)
-    steps = plan_steps(recipe)
-    check_steps(steps)
+    steps, finished = checked_steps(recipe)
     records = Path(str(recipe["output_dir"])) / RECORDS
-    finished = [is_step_finished(step, records) for step in steps]
     for number, (step, done) in enumerate(zip(steps, finished, strict=True), start=1):
         title = f"[{number}/{len(steps)}] {step.name}"
         if done:
