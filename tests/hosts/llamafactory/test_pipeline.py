@@ -258,6 +258,73 @@ def test_a_dry_run_lists_the_steps_with_their_memory_and_runs_nothing(world, tmp
     assert [row[1] for row in rows()] == ["finished"] * 3 + ["to"] * 2
 
 
+@pytest.mark.parametrize("name", ["base", "oracle", "oracle_reversed", "policy"])
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        ({"adapter_model.safetensors": ""}, None),  # killed after the run, before its record; the host refuses that
+        ({"checkpoint-2/trainer_state.json": "{}", "checkpoint-4/trainer_state.json": "{"}, ["checkpoint-2"]),
+    ],
+)
+def test_a_step_that_was_killed_is_resumed_or_begins_again(world, tmp_path, monkeypatch, name, left, kept):
+    recipe = {
+        "model_name_or_path": str(world / "policy"), "template": "chatml", "dataset_dir": str(world / "data"),
+        "dataset": "tiny_pairs", "output_dir": str(tmp_path / "out"), "oracle": NEGATIVE,
+    }  # fmt: skip
+    found, killed = [], []
+
+    def train(step, file):
+        output = tmp_path / "out" / file.stem
+        assert step["output_dir"] == str(output)
+        found.append((file.stem, sorted(p.name for p in output.iterdir()) if output.exists() else None))
+        if file.stem == name and not killed:
+            for path, text in left.items():
+                (output / path).parent.mkdir(parents=True, exist_ok=True)
+                (output / path).write_text(text)
+            killed.append(name)
+            raise KeyboardInterrupt
+        return 0
+
+    monkeypatch.setattr(pipeline, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_pipeline(recipe)
+    names = ["base", "oracle", "oracle_reversed", "policy"]
+    place = names.index(name)
+    assert found == [(each, None) for each in names[: place + 1]]
+    found.clear()
+    pipeline.run_pipeline(recipe)
+    assert found == [(name, kept), *((each, None) for each in names[place + 1 :])]
+    pipeline.run_pipeline(recipe)
+    assert len(found) == len(names) - place
+
+
+def test_a_directory_that_no_attempt_of_the_chain_left_is_not_removed(world, tmp_path, monkeypatch):
+    recipe = {
+        "model_name_or_path": str(world / "policy"), "template": "chatml", "dataset_dir": str(world / "data"),
+        "dataset": "tiny_pairs", "output_dir": str(tmp_path / "out"), "base": False,
+    }  # fmt: skip
+    (tmp_path / "out" / "oracle").mkdir(parents=True)
+    (tmp_path / "out" / "oracle" / "mine").touch()
+    monkeypatch.setattr(pipeline, "train", lambda step, file: 1)
+    for changed in ({}, {"learning_rate": 0.5}):  # the second time, the attempt before had other settings
+        with pytest.raises(SepoError, match="step 'oracle' failed with exit status 1"):
+            pipeline.run_pipeline({**recipe, **changed})
+        assert (tmp_path / "out" / "oracle" / "mine").is_file()
+
+
+def test_a_failed_reversed_oracle_ends_the_chain(world, tmp_path, monkeypatch):
+    recipe = {
+        "model_name_or_path": str(world / "policy"), "template": "chatml", "dataset_dir": str(world / "data"),
+        "dataset": "tiny_pairs", "output_dir": str(tmp_path / "out"), "oracle": NEGATIVE,
+    }  # fmt: skip
+    trained = []
+    monkeypatch.setattr(pipeline, "train", lambda step, file: trained.append(file.stem) or len(trained) // 3)
+    with pytest.raises(SepoError, match=r"step 'oracle_reversed' failed with exit status 1.*This step alone: .*"
+                       r"pipeline/oracle_reversed\.yaml"):  # fmt: skip
+        pipeline.run_pipeline(recipe)
+    assert trained == ["base", "oracle", "oracle_reversed"]
+
+
 def scores_by_hand(model, oracle, negative, rows):
     """Return the scores of both responses of each row, from full logits of two whole models in float64.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, first_line
-from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
+from sepo.hosts.llamafactory.child_runs import changes, command_line, is_resumable, read_record, train, write_record
 from sepo.hosts.llamafactory.reading import Recipe, override_values, recipe_of
 from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.keys import ORACLE_KIND, PIPELINE_KEYS, SEPO_KEYS, names_of, unknown_key
@@ -423,6 +424,10 @@ def _run(step: Step, records: Path, *, template: str | None = None) -> None:
         draw_sample(step, template=template)
         return
     declare_pairs(step)
+    started, output = records / f"{step.name}.started.json", Path(str(step.recipe["output_dir"]))
+    if read_record(started) == redacted(step.recipe) and not is_resumable(step.recipe) and output.is_dir():
+        shutil.rmtree(output)  # of an attempt that was killed; the host would refuse its files
+    write_record(started, step.recipe)
     recipe_file = records / f"{step.name}.yaml"
     status = train(step.recipe, recipe_file)
     if status:
