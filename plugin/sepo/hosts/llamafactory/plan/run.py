@@ -10,7 +10,7 @@ from typing import Any
 
 from sepo.console import print_lines
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.pipeline import read_pipeline
+from sepo.hosts.llamafactory.pipeline import SECTIONS, read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
 from sepo.hosts.llamafactory.plan.recipe import planned_run
@@ -50,6 +50,12 @@ def plan(
             raise SepoError(f"{name} is {number}; a number of at least 1 is expected.")
     read = read_pipeline(recipe_file, overrides)
     recipe = Recipe({name: value for name, value in read.items() if value is not None}, read.origins)
+    section = next((name for name in SECTIONS if isinstance(recipe.get(name), Mapping)), None)
+    if section is not None:
+        raise SepoError(
+            f"section '{section}' is one of sepo pipeline; for the memory of its steps, run sepo pipeline with this file "
+            "and --dry-run, or name the recipe of a step, OUTPUT_DIR/pipeline/policy.yaml."
+        )
     run = planned_run(recipe, processes=_processes() if processes is None else processes)
     limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
     on_gpu = not run.on_cpu
