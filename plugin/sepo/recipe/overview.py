@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sepo.objectives import Method
+from sepo.objectives import Method, TokenWeight
 from sepo.objectives.settings import Value
+from sepo.objectives.token_weights import weight_record
 
 Origin = Callable[[str], str]
 """Returns the place where a key was set, in words."""
@@ -98,22 +99,34 @@ def resolved_rows(
         reference: the reference in words.
         oracle: the oracle in words, or None if there is none.
     """
+    objective = " + ".join(f"{factor:g} {name}" for name, factor in method.factors.items()) or method.name
     scorer = f"objective {method.name}" if own_scorer else origin("token_scorer")
     return (
         ("stage", f"{stage}  ({origin('stage')})"),
-        ("objective", f"{method.name}  ({origin('objective')})"),
+        ("objective", f"{objective}  ({origin('objective')})"),
         ("token scorer", f"{method.scorer}  ({scorer})"),
         ("selection", _selection(method)),
+        *((("token weight", weight_text(method.token_weight)),) if method.token_weight is not None else ()),
         ("reference", reference),
         *((("oracle", oracle),) if oracle is not None else ()),
     )
+
+
+def weight_text(weight: TokenWeight) -> str:
+    """Return a token weight in words: its kind and settings."""
+    name, *settings = weight_record(weight).items()
+    return f"{name[1]}" + (f" ({', '.join(f'{key} {shown(value)}' for key, value in settings)})" if settings else "")
 
 
 def _selection(method: Method) -> str:
     selector = method.selector
     if selector is None:
         return "all tokens"
+    if selector.rule == "mean":
+        return "tokens with a score above the mean of their response; a pair without one in a response has loss 0"
     unit = f"{selector.unit} (at least {selector.span_tokens} tokens)" if selector.unit == "span" else selector.unit
+    if selector.count == "shorter":
+        return f"as many tokens of each response as the shorter one has; unit {unit}"
     return (
         f"{selector.chosen_ratio:.4g} of chosen and {selector.rejected_ratio:.4g} of rejected tokens; "
         f"unit {unit}, scope {selector.scope}, rule {selector.rule}"

@@ -73,6 +73,20 @@ def token_metrics(logps: Tensor, *, mask: Tensor, selection: Tensor, pairs: int)
     }
 
 
+def effective_tokens(weights: Tensor, *, pairs: int) -> dict[str, Metric]:
+    """Return ``select/*_effective``, the mean effective number of tokens of a response, (sum w)^2 / sum w^2.
+
+    It is the number of selected tokens if their weights are equal, and smaller the more they differ.
+
+    Args:
+        weights: [2B, T], 0 where not selected, the first B rows chosen.
+        pairs: B.
+    """
+    squares = weights.square().sum(-1)
+    numbers = weights.sum(-1).square() / squares.where(squares > 0, 1.0)
+    return {"select/chosen_effective": mean(numbers[:pairs]), "select/rejected_effective": mean(numbers[pairs:])}
+
+
 def mean_by_side(name: str, values: Tensor, *, wanted: Tensor, pairs: int) -> dict[str, Metric]:
     """Return the means over the wanted tokens of each side; ``values`` [2B, T] are 0 elsewhere."""
     return {

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys
 from sepo.recipe.keys import unknown_key
-from sepo.recipe.stages import objective_of_key
+from sepo.recipe.stages import owner_of_key
 
 
 class _Block(BaseModel):
@@ -30,7 +30,7 @@ class _Block(BaseModel):
         for name, value in data.items():
             if name in BLOCK_KEYS:
                 known[name] = value
-            elif name != "own" and objective_of_key(name):
+            elif name != "own" and owner_of_key(name):
                 own[name] = value
             elif name != "own":
                 raise ValueError(unknown_key(name, BLOCK_KEYS))

@@ -21,7 +21,7 @@ from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.keys import ORACLE_KIND, PIPELINE_KEYS, SEPO_KEYS, names_of, unknown_key
 from sepo.recipe.resolve import REFUSED, resolve
 from sepo.recipe.stage_names import is_sepo_stage
-from sepo.recipe.stages import objective_keys, with_stage_defaults
+from sepo.recipe.stages import registered_keys, with_stage_defaults
 from sepo.redaction import HIDDEN, redacted, remember_secrets
 from sepo.training.row_losses import RowLosses
 
@@ -109,7 +109,7 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
     output = str(shared.pop("output_dir"))
     policy = {**shared, "stage": "sepo", "do_train": True, **(sections["policy"] or {})}
     policy["output_dir"] = f"{output}/policy"
-    sepo_keys = (*SEPO_KEYS, *objective_keys(str(with_stage_defaults(policy)["objective"])))
+    sepo_keys = (*SEPO_KEYS, *registered_keys(with_stage_defaults(policy)))
     training = {name: value for name, value in shared.items() if name not in (*sepo_keys, *_EVALUATION)}
     base = _base_recipe(recipe, training, sections["base"], output)
     section = sections["oracle"] or {}
