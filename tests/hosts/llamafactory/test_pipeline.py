@@ -368,6 +368,7 @@ def test_a_chain_with_a_reversed_oracle_scores_by_the_difference_of_the_two(worl
         "per_device_train_batch_size": 2, "learning_rate": 1.0e-2, "report_to": "none", "use_cpu": True, "seed": 5,
         "output_dir": str(out), "token_scores_dir": str(tmp_path / "scores"), "oracle_sample_ratio": 0.5,
         "logging_steps": 1, "save_steps": 1, "oracle": {"kind": "reversed", "pref_beta": 0.2},
+        "policy": {"objective": "tis_dpo", "tis_clip": 0.5},
     }  # fmt: skip
     path = write(recipe, tmp_path / "pipeline.yaml")
     done = run([BIN / "sepo", "pipeline", path], cwd=tmp_path, forks=True)
