@@ -169,6 +169,11 @@ def test_an_adapter_below_the_oracle_is_its_base():
         policy = steps(**keys, **more)["policy"]
         assert policy["oracle_model_adapters"] == trained
         assert policy["oracle_base_model_adapters"] == "sft"
+    planned = steps(adapter_name_or_path="sft", create_new_adapter=True)  # the base has an adapter of its own over it
+    assert planned["oracle"]["adapter_name_or_path"] == "sft,out/base"
+    assert planned["policy"]["oracle_base_model_adapters"] == "sft,out/base"
+    assert planned["policy"]["oracle_model_adapters"] == "sft,out/base,out/oracle"
+    assert steps(adapter_name_or_path="sft")["oracle"]["adapter_name_or_path"] == "out/base"  # which continues it
 
 
 @pytest.mark.parametrize(

@@ -179,16 +179,17 @@ def _oracle_recipe(
     oracle["output_dir"] = f"{output}/oracle"
     if base is None:
         return oracle
+    adapters = _trained_adapters(base)
     if not _is_lora(base):
         oracle["model_name_or_path"] = base["output_dir"]
     elif oracle.get("quantization_bit"):
         # The host cannot create a new adapter over a quantized model, and without ref_model its reference would be the
         # raw model instead of the base.
-        oracle |= {"adapter_name_or_path": base["output_dir"], "ref_model": oracle.get("model_name_or_path"),
-                   "ref_model_adapters": base["output_dir"],
+        oracle |= {"adapter_name_or_path": adapters, "ref_model": oracle.get("model_name_or_path"),
+                   "ref_model_adapters": adapters,
                    "ref_model_quantization_bit": oracle["quantization_bit"]}  # fmt: skip
     else:
-        oracle |= {"adapter_name_or_path": base["output_dir"], "create_new_adapter": True}
+        oracle |= {"adapter_name_or_path": adapters, "create_new_adapter": True}
     return oracle
 
 
@@ -232,6 +233,12 @@ def _dpo_stage(recipe: Mapping[str, Any], section: Mapping[str, Any]) -> dict[st
     return {"stage": "dpo"}
 
 
+def _trained_adapters(recipe: Mapping[str, Any]) -> str:
+    """Return the adapters of the model that a LoRA run trains: its own, after those below a new one."""
+    below = names_of(recipe.get("adapter_name_or_path")) if recipe.get("create_new_adapter") else ()
+    return ",".join([*below, str(recipe["output_dir"])])
+
+
 def _is_lora(recipe: Mapping[str, Any]) -> bool:
     return recipe.get("finetuning_type", "lora") == "lora"
 
@@ -244,20 +251,15 @@ def _oracle_keys(oracle: Mapping[str, Any], negative: Mapping[str, Any] | None) 
         negative: the recipe of the model on exchanged pairs; None if the oracle is compared with its base.
     """
     model = oracle.get("model_name_or_path")  # checked with the step
-    below = names_of(oracle.get("adapter_name_or_path"))
-
-    def adapters(trained: Mapping[str, Any]) -> str:
-        return ",".join([*(below if trained.get("create_new_adapter") else ()), trained["output_dir"]])
-
     if not _is_lora(oracle):
         model = model if negative is None else negative["output_dir"]
         keys = {"oracle_model": oracle["output_dir"], "oracle_base_model": model}
     else:
-        keys = {"oracle_base_model": model, "oracle_model_adapters": adapters(oracle)}
+        keys = {"oracle_base_model": model, "oracle_model_adapters": _trained_adapters(oracle)}
         if negative is not None:
-            keys["oracle_base_model_adapters"] = adapters(negative)
-    if below and negative is None:
-        keys["oracle_base_model_adapters"] = ",".join(below)
+            keys["oracle_base_model_adapters"] = _trained_adapters(negative)
+    if oracle.get("adapter_name_or_path") and negative is None:
+        keys["oracle_base_model_adapters"] = ",".join(names_of(oracle["adapter_name_or_path"]))
     if oracle.get("quantization_bit"):
         keys["oracle_model_quantization_bit"] = oracle["quantization_bit"]
     if oracle.get("model_revision") and not _is_output(model, step=oracle):
