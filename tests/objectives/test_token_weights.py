@@ -292,6 +292,14 @@ def test_a_sum_has_one_selection_and_weight():
     assert torch.equal(out.chosen_selection, batch["chosen_mask"])
 
 
+def test_the_likelihood_in_a_sum_is_not_weighed_and_is_no_mean_over_weights():
+    batch = make_batch(seed=14)
+    mask = batch["chosen_mask"]
+    nll = -(batch["policy_chosen_logps"] * mask).sum(-1) / mask.sum(-1)
+    out = compute_preference_loss({"tgdpo": 1.0, "sft": 0.5}, **batch)  # whose weights can be negative
+    same(out.losses, losses("tgdpo", batch) + 0.5 * nll)
+
+
 def test_hyperparameters_of_a_sum():
     batch = make_batch(seed=13)
     both = compute_preference_loss({"dpo": 1.0, "simpo": 1.0}, **batch, beta=0.5, **{"simpo.beta": 3.0})
