@@ -288,7 +288,7 @@ class SepoArguments:
         part="oracle",
     )
     oracle_base_model: str | None = _key(
-        "The model that the oracle was trained from, with the oracle's tokenizer.",
+        "The model that the oracle was trained from, with the oracle's tokenizer; or one trained on exchanged pairs.",
         shown="`oracle_model`",
         part="oracle",
     )
@@ -431,6 +431,16 @@ PIPELINE_KEYS = {
     )
 }
 """Keys of `sepo pipeline`, in addition to its sections ``base``, ``oracle`` and ``policy``."""
+
+ORACLE_KIND = Key(
+    "oracle.kind",
+    str,
+    "Key of the section `oracle`: the model that its log-probabilities are compared with. `dpo`: the base (score "
+    "log π_oracle - log π_base); `reversed`: a second model, trained as the oracle on the same pairs with chosen and "
+    "rejected exchanged (score log π_oracle - log π_reversed).",
+    default="dpo",
+    expected=one_of("dpo", "reversed", join=" or "),
+)
 
 COMPARE_KEYS = {
     row.name: row

@@ -8,7 +8,7 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.objectives import NO_WEIGHT, Method, available_objectives, available_scorers, resolve_method
 from sepo.objectives.method import SUM
-from sepo.objectives.presets import find_objective, find_weight
+from sepo.objectives.presets import BUILT_IN, find_objective, find_weight
 from sepo.objectives.resolve import setting_defaults, weight_setting
 from sepo.objectives.settings import Setting
 from sepo.recipe.given import Arguments, given_keys
@@ -405,7 +405,7 @@ def resolved_method(
     for key, (hyperparameter, declared) in own_keys.items():
         if given.get(key) is not None:
             hyperparameters[hyperparameter], keys[hyperparameter] = read_setting(key, declared, given[key]), key
-    weighing = _weight_hyperparameters(given, objective, weight)
+    weighing = _weight_hyperparameters(given, objective, weight, origin=origin)
     hyperparameters |= {name: value for name, (value, _) in weighing.items()}
     keys |= {name: key for name, (_, key) in weighing.items()}
     selection = _selection(arguments, scorer)
@@ -444,7 +444,7 @@ def _hyperparameter(key: str, objective: str, parts: Sequence[str]) -> str | Non
 
 
 def _weight_hyperparameters(
-    given: Mapping[str, Any], objective: str | dict[str, float], weight: str
+    given: Mapping[str, Any], objective: str | dict[str, float], weight: str, *, origin: Origin
 ) -> dict[str, tuple[Any, str]]:
     """Return the values of the keys of the token weight by hyperparameter, each with its key.
 
@@ -456,9 +456,10 @@ def _weight_hyperparameters(
         if row.weighs is None or given.get(key) is None:
             continue
         if row.weighs[0] != weight:
+            owners = [f"objective: {name}" for name in BUILT_IN if find_objective(name).weight == row.weighs[0]]
             raise SepoError(
-                f"{key} is set, but it belongs to token_weight {row.weighs[0]}, and token_weight is {weight}; set "
-                f"token_weight: {row.weighs[0]}, or remove {key}."
+                f"{origin(key)} is set, but it belongs to token_weight {row.weighs[0]}, and token_weight is {weight}; "
+                f"set {' or '.join([*owners, f'token_weight: {row.weighs[0]}'])}, or remove it."
             )
         found[weight_setting(objective, *row.weighs)] = (row.read(given[key]), key)
     return found

@@ -153,7 +153,8 @@ def preference_step(
 class _Positions:
     """Masks of the response tokens, of those that may be selected, of those whose log-probabilities are needed, and of
     those that are selected as far as that is determined before the forward pass; bool [2B, T - 1], shifted. And the
-    weights of the latter; None if tokens are not weighed, or the weights are not determined yet."""
+    weights of the latter, of which those with weight 0 are not needed; None if tokens are not weighed, or the weights
+    are not determined yet."""
 
     mask: Tensor
     candidates: Tensor
@@ -176,10 +177,15 @@ def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: f
     weights = None
     if method.token_weight is not None and not method.weighs_live:
         weights = _weights(method, pairs, mask=mask, selection=known, scores=_stored_scores(method, batch))
-        known = known & (weights != 0)
-    reads_all = chosen_nll_weight or method.needs_response
-    wanted = torch.cat([mask[:pairs], known[pairs:]]) if reads_all else known
+    wanted = _counting(known, weights)
+    if chosen_nll_weight or method.needs_response:
+        wanted = torch.cat([mask[:pairs], wanted[pairs:]])
     return _Positions(mask, candidates, wanted, known, weights)
+
+
+def _counting(selection: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the selected tokens that enter the loss: those with a weight other than 0, possibly none of a response."""
+    return selection if weights is None else selection & (weights != 0)
 
 
 def _weights(method: Method, pairs: int, **tensors: Tensor | None) -> Tensor:
@@ -271,9 +277,9 @@ def _loss(
     if method.weighs_live:
         seen = {"mask": mask, "selection": selection, "policy_logps": logps, "ref_logps": ref_logps}
         weights = _weights(method, pairs, **seen, state_weights=policy.weights)
-        selection = selection & (weights != 0)
+    counting = _counting(selection, weights)
     if watch is not None:
-        watch(StepTokens(batch, selection, logps.detach(), ref_logps, weights))
+        watch(StepTokens(batch, counting, logps.detach(), ref_logps, weights))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
     per_token = {
         "selection": selection,
@@ -289,12 +295,12 @@ def _loss(
     if policy.router_losses is not None:
         loss = loss + router_loss_weight * policy.router_losses.mean()
     metrics = reward_metrics(output)
-    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=selection, pairs=pairs)
+    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=counting, pairs=pairs)
     if weights is not None:
         metrics |= effective_tokens(weights, pairs=pairs)
     if rewards is not None:
-        regularized = torch.where(selection, rewards, 0.0)
-        metrics |= mean_by_side("treg/reward_{}", regularized, wanted=selection, pairs=pairs)
+        regularized = torch.where(counting, rewards, 0.0)
+        metrics |= mean_by_side("treg/reward_{}", regularized, wanted=counting, pairs=pairs)
     if ref_logps is not None:
         metrics |= mean_by_side("kl/{}", logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
     if policy.kl is not None:

@@ -251,6 +251,7 @@ def test_a_run_that_does_not_fit_gets_changes_that_make_it_fit(world, tmp_path, 
         ),
         ([], {"deepspeed": "nowhere.json"}, "deepspeed: 'nowhere.json' cannot be read"),
         ([], {"select_ratio": 3}, "select_ratio"),
+        ([], {"oracle": {"kind": "reversed"}}, "section 'oracle' is one of sepo pipeline; for the memory of its steps"),
     ],
 )
 def test_refusals_are_one_line(words, changes, message, world, tmp_path, capsys):

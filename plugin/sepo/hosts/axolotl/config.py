@@ -199,11 +199,14 @@ def _checked_block(block: Any) -> dict[str, Any]:
         if name not in BLOCK_KEYS and owner_of_key(name) is None:
             raise SepoError(f"block sepo: {unknown_key(name, BLOCK_KEYS)}")
     # Plain containers: the values are written to the run's output_dir as JSON.
-    return {name: _plain(value) for name, value in flat.items() if value is not None}
+    return {name: plain(value) for name, value in flat.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def plain(value: Any) -> Any:
+    """Return a value of a config with lists and dicts as containers, also in place of Axolotl's own mapping."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _stage(rl: Any, alias: str | None, block: Mapping[str, Any]) -> str:
