@@ -38,6 +38,9 @@ set to null (`key: null`) counts as absent. This page is generated from the code
 
 """
 
+_OBJECTIVE_COLUMNS = (
+    "objective", "default of stage", "default token scorer", "default token weight", "keys and their defaults",
+)  # fmt: skip
 
 _EVAL_HEAD = f"""# eval.json
 
@@ -69,14 +72,18 @@ def stage_row() -> list[str]:
     return ["`stage`", "", f"The stage: {stages}, or a registered one ([extend](extend.md))."]
 
 
-def key_of(objective: str, setting: str) -> str:
+def key_of(name: str, setting: str) -> str:
     """Return the recipe key that sets a hyperparameter of an objective."""
-    keys = {name: key for key, name in hyperparameter_keys(objective).items()}
+    objective = find_objective(name)
+    if setting in objective.weight_settings:
+        rows = {**HOST_KEYS, **KEYS}
+        return next(key for key, row in rows.items() if row.weighs == (objective.weight, setting))
+    keys = {hyperparameter: key for key, hyperparameter in hyperparameter_keys(name).items()}
     return {"weighting": "treg_weighting", "alpha": "treg_alpha", **keys}.get(setting, f"select_{setting}")
 
 
 def objective_rows() -> list[list[str]]:
-    """Return every objective with the stage that uses it by default, its token scorer and its hyperparameters."""
+    """Return every objective: the stage that uses it by default, token scorer, token weight, hyperparameters."""
     stages = {objective: stage for stage, objective in STAGES.items()}
     rows = []
     for name in BUILT_IN:
@@ -86,7 +93,8 @@ def objective_rows() -> list[list[str]]:
             if f"select_{side}_ratio" in settings:
                 settings[f"{side}_select_ratio"] = settings.pop(f"select_{side}_ratio")
         values = ", ".join(f"`{key}` {str(value).lower()}" for key, value in settings.items())
-        rows.append([f"`{name}`", f"`{stages[name]}`" if name in stages else "", f"`{objective.scorer}`", values])
+        stage = f"`{stages[name]}`" if name in stages else ""
+        rows.append([f"`{name}`", stage, f"`{objective.scorer}`", f"`{objective.weight}`", values])
     return rows
 
 
@@ -103,7 +111,7 @@ def keys_page() -> str:
         + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"
         + table(columns, [*VARIANTS, *key_rows(COMPARE_KEYS.values())])
         + "\n## Objectives\n\nEach can be used in any sepo stage. Definitions: [objectives](methods/objectives.md).\n\n"
-        + table(("objective", "default of stage", "default token scorer", "keys and their defaults"), objective_rows())
+        + table(_OBJECTIVE_COLUMNS, objective_rows())
     )
 
 

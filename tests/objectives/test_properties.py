@@ -107,7 +107,7 @@ def make_batch(seed=0, pairs=3, widths=(7, 5), dtype=torch.float64):
 
 
 def inputs(objective, batch):
-    """Return the tensors of a batch for an objective, with scores in [0, 1] instead of [-1, 1] for critical_dpo."""
+    """Return the tensors of a batch for an objective; the one of scores in [0, 1] gets such in place of [-1, 1]."""
     if objective != "critical_dpo":
         return batch
     return {name: (tensor + 1) / 2 if name.endswith("_scores") else tensor for name, tensor in batch.items()}

@@ -108,6 +108,17 @@ def test_weights_sum_to_the_shorter_length(reg, reg_m):
 
 
 @each_setting
+def test_the_largest_ratio_of_two_weights(reg, reg_m):
+    """At most exp(1 / (reg + reg_m)): log r_i = reg / (reg + reg_m) log sum_j exp(g_j - C_ij / reg), C in [0, 1]."""
+    for seed in range(5):
+        for side in transport_weights(*states(30, 20, seed=seed), reg=reg, reg_m=reg_m):
+            assert float((side.max() / side.min()).log()) <= 1 / (reg + reg_m) * (1 + 1e-6)
+    near_and_far = torch.tensor([[0.0], [1.0]]).double()
+    _, ends = transport_weights(near_and_far[:1], near_and_far, reg=reg, reg_m=reg_m)
+    assert float((ends[0] / ends[1]).log()) == pytest.approx(1 / (reg + reg_m), rel=1e-6)
+
+
+@each_setting
 def test_the_order_of_tokens_and_of_sides_changes_nothing(reg, reg_m):
     x, y = states(11, 8)
     chosen, rejected = transport_weights(x, y, reg=reg, reg_m=reg_m)

@@ -1,13 +1,14 @@
 """Token weights from hidden states through the step (OTPO), against the states that the plain model returns."""
 
 import contextlib
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from sepo.objectives import compute_preference_loss, resolve_method
+from sepo.objectives import StateWeight, compute_preference_loss, preference_loss, resolve_method
 from sepo.objectives.transport import transport_weights
 from sepo.training import preference_step
 from sepo.training.batch_parts import Parts
@@ -118,10 +119,7 @@ COMPOSITIONS = {
     "over the least likely tokens": ("otpo", {**SETTINGS, "token_scorer": "confidence", "rejected_ratio": 0.6}),
     "in simpo": ("simpo", {"token_weight": "transport", "transport_reg": 0.1}),
     "in a sum": ({"dpo": 0.7, "simpo": 0.3}, {"token_weight": "transport"}),
-    "in wpo with the chosen likelihood": (
-        "wpo",
-        {"token_weight": "transport", "pref_ftx": 0.2, "token_scorer": "oracle"},
-    ),
+    "in wpo with pref_ftx": ("wpo", {"token_weight": "transport", "pref_ftx": 0.2, "token_scorer": "oracle"}),
 }
 
 
@@ -149,6 +147,31 @@ def test_step_equals_the_pure_function(policy, reference, case):
         torch.testing.assert_close(seen.weights[rows][in_batch], weights[mask], rtol=1e-9, atol=0.0)
         effective = (weights.sum(-1).square() / weights.square().sum(-1)).mean()
         assert output.metrics[f"select/{side}_effective"] == pytest.approx(effective.item(), rel=1e-6)
+
+
+@dataclass(frozen=True)
+class Norms(StateWeight):
+    """A weight of another package: the squared norm of a token's state, relative to the largest of the pair."""
+
+    def of_pair(self, chosen, rejected):
+        norms = torch.cat([chosen, rejected]).square().sum(-1)
+        return (norms / norms.max()).split([len(chosen), len(rejected)])
+
+
+@pytest.mark.parametrize("objective", ["dpo", "simpo"])
+def test_any_weight_can_read_the_states(policy, reference, objective):
+    method = replace(resolve_method(objective), token_weight=Norms())
+    output = step(policy, reference, method=method)
+    losses = []
+    for pair in PAIRS:
+        tensors = pure_inputs(policy, reference, [pair])
+        norms = [tensors[f"{side}_states"].detach().square().sum(-1) for side in SIDES]
+        largest = max(values.max() for values in norms)
+        logps = {name: values for name, values in tensors.items() if name.endswith("_logps")}
+        weights = {f"{side}_weights": values / largest for side, values in zip(SIDES, norms, strict=True)}
+        selections = {f"{side}_selection": tensors[f"{side}_mask"] for side in SIDES}
+        losses.append(preference_loss(method, **logps, **weights, **selections).losses)
+    assert_same(policy, output.loss, torch.cat(losses).mean(), tolerance=1e-9)
 
 
 def test_accumulated_batches_of_one_equal_one_batch(policy, reference):

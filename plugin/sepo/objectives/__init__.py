@@ -13,8 +13,9 @@ from sepo.objectives.declarations import Objective, Stage
 from sepo.objectives.links import Hinge, Link, Logistic, Odds, Rank, Square
 from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenScorer
 from sepo.objectives.output import PreferenceOutput
-from sepo.objectives.presets import available_objectives, available_scorers, available_weights, resolve_method
+from sepo.objectives.presets import available_objectives, available_scorers, available_weights
 from sepo.objectives.regularizers import ChosenNll, Regularizer, Term, TokenRewardRegularizer
+from sepo.objectives.resolve import resolve_method
 from sepo.objectives.reward_penalties import (
     ChosenShortfall,
     NoPenalty,

@@ -13,9 +13,9 @@ from sepo.errors import SepoError
 from sepo.objectives.inputs import given as _given
 from sepo.objectives.inputs import present as _present
 from sepo.objectives.inputs import same_shape as _same_shape
-from sepo.objectives.method import SUM, Method
+from sepo.objectives.method import Method
 from sepo.objectives.output import PreferenceOutput
-from sepo.objectives.presets import resolve_method
+from sepo.objectives.resolve import resolve_method
 from sepo.objectives.reward_penalties import PairRewards
 from sepo.objectives.selecting import select
 from sepo.objectives.sides import Side, zero_outside
@@ -199,9 +199,8 @@ def _summed(
     method: Method, own: _PairLosses, chosen: Side, rejected: Side, *, complete: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the losses [B] of a sum of objectives, and the metrics of each, by the names of the objectives."""
-    first, *_ = method.name.split(SUM)
     losses = method.factor * own.losses
-    found = {first: own}
+    found = {next(iter(method.factors)): own}
     for factor, other in method.added:
         found[other.name] = _pair_losses(other, chosen, rejected, complete=complete)
         losses = losses + factor * found[other.name].losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -46,7 +47,8 @@ class TokenScorer:
         from_logps: live scores from the log-probabilities of the step, [B, T] for the given batch.
         from_row: stored scores from the tokens and their texts, one number per response token.
         from_batch: stored scores that are kept in a score store; the object of an entry point in ``sepo.scorers``.
-        non_negative: True if no score is below 0, so that the scores can be the weights of a mean; checked in use.
+        bounds: the lowest and highest possible score, checked in use; None if unknown. Weights that read scores depend
+            on it: only scores of at least 0 can be the weights of a mean.
 
     Raises:
         SepoError: if parts contradict each other.
@@ -59,7 +61,7 @@ class TokenScorer:
     from_logps: Callable[[LiveTokens], Tensor] | None = None
     from_row: Callable[[RowTokens], Sequence[float]] | None = None
     from_batch: StoredScorer | None = None
-    non_negative: bool = False
+    bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.from_row is not None or self.from_batch is not None:
@@ -94,22 +96,26 @@ def _uncertainty(tokens: LiveTokens) -> Tensor:
     return uncertainty_scores(tokens.policy_logps)
 
 
+_LOG_RATIO = (-math.inf, math.inf)
 NO_SCORER = TokenScorer("none")
 SCORERS: Mapping[str, TokenScorer] = MappingProxyType(
     {
         scorer.name: scorer
         for scorer in (
-            TokenScorer("oracle", stored=True),
-            TokenScorer("policy_ref", rejected_largest=True, compares_with_reference=True, from_logps=_alignment),
-            TokenScorer("contrastive", stored=True),
-            TokenScorer("confidence", rejected_largest=True, from_logps=_uncertainty, non_negative=True),
-            TokenScorer("probability", rejected_largest=True, from_logps=_probability),
+            TokenScorer("oracle", stored=True, bounds=_LOG_RATIO),
+            TokenScorer(
+                "policy_ref", rejected_largest=True, compares_with_reference=True, from_logps=_alignment,
+                bounds=_LOG_RATIO,
+            ),
+            TokenScorer("contrastive", stored=True, bounds=(-0.5, 0.5)),
+            TokenScorer("confidence", rejected_largest=True, from_logps=_uncertainty, bounds=(0.0, math.inf)),
+            TokenScorer("probability", rejected_largest=True, from_logps=_probability, bounds=(-1.0, 0.0)),
             TokenScorer("file", stored=True),
-            TokenScorer("random", stored=True, non_negative=True),
+            TokenScorer("random", stored=True, bounds=(0.0, 1.0)),
             NO_SCORER,
         )
     }
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -257,7 +263,14 @@ class Method:
                 f"method '{self.name}' weighs tokens by their scores ({type(weight).__name__}) without a token scorer, "
                 "expected one: set token_scorer."
             )
-        if self.averages and not (weight.non_negative or (weight.reads_scores and self.token_scorer.non_negative)):
+        bounds = self.token_scorer.bounds
+        if weight.reads_scores and bounds is not None and not weight.takes(bounds):
+            raise SepoError(
+                f"method '{self.name}' weighs tokens by {type(weight).__name__}, which needs scores from "
+                f"{weight.score_bounds[0]:g} to {weight.score_bounds[1]:g}, found token scorer '{self.scorer}', whose "
+                f"scores are from {bounds[0]:g} to {bounds[1]:g}: set token_scorer: file, or a scorer with such scores."
+            )
+        if self.averages and weight.can_be_negative(bounds):
             raise SepoError(
                 f"method '{self.name}' takes a mean over token weights that can be negative ({type(weight).__name__}), "
                 "expected a sum: use an objective of summed rewards (dpo), or a token_weight that is at least 0 "
@@ -271,11 +284,9 @@ class Method:
 
     @property
     def factors(self) -> Mapping[str, float]:
-        """The factor of each objective of a sum, by its name; empty if this is none."""
-        if not self.added:
-            return {}
+        """The factor of each objective of a sum, by name; empty if it is none."""
         first, *_ = self.name.split(SUM)
-        return {first: self.factor, **{method.name: factor for factor, method in self.added}}
+        return {first: self.factor, **{part.name: factor for factor, part in self.added}} if self.added else {}
 
     @property
     def averages(self) -> bool:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from sepo.errors import SepoError, nearest
-from sepo.objectives.declarations import SELECTION, Objective, share
+from sepo.objectives.declarations import ALL_TOKENS, SELECTION, Objective, share
 from sepo.objectives.links import Hinge, Logistic, NoLink, Odds, Rank, Square
-from sepo.objectives.method import NO_SCORER, SCORERS, SUM, Method, Selector, TokenScorer
+from sepo.objectives.method import SCORERS, Method, TokenScorer
 from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegularizer
 from sepo.objectives.reward_penalties import ChosenShortfall, RejectedClamp, SequentialKl
 from sepo.objectives.rewards import ResponseReward
-from sepo.objectives.settings import Choice, Flag, Number, Setting, Value, resolve_settings
-from sepo.objectives.token_weights import NO_WEIGHT, WEIGHTS, TokenWeight, WeightRule
+from sepo.objectives.settings import Choice, Flag, Number, Setting
+from sepo.objectives.token_weights import NO_WEIGHT, WEIGHTS, WeightRule
 from sepo.objectives.weights import PolicyLikelihood
 from sepo.plugins import STORED_SCORERS, find, load, names
 from sepo.selection.scorer_inputs import StoredScorer
@@ -31,11 +30,13 @@ def _mean_logp(scale: float = 1.0) -> ResponseReward:
     return ResponseReward(over_reference=False, average=True, scale=scale)
 
 
-def _treg(alpha: float, weighting: Weighting) -> tuple[Regularizer, ...]:
+def treg(alpha: float, weighting: Weighting) -> tuple[Regularizer, ...]:
+    """Return T-REG's regularizer, or nothing for an alpha of 0."""
     return (TokenRewardRegularizer(alpha=alpha, weighting=weighting),) if alpha else ()
 
 
-def _nll(weight: float, over: Literal["selected", "response"] = "selected") -> tuple[Regularizer, ...]:
+def chosen_nll(weight: float, over: Literal["selected", "response"] = "selected") -> tuple[Regularizer, ...]:
+    """Return the likelihood of the chosen response as a regularizer, or nothing for a weight of 0."""
     return (ChosenNll(weight=weight, over=over),) if weight else ()
 
 
@@ -60,11 +61,11 @@ def _simpo(*, beta: float, gamma: float) -> Method:
 
 
 def _rrhf(*, sft_weight: float) -> Method:
-    return Method("rrhf", _mean_logp(), Rank(), regularizers=_nll(sft_weight))
+    return Method("rrhf", _mean_logp(), Rank(), regularizers=chosen_nll(sft_weight))
 
 
 def _orpo(*, beta: float) -> Method:
-    return Method("orpo", _mean_logp(), Odds(weight=beta), regularizers=_nll(1.0))
+    return Method("orpo", _mean_logp(), Odds(weight=beta), regularizers=chosen_nll(1.0))
 
 
 def _dpop(*, beta: float, dpop_lambda: float) -> Method:
@@ -82,11 +83,11 @@ def _sepo(*, gamma: float) -> Method:
 
 
 def _dpo_reg(*, beta: float, alpha: float, weighting: Weighting) -> Method:
-    return replace(_dpo(beta=beta), regularizers=_treg(alpha, weighting))
+    return replace(_dpo(beta=beta), regularizers=treg(alpha, weighting))
 
 
 def _simpo_reg(*, beta: float, gamma: float, alpha: float, weighting: Weighting) -> Method:
-    return replace(_simpo(beta=beta, gamma=gamma), regularizers=_treg(alpha, weighting))
+    return replace(_simpo(beta=beta, gamma=gamma), regularizers=treg(alpha, weighting))
 
 
 def _tdpo1(*, beta: float) -> Method:
@@ -99,10 +100,6 @@ def _tdpo2(*, beta: float, alpha: float) -> Method:
 
 def _wpo(*, beta: float) -> Method:
     return replace(_dpo(beta=beta), pair_weight=PolicyLikelihood())
-
-
-def _sft() -> Method:
-    return Method(SFT, _mean_logp(), NoLink(), regularizers=_nll(1.0, over="response"))
 
 
 def _positive(default: float) -> Number:
@@ -123,14 +120,12 @@ _TREG: dict[str, Setting] = {
     "alpha": _non_negative(0.25),
     "weighting": Choice("sequence", ("sequence", "static")),
 }
-# With weights that read scores, all tokens count by default.
-_ALL_TOKENS: dict[str, Setting] = {"chosen_ratio": share(1.0), "rejected_ratio": share(1.0)}
 
 
 def _weighed(weight: str, *, scorer: str = "none", beta: float = 0.1) -> Objective:
     """Return the declaration of DPO with a built-in token weight, whose settings it has under their own names."""
     own = dict(WEIGHTS[weight].settings)
-    selection = {} if scorer == "none" else _ALL_TOKENS
+    selection = {} if scorer == "none" else ALL_TOKENS
     settings = {"beta": _positive(beta), **own, **selection}
     return Objective(_dpo, settings, scorer=scorer, weight=weight, weight_settings=tuple(own))
 
@@ -179,16 +174,16 @@ _PRESETS: dict[str, Objective] = {
     "otpo": _weighed("transport", beta=0.01),
 }
 
-# Hyperparameters that every objective takes besides its own. They are in ``hyperparameters`` only if they were given.
-_COMPOSITION: dict[str, Setting] = {
+COMPOSITION: dict[str, Setting] = {
     "treg_alpha": _non_negative(0.0),
     "treg_weighting": _TREG["weighting"],
     "pref_ftx": _non_negative(0.0),
 }
+"""Hyperparameters that every objective takes besides its own. They are recorded only if they were given."""
 
 
 # Setting names that are reserved in every objective, and prefixes of tensor arguments of ``compute_preference_loss``.
-_RESERVED = ("objective", "token_scorer", "token_weight", "weighting", *_COMPOSITION)
+_RESERVED = ("objective", "token_scorer", "token_weight", "weighting", *COMPOSITION)
 _TENSORS = ("policy_", "ref_", "chosen_", "rejected_")
 
 BUILT_IN: tuple[str, ...] = tuple(_PRESETS)
@@ -196,6 +191,8 @@ BUILT_IN: tuple[str, ...] = tuple(_PRESETS)
 
 SFT = "sft"
 """Name of the chosen response's likelihood in a sum of objectives: the mean negative log-likelihood of its tokens."""
+
+SFT_METHOD = Method(SFT, _mean_logp(), NoLink(), regularizers=chosen_nll(1.0, over="response"))
 
 
 def available_objectives() -> tuple[str, ...]:
@@ -259,7 +256,7 @@ def find_scorer(name: str) -> TokenScorer:
         )
     if item.group == STORED_SCORERS:
         stored = load(item, StoredScorer)
-        return TokenScorer(name, from_batch=stored, rejected_largest=stored.rejected_largest)
+        return TokenScorer(name, from_batch=stored, rejected_largest=stored.rejected_largest, bounds=stored.bounds)
     scorer = load(item, TokenScorer)
     if scorer.from_logps is None and scorer.from_row is None:
         raise SepoError(f"{item} has no function, expected from_logps (live) or from_row (stored): set one of them.")
@@ -274,291 +271,10 @@ def find_weight(name: str) -> WeightRule | None:
     """
     item = find("token_weight", name, built_in=(NO_WEIGHT, *WEIGHTS))
     if item is not None:
-        return load(item, WeightRule)
+        rule = load(item, WeightRule)
+        rule.built(what=str(item))  # raises
+        return rule
     if isinstance(name, str) and name in (NO_WEIGHT, *WEIGHTS):
         return WEIGHTS.get(name)
     available = available_weights()
     raise SepoError(f"token_weight is {name!r}, expected one of {', '.join(available)}.{nearest(str(name), available)}")
-
-
-def resolve_method(objective: str | Mapping[str, float], **hyperparameters: object) -> Method:
-    """Resolve an objective's name and hyperparameters to a frozen ``Method``.
-
-    Besides its own hyperparameters (with the defaults of the papers) every objective takes these:
-
-    - ``token_scorer`` (a name from ``available_scorers()``): selects tokens by these scores, with ``chosen_ratio`` and
-      ``rejected_ratio`` (default 0.3, or the objective's default; 1 with a token weight that reads scores), ``rule``,
-      ``count``, ``unit`` (``token``, ``span`` with ``span_tokens``, ``step``) and ``scope`` (``response``, ``pair``,
-      ``dataset``);
-    - ``token_weight`` (a name from ``available_weights()``): weighs the selected tokens, with the weight's settings as
-      ``<weight>_<setting>``: ``position_decay``, ``length_alpha``, ``reward_alpha``, ``importance_clip``,
-      ``importance_low``, ``importance_high``, ``transport_reg``, ``transport_reg_m`` (an objective that has the
-      weight by default has them under their own names: ``decay`` of ``d2po``);
-    - ``treg_alpha`` > 0 and ``treg_weighting``: adds T-REG's regularizer (``dpo_reg`` and ``simpo_reg`` have their own
-      ``alpha`` and ``weighting`` for it);
-    - ``pref_ftx`` > 0: adds the mean negative log-likelihood of all chosen tokens.
-
-    A mapping of names to factors is a sum of objectives over one selection, ``{"dpo": 0.8, "orpo": 0.2}``; ``sft`` in
-    it is the mean negative log-likelihood of all chosen tokens. A hyperparameter applies to all objectives that have
-    it, ``<objective>.<hyperparameter>`` to one; the rewards are those of the first. The scorer and the selection are
-    those of the objectives that select; if they differ, ``token_scorer`` must be given.
-
-    Args:
-        objective: a name from ``available_objectives()``, or a mapping of such names to factors above 0.
-        **hyperparameters: numbers, bools and strings of that objective.
-
-    Returns:
-        The method, which can be compared, hashed, copied and pickled.
-
-    Raises:
-        SepoError: if an objective or hyperparameter is unknown (the message has the nearest and all names), a value is
-            out of range, or parts contradict each other.
-    """
-    if isinstance(objective, Mapping):
-        return _sum_of_objectives(objective, hyperparameters)
-    return _resolved(objective, find_objective(objective), hyperparameters)
-
-
-def _resolved(objective: str, preset: Objective, hyperparameters: Mapping[str, object]) -> Method:
-    extra = dict(hyperparameters)
-    scorer = find_scorer(extra.pop("token_scorer", preset.scorer))  # type: ignore[arg-type]  # refused there
-    weight = str(extra.pop("token_weight", preset.weight))
-    rule = find_weight(weight)
-
-    own, shared, hints = _allowed(preset, scorer, weight)
-    values = resolve_settings(objective, own | shared, extra, hints=hints)
-    if "span_tokens" in extra and values["unit"] != "span":
-        raise SepoError(
-            f"span_tokens of objective '{objective}' is {values['span_tokens']} and unit is '{values['unit']}', "
-            "expected unit 'span': set unit to span (select_unit in a recipe), or leave span_tokens out."
-        )
-    method = preset.build(
-        **{name: values[name] for name in own if name not in SELECTION and name not in preset.weight_settings}
-    )
-    if not isinstance(method, Method):
-        raise SepoError(
-            f"build of objective '{objective}' returned {type(method).__name__}, expected a sepo.objectives.Method."
-        )
-    added = _treg(float(values.get("treg_alpha", 0.0)), _weighting(values.get("treg_weighting")))
-    added += _nll(float(values["pref_ftx"]), over="response")
-    recorded = {name: value for name, value in values.items() if name in own or name in extra}
-    if "token_scorer" in hyperparameters:
-        recorded["token_scorer"] = scorer.name
-    if "token_weight" in hyperparameters:
-        recorded["token_weight"] = weight
-    return replace(
-        method,
-        name=objective,
-        regularizers=method.regularizers + added,
-        token_scorer=scorer,
-        selector=None if scorer is NO_SCORER else _selector(objective, values, given=extra),
-        token_weight=None if rule is None else _built_weight(weight, rule, preset, values),
-        settings=tuple(recorded.items()),
-    )
-
-
-def _sum_of_objectives(factors: Mapping[str, float], hyperparameters: Mapping[str, object]) -> Method:
-    """Resolve a sum of objectives: each with the hyperparameters that it has, and with one selection."""
-    for name, factor in factors.items():
-        try:
-            Number(1.0, low=0.0).check(factor)
-        except ValueError as expectation:
-            raise SepoError(f"the factor of objective {name} is {factor!r}, expected {expectation}.") from None
-    preferences = [name for name in factors if name != SFT]
-    if not preferences:
-        found = ", ".join(factors) or "nothing"
-        raise SepoError(
-            f"a sum of objectives has {found}, expected at least one objective besides {SFT}: add dpo: 1.0."
-        )
-    for name in _COMPOSITION:
-        if hyperparameters.get(name):
-            raise SepoError(
-                f"{name} is set with a sum of objectives, which has its own terms: add {SFT} (for pref_ftx), dpo_reg "
-                "or simpo_reg (for T-REG's regularizer) to the sum."
-            )
-    presets = {name: find_objective(name) for name in preferences}
-    given = {name: value for name, value in hyperparameters.items() if name not in ("token_scorer", "token_weight")}
-    unread = set(given)
-
-    def resolved(name: str, *, scorer: str = NO_SCORER.name, weight: str = NO_WEIGHT) -> Method:
-        own, shared, _ = _allowed(presets[name], find_scorer(scorer), weight)
-        taken = {}
-        for key, value in sorted(given.items(), key=lambda item: "." in item[0]):  # the one of an objective comes last
-            owner, dot, setting = key.rpartition(".")
-            if (not dot or owner == name) and (setting in own or setting in shared):
-                taken[setting] = value
-                unread.discard(key)
-        return _resolved(name, presets[name], {**taken, "token_scorer": scorer, "token_weight": weight})
-
-    scorer, weight = default_parts(factors, hyperparameters)
-    # The selection is that of the first objective that selects, the weight that of the first one that weighs.
-    selecting = resolved(_first(presets, lambda preset: preset.scorer == scorer), scorer=scorer)
-    weighing = _first(presets, lambda preset: preset.weight == weight)
-    token_weight = None if weight == NO_WEIGHT else resolved(weighing, scorer=scorer, weight=weight).token_weight
-    own = {name: resolved(name) for name in preferences}
-    if unread:
-        name = sorted(unread)[0]
-        raise SepoError(f"no objective of {SUM.join(factors)} has the hyperparameter '{name}'; leave it out.")
-    alike: dict[str, Any] = {
-        "token_scorer": selecting.token_scorer,
-        "selector": selecting.selector,
-        "token_weight": token_weight,
-    }
-    chosen_ones = [(key, value) for key, value in selecting.settings if key in SELECTION or key == "token_scorer"]
-    settings = [(f"{name}.{key}", value) for name, method in own.items() for key, value in method.settings
-                if not key.startswith("token_")]  # fmt: skip
-    added = {name: replace(own[name] if name in own else _sft(), **alike) for name in factors if name != preferences[0]}
-    return replace(
-        own[preferences[0]],
-        name=SUM.join([preferences[0], *added]),
-        factor=float(factors[preferences[0]]),
-        added=tuple((float(factors[name]), method) for name, method in added.items()),
-        settings=(*settings, *chosen_ones),
-        **alike,
-    )
-
-
-def default_parts(objective: str | Mapping[str, float], given: Mapping[str, object]) -> tuple[str, str]:
-    """Return the names of the token scorer and the token weight of an objective or a sum of objectives.
-
-    Args:
-        objective: as in ``resolve_method``.
-        given: ``token_scorer`` and ``token_weight``, which take precedence over those of the objective.
-
-    Raises:
-        SepoError: if an objective is unknown, or the objectives of a sum have different ones.
-    """
-    if isinstance(objective, str):
-        preset = find_objective(objective)
-        return str(given.get("token_scorer", preset.scorer)), str(given.get("token_weight", preset.weight))
-    presets = {name: find_objective(name) for name in objective if name != SFT}
-    scorers = {name: preset.scorer for name, preset in presets.items() if preset.scorer != NO_SCORER.name}
-    weights = {name: preset.weight for name, preset in presets.items()}
-    return (
-        _agreed("token_scorer", scorers, given, default=NO_SCORER.name),
-        _agreed("token_weight", weights, given, default=NO_WEIGHT),
-    )
-
-
-def _first(presets: Mapping[str, Objective], holds: Callable[[Objective], bool]) -> str:
-    """Return the first objective for which something holds, or the first one."""
-    return next((name for name, preset in presets.items() if holds(preset)), next(iter(presets)))
-
-
-def _agreed(key: str, defaults: Mapping[str, str], given: Mapping[str, object], *, default: str) -> str:
-    """Return the token scorer or token weight of a sum: the given one, or that of its objectives.
-
-    Raises:
-        SepoError: if objectives have different ones.
-    """
-    if key in given:
-        return str(given[key])
-    if len(set(defaults.values())) > 1:
-        words = ", ".join(f"{value} ({name})" for name, value in defaults.items())
-        raise SepoError(
-            f"the objectives of a sum have different defaults of {key}: {words}; set {key} for all of them."
-        )
-    return next(iter(defaults.values()), default)
-
-
-def _allowed(
-    preset: Objective, scorer: TokenScorer, weight: str
-) -> tuple[dict[str, Setting], dict[str, Setting], dict[str, str]]:
-    """Return the settings of an objective with a scorer and a weight: its own, the shared ones, hints about others."""
-    own = dict(preset.settings)
-    shared = dict(_COMPOSITION)
-    hints: dict[str, str] = {}
-    rule = find_weight(weight)
-    if weight != preset.weight:
-        for name in preset.weight_settings:
-            del own[name]
-            hints[name] = (
-                f"it is a setting of token_weight {preset.weight}, and token_weight is {weight}: leave it out."
-            )
-    if rule is not None:
-        shared |= {_weight_setting(name, weight, preset): setting for name, setting in rule.settings.items()
-                   if _weight_setting(name, weight, preset) not in own}  # fmt: skip
-    if scorer is NO_SCORER:
-        for name in SELECTION:
-            own.pop(name, None)
-            hints[name] = "no tokens are selected without a token scorer: set token_scorer, or leave this out."
-    else:
-        defaults = SELECTION
-        if rule is not None and rule.reads_scores:
-            defaults = {**SELECTION, **_ALL_TOKENS}
-        shared |= {name: setting for name, setting in defaults.items() if name not in own}
-    if "weighting" in own:  # T-REG under the names of its paper
-        for name, letter in (("treg_alpha", "alpha"), ("treg_weighting", "weighting")):
-            del shared[name]
-            hints[name] = f"it already has T-REG's regularizer: set {letter}."
-    return own, shared, hints
-
-
-def setting_defaults(objective: str | Mapping[str, float], *, token_scorer: str, token_weight: str) -> dict[str, Value]:
-    """Return the default of every hyperparameter that an objective takes with a token scorer and a token weight.
-
-    Those of the objectives of a sum are ``<objective>.<hyperparameter>``, except for the selection's.
-
-    Raises:
-        SepoError: if the objective, the token scorer or the token weight is unknown.
-    """
-    if isinstance(objective, str):
-        own, shared, _ = _allowed(find_objective(objective), find_scorer(token_scorer), token_weight)
-        return {name: setting.default for name, setting in {**own, **shared}.items()}
-    presets = {name: find_objective(name) for name in objective if name != SFT}
-    selecting = _first(presets, lambda preset: preset.scorer == token_scorer)
-    weighing = _first(presets, lambda preset: preset.weight == token_weight)
-    defaults = {
-        **setting_defaults(weighing, token_scorer=token_scorer, token_weight=token_weight),
-        **setting_defaults(selecting, token_scorer=token_scorer, token_weight=NO_WEIGHT),
-    }
-    for name in presets:
-        own, _, _ = _allowed(presets[name], NO_SCORER, token_weight)
-        defaults |= {f"{name}.{setting}": declared.default for setting, declared in own.items()}
-    return defaults
-
-
-def weight_setting(objective: str | Mapping[str, float], weight: str, setting: str) -> str:
-    """Return the hyperparameter of an objective, or of a sum, for a setting of its token weight."""
-    if not isinstance(objective, str):
-        presets = {name: find_objective(name) for name in objective if name != SFT}
-        objective = _first(presets, lambda preset: preset.weight == weight)
-    return _weight_setting(setting, weight, find_objective(objective))
-
-
-def _weighting(value: object) -> Weighting:
-    return "static" if value == "static" else "sequence"
-
-
-def _weight_setting(name: str, weight: str, preset: Objective) -> str:
-    """Return the hyperparameter's name for a setting of a token weight in an objective."""
-    return name if weight == preset.weight and name in preset.weight_settings else f"{weight}_{name}"
-
-
-def _built_weight(weight: str, rule: WeightRule, preset: Objective, values: Mapping[str, Value]) -> TokenWeight:
-    built = rule.build(**{name: values[_weight_setting(name, weight, preset)] for name in rule.settings})
-    if not isinstance(built, TokenWeight):
-        raise SepoError(
-            f"build of token weight '{weight}' returned {type(built).__name__}, expected a sepo.objectives.TokenWeight."
-        )
-    return built
-
-
-def _selector(objective: str, values: Mapping[str, Value], *, given: Mapping[str, object]) -> Selector:
-    selector = Selector(
-        chosen_ratio=float(values["chosen_ratio"]),
-        rejected_ratio=float(values["rejected_ratio"]),
-        rule=str(values["rule"]),
-        unit=str(values["unit"]),
-        scope=str(values["scope"]),
-        span_tokens=int(values["span_tokens"]),
-        count=str(values["count"]),
-    )
-    for name in ("chosen_ratio", "rejected_ratio"):
-        if name in given and not selector.reads_ratios:
-            by = "rule mean" if selector.rule == "mean" else "count shorter"
-            raise SepoError(
-                f"{name} of objective '{objective}' is {given[name]}, but {by} sets the number of selected tokens; "
-                "leave it out, or set rule: floor and count: ratio (select_rule and select_count in a recipe)."
-            )
-    return selector

@@ -6,6 +6,7 @@ a selected token of weight 0 counts as not selected. A summed reward is sum w x,
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
-from sepo.objectives.settings import Number, Setting
+from sepo.objectives.settings import Number, Setting, Value, check_declared
 from sepo.objectives.transport import transport_weights
 
 
@@ -72,8 +73,20 @@ class TokenWeight(ABC):
     reads_states: ClassVar[bool] = False
     """True if the weights depend on the policy's hidden states, as those of a ``StateWeight`` do."""
 
-    non_negative: ClassVar[bool] = True
-    """False if a weight can be below 0; it is then refused in a mean."""
+    score_bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    """The lowest and highest score for which the weight is defined."""
+
+    def takes(self, bounds: tuple[float, float]) -> bool:
+        """Return whether the weight is defined for all scores within ``bounds``."""
+        return self.score_bounds[0] <= bounds[0] and bounds[1] <= self.score_bounds[1]
+
+    def can_be_negative(self, bounds: tuple[float, float] | None) -> bool:
+        """Return whether a weight can be below 0, which is refused in a mean.
+
+        Args:
+            bounds: the lowest and highest possible score, or None if unknown.
+        """
+        return False
 
     @abstractmethod
     def weights(self, tokens: WeighedTokens) -> Tensor:
@@ -120,8 +133,11 @@ class RewardScaling(TokenWeight):
     """
 
     reads_scores: ClassVar[bool] = True
-    non_negative: ClassVar[bool] = False
     alpha: float
+
+    def can_be_negative(self, bounds: tuple[float, float] | None) -> bool:
+        """Return True."""
+        return True
 
     def weights(self, tokens: WeighedTokens) -> Tensor:
         """Return the weights."""
@@ -170,13 +186,15 @@ class Critical(TokenWeight):
     """
 
     reads_scores: ClassVar[bool] = True
+    score_bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def weights(self, tokens: WeighedTokens) -> Tensor:
         """Return the weights, in [0, 1]."""
         scores = tokens.read_scores()
         if tokens.chosen:
             return torch.ones_like(scores)
-        outside = tokens.selection & ~((scores >= 0) & (scores <= 1))
+        low, high = self.score_bounds
+        outside = tokens.selection & ~((scores >= low) & (scores <= high))
         if bool(outside.any()):
             row, position = (int(index) for index in outside.nonzero()[0])
             raise SepoError(
@@ -190,11 +208,14 @@ class Critical(TokenWeight):
 class ScoreWeight(TokenWeight):
     """The scores themselves. No source: for weights that a team computes itself.
 
-    They can be negative unless the token scorer declares otherwise (``TokenScorer.non_negative``).
+    They can be negative unless the token scorer declares otherwise (``TokenScorer.bounds``).
     """
 
     reads_scores: ClassVar[bool] = True
-    non_negative: ClassVar[bool] = False
+
+    def can_be_negative(self, bounds: tuple[float, float] | None) -> bool:
+        """Return whether a score can be."""
+        return bounds is None or bounds[0] < 0
 
     def weights(self, tokens: WeighedTokens) -> Tensor:
         """Return the scores."""
@@ -253,15 +274,41 @@ class WeightRule:
     Attributes:
         build: called with all settings by name; returns the TokenWeight.
         settings: ``Number``, ``Whole``, ``Flag`` or ``Choice``, by name.
+
+    Raises:
+        SepoError: if a default is out of its range, a name is not a Python name, or ``build`` does not take the
+            settings.
     """
 
     build: Callable[..., TokenWeight]
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_declared(self.build, self.settings, passed=tuple(self.settings))
+
+    def built(self, values: Mapping[str, Value] | None = None, *, what: str = "a token weight") -> TokenWeight:
+        """Return the weight.
+
+        Args:
+            values: the settings by name; None for the defaults.
+            what: the weight in words, for the error.
+
+        Raises:
+            SepoError: if ``build`` returned anything but a TokenWeight.
+        """
+        if values is None:
+            values = {name: setting.default for name, setting in self.settings.items()}
+        weight = self.build(**values)
+        if not isinstance(weight, TokenWeight):
+            raise SepoError(
+                f"build of {what} returned {type(weight).__name__}, expected a sepo.objectives.TokenWeight."
+            )
+        return weight
+
     @property
     def reads_scores(self) -> bool:
         """Whether the weights read token scores; all tokens are then selected by default."""
-        return self.build(**{name: setting.default for name, setting in self.settings.items()}).reads_scores
+        return self.built().reads_scores
 
 
 def weight_record(weight: TokenWeight) -> dict[str, Any]:

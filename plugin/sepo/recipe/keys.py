@@ -187,11 +187,6 @@ class SepoArguments:
     d2po_decay: float | None = _key(
         "Token weight `position` (`d2po`): token t of a response, from 1, weighs decay^t.", weighs=("position", "decay")
     )
-    ld_alpha: float | None = _key(
-        "Token weight `length` (`ld_dpo`): the weight, in [0, 1], of tokens after the length of the pair's shorter "
-        "response.",
-        weighs=("length", "alpha"),
-    )
     tgdpo_alpha: float | None = _key(
         "Token weight `reward` (`tgdpo`): α in 1 + α β u (chosen) and 1 - α β u (rejected).",
         weighs=("reward", "alpha"),
@@ -391,6 +386,13 @@ HOST_KEYS = {
             float,
             "Weight of the mean negative log-likelihood over all chosen tokens, added to any objective.",
             shown="0",
+        ),
+        Key(
+            "ld_alpha",
+            float,
+            "Token weight `length` (`ld_dpo`): the weight, in [0, 1], of tokens after the length of the pair's shorter "
+            "response, for policy and reference alike.",
+            weighs=("length", "alpha"),
         ),
         Key("ref_model", str, "The reference, a full model.", shown="the policy at its start", part="reference"),
         Key("ref_model_adapters", str, "LoRA adapters of the reference, applied to `ref_model`.", part="reference"),

@@ -95,11 +95,12 @@ def resolved_rows(
         reference: the reference in words.
         oracle: the oracle in words, or None if there is none.
     """
+    objective = " + ".join(f"{factor:g} {name}" for name, factor in method.factors.items()) or method.name
     weight = method.token_weight
     scorer = f"objective {method.name}" if own_scorer else origin("token_scorer")
     return (
         ("stage", f"{stage}  ({origin('stage')})"),
-        ("objective", f"{method.name}  ({origin('objective')})"),
+        ("objective", f"{objective}  ({origin('objective')})"),
         ("token scorer", f"{method.scorer}  ({scorer})"),
         ("selection", _selection(method)),
         *((("token weight", weight_text(weight_record(weight))),) if weight is not None else ()),

@@ -8,7 +8,8 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.objectives import NO_WEIGHT, Method, available_objectives, available_scorers, resolve_method
 from sepo.objectives.method import SUM
-from sepo.objectives.presets import find_objective, find_weight, setting_defaults, weight_setting
+from sepo.objectives.presets import find_objective, find_weight
+from sepo.objectives.resolve import setting_defaults, weight_setting
 from sepo.objectives.settings import Setting
 from sepo.recipe.given import Arguments, given_keys
 from sepo.recipe.ignored_keys import ignored_notes
@@ -179,7 +180,7 @@ def resolve(
     given = with_stage_defaults(recipe)
     stage = str(given["stage"])
     origin = origin_of(recipe, origins or {}, stage=stage)
-    taken = (*host_keys, *SEPO_KEYS)
+    taken = (*host_keys, *HOST_KEYS, *SEPO_KEYS)  # a version of the host may lack a key of another one
     own_keys = registered_keys(given, taken=taken)
     _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
@@ -249,7 +250,7 @@ def resolve(
     )
     # With `simpo` the host treats the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if settings.runs_reference else "simpo"
-    dropped = (*SEPO_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing")
+    dropped = (*SEPO_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing", "ld_alpha")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in dropped}
         host |= {"stage": "dpo", "pref_loss": loss, **base}  # type: ignore[operator]
@@ -405,7 +406,7 @@ def resolved_method(
     for key, (hyperparameter, declared) in own_keys.items():
         if given.get(key) is not None:
             hyperparameters[hyperparameter], keys[hyperparameter] = read_setting(key, declared, given[key]), key
-    weighing = _weight_hyperparameters(arguments, objective, weight)
+    weighing = _weight_hyperparameters(given, objective, weight)
     hyperparameters |= {name: value for name, (value, _) in weighing.items()}
     keys |= {name: key for name, (_, key) in weighing.items()}
     selection = _selection(arguments, scorer)
@@ -439,7 +440,7 @@ def _hyperparameter(key: str, objective: str, parts: Sequence[str]) -> str | Non
 
 
 def _weight_hyperparameters(
-    arguments: SepoArguments, objective: str | dict[str, float], weight: str
+    given: Mapping[str, Any], objective: str | dict[str, float], weight: str
 ) -> dict[str, tuple[Any, str]]:
     """Return the values of the keys of the token weight by hyperparameter, each with its key.
 
@@ -447,16 +448,15 @@ def _weight_hyperparameters(
         SepoError: If a key of another token weight is set.
     """
     found = {}
-    for key, row in KEYS.items():
-        value = getattr(arguments, key)
-        if row.weighs is None or value is None:
+    for key, row in {**HOST_KEYS, **KEYS}.items():
+        if row.weighs is None or given.get(key) is None:
             continue
         if row.weighs[0] != weight:
             raise SepoError(
                 f"{key} is set, but it belongs to token_weight {row.weighs[0]}, and token_weight is {weight}; set "
                 f"token_weight: {row.weighs[0]}, or remove {key}."
             )
-        found[weight_setting(objective, *row.weighs)] = (value, key)
+        found[weight_setting(objective, *row.weighs)] = (row.read(given[key]), key)
     return found
 
 

@@ -63,7 +63,7 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
         ({"streaming": True}, "a stream has no row numbers"),
         ({"sample_packing": True}, "sample_packing is set, but pairs are not packed"),
         ({"use_eaft": True}, "use_eaft is set, but it replaces the loss of SFT"),
-        ({"dpo_ld_alpha": 0.5}, "dpo_ld_alpha is set"),
+        ({"dpo_ld_alpha": 0.5}, "ld_alpha is set, but it belongs to token_weight length"),
         ({"unsloth_lora_mlp": True}, "Unsloth replaces the forward"),
         ({"lora_model_dir": "adapter"}, "merge it first"),
         ({"context_parallel_size": 2}, "needs whole responses"),

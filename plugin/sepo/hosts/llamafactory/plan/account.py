@@ -119,7 +119,8 @@ def _account(run: PlannedRun, *, on_gpu: bool, tokens: int | None) -> Account:
 def _row(run: PlannedRun, tokens: int | None) -> Row:
     method = run.settings.method
     chosen = rejected = 1.0
-    if method.needs_scores and method.selector is not None:
+    # By position or length, and with a share that depends on the pair (rule mean, count shorter): at most all tokens.
+    if method.needs_scores and method.selector is not None and method.selector.reads_ratios:
         rejected = method.selector.rejected_ratio
         chosen = 1.0 if run.reads_chosen or method.needs_response else method.selector.chosen_ratio
     cutoff = run.cutoff if tokens is None else max(2, -(-tokens // (2 * run.pairs)))
