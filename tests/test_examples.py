@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.support import tiny
+from tests.support.experts import save_experts
 from tests.support.packages import WITH_RECIPES, on_path, write_example
 from tests.support.rows import prepared
 
@@ -131,13 +132,16 @@ def scored_pairs(world, folder):
 
 def standing_in(recipe, world, folder):
     """Return a recipe with tiny models and data in place of its own, for two steps."""
+    policy = world / "policy"
+    if "moe_aux_loss_coef" in recipe:
+        policy = save_experts(folder / "policy")
     kept = {key: value for key, value in recipe.items() if not key.startswith("oracle_") or key.endswith("_bit")}
     if any(key.startswith("oracle_") for key in recipe):
         kept |= {"oracle_model": str(world / "oracle"), "oracle_base_model": str(world / "base")}
     if "ref_model" in recipe:
         kept["ref_model"] = str(world / "base")
     return {
-        **kept, "model_name_or_path": str(world / "policy"), "dataset": "tiny_pairs",
+        **kept, "model_name_or_path": str(policy), "dataset": "tiny_pairs",
         "dataset_dir": str(world / "data"), "template": "chatml", "cutoff_len": 128, "output_dir": str(folder / "out"),
         "max_steps": 2, "logging_steps": 1, "token_scores_dir": str(folder / "scores"), "use_cpu": True,
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "preprocessing_num_workers": 1,

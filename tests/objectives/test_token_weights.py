@@ -243,14 +243,14 @@ def test_weights_that_cannot_be_used_name_their_row():
     ones = {f"{side}_mask": torch.ones_like(batch[f"{side}_mask"]) for side in SIDES}
     scores = torch.full_like(batch["rejected_scores"], 0.5)
     scores[2, 1] = 1.5
-    refused(r"rejected response in row 2, position 1 is 1.5, expected a number in \[0, 1\]", "critical_dpo",
+    refused(r"rejected response in row 2 has the score 1.5 at position 1, expected .* in \[0, 1\]", "critical_dpo",
             rejected_scores=scores, **ones)  # fmt: skip
     negative = batch["chosen_scores"].abs()
     negative[1, 3] = -0.5
-    refused("one of the token weights of the chosen responses .* is -0.5 in row 1, position 3, expected .* at least 0",
+    refused(r"chosen response in row 1 has the token weight -0.5 .* at position 3, expected .* at least 0, since",
             "simpo", token_weight="scores", token_scorer="random", chosen_scores=negative, **ones)  # fmt: skip
     nothing = {f"{side}_scores": torch.zeros_like(batch[f"{side}_scores"]) for side in SIDES}
-    refused("chosen response's weights in row 0 has 0 counted tokens", "simpo", token_weight="scores",
+    refused("weights of the chosen response in row 0 are all 0, and simpo", "simpo", token_weight="scores",
             token_scorer="random", **nothing)  # fmt: skip
     out = compute_preference_loss("dpo", **batch | nothing, token_weight="scores", token_scorer="file")
     same(out.losses, torch.full_like(out.losses, math.log(2)))  # sums over nothing

@@ -53,6 +53,16 @@ def test_values_reach_the_method(keys, expected):
     assert {name: hyperparameters[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize(("value", "weight"), [(None, 0.0), (0, 0.0), (0.001, 0.001), ("1e-3", 0.001)])
+def test_the_weight_of_the_router_loss_is_a_term_of_the_run(value, weight):
+    host, settings = resolved(moe_aux_loss_coef=value)
+    assert settings.router_loss_weight == weight
+    assert host.get("moe_aux_loss_coef") == value  # the host reads it as well
+    assert settings.method == resolved()[1].method
+    changed = {item.name: item.value for item in settings.overview.changed}
+    assert changed == ({"moe_aux_loss_coef": weight} if weight else {})
+
+
 def test_one_adapter_over_one_set_of_weights():
     _, settings = resolved(oracle_model=None, oracle_model_adapters="sft, dpo", oracle_base_model_adapters="sft")
     assert settings.oracle.oracle.adapters == ("sft", "dpo")
@@ -132,7 +142,9 @@ def test_command_line_form():
                 "use_hyper_parallel",
             )
         ),
-        ({"moe_aux_loss_coef": 0.001}, ["moe_aux_loss_coef is set", "remove moe_aux_loss_coef"]),
+        ({"moe_aux_loss_coef": -0.001}, ["moe_aux_loss_coef is -0.001", "a finite number of at least 0"]),
+        ({"moe_aux_loss_coef": ".inf"}, ["moe_aux_loss_coef is '.inf'", "expected a number"]),
+        ({"moe_aux_loss_coef": float("nan")}, ["moe_aux_loss_coef is nan", "a finite number of at least 0"]),
         ({"label_smoothing_factor": 0.1}, ["label_smoothing_factor is set", "set dpo_label_smoothing"]),
         ({"objective": "minor_dp"}, ["objective is 'minor_dp'", "Did you mean 'minor_dpo'"]),
         ({"objective": "tdpo3"}, ["objective is 'tdpo3'", "one of dpo, ", "Did you mean 'tdpo"]),

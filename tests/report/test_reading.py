@@ -275,7 +275,8 @@ def test_weights_need_the_scale_of_the_reward(store, tmp_path):
 def test_weights_that_are_not_defined_for_the_scores_are_reported(store, tmp_path):
     run = make_run(tmp_path / "run", store.path, token_weight={"name": "critical"}, reward_scale=1.0)
     subject = read_subject(run)
-    assert "the weights are unknown: the score of the rejected response" in " ".join(subject.missing)
+    (sentence,) = subject.missing
+    assert re.match(r"Rows 0, .*: the weights are unknown, expected a number in \[0, 1\]", sentence)
     assert subject.pairs[0].rejected.weights is None
     assert subject.pairs[0].rejected.selected.any()
 

@@ -25,6 +25,9 @@ METHODS = {
     "tdpo2": {},
     "wpo": {},
     "otpo": {"beta": 0.5, "reg": 0.1},
+    "confpo": {},
+    "tgdpo": {"beta": 0.5},
+    "ld_dpo": {"alpha": 0.0},
 }
 
 

@@ -34,6 +34,7 @@ def selected_statistics(
     with_p2: bool = False,
     weigh: Callable[[Tensor], Tensor] | None = None,
     layout: PairLayout | None = None,
+    router_loss: bool = False,
 ) -> TokenStatistics:
     """Compute ``selected_log_probs`` and sums over the vocabulary in the same pass over the head.
 
@@ -49,6 +50,7 @@ def selected_statistics(
         weigh: takes the hidden states [N, H] of the wanted positions before the head, in row order and without
             gradient, and returns one number each, [N]. The states are not kept.
         layout: see ``run_through_head``.
+        router_loss: whether to compute the load-balancing loss of each pair, see ``run_through_head``.
 
     Returns:
         The statistics, [B, T - 1] each, exactly 0 where not wanted.
@@ -67,12 +69,19 @@ def selected_statistics(
             detached["log_sum_p2"] = statistics.log_sum_p2
         return (statistics.logps,) if statistics.kl is None else (statistics.logps, statistics.kl)
 
-    logps, *kl = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute, layout=layout)
+    logps, *more = run_through_head(
+        model, inputs, labels=labels, wanted=wanted, compute=compute, layout=layout, router_loss=router_loss
+    )
     placed = {
         name: torch.zeros(wanted.shape, dtype=values.dtype, device=values.device).masked_scatter(wanted, values)
         for name, values in detached.items()
     }
-    return TokenStatistics(logps=logps, kl=kl[0] if kl else None, **placed)
+    return TokenStatistics(
+        logps=logps,
+        kl=more[0] if reference is not None else None,
+        router_losses=more[-1] if router_loss else None,
+        **placed,
+    )
 
 
 def _statistics(

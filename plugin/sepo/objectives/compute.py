@@ -366,8 +366,13 @@ def _side(
         weights = zero_outside(selection, _given(method, f"{side}_weights", weights, like=policy).detach())
         weights = weights.to(torch.promote_types(policy.dtype, torch.float32))
         support = weights != 0
-        if method.averages and bool((selection.any(dim=-1) & ~support.any(dim=-1)).any()):
-            require_counted_tokens(support | ~selection.any(dim=-1, keepdim=True), what=f"{side} response's weights")
+        unweighted = selection.any(dim=-1) & ~support.any(dim=-1)
+        if method.averages and bool(unweighted.any()):
+            raise SepoError(
+                f"the token weights of the {side} response in row {int(unweighted.nonzero()[0, 0])} are all 0, and "
+                f"{method.name} takes their mean, expected one above 0: remove this pair, or use an objective of "
+                "summed rewards (dpo)."
+            )
         selection = support
     else:
         weights = None

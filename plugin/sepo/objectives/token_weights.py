@@ -22,6 +22,25 @@ from sepo.objectives.settings import Number, Setting, Value, check_declared
 from sepo.objectives.transport import transport_weights
 
 
+class WeightError(SepoError):
+    """A token weight that a method refuses.
+
+    Args:
+        side: ``chosen`` or ``rejected``.
+        row: index of the response among those of its side.
+        position: index of the token in the row.
+        found: what the token has, in words.
+        expected: what is expected, in words.
+    """
+
+    def __init__(self, side: str, row: int, position: int, *, found: str, expected: str) -> None:
+        self.side, self.row, self.position, self.found, self.expected = side, row, position, found, expected
+        super().__init__(
+            f"the {side} response in row {row} has the {found} at position {position}, expected {expected}: check the "
+            "token scores of this row."
+        )
+
+
 @dataclass(frozen=True)
 class WeighedTokens:
     """One side of a batch (all chosen or all rejected responses), as the input of a token weight.
@@ -182,7 +201,7 @@ class Critical(TokenWeight):
     Source: cDPO (arXiv 2411.19943): the score is low for critical tokens, those that lead to a wrong answer.
 
     Raises:
-        SepoError: if the score of a rejected token is outside [0, 1].
+        WeightError: if the score of a rejected token is outside [0, 1].
     """
 
     reads_scores: ClassVar[bool] = True
@@ -197,10 +216,10 @@ class Critical(TokenWeight):
         outside = tokens.selection & ~((scores >= low) & (scores <= high))
         if bool(outside.any()):
             row, position = (int(index) for index in outside.nonzero()[0])
-            raise SepoError(
-                f"the score of the rejected response in row {row}, position {position} is "
-                f"{float(scores[row, position]):g}, expected a number in [0, 1]: token_weight critical is 1 - score."
-            )
+            raise WeightError(
+                "rejected", row, position, found=f"score {float(scores[row, position]):g}",
+                expected="a number in [0, 1], since token_weight critical is 1 - score",
+            )  # fmt: skip
         return 1 - scores
 
 

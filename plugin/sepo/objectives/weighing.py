@@ -12,7 +12,7 @@ from sepo.objectives.inputs import given, present
 from sepo.objectives.method import Method
 from sepo.objectives.selecting import live_scores
 from sepo.objectives.sides import zero_outside
-from sepo.objectives.token_weights import StateWeight, WeighedTokens
+from sepo.objectives.token_weights import StateWeight, WeighedTokens, WeightError
 from sepo.selection.select import check_mask
 
 Weights = tuple[Tensor, Tensor] | tuple[None, None]
@@ -60,8 +60,8 @@ def weigh(
         (None, None) if the method does not weigh tokens.
 
     Raises:
-        SepoError: if a needed input is missing, shapes do not match, or a weight is not finite, negative in a mean, or
-            not defined for a score.
+        WeightError: if a weight is not finite, negative in a mean, or not defined for a score.
+        SepoError: if a needed input is missing, or shapes do not match.
     """
     if method.token_weight is None:
         return None, None
@@ -189,11 +189,9 @@ def _checked(method: Method, side: str, weights: Tensor, selection: Tensor) -> T
     refused = ~torch.isfinite(weights)
     expected = "a finite number"
     if method.averages:
-        refused, expected = refused | (weights < 0), "a finite number of at least 0, since the objective takes a mean"
+        refused, expected = refused | (weights < 0), f"a finite number of at least 0, since {method.name} takes a mean"
     if bool(refused.any()):
         row, position = (int(index) for index in refused.nonzero()[0])
-        raise SepoError(
-            f"one of the {what} is {float(weights[row, position]):g} in row {row}, position {position}, expected "
-            f"{expected}: check the token scores of this row."
-        )
+        found = f"token weight {float(weights[row, position]):g} ({type(method.token_weight).__name__})"
+        raise WeightError(side, row, position, found=found, expected=expected)
     return torch.where(weights.float() != 0, weights, torch.zeros_like(weights))

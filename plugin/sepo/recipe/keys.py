@@ -41,6 +41,7 @@ def one_of(*options: Any, join: str = ", ") -> Expected:
 
 
 SHARE = Expected("a share in (0, 1] (0.3 for 30 %)", lambda value: 0.0 < value <= 1.0)
+WEIGHT = Expected("a finite number of at least 0", lambda value: 0.0 <= value < math.inf)
 AT_LEAST_1 = Expected("a whole number of at least 1", lambda value: value >= 1)
 BITS = one_of(4, 8, join=" or ")
 
@@ -287,7 +288,7 @@ class SepoArguments:
         part="oracle",
     )
     oracle_base_model: str | None = _key(
-        "The model that the oracle was trained from, with the oracle's tokenizer.",
+        "The model that the oracle was trained from, with the oracle's tokenizer; or one trained on exchanged pairs.",
         shown="`oracle_model`",
         part="oracle",
     )
@@ -394,6 +395,14 @@ HOST_KEYS = {
             "response, for policy and reference alike.",
             weighs=("length", "alpha"),
         ),
+        Key(
+            "moe_aux_loss_coef",
+            float,
+            "Weight of the load-balancing loss of a mixture of experts: the model's own, over the tokens of each pair, "
+            "averaged over pairs.",
+            shown="0",
+            expected=WEIGHT,
+        ),
         Key("ref_model", str, "The reference, a full model.", shown="the policy at its start", part="reference"),
         Key("ref_model_adapters", str, "LoRA adapters of the reference, applied to `ref_model`.", part="reference"),
         Key(
@@ -422,6 +431,16 @@ PIPELINE_KEYS = {
     )
 }
 """Keys of `sepo pipeline`, in addition to its sections ``base``, ``oracle`` and ``policy``."""
+
+ORACLE_KIND = Key(
+    "oracle.kind",
+    str,
+    "Key of the section `oracle`: the model that its log-probabilities are compared with. `dpo`: the base (score "
+    "log π_oracle - log π_base); `reversed`: a second model, trained as the oracle on the same pairs with chosen and "
+    "rejected exchanged (score log π_oracle - log π_reversed).",
+    default="dpo",
+    expected=one_of("dpo", "reversed", join=" or "),
+)
 
 COMPARE_KEYS = {
     row.name: row

@@ -51,10 +51,24 @@ SHAPES = {
     "pythia-1b": lambda: transformers.GPTNeoXConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=8, vocab_size=50304
     ),
+    "qwen3-30b-a3b": lambda: llama(
+        2048,
+        6144,
+        48,
+        32,
+        151936,
+        kv=4,
+        kind="Qwen3MoeConfig",
+        head_dim=128,
+        num_experts=128,
+        num_experts_per_tok=8,
+        moe_intermediate_size=768,
+    ),
     "qwen3-4b": lambda: llama(2560, 9728, 36, 32, 151936, kv=8, kind="Qwen3Config", tied=True, head_dim=128),
     "qwen3-0.6b": lambda: llama(1024, 3072, 28, 16, 151936, kv=8, kind="Qwen3Config", tied=True, head_dim=128),
 }
-PARAMETERS = {"llama-2-7b": 6.738e9, "llama-2-13b": 13.016e9, "llama-3-8b": 8.030e9, "gemma-2-9b": 9.242e9}
+PARAMETERS = {"llama-2-7b": 6.738e9, "llama-2-13b": 13.016e9, "llama-3-8b": 8.030e9, "gemma-2-9b": 9.242e9,
+              "qwen3-30b-a3b": 30.532e9}  # fmt: skip
 
 
 @pytest.fixture
@@ -116,6 +130,15 @@ def test_qlora_of_seven_and_thirteen_billion_is_what_four_bits_weigh(shapes):
     assert phases["training"]["policy"] == pytest.approx((12.6878e9 * 4.127 / 8) + 0.3277e9 * 2, rel=2e-3)
     assert set(phases) == {"scoring by the oracle", "training"}
     assert "reference" not in phases["training"]
+
+
+def test_the_loss_of_routers_is_counted(shapes):
+    def activations(weight):
+        return account("moe_sepo_lora.yaml", moe_aux_loss_coef=weight).phases[-1].items["activations, head"]
+
+    tokens = 2 * 2048 - 1  # a prompt of one token and two responses
+    probabilities = 48 * tokens * 128 * 4  # of all layers, in float32
+    assert activations(0.001) - activations(None) > probabilities
 
 
 def test_a_reference_is_in_memory_only_if_it_runs_in_training(shapes):
@@ -228,6 +251,7 @@ def test_a_run_that_does_not_fit_gets_changes_that_make_it_fit(world, tmp_path, 
         ),
         ([], {"deepspeed": "nowhere.json"}, "deepspeed: 'nowhere.json' cannot be read"),
         ([], {"select_ratio": 3}, "select_ratio"),
+        ([], {"oracle": {"kind": "reversed"}}, "section 'oracle' is one of sepo pipeline; for the memory of its steps"),
     ],
 )
 def test_refusals_are_one_line(words, changes, message, world, tmp_path, capsys):

@@ -203,6 +203,7 @@ def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> 
         checkpointing=run.checkpointing,
         head_chunk_tokens=run.settings.head_chunk_tokens,
         token_weight=weight if isinstance(weight, StateWeight) else None,
+        router_loss=bool(run.settings.router_loss_weight),
     )
     activations = step_bytes(policy.config, row, how)
     if run.reference is not None:
