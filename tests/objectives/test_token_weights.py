@@ -277,6 +277,8 @@ def test_a_sum_is_the_sum_of_its_objectives():
     same(out.metrics["orpo_loss"], orpo)
     same(out.metrics["sft_loss"], nll)
     same(out.chosen_rewards, compute_preference_loss("dpo", **batch).chosen_rewards)
+    weighed = compute_preference_loss({"tgdpo": 1.0, "sft": 0.1}, **batch)  # the likelihood has no token weights
+    same(weighed.losses, losses("tgdpo", batch) + 0.1 * nll)
     again = compute_preference_loss({"sft": 0.1, "orpo": 0.2, "dpo": 0.8}, **batch)
     same(again.losses, out.losses)
 
@@ -290,14 +292,6 @@ def test_a_sum_has_one_selection_and_weight():
     weighed = {"token_weight": "scores", "token_scorer": "oracle"}
     same(out.losses, 0.5 * losses("dpo", batch, **weighed) + losses("hinge", batch, **weighed))
     assert torch.equal(out.chosen_selection, batch["chosen_mask"])
-
-
-def test_the_likelihood_in_a_sum_is_not_weighed_and_is_no_mean_over_weights():
-    batch = make_batch(seed=14)
-    mask = batch["chosen_mask"]
-    nll = -(batch["policy_chosen_logps"] * mask).sum(-1) / mask.sum(-1)
-    out = compute_preference_loss({"tgdpo": 1.0, "sft": 0.5}, **batch)  # whose weights can be negative
-    same(out.losses, losses("tgdpo", batch) + 0.5 * nll)
 
 
 def test_hyperparameters_of_a_sum():

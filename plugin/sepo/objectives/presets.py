@@ -192,7 +192,6 @@ BUILT_IN: tuple[str, ...] = tuple(_PRESETS)
 SFT = "sft"
 """Name of the chosen response's likelihood in a sum of objectives: the mean negative log-likelihood of its tokens."""
 
-# The link reads no reward, so that it is not a mean, which could not have negative token weights.
 SFT_METHOD = Method(
     SFT, ResponseReward(over_reference=False, average=False), NoLink(), regularizers=chosen_nll(1.0, over="response")
 )
