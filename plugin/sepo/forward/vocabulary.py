@@ -50,8 +50,8 @@ class TokenStatistics:
         kl: KL(ref || policy) = sum_v q_v (log q_v - log p_v), q the reference's distribution (TDPO, arXiv 2404.11999);
             carries the gradient of the policy. None if no reference was given.
         log_sum_p2: log sum_v p_v^2 (WPO, arXiv 2406.11827), without gradient. None if it was not requested.
-        router_losses: load-balancing loss of each pair of the batch, [B], one number per pair; carries the gradient.
-            None if it was not requested.
+        router_losses: load-balancing loss of each pair, one number per two rows; carries the gradient. None if it was
+            not requested.
     """
 
     logps: Tensor
