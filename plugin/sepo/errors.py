@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -11,9 +12,17 @@ class SepoError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string.
+
+    Among equally close names, the one with the longest common beginning wins.
+    """
+    close = difflib.get_close_matches(name, list(known), n=8, cutoff=0.6)
+
+    def closeness(other: str) -> tuple[float, int]:
+        beginning = itertools.takewhile(lambda letters: letters[0] == letters[1], zip(name, other, strict=False))
+        return difflib.SequenceMatcher(a=other, b=name).ratio(), len(list(beginning))
+
+    return f" Did you mean '{max(close, key=closeness)}'?" if close else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Objectives, token scorers, stages and judges that other packages register as entry points, by name.
+"""Objectives, token scorers, token weights, stages and judges that other packages register as entry points, by name.
 
 Listing the names imports neither those packages nor torch. An entry point is loaded when a recipe or a call uses its
 name, so a broken package affects only runs that use it. ``sepo doctor`` loads all of them.
@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from sepo.errors import SepoError
 
-Kind = Literal["objective", "token_scorer", "stage", "judge"]
+Kind = Literal["objective", "token_scorer", "token_weight", "stage", "judge"]
 
 STORED_SCORERS = "sepo.scorers"
 """The entry-point group of token scorers whose scores a store keeps."""
@@ -22,6 +22,7 @@ STORED_SCORERS = "sepo.scorers"
 GROUPS: dict[Kind, tuple[str, ...]] = {
     "objective": ("sepo.objectives",),
     "token_scorer": ("sepo.selectors", STORED_SCORERS),
+    "token_weight": ("sepo.weights",),
     "stage": ("sepo.stages",),
     "judge": ("sepo.judges",),
 }
@@ -35,7 +36,7 @@ class Registered:
     """One entry point of another package.
 
     Attributes:
-        kind: ``objective``, ``token_scorer``, ``stage`` or ``judge``.
+        kind: ``objective``, ``token_scorer``, ``token_weight``, ``stage`` or ``judge``.
         name: the name used in recipes and on command lines.
         package: the distribution and its version.
         entry: the entry point itself.

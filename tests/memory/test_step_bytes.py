@@ -1,5 +1,7 @@
 """Memory of a step counted without data equals that of the real step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,16 +14,17 @@ from sepo.memory import step
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import Adapters, Trained
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
+from sepo.objectives import Transport, weigh_states
 from tests.support.models import batch_of, model_of, values_and_gradients
 
 PAIRS = ((7, 30, 41), (2, 25, 33))
 
 
-def real_bytes(model, *, autocast=None, router_loss=False):
+def real_bytes(model, *, pairs=PAIRS, autocast=None, token_weight=None, router_loss=False):
     """Return the peak of a real model's training step on a real batch, without the loss."""
     fuse_lora(model)
     recompute_less(model)
-    inputs, wanted = batch_of(PAIRS)
+    inputs, wanted = batch_of(pairs)
     layout = layout_for(model, inputs, batch_layout(inputs, wanted, whole=router_loss))
     context = torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None)
     with context:
@@ -30,8 +33,10 @@ def real_bytes(model, *, autocast=None, router_loss=False):
     live.leave_out([*tensors_of(model), *(weight.grad for weight in model.parameters() if weight.grad is not None)])
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     with live, context:
+        lengths = wanted.sum(-1).tolist()
+        weigh = None if token_weight is None else lambda states: weigh_states(token_weight, states, lengths)
         tokens = {"labels": inputs["input_ids"], "wanted": wanted, "layout": layout}
-        statistics = selected_statistics(model, inputs, **tokens, router_loss=router_loss)
+        statistics = selected_statistics(model, inputs, weigh=weigh, **tokens, router_loss=router_loss)
         (statistics.logps.sum() + (statistics.router_losses.sum() if router_loss else 0.0)).backward()
     assert all(weight.grad is gradients[name] for name, weight in model.named_parameters())
     return live.peak
@@ -64,6 +69,24 @@ def test_a_step_that_trains_all_weights_in_bfloat16(checkpointing):
     trained = Trained(everything=True, in_float32=False)
     planned = step_bytes(config, row, Pass(torch.bfloat16, trained=trained, checkpointing=checkpointing))
     assert planned == pytest.approx(real_bytes(model), rel=0.1)
+
+
+def test_a_transport_between_long_responses():
+    """Its matrices, one number for each pair of tokens, are larger than all else here; both passes free them."""
+    model, weight = model_of("Llama"), Transport(reg=1.0, reg_m=0.2)
+    config, pairs = model.config, ((1, 700, 500), (3, 200, 600))
+    row = Row(((1, 699, 499), (3, 199, 599)), 2000)
+    how = Pass(torch.float32, trained=Trained(everything=True))
+    planned = step_bytes(config, row, replace(how, token_weight=weight))
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    assert planned == pytest.approx(real_bytes(model, pairs=pairs, token_weight=weight), rel=0.1)
+    assert planned > step_bytes(config, row, how) + 700 * 500 * 4
+
+
+def test_the_selected_tokens_of_each_response():
+    row = Row(((1, 99, 49), (5, 10, 20)), 89)
+    assert row.selected_lengths == [50, 4, 25, 10]
+    assert replace(row, selected=178).selected_lengths == [99, 10, 49, 20]
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])

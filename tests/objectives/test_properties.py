@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,8 @@ from sepo.objectives import (
     preference_loss,
     resolve_method,
     select,
+    state_weights,
+    weigh,
 )
 from sepo.objectives.links import LARGEST_MEAN_LOGP, Hinge, Logistic, Odds, Rank, Square
 
@@ -41,21 +44,47 @@ COMPOSITIONS = {
     "selective_dpo by spans of a pair": ("selective_dpo", {"unit": "span", "scope": "pair"}),
     "confident dpo by steps": ("dpo", {"token_scorer": "confidence", "unit": "step"}),
     "hinge with T-REG": ("hinge", {"treg_alpha": 0.5}),
+    "oracle d2po": ("d2po", {"token_scorer": "oracle", "chosen_ratio": 0.5}),
+    "oracle sepo by position": ("sepo", {"token_weight": "position", "position_decay": 0.5}),
+    "importance-weighted simpo": ("simpo", {"token_weight": "importance", "token_scorer": "oracle"}),
+    "importance-weighted wpo": ("wpo", {"token_weight": "importance", "token_scorer": "policy_ref"}),
+    "reward-weighted tdpo2": ("tdpo2", {"token_weight": "reward", "token_scorer": "oracle", "reward_alpha": 2.0}),
+    "length-weighted orpo": ("orpo", {"token_weight": "length", "length_alpha": 0.0}),
+    "length-weighted dpo_reg": ("dpo_reg", {"token_weight": "length"}),
+    "minor_dpo weighed by its scores": ("minor_dpo", {"token_weight": "scores", "token_scorer": "oracle"}),
+    "dpo weighed by confidence": ("dpo", {"token_weight": "scores", "token_scorer": "confidence"}),
+    "confpo by position": ("confpo", {"token_weight": "position"}),
+    "mean rule dpo": ("dpo", {"token_scorer": "oracle", "rule": "mean"}),
+    "mean rule dpo_reg": ("dpo_reg", {"token_scorer": "policy_ref", "rule": "mean"}),
+    "shorter sepo by spans": ("sepo", {"count": "shorter", "unit": "span"}),
+    "sum of dpo and orpo": ({"dpo": 0.8, "orpo": 0.2}, {}),
+    "sum with sft": ({"sft": 0.1, "simpo": 0.5}, {}),
+    "sum over selected tokens": ({"sepo": 1.0, "minor_dpo": 0.5, "tdpo1": 0.25}, {"chosen_ratio": 0.5}),
+    "oracle otpo": ("otpo", {"token_scorer": "oracle", "chosen_ratio": 0.5, "reg": 0.1}),
+    "otpo over the least likely tokens": ("otpo", {"token_scorer": "confidence", "chosen_ratio": 0.6}),
+    "simpo weighed by transport": (
+        "simpo",
+        {"token_weight": "transport", "transport_reg": 0.05, "transport_reg_m": 1.0},
+    ),
+    "sum with weights": ({"d2po": 0.5, "ipo": 0.1}, {"token_weight": "position", "decay": 0.9}),
 }
 CASES = {name: (name, {}) for name in OBJECTIVES} | COMPOSITIONS
 LOGISTIC_WITH_REFERENCE = ("dpo", "robust_dpo", "dpop", "minor_dpo", "selective_dpo", "tdpo1", "tdpo2", "wpo")
 SIDES = ("chosen", "rejected")
-KINDS = ("policy_{}_logps", "ref_{}_logps", "{}_scores", "{}_token_rewards", "{}_kl", "{}_log_sum_p2")
+KINDS = ("policy_{}_logps", "ref_{}_logps", "{}_scores", "{}_token_rewards", "{}_kl", "{}_log_sum_p2", "{}_states")
 
 SELECTING = ("_mask", "_scores", "_steps", "_counts")
 """Inputs of a selection that the loss does not read."""
+
+BEFORE_THE_LOSS = (*SELECTING, "_states")
+"""Inputs of selections and weights that the loss does not read."""
 
 every_case = pytest.mark.parametrize("case", CASES)
 
 
 def make_batch(seed=0, pairs=3, widths=(7, 5), dtype=torch.float64):
     """Return random inputs, with masked positions at all places of a response."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, others = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
 
     def uniform(low, high, width):
         return torch.rand(pairs, width, generator=generator, dtype=torch.float64).mul(high - low).add(low).to(dtype)
@@ -73,12 +102,27 @@ def make_batch(seed=0, pairs=3, widths=(7, 5), dtype=torch.float64):
         batch[f"{side}_log_sum_p2"] = uniform(-2, 0, width)
         batch[f"{side}_steps"] = torch.arange(width).expand(pairs, width) // 2
         batch[f"{side}_counts"] = torch.randint(1, 4, (pairs,), generator=generator)
+        batch[f"{side}_states"] = torch.randn(pairs, width, 3, generator=others, dtype=torch.float64).to(dtype)
     return batch
+
+
+def inputs(objective, batch):
+    """Return the tensors of a batch for an objective; the one of scores in [0, 1] gets such in place of [-1, 1]."""
+    if objective != "critical_dpo":
+        return batch
+    return {name: (tensor + 1) / 2 if name.endswith("_scores") else tensor for name, tensor in batch.items()}
 
 
 def run(case, batch, **more):
     objective, hyperparameters = CASES[case]
+    batch = inputs(objective, batch)
     return compute_preference_loss(objective, **batch, **hyperparameters, **more)
+
+
+def optimized(out):
+    """Return the selection and the weights of a loss as arguments of ``preference_loss``."""
+    found = {f"{side}_selection": getattr(out, f"{side}_selection") for side in SIDES}
+    return found | {f"{side}_weights": getattr(out, f"{side}_weights") for side in SIDES}
 
 
 def policy_gradients(case, batch):
@@ -113,8 +157,10 @@ def test_padding_changes_neither_values_nor_gradients(case, seed, extra, junk):
             padded[name] = torch.nn.functional.pad(tensor, extra)
         else:
             side = "chosen" if "chosen" in name else "rejected"
-            filled = tensor.masked_fill(~batch[f"{side}_mask"], junk)
-            padded[name] = torch.nn.functional.pad(filled, extra, value=junk)
+            outside, around = ~batch[f"{side}_mask"], extra
+            if name.endswith("_states"):
+                outside, around = outside.unsqueeze(-1), (0, 0, *extra)
+            padded[name] = torch.nn.functional.pad(tensor.masked_fill(outside, junk), around, value=junk)
     again, padded_gradients = policy_gradients(case, padded)
     same(again.losses, out.losses)
     same(again.chosen_rewards, out.chosen_rewards)
@@ -159,17 +205,18 @@ def test_unselected_tokens_get_no_gradient_and_may_have_any_value(case):
     selections = {"chosen": out.chosen_selection, "rejected": out.rejected_selection}
     for side, gradient in zip(SIDES, gradients, strict=True):
         assert not (selections[side] & ~batch[f"{side}_mask"]).any()
-        assert (gradient[~selections[side]] == 0).all()
+        reads_all = method.needs_response and side == "chosen"  # the likelihood of the whole chosen response
+        assert reads_all or (gradient[~selections[side]] == 0).all()
+    if method.needs_response:
+        return
 
     for junk in (0.0, math.nan, 7.0):  # possible values of unselected positions after a partial forward pass
         filled = {}
         for name, tensor in batch.items():
             side = "chosen" if "chosen" in name else "rejected"
-            if not name.endswith(SELECTING):
+            if not name.endswith(BEFORE_THE_LOSS):
                 filled[name] = tensor.masked_fill(~selections[side], junk).requires_grad_(name.startswith("policy"))
-        partial = preference_loss(
-            method, chosen_selection=selections["chosen"], rejected_selection=selections["rejected"], **filled
-        )
+        partial = preference_loss(method, **optimized(out), **filled)
         same(partial.losses, out.losses)
         leaves = [filled[f"policy_{side}_logps"] for side in SIDES]
         for result, target in zip(torch.autograd.grad(partial.losses.sum(), leaves), gradients, strict=True):
@@ -180,18 +227,28 @@ def test_unselected_tokens_get_no_gradient_and_may_have_any_value(case):
 def test_selection_before_the_forward_gives_the_same_loss(case):
     objective, hyperparameters = CASES[case]
     method = resolve_method(objective, **hyperparameters)
-    batch = make_batch(seed=5)
+    batch = inputs(objective, make_batch(seed=5))
     scores = {name: tensor for name, tensor in batch.items() if name.endswith(SELECTING)}
-    logps = {name: tensor for name, tensor in batch.items() if not name.endswith(SELECTING)}
+    logps = {name: tensor for name, tensor in batch.items() if not name.endswith(BEFORE_THE_LOSS)}
     live = {} if method.needs_scores else {name: logps[name] for name in logps if name.endswith("_logps")}
     chosen, rejected = select(method, **scores, **live)
-    out = preference_loss(method, chosen_selection=chosen, rejected_selection=rejected, **logps)
-    same(out.losses, run(case, batch).losses)
+    selections = {"chosen_selection": chosen, "rejected_selection": rejected}
+    masks = {f"{side}_mask": batch[f"{side}_mask"] for side in SIDES}
+    stored = {f"{side}_scores": batch[f"{side}_scores"] for side in SIDES}
+    states = {f"{side}_states": batch[f"{side}_states"] for side in SIDES}
+    names = ("chosen_state_weights", "rejected_state_weights")
+    stored |= dict(zip(names, state_weights(method, **states, **masks, **selections), strict=True))
+    weights = dict(zip(("chosen_weights", "rejected_weights"), weigh(method, **masks, **stored, **selections, **live),
+                       strict=True))  # fmt: skip
+    out = preference_loss(method, **selections, **weights, **logps)
+    same(out.losses, compute_preference_loss(objective, **hyperparameters, **batch).losses)
     assert method.needs_all_tokens != method.needs_scores
-    assert chosen.sum() < batch["chosen_mask"].sum()
+    assert chosen.sum() < batch["chosen_mask"].sum() or method.weighs_by_scores
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", [name for name in OBJECTIVES if name != "sampo" and not resolve_method(name).weighs_by_scores]
+)
 @pytest.mark.parametrize("scorer", ["oracle", "policy_ref", "contrastive", "file", "random", "confidence"])
 @pytest.mark.parametrize("rule", ["floor", "quantile"])
 def test_ratio_one_is_no_selection(objective, scorer, rule):
@@ -268,9 +325,12 @@ def test_rewards_are_the_terms_of_the_link(case):
     assert not out.rejected_rewards.requires_grad
     assert not any(metric.requires_grad for metric in out.metrics.values())
     assert all(metric.shape == out.losses.shape for metric in out.metrics.values())
+    if method.added:
+        return
     expected = method.link.loss(out.chosen_rewards - out.rejected_rewards)
     expected = expected * out.metrics.get("pair_weight", 1.0) + out.metrics.get("treg_loss", 0.0)
     weight = sum(term.weight for term in method.regularizers if hasattr(term, "over"))
+    expected = expected * (1 - out.metrics.get("empty_pair", torch.zeros_like(expected)))
     same(out.losses.detach(), expected + weight * out.metrics.get("nll_selected", 0.0))
 
 
@@ -304,9 +364,11 @@ def test_gradcheck(case):
     """Numerical gradients, with the terms that the paper detaches (selection, weights) held fixed."""
     objective, hyperparameters = CASES[case]
     method = resolve_method(objective, **hyperparameters)
-    batch = make_batch(seed=9)
-    base = run(case, batch)
-    fixed = {name: tensor for name, tensor in batch.items() if not name.endswith(SELECTING)}
+    batch = inputs(objective, make_batch(seed=9))
+    base = compute_preference_loss(objective, **hyperparameters, **batch)
+    fixed = {
+        name: tensor for name, tensor in batch.items() if not name.endswith(BEFORE_THE_LOSS) or name.endswith("_mask")
+    }
     scale = base.metrics.get("treg_weight", torch.ones_like(base.losses))
     pair_weight = base.metrics.get("pair_weight", torch.ones_like(base.losses))
     # The weights depend on the policy; freeze them by using the static form and applying them here.
@@ -317,7 +379,7 @@ def test_gradcheck(case):
 
     def losses(chosen, rejected):
         tensors = fixed | {"policy_chosen_logps": chosen, "policy_rejected_logps": rejected}
-        selections = {"chosen_selection": base.chosen_selection, "rejected_selection": base.rejected_selection}
+        selections = optimized(base)
         plain = preference_loss(main, **tensors, **selections).losses
         if not treg:
             return pair_weight * plain
@@ -327,7 +389,7 @@ def test_gradcheck(case):
     leaves = [batch[f"policy_{side}_logps"].clone().requires_grad_() for side in SIDES]
     assert torch.autograd.gradcheck(losses, leaves)
     frozen = torch.autograd.grad(losses(*leaves).sum(), leaves)
-    for result, target in zip(policy_gradients(case, batch)[1], frozen, strict=True):
+    for result, target in zip(policy_gradients(case, make_batch(seed=9))[1], frozen, strict=True):
         same(result, target)
 
 
@@ -468,9 +530,10 @@ def test_long_responses_keep_float32_digits():
 # --- composition and errors -----------------------------------------------------------------------------------------
 
 
-def test_the_sixteen_objectives():
+def test_the_names_of_the_objectives():
     names = "dpo robust_dpo ipo hinge simpo rrhf orpo dpop minor_dpo"
     names += " sepo selective_dpo dpo_reg simpo_reg tdpo1 tdpo2 wpo"
+    names += " confpo tgdpo d2po ld_dpo sampo tis_dpo critical_dpo otpo"
     assert list(OBJECTIVES) == names.split()
 
 
@@ -488,6 +551,11 @@ NEEDS = {
     "tdpo1": (True, False, False, True, False, True, False),
     "tdpo2": (True, False, False, True, False, True, False),
     "wpo": (True, False, False, False, True, True, False),
+    "confpo": (False, False, False, False, False, True, True),
+    "tgdpo": (True, True, False, False, False, False, True),
+    "d2po": (True, False, False, False, False, True, False),
+    "sampo": (True, True, False, False, False, False, True),
+    "otpo": (True, False, False, False, False, True, False),
 }
 
 
@@ -505,7 +573,12 @@ def test_what_a_method_needs(objective):
     ) == NEEDS[objective]
 
 
-NEEDED = {"needs_token_rewards": "{}_token_rewards", "needs_kl": "{}_kl", "needs_log_sum_p2": "{}_log_sum_p2"}
+NEEDED = {
+    "needs_token_rewards": "{}_token_rewards",
+    "needs_kl": "{}_kl",
+    "needs_log_sum_p2": "{}_log_sum_p2",
+    "weighs_by_states": "{}_states",
+}
 
 
 @every_case
@@ -524,7 +597,7 @@ def test_a_method_reads_exactly_the_tensors_that_it_needs(case):
     enough = always | {name: batch[name] for name in names}
     same(run(case, enough).losses, run(case, batch).losses)
     for name in names:
-        with pytest.raises(ValueError, match=f"^{name} is missing, objective '{objective}' needs it"):
+        with pytest.raises(ValueError, match=rf"^{name} is missing, objective '{re.escape(method.name)}' needs it"):
             run(case, {key: tensor for key, tensor in enough.items() if key != name})
 
 
@@ -604,9 +677,9 @@ def test_contradictory_parts_raise():
 @pytest.mark.parametrize(
     ("objective", "hyperparameters", "message"),
     [
-        ("dpoo", {}, "unknown objective 'dpoo'; available: dpo, robust_dpo, .*wpo. Did you mean 'dpo'"),
+        ("dpoo", {}, "unknown objective 'dpoo'; available: dpo, robust_dpo, .*otpo. Did you mean 'dpo'"),
         ("sepo", {"gama": 1.0}, "'sepo' has no hyperparameter 'gama'; allowed: .*gamma.* Did you mean 'gamma'"),
-        ("sepo", {"beta": 1.0}, "'sepo' has no hyperparameter 'beta'; allowed: chosen_ratio, gamma"),
+        ("sepo", {"beta": 1.0}, "'sepo' has no hyperparameter 'beta'; allowed: chosen_ratio, count, gamma"),
         ("dpo", {"chosen_ratio": 0.3}, "no tokens are selected without a token scorer: set token_scorer"),
         ("sepo", {"token_scorer": "none", "chosen_ratio": 0.3}, "no tokens are selected without a token scorer"),
         ("dpo_reg", {"treg_alpha": 0.3}, "it already has T-REG's regularizer: set alpha"),
@@ -637,7 +710,7 @@ def test_contradictory_parts_raise():
         ("sepo", {"rejected_ratio": 1.1}, r"is 1.1, expected a number in \(0, 1\]"),
         ("ipo", {"average": 1}, "average of objective 'ipo' is 1, expected true or false"),
         ("dpo_reg", {"weighting": "token"}, "is 'token', expected one of sequence, static"),
-        ("selective_dpo", {"rule": "top"}, "is 'top', expected one of floor, quantile"),
+        ("selective_dpo", {"rule": "top"}, "is 'top', expected one of floor, quantile, mean"),
         ("dpo", {"treg_alpha": -1.0}, r"treg_alpha of objective 'dpo' is -1.0, expected a number in \[0, inf\)"),
     ],
 )
@@ -662,6 +735,13 @@ def test_tensors_that_do_not_match_raise():
     refused(r"\[3, 7\] and policy_rejected_logps \[2, 5\], expected .* the same B", **rejected)
     flat = {name: tensor[0] for name, tensor in batch.items()}
     refused(r"chosen_mask has shape \[7\], expected \[B, T\]", **flat)
+    states = batch["rejected_states"]
+    refused(
+        r"rejected_states is torch.float64 \[3, 5\], expected .* \[B, T, H\]", "otpo", rejected_states=states[..., 0]
+    )
+    refused(r"expected .* B, T = 3, 5: pass the hidden state", "otpo", rejected_states=states[:, :4])
+    refused("rejected_states is torch.int64", "otpo", rejected_states=states.long())
+    refused("chosen_states and rejected_states have 3 and 2 features", "otpo", rejected_states=states[..., :2])
     empty = batch["rejected_mask"].clone()
     empty[1] = False
     for objective in OBJECTIVES:

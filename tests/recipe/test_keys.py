@@ -1,5 +1,7 @@
 """Sepo's recipe keys: accepted values, refused values, and error messages with the remedy."""
 
+from dataclasses import replace
+
 import pytest
 
 from sepo.errors import SepoError
@@ -148,7 +150,10 @@ def test_command_line_form():
         ({"objective": "tdpo3"}, ["objective is 'tdpo3'", "one of dpo, ", "Did you mean 'tdpo"]),
         (
             {"token_scorer": "oracel"},
-            ["token_scorer is 'oracel'", "oracle, policy_ref, contrastive, confidence, file, random, none"],
+            [
+                "token_scorer is 'oracel'",
+                "oracle, policy_ref, contrastive, confidence, probability, file, random, none",
+            ],
         ),
         ({"select_unit": "word"}, ["select_unit is 'word'", "token, span, step"]),
         ({"select_scope": "batch"}, ["select_scope is 'batch'", "response, pair, dataset"]),
@@ -254,6 +259,11 @@ def test_unknown_stage():
 
 
 NO_ORACLE = {"oracle_model": None, "oracle_base_model": None}
+
+
+def unselecting(objective):
+    """Return a token scorer without an oracle: none, or random scores for weights that read scores."""
+    return "random" if resolve_method(objective).weighs_by_scores else "none"
 
 
 @pytest.mark.parametrize(
@@ -374,7 +384,7 @@ def test_treg_alpha_decides_about_the_regularizer(keys, expected):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_treg_alpha_adds_the_regularizer_to_any_objective(objective):
-    keys = {"stage": "minor_dpo", "objective": objective, "token_scorer": "none", **NO_ORACLE}
+    keys = {"stage": "minor_dpo", "objective": objective, "token_scorer": unselecting(objective), **NO_ORACLE}
     method = resolved(**keys, treg_alpha=0.4, treg_weighting="static")[1].method
     assert [part.alpha for part in method.regularizers if part.needs_token_rewards] == [0.4]
 
@@ -447,7 +457,7 @@ def test_a_reference_runs_in_training_unless_it_is_precomputed(value):
     [name for name in OBJECTIVES if name not in ("tdpo1", "tdpo2") and resolve_method(name).needs_reference],
 )
 def test_every_other_objective_with_a_reference_takes_it_precomputed(objective):
-    keys = {"stage": "minor_dpo", "objective": objective, **NO_ORACLE}
+    keys = {"stage": "minor_dpo", "objective": objective, "token_scorer": unselecting(objective), **NO_ORACLE}
     assert resolved(**keys, ref_precompute=True)[1].precomputed_reference is not None
 
 
@@ -472,7 +482,7 @@ def test_stage_treg_without_its_regularizer_has_a_note():
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_is_reachable_from_every_stage(stage, objective):
-    keys = {"stage": stage, "objective": objective, "token_scorer": "none", **NO_ORACLE}
+    keys = {"stage": stage, "objective": objective, "token_scorer": unselecting(objective), **NO_ORACLE}
     assert resolved(**keys)[1].method.name == objective
 
 
@@ -506,6 +516,25 @@ def test_every_key_has_an_effect():
         base = {"objective": objective, "token_scorer": "oracle"}
         assert resolved(**base, **{name: value})[1].method != resolved(**base)[1].method, name
         values[name] = value
+    for weight, name, value in (
+        ("position", "d2po_decay", 0.5),
+        ("length", "ld_alpha", 0.25),
+        ("reward", "tgdpo_alpha", 0.25),
+        ("importance", "tis_clip", 1.0),
+        ("importance", "tis_low", 0.5),
+        ("importance", "tis_high", 2.0),
+        ("transport", "otpo_reg", 0.1),
+        ("transport", "otpo_reg_m", 1.0),
+    ):
+        base = {"objective": "minor_dpo", "token_scorer": "oracle", "token_weight": weight}
+        host, settings = resolved(**base, **{name: value})
+        assert settings.method != resolved(**base)[1].method, name
+        assert name not in host
+        values[name] = value
+    del values["ld_alpha"]  # a key of the host
+    assert resolved(token_weight="position")[1].method != plain.method
+    assert resolved(select_count="shorter")[1].method != plain.method
+    values |= {"token_weight": "position", "select_count": "shorter"}
     live = {"stage": "selective_dpo", **NO_ORACLE}
     assert resolved(**live, ref_precompute=True)[1] != resolved(**live)[1]
     values["ref_precompute"] = True
@@ -637,3 +666,57 @@ def test_null_keys_of_sepo_are_absent_in_a_stage_of_the_host():
     assert check_recipe({**recipe, "select_ratio": None, "oracle_model": None}) == (recipe, None)
     with pytest.raises(SepoError, match="batch_tokens is set, but stage dpo is LLaMA-Factory's"):
         check_recipe({**recipe, "select_ratio": None, "batch_tokens": 4096})
+
+
+@pytest.mark.parametrize("objective", [{"dpo": 0.8, "orpo": "0.2"}, "dpo: 0.8, orpo: 0.2", "{dpo: 0.8,orpo: .2}"])
+def test_a_sum_of_objectives(objective):
+    host, settings = resolved(stage="minor_dpo", objective=objective, pref_beta=0.3, **NO_ORACLE)
+    method = resolve_method({"dpo": 0.8, "orpo": 0.2}, beta=0.3)
+    assert settings.method == replace(method, settings=settings.method.settings)
+    assert settings.as_dict()["factors"] == {"dpo": 0.8, "orpo": 0.2}
+    assert settings.as_dict()["objective"] == "dpo+orpo"
+    assert settings.as_dict()["hyperparameters"]["orpo.beta"] == 0.3
+    assert "objective" not in host
+    assert "dpo.beta   0.3, default 0.1  (pref_beta)" in settings.first_screen
+    assert "objective     0.8 dpo + 0.2 orpo  (objective)" in settings.first_screen
+    words = ["--stage", "minor_dpo", "--objective", "dpo: 0.8, orpo: 0.2", "--pref_beta", "0.3"]
+    assert resolve(words, host_keys=HOST_KEYS)[1].method == settings.method
+
+
+def test_keys_of_a_sum_reach_the_objectives_that_have_them():
+    objective = {"sepo": 1.0, "simpo": 0.5, "dpo_reg": 0.25}
+    settings = resolved(objective=objective, sepo_gamma=2.0, simpo_gamma=0.5, treg_alpha=0.5, select_ratio=0.2)[1]
+    values = settings.method.hyperparameters
+    assert values["sepo.gamma"] == 2.0
+    assert values["simpo.gamma"] == 0.5
+    assert values["dpo_reg.alpha"] == 0.5
+    assert values["chosen_ratio"] == 0.2
+    assert settings.method.selector.chosen_ratio == settings.method.added[1][1].selector.chosen_ratio == 0.2
+    keys = {"stage": "minor_dpo", "objective": {"d2po": 1.0, "ipo": 1.0}, "token_weight": "position", **NO_ORACLE}
+    settings = resolved(**keys, d2po_decay=0.5)[1]
+    assert settings.method.token_weight == resolve_method("d2po", decay=0.5).token_weight
+    assert "decay  0.5, default 0.98  (d2po_decay)" in settings.first_screen
+    assert resolved(**{**keys, "stage": "treg", "objective": {"dpo_reg": 1.0, "sft": 0.5}, "token_weight": None})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"objective": {"dpo": "much"}}, "the factor of dpo in objective is 'much', expected a number"),
+        ({"objective": ["dpo", "orpo"]}, "expected the name of an objective, or a sum such as"),
+        ({"objective": {"dpo": 0.5, "orppo": 0.5}}, "objective is 'orppo', expected one of .*Did you mean 'orpo'"),
+        ({"objective": {"dpo": 0.5, "orpo": 0.5}, "tdpo_alpha": 1.0}, "objective dpo.orpo has no such term"),
+        ({"objective": {"dpo": 0.5, "d2po": 0.5}}, "set token_weight for all of them"),
+        ({"objective": "dpo", "ld_alpha": 0.5}, "belongs to token_weight length, and token_weight is none"),
+        ({"objective": "d2po", "tis_clip": 0.5}, "belongs to token_weight importance, and token_weight is position"),
+        (
+            {"objective": "ld_dpo", "ld_alpha": 1.5},
+            r"alpha of objective 'ld_dpo' is 1.5, expected a number",
+        ),
+        ({"objective": "confpo", "select_ratio": 0.3}, "but rule mean sets the number of selected tokens"),
+        ({"objective": "simpo", "token_scorer": "random", "token_weight": "reward"}, "weights that can be negative"),
+    ],
+)
+def test_errors_of_sums_and_weights(keys, message):
+    with pytest.raises(SepoError, match=message):
+        resolved(stage="minor_dpo", **NO_ORACLE, **keys)

@@ -42,11 +42,12 @@ def test_the_screen_of_a_dpo_recipe_with_another_stage():
 @pytest.mark.parametrize("objective", BUILT_IN)
 def test_defaults_are_not_listed_even_if_they_are_written_out(objective):
     """An objective resolved from its own defaults has nothing to report."""
-    plain = settings_of(stage="minor_dpo", objective=objective, token_scorer="none")
+    scorer = "random" if resolve_method(objective).weighs_by_scores else "none"
+    plain = settings_of(stage="minor_dpo", objective=objective, token_scorer=scorer)
     keys = {key: plain.method.hyperparameters[row.sets.name] for key, row in {**HOST_KEYS, **KEYS}.items()
             if row.sets is not None and row.sets.name in plain.method.hyperparameters
             and (row.sets.objectives is None or objective in row.sets.objectives)}  # fmt: skip
-    again = settings_of(stage="minor_dpo", objective=objective, token_scorer="none", **keys)
+    again = settings_of(stage="minor_dpo", objective=objective, token_scorer=scorer, **keys)
     assert plain.overview.changed == again.overview.changed == ()
     assert f"all hyperparameters have the defaults of objective {objective}" in again.first_screen
 

@@ -13,8 +13,9 @@ from sepo.objectives import resolve_method, select
 from sepo.scoring.live_columns import selection_columns
 from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
 from sepo.training import SELECTION
+from sepo.training.collators import selecting_collator
 from sepo.training.row_losses import RowLosses
-from sepo.training.selection_columns import CANDIDATE_COLUMNS, CANDIDATES, selecting_collator
+from sepo.training.selection_columns import CANDIDATE_COLUMNS, CANDIDATES
 from sepo.training.step import preference_step
 from sepo.training.trainable_rows import NO_CANDIDATE, candidate_flags, keep_trainable
 from tests.support import tiny

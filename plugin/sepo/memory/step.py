@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from sepo.forward.shared_prompt import LAYOUT, PairLayout, PairSpan
 from sepo.forward.sharing_support import refusal_of
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import NOTHING_TRAINS, Trained, model_with, on_cpu_without_data, without_data
+from sepo.objectives import StateWeight, weigh_states
 
 _DEPTHS = (4, 6)
 """Depths of the models that are run; in most models with several kinds of layers the pattern has period two."""
@@ -42,6 +44,13 @@ class Row:
         """Number of tokens in the row, counting each prompt once."""
         return sum(map(sum, self.pairs))
 
+    @property
+    def selected_lengths(self) -> list[int]:
+        """The selected tokens of each response, all chosen ones first, if each has the same share of them."""
+        lengths = [chosen for _, chosen, _ in self.pairs] + [rejected for _, _, rejected in self.pairs]
+        ends = [round(end * self.selected / sum(lengths)) for end in itertools.accumulate(lengths)]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -54,6 +63,7 @@ class Pass:
         backward: whether a backward pass follows; otherwise the pass has no gradients.
         checkpointing: whether gradient checkpointing is enabled.
         head_chunk_tokens: number of tokens whose logits exist at a time; None for the default.
+        token_weight: the weight that is computed from hidden states, or None.
         router_loss: whether the load-balancing loss of a mixture of experts is computed.
     """
 
@@ -63,6 +73,7 @@ class Pass:
     backward: bool = True
     checkpointing: bool = True
     head_chunk_tokens: int | None = None
+    token_weight: StateWeight | None = None
     router_loss: bool = False
 
 
@@ -124,6 +135,8 @@ def _measured(model: Any, inner: Any, inputs: dict[str, Any], row: Row, how: Pas
     with live, torch.set_grad_enabled(how.backward):
         with autocast:
             states, routers = _states(inner, inputs, row.selected, router_logits=how.router_loss)
+            if how.token_weight is not None:
+                weigh_states(how.token_weight, states.detach(), row.selected_lengths)
             head = inner.get_output_embeddings()
             chunk = how.head_chunk_tokens or default_chunk_tokens(head.weight.shape[0])
             targets = torch.zeros(row.selected, dtype=torch.long)

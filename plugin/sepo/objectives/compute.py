@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,24 +15,73 @@ from sepo.objectives.inputs import present as _present
 from sepo.objectives.inputs import same_shape as _same_shape
 from sepo.objectives.method import Method
 from sepo.objectives.output import PreferenceOutput
-from sepo.objectives.presets import resolve_method
+from sepo.objectives.resolve import resolve_method
 from sepo.objectives.reward_penalties import PairRewards
 from sepo.objectives.selecting import select
 from sepo.objectives.sides import Side, zero_outside
+from sepo.objectives.weighing import state_weights, weigh
 from sepo.selection.select import check_mask, require_counted_tokens
 
 
+@dataclass(frozen=True)
+class _PairLosses:
+    """The losses [B] of one objective, the two terms [B] whose difference its link sees, and its metrics."""
+
+    losses: Tensor
+    chosen_term: Tensor
+    rejected_term: Tensor
+    metrics: dict[str, Tensor]
+
+
+def _pair_losses(method: Method, chosen: Side, rejected: Side, *, complete: Tensor | None) -> _PairLosses:
+    """Compute the losses of one method, without the other methods of a sum.
+
+    Args:
+        method: the method.
+        chosen: its chosen side.
+        rejected: its rejected side.
+        complete: [B] bool, the pairs with a selected token on both sides; None if all are.
+    """
+    reward, link = method.reward, method.link
+    rewards = PairRewards(chosen=reward.unscaled(chosen), rejected=reward.unscaled(rejected), metrics={})
+    rewards = method.penalty.apply(rewards, reward=reward, chosen=chosen, rejected=rejected)
+    metrics = dict(rewards.metrics)
+    chosen_term = _where(complete, link.term(reward.scale * rewards.chosen))
+    rejected_term = _where(complete, link.term(reward.scale * rewards.rejected))
+    h = chosen_term - rejected_term
+    losses, slope = _where(complete, link.loss(h)), _where(complete, link.slope(h))
+    if method.pair_weight is not None:
+        weight = method.pair_weight.weight(chosen=chosen, rejected=rejected)
+        losses, slope = weight * losses, weight * slope
+        metrics["pair_weight"] = weight
+    if method.regularizers:
+        losses, regularized = _regularized(
+            method, losses, slope=slope, chosen=chosen, rejected=rejected, complete=complete
+        )
+        metrics |= regularized
+    return _PairLosses(losses, chosen_term, rejected_term, metrics)
+
+
+def _where(complete: Tensor | None, values: Tensor) -> Tensor:
+    """Return values [B] with 0 for incomplete pairs, which then have no gradient."""
+    return values if complete is None else torch.where(complete, values, torch.zeros_like(values))
+
+
 def _regularized(
-    method: Method, losses: Tensor, *, slope: Tensor, chosen: Side, rejected: Side
+    method: Method, losses: Tensor, *, slope: Tensor, chosen: Side, rejected: Side, complete: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the losses [B] with the regularizers' terms added, and the metrics of these with their loss share."""
+    """Return the losses [B] with the regularizers' terms added, and the metrics of these with their loss share.
+
+    A term over the selected tokens is 0 for incomplete pairs.
+    """
     preference = losses.detach().abs()
     regularization = torch.zeros_like(preference)
     metrics: dict[str, Tensor] = {}
     for regularizer in method.regularizers:
         term = regularizer.term(reward=method.reward, slope=slope, chosen=chosen, rejected=rejected)
-        losses = losses + term.loss
-        regularization = regularization + term.loss.detach().abs()
+        added = term.loss if regularizer.needs_response else _where(complete, term.loss)
+        losses = losses + added
+        regularization = regularization + added.detach().abs()
         metrics |= term.metrics
     # Both can be 0 (RRHF over tokens of probability 1); the share is then 0.
     both = preference + regularization
@@ -43,6 +96,8 @@ def preference_loss(
     policy_rejected_logps: Tensor,
     chosen_selection: Tensor,
     rejected_selection: Tensor,
+    chosen_weights: Tensor | None = None,
+    rejected_weights: Tensor | None = None,
     chosen_mask: Tensor | None = None,
     rejected_mask: Tensor | None = None,
     ref_chosen_logps: Tensor | None = None,
@@ -65,8 +120,12 @@ def preference_loss(
         method: from ``resolve_method``.
         policy_chosen_logps: [B, Tw] per-token log-probabilities in nats, any floating dtype; carries the gradient.
         policy_rejected_logps: [B, Tl].
-        chosen_selection: [B, Tw] bool, from ``select``; at least one True per row.
+        chosen_selection: [B, Tw] bool, from ``select``; at least one True per row, unless the selector may leave a
+            response empty: such a pair has loss 0.
         rejected_selection: [B, Tl] bool.
+        chosen_weights: [B, Tw] from ``weigh``; needed if the method has a token weight, and detached here. A weight of
+            0 excludes its token.
+        rejected_weights: [B, Tl].
         chosen_mask: [B, Tw] bool, all counted tokens; read if ``method.needs_response``.
         rejected_mask: [B, Tl] bool; likewise.
         ref_chosen_logps: [B, Tw] in nats; needed if ``method.needs_reference`` and the reward is over the reference.
@@ -82,7 +141,8 @@ def preference_loss(
         A PreferenceOutput, in float32 or wider.
 
     Raises:
-        SepoError: if a needed input is missing, shapes or dtypes do not match, or a response has no selected token.
+        SepoError: if a needed input is missing, shapes or dtypes do not match, a response has no selected token, or its
+            weights in a mean are all 0.
     """
     if policy_chosen_logps.dim() != 2 or policy_chosen_logps.shape[0] != policy_rejected_logps.shape[0]:
         raise SepoError(
@@ -94,6 +154,7 @@ def preference_loss(
         "chosen",
         policy=policy_chosen_logps,
         selection=chosen_selection,
+        weights=chosen_weights,
         mask=chosen_mask,
         reference=ref_chosen_logps,
         token_rewards=chosen_token_rewards,
@@ -105,6 +166,7 @@ def preference_loss(
         "rejected",
         policy=policy_rejected_logps,
         selection=rejected_selection,
+        weights=rejected_weights,
         mask=rejected_mask,
         reference=ref_rejected_logps,
         token_rewards=rejected_token_rewards,
@@ -112,35 +174,45 @@ def preference_loss(
         log_sum_p2=rejected_log_sum_p2,
     )
 
-    reward, link = method.reward, method.link
-    rewards = PairRewards(chosen=reward.unscaled(chosen), rejected=reward.unscaled(rejected), metrics={})
-    rewards = method.penalty.apply(rewards, reward=reward, chosen=chosen, rejected=rejected)
-    metrics = dict(rewards.metrics)
-    chosen_term = link.term(reward.scale * rewards.chosen)
-    rejected_term = link.term(reward.scale * rewards.rejected)
-    h = chosen_term - rejected_term
-    losses, slope = link.loss(h), link.slope(h)
-    if method.pair_weight is not None:
-        weight = method.pair_weight.weight(chosen=chosen, rejected=rejected)
-        losses, slope = weight * losses, weight * slope
-        metrics["pair_weight"] = weight
-
-    if method.regularizers:
-        losses, regularized = _regularized(method, losses, slope=slope, chosen=chosen, rejected=rejected)
-        metrics |= regularized
-
+    complete = None
+    if method.selector is not None and method.selector.may_be_empty:
+        complete = chosen.selection.any(dim=-1) & rejected.selection.any(dim=-1)
+    own = _pair_losses(method, chosen, rejected, complete=complete)
+    losses, metrics = own.losses, own.metrics
+    if method.added:
+        losses, metrics = _summed(method, own, chosen, rejected, complete=complete)
+    if complete is not None:
+        metrics["empty_pair"] = (~complete).to(losses.dtype)
     return PreferenceOutput(
         losses=losses,
-        chosen_rewards=chosen_term.detach(),
-        rejected_rewards=rejected_term.detach(),
-        chosen_selection=chosen_selection,
-        rejected_selection=rejected_selection,
+        chosen_rewards=own.chosen_term.detach(),
+        rejected_rewards=own.rejected_term.detach(),
+        chosen_selection=chosen.selection,
+        rejected_selection=rejected.selection,
         metrics=metrics,
+        chosen_weights=chosen.weights,
+        rejected_weights=rejected.weights,
     )
 
 
+def _summed(
+    method: Method, own: _PairLosses, chosen: Side, rejected: Side, *, complete: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the losses [B] of a sum of objectives, and the metrics of each, by the names of the objectives."""
+    losses = method.factor * own.losses
+    found = {next(iter(method.factors)): own}
+    for factor, other in method.added:
+        found[other.name] = _pair_losses(other, chosen, rejected, complete=complete)
+        losses = losses + factor * found[other.name].losses
+    metrics: dict[str, Tensor] = {}
+    for name, part in found.items():
+        metrics[f"{name}_loss"] = part.losses.detach()
+        metrics |= {f"{name}_{metric}": values for metric, values in part.metrics.items()}
+    return losses, metrics
+
+
 def compute_preference_loss(
-    objective: str,
+    objective: str | Mapping[str, float],
     *,
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -160,14 +232,17 @@ def compute_preference_loss(
     rejected_kl: Tensor | None = None,
     chosen_log_sum_p2: Tensor | None = None,
     rejected_log_sum_p2: Tensor | None = None,
+    chosen_states: Tensor | None = None,
+    rejected_states: Tensor | None = None,
     **hyperparameters: object,
 ) -> PreferenceOutput:
-    """Compute the loss of every pair: ``resolve_method``, ``select`` and ``preference_loss`` in one call.
+    """Compute the loss of every pair: ``resolve_method``, ``select``, ``weigh`` and ``preference_loss`` in
+    one call.
 
     Inputs that the objective does not need are ignored; a missing input that it needs is an error.
 
     Args:
-        objective: a name from ``available_objectives()``.
+        objective: a name from ``available_objectives()``, or a sum of objectives, see ``resolve_method``.
         policy_chosen_logps: [B, Tw] per-token log-probabilities of the policy in nats, shifted so that entry t belongs
             to response token t; any floating dtype; carries the gradient.
         policy_rejected_logps: [B, Tl].
@@ -175,7 +250,9 @@ def compute_preference_loss(
         rejected_mask: [B, Tl] bool.
         ref_chosen_logps: [B, Tw] reference log-probabilities in nats.
         ref_rejected_logps: [B, Tl].
-        chosen_scores: [B, Tw] stored token scores, for token scorers that run before training (SePO).
+        chosen_scores: [B, Tw] stored token scores, for token scorers that run before training (SePO), and for token
+            weights: the oracle's log-ratio (``tgdpo``), log pi+ - log pi- (``tis_dpo``), a number in [0, 1]
+            (``critical_dpo``), random numbers (``sampo``).
         rejected_scores: [B, Tl].
         chosen_steps: [B, Tw] integers, the number of each token's line or sentence, for unit="step".
         rejected_steps: [B, Tl].
@@ -187,13 +264,16 @@ def compute_preference_loss(
         rejected_kl: [B, Tl].
         chosen_log_sum_p2: [B, Tw] log of the sum of squared policy probabilities (WPO).
         rejected_log_sum_p2: [B, Tl].
+        chosen_states: [B, Tw, H] the policy's last hidden states, after the final norm; entry t is the one from which
+            response token t is predicted (OTPO); read without gradient.
+        rejected_states: [B, Tl, H].
         **hyperparameters: see ``resolve_method``.
 
     Returns:
         A PreferenceOutput: ``losses`` [B] with rewards, selections and metrics, in float32 or wider.
 
     Raises:
-        SepoError: see ``resolve_method``, ``select`` and ``preference_loss``.
+        SepoError: see ``resolve_method``, ``select``, ``weigh`` and ``preference_loss``.
 
     Example:
         >>> import torch
@@ -216,31 +296,44 @@ def compute_preference_loss(
     method = resolve_method(objective, **hyperparameters)
     _same_shape("chosen_mask", chosen_mask, "policy_chosen_logps", policy_chosen_logps)
     _same_shape("rejected_mask", rejected_mask, "policy_rejected_logps", policy_rejected_logps)
+    logps: dict[str, Any] = {
+        "policy_chosen_logps": policy_chosen_logps,
+        "policy_rejected_logps": policy_rejected_logps,
+        "ref_chosen_logps": ref_chosen_logps,
+        "ref_rejected_logps": ref_rejected_logps,
+    }
+    tokens: dict[str, Any] = {
+        "chosen_mask": chosen_mask,
+        "rejected_mask": rejected_mask,
+        "chosen_scores": chosen_scores,
+        "rejected_scores": rejected_scores,
+    }
     chosen_selection, rejected_selection = select(
         method,
-        chosen_mask=chosen_mask,
-        rejected_mask=rejected_mask,
-        chosen_scores=chosen_scores,
-        rejected_scores=rejected_scores,
+        **tokens,
         chosen_steps=chosen_steps,
         rejected_steps=rejected_steps,
         chosen_counts=chosen_counts,
         rejected_counts=rejected_counts,
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
+        **logps,
     )
+    selections: dict[str, Any] = {"chosen_selection": chosen_selection, "rejected_selection": rejected_selection}
+    by_states = state_weights(
+        method, chosen_states=chosen_states, rejected_states=rejected_states, chosen_mask=chosen_mask,
+        rejected_mask=rejected_mask, **selections,
+    )  # fmt: skip
+    chosen_weights, rejected_weights = weigh(
+        method, **tokens, **selections, **logps,
+        chosen_state_weights=by_states[0], rejected_state_weights=by_states[1],
+    )  # fmt: skip
     return preference_loss(
         method,
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-        chosen_selection=chosen_selection,
-        rejected_selection=rejected_selection,
+        **logps,
+        **selections,
+        chosen_weights=chosen_weights,
+        rejected_weights=rejected_weights,
         chosen_mask=chosen_mask,
         rejected_mask=rejected_mask,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
         chosen_token_rewards=chosen_token_rewards,
         rejected_token_rewards=rejected_token_rewards,
         chosen_kl=chosen_kl,
@@ -256,6 +349,7 @@ def _side(
     *,
     policy: Tensor,
     selection: Tensor,
+    weights: Tensor | None,
     mask: Tensor | None,
     reference: Tensor | None,
     token_rewards: Tensor | None,
@@ -266,7 +360,22 @@ def _side(
     name = f"policy_{side}_logps"
     policy = _given(method, name, policy, like=selection)
     check_mask(selection, name=f"{side}_selection")
-    require_counted_tokens(selection, what=f"{side} response's selection")
+    if method.selector is None or not method.selector.may_be_empty:
+        require_counted_tokens(selection, what=f"{side} response's selection")
+    if method.token_weight is not None:
+        weights = zero_outside(selection, _given(method, f"{side}_weights", weights, like=policy).detach())
+        weights = weights.to(torch.promote_types(policy.dtype, torch.float32))
+        support = weights != 0
+        unweighted = selection.any(dim=-1) & ~support.any(dim=-1)
+        if method.averages and bool(unweighted.any()):
+            raise SepoError(
+                f"the token weights of the {side} response in row {int(unweighted.nonzero()[0, 0])} are all 0, and "
+                f"{method.name} takes their mean, expected one above 0: remove this pair, or use an objective of "
+                "summed rewards (dpo)."
+            )
+        selection = support
+    else:
+        weights = None
 
     def selected(needed: bool, tensor_name: str, tensor: Tensor | None) -> Tensor | None:
         return zero_outside(selection, _given(method, tensor_name, tensor, like=policy)) if needed else None
@@ -281,7 +390,8 @@ def _side(
     return Side(
         policy=zero_outside(selection, policy),
         selection=selection,
-        reference=selected(method.reward.over_reference, f"ref_{side}_logps", reference),
+        weights=weights,
+        reference=selected(method.over_reference, f"ref_{side}_logps", reference),
         token_rewards=selected(method.needs_token_rewards, f"{side}_token_rewards", token_rewards),
         kl=selected(method.needs_kl, f"{side}_kl", kl),
         log_sum_p2=selected(method.needs_log_sum_p2, f"{side}_log_sum_p2", log_sum_p2),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sepo.errors import SepoError
 from sepo.objectives.method import Method
-from sepo.objectives.settings import Choice, Number, Setting, Whole
+from sepo.objectives.settings import Choice, Number, Setting, Whole, check_declared
+from sepo.objectives.token_weights import NO_WEIGHT
 from sepo.selection.scopes import DEFAULT_SPAN_TOKENS, SCOPES
-from sepo.selection.select import RULES
+from sepo.selection.select import COUNTS, RULES
 from sepo.selection.units import UNITS
 
 
@@ -27,8 +26,12 @@ SELECTION: dict[str, Setting] = {
     "unit": Choice("token", UNITS),
     "scope": Choice("response", SCOPES),
     "span_tokens": Whole(DEFAULT_SPAN_TOKENS, low=1),
+    "count": Choice("ratio", COUNTS),
 }
 """Settings of every selection. An objective may declare one of them to change its default."""
+
+ALL_TOKENS: dict[str, Setting] = {"chosen_ratio": share(1.0), "rejected_ratio": share(1.0)}
+"""Ratios of a selection whose tokens are weighed by their scores, unless others are set."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,16 @@ class Objective:
 
     The object of an entry point in the group ``sepo.objectives``. The entry point's name is the objective's name. In a
     recipe, the key of a setting is ``<objective>_<setting>``, except for ``beta`` (``pref_beta``) and the settings in
-    ``SELECTION`` (``select_*``), as for every objective. ``token_scorer``, ``treg_alpha`` and ``pref_ftx`` are
-    included.
+    ``SELECTION`` (``select_*``), as for every objective. ``token_scorer``, ``token_weight``, ``treg_alpha`` and
+    ``pref_ftx`` are included.
 
     Attributes:
-        build: called with all settings by name except those in ``SELECTION``; returns the Method without a selection
-            (its name, scorer and selector are filled in).
+        build: called with all settings by name except those in ``SELECTION`` and ``weight_settings``; returns the
+            Method without a selection (its name, scorer, selector and token weight are filled in).
         settings: ``Number``, ``Whole``, ``Flag`` or ``Choice``, by name.
         scorer: name of the default token scorer, which a recipe can change.
+        weight: name of the default token weight, which a recipe can change.
+        weight_settings: names in ``settings`` that are settings of this weight; they apply unless it is changed.
 
     Raises:
         SepoError: if a default is out of its range, a name is not a Python name, or ``build`` does not take the
@@ -54,28 +59,12 @@ class Objective:
     build: Callable[..., Method]
     settings: Mapping[str, Setting] = field(default_factory=dict)
     scorer: str = "none"
+    weight: str = NO_WEIGHT
+    weight_settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, setting in self.settings.items():
-            if not isinstance(setting, Setting) or not name.isidentifier():
-                raise SepoError(
-                    f"setting {name!r} is {setting!r}, expected a Python name with a Number, Whole, Flag or Choice of "
-                    "sepo.objectives."
-                )
-            try:
-                setting.check(setting.default)
-            except ValueError as expectation:
-                raise SepoError(
-                    f"the default of setting '{name}' is {setting.default!r}, expected {expectation}."
-                ) from None
-        own = [name for name in self.settings if name not in SELECTION]
-        try:
-            inspect.signature(self.build).bind(**dict.fromkeys(own))
-        except TypeError as error:
-            raise SepoError(
-                f"build does not take the settings {', '.join(own) or '(none)'} ({error}), expected one parameter for "
-                "each: name the parameters like the settings."
-            ) from None
+        own = [name for name in self.settings if name not in (*SELECTION, *self.weight_settings)]
+        check_declared(self.build, self.settings, passed=own)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,19 @@ class Rank(Link):
 
 
 @dataclass(frozen=True)
+class NoLink(Link):
+    """0: no preference between the responses. For objectives that consist of regularizers."""
+
+    def loss(self, h: Tensor) -> Tensor:
+        """Return zeros [B]."""
+        return torch.zeros_like(h)
+
+    def slope(self, h: Tensor) -> Tensor:
+        """Return zeros [B]."""
+        return torch.zeros_like(h)
+
+
+@dataclass(frozen=True)
 class Odds(Link):
     """-weight log sigmoid(log-odds ratio of p = exp(reward)). Source: ORPO (Hong et al. 2024, arXiv 2403.07691) Eq. 7.
 

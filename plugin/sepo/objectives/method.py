@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,12 +15,16 @@ from sepo.objectives.regularizers import Regularizer
 from sepo.objectives.reward_penalties import NoPenalty, Penalty
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Value
+from sepo.objectives.token_weights import TokenWeight
 from sepo.objectives.weights import PairWeight
 from sepo.selection.scopes import DEFAULT_SPAN_TOKENS, SCOPES
 from sepo.selection.scorer_inputs import LiveTokens, RowTokens, StoredScorer
-from sepo.selection.scores import alignment_scores, uncertainty_scores
-from sepo.selection.select import RULES
+from sepo.selection.scores import alignment_scores, probability_scores, uncertainty_scores
+from sepo.selection.select import COUNTS, RULES
 from sepo.selection.units import UNITS
+
+SUM = "+"
+"""Separator of the names in the name of a sum of objectives, ``dpo+orpo``."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class TokenScorer:
         rare = TokenScorer("rare", from_logps=surprise, rejected_largest=True)
 
     Attributes:
-        name: ``oracle``, ``contrastive``, ``file``, ``random``, ``policy_ref``, ``confidence``, ``none``, or a
-            registered name (replaced by the entry point's name).
+        name: ``oracle``, ``contrastive``, ``file``, ``random``, ``policy_ref``, ``confidence``, ``probability``,
+            ``none``, or a registered name (replaced by the entry point's name).
         stored: True if the scores exist before the forward pass, so that tokens can be selected first; always True
             with ``from_row``.
         rejected_largest: which scores of a rejected response are selected. False: the lowest, for rewards (SePO section
@@ -42,6 +47,8 @@ class TokenScorer:
         from_logps: live scores from the log-probabilities of the step, [B, T] for the given batch.
         from_row: stored scores from the tokens and their texts, one number per response token.
         from_batch: stored scores that are kept in a score store; the object of an entry point in ``sepo.scorers``.
+        bounds: the lowest and highest possible score, checked in use; None if unknown. Weights that read scores depend
+            on it: only scores of at least 0 can be the weights of a mean.
 
     Raises:
         SepoError: if parts contradict each other.
@@ -54,6 +61,7 @@ class TokenScorer:
     from_logps: Callable[[LiveTokens], Tensor] | None = None
     from_row: Callable[[RowTokens], Sequence[float]] | None = None
     from_batch: StoredScorer | None = None
+    bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.from_row is not None or self.from_batch is not None:
@@ -80,25 +88,34 @@ def _alignment(tokens: LiveTokens) -> Tensor:
     return alignment_scores(tokens.policy_logps, tokens.ref_logps, chosen=tokens.chosen)
 
 
+def _probability(tokens: LiveTokens) -> Tensor:
+    return probability_scores(tokens.policy_logps)
+
+
 def _uncertainty(tokens: LiveTokens) -> Tensor:
     return uncertainty_scores(tokens.policy_logps)
 
 
+_LOG_RATIO = (-math.inf, math.inf)
 NO_SCORER = TokenScorer("none")
 SCORERS: Mapping[str, TokenScorer] = MappingProxyType(
     {
         scorer.name: scorer
         for scorer in (
-            TokenScorer("oracle", stored=True),
-            TokenScorer("policy_ref", rejected_largest=True, compares_with_reference=True, from_logps=_alignment),
-            TokenScorer("contrastive", stored=True),
-            TokenScorer("confidence", rejected_largest=True, from_logps=_uncertainty),
+            TokenScorer("oracle", stored=True, bounds=_LOG_RATIO),
+            TokenScorer(
+                "policy_ref", rejected_largest=True, compares_with_reference=True, from_logps=_alignment,
+                bounds=_LOG_RATIO,
+            ),
+            TokenScorer("contrastive", stored=True, bounds=(-0.5, 0.5)),
+            TokenScorer("confidence", rejected_largest=True, from_logps=_uncertainty, bounds=(0.0, math.inf)),
+            TokenScorer("probability", rejected_largest=True, from_logps=_probability, bounds=(-1.0, 0.0)),
             TokenScorer("file", stored=True),
-            TokenScorer("random", stored=True),
+            TokenScorer("random", stored=True, bounds=(0.0, 1.0)),
             NO_SCORER,
         )
     }
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,8 @@ class Selector:
         unit: what is selected as a whole: ``token``, ``span`` or ``step`` (see ``sepo.selection.units``).
         scope: what the ratio refers to: ``response``, ``pair`` or ``dataset`` (see ``sepo.selection.scopes``).
         span_tokens: minimum length of a span.
+        count: how many tokens rule ``floor`` keeps: ``ratio``, the share, or ``shorter``, in both responses of a pair
+            as many as the shorter one has.
 
     Raises:
         SepoError: if parts contradict each other.
@@ -123,9 +142,10 @@ class Selector:
     unit: str = "token"
     scope: str = "response"
     span_tokens: int = DEFAULT_SPAN_TOKENS
+    count: str = "ratio"
 
     def __post_init__(self) -> None:
-        for name, options in (("rule", RULES), ("unit", UNITS), ("scope", SCOPES)):
+        for name, options in (("rule", RULES), ("unit", UNITS), ("scope", SCOPES), ("count", COUNTS)):
             value = getattr(self, name)
             if value not in options:
                 raise SepoError(f"select {name} is {value!r}, expected one of {', '.join(options)}.")
@@ -133,6 +153,11 @@ class Selector:
             raise SepoError(
                 f"rule '{self.rule}' requires unit 'token' and scope 'response', found unit '{self.unit}' and scope "
                 f"'{self.scope}': spans, steps, pairs and data sets are counted by rule 'floor'; leave the rule out."
+            )
+        if self.count != "ratio" and (self.rule != "floor" or self.scope != "response"):
+            raise SepoError(
+                f"count '{self.count}' requires rule 'floor' and scope 'response', found rule '{self.rule}' and scope "
+                f"'{self.scope}': it is a number of tokens for each response; leave the other out."
             )
         if self.scope == "pair" and self.chosen_ratio != self.rejected_ratio:
             raise SepoError(
@@ -145,10 +170,20 @@ class Selector:
         """Whether single tokens are selected, with one budget per response."""
         return self.unit == "token" and self.scope == "response"
 
+    @property
+    def reads_ratios(self) -> bool:
+        """Whether the ratios determine how many tokens are selected."""
+        return self.rule != "mean" and self.count == "ratio"
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a response may have no selected token; its pair then has loss 0."""
+        return self.rule == "mean"
+
 
 @dataclass(frozen=True)
 class Method:
-    """A preference objective: token scorer, selector, response reward, penalty, link, regularizers, pair weight.
+    """A preference objective: scorer, selector, token weight, reward, penalty, link, regularizers, pair weight.
 
     ``resolve_method`` builds one from a name; ``dataclasses.replace`` on its parts gives any other composition, for
     example MinorDPO over tokens that an oracle selects::
@@ -156,10 +191,15 @@ class Method:
         replace(resolve_method("minor_dpo"), token_scorer=SCORERS["oracle"], selector=Selector(0.3, 0.3))
 
     The loss of a pair is ``pair_weight * link(scale * penalty(reward)) + regularizers``. Every part runs over the
-    selected tokens; only a regularizer with ``needs_response`` reads others.
+    selected tokens; only a regularizer with ``needs_response`` reads others. A sum of objectives has the first one's
+    parts and ``added``: its loss is ``factor`` times that of these parts, plus each factor times the loss of its method
+    over the same tokens.
 
     Attributes:
         name: the objective it was resolved from.
+        token_weight: weight of each selected token in every sum and mean over the selection; None for 1.
+        factor: the factor of this method's own parts in a sum of objectives.
+        added: the other objectives of a sum, each with its factor.
         settings: the hyperparameters it was resolved from, as (name, value) pairs. For the record only: the loss
             depends on the parts.
 
@@ -176,8 +216,20 @@ class Method:
     token_scorer: TokenScorer = NO_SCORER
     selector: Selector | None = None
     settings: tuple[tuple[str, Value], ...] = ()
+    token_weight: TokenWeight | None = None
+    factor: float = 1.0
+    added: tuple[tuple[float, Method], ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_weight()
+        for _, other in self.added:
+            if (other.token_scorer, other.selector, other.token_weight) != (
+                self.token_scorer, self.selector, self.token_weight,
+            ):  # fmt: skip
+                raise SepoError(
+                    f"objectives {self.name} and {other.name} of a sum select or weigh tokens differently, expected "
+                    "one token_scorer, selector and token_weight for all: set them alike."
+                )
         if self.selects != (self.selector is not None):
             found = "without a selector" if self.selects else "with a selector"
             raise SepoError(
@@ -202,6 +254,50 @@ class Method:
                 "log-probability: use ResponseReward(over_reference=False, average=True)."
             )
 
+    def _check_weight(self) -> None:
+        weight = self.token_weight
+        if weight is None:
+            return
+        if weight.reads_scores and not self.selects:
+            raise SepoError(
+                f"method '{self.name}' weighs tokens by their scores ({type(weight).__name__}) without a token scorer, "
+                "expected one: set token_scorer."
+            )
+        bounds = self.token_scorer.bounds
+        if weight.reads_scores and bounds is not None and not weight.takes(bounds):
+            raise SepoError(
+                f"method '{self.name}' weighs tokens by {type(weight).__name__}, which needs scores from "
+                f"{weight.score_bounds[0]:g} to {weight.score_bounds[1]:g}, found token scorer '{self.scorer}', whose "
+                f"scores are from {bounds[0]:g} to {bounds[1]:g}: set token_scorer: file, or a scorer with such scores."
+            )
+        if self.averages and weight.can_be_negative(bounds):
+            raise SepoError(
+                f"method '{self.name}' takes a mean over token weights that can be negative ({type(weight).__name__}), "
+                "expected a sum: use an objective of summed rewards (dpo), or a token_weight that is at least 0 "
+                "(importance, position, length)."
+            )
+
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods of a sum of objectives; this one alone if it is none."""
+        return (self, *(method for _, method in self.added))
+
+    @property
+    def factors(self) -> Mapping[str, float]:
+        """The factor of each objective of a sum, by name; empty if it is none."""
+        first, *_ = self.name.split(SUM)
+        return {first: self.factor, **{part.name: factor for factor, part in self.added}} if self.added else {}
+
+    @property
+    def averages(self) -> bool:
+        """Whether some part is a mean over the selected tokens."""
+        return any(
+            part.reward.average
+            or any(regularizer.averages for regularizer in part.regularizers)
+            or (part.pair_weight is not None and part.pair_weight.averages)
+            for part in self.parts
+        )
+
     @property
     def hyperparameters(self) -> Mapping[str, Value]:
         """The settings that this method was resolved from, including defaults."""
@@ -223,6 +319,21 @@ class Method:
         return self.token_scorer.stored
 
     @property
+    def weighs_by_scores(self) -> bool:
+        """Whether token scores are read for weights, not only for a selection."""
+        return self.token_weight is not None and self.token_weight.reads_scores
+
+    @property
+    def weighs_by_states(self) -> bool:
+        """Whether the policy's hidden states are read for weights."""
+        return self.token_weight is not None and self.token_weight.reads_states
+
+    @property
+    def weighs_live(self) -> bool:
+        """Whether token weights are available only after the forward pass."""
+        return self.token_weight is not None and (self.token_scorer.live or self.weighs_by_states)
+
+    @property
     def needs_steps(self) -> bool:
         """Whether ``select`` needs the number of each token's step."""
         return self.selector is not None and self.selector.unit == "step"
@@ -235,27 +346,32 @@ class Method:
     @property
     def needs_reference(self) -> bool:
         """Whether reference log-probabilities (or, for KL, the reference model) are needed."""
-        return self.reward.over_reference or self.needs_kl or self.token_scorer.compares_with_reference
+        return self.over_reference or self.needs_kl or self.token_scorer.compares_with_reference
+
+    @property
+    def over_reference(self) -> bool:
+        """Whether a reward is a log-ratio to the reference."""
+        return any(part.reward.over_reference for part in self.parts)
 
     @property
     def needs_token_rewards(self) -> bool:
         """Whether T-REG's token rewards are needed."""
-        return any(regularizer.needs_token_rewards for regularizer in self.regularizers)
+        return any(regularizer.needs_token_rewards for part in self.parts for regularizer in part.regularizers)
 
     @property
     def needs_kl(self) -> bool:
         """Whether the per-token KL(ref || policy) is needed."""
-        return self.penalty.needs_kl
+        return any(part.penalty.needs_kl for part in self.parts)
 
     @property
     def needs_log_sum_p2(self) -> bool:
         """Whether the per-token log sum of squared policy probabilities is needed."""
-        return self.pair_weight is not None and self.pair_weight.needs_log_sum_p2
+        return any(part.pair_weight is not None and part.pair_weight.needs_log_sum_p2 for part in self.parts)
 
     @property
     def needs_response(self) -> bool:
         """Whether some part reads tokens that were not selected, so that ``preference_loss`` needs the masks."""
-        return any(regularizer.needs_response for regularizer in self.regularizers)
+        return any(regularizer.needs_response for part in self.parts for regularizer in part.regularizers)
 
     @property
     def needs_all_tokens(self) -> bool:

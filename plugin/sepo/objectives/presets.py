@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
 from sepo.errors import SepoError, nearest
-from sepo.objectives.declarations import SELECTION, Objective, share
-from sepo.objectives.links import Hinge, Logistic, Odds, Rank, Square
-from sepo.objectives.method import NO_SCORER, SCORERS, Method, Selector, TokenScorer
+from sepo.objectives.declarations import ALL_TOKENS, SELECTION, Objective, share
+from sepo.objectives.links import Hinge, Logistic, NoLink, Odds, Rank, Square
+from sepo.objectives.method import SCORERS, Method, TokenScorer
 from sepo.objectives.regularizers import ChosenNll, Regularizer, TokenRewardRegularizer
 from sepo.objectives.reward_penalties import ChosenShortfall, RejectedClamp, SequentialKl
 from sepo.objectives.rewards import ResponseReward
-from sepo.objectives.settings import Choice, Flag, Number, Setting, Value, resolve_settings
+from sepo.objectives.settings import Choice, Flag, Number, Setting
+from sepo.objectives.token_weights import NO_WEIGHT, WEIGHTS, WeightRule
 from sepo.objectives.weights import PolicyLikelihood
 from sepo.plugins import STORED_SCORERS, find, load, names
 from sepo.selection.scorer_inputs import StoredScorer
+from sepo.selection.select import COUNTS, RULES
 
 Weighting = Literal["sequence", "static"]
 
@@ -29,11 +30,13 @@ def _mean_logp(scale: float = 1.0) -> ResponseReward:
     return ResponseReward(over_reference=False, average=True, scale=scale)
 
 
-def _treg(alpha: float, weighting: Weighting) -> tuple[Regularizer, ...]:
+def treg(alpha: float, weighting: Weighting) -> tuple[Regularizer, ...]:
+    """Return T-REG's regularizer, or nothing for an alpha of 0."""
     return (TokenRewardRegularizer(alpha=alpha, weighting=weighting),) if alpha else ()
 
 
-def _nll(weight: float, over: Literal["selected", "response"] = "selected") -> tuple[Regularizer, ...]:
+def chosen_nll(weight: float, over: Literal["selected", "response"] = "selected") -> tuple[Regularizer, ...]:
+    """Return the likelihood of the chosen response as a regularizer, or nothing for a weight of 0."""
     return (ChosenNll(weight=weight, over=over),) if weight else ()
 
 
@@ -58,11 +61,11 @@ def _simpo(*, beta: float, gamma: float) -> Method:
 
 
 def _rrhf(*, sft_weight: float) -> Method:
-    return Method("rrhf", _mean_logp(), Rank(), regularizers=_nll(sft_weight))
+    return Method("rrhf", _mean_logp(), Rank(), regularizers=chosen_nll(sft_weight))
 
 
 def _orpo(*, beta: float) -> Method:
-    return Method("orpo", _mean_logp(), Odds(weight=beta), regularizers=_nll(1.0))
+    return Method("orpo", _mean_logp(), Odds(weight=beta), regularizers=chosen_nll(1.0))
 
 
 def _dpop(*, beta: float, dpop_lambda: float) -> Method:
@@ -80,11 +83,11 @@ def _sepo(*, gamma: float) -> Method:
 
 
 def _dpo_reg(*, beta: float, alpha: float, weighting: Weighting) -> Method:
-    return replace(_dpo(beta=beta), regularizers=_treg(alpha, weighting))
+    return replace(_dpo(beta=beta), regularizers=treg(alpha, weighting))
 
 
 def _simpo_reg(*, beta: float, gamma: float, alpha: float, weighting: Weighting) -> Method:
-    return replace(_simpo(beta=beta, gamma=gamma), regularizers=_treg(alpha, weighting))
+    return replace(_simpo(beta=beta, gamma=gamma), regularizers=treg(alpha, weighting))
 
 
 def _tdpo1(*, beta: float) -> Method:
@@ -117,6 +120,16 @@ _TREG: dict[str, Setting] = {
     "alpha": _non_negative(0.25),
     "weighting": Choice("sequence", ("sequence", "static")),
 }
+
+
+def _weighed(weight: str, *, scorer: str = "none", beta: float = 0.1) -> Objective:
+    """Return the declaration of DPO with a built-in token weight, whose settings it has under their own names."""
+    own = dict(WEIGHTS[weight].settings)
+    selection = {} if scorer == "none" else ALL_TOKENS
+    settings = {"beta": _positive(beta), **own, **selection}
+    return Objective(_dpo, settings, scorer=scorer, weight=weight, weight_settings=tuple(own))
+
+
 _PRESETS: dict[str, Objective] = {
     "dpo": Objective(_dpo, {**_BETA, "label_smoothing": _SMOOTHED}),
     "robust_dpo": Objective(_robust_dpo, {**_BETA, "label_smoothing": replace(_SMOOTHED, default=0.1)}),
@@ -147,22 +160,39 @@ _PRESETS: dict[str, Objective] = {
     "tdpo1": Objective(_tdpo1, _BETA),
     "tdpo2": Objective(_tdpo2, {**_BETA, "alpha": _non_negative(0.5)}),
     "wpo": Objective(_wpo, _BETA),
+    "confpo": Objective(
+        _simpo,
+        {"beta": _positive(1.5), "gamma": _non_negative(1.6), "rule": Choice("mean", RULES)},
+        scorer="probability",
+    ),
+    "tgdpo": _weighed("reward", scorer="oracle"),
+    "d2po": _weighed("position"),
+    "ld_dpo": _weighed("length"),
+    "sampo": Objective(_dpo, {**_BETA, "count": Choice("shorter", COUNTS)}, scorer="random"),
+    "tis_dpo": _weighed("importance", scorer="oracle"),
+    "critical_dpo": _weighed("critical", scorer="file"),
+    "otpo": _weighed("transport", beta=0.01),
 }
 
-# Hyperparameters that every objective takes besides its own. They are in ``hyperparameters`` only if they were given.
-_COMPOSITION: dict[str, Setting] = {
+COMPOSITION: dict[str, Setting] = {
     "treg_alpha": _non_negative(0.0),
     "treg_weighting": _TREG["weighting"],
     "pref_ftx": _non_negative(0.0),
 }
+"""Hyperparameters that every objective takes besides its own. They are recorded only if they were given."""
 
 
 # Setting names that are reserved in every objective, and prefixes of tensor arguments of ``compute_preference_loss``.
-_RESERVED = ("objective", "token_scorer", "weighting", *_COMPOSITION)
+_RESERVED = ("objective", "token_scorer", "token_weight", "weighting", *COMPOSITION)
 _TENSORS = ("policy_", "ref_", "chosen_", "rejected_")
 
 BUILT_IN: tuple[str, ...] = tuple(_PRESETS)
 """Names of the built-in objectives."""
+
+SFT = "sft"
+"""Name of the chosen response's likelihood in a sum of objectives: the mean negative log-likelihood of its tokens."""
+
+SFT_METHOD = Method(SFT, _mean_logp(), NoLink(), regularizers=chosen_nll(1.0, over="response"))
 
 
 def available_objectives() -> tuple[str, ...]:
@@ -173,6 +203,11 @@ def available_objectives() -> tuple[str, ...]:
 def available_scorers() -> tuple[str, ...]:
     """Return the names that ``token_scorer`` takes: built-in, then registered."""
     return (*SCORERS, *names("token_scorer", built_in=SCORERS))
+
+
+def available_weights() -> tuple[str, ...]:
+    """Return the names that ``token_weight`` takes: none, built-in, then registered."""
+    return (NO_WEIGHT, *WEIGHTS, *names("token_weight", built_in=(NO_WEIGHT, *WEIGHTS)))
 
 
 def find_objective(name: str) -> Objective:
@@ -221,105 +256,25 @@ def find_scorer(name: str) -> TokenScorer:
         )
     if item.group == STORED_SCORERS:
         stored = load(item, StoredScorer)
-        return TokenScorer(name, from_batch=stored, rejected_largest=stored.rejected_largest)
+        return TokenScorer(name, from_batch=stored, rejected_largest=stored.rejected_largest, bounds=stored.bounds)
     scorer = load(item, TokenScorer)
     if scorer.from_logps is None and scorer.from_row is None:
         raise SepoError(f"{item} has no function, expected from_logps (live) or from_row (stored): set one of them.")
     return replace(scorer, name=name)
 
 
-def resolve_method(objective: str, **hyperparameters: object) -> Method:
-    """Resolve an objective's name and hyperparameters to a frozen ``Method``.
-
-    Besides its own hyperparameters (with the defaults of the papers) every objective takes these:
-
-    - ``token_scorer`` (a name from ``available_scorers()``): selects tokens by these scores, with ``chosen_ratio`` and
-      ``rejected_ratio`` (default 0.3, or the objective's default), ``rule``, ``unit`` (``token``, ``span`` with
-      ``span_tokens``, ``step``) and ``scope`` (``response``, ``pair``, ``dataset``);
-    - ``treg_alpha`` > 0 and ``treg_weighting``: adds T-REG's regularizer (``dpo_reg`` and ``simpo_reg`` have their own
-      ``alpha`` and ``weighting`` for it);
-    - ``pref_ftx`` > 0: adds the mean negative log-likelihood of all chosen tokens.
-
-    Args:
-        objective: a name from ``available_objectives()``.
-        **hyperparameters: numbers, bools and strings of that objective.
-
-    Returns:
-        The method, which can be compared, hashed, copied and pickled.
+def find_weight(name: str) -> WeightRule | None:
+    """Return the token weight with the given name, built in or registered by another package; None for ``none``.
 
     Raises:
-        SepoError: if an objective or hyperparameter is unknown (the message has the nearest and all names), a value is
-            out of range, or parts contradict each other.
+        SepoError: if the name is unknown (the message has the nearest and all names) or its entry point is unusable.
     """
-    preset = find_objective(objective)
-    extra = dict(hyperparameters)
-    scorer = find_scorer(extra.pop("token_scorer", preset.scorer))  # type: ignore[arg-type]  # refused there
-
-    own, shared, hints = _allowed(preset, scorer)
-    values = resolve_settings(objective, own | shared, extra, hints=hints)
-    if "span_tokens" in extra and values["unit"] != "span":
-        raise SepoError(
-            f"span_tokens of objective '{objective}' is {values['span_tokens']} and unit is '{values['unit']}', "
-            "expected unit 'span': set unit to span (select_unit in a recipe), or leave span_tokens out."
-        )
-    method = preset.build(**{name: values[name] for name in own if name not in SELECTION})
-    if not isinstance(method, Method):
-        raise SepoError(
-            f"build of objective '{objective}' returned {type(method).__name__}, expected a sepo.objectives.Method."
-        )
-    added = _treg(float(values.get("treg_alpha", 0.0)), _weighting(values.get("treg_weighting")))
-    added += _nll(float(values["pref_ftx"]), over="response")
-    recorded = {name: value for name, value in values.items() if name in own or name in extra}
-    if "token_scorer" in hyperparameters:
-        recorded["token_scorer"] = scorer.name
-    return replace(
-        method,
-        name=objective,
-        regularizers=method.regularizers + added,
-        token_scorer=scorer,
-        selector=None if scorer is NO_SCORER else _selector(values),
-        settings=tuple(recorded.items()),
-    )
-
-
-def _allowed(preset: Objective, scorer: TokenScorer) -> tuple[dict[str, Setting], dict[str, Setting], dict[str, str]]:
-    """Return the settings of an objective with a token scorer: its own, the shared ones, and hints about others."""
-    own = dict(preset.settings)
-    shared = dict(_COMPOSITION)
-    hints: dict[str, str] = {}
-    if scorer is NO_SCORER:
-        for name in SELECTION:
-            own.pop(name, None)
-            hints[name] = "no tokens are selected without a token scorer: set token_scorer, or leave this out."
-    else:
-        shared |= {name: setting for name, setting in SELECTION.items() if name not in own}
-    if "weighting" in own:  # T-REG under the names of its paper
-        for name, letter in (("treg_alpha", "alpha"), ("treg_weighting", "weighting")):
-            del shared[name]
-            hints[name] = f"it already has T-REG's regularizer: set {letter}."
-    return own, shared, hints
-
-
-def setting_defaults(objective: str, *, token_scorer: str) -> dict[str, Value]:
-    """Return the default of every hyperparameter that an objective takes with a token scorer.
-
-    Raises:
-        SepoError: if the objective or the token scorer is unknown.
-    """
-    own, shared, _ = _allowed(find_objective(objective), find_scorer(token_scorer))
-    return {name: setting.default for name, setting in {**own, **shared}.items()}
-
-
-def _weighting(value: object) -> Weighting:
-    return "static" if value == "static" else "sequence"
-
-
-def _selector(values: Mapping[str, float | bool | str]) -> Selector:
-    return Selector(
-        chosen_ratio=float(values["chosen_ratio"]),
-        rejected_ratio=float(values["rejected_ratio"]),
-        rule=str(values["rule"]),
-        unit=str(values["unit"]),
-        scope=str(values["scope"]),
-        span_tokens=int(values["span_tokens"]),
-    )
+    item = find("token_weight", name, built_in=(NO_WEIGHT, *WEIGHTS))
+    if item is not None:
+        rule = load(item, WeightRule)
+        rule.built(what=str(item))  # raises
+        return rule
+    if isinstance(name, str) and name in (NO_WEIGHT, *WEIGHTS):
+        return WEIGHTS.get(name)
+    available = available_weights()
+    raise SepoError(f"token_weight is {name!r}, expected one of {', '.join(available)}.{nearest(str(name), available)}")

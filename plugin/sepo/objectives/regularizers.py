@@ -27,6 +27,11 @@ class Regularizer(ABC):
     needs_token_rewards: ClassVar[bool] = False
 
     @property
+    def averages(self) -> bool:
+        """Whether the term is a mean over the selected tokens, whatever the reward is."""
+        return False
+
+    @property
     def needs_response(self) -> bool:
         """Whether the term reads tokens that were not selected."""
         return False
@@ -44,7 +49,7 @@ class TokenRewardRegularizer(Regularizer):
     for DPO. The weight w is detached: with ``sequence`` weighting the slope of the pair's preference loss,
     sigmoid(-beta D) for DPO (Eq. 2) and, following footnote 6, the matching coefficient for every other method (for
     SimPO, which the paper does not spell out: sigmoid(-(beta (m_w - m_l) - gamma))); with ``static`` weighting 1 (the
-    paper's ablation). Under token selection the sums run over the selected tokens.
+    paper's ablation). Under token selection the sums run over the selected tokens, with their token weights.
     """
 
     needs_token_rewards: ClassVar[bool] = True
@@ -68,6 +73,11 @@ class ChosenNll(Regularizer):
 
     weight: float
     over: Literal["selected", "response"] = "selected"
+
+    @property
+    def averages(self) -> bool:
+        """Whether ``over`` is ``selected``."""
+        return self.over == "selected"
 
     @property
     def needs_response(self) -> bool:

@@ -13,6 +13,8 @@ from sepo.objectives.sides import Side, present
 class ResponseReward:
     """Reward = scale * (sum or mean) over selected tokens of log pi_theta, or of log pi_theta - log pi_ref.
 
+    Token weights apply to both: sum w x, or sum w x / sum w.
+
     Attributes:
         over_reference: True for the log-ratio to the reference (DPO), False for the log-probability (SimPO, SePO).
         average: True for the mean over the selected tokens, False for their sum.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
@@ -57,7 +60,8 @@ def select(
         rejected_ties: [B, Tl].
 
     Returns:
-        (chosen_selection, rejected_selection), bool of the masks' shapes, at least one token per response.
+        (chosen_selection, rejected_selection), bool of the masks' shapes, at least one token per response unless
+            ``method.selector.may_be_empty``.
 
     Raises:
         SepoError: if a needed input is missing, shapes do not match, a response has no counted token, or the score of a
@@ -91,6 +95,9 @@ def select(
         counts=rejected_counts,
         ties=rejected_ties,
     )
+    if method.selector.count == "shorter":
+        shorter = torch.minimum(chosen_mask.sum(dim=-1), rejected_mask.sum(dim=-1))
+        chosen, rejected = replace(chosen, counts=shorter), replace(rejected, counts=shorter)
     unit, span_tokens = method.selector.unit, method.selector.span_tokens
     if method.selector.scope == "pair":
         return select_pairs(chosen, rejected, unit=unit, span_tokens=span_tokens)
@@ -173,4 +180,5 @@ def _plain(selector: Selector, side: Responses) -> Tensor:
         rule=selector.rule,
         what=side.what,
         ties=side.ties,
+        counts=side.counts,
     )

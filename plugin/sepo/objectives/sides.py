@@ -21,6 +21,7 @@ class Side:
     Attributes:
         policy: log pi_theta in nats; carries the gradient.
         selection: bool, the tokens that are optimized.
+        weights: weight of each token, detached; None for 1.
         reference: log pi_ref in nats.
         token_rewards: T-REG's rewards in [-0.5, 0.5].
         kl: KL(ref || policy) in nats; carries the gradient.
@@ -31,6 +32,7 @@ class Side:
 
     policy: Tensor
     selection: Tensor
+    weights: Tensor | None = None
     reference: Tensor | None = None
     token_rewards: Tensor | None = None
     kl: Tensor | None = None
@@ -39,14 +41,19 @@ class Side:
     response_mask: Tensor | None = None
 
     @cached_property
-    def n_selected(self) -> Tensor:
-        """Number of selected tokens, [B], at least 1 (checked when a selection is passed in)."""
-        return self.selection.sum(dim=-1)
+    def mass(self) -> Tensor:
+        """Divisor of a mean: the number of selected tokens, or the sum of their weights, [B]; 1 without any."""
+        if self.weights is None:
+            return self.selection.sum(dim=-1).clamp(min=1)
+        mass = self.weights.sum(dim=-1)
+        return torch.where(self.selection.any(dim=-1), mass, torch.ones_like(mass))
 
     def total(self, values: Tensor, *, average: bool) -> Tensor:
-        """Reduce values [B, T] that are 0 outside the selection to their sum or mean over it, [B]."""
+        """Reduce values [B, T] that are 0 outside the selection to their weighted sum or mean over it, [B]."""
+        if self.weights is not None:
+            values = self.weights * values
         summed = values.sum(dim=-1)
-        return summed / self.n_selected if average else summed
+        return summed / self.mass if average else summed
 
 
 def present(tensor: Tensor | None, name: str) -> Tensor:

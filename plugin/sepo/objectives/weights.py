@@ -16,6 +16,8 @@ class PairWeight(ABC):
 
     needs_log_sum_p2: ClassVar[bool] = False
     """True if ``log_sum_p2`` of both sides is needed."""
+    averages: ClassVar[bool] = False
+    """True if the weight depends on a mean over the selected tokens."""
 
     @abstractmethod
     def weight(self, *, chosen: Side, rejected: Side) -> Tensor:
@@ -31,6 +33,7 @@ class PolicyLikelihood(PairWeight):
     """
 
     needs_log_sum_p2: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
 
     def weight(self, *, chosen: Side, rejected: Side) -> Tensor:
         """Return the weights [B] in (0, 1], detached."""

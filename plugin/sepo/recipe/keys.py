@@ -14,8 +14,10 @@ from typing import Any, Literal, get_args, get_type_hints
 from sepo.errors import SepoError, nearest
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
 from sepo.objectives.presets import BUILT_IN, find_objective
+from sepo.objectives.token_weights import WEIGHTS
+from sepo.recipe.objective_sums import objective_text
 from sepo.selection.scopes import SCOPES
-from sepo.selection.select import RULES
+from sepo.selection.select import COUNTS, RULES
 from sepo.selection.units import UNITS
 
 
@@ -74,6 +76,8 @@ class Key:
         expected: requirement on the value, or None.
         sets: hyperparameter that it sets, or None.
         part: part of a run that it belongs to, or None.
+        weighs: token weight and its setting that it sets, or None.
+        reads: converts a value from YAML or a command line, given the key's name; None to convert to ``kind``.
     """
 
     name: str
@@ -84,10 +88,15 @@ class Key:
     expected: Expected | None = None
     sets: Hyperparameter | None = None
     part: Part | None = None
+    weighs: tuple[str, str] | None = None
+    reads: Callable[[str, Any], Any] | None = None
 
     @property
     def default_text(self) -> str:
         """Default for the documentation: in words, by objective for a hyperparameter, or the value."""
+        if self.weighs is not None:
+            weight, setting = self.weighs
+            return _as_text(WEIGHTS[weight].settings[setting].default)
         shown = self.shown or self.sets
         if shown:
             return shown if isinstance(shown, str) else _defaults_of(shown)
@@ -99,6 +108,8 @@ class Key:
         Raises:
             SepoError: If it is not of the key's type, or outside its range.
         """
+        if self.reads is not None:
+            return self.reads(self.name, value)
         if self.kind is bool:
             return as_flag(self.name, value)
         value = as_number(self.name, value, self.kind) if self.kind in (int, float) else as_text(self.name, value)
@@ -131,9 +142,12 @@ def _key(
     expected: Expected | None = None,
     sets: Hyperparameter | None = None,
     part: Part | None = None,
+    weighs: tuple[str, str] | None = None,
+    reads: Callable[[str, Any], Any] | None = None,
 ) -> Any:
     """Return a dataclass field for a row; the row takes name and type from the field."""
-    row = {"help": meaning, "shown": shown, "expected": expected, "sets": sets, "part": part}
+    row: dict[str, Any] = {"help": meaning, "shown": shown, "expected": expected, "sets": sets, "part": part}
+    row |= {"weighs": weighs, "reads": reads}
     return field(default=default, metadata=row)
 
 
@@ -149,14 +163,54 @@ class SepoArguments:
     """Keys that this package adds to a recipe."""
 
     objective: str | None = _key(
-        "The objective (reward, penalty and link), in any sepo stage: one of the table below, or a registered one.",
+        "The objective (reward, penalty and link), in any sepo stage: one of the table below, or a registered one; or "
+        "a sum of objectives over one selection, `{dpo: 0.8, orpo: 0.2}`, with `sft` for the likelihood of the chosen "
+        "response.",
         shown="the stage's",
+        reads=objective_text,
     )
     token_scorer: str | None = _key(
         "The scorer that selects tokens, for any objective: `oracle`; `policy_ref` (live, Selective-DPO); "
         "`contrastive` (T-REG's token rewards); `confidence` (live, the tokens that the policy finds least likely; no "
-        "reference); `file` (columns of the data set); `random` (ablation, by `seed`); `none`; or a registered one.",
+        "reference); `probability` (the same tokens, scored by -π; ConfPO); "
+        "`file` (columns of the data set); `random` (ablation, by `seed`); `none`; or a registered one.",
         shown="the objective's",
+    )
+    token_weight: str | None = _key(
+        "The weight of each selected token in sums and means, for any objective: `position` (decay with the position, "
+        "D2PO); `length` (less after the length of the shorter response, LD-DPO); `reward` (1 ± α β u, u the score of "
+        "the token, TGDPO); `importance` (the score, clamped and scaled, TIS-DPO); `critical` (1 - score on "
+        "rejected tokens, cDPO); `scores` (the scores themselves); `transport` (resemblance to the tokens of the other "
+        "response, by optimal transport between hidden states, OTPO); `none`; or a registered one. With a weight that "
+        "reads scores, all tokens are selected unless a ratio is set.",
+        shown="the objective's",
+    )
+    d2po_decay: float | None = _key(
+        "Token weight `position` (`d2po`): token t of a response, from 1, weighs decay^t.", weighs=("position", "decay")
+    )
+    tgdpo_alpha: float | None = _key(
+        "Token weight `reward` (`tgdpo`): α in 1 + α β u (chosen) and 1 - α β u (rejected).",
+        weighs=("reward", "alpha"),
+    )
+    tis_clip: float | None = _key(
+        "Token weight `importance` (`tis_dpo`): scores are clamped to ± this.", weighs=("importance", "clip")
+    )
+    tis_low: float | None = _key(
+        "Token weight `importance`: the weight of the lowest score (chosen) or the highest (rejected).",
+        weighs=("importance", "low"),
+    )
+    tis_high: float | None = _key(
+        "Token weight `importance`: the weight of the highest score (chosen) or the lowest (rejected).",
+        weighs=("importance", "high"),
+    )
+    otpo_reg: float | None = _key(
+        "Token weight `transport` (`otpo`): entropic regularization, at least 0.001; the costs are in [0, 1], and a "
+        "larger value makes the weights more even. The authors have 1 for 8B and 0.1 for 3B models.",
+        weighs=("transport", "reg"),
+    )
+    otpo_reg_m: float | None = _key(
+        "Token weight `transport`: penalty on marginals other than 1; a larger value makes the weights more even.",
+        weighs=("transport", "reg_m"),
     )
     sepo_gamma: float | None = _key(
         "Scale of SePO's rewards (γ in Eq. 26; the authors' code has 1).", sets=Hyperparameter("gamma", ("sepo",))
@@ -182,9 +236,17 @@ class SepoArguments:
     )
     select_rule: str | None = _key(
         "`floor`: max(1, ⌊ratio x length⌋) tokens; `quantile`: all tokens at or beyond that quantile, including ties "
-        "(the Selective-DPO authors' rule).",
-        shown="`floor`",
+        "(the Selective-DPO authors' rule); `mean`: all tokens with a score above the response's mean (ConfPO; a pair "
+        "in which a response has none has loss 0).",
+        shown="`floor` (`confpo` mean)",
         expected=one_of(*RULES),
+        part="selection",
+    )
+    select_count: str | None = _key(
+        "The number of tokens that `floor` selects: `ratio`, the share, or `shorter`, in both responses of a pair as "
+        "many as the shorter one has (SamPO).",
+        shown="`ratio` (`sampo` shorter)",
+        expected=one_of(*COUNTS),
         part="selection",
     )
     select_unit: str | None = _key(
@@ -226,7 +288,7 @@ class SepoArguments:
         part="oracle",
     )
     oracle_base_model: str | None = _key(
-        "The model that the oracle was trained from, with the oracle's tokenizer.",
+        "The model that the oracle was trained from, with the oracle's tokenizer; or one trained on exchanged pairs.",
         shown="`oracle_model`",
         part="oracle",
     )
@@ -311,8 +373,8 @@ HOST_KEYS = {
         Key(
             "simpo_gamma",
             float,
-            "SimPO's margin, for `simpo` and `simpo_reg`.",
-            sets=Hyperparameter("gamma", ("simpo", "simpo_reg")),
+            "SimPO's margin, for `simpo`, `simpo_reg` and `confpo`.",
+            sets=Hyperparameter("gamma", ("simpo", "simpo_reg", "confpo")),
         ),
         Key(
             "dpo_label_smoothing",
@@ -325,6 +387,13 @@ HOST_KEYS = {
             float,
             "Weight of the mean negative log-likelihood over all chosen tokens, added to any objective.",
             shown="0",
+        ),
+        Key(
+            "ld_alpha",
+            float,
+            "Token weight `length` (`ld_dpo`): the weight, in [0, 1], of tokens after the length of the pair's shorter "
+            "response, for policy and reference alike.",
+            weighs=("length", "alpha"),
         ),
         Key(
             "moe_aux_loss_coef",
@@ -362,6 +431,16 @@ PIPELINE_KEYS = {
     )
 }
 """Keys of `sepo pipeline`, in addition to its sections ``base``, ``oracle`` and ``policy``."""
+
+ORACLE_KIND = Key(
+    "oracle.kind",
+    str,
+    "Key of the section `oracle`: the model that its log-probabilities are compared with. `dpo`: the base (score "
+    "log π_oracle - log π_base); `reversed`: a second model, trained as the oracle on the same pairs with chosen and "
+    "rejected exchanged (score log π_oracle - log π_reversed).",
+    default="dpo",
+    expected=one_of("dpo", "reversed", join=" or "),
+)
 
 COMPARE_KEYS = {
     row.name: row

@@ -8,6 +8,8 @@ from typing import Any
 
 from sepo.objectives import Method
 from sepo.objectives.settings import Value
+from sepo.objectives.token_weights import weight_record
+from sepo.recipe.part_texts import shown, weight_text
 
 Origin = Callable[[str], str]
 """Returns the place where a key was set, in words."""
@@ -69,11 +71,6 @@ def _columns(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
     return (f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def shown(value: Value) -> str:
-    """Return a value as in a recipe."""
-    return f"{value:g}" if isinstance(value, float) else str(value).lower()
-
-
 def origin_of(given: Mapping[str, Any], origins: Mapping[str, str], *, stage: str) -> Origin:
     """Return the function that names the place where a key was set.
 
@@ -98,12 +95,15 @@ def resolved_rows(
         reference: the reference in words.
         oracle: the oracle in words, or None if there is none.
     """
+    objective = " + ".join(f"{factor:g} {name}" for name, factor in method.factors.items()) or method.name
+    weight = method.token_weight
     scorer = f"objective {method.name}" if own_scorer else origin("token_scorer")
     return (
         ("stage", f"{stage}  ({origin('stage')})"),
-        ("objective", f"{method.name}  ({origin('objective')})"),
+        ("objective", f"{objective}  ({origin('objective')})"),
         ("token scorer", f"{method.scorer}  ({scorer})"),
         ("selection", _selection(method)),
+        *((("token weight", weight_text(weight_record(weight))),) if weight is not None else ()),
         ("reference", reference),
         *((("oracle", oracle),) if oracle is not None else ()),
     )
@@ -113,7 +113,11 @@ def _selection(method: Method) -> str:
     selector = method.selector
     if selector is None:
         return "all tokens"
+    if selector.rule == "mean":
+        return "tokens with a score above the mean of their response; a pair without one in a response has loss 0"
     unit = f"{selector.unit} (at least {selector.span_tokens} tokens)" if selector.unit == "span" else selector.unit
+    if selector.count == "shorter":
+        return f"as many tokens of each response as the shorter one has; unit {unit}"
     return (
         f"{selector.chosen_ratio:.4g} of chosen and {selector.rejected_ratio:.4g} of rejected tokens; "
         f"unit {unit}, scope {selector.scope}, rule {selector.rule}"

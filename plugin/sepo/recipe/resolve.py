@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.objectives import Method, available_objectives, available_scorers, resolve_method
-from sepo.objectives.presets import find_objective, setting_defaults
+from sepo.objectives import NO_WEIGHT, Method, available_objectives, available_scorers, resolve_method
+from sepo.objectives.method import SUM
+from sepo.objectives.presets import BUILT_IN, find_objective, find_weight
+from sepo.objectives.resolve import setting_defaults, weight_setting
+from sepo.objectives.settings import Setting
 from sepo.recipe.given import Arguments, given_keys
 from sepo.recipe.ignored_keys import ignored_notes
 from sepo.recipe.keys import (
@@ -22,6 +25,7 @@ from sepo.recipe.keys import (
     unknown_key,
 )
 from sepo.recipe.model_specs import ModelSpec, OracleSpec, revisions_for
+from sepo.recipe.objective_sums import objective_names, objective_of
 from sepo.recipe.overview import Changed, Origin, Overview, origin_of, resolved_rows
 from sepo.recipe.reference import (
     OWN_START,
@@ -33,10 +37,11 @@ from sepo.recipe.reference import (
 )
 from sepo.recipe.settings import RunSettings, TokenRewardSource
 from sepo.recipe.stages import (
-    objective_keys,
-    objective_of_key,
+    owner_of_key,
     read_setting,
+    registered_keys,
     registered_parts,
+    selection_parts,
     with_stage_defaults,
 )
 from sepo.recipe.token_rewards import CONTRASTIVE, reward_notes, token_reward_source, treg_hyperparameters
@@ -49,7 +54,6 @@ STEP_IN_BACKWARD = (
 
 REFUSED = {
     "pref_bco_weight": "the BCO term belongs to the host's DPO; remove pref_bco_weight or use stage: dpo",
-    "ld_alpha": "LD-DPO's weight belongs to the host's DPO; remove ld_alpha or use stage: dpo",
     "use_unsloth": "Unsloth replaces the forward pass in which sepo's stages replace the head; remove use_unsloth",
     "use_kt": "KTransformers replaces the forward pass in which sepo's stages replace the head; remove use_kt",
     "streaming": "scores are joined to the data by row number, and a stream has no row numbers; remove streaming",
@@ -174,8 +178,8 @@ def resolve(
     given = with_stage_defaults(recipe)
     stage = str(given["stage"])
     origin = origin_of(recipe, origins or {}, stage=stage)
-    taken = (*host_keys, *SEPO_KEYS)
-    own_keys = objective_keys(str(given["objective"]), taken=taken)
+    taken = (*host_keys, *HOST_KEYS, *SEPO_KEYS)  # a version of the host may lack a key of another one
+    own_keys = registered_keys(given, taken=taken)
     _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
     _check_batch_tokens(arguments, given)
@@ -245,7 +249,7 @@ def resolve(
     )
     # With `simpo` the host treats the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if settings.runs_reference else "simpo"
-    dropped = (*SEPO_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing")
+    dropped = (*SEPO_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing", "ld_alpha")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in dropped}
         host |= {"stage": "dpo", "pref_loss": loss, **base}  # type: ignore[operator]
@@ -273,7 +277,7 @@ def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, .
         {name: value for name, value in recipe.items() if not any(name in part for part in parts.values())}
     )
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
-    own_keys = objective_keys(str(given["objective"]))
+    own_keys = registered_keys(given)
     method, _, _ = resolved_method(str(given["stage"]), arguments, given, own_keys=own_keys)
     read = {
         "selection": method.scorer != "none",
@@ -313,11 +317,12 @@ def _check_batch_tokens(arguments: SepoArguments, given: Mapping[str, Any]) -> N
 def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_keys: bool, stage: str) -> None:
     for name in given:
         if name not in known and not allow_extra_keys and name not in ("h", "help"):
-            owner = objective_of_key(name)
-            if owner not in (None, given["objective"]):
+            owner = owner_of_key(name)
+            if owner is not None and not _used(owner, given):
+                kind, part = owner
                 raise SepoError(
-                    f"{name} is set, but it belongs to objective {owner} and the objective is {given['objective']}; "
-                    f"set objective: {owner}, or remove {name}."
+                    f"{name} is set, but it belongs to {kind.replace('_', ' ')} {part} and the "
+                    f"{kind.replace('_', ' ')} is {given.get(kind) or NO_WEIGHT}; set {kind}: {part}, or remove {name}."
                 )
             raise SepoError(unknown_key(name, known))
     loss = given.get("pref_loss")
@@ -330,6 +335,11 @@ def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_
     for name, reason in REFUSED.items():
         if _given(given.get(name)):
             raise SepoError(f"{name} is set, but {reason}.")
+
+
+def _used(owner: tuple[str, str], given: Mapping[str, Any]) -> bool:
+    kind, name = owner
+    return name in (objective_names(str(given["objective"])) if kind == "objective" else (given.get(kind),))
 
 
 def _check_quantization(given: Mapping[str, Any]) -> None:
@@ -354,7 +364,7 @@ def resolved_method(
     arguments: SepoArguments,
     given: Mapping[str, Any],
     *,
-    own_keys: Mapping[str, str],
+    own_keys: Mapping[str, tuple[str, Setting]],
     origin: Origin = str,
 ) -> tuple[Method, tuple[Changed, ...], tuple[str, ...]]:
     """Return the resolved method, the hyperparameters that differ from its defaults, and notes about other keys.
@@ -363,48 +373,52 @@ def resolved_method(
         stage: the recipe's stage.
         arguments: the keys of this package.
         given: all keys and values, including the stage's defaults (``with_stage_defaults``).
-        own_keys: the keys of a registered objective (``objective_keys``).
+        own_keys: the keys of registered parts (``registered_keys``).
         origin: where a key was set.
 
     Raises:
         SepoError: If the objective or scorer is unknown, or a value is outside its range.
     """
-    objective, known = str(arguments.objective), available_objectives()
-    if objective not in known:
-        raise SepoError(f"objective is {objective!r}, expected one of {', '.join(known)}.{nearest(objective, known)}")
-    declared = find_objective(objective)
-    scorer = arguments.token_scorer or declared.scorer
-    scorers = available_scorers()
+    objective, parts = objective_of(str(arguments.objective)), objective_names(str(arguments.objective))
+    known, scorers = available_objectives(), available_scorers()
+    for name in parts:
+        if name not in known:
+            raise SepoError(f"objective is {name!r}, expected one of {', '.join(known)}.{nearest(name, known)}")
+    named = {"token_scorer": arguments.token_scorer, "token_weight": arguments.token_weight}
+    hyperparameters: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    scorer, weight = selection_parts(given)
     if scorer not in scorers:
         raise SepoError(f"token_scorer is {scorer!r}, expected one of {', '.join(scorers)}.{nearest(scorer, scorers)}")
-    own = resolve_method(objective)
-    hyperparameters: dict[str, Any] = {} if arguments.token_scorer is None else {"token_scorer": scorer}
+    find_weight(weight)
     keys: dict[str, str] = {}
     notes = []
-    sets = hyperparameter_keys(objective)
     for key, row in {**HOST_KEYS, **KEYS}.items():
         if row.sets is None or given.get(key) is None:
             continue
-        name = sets.get(key)
-        if name is not None and name in own.hyperparameters:
-            hyperparameters[name], keys[name] = row.read(given[key]), key
-        elif key in KEYS:
-            raise SepoError(f"{key} is set, but objective {objective} has no such term; remove {key}.")
-        else:
-            notes.append(f"{key} is set, but objective {objective} does not use it.")
-    for key, name in own_keys.items():
+        found = [hyperparameter for name in parts if (hyperparameter := _hyperparameter(key, name, parts)) is not None]
+        for hyperparameter in found:
+            hyperparameters[hyperparameter], keys[hyperparameter] = row.read(given[key]), key
+        if not found and key in KEYS:
+            raise SepoError(f"{key} is set, but objective {SUM.join(parts)} has no such term; remove {key}.")
+        if not found:
+            notes.append(f"{key} is set, but objective {SUM.join(parts)} does not use it.")
+    for key, (hyperparameter, declared) in own_keys.items():
         if given.get(key) is not None:
-            hyperparameters[name], keys[name] = read_setting(key, declared.settings[name], given[key]), key
+            hyperparameters[hyperparameter], keys[hyperparameter] = read_setting(key, declared, given[key]), key
+    weighing = _weight_hyperparameters(given, objective, weight, origin=origin)
+    hyperparameters |= {name: value for name, (value, _) in weighing.items()}
+    keys |= {name: key for name, (_, key) in weighing.items()}
     selection = _selection(arguments, scorer)
     hyperparameters |= selection
     keys |= {name: _key_of_selection(name, arguments) for name in selection}
-    treg = treg_hyperparameters(arguments, own, stage=stage)
+    treg = treg_hyperparameters(arguments, parts, stage=stage)
     hyperparameters |= treg
     keys |= {name: "treg_weighting" if name.endswith("weighting") else "treg_alpha" for name in treg}
-    parts = registered_parts(stage=stage, objective=objective, token_scorer=scorer)
-    notes += [f"registered by another package: {item}." for item in parts]
+    registered = registered_parts(stage=stage, objectives=parts, token_scorer=scorer, token_weight=weight)
+    notes += [f"registered by another package: {item}." for item in registered]
     method = resolve_method(objective, **hyperparameters)
-    values, defaults = method.hyperparameters, setting_defaults(objective, token_scorer=scorer)
+    values = method.hyperparameters
+    defaults = setting_defaults(objective, token_scorer=scorer, token_weight=weight)
     changed = [
         Changed(name, values[name], defaults[name], origin(key))
         for name, key in keys.items()
@@ -419,6 +433,36 @@ def resolved_method(
 def _weight(given: Mapping[str, Any], key: str) -> float:
     """Return the value of a host's key for the weight of a term in the loss, 0 if it is absent."""
     return 0.0 if given.get(key) is None else float(HOST_KEYS[key].read(given[key]))
+
+
+def _hyperparameter(key: str, objective: str, parts: Sequence[str]) -> str | None:
+    """Return the hyperparameter of ``resolve_method`` that a key sets for one objective, or None."""
+    name = hyperparameter_keys(objective).get(key)
+    if name is None or name not in find_objective(objective).settings:
+        return None
+    return name if len(parts) == 1 else f"{objective}.{name}"
+
+
+def _weight_hyperparameters(
+    given: Mapping[str, Any], objective: str | dict[str, float], weight: str, *, origin: Origin
+) -> dict[str, tuple[Any, str]]:
+    """Return the values of the keys of the token weight by hyperparameter, each with its key.
+
+    Raises:
+        SepoError: If a key of another token weight is set.
+    """
+    found = {}
+    for key, row in {**HOST_KEYS, **KEYS}.items():
+        if row.weighs is None or given.get(key) is None:
+            continue
+        if row.weighs[0] != weight:
+            owners = [f"objective: {name}" for name in BUILT_IN if find_objective(name).weight == row.weighs[0]]
+            raise SepoError(
+                f"{origin(key)} is set, but it belongs to token_weight {row.weighs[0]}, and token_weight is {weight}; "
+                f"set {' or '.join([*owners, f'token_weight: {row.weighs[0]}'])}, or remove it."
+            )
+        found[weight_setting(objective, *row.weighs)] = (row.read(given[key]), key)
+    return found
 
 
 def _key_of_selection(name: str, arguments: SepoArguments) -> str:
@@ -441,6 +485,7 @@ def _selection(arguments: SepoArguments, scorer: str) -> dict[str, Any]:
         "rule": arguments.select_rule,
         "unit": arguments.select_unit,
         "scope": arguments.select_scope,
+        "count": arguments.select_count,
         "span_tokens": arguments.select_span_tokens,
     }
     return {**_ratios(arguments), **{name: value for name, value in others.items() if value is not None}}

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sepo.objectives import Method
+from sepo.objectives.token_weights import weight_record
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.recipe.overview import Overview
 from sepo.recipe.reference import PrecomputedReference, runs_reference
@@ -100,11 +101,14 @@ class RunSettings:
         return {
             "stage": self.stage,
             "objective": self.method.name,
+            **({"factors": dict(self.method.factors)} if self.method.added else {}),
             "reference": self.method.needs_reference,
             "hyperparameters": dict(self.method.hyperparameters),
             "token_scorer": self.method.scorer,
             "select": None if self.method.selector is None else asdict(self.method.selector),
             "rejected_selects": None if self.method.selector is None else self._rejected_end,
+            "token_weight": None if self.method.token_weight is None else weight_record(self.method.token_weight),
+            **({} if self.method.token_weight is None else {"reward_scale": self.method.reward.scale}),
             "oracle": None
             if self.oracle is None
             else {side: spec.as_dict() for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))},

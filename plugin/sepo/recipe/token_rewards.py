@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sepo.errors import SepoError
 from sepo.objectives import Method, resolve_method
+from sepo.objectives.presets import find_objective
 from sepo.recipe.keys import SepoArguments
 from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import reference_spec
@@ -16,24 +17,28 @@ CONTRASTIVE = "contrastive"
 """Token scorer that selects by the token rewards of contrastive prompts."""
 
 
-def treg_hyperparameters(arguments: SepoArguments, own: Method, *, stage: str) -> dict[str, Any]:
-    """Return the regularizer's hyperparameters under their names in the objective.
+def treg_hyperparameters(arguments: SepoArguments, objectives: Sequence[str], *, stage: str) -> dict[str, Any]:
+    """Return the regularizer's hyperparameters under their names in the objective, or in the objectives of a sum.
 
     ``dpo_reg`` and ``simpo_reg`` define ``alpha`` and ``weighting`` themselves; every other objective takes
     ``treg_alpha`` and ``treg_weighting``. Stage ``treg`` enables the regularizer for those as well, with the alpha of
-    ``dpo_reg``: training without it under the stage's name would be unexpected.
+    ``dpo_reg``: training without it under the stage's name would be unexpected. A sum of objectives has it only through
+    one that defines it.
 
     Args:
         arguments: the keys of this package.
-        own: the objective with its defaults.
+        objectives: names of the objectives.
         stage: the recipe's stage.
     """
     alpha, weighting = arguments.treg_alpha, arguments.treg_weighting
-    has_own = "weighting" in own.hyperparameters
-    if alpha is None and stage == "treg" and not has_own:
+    own = [name for name in objectives if "weighting" in find_objective(name).settings]
+    if alpha is None and stage == "treg" and not own and len(objectives) == 1:
         alpha = float(resolve_method("dpo_reg").hyperparameters["alpha"])
-    names = ("alpha", "weighting") if has_own else ("treg_alpha", "treg_weighting")
-    return {name: value for name, value in zip(names, (alpha, weighting), strict=True) if value is not None}
+    given = {name: value for name, value in (("alpha", alpha), ("weighting", weighting)) if value is not None}
+    if not own:
+        return {f"treg_{name}": value for name, value in given.items()}
+    prefixes = [""] if len(objectives) == 1 else [f"{name}." for name in own]
+    return {f"{prefix}{name}": value for prefix in prefixes for name, value in given.items()}
 
 
 def token_reward_source(arguments: SepoArguments, given: Mapping[str, Any], method: Method) -> TokenRewardSource | None:

@@ -13,9 +13,9 @@ from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.provenance import write_provenance
 from sepo.scoring.hub import commits
 from sepo.text.template_tokens import TEMPLATE_TOKENS
+from sepo.training.collators import selecting_collator
 from sepo.training.float_columns import ReferenceCollator
 from sepo.training.reward_columns import RewardCollator
-from sepo.training.selection_columns import selecting_collator
 
 
 def method_collator(collator: Any, settings: RunSettings) -> Any:

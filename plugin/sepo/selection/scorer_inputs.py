@@ -64,6 +64,7 @@ class StoredScorer:
         settings: plain JSON values.
         rejected_largest: False if the scores are rewards, so that the lowest-scoring tokens of a rejected response are
             selected; True if a high score marks an important token on both sides.
+        bounds: the lowest and highest possible score, or None if unknown (``TokenScorer.bounds``).
 
     Raises:
         SepoError: if ``load`` is not callable.
@@ -72,6 +73,7 @@ class StoredScorer:
     load: Callable[[device], BatchScorer]
     settings: Mapping[str, object] = field(default_factory=dict, hash=False)
     rejected_largest: bool = False
+    bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.load):

@@ -77,10 +77,9 @@ def contrastive_rewards(better_logps: Tensor, worse_logps: Tensor) -> Tensor:
 def uncertainty_scores(policy_logps: Tensor) -> Tensor:
     """Score tokens by the policy's surprise, -log pi_theta, on both sides.
 
-    Source: ConfPO (arXiv 2506.08712), which optimizes the tokens whose policy probability does not exceed the mean
-    probability of their response: tokens of low confidence have large gradients and carry the preference. Here tokens
-    are ranked by the same probability, but a fixed share (the selector's) is kept in place of a threshold per response,
-    so that runs with this scorer are comparable with others at the same ratio.
+    The ranking is that of ConfPO (arXiv 2506.08712): tokens of low confidence have large gradients and carry the
+    preference. A fixed share (the selector's) is kept, so that runs with this scorer are comparable with others at the
+    same ratio. ConfPO's own threshold is the mean of the probabilities, see ``probability_scores``.
 
     Args:
         policy_logps: [B, T] per-token log-probabilities of the policy, in nats; detached here.
@@ -89,6 +88,21 @@ def uncertainty_scores(policy_logps: Tensor) -> Tensor:
         [B, T] scores in nats, at least 0, detached. High scores are selected in chosen and rejected responses.
     """
     return -policy_logps.detach().to(_wide(policy_logps))
+
+
+def probability_scores(policy_logps: Tensor) -> Tensor:
+    """Score tokens by the negative of their probability, -pi_theta, on both sides.
+
+    Source: ConfPO (arXiv 2506.08712), which optimizes the tokens whose probability is below the arithmetic mean of
+    the probabilities of their response: those with a score above the mean of the scores (rule ``mean``).
+
+    Args:
+        policy_logps: [B, T] per-token log-probabilities of the policy, in nats; detached here.
+
+    Returns:
+        [B, T] scores in [-1, 0], detached, float64. High scores are selected in chosen and rejected responses.
+    """
+    return -policy_logps.detach().double().exp()
 
 
 def random_scores(token_ids: Sequence[int], *, start: int, seed: int, side: str) -> Tensor:

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from sepo.errors import SepoError, nearest
 
-Rule = Literal["floor", "quantile"]
+Rule = Literal["floor", "quantile", "mean"]
 RULES: tuple[str, ...] = get_args(Rule)
+
+Count = Literal["ratio", "shorter"]
+COUNTS: tuple[str, ...] = get_args(Count)
 
 
 def select_tokens(
@@ -23,6 +26,7 @@ def select_tokens(
     rule: str = "floor",
     what: str = "response",
     ties: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Mark, in every response, the share ``ratio`` of its counted tokens with the most extreme scores.
 
@@ -31,7 +35,9 @@ def select_tokens(
     0.3 of 10 tokens three and not two. Rule ``quantile`` (the Selective-DPO authors' implementation of Eq. 8) keeps
     every score that reaches the linearly interpolated (1 - ratio) quantile of the counted scores, so equal scores stay
     together and more than n tokens may be kept; with ``largest=False`` it keeps the scores that do not exceed the
-    ``ratio`` quantile.
+    ``ratio`` quantile. Rule ``mean`` (ConfPO, arXiv 2506.08712, whose scores are probabilities) keeps every score
+    strictly above the mean of the counted scores, or below it with ``largest=False``; it has no ratio, and keeps no
+    token of a response whose scores are all equal.
 
     Neither the width of the padding nor its values (including NaN and infinities) change the result, and the selection
     of a response does not depend on its batch. No gradient flows.
@@ -41,13 +47,14 @@ def select_tokens(
         mask: [B, T] bool, True where a response token counts.
         ratio: the share of counted tokens to keep, in (0, 1]; 1.0 keeps every counted token.
         largest: True keeps the highest scores, False the lowest.
-        rule: ``floor`` or ``quantile``.
+        rule: ``floor``, ``quantile`` or ``mean``.
         what: name of a row in error messages, for example ``"rejected response"``.
         ties: [B, T] integers, only read where scores are equal: rule ``floor`` then keeps the token with the lowest
             number (``sepo.selection.ties``). None for the earlier token.
+        counts: [B] integers, how many tokens rule ``floor`` keeps of each response, at most all, in place of the ratio.
 
     Returns:
-        [B, T] bool, a subset of ``mask`` with at least one token in every row.
+        [B, T] bool, a subset of ``mask`` with at least one token in every row (rule ``mean``: possibly none).
 
     Raises:
         SepoError: if the ratio or rule is invalid, shapes or dtypes do not match, a row has no counted token (with the
@@ -64,10 +71,13 @@ def select_tokens(
             f"select rule is {rule!r}, expected one of {', '.join(RULES)}; write one of these."
             f"{nearest(str(rule), RULES)}"
         )
-    scores, counts = check_scores(scores, mask, what=what)
+    scores, lengths = check_scores(scores, mask, what=what)
     if rule == "floor":
-        return _floor(scores, mask, counts, ratio=ratio, largest=largest, ties=ties)
-    return _quantile(scores, mask, counts, ratio=ratio, largest=largest)
+        kept = floor_counts(lengths, ratio) if counts is None else counts
+        return _floor(scores, mask, kept, largest=largest, ties=ties)
+    if rule == "mean":
+        return _beyond_mean(scores, mask, lengths, largest=largest)
+    return _quantile(scores, mask, lengths, ratio=ratio, largest=largest)
 
 
 def check_scores(scores: Tensor, mask: Tensor, *, what: str = "response") -> tuple[Tensor, Tensor]:
@@ -149,14 +159,13 @@ def require_counted_tokens(mask: Tensor, *, what: str = "response") -> None:
         )
 
 
-def _floor(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, largest: bool, ties: Tensor | None) -> Tensor:
+def _floor(scores: Tensor, mask: Tensor, kept: Tensor, *, largest: bool, ties: Tensor | None) -> Tensor:
     # Counted scores are finite, so every masked position sorts behind every counted one.
     keys = scores.masked_fill(~mask, -math.inf if largest else math.inf)
     first = None if ties is None else ties.argsort(dim=-1, stable=True)
     keys = keys if first is None else keys.gather(-1, first)
     order = keys.argsort(dim=-1, descending=largest, stable=True)  # stable: the earlier of two equals comes first
     order = order if first is None else first.gather(-1, order)
-    kept = floor_counts(counts, ratio)
     ranks = torch.arange(scores.shape[-1], device=scores.device)
     return torch.zeros_like(mask).scatter(-1, order, ranks < kept.unsqueeze(-1))
 
@@ -171,3 +180,15 @@ def _quantile(scores: Tensor, mask: Tensor, counts: Tensor, *, ratio: float, lar
     threshold = torch.lerp(ascending.gather(-1, below.long()), ascending.gather(-1, above.long()), position - below)
     reaches = wide >= threshold if largest else wide <= threshold
     return reaches & mask
+
+
+_EQUAL = 1e-12
+"""Scores within this relative distance of the mean count as equal to it, so that rounding selects none of equal scores
+and the width of the padding, which changes the order of a sum, changes nothing."""
+
+
+def _beyond_mean(scores: Tensor, mask: Tensor, counts: Tensor, *, largest: bool) -> Tensor:
+    wide = scores.double().masked_fill(~mask, 0.0)
+    mean = (wide.sum(dim=-1) / counts).unsqueeze(-1)
+    margin = _EQUAL * wide.abs().amax(dim=-1, keepdim=True)
+    return (wide > mean + margin if largest else wide < mean - margin) & mask

@@ -13,6 +13,7 @@ from sepo.objectives import Method
 from sepo.selection import SIDES
 from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens, before_text, template_tokens
 from sepo.text.token_texts import TokenTexts
+from sepo.training.collators import selecting_collator
 from sepo.training.reward_columns import RewardCollator
 from sepo.training.row_losses import RowLosses
 from sepo.training.selection_columns import (
@@ -20,7 +21,6 @@ from sepo.training.selection_columns import (
     IGNORE_INDEX,
     SCORE_COLUMNS,
     STEP_COLUMNS,
-    selecting_collator,
 )
 from sepo.training.trainable_rows import SAME_RESPONSES
 

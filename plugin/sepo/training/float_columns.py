@@ -1,5 +1,5 @@
 """Collators that add one number per response token to the host's padded batch: token rewards, reference
-log-probabilities.
+log-probabilities, token scores.
 
 The float32 numbers are passed as their bit patterns in int32, since an engine may cast every floating-point input of a
 batch to its own dtype (DeepSpeed does), and bfloat16 has two or three digits. The step thus gets the exact numbers of
@@ -22,6 +22,11 @@ REF_LOGPS = "ref_logps"
 
 REF_COLUMNS = ("chosen_ref_logps", "rejected_ref_logps")
 """Row columns: the reference's log-probability, in nats, of each response token that can be scored."""
+
+
+SCORES = "scores"
+"""Batch key: int32, [2B, T], the bits of the float32 token score of the token at that position; 0 if there is none. For
+methods that weigh tokens by stored scores."""
 
 
 class FloatCollator:

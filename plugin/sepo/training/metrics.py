@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +44,8 @@ def plain_sums(metrics: Mapping[str, Metric]) -> dict[str, tuple[float, float]]:
 
 
 def plain_numbers(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Return the means, nan where nothing was counted."""
-    return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
+    """Return the means; a metric for which nothing was counted has none and is left out."""
+    return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def reward_metrics(output: PreferenceOutput) -> dict[str, Metric]:
@@ -71,6 +70,20 @@ def token_metrics(logps: Tensor, *, mask: Tensor, selection: Tensor, pairs: int)
         "select/rejected_ratio": ratio(selection[pairs:].sum(), mask[pairs:].sum()),
         "select/tokens": mean(selected[:pairs] + selected[pairs:]),
     }
+
+
+def effective_tokens(weights: Tensor, *, pairs: int) -> dict[str, Metric]:
+    """Return ``select/*_effective``, the mean effective number of tokens of a response, (sum w)^2 / sum w^2.
+
+    It is the number of selected tokens if their weights are equal, and smaller the more they differ.
+
+    Args:
+        weights: [2B, T], 0 where not selected, the first B rows chosen.
+        pairs: B.
+    """
+    squares = weights.square().sum(-1)
+    numbers = weights.sum(-1).square() / squares.where(squares > 0, 1.0)
+    return {"select/chosen_effective": mean(numbers[:pairs]), "select/rejected_effective": mean(numbers[pairs:])}
 
 
 def mean_by_side(name: str, values: Tensor, *, wanted: Tensor, pairs: int) -> dict[str, Metric]:

@@ -207,23 +207,3 @@ class SelectionCollator:
         )
         batch[SELECTION] = torch.cat([chosen, rejected])
         return batch
-
-
-def selecting_collator(
-    inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]], *, method: Method
-) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    """Wrap a collator of pairs so that its batches include what the method's selection needs.
-
-    Args:
-        inner: the host's collator, as in ``SelectionCollator``.
-        method: the resolved method.
-
-    Returns:
-        The collator; the same object if the method does not select.
-    """
-    if method.needs_scores:
-        return SelectionCollator(inner, method=method)
-    if method.selector is None:
-        return inner
-    collator: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = CandidateCollator(inner)
-    return StepCollator(collator) if method.needs_steps else collator

@@ -17,11 +17,19 @@ from sepo.forward.shared_prompt import PairLayout
 from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
-from sepo.objectives import Method, preference_loss, select
+from sepo.objectives import Method, StateWeight, preference_loss, select, weigh, weigh_states
 from sepo.selection.ties import tie_order
 from sepo.training.batch_parts import PartLoss, Parts, part_of, rows_of_pairs
-from sepo.training.float_columns import REF_LOGPS, batch_floats
-from sepo.training.metrics import mean, mean_by_side, plain_numbers, plain_sums, reward_metrics, token_metrics
+from sepo.training.float_columns import REF_LOGPS, SCORES, batch_floats
+from sepo.training.metrics import (
+    effective_tokens,
+    mean,
+    mean_by_side,
+    plain_numbers,
+    plain_sums,
+    reward_metrics,
+    token_metrics,
+)
 from sepo.training.reward_columns import TOKEN_REWARDS, token_rewards
 from sepo.training.selection_columns import CANDIDATES, SELECTION, STEPS, scorable_tokens
 
@@ -50,12 +58,14 @@ class StepTokens:
         selection: bool [2B, T - 1], shifted: entry t is the token at t + 1.
         policy_logps: [2B, T - 1], detached; 0 where none was computed.
         ref_logps: the same for the reference, or None.
+        weights: [2B, T - 1], the weight of each selected token, 0 elsewhere; None if the method does not weigh tokens.
     """
 
     batch: Mapping[str, Any]
     selection: Tensor
     policy_logps: Tensor
     ref_logps: Tensor | None
+    weights: Tensor | None = None
 
 
 _TEXT = {"input_ids", "attention_mask"}
@@ -85,6 +95,7 @@ def preference_step(
         batch: ``input_ids``, ``attention_mask``, ``labels`` [2B, T] (the first B rows chosen; labels -100 except at
             response tokens), ``selection`` [2B, T] if the method selects by stored scores, ``steps`` [2B, T] if it
             selects steps by live ones, ``candidates`` [2B, T] if not all response tokens may be selected,
+            ``scores`` [2B, T] if it weighs tokens by stored scores,
             ``token_rewards`` [2B, T] if it has T-REG's regularizer (see
             ``RewardCollator``), ``ref_logps`` [2B, T] if the reference was run beforehand (see ``ReferenceCollator``),
             and other inputs of the forward pass.
@@ -104,6 +115,7 @@ def preference_step(
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the computed tokens, ``select/*_ratio`` the selected share
         of the response tokens that may be selected, ``select/tokens`` the selected tokens of the device batch,
+        ``select/*_effective`` the effective number of tokens of a response if the method weighs them,
         ``kl/*`` the mean of log pi_policy - log pi_ref over the computed tokens, ``kl/*_full`` over the same tokens the
         mean KL(ref || policy) over the vocabulary if the method needs it, ``treg/*`` the mean token reward over the
         regularized tokens, ``objective/*`` the metrics of the objective.
@@ -140,16 +152,20 @@ def preference_step(
 @dataclass(frozen=True)
 class _Positions:
     """Masks of the response tokens, of those that may be selected, of those whose log-probabilities are needed, and of
-    those that are selected as far as that is determined before the forward pass; bool [2B, T - 1], shifted."""
+    those that are selected as far as that is determined before the forward pass; bool [2B, T - 1], shifted. And the
+    weights of the latter, of which those with weight 0 are not needed; None if tokens are not weighed, or the weights
+    are not determined yet."""
 
     mask: Tensor
     candidates: Tensor
     wanted: Tensor
     known: Tensor
+    weights: Tensor | None = None
 
     def of(self, rows: list[int]) -> _Positions:
         """Return the masks of some rows."""
-        return _Positions(*(part[rows] for part in (self.mask, self.candidates, self.wanted, self.known)))
+        parts = (self.mask, self.candidates, self.wanted, self.known, self.weights)
+        return _Positions(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
 
 
 def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: float) -> _Positions:
@@ -158,12 +174,58 @@ def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: f
     excludes = method.selector is not None and CANDIDATES in batch
     candidates = batch[CANDIDATES][:, 1:] if excludes else mask
     known = _stored_selection(method, batch) if method.needs_scores else candidates
-    reads_all = chosen_nll_weight or method.needs_response
-    return _Positions(mask, candidates, torch.cat([mask[:pairs], known[pairs:]]) if reads_all else known, known)
+    weights = None
+    if method.token_weight is not None and not method.weighs_live:
+        weights = _weights(method, pairs, mask=mask, selection=known, scores=_stored_scores(method, batch))
+    wanted = _counting(known, weights)
+    if chosen_nll_weight or method.needs_response:
+        wanted = torch.cat([mask[:pairs], wanted[pairs:]])
+    return _Positions(mask, candidates, wanted, known, weights)
+
+
+def _counting(selection: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the selected tokens that enter the loss: those with a weight other than 0, possibly none of a response."""
+    return selection if weights is None else selection & (weights != 0)
+
+
+def _weights(method: Method, pairs: int, **tensors: Tensor | None) -> Tensor:
+    """Return the weights of the selected tokens, [2B, T - 1], from tensors of that shape (see ``weigh``)."""
+    chosen, rejected = weigh(method, **_by_side(pairs, **tensors))
+    assert chosen is not None  # the method weighs tokens
+    assert rejected is not None
+    return torch.cat([chosen, rejected])
+
+
+def _state_weigher(method: Method, positions: _Positions) -> Callable[[Tensor], Tensor] | None:
+    """Return the function from the states of the wanted positions to their weights, 0 where not selected, or None."""
+    weight = method.token_weight
+    if not isinstance(weight, StateWeight):
+        return None
+    lengths = positions.known.sum(-1).tolist()
+    inside = positions.known[positions.wanted]
+    if bool(inside.all()):
+        return lambda states: weigh_states(weight, states, lengths)
+
+    def among_others(states: Tensor) -> Tensor:
+        weights = weigh_states(weight, states[inside], lengths)
+        return weights.new_zeros(len(states)).masked_scatter(inside, weights)
+
+    return among_others
+
+
+def _stored_scores(method: Method, batch: Mapping[str, Any]) -> Tensor | None:
+    """Return the stored scores that a method weighs tokens by, [2B, T - 1]; None if it does not."""
+    if not (method.weighs_by_scores and method.needs_scores):
+        return None
+    missing = (
+        f"the batch has no '{SCORES}', which {method.name} weighs tokens by: collate with selecting_collator, and keep "
+        "the columns (remove_unused_columns: false)."
+    )
+    return batch_floats(batch, SCORES, missing=missing)[:, 1:]
 
 
 def _model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    not_inputs = ("labels", CANDIDATES, SELECTION, STEPS, TOKEN_REWARDS, REF_LOGPS)
+    not_inputs = ("labels", CANDIDATES, SELECTION, STEPS, SCORES, TOKEN_REWARDS, REF_LOGPS)
     return {name: value for name, value in batch.items() if name not in not_inputs}
 
 
@@ -194,7 +256,8 @@ def _loss(
     ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
     # One pass over the head for all requested statistics.
     policy = selected_statistics(
-        model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, router_loss=bool(router_loss_weight),
+        model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, weigh=_state_weigher(method, positions),
+        router_loss=bool(router_loss_weight),
         **tokens,
     )  # fmt: skip
     if counted is not None and counted < pairs:
@@ -206,15 +269,25 @@ def _loss(
         pairs, mask, wanted = counted, positions.mask, positions.wanted
     logps = policy.logps
     sides = _by_side(pairs, mask=mask, policy_logps=logps, ref_logps=ref_logps)
-    selection = positions.known
+    selection, weights = positions.known, positions.weights
     if method.token_scorer.live:
         ties = tie_order(labels[:, 1:], mask)
         scored = sides | _by_side(pairs, mask=positions.candidates, steps=_steps(method, batch), ties=ties)
         selection = torch.cat(select(method, **scored))
+    if method.weighs_live:
+        seen = {"mask": mask, "selection": selection, "policy_logps": logps, "ref_logps": ref_logps}
+        weights = _weights(method, pairs, **seen, state_weights=policy.weights)
+    counting = _counting(selection, weights)
     if watch is not None:
-        watch(StepTokens(batch, selection, logps.detach(), ref_logps))
+        watch(StepTokens(batch, counting, logps.detach(), ref_logps, weights))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
-    per_token = {"selection": selection, "token_rewards": rewards, "kl": policy.kl, "log_sum_p2": policy.log_sum_p2}
+    per_token = {
+        "selection": selection,
+        "weights": weights,
+        "token_rewards": rewards,
+        "kl": policy.kl,
+        "log_sum_p2": policy.log_sum_p2,
+    }
     output = preference_loss(method, **sides, **_by_side(pairs, **per_token))
     loss = output.losses.mean()
     if chosen_nll_weight:
@@ -222,10 +295,12 @@ def _loss(
     if policy.router_losses is not None:
         loss = loss + router_loss_weight * policy.router_losses.mean()
     metrics = reward_metrics(output)
-    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=selection, pairs=pairs)
+    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=counting, pairs=pairs)
+    if weights is not None:
+        metrics |= effective_tokens(weights, pairs=pairs)
     if rewards is not None:
-        regularized = torch.where(selection, rewards, 0.0)
-        metrics |= mean_by_side("treg/reward_{}", regularized, wanted=selection, pairs=pairs)
+        regularized = torch.where(counting, rewards, 0.0)
+        metrics |= mean_by_side("treg/reward_{}", regularized, wanted=counting, pairs=pairs)
     if ref_logps is not None:
         metrics |= mean_by_side("kl/{}", logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
     if policy.kl is not None:

@@ -3,7 +3,8 @@
 import pytest
 
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.config import BLOCK_KEYS, TRAINER, resolve_config
+from sepo.hosts.axolotl.config import BLOCK_KEYS, TRAINER, Resolved, resolve_config
+from sepo.objectives import resolve_method
 from sepo.recipe.resolve import resolve
 from tests.support import axo
 
@@ -78,7 +79,19 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
         ({"streaming": True}, "a stream has no row numbers"),
         ({"sample_packing": True}, "sample_packing is set, but pairs are not packed"),
         ({"use_eaft": True}, "use_eaft is set, but it replaces the loss of SFT"),
-        ({"dpo_ld_alpha": 0.5}, "dpo_ld_alpha is set"),
+        (
+            {"dpo_ld_alpha": 0.5},
+            "dpo_ld_alpha is set, but it belongs to token_weight length, and token_weight is none; set objective: "
+            "ld_dpo or token_weight: length, or remove it",
+        ),
+        (
+            {"dpo_ld_alpha": 0.5, "block": {"objective": "ld_dpo", "ld_alpha": 0.25}},
+            "sepo.ld_alpha is 0.25 and dpo_ld_alpha is 0.5, but they have the same meaning",
+        ),
+        ({"dpo_ld_alpha": 1.5, "block": {"objective": "ld_dpo"}}, "alpha .* is 1.5, expected a number in .0, 1."),
+        ({"block": {"objective": {"dpo": 0.8, "opro": 0.2}}}, "objective is 'opro'.*Did you mean 'orpo'"),
+        ({"block": {"objective": {"dpo": "much"}}}, "the factor of dpo in objective is 'much', expected a number"),
+        ({"block": {"objective": ["dpo", "orpo"]}}, "objective is .'dpo', 'orpo'., expected the name of an objective"),
         ({"unsloth_lora_mlp": True}, "Unsloth replaces the forward"),
         ({"lora_model_dir": "adapter"}, "merge it first"),
         ({"context_parallel_size": 2}, "needs whole responses"),
@@ -142,6 +155,34 @@ def test_tregs_prompts_need_rows_that_are_conversations(root, tmp_path):
 def test_axolotls_keys_with_the_same_meaning_are_read(root, tmp_path, key, value):
     settings = resolve_config(given(root, tmp_path, **{key: value})).settings
     assert settings.method.hyperparameters["beta"] == 0.25
+
+
+@pytest.mark.parametrize("more", [{"dpo_ld_alpha": 0.25}, {"block": {"ld_alpha": 0.25}}], ids=["host", "block"])
+def test_the_hosts_length_weight_is_that_of_ld_dpo(root, tmp_path, more):
+    block = {"objective": "ld_dpo", **more.pop("block", {})}
+    resolved = resolve_config(given(root, tmp_path, block=block, **more))
+    assert resolved.settings.method == resolve_method("ld_dpo", alpha=0.25)
+    (changed,) = resolved.settings.overview.changed
+    assert changed.origin == ("dpo_ld_alpha" if "dpo_ld_alpha" in more else "sepo.ld_alpha")
+
+
+def test_a_sum_of_objectives_is_a_mapping_of_the_block(root, tmp_path, plugin):
+    """Through the host's merge of the command line and its validation to the trainer's arguments."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    factors = {"dpo": 0.8, "orpo": 0.2}
+    expected = resolve_method(factors)
+    block = {"stage": "sepo", "objective": factors}
+    made = given(root, tmp_path, rl="dpo", block=block, trainer_cls=TRAINER)
+    assert resolve_config(made).settings.method == expected
+    cfg = load_cfg(str(axo.write(made, tmp_path / "config.yaml")))
+    assert dict(cfg.sepo.objective) == factors
+    arguments = PluginManager.get_instance().plugins[axo.PLUGIN].get_training_args(cfg)
+    assert Resolved.from_json(arguments["sepo"]).settings.method == expected
+    other = load_cfg(str(axo.write(made, tmp_path / "other.yaml")), sepo__objective="{dpo: 0.5, sft: 1}")
+    arguments = PluginManager.get_instance().plugins[axo.PLUGIN].get_training_args(other)
+    assert Resolved.from_json(arguments["sepo"]).settings.method == resolve_method({"dpo": 0.5, "sft": 1.0})
 
 
 def test_the_schema_has_the_block_and_refuses_other_keys(plugin):

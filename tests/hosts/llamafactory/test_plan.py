@@ -17,7 +17,7 @@ from sepo.hosts.llamafactory.plan import run as plans
 from sepo.hosts.llamafactory.plan.account import account_for
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.recipe.model_specs import ModelSpec
-from tests.support.packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
+from tests.support.packages import WITH_RECIPES, on_path, write_example
 from tests.support.recipes import BIN, run, sepo_recipe, write
 
 pytestmark = pytest.mark.host
@@ -114,7 +114,7 @@ def examples():
 
 @pytest.mark.parametrize(("path", "recipe"), examples())
 def test_every_recipe_is_planned_and_those_for_a_card_fit_it(path, recipe, shapes, tmp_path):
-    packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
+    packaged = path.parent in WITH_RECIPES
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
         planned = account_for(planned_run(recipe), on_gpu=True)
     assert planned.peak.total > GIB / 2
@@ -182,6 +182,18 @@ def test_the_head_is_planned_for_the_tokens_that_a_step_reads(shapes, changes, s
     assert account_for(planned_run(recipe), on_gpu=True).row.selected == round(400 * share)
 
 
+def test_the_transport_between_long_responses_is_planned(shapes):
+    """Its matrices are quadratic in the responses' lengths; for short ones they fit beside what is there anyway."""
+
+    def making(objective, cutoff):
+        recipe = {"model_name_or_path": "qwen2.5-0.5b", "stage": "minor_dpo", "bf16": True, "ref_precompute": True,
+                  "cutoff_len": cutoff, "per_device_train_batch_size": 1, "objective": objective}  # fmt: skip
+        return account_for(planned_run(recipe), on_gpu=True).phases[-1].items["activations, head"]
+
+    assert making("otpo", 512) == making("dpo", 512)
+    assert making("otpo", 8192) - making("dpo", 8192) > 8191**2 * 4
+
+
 def test_engines_shard_what_they_shard(shapes, tmp_path):
     def training(stage, processes):
         config = tmp_path / f"z{stage}.json"
@@ -239,6 +251,7 @@ def test_a_run_that_does_not_fit_gets_changes_that_make_it_fit(world, tmp_path, 
         ),
         ([], {"deepspeed": "nowhere.json"}, "deepspeed: 'nowhere.json' cannot be read"),
         ([], {"select_ratio": 3}, "select_ratio"),
+        ([], {"oracle": {"kind": "reversed"}}, "section 'oracle' is one of sepo pipeline; for the memory of its steps"),
     ],
 )
 def test_refusals_are_one_line(words, changes, message, world, tmp_path, capsys):

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys
+from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys, plain
 from sepo.recipe.keys import HOST_KEYS, unknown_key
-from sepo.recipe.stages import objective_of_key
+from sepo.recipe.stages import owner_of_key
 
 
 class _Block(BaseModel):
@@ -29,8 +29,8 @@ class _Block(BaseModel):
         known, own = {}, dict(data.get("own") or {})
         for name, value in data.items():
             if name in BLOCK_KEYS:
-                known[name] = value
-            elif name != "own" and objective_of_key(name):
+                known[name] = plain(value)  # Axolotl's mapping has every attribute, also those that pydantic looks for
+            elif name != "own" and owner_of_key(name):
                 own[name] = value
             elif name != "own":
                 raise ValueError(unknown_key(name, BLOCK_KEYS))

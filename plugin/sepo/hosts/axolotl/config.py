@@ -18,7 +18,7 @@ from sepo.recipe.keys import HOST_KEYS, KEYS, unknown_key
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
 from sepo.recipe.stage_names import available_stages
-from sepo.recipe.stages import objective_of_key
+from sepo.recipe.stages import owner_of_key
 from sepo.text.conversations import QUOTED
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ _SAME = {
     "pref_beta": ("rl_beta", "dpo_beta", "trl.beta"),
     "simpo_gamma": ("simpo_gamma",),
     "dpo_label_smoothing": ("dpo_label_smoothing",),
+    "ld_alpha": ("dpo_ld_alpha",),
     "moe_aux_loss_coef": ("router_aux_loss_coef", "overrides_of_model_config.router_aux_loss_coef"),
 }
 """Axolotl's keys with the same meaning, by the key of the block ``sepo``."""
@@ -52,7 +53,6 @@ _REFUSED = {
     "chunked_cross_entropy": "it replaces the head's loss, which the stage replaces as well; remove it",
     "cut_cross_entropy": "it replaces the head's loss, which the stage replaces as well; remove it",
     "liger_fused_linear_cross_entropy": "it replaces the head's loss, which the stage replaces as well; remove it",
-    "dpo_ld_alpha": "LD-DPO's weight belongs to Axolotl's DPO; remove it, or remove the block and set rl: dpo",
     "use_eaft": "it replaces the loss of SFT, and the key objective sets the loss; remove it",
     "use_dft": "it replaces the loss of SFT, and the key objective sets the loss; remove it",
     **dict.fromkeys(
@@ -196,14 +196,17 @@ def _checked_block(block: Any) -> dict[str, Any]:
         raise SepoError(f"sepo is {block!r}, expected a mapping with keys such as stage, select_ratio, oracle_model.")
     flat = {**{name: value for name, value in block.items() if name != "own"}, **(block.get("own") or {})}
     for name in flat:
-        if name not in BLOCK_KEYS and objective_of_key(name) is None:
+        if name not in BLOCK_KEYS and owner_of_key(name) is None:
             raise SepoError(f"block sepo: {unknown_key(name, BLOCK_KEYS)}")
     # Plain containers: the values are written to the run's output_dir as JSON.
-    return {name: _plain(value) for name, value in flat.items() if value is not None}
+    return {name: plain(value) for name, value in flat.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def plain(value: Any) -> Any:
+    """Return a value of a config with lists and dicts as containers, also in place of Axolotl's own mapping."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _stage(rl: Any, alias: str | None, block: Mapping[str, Any]) -> str:

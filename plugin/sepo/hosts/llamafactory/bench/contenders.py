@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.objectives.presets import find_objective
 from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.reference import base_of_reference_adapters
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
 from sepo.recipe.stage_names import is_sepo_stage
-from sepo.recipe.stages import find_stage, objective_keys, with_stage_defaults
+from sepo.recipe.stages import find_stage, registered_keys, selection_parts, with_stage_defaults
 
 HOST_DPO, HOST_SIMPO, OWN = "host_dpo", "host_simpo", "recipe"
 
@@ -113,7 +112,10 @@ def own_name(recipe: Mapping[str, Any]) -> str:
         return losses.get(str(recipe.get("pref_loss") or "sigmoid"), OWN)
     given = with_stage_defaults(recipe)
     objective = str(given["objective"])
-    if given.get("token_scorer") in (None, find_objective(objective).scorer):
+    alone = {"objective": objective}
+    if all(given.get(key) is None for key in ("token_scorer", "token_weight")) or (
+        ":" not in objective and selection_parts(given) == selection_parts(alone)
+    ):
         for name, keys in CONTENDERS.items():
             if stage == keys["stage"] and objective == keys.get("objective", find_stage(stage).objective):
                 return name
@@ -123,7 +125,7 @@ def own_name(recipe: Mapping[str, Any]) -> str:
 def _contender(name: str, recipe: Mapping[str, Any], *, own: str, host_keys: tuple[str, ...]) -> Contender:
     method_keys = (*SEPO_KEYS, *_HOST_METHOD_KEYS, *_REFERENCE_KEYS)
     if is_sepo_stage(str(recipe["stage"])):
-        method_keys += tuple(objective_keys(str(with_stage_defaults(recipe)["objective"])))
+        method_keys += tuple(registered_keys(with_stage_defaults(recipe)))
     method = {key: value for key, value in recipe.items() if key in method_keys and key not in _NO_METHOD}
     common = {key: value for key, value in recipe.items() if key not in method}
     reference = {key: method.pop(key) for key in _REFERENCE_KEYS if key in method}
@@ -169,12 +171,11 @@ def _family_keys(name: str, *, own: str, recipe: Mapping[str, Any]) -> dict[str,
 
 
 def _shared_ratios(given: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    if find_objective(str(with_stage_defaults(given)["objective"])).scorer == "none":
+    if selection_parts({"objective": with_stage_defaults(given)["objective"]})[0] == "none":
         return {}
     return {key: recipe[key] for key in _RATIOS if key in recipe}
 
 
 def _needs_oracle(given: Mapping[str, Any]) -> bool:
     complete = with_stage_defaults(given)
-    scorer = complete.get("token_scorer") or find_objective(str(complete["objective"])).scorer
-    return scorer == "oracle" or complete.get("treg_rewards") == "oracle"
+    return selection_parts(complete)[0] == "oracle" or complete.get("treg_rewards") == "oracle"

@@ -9,7 +9,7 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.stage_names import check_stage, is_sepo_stage
-from sepo.recipe.stages import objective_keys, with_stage_defaults
+from sepo.recipe.stages import registered_keys, with_stage_defaults
 
 _DROPPED = (
     "do_eval", "do_predict", "eval_dataset", "eval_on_each_dataset", "load_best_model_at_end", "metric_for_best_model",
@@ -79,8 +79,8 @@ def check_keys(recipe: Mapping[str, Any], *, host_keys: tuple[str, ...]) -> None
     """
     sepo_keys: tuple[str, ...] = ()
     if is_sepo_stage(str(recipe.get("stage"))):
-        objective = str(with_stage_defaults(recipe)["objective"])
-        sepo_keys = (*SEPO_KEYS, *objective_keys(objective, taken=(*host_keys, *SEPO_KEYS)))
+        own_keys = registered_keys(with_stage_defaults(recipe), taken=(*host_keys, *SEPO_KEYS))
+        sepo_keys = (*SEPO_KEYS, *own_keys)
     for name, value in recipe.items():
         if value is not None and name not in (*host_keys, *sepo_keys):
             hint = (

@@ -22,7 +22,7 @@ from sepo.hosts.llamafactory.reading import with_secrets
 from sepo.hosts.llamafactory.recipe import check_recipe
 from sepo.recipe.keys import SEPO_KEYS
 from sepo.recipe.stage_names import available_stages
-from sepo.recipe.stages import objective_of_key
+from sepo.recipe.stages import owner_of_key
 from sepo.redaction import redacted, secrets_of
 
 HOST_PROGRAM = "llamafactory-cli"
@@ -90,7 +90,7 @@ def without_off(args: Mapping[str, Any], cleaned: Mapping[str, Any]) -> dict[str
 
 
 def _is_flag(name: str) -> bool:
-    return name in SEPO_KEYS or objective_of_key(name) is not None
+    return name in SEPO_KEYS or owner_of_key(name) is not None
 
 
 def started(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:

@@ -11,7 +11,7 @@ from sepo.objectives import Method
 from sepo.recipe.keys import SEPO_KEYS, hyperparameter_keys, keys_of, typed
 from sepo.recipe.resolve import resolved_method
 from sepo.recipe.stage_names import STAGES, is_sepo_stage
-from sepo.recipe.stages import objective_keys, objective_of_key, with_stage_defaults
+from sepo.recipe.stages import owner_of_key, registered_keys, with_stage_defaults
 
 
 def stage_keys(stage: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def stage_keys(stage: str) -> dict[str, Any]:
     """
     given = with_stage_defaults({"stage": stage})
     objective = str(given["objective"])
-    own_keys = objective_keys(objective)
+    own_keys = registered_keys(given)
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
     method, *_ = resolved_method(stage, arguments, given, own_keys=own_keys)
     keys: dict[str, Any] = {}
@@ -38,13 +38,13 @@ def stage_keys(stage: str) -> dict[str, Any]:
         keys["ref_model"] = None
     settings = method.hyperparameters
     keys |= {key: settings[name] for key, name in hyperparameter_keys(objective).items() if name in settings}
-    keys |= {key: settings[name] for key, name in own_keys.items()}
+    keys |= {key: settings.get(name, declared.default) for key, (name, declared) in own_keys.items()}
     return {**keys, **_selection(method), **_token_rewards(method), "pref_ftx": 0.0}
 
 
 def _selection(method: Method) -> dict[str, Any]:
     selector = method.selector
-    if selector is None:
+    if selector is None or not selector.reads_ratios:
         return {}
     if selector.chosen_ratio == selector.rejected_ratio:
         return {"select_ratio": selector.chosen_ratio}
@@ -112,7 +112,7 @@ def with_keys_of(stage: str, text: str, memory: Memory) -> tuple[str, Memory]:
 
 
 def _is_sepo_key(key: str) -> bool:
-    return key in SEPO_KEYS or objective_of_key(key) is not None
+    return key in SEPO_KEYS or owner_of_key(key) is not None
 
 
 def _as_text(values: Mapping[str, Any]) -> str:
