@@ -171,9 +171,12 @@ def test_random_compositions(composition, seed, padding):
         if name.endswith("_counts"):
             padded[name] = tensor
             continue
+        outside, around = ~batch[f"{side}_mask"], (padding, padding)
+        if name.endswith("_states"):
+            outside, around = outside.unsqueeze(-1), (0, 0, *around)
         if junk is not False:
-            tensor = tensor.detach().masked_fill(~batch[f"{side}_mask"], junk)
-        padded[name] = torch.nn.functional.pad(tensor, (padding, padding), value=junk)
+            tensor = tensor.detach().masked_fill(outside, junk)
+        padded[name] = torch.nn.functional.pad(tensor, around, value=junk)
     same(compute_preference_loss(objective, **padded, **hyperparameters).losses, out.losses)
     alone = compute_preference_loss(objective, **{name: value[1:2] for name, value in batch.items()}, **hyperparameters)
     same(alone.losses, out.losses[1:2])
@@ -254,8 +257,8 @@ def test_weights_that_cannot_be_used_name_their_row():
 
 
 def test_the_weight_rules_build_their_defaults():
-    assert set(available_weights()) == {"none", "position", "length", "reward", "importance", "critical", "scores"}
-    assert [name for name, rule in WEIGHTS.items() if not rule.reads_scores] == ["position", "length"]
+    assert " ".join(available_weights()) == "none position length reward importance critical scores transport"
+    assert [name for name, rule in WEIGHTS.items() if not rule.reads_scores] == ["position", "length", "transport"]
     method = resolve_method("minor_dpo", token_weight="importance", token_scorer="oracle", importance_high=2.0)
     assert method.token_weight == Importance(clip=1.5, low=0.7, high=2.0)
     assert (method.selector.chosen_ratio, method.selector.rejected_ratio) == (1.0, 1.0)
@@ -274,6 +277,8 @@ def test_a_sum_is_the_sum_of_its_objectives():
     same(out.metrics["orpo_loss"], orpo)
     same(out.metrics["sft_loss"], nll)
     same(out.chosen_rewards, compute_preference_loss("dpo", **batch).chosen_rewards)
+    weighed = compute_preference_loss({"tgdpo": 1.0, "sft": 0.1}, **batch)  # the likelihood has no token weights
+    same(weighed.losses, losses("tgdpo", batch) + 0.1 * nll)
     again = compute_preference_loss({"sft": 0.1, "orpo": 0.2, "dpo": 0.8}, **batch)
     same(again.losses, out.losses)
 

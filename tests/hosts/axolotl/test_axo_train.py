@@ -9,6 +9,7 @@ import torch
 
 from sepo.errors import SepoError
 from tests.support import axo
+from tests.support.experts import save_experts
 
 
 @pytest.mark.parametrize("stage", axo.STAGES)
@@ -114,6 +115,26 @@ def test_a_live_and_a_precomputed_reference_give_the_same_losses(root, tmp_path,
     stored = train(axo.config(root, output, rl="selective_dpo", sepo={**block, "ref_precompute": True}, max_steps=2))
     assert stored.ref_model is None
     assert losses(stored) == pytest.approx(losses(live), abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["sepo", "minor_dpo"])
+def test_the_router_loss_of_a_mixture_of_experts(root, tmp_path, train, stage):
+    """The first step has the same weights and pairs in both runs, so the losses differ by the router's term."""
+    experts, output = save_experts(tmp_path / "experts", "Mixtral"), tmp_path / "out"
+    more = {"sepo": axo.block(root, output, stage), "gradient_checkpointing": True, "max_steps": 2,
+            "gradient_checkpointing_kwargs": {"use_reentrant": True}}  # fmt: skip
+    made = axo.config(root, output, rl=stage, base_model=str(experts), **more)
+    plain, *_ = train(made).state.log_history
+    first, *_ = train({**made, "router_aux_loss_coef": 50.0}).state.log_history
+    assert first["objective/router_loss"] > 2  # 2 of 5 experts per token: 2 if all are used alike
+    assert first["loss"] == pytest.approx(plain["loss"] + 50 * first["objective/router_loss"], rel=1e-5)
+    assert first["grad_norm"] > 1.2 * plain["grad_norm"]
+    assert "objective/router_loss" not in plain
+
+
+def test_a_router_loss_of_a_dense_model_is_refused_before_it_is_loaded(root, tmp_path, loaded):
+    with pytest.raises(SepoError, match=r"base_model is .*: a model of the type llama has no experts"):
+        loaded([], axo.block(root, tmp_path / "out", "sepo"), router_aux_loss_coef=0.1)
 
 
 def test_evaluation_rows_are_scored_and_evaluated(root, tmp_path, train):

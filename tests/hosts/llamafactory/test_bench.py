@@ -23,7 +23,7 @@ HOST_KEYS = (
     "stage", "pref_loss", "pref_beta", "pref_ftx", "simpo_gamma", "dpo_label_smoothing", "ref_model",
     "ref_model_adapters", "ref_model_quantization_bit", "learning_rate", "dataset", "model_name_or_path", "output_dir",
     "do_train", "report_to", "save_strategy", "gradient_accumulation_steps", "plot_loss", "save_steps", "ld_alpha",
-    "pref_bco_weight", "quantization_bit", "adapter_name_or_path", "cutoff_len",
+    "pref_bco_weight", "quantization_bit", "adapter_name_or_path", "cutoff_len", "moe_aux_loss_coef",
 )  # fmt: skip
 
 
@@ -86,6 +86,14 @@ def planned(recipe, names=None):
     recipe = measured_recipe({"model_name_or_path": "m", **recipe}, output_dir="/tmp/elsewhere")
     contenders = plan_contenders(recipe, host_keys=HOST_KEYS, names=names)
     return {contender.name: contender for contender in contenders}
+
+
+def test_the_router_loss_is_measured_in_sepos_stages_only():
+    """The host's DPO would compute it, and not add it."""
+    contenders = planned({"stage": "minor_dpo", "moe_aux_loss_coef": 0.01})
+    with_loss = {name for name, each in contenders.items() if "moe_aux_loss_coef" in each.host_recipe}
+    assert with_loss == set(CONTENDERS) - {HOST_DPO, HOST_SIMPO}
+    assert {contenders[name].settings.router_loss_weight for name in with_loss} == {0.01}
 
 
 @pytest.mark.parametrize(
