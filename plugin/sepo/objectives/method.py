@@ -176,6 +176,11 @@ class Selector:
         return self.rule != "mean" and self.count == "ratio"
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether all tokens that may be selected are, whatever their scores."""
+        return self.reads_ratios and self.chosen_ratio == self.rejected_ratio == 1.0
+
+    @property
     def may_be_empty(self) -> bool:
         """Whether a response may have no selected token; its pair then has loss 0."""
         return self.rule == "mean"
@@ -322,6 +327,16 @@ class Method:
     def weighs_by_scores(self) -> bool:
         """Whether token scores are read for weights, not only for a selection."""
         return self.token_weight is not None and self.token_weight.reads_scores
+
+    @property
+    def weighs_by_states(self) -> bool:
+        """Whether the policy's hidden states are read for weights."""
+        return self.token_weight is not None and self.token_weight.reads_states
+
+    @property
+    def weighs_live(self) -> bool:
+        """Whether token weights are available only after the forward pass."""
+        return self.token_weight is not None and (self.token_scorer.live or self.weighs_by_states)
 
     @property
     def needs_steps(self) -> bool:
