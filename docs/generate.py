@@ -13,7 +13,7 @@ from rich.console import Console
 from sepo.demo.results import print_results
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
-from sepo.recipe.keys import COMPARE_KEYS, HOST_KEYS, KEYS, PIPELINE_KEYS, Key, hyperparameter_keys
+from sepo.recipe.keys import COMPARE_KEYS, HOST_KEYS, KEYS, ORACLE_KIND, PIPELINE_KEYS, Key, hyperparameter_keys
 from sepo.recipe.stage_names import STAGES
 
 HERE = Path(__file__).parent
@@ -38,6 +38,9 @@ set to null (`key: null`) counts as absent. This page is generated from the code
 
 """
 
+_OBJECTIVE_COLUMNS = (
+    "objective", "default of stage", "default token scorer", "default token weight", "keys and their defaults",
+)  # fmt: skip
 
 _EVAL_HEAD = f"""# eval.json
 
@@ -69,14 +72,18 @@ def stage_row() -> list[str]:
     return ["`stage`", "", f"The stage: {stages}, or a registered one ([extend](extend.md))."]
 
 
-def key_of(objective: str, setting: str) -> str:
+def key_of(name: str, setting: str) -> str:
     """Return the recipe key that sets a hyperparameter of an objective."""
-    keys = {name: key for key, name in hyperparameter_keys(objective).items()}
+    objective = find_objective(name)
+    if setting in objective.weight_settings:
+        rows = {**HOST_KEYS, **KEYS}
+        return next(key for key, row in rows.items() if row.weighs == (objective.weight, setting))
+    keys = {hyperparameter: key for key, hyperparameter in hyperparameter_keys(name).items()}
     return {"weighting": "treg_weighting", "alpha": "treg_alpha", **keys}.get(setting, f"select_{setting}")
 
 
 def objective_rows() -> list[list[str]]:
-    """Return every objective with the stage that uses it by default, its token scorer and its hyperparameters."""
+    """Return every objective: the stage that uses it by default, token scorer, token weight, hyperparameters."""
     stages = {objective: stage for stage, objective in STAGES.items()}
     rows = []
     for name in BUILT_IN:
@@ -86,7 +93,8 @@ def objective_rows() -> list[list[str]]:
             if f"select_{side}_ratio" in settings:
                 settings[f"{side}_select_ratio"] = settings.pop(f"select_{side}_ratio")
         values = ", ".join(f"`{key}` {str(value).lower()}" for key, value in settings.items())
-        rows.append([f"`{name}`", f"`{stages[name]}`" if name in stages else "", f"`{objective.scorer}`", values])
+        stage = f"`{stages[name]}`" if name in stages else ""
+        rows.append([f"`{name}`", stage, f"`{objective.scorer}`", f"`{objective.weight}`", values])
     return rows
 
 
@@ -99,11 +107,11 @@ def keys_page() -> str:
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
         + "\n## Keys of `sepo pipeline`\n\n"
-        + table(columns, [*SECTIONS, *key_rows(PIPELINE_KEYS.values())])
+        + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), ORACLE_KIND])])
         + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"
         + table(columns, [*VARIANTS, *key_rows(COMPARE_KEYS.values())])
         + "\n## Objectives\n\nEach can be used in any sepo stage. Definitions: [objectives](methods/objectives.md).\n\n"
-        + table(("objective", "default of stage", "default token scorer", "keys and their defaults"), objective_rows())
+        + table(_OBJECTIVE_COLUMNS, objective_rows())
     )
 
 

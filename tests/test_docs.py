@@ -54,13 +54,31 @@ def test_every_key_has_a_meaning_and_no_default_is_left_out():
         assert bool(key.default_text) != (name in without), name
 
 
-def test_every_objective_and_scorer_is_explained():
+def test_every_objective_scorer_weight_and_count_is_explained():
     from sepo.objectives import SCORERS
-    from sepo.objectives.presets import BUILT_IN
+    from sepo.objectives.presets import BUILT_IN, available_weights
+    from sepo.selection.select import COUNTS, RULES
 
     text = (ROOT / "docs" / "methods" / "objectives.md").read_text()
-    for name in (*BUILT_IN, *SCORERS):
+    for name in (*BUILT_IN, *SCORERS, *available_weights()):
         assert re.search(rf"^\|[^|]*`{name}`[^|]*\|", text, re.MULTILINE), name
+    for name in (*RULES, *COUNTS):
+        assert re.search(rf"^\|[^|]*\|[^|]*`{name}`[^|]*\|", text, re.MULTILINE), name
+
+
+def test_the_page_of_token_weights_has_all_of_them_with_their_keys():
+    from sepo.objectives.presets import BUILT_IN, available_weights, find_objective
+    from sepo.recipe.keys import HOST_KEYS, KEYS
+
+    rows = [line for line in (ROOT / "docs" / "methods" / "weights.md").read_text().splitlines() if line[:3] == "| `"]
+    found = {line.split("`")[1]: line for line in rows if not line.startswith("| `token_weight` |")}
+    assert set(found) == set(available_weights())
+    for key, row in {**KEYS, **HOST_KEYS}.items():
+        if row.weighs is not None:
+            assert f"`{key}`" in found[row.weighs[0]], key
+    for name in BUILT_IN:
+        if (weight := find_objective(name).weight) != "none":
+            assert f"`{name}`" in found[weight], name
 
 
 def literals():

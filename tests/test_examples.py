@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
+from tests.support import tiny
+from tests.support.experts import save_experts
+from tests.support.packages import WITH_RECIPES, on_path, write_example
+from tests.support.rows import prepared
 
 ROOT = Path(__file__).parents[1]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
@@ -44,7 +47,7 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
             [] if oracle is None else [step.recipe for step in oracle.steps[1:]]
         )
     # The stage of a recipe for a package's own loss exists if that package is installed.
-    packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
+    packaged = path.parent in WITH_RECIPES
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
         for step in steps:
             if is_sepo_stage(step["stage"]):
@@ -111,15 +114,34 @@ def test_the_recipe_of_the_credit_benchmark_is_a_pipeline():
     resolve(steps[-1].recipe, host_keys=host_keys())
 
 
+def scored_pairs(world, folder):
+    """Write the tiny pairs with a score in [0, 1] for every response token, and return their directory."""
+    from transformers import AutoTokenizer
+
+    rows = tiny.pairs(24)
+    tiny.save_pairs(folder)
+    words = AutoTokenizer.from_pretrained(world / "policy")
+    tokenized = prepared(folder, words, dataset="tiny_pairs", carry=False)["train_dataset"]
+    for row, tokens in zip(rows, tokenized, strict=True):
+        for side in ("chosen", "rejected"):
+            count = sum(label != -100 for label in tokens[f"{side}_labels"])
+            row[f"{side}_scores"] = [position / count for position in range(count)]
+    (folder / "tiny_pairs.json").write_text(json.dumps(rows))
+    return folder
+
+
 def standing_in(recipe, world, folder):
     """Return a recipe with tiny models and data in place of its own, for two steps."""
+    policy = world / "policy"
+    if "moe_aux_loss_coef" in recipe:
+        policy = save_experts(folder / "policy")
     kept = {key: value for key, value in recipe.items() if not key.startswith("oracle_") or key.endswith("_bit")}
     if any(key.startswith("oracle_") for key in recipe):
         kept |= {"oracle_model": str(world / "oracle"), "oracle_base_model": str(world / "base")}
     if "ref_model" in recipe:
         kept["ref_model"] = str(world / "base")
     return {
-        **kept, "model_name_or_path": str(world / "policy"), "dataset": "tiny_pairs",
+        **kept, "model_name_or_path": str(policy), "dataset": "tiny_pairs",
         "dataset_dir": str(world / "data"), "template": "chatml", "cutoff_len": 128, "output_dir": str(folder / "out"),
         "max_steps": 2, "logging_steps": 1, "token_scores_dir": str(folder / "scores"), "use_cpu": True,
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "preprocessing_num_workers": 1,
@@ -129,19 +151,23 @@ def standing_in(recipe, world, folder):
 
 @pytest.mark.host
 def test_every_recipe_of_a_sepo_stage_runs_on_a_stand_in(world, tmp_path):
-    """One process runs all of them. Recipes with files, packages and chains of steps have their own tests."""
+    """One process runs all of them. Recipes with packages and chains of steps have their own tests."""
+    from sepo.hosts.llamafactory.recipe import host_keys
+    from sepo.recipe.resolve import resolve
     from sepo.recipe.stage_names import is_sepo_stage
     from tests.support.recipes import WORKER, adapter, environment, logged, run
 
-    recipes = {}
+    recipes, scored = {}, str(scored_pairs(world, tmp_path / "scored"))
     for path in EXAMPLES:
         recipe = load(path)
-        packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
-        if not packaged and is_sepo_stage(recipe.get("stage")) and recipe.get("token_scorer") != "file":
+        packaged = path.parent in WITH_RECIPES
+        if not packaged and is_sepo_stage(recipe.get("stage")):
             folder = tmp_path / path.stem
             folder.mkdir()
             recipes[path.stem] = standing_in(recipe, world, folder)
-    assert len(recipes) >= 15
+            if resolve(recipe, host_keys=host_keys())[1].method.scorer == "file":
+                recipes[path.stem]["dataset_dir"] = scored
+    assert len(recipes) >= 24
     (tmp_path / "recipes.json").write_text(json.dumps(list(recipes.values())))
     run([sys.executable, WORKER, tmp_path / "recipes.json"], cwd=tmp_path, env=environment())
     for name, recipe in recipes.items():

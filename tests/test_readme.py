@@ -55,12 +55,11 @@ def test_training_example_trains_each_stage_by_its_name(objective, world, tmp_pa
     assert not torch.equal(trained.lm_head.weight, before.lm_head.weight)
 
 
-def test_the_own_loss_and_the_own_scorer_are_the_examples():
-    for ending, language in (("own_loss.py", "py"), ("pyproject.toml", "toml")):
-        loss, scorer = re.findall(rf"```{language}\n(.*?)```", EXTEND, re.DOTALL)
-        assert loss in (ROOT / "yaml_examples" / "own_loss" / ending).read_text()
-        file = ending.replace("own_loss", "own_scorer")
-        assert scorer in (ROOT / "yaml_examples" / "own_scorer" / file).read_text()
+def test_the_packages_of_the_page_are_the_examples():
+    names = ("own_loss", "own_scorer", "own_weight")
+    for file, language in (("{}.py", "py"), ("pyproject.toml", "toml")):
+        for name, block in zip(names, re.findall(rf"```{language}\n(.*?)```", EXTEND, re.DOTALL), strict=True):
+            assert block in (ROOT / "yaml_examples" / name / file.format(name)).read_text()
 
 
 def test_every_command_is_real():

@@ -57,6 +57,17 @@ def test_wanted_tokens_attend_to_their_own_sequence(batch):
 
 
 @given(batches())
+def test_a_whole_layout_has_every_token_of_the_batch(batch):
+    ids, wanted = batch
+    layout = pair_layout(ids, wanted, attended=ids != 0)
+    assert torch.equal(layout.placed >= 0, ids != 0)
+    row = ids.flatten()[layout.source]
+    for index, position in (ids != 0).nonzero().tolist():
+        seen = visible(layout, layout.placed[index, position].item())
+        assert row[seen].tolist() == ids[index, : position + 1].tolist()
+
+
+@given(batches())
 def test_spans_are_adjacent(batch):
     ids, wanted = batch
     layout = pair_layout(ids, wanted)

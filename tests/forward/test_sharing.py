@@ -170,7 +170,6 @@ def test_an_unsupported_model_is_detected_and_takes_the_plain_path(make, reason,
         ),
         (transformers.GPT2Config(**{**SMALL, "reorder_and_upcast_attn": True}), "float32"),
         (transformers.LlamaConfig(**SMALL, attn_implementation="flex_attention"), "'flex_attention'"),
-        (transformers.MixtralConfig(**SMALL, num_local_experts=2, output_router_logits=True), "router"),
     ],
 )
 def test_unsupported_models_have_a_reason(config, reason):

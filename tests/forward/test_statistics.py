@@ -10,7 +10,7 @@ from torch import nn
 from sepo.errors import SepoError
 from sepo.forward import reference_log_probs, selected_log_probs, selected_statistics
 from sepo.training.starting_policy import StartingPolicy
-from tests.support.heads import VOCABULARY, batch, gradients, lora, make
+from tests.support.heads import FAMILIES, VOCABULARY, batch, gradients, lora, make
 
 
 def full_log_probs(model, inputs):
@@ -215,6 +215,45 @@ def test_without_statistics_it_is_selected_log_probs():
     assert torch.equal(statistics.logps, selected_log_probs(model, inputs, labels=labels, wanted=wanted))
     assert statistics.kl is None
     assert statistics.log_sum_p2 is None
+    assert statistics.weights is None
+
+
+@pytest.mark.parametrize("trains", ["all", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_computed_from_the_states_that_the_model_returns(family, trains):
+    model, (inputs, labels, wanted) = make(family), batch()
+    if trains == "lora":
+        model = lora(model, fan_in_fan_out=family == "GPT2")
+    seen = []
+
+    def weigh(states):
+        seen.append(states)
+        assert not states.requires_grad
+        return states.square().sum(-1)
+
+    statistics = selected_statistics(model, inputs, labels=labels, wanted=wanted, with_p2=True, weigh=weigh)
+    states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[-1][:, :-1]
+    torch.testing.assert_close(seen, [states[wanted]], rtol=1e-9, atol=1e-9)
+    expected = states.square().sum(-1).where(wanted, 0.0)
+    torch.testing.assert_close(statistics.weights, expected, rtol=1e-9, atol=1e-9)
+    assert not statistics.weights.requires_grad
+    without = selected_statistics(model, inputs, labels=labels, wanted=wanted)
+    assert torch.equal(statistics.logps, without.logps)
+    result, target = gradients(model, statistics.logps), gradients(model, without.logps)
+    assert all(torch.equal(result[name], target[name]) for name in target)
+
+
+def test_weights_have_their_own_dtype_and_follow_their_rows():
+    model, (inputs, labels, wanted) = make(), batch()
+
+    def weigh(states):
+        return torch.arange(1.0, 1.0 + len(states), dtype=torch.float32)
+
+    statistics = selected_statistics(model, inputs, labels=labels, wanted=wanted, weigh=weigh)
+    assert statistics.logps.dtype == torch.float64
+    assert statistics.weights.dtype == torch.float32
+    assert statistics.weights[wanted].tolist() == list(range(1, 1 + int(wanted.sum())))
+    assert torch.equal(statistics.of([1, 0]).weights, statistics.weights[[1, 0]])
 
 
 def test_the_head_runs_once():

@@ -1,5 +1,7 @@
 """Memory of a step counted without data equals that of the real step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,21 +9,23 @@ from peft import LoraConfig, get_peft_model
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
 from sepo.forward.sharing_support import batch_layout, layout_for
+from sepo.forward.statistics import selected_statistics
 from sepo.memory import step
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import Adapters, Trained
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
+from sepo.objectives import Transport, weigh_states
 from tests.support.models import batch_of, model_of, values_and_gradients
 
 PAIRS = ((7, 30, 41), (2, 25, 33))
 
 
-def real_bytes(model, *, autocast=None):
+def real_bytes(model, *, pairs=PAIRS, autocast=None, token_weight=None, router_loss=False):
     """Return the peak of a real model's training step on a real batch, without the loss."""
     fuse_lora(model)
     recompute_less(model)
-    inputs, wanted = batch_of(PAIRS)
-    layout = layout_for(model, inputs, batch_layout(inputs, wanted))
+    inputs, wanted = batch_of(pairs)
+    layout = layout_for(model, inputs, batch_layout(inputs, wanted, whole=router_loss))
     context = torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None)
     with context:
         values_and_gradients(model, inputs, wanted, layout)  # gradients exist from here on
@@ -29,10 +33,11 @@ def real_bytes(model, *, autocast=None):
     live.leave_out([*tensors_of(model), *(weight.grad for weight in model.parameters() if weight.grad is not None)])
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     with live, context:
-        from sepo.forward.head import selected_log_probs
-
-        logps = selected_log_probs(model, inputs, labels=inputs["input_ids"], wanted=wanted, layout=layout)
-        logps.sum().backward()
+        lengths = wanted.sum(-1).tolist()
+        weigh = None if token_weight is None else lambda states: weigh_states(token_weight, states, lengths)
+        tokens = {"labels": inputs["input_ids"], "wanted": wanted, "layout": layout}
+        statistics = selected_statistics(model, inputs, weigh=weigh, **tokens, router_loss=router_loss)
+        (statistics.logps.sum() + (statistics.router_losses.sum() if router_loss else 0.0)).backward()
     assert all(weight.grad is gradients[name] for name, weight in model.named_parameters())
     return live.peak
 
@@ -64,6 +69,45 @@ def test_a_step_that_trains_all_weights_in_bfloat16(checkpointing):
     trained = Trained(everything=True, in_float32=False)
     planned = step_bytes(config, row, Pass(torch.bfloat16, trained=trained, checkpointing=checkpointing))
     assert planned == pytest.approx(real_bytes(model), rel=0.1)
+
+
+def test_a_transport_between_long_responses():
+    """Its matrices, one number for each pair of tokens, are larger than all else here; both passes free them."""
+    model, weight = model_of("Llama"), Transport(reg=1.0, reg_m=0.2)
+    config, pairs = model.config, ((1, 700, 500), (3, 200, 600))
+    row = Row(((1, 699, 499), (3, 199, 599)), 2000)
+    how = Pass(torch.float32, trained=Trained(everything=True))
+    planned = step_bytes(config, row, replace(how, token_weight=weight))
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    assert planned == pytest.approx(real_bytes(model, pairs=pairs, token_weight=weight), rel=0.1)
+    assert planned > step_bytes(config, row, how) + 700 * 500 * 4
+
+
+def test_the_selected_tokens_of_each_response():
+    row = Row(((1, 99, 49), (5, 10, 20)), 89)
+    assert row.selected_lengths == [50, 4, 25, 10]
+    assert replace(row, selected=178).selected_lengths == [99, 10, 49, 20]
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_loss_of_routers_keeps_the_probabilities_of_all_experts(checkpointing):
+    """In bfloat16, since torch has no shapes of the experts' kernel for float32."""
+    more = {"num_experts": 64, "num_hidden_layers": 3}  # so that the probabilities are a large part
+    model = model_of("Qwen3Moe", dtype=torch.bfloat16, **more).train()
+    config = model.config
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    row = Row(PAIRS, 30 + 41 + 25 + 33)
+    trained = Trained(everything=True, in_float32=False)
+    planned, without = (
+        step_bytes(config, row, Pass(torch.bfloat16, trained=trained, checkpointing=checkpointing, router_loss=loss))
+        for loss in (True, False)
+    )
+    assert planned > 1.1 * without
+    inputs, wanted = batch_of(PAIRS)
+    layout = layout_for(model, inputs, batch_layout(inputs, wanted, whole=True))
+    selected_statistics(model, inputs, labels=inputs["input_ids"], wanted=wanted, layout=layout, router_loss=True)
+    assert planned == pytest.approx(real_bytes(model, router_loss=True), rel=0.1)
 
 
 def test_more_tokens_layers_and_no_checkpointing_cost_more():

@@ -20,6 +20,7 @@ from sepo.objectives import (
     preference_loss,
     resolve_method,
     select,
+    state_weights,
     weigh,
 )
 from sepo.objectives.links import LARGEST_MEAN_LOGP, Hinge, Logistic, Odds, Rank, Square
@@ -59,22 +60,31 @@ COMPOSITIONS = {
     "sum of dpo and orpo": ({"dpo": 0.8, "orpo": 0.2}, {}),
     "sum with sft": ({"sft": 0.1, "simpo": 0.5}, {}),
     "sum over selected tokens": ({"sepo": 1.0, "minor_dpo": 0.5, "tdpo1": 0.25}, {"chosen_ratio": 0.5}),
+    "oracle otpo": ("otpo", {"token_scorer": "oracle", "chosen_ratio": 0.5, "reg": 0.1}),
+    "otpo over the least likely tokens": ("otpo", {"token_scorer": "confidence", "chosen_ratio": 0.6}),
+    "simpo weighed by transport": (
+        "simpo",
+        {"token_weight": "transport", "transport_reg": 0.05, "transport_reg_m": 1.0},
+    ),
     "sum with weights": ({"d2po": 0.5, "ipo": 0.1}, {"token_weight": "position", "decay": 0.9}),
 }
 CASES = {name: (name, {}) for name in OBJECTIVES} | COMPOSITIONS
 LOGISTIC_WITH_REFERENCE = ("dpo", "robust_dpo", "dpop", "minor_dpo", "selective_dpo", "tdpo1", "tdpo2", "wpo")
 SIDES = ("chosen", "rejected")
-KINDS = ("policy_{}_logps", "ref_{}_logps", "{}_scores", "{}_token_rewards", "{}_kl", "{}_log_sum_p2")
+KINDS = ("policy_{}_logps", "ref_{}_logps", "{}_scores", "{}_token_rewards", "{}_kl", "{}_log_sum_p2", "{}_states")
 
 SELECTING = ("_mask", "_scores", "_steps", "_counts")
 """Inputs of a selection that the loss does not read."""
+
+BEFORE_THE_LOSS = (*SELECTING, "_states")
+"""Inputs of selections and weights that the loss does not read."""
 
 every_case = pytest.mark.parametrize("case", CASES)
 
 
 def make_batch(seed=0, pairs=3, widths=(7, 5), dtype=torch.float64):
     """Return random inputs, with masked positions at all places of a response."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, others = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
 
     def uniform(low, high, width):
         return torch.rand(pairs, width, generator=generator, dtype=torch.float64).mul(high - low).add(low).to(dtype)
@@ -92,6 +102,7 @@ def make_batch(seed=0, pairs=3, widths=(7, 5), dtype=torch.float64):
         batch[f"{side}_log_sum_p2"] = uniform(-2, 0, width)
         batch[f"{side}_steps"] = torch.arange(width).expand(pairs, width) // 2
         batch[f"{side}_counts"] = torch.randint(1, 4, (pairs,), generator=generator)
+        batch[f"{side}_states"] = torch.randn(pairs, width, 3, generator=others, dtype=torch.float64).to(dtype)
     return batch
 
 
@@ -146,8 +157,10 @@ def test_padding_changes_neither_values_nor_gradients(case, seed, extra, junk):
             padded[name] = torch.nn.functional.pad(tensor, extra)
         else:
             side = "chosen" if "chosen" in name else "rejected"
-            filled = tensor.masked_fill(~batch[f"{side}_mask"], junk)
-            padded[name] = torch.nn.functional.pad(filled, extra, value=junk)
+            outside, around = ~batch[f"{side}_mask"], extra
+            if name.endswith("_states"):
+                outside, around = outside.unsqueeze(-1), (0, 0, *extra)
+            padded[name] = torch.nn.functional.pad(tensor.masked_fill(outside, junk), around, value=junk)
     again, padded_gradients = policy_gradients(case, padded)
     same(again.losses, out.losses)
     same(again.chosen_rewards, out.chosen_rewards)
@@ -201,7 +214,7 @@ def test_unselected_tokens_get_no_gradient_and_may_have_any_value(case):
         filled = {}
         for name, tensor in batch.items():
             side = "chosen" if "chosen" in name else "rejected"
-            if not name.endswith(SELECTING):
+            if not name.endswith(BEFORE_THE_LOSS):
                 filled[name] = tensor.masked_fill(~selections[side], junk).requires_grad_(name.startswith("policy"))
         partial = preference_loss(method, **optimized(out), **filled)
         same(partial.losses, out.losses)
@@ -216,12 +229,15 @@ def test_selection_before_the_forward_gives_the_same_loss(case):
     method = resolve_method(objective, **hyperparameters)
     batch = inputs(objective, make_batch(seed=5))
     scores = {name: tensor for name, tensor in batch.items() if name.endswith(SELECTING)}
-    logps = {name: tensor for name, tensor in batch.items() if not name.endswith(SELECTING)}
+    logps = {name: tensor for name, tensor in batch.items() if not name.endswith(BEFORE_THE_LOSS)}
     live = {} if method.needs_scores else {name: logps[name] for name in logps if name.endswith("_logps")}
     chosen, rejected = select(method, **scores, **live)
     selections = {"chosen_selection": chosen, "rejected_selection": rejected}
     masks = {f"{side}_mask": batch[f"{side}_mask"] for side in SIDES}
     stored = {f"{side}_scores": batch[f"{side}_scores"] for side in SIDES}
+    states = {f"{side}_states": batch[f"{side}_states"] for side in SIDES}
+    names = ("chosen_state_weights", "rejected_state_weights")
+    stored |= dict(zip(names, state_weights(method, **states, **masks, **selections), strict=True))
     weights = dict(zip(("chosen_weights", "rejected_weights"), weigh(method, **masks, **stored, **selections, **live),
                        strict=True))  # fmt: skip
     out = preference_loss(method, **selections, **weights, **logps)
@@ -350,7 +366,9 @@ def test_gradcheck(case):
     method = resolve_method(objective, **hyperparameters)
     batch = inputs(objective, make_batch(seed=9))
     base = compute_preference_loss(objective, **hyperparameters, **batch)
-    fixed = {name: tensor for name, tensor in batch.items() if not name.endswith(SELECTING) or name.endswith("_mask")}
+    fixed = {
+        name: tensor for name, tensor in batch.items() if not name.endswith(BEFORE_THE_LOSS) or name.endswith("_mask")
+    }
     scale = base.metrics.get("treg_weight", torch.ones_like(base.losses))
     pair_weight = base.metrics.get("pair_weight", torch.ones_like(base.losses))
     # The weights depend on the policy; freeze them by using the static form and applying them here.
@@ -515,7 +533,7 @@ def test_long_responses_keep_float32_digits():
 def test_the_names_of_the_objectives():
     names = "dpo robust_dpo ipo hinge simpo rrhf orpo dpop minor_dpo"
     names += " sepo selective_dpo dpo_reg simpo_reg tdpo1 tdpo2 wpo"
-    names += " confpo tgdpo d2po ld_dpo sampo tis_dpo critical_dpo"
+    names += " confpo tgdpo d2po ld_dpo sampo tis_dpo critical_dpo otpo"
     assert list(OBJECTIVES) == names.split()
 
 
@@ -537,6 +555,7 @@ NEEDS = {
     "tgdpo": (True, True, False, False, False, False, True),
     "d2po": (True, False, False, False, False, True, False),
     "sampo": (True, True, False, False, False, False, True),
+    "otpo": (True, False, False, False, False, True, False),
 }
 
 
@@ -554,7 +573,12 @@ def test_what_a_method_needs(objective):
     ) == NEEDS[objective]
 
 
-NEEDED = {"needs_token_rewards": "{}_token_rewards", "needs_kl": "{}_kl", "needs_log_sum_p2": "{}_log_sum_p2"}
+NEEDED = {
+    "needs_token_rewards": "{}_token_rewards",
+    "needs_kl": "{}_kl",
+    "needs_log_sum_p2": "{}_log_sum_p2",
+    "weighs_by_states": "{}_states",
+}
 
 
 @every_case
@@ -653,7 +677,7 @@ def test_contradictory_parts_raise():
 @pytest.mark.parametrize(
     ("objective", "hyperparameters", "message"),
     [
-        ("dpoo", {}, "unknown objective 'dpoo'; available: dpo, robust_dpo, .*critical_dpo. Did you mean 'dpo'"),
+        ("dpoo", {}, "unknown objective 'dpoo'; available: dpo, robust_dpo, .*otpo. Did you mean 'dpo'"),
         ("sepo", {"gama": 1.0}, "'sepo' has no hyperparameter 'gama'; allowed: .*gamma.* Did you mean 'gamma'"),
         ("sepo", {"beta": 1.0}, "'sepo' has no hyperparameter 'beta'; allowed: chosen_ratio, count, gamma"),
         ("dpo", {"chosen_ratio": 0.3}, "no tokens are selected without a token scorer: set token_scorer"),
@@ -711,6 +735,13 @@ def test_tensors_that_do_not_match_raise():
     refused(r"\[3, 7\] and policy_rejected_logps \[2, 5\], expected .* the same B", **rejected)
     flat = {name: tensor[0] for name, tensor in batch.items()}
     refused(r"chosen_mask has shape \[7\], expected \[B, T\]", **flat)
+    states = batch["rejected_states"]
+    refused(
+        r"rejected_states is torch.float64 \[3, 5\], expected .* \[B, T, H\]", "otpo", rejected_states=states[..., 0]
+    )
+    refused(r"expected .* B, T = 3, 5: pass the hidden state", "otpo", rejected_states=states[:, :4])
+    refused("rejected_states is torch.int64", "otpo", rejected_states=states.long())
+    refused("chosen_states and rejected_states have 3 and 2 features", "otpo", rejected_states=states[..., :2])
     empty = batch["rejected_mask"].clone()
     empty[1] = False
     for objective in OBJECTIVES:

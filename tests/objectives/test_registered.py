@@ -1,4 +1,4 @@
-"""Objectives and token scorers of other packages: the properties of the built-in ones, and errors."""
+"""Objectives, token scorers and token weights of other packages: the properties of the built-in ones, and errors."""
 
 import math
 import pickle
@@ -16,14 +16,16 @@ from sepo.objectives import (
     Objective,
     PairWeight,
     TokenScorer,
+    WeightRule,
     available_objectives,
     available_scorers,
+    available_weights,
     compute_preference_loss,
     preference_loss,
     resolve_method,
 )
 from sepo.objectives.presets import BUILT_IN
-from tests.support.packages import on_path, write_example, write_package
+from tests.support.packages import WEIGHT_EXAMPLE, on_path, write_example, write_package
 
 SCORERS = """
 from sepo.objectives import TokenScorer
@@ -52,12 +54,15 @@ CASES = {
     "with_reference": {"token_scorer": "with_reference", "chosen_ratio": 0.5},
     "with T-REG": {"treg_alpha": 0.5, "token_scorer": "oracle"},
     "with pref_ftx": {"pref_ftx": 0.5},
+    "weighed": {"token_weight": "ending", "ending_last": 2, "ending_rest": 0.5},
+    "weighed selection": {"token_weight": "ending", "token_scorer": "oracle", "mean": True},
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory):
     directory = write_example(tmp_path_factory.mktemp("site"))
+    write_example(directory, WEIGHT_EXAMPLE)
     write_package(directory, "own-scorers", {"selectors": SELECTORS}, SCORERS)
     with on_path(directory):
         yield directory
@@ -134,6 +139,21 @@ def test_no_gradient_at_unselected_tokens(case):
         assert (gradient[selection] != 0).all()
 
 
+def test_a_registered_weight_weighs_the_tokens():
+    tensors = batch(seed=2)
+    out = compute_preference_loss("dpo", token_weight="ending", ending_last=2, ending_rest=0.25, **tensors)
+    for side in SIDES:
+        mask, ratios = tensors[f"{side}_mask"], tensors[f"policy_{side}_logps"] - tensors[f"ref_{side}_logps"]
+        for row, kept in enumerate(mask):
+            values = ratios[row][kept]
+            expected = 0.1 * (values[-2:].sum() + 0.25 * values[:-2].sum())
+            torch.testing.assert_close(getattr(out, f"{side}_rewards")[row], expected)
+    method = resolve_method("dpo", token_weight="ending")
+    assert (method.token_weight.last, method.token_weight.rest) == (64, 0.2)
+    assert pickle.loads(pickle.dumps(method)) == method
+    assert available_weights()[-1] == "ending"
+
+
 def test_a_live_scorer_sets_which_scores_of_a_rejected_response_are_selected():
     tensors = batch(seed=1)
     out = compute_preference_loss("focal_dpo", token_scorer="with_reference", rejected_ratio=0.2, **tensors)
@@ -178,6 +198,9 @@ def test_mistakes_of_a_caller_raise():
     refused(lambda: resolve_method("focal_dpo", mean=1), "mean of objective 'focal_dpo' is 1", "true or false")
     refused(lambda: resolve_method("dpo", token_scorer="alive"), "token_scorer is 'alive'", "Did you mean 'live'")
     refused(lambda: resolve_method("dpo", token_scorer=3), "token_scorer is 3")
+    refused(lambda: resolve_method("dpo", token_weight="endnig"), "token_weight is 'endnig'", "Did you mean 'ending'")
+    refused(lambda: resolve_method("dpo", token_weight="ending", ending_lst=3), "'ending_lst'", "Did you mean 'ending_")
+    refused(lambda: resolve_method("dpo", token_weight="ending", ending_last=0), "ending_last of objective 'dpo' is 0")
     tensors = batch()
     refused(lambda: compute_preference_loss("dpo", token_scorer="as_list", **tensors), "'as_list' returned list")
     refused(lambda: resolve_method("dpo", token_scorer="empty"), "own-scorers 0.1", "no function", "from_logps")
@@ -185,7 +208,7 @@ def test_mistakes_of_a_caller_raise():
 
 
 BROKEN = """
-from sepo.objectives import Choice, Flag, Number, Objective, resolve_method
+from sepo.objectives import Choice, Flag, Number, Objective, WeightRule, resolve_method
 
 def build(**settings):
     return resolve_method("dpo")
@@ -194,6 +217,7 @@ reserved = Objective(build, {"weighting": Flag(True)})
 tensor = Objective(build, {"chosen_tau": Number(1, low=0)})
 selection = Objective(build, {"chosen_ratio": Flag(True)})
 nothing = Objective(lambda: None)
+no_weight = WeightRule(lambda: None)
 text = "dpo"
 """
 
@@ -219,10 +243,30 @@ def test_an_unusable_package_raises_only_if_its_name_is_used(tmp_path, name, tar
         assert resolve_method("dpo").name == "dpo"
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "words"),
+    [
+        ("absent", "no_such_module:x", ["token_weight 'absent'", "broken 0.1", "ModuleNotFoundError"]),
+        ("text", "broken:text", ["broken 0.1", "is of type str", "sepo.objectives.WeightRule"]),
+        ("nothing", "broken:no_weight", ["token_weight 'nothing'", "returned NoneType", "TokenWeight"]),
+        ("my-weight", "broken:no_weight", ["token_weight 'my-weight'", "letters, digits and underscores"]),
+        ("length", "broken:no_weight", ["token_weight 'length' is built in", "broken 0.1", "uninstall"]),
+        ("ending", "broken:no_weight", ["'ending'", "broken 0.1 (broken:no_weight)", "own-weight 0.1 (own_weight:e"]),
+    ],
+)
+def test_an_unusable_weight_raises_only_if_its_name_is_used(tmp_path, name, target, words):
+    with on_path(write_package(tmp_path, "broken", {"weights": {name: target}}, BROKEN)):
+        refused(lambda: resolve_method("dpo", token_weight=name), *words)
+        assert resolve_method("d2po").token_weight.decay == 0.98
+
+
 def test_declarations_are_checked_when_they_are_made():
     def build(*, tau):
         raise AssertionError
 
+    refused(lambda: WeightRule(build, {"tua": Number(1.0, low=0)}), "does not take the settings tua", "tau")
+    refused(lambda: WeightRule(build, {"tau": Number(0.0, low=0)}), "default of setting 'tau' is 0.0", "(0, inf)")
+    refused(lambda: WeightRule(build, {"tau": 0.5}), "setting 'tau' is 0.5", "Number, Whole, Flag or Choice")
     refused(lambda: Objective(build, {"tua": Number(1.0, low=0)}), "does not take the settings tua", "tau")
     refused(lambda: Objective(build, {"tau": Number(0.0, low=0)}), "default of setting 'tau' is 0.0", "(0, inf)")
     refused(lambda: Objective(build, {"tau": 0.5}), "setting 'tau' is 0.5", "Number, Whole, Flag or Choice")
@@ -235,6 +279,7 @@ def test_listing_names_imports_neither_torch_nor_the_packages(installed):
     code = (
         "import sys\nfrom sepo.plugins import names\n"
         "assert names('objective', built_in=()) == ('focal_dpo',)\n"
-        "assert not {'torch', 'own_loss', 'own_scorers'} & set(sys.modules)"
+        "assert names('token_weight', built_in=()) == ('ending',)\n"
+        "assert not {'torch', 'own_loss', 'own_scorers', 'own_weight'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(installed)!r})\n{code}"], check=True)

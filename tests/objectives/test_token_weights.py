@@ -171,9 +171,12 @@ def test_random_compositions(composition, seed, padding):
         if name.endswith("_counts"):
             padded[name] = tensor
             continue
+        outside, around = ~batch[f"{side}_mask"], (padding, padding)
+        if name.endswith("_states"):
+            outside, around = outside.unsqueeze(-1), (0, 0, *around)
         if junk is not False:
-            tensor = tensor.detach().masked_fill(~batch[f"{side}_mask"], junk)
-        padded[name] = torch.nn.functional.pad(tensor, (padding, padding), value=junk)
+            tensor = tensor.detach().masked_fill(outside, junk)
+        padded[name] = torch.nn.functional.pad(tensor, around, value=junk)
     same(compute_preference_loss(objective, **padded, **hyperparameters).losses, out.losses)
     alone = compute_preference_loss(objective, **{name: value[1:2] for name, value in batch.items()}, **hyperparameters)
     same(alone.losses, out.losses[1:2])
@@ -240,22 +243,22 @@ def test_weights_that_cannot_be_used_name_their_row():
     ones = {f"{side}_mask": torch.ones_like(batch[f"{side}_mask"]) for side in SIDES}
     scores = torch.full_like(batch["rejected_scores"], 0.5)
     scores[2, 1] = 1.5
-    refused(r"rejected response in row 2, position 1 is 1.5, expected a number in \[0, 1\]", "critical_dpo",
+    refused(r"rejected response in row 2 has the score 1.5 at position 1, expected .* in \[0, 1\]", "critical_dpo",
             rejected_scores=scores, **ones)  # fmt: skip
     negative = batch["chosen_scores"].abs()
     negative[1, 3] = -0.5
-    refused("one of the token weights of the chosen responses .* is -0.5 in row 1, position 3, expected .* at least 0",
+    refused(r"chosen response in row 1 has the token weight -0.5 .* at position 3, expected .* at least 0, since",
             "simpo", token_weight="scores", token_scorer="random", chosen_scores=negative, **ones)  # fmt: skip
     nothing = {f"{side}_scores": torch.zeros_like(batch[f"{side}_scores"]) for side in SIDES}
-    refused("chosen response's weights in row 0 has 0 counted tokens", "simpo", token_weight="scores",
+    refused("weights of the chosen response in row 0 are all 0, and simpo", "simpo", token_weight="scores",
             token_scorer="random", **nothing)  # fmt: skip
     out = compute_preference_loss("dpo", **batch | nothing, token_weight="scores", token_scorer="file")
     same(out.losses, torch.full_like(out.losses, math.log(2)))  # sums over nothing
 
 
 def test_the_weight_rules_build_their_defaults():
-    assert set(available_weights()) == {"none", "position", "length", "reward", "importance", "critical", "scores"}
-    assert [name for name, rule in WEIGHTS.items() if not rule.reads_scores] == ["position", "length"]
+    assert " ".join(available_weights()) == "none position length reward importance critical scores transport"
+    assert [name for name, rule in WEIGHTS.items() if not rule.reads_scores] == ["position", "length", "transport"]
     method = resolve_method("minor_dpo", token_weight="importance", token_scorer="oracle", importance_high=2.0)
     assert method.token_weight == Importance(clip=1.5, low=0.7, high=2.0)
     assert (method.selector.chosen_ratio, method.selector.rejected_ratio) == (1.0, 1.0)
@@ -274,6 +277,8 @@ def test_a_sum_is_the_sum_of_its_objectives():
     same(out.metrics["orpo_loss"], orpo)
     same(out.metrics["sft_loss"], nll)
     same(out.chosen_rewards, compute_preference_loss("dpo", **batch).chosen_rewards)
+    weighed = compute_preference_loss({"tgdpo": 1.0, "sft": 0.1}, **batch)  # the likelihood has no token weights
+    same(weighed.losses, losses("tgdpo", batch) + 0.1 * nll)
     again = compute_preference_loss({"sft": 0.1, "orpo": 0.2, "dpo": 0.8}, **batch)
     same(again.losses, out.losses)
 

@@ -53,6 +53,16 @@ def test_values_reach_the_method(keys, expected):
     assert {name: hyperparameters[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize(("value", "weight"), [(None, 0.0), (0, 0.0), (0.001, 0.001), ("1e-3", 0.001)])
+def test_the_weight_of_the_router_loss_is_a_term_of_the_run(value, weight):
+    host, settings = resolved(moe_aux_loss_coef=value)
+    assert settings.router_loss_weight == weight
+    assert host.get("moe_aux_loss_coef") == value  # the host reads it as well
+    assert settings.method == resolved()[1].method
+    changed = {item.name: item.value for item in settings.overview.changed}
+    assert changed == ({"moe_aux_loss_coef": weight} if weight else {})
+
+
 def test_one_adapter_over_one_set_of_weights():
     _, settings = resolved(oracle_model=None, oracle_model_adapters="sft, dpo", oracle_base_model_adapters="sft")
     assert settings.oracle.oracle.adapters == ("sft", "dpo")
@@ -111,7 +121,8 @@ def test_command_line_form():
         ({"batch_tokens": 9, "optim": "galore_adamw_layerwise"}, ["batch_tokens is 9", "galore_adamw_layerwise"]),
         ({"head_chunk_tokens": 1.5}, ["head_chunk_tokens is 1.5", "a whole number"]),
         ({"oracle_model_quantization_bit": 3}, ["4 or 8"]),
-        ({"oracle_model": None}, ["no oracle is named", "oracle_model_adapters"]),
+        ({"oracle_model": None}, ["no oracle is named", "objective sepo with token_scorer: oracle", "_adapters"]),
+        ({"objective": "tgdpo", "oracle_model": None}, ["no oracle is named, and objective tgdpo with token_scorer"]),
         ({"oracle_base_model": None}, ["oracle_base_model is missing"]),
         ({"oracle_model": None, "oracle_model_adapters": "a", "oracle_base_model": None}, ["oracle_base_model is"]),
         ({"oracle_model": "b"}, ["the same model ('b')"]),
@@ -132,7 +143,9 @@ def test_command_line_form():
                 "use_hyper_parallel",
             )
         ),
-        ({"moe_aux_loss_coef": 0.001}, ["moe_aux_loss_coef is set", "remove moe_aux_loss_coef"]),
+        ({"moe_aux_loss_coef": -0.001}, ["moe_aux_loss_coef is -0.001", "a finite number of at least 0"]),
+        ({"moe_aux_loss_coef": ".inf"}, ["moe_aux_loss_coef is '.inf'", "expected a number"]),
+        ({"moe_aux_loss_coef": float("nan")}, ["moe_aux_loss_coef is nan", "a finite number of at least 0"]),
         ({"label_smoothing_factor": 0.1}, ["label_smoothing_factor is set", "set dpo_label_smoothing"]),
         ({"objective": "minor_dp"}, ["objective is 'minor_dp'", "Did you mean 'minor_dpo'"]),
         ({"objective": "tdpo3"}, ["objective is 'tdpo3'", "one of dpo, ", "Did you mean 'tdpo"]),
@@ -212,7 +225,7 @@ def test_command_line_form():
         ({"stage": "treg"}, ["oracle_model is set", "no oracle is used", "treg_rewards: oracle"]),
         (
             {"stage": "treg", "treg_rewards": "oracle", "oracle_model": None, "oracle_base_model": None},
-            ["no oracle is named"],
+            ["no oracle is named, and treg_rewards: oracle needs one"],
         ),
         (
             {"objective": "simpo_reg", "ref_model": "r", "oracle_model": None, "oracle_base_model": None},
@@ -511,6 +524,8 @@ def test_every_key_has_an_effect():
         ("importance", "tis_clip", 1.0),
         ("importance", "tis_low", 0.5),
         ("importance", "tis_high", 2.0),
+        ("transport", "otpo_reg", 0.1),
+        ("transport", "otpo_reg_m", 1.0),
     ):
         base = {"objective": "minor_dpo", "token_scorer": "oracle", "token_weight": weight}
         host, settings = resolved(**base, **{name: value})
@@ -683,6 +698,13 @@ def test_keys_of_a_sum_reach_the_objectives_that_have_them():
     assert settings.method.token_weight == resolve_method("d2po", decay=0.5).token_weight
     assert "decay  0.5, default 0.98  (d2po_decay)" in settings.first_screen
     assert resolved(**{**keys, "stage": "treg", "objective": {"dpo_reg": 1.0, "sft": 0.5}, "token_weight": None})
+
+
+@pytest.mark.parametrize("objective", [{"dpo": 1.0, "sft": 0.5}, {"dpo": 1.0, "orpo": 0.5}])
+def test_a_sum_in_stage_treg_has_the_regularizer_only_by_an_objective_with_one(objective):
+    settings = resolved(stage="treg", objective=objective, **NO_ORACLE)[1]
+    assert not settings.method.needs_token_rewards
+    assert "treg_alpha is 0: the objective is trained without T-REG's regularizer." in settings.notes
 
 
 @pytest.mark.parametrize(

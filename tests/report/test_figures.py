@@ -71,6 +71,28 @@ def test_training_charts_show_the_logged_values(subject, key, names):
         np.testing.assert_array_equal(line, logged(subject, name))
 
 
+def test_metrics_of_weights_empty_pairs_and_sums_have_charts():
+    names = ["select/chosen_effective", "select/rejected_effective", "objective/empty_pair", "objective/dpo_loss",
+             "objective/tdpo1_loss", "objective/tdpo1_chosen_kl", "objective/tdpo1_rejected_kl",
+             "eval_other_objective/dpo_loss", "objective/treg_loss", "eval_held_out_objective/treg_loss",
+             "eval_held_out_loss"]  # fmt: skip
+    log = [{"step": step, **{name: step + place for place, name in enumerate(names)}} for step in (1, 2)]
+    factors = {"dpo": 0.8, "tdpo1": 0.2, "{}": 1.0}
+    found = by_key([demo_subject(pairs=[], spreads={}, log=log, settings={"factors": factors})])
+    titles = {key: (chart.title, len(chart.lines)) for key, chart in found.items()}
+    assert titles == {
+        "training-loss": ("Loss", 1),
+        "training-select-effective": ("Effective tokens", 2),
+        "training-objective-empty-pair": ("Pairs without selected tokens", 1),
+        "training-objective-dpo-loss": ("Loss of dpo", 2),
+        "training-objective-tdpo1-loss": ("Loss of tdpo1", 1),
+        "training-objective-tdpo1-kl": ("KL from the reference per response, tdpo1", 2),
+        "training-objective-treg-loss": ("objective/treg_loss", 2),
+    }
+    assert found["training-objective-empty-pair"].y_percent
+    assert [line.style for line in found["training-objective-dpo-loss"].lines] == ["line", "points"]
+
+
 def test_two_subjects_share_charts_and_differ_in_colour_pattern_and_name(subject):
     second = demo_subject(name="_other $\\frac", seed=1)
     found = by_key([subject, second])

@@ -45,6 +45,16 @@ def test_a_row_has_tokens_scores_and_selection():
     }
 
 
+def test_weights_are_beside_the_scores_with_their_effective_number():
+    weighed = replace(side("abc", (1.0, 2.0, 3.0), (1, 1, 0)), weights=np.array([3.0, -1.0, 0.0]))
+    shown = heat_map([subject([Pair(0, "p", weighed, side("xyz", (1, 2, 3), (1, 0, 0)))])], budget=EVERYTHING)
+    chosen, rejected = (json.loads(shown.text)["rows"][0]["by"][0][name] for name in ("chosen", "rejected"))
+    assert (chosen["k"], chosen["w"], chosen["e"]) == ("110", [3.0, -1.0, 0.0], 0.4)  # (3 - 1)^2 / (9 + 1)
+    assert not {"w", "e"} & set(rejected)
+    none = replace(weighed, weights=np.zeros(3), selected=np.zeros(3, bool))
+    assert (none.effective, replace(none, weights=np.full(3, 0.5)).effective) == (0.0, 3.0)
+
+
 def test_tokens_of_the_chat_template_are_marked():
     template = replace(side("abc", (1.0, 2.0, 3.0), (0, 1, 0)), candidates=np.array([True, True, False]))
     shown = heat_map([subject([Pair(0, "p", template, template)])], budget=EVERYTHING)
@@ -146,11 +156,13 @@ def test_as_many_rows_as_fit_are_spread_over_all(lengths, budget):
 
 
 def test_long_texts_are_truncated_and_marked():
-    long = Pair(0, "p" * 50_000, side(["w" * 500] * 9_000, [1] * 9_000, [1] * 9_000), side("x", [1], [1]))
+    words = replace(side(["w" * 500] * 9_000, [1] * 9_000, [1] * 9_000), weights=np.ones(9_000))
+    long = Pair(0, "p" * 50_000, words, side("x", [1], [1]))
     (row,) = json.loads(heat_map([subject([long])], budget=EVERYTHING).text)["rows"]
     assert row["prompt"].endswith("… (50,000 characters)")
     chosen = row["by"][0]["chosen"]
     assert (len(chosen["t"]), len(chosen["s"]), len(chosen["k"]), chosen["more"]) == (4000, 4000, 4000, 5000)
+    assert len(chosen["w"]) == 4000
     assert chosen["t"][0].endswith("… (500 characters)")
 
 

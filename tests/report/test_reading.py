@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.objectives import TokenScorer, resolve_method
+from sepo.objectives import Selector, TokenScorer, resolve_method
 from sepo.report.reading import read_subject
 from sepo.report.subject import NO_TEXT, SHARES
 from sepo.score_store import write_names
@@ -97,6 +97,7 @@ SELECTIONS = [
     {}, {"rule": "quantile"}, {"unit": "span"}, {"unit": "step"}, {"scope": "pair"}, {"scope": "dataset"},
     {"unit": "step", "scope": "pair"}, {"unit": "span", "scope": "dataset"}, {"unit": "step", "scope": "dataset"},
     {"chosen_ratio": 0.5, "rejected_ratio": 0.1}, {"chosen_ratio": 1.0, "rejected_ratio": 1.0},
+    {"rule": "mean"}, {"count": "shorter"}, {"count": "shorter", "unit": "step"},
 ]  # fmt: skip
 
 
@@ -125,8 +126,12 @@ def test_the_selection_of_a_run_equals_its_collators(rows, tmp_path, changed, en
         rows, template = with_template(rows, tiny.tokenizer())
     settings = {**SELECT, **changed}
     words, data = tiny.tokenizer(), Dataset.from_list([{k: v for k, v in row.items() if k != "prompt"} for row in rows])
-    method = resolve_method("simpo", token_scorer="oracle", **{k: v for k, v in settings.items() if k != "span_tokens"})
-    method = replace(method, token_scorer=TokenScorer("mine", stored=True, rejected_largest=end == "highest"))
+    method = resolve_method("simpo", token_scorer="oracle")
+    method = replace(
+        method,
+        selector=Selector(**settings),
+        token_scorer=TokenScorer("mine", stored=True, rejected_largest=end == "highest"),
+    )
     prepared = selection_columns(
         {"train_dataset": data}, method, tokenizer=words, seed=1, template=template
     )["train_dataset"]  # fmt: skip
@@ -150,6 +155,146 @@ def test_the_selection_of_a_run_equals_its_collators(rows, tmp_path, changed, en
             if written:
                 assert shown.candidates.tolist() == prepared[pair.row][f"{side}_candidates"]
                 assert shown.counted < len(shown.tokens)
+
+
+WEIGHTS = {
+    "position": ({"decay": 0.9}, lambda chosen, place, score, other: 0.9**place),
+    "length": ({"alpha": 0.25}, lambda chosen, place, score, other: 1.0 if place <= other else 0.25),
+    "reward": ({"alpha": 4.0}, lambda chosen, place, score, other: 1 + (1 if chosen else -1) * 4.0 * 0.5 * score),
+    "importance": (
+        {"clip": 1.0, "low": 0.5, "high": 2.0},
+        lambda chosen, place, score, other: 1.25 + 0.75 * min(1, max(-1, score if chosen else -score)),
+    ),
+    "scores": ({}, lambda chosen, place, score, other: score),
+}
+"""Token weights with their settings, at a reward scale of 0.5, by hand for token ``place`` of a response, from 1."""
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_weights_of_a_run_are_computed_from_its_store(rows, tmp_path, name, written):
+    """Positions and lengths count the tokens of the chat template, of which none is selected."""
+    words, template = tiny.tokenizer(), NO_TEMPLATE
+    if written:
+        rows, template = with_template(rows, words)
+    store = make_store(tmp_path / "scores", rows)
+    values, by_hand = WEIGHTS[name]
+    run = make_run(
+        tmp_path / "run", store.path, select={**SELECT, "chosen_ratio": 1.0, "rejected_ratio": 0.6},
+        token_weight={"name": name, **values}, reward_scale=0.5,
+        **({TEMPLATE_TOKENS: template_texts(template, words)} if written else {}),
+    )  # fmt: skip
+    subject = read_subject(run)
+    assert subject.missing == []
+    different = set()
+    for row, pair in zip(rows, subject.pairs, strict=True):
+        for side, other in (SIDES, SIDES[::-1]):
+            answer, scores = getattr(pair, side), row[f"{side}_scores"]
+            weights = [
+                by_hand(side == "chosen", place + 1, score, len(row[f"{other}_scores"]))
+                for place, score in enumerate(scores)
+            ]
+            allowed = np.ones(len(scores), bool) if answer.candidates is None else answer.candidates
+            assert (answer.candidates is not None) == written
+            count = int((1.0 if side == "chosen" else 0.6) * allowed.sum() + 1e-9)
+            ends = np.where(allowed, -np.float32(scores) if side == "chosen" else np.float32(scores), np.inf)
+            kept = np.isin(np.arange(len(scores)), np.argsort(ends, kind="stable")[:count])
+            expected = np.where(kept, weights, 0.0)
+            assert answer.weights == pytest.approx(expected, rel=1e-5, abs=1e-6)
+            assert answer.selected.tolist() == (expected != 0).tolist()
+            different |= set(expected[kept].round(3))
+    assert len(different) > 1
+    assert (min(different) < 0) == (name in ("reward", "scores"))
+    if name == "scores":  # a weight of 0 excludes its token
+        assert any((pair.chosen.scores == 0).any() and not pair.chosen.selected.all() for pair in subject.pairs)
+
+
+def test_weights_of_a_run_that_selects_all_tokens(rows, store, tmp_path):
+    run = make_run(
+        tmp_path / "run", None, token_scorer="none", select=None, rejected_selects=None, oracle=None,
+        token_reward_scores={"train": str(store.path)}, token_weight={"name": "position", "decay": 0.5},
+        reward_scale=0.1,
+    )  # fmt: skip
+    subject = read_subject(run)
+    assert subject.missing == []
+    for row, pair in zip(rows, subject.pairs, strict=True):
+        assert pair.chosen.weights == pytest.approx(0.5 ** np.arange(1, len(row["chosen_scores"]) + 1))
+        assert pair.chosen.selected.all()
+
+
+def test_weights_of_a_run_that_scores_no_tokens_are_the_recorded_ones(tmp_path):
+    none = {"token_scorer": "none", "select": None, "rejected_selects": None, "oracle": None}
+    run = make_run(tmp_path / "run", None, **none, token_weight={"name": "position", "decay": 0.5}, reward_scale=0.1)
+    answer = {"tokens": ["a", "b"], "scores": [None, None], "selected": [0, 1], "weights": [0.5, 0.25]}
+    (run / "_sepo_tokens.jsonl").write_text(record_line(3, 1, chosen=answer) + "\n")
+    subject = read_subject(run)
+    assert subject.pairs[0].chosen.weights.tolist() == [0.5, 0.25]
+    assert subject.pairs[0].rejected.weights is None
+    assert subject.missing == [
+        "The run scores no tokens, so only the pairs recorded during training (1, at steps 1 to 1) are shown."
+    ]
+    rewards = make_run(tmp_path / "rewards", None, **none, token_rewards={"origin": "oracle", "model": None})
+    assert "scores of all rows are not available" in read_subject(rewards).missing[0]
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [
+        ({"name": "transport", "reg": 1.0, "reg_m": 0.2}, "the policy's hidden states at each step"),
+        ({"name": "Mine", "speed": 2}, "which is not a built-in one"),
+        ({"name": "position"}, "expected a token weight"),
+        ({"name": "importance", "clip": 1.0, "low": 2.0, "high": 1.0}, "exchange them"),
+        ({"name": ["position"]}, "which is not a built-in one"),
+        ("position", "which is not a built-in one"),
+    ],
+)
+def test_weights_that_cannot_be_computed_are_those_of_the_recorded_pairs(store, tmp_path, weight, reason):
+    run = make_run(tmp_path / "run", store.path, token_weight=weight, reward_scale=1.0)
+    answer = {"tokens": ["a", "b"], "scores": [1, 2], "selected": [1], "weights": [0.25]}
+    (run / "_sepo_tokens.jsonl").write_text(record_line(3, 1, chosen=answer) + "\n")
+    subject = read_subject(run)
+    (pair,) = subject.pairs
+    assert pair.chosen.weights.tolist() == [0.0, 0.25]
+    (sentence,) = subject.missing
+    assert "The weights cannot be computed from the run's score store, so the pairs recorded" in sentence
+    assert reason in sentence
+    (run / "_sepo_tokens.jsonl").unlink()
+    subject = read_subject(run)
+    assert len(subject.pairs) == 9
+    assert subject.pairs[0].chosen.weights is None
+    (sentence,) = subject.missing
+    assert sentence.startswith("The weights of the tokens are unknown: ")
+    assert reason in sentence
+
+
+def test_weights_need_the_scale_of_the_reward(store, tmp_path):
+    run = make_run(tmp_path / "run", store.path, token_weight={"name": "position", "decay": 0.5}, recorded=())
+    assert "its 'reward_scale' is None, expected a number" in " ".join(read_subject(run).missing)
+
+
+def test_weights_that_are_not_defined_for_the_scores_are_reported(store, tmp_path):
+    run = make_run(tmp_path / "run", store.path, token_weight={"name": "critical"}, reward_scale=1.0)
+    subject = read_subject(run)
+    (sentence,) = subject.missing
+    assert re.match(r"Rows 0, .*: the weights are unknown, expected a number in \[0, 1\]", sentence)
+    assert subject.pairs[0].rejected.weights is None
+    assert subject.pairs[0].rejected.selected.any()
+
+
+def test_a_response_without_a_selected_token(rows, tmp_path):
+    """Rule ``mean`` selects none of equal scores."""
+    equal = [{**row, "chosen_scores": [0.5] * len(row["chosen_scores"])} for row in rows]
+    store = make_store(tmp_path / "scores", equal)
+    run = make_run(
+        tmp_path / "run", store.path, select={**SELECT, "rule": "mean"}, reward_scale=1.0,
+        token_weight={"name": "position", "decay": 0.5},
+    )  # fmt: skip
+    subject = read_subject(run)
+    assert subject.missing == []
+    for pair in subject.pairs:
+        assert not pair.chosen.selected.any()
+        assert not pair.chosen.weights.any()
+        assert pair.rejected.weights.any()
 
 
 def test_without_texts_the_template_s_tokens_are_not_recognized(rows, tmp_path):
@@ -227,6 +372,16 @@ def test_an_old_store_shows_its_scores_and_how_to_add_texts(rows, tmp_path):
     assert any("has no texts" in sentence for sentence in subject.missing)
 
 
+def test_steps_of_a_number_are_not_guessed_without_texts(rows, tmp_path):
+    store = make_store(tmp_path / "scores", rows, texts=False)
+    select = {**SELECT, "unit": "step", "count": "shorter"}
+    subject = read_subject(make_run(tmp_path / "run", store.path, recorded=(), select=select))
+    assert "single tokens of the same number are marked" in " ".join(subject.missing)
+    for pair in subject.pairs:
+        shorter = min(len(pair.chosen.scores), len(pair.rejected.scores))
+        assert pair.chosen.selected.sum() == pair.rejected.selected.sum() == shorter
+
+
 def test_steps_are_not_guessed_without_texts(rows, tmp_path):
     store = make_store(tmp_path / "scores", rows, texts=False)
     run = make_run(tmp_path / "run", store.path, recorded=(), select={**SELECT, "unit": "step"})
@@ -261,7 +416,14 @@ def test_a_projecting_run_shows_the_policys_tokens(rows, tmp_path):
     assert subject.spreads["chosen"].tokens == sum(len(row["chosen_scores"]) for row in rows)
     assert "The oracle's tokens are not the policy's" in subject.missing[0]
     (run / "_sepo_tokens.jsonl").write_text("")
-    assert len(read_subject(run).pairs) == 9
+    subject = read_subject(run)
+    assert len(subject.pairs) == 9
+    assert "the oracle's tokens are shown, with the same share selected." in " ".join(subject.missing)
+    changed = {"select": {**SELECT, "rule": "mean"}, "token_weight": {"name": "position", "decay": 0.5}}
+    weighed = make_run(tmp_path / "weighed", store.path, recorded=(), reward_scale=1.0, **changed)
+    subject = read_subject(weighed)
+    assert "tokens are shown, selected by the same rule, without weights." in " ".join(subject.missing)
+    assert subject.pairs[0].chosen.weights is None
 
 
 def test_token_rewards_of_a_run_that_selects_nothing(store, tmp_path):

@@ -253,6 +253,68 @@ def test_names_of_subjects_are_unique(places, names, unique):
     assert [subject.name for subject in with_unique_names(subjects)] == unique
 
 
+def facts_of(**changed):
+    return {fact.key: fact.values[0] for fact in overview([demo_subject(rows=2, **NO_CHARTS, **changed)])}
+
+
+SELECT = {"chosen_ratio": 0.3, "rejected_ratio": 0.3, "unit": "token", "scope": "response", "span_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen", "rejected"),
+    [
+        ({"rule": "floor", "count": "ratio"}, "ratio 30 %", "ratio 30 %"),
+        ({"rule": "mean"}, "scores above the mean of the response", "scores below the mean of the response"),
+        ({"count": "shorter"}, "as many as the shorter response has", "as many as the shorter response has"),
+    ],
+)
+def test_a_ratio_is_claimed_only_if_it_is_read(settings, chosen, rejected):
+    settings = {"select": {**SELECT, **settings}, "rejected_selects": "lowest"}
+    facts = facts_of(settings=settings)
+    assert facts["Selected, chosen"].split(" rows, ")[1] == chosen
+    assert facts["Selected, rejected"].split(" rows, ")[1] == rejected
+    subject = demo_subject(rows=2, log=[], settings=settings)
+    (accumulation,) = [chart for chart in charts([subject]) if chart.key == "accumulation"]
+    assert bool(accumulation.marks) == (chosen == "ratio 30 %")
+
+
+def test_with_a_scorer_that_flips_its_sign_the_highest_are_selected_in_both():
+    settings = {"select": {**SELECT, "rule": "mean"}, "rejected_selects": "highest"}
+    assert facts_of(settings=settings)["Selected, rejected"].endswith("scores above the mean of the response")
+    flipped = demo_subject(rows=1, settings=settings, **NO_CHARTS)
+    sentence = "in both responses the highest scores are selected."
+    assert sentence in made(flipped).text
+    assert sentence not in made(demo_subject(rows=1, **NO_CHARTS)).text
+    assert "the lowest or the highest" in made(flipped, demo_subject(rows=1, **NO_CHARTS)).text
+    every = demo_subject(rows=1, settings={"select": None}, **NO_CHARTS)
+    assert "all of them train the policy." in made(every).text
+
+
+def test_the_overview_has_weights_sums_and_empty_pairs():
+    settings = {
+        "objective": "dpo+orpo", "factors": {"dpo": 0.8, "orpo": 0.2},
+        "token_weight": {"name": "importance", "clip": 1.5, "low": 0.7, "high": 1.3},
+    }  # fmt: skip
+    log = [{"step": 1, "select/chosen_effective": 12.5, "objective/empty_pair": 0.25}, {"step": 2, "loss": 1.0}]
+    facts = {fact.key: fact.values[0] for fact in overview([demo_subject(pairs=[], settings=settings, log=log)])}
+    assert facts["Objective"] == "0.8 × dpo + 0.2 × orpo"
+    assert facts["Token weight"] == "importance (clip 1.5, low 0.7, high 1.3)"
+    assert facts["Effective tokens, chosen"] == "12.5"
+    assert "Effective tokens, rejected" not in facts
+    assert facts["Pairs without selected tokens"] == "25 %"
+    side = Side(
+        ("a", "b", "c"), np.zeros(3, np.float32), np.array([True, True, False]), None, np.array([3.0, 1.0, 0.0])
+    )
+    text = made(demo_subject(pairs=[Pair(0, "q", side, side)], settings=settings, **NO_CHARTS)).text
+    assert "1.6 of 2 selected tokens, mean of 1 rows" in text  # (3 + 1)^2 / (9 + 1)
+    assert "The outline of a token is as strong as its weight in the loss" in text
+    plain = facts_of()
+    assert plain["Objective"] == "sepo"
+    assert not {"Token weight", "Effective tokens, chosen", "Pairs without selected tokens"} & set(plain)
+    for broken in ({"objective": 3, "factors": [1], "token_weight": "x"}, {"factors": {"dpo": "0.8"}, "select": 3}):
+        assert "Token weight" not in facts_of(settings=broken)
+
+
 def test_settings_are_compared_key_by_key():
     first, second = demo_subject(recipe={"a": 1, "b": {"c": [1, None, True]}}), demo_subject(recipe={"a": 2, "d": {}})
     (recipe,) = [part for part in comparisons([first, second]) if part.title == "Recipe"]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,46 @@ def test_selected_tokens_are_between_marks(capsys):
     assert "row 0, at step 7" in printed
     assert "⟦ab⟧c⟦d⟧" in printed
     assert "  x↵\n  ⟦y↵⟧\n" in printed
+
+
+def weighed(tokens, weights):
+    return replace(side(tokens, selected=np.flatnonzero(weights)), weights=np.array(weights))
+
+
+WEIGHED = Pair(0, "q", weighed(["a", " b", "c", "d"], [0.25, 0.25, 0.0, -1.5]), side("xy", selected=(1,)))
+
+
+def test_weights_follow_their_tokens(capsys):
+    show(subject_of(WEIGHED), scores=True)
+    printed = capsys.readouterr().out
+    assert "selected tokens are in ⟦⟧, with their weight after ×" in printed
+    assert "4 tokens, 3 selected (75%), weights -1.5 to 0.25 (effective number 0.4), sum of scores" in printed
+    assert "⟦a b×0.25⟧c⟦d×-1.5⟧" in printed
+    assert "x⟦y⟧" in printed  # a response without weights
+    rows = re.findall(r"^ +'.*' +(selected)? +(\d) +\S+(?: +([-.\d]+))? *$", printed, re.MULTILINE)
+    assert [weight for _, _, weight in rows] == ["0.25", "0.25", "-", "-1.5", "", ""]
+
+
+def test_weights_in_an_encoding_without_the_marks(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    show(subject_of(WEIGHED))
+    sys.stdout.flush()
+    assert b"[[a b*0.25]]c[[d*-1.5]]" in written.getvalue()
+
+
+def test_a_terminal_shades_weights_and_strikes_out_negative_ones(tmp_path, in_a_terminal):
+    answer = {"tokens": ["all", "half", "less", "neg", "none"], "scores": [0] * 5, "selected": [0, 1, 2, 3],
+              "weights": [2.0, 1.0, 0.5, -2.0]}  # fmt: skip
+    plain = {"tokens": ["plain", "none"], "scores": [0, 0], "selected": [0]}
+    run = make_run(tmp_path / "run", None)
+    (run / "_sepo_tokens.jsonl").write_text(record_line(0, 1, chosen=answer, rejected=plain) + "\n")
+    printed = in_a_terminal("show", run, COLORTERM="truecolor")
+    styles = {text: code for code, text in re.findall(r"\x1b\[([0-9;]*)m(\w+)(?=\x1b\[0m)", printed)}
+    expected = {"all": "1;4", "half": "4", "less": "2;4", "neg": "1;4;9", "plain": "1;4"}
+    assert {text: styles[text] for text in expected} == expected
+    assert "none" not in styles
+    assert {styles[text] for text in ("large", "medium", "small", "negative")} == {"1;4", "4", "2;4", "1;4;9"}
 
 
 def test_a_terminal_has_colors_and_underlines_instead(store, in_a_terminal):

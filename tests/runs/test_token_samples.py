@@ -17,6 +17,7 @@ from sepo.runs.token_samples_reader import RECORD_FILE, read_record
 from sepo.text.token_texts import TokenTexts
 from sepo.training import SELECTION, StepCollator, preference_step
 from sepo.training.batch_parts import Parts
+from sepo.training.collators import selecting_collator
 from sepo.training.selection_columns import CandidateCollator
 from tests.support import tiny
 from tests.support.steps import SEPO, collate, make_pairs
@@ -130,6 +131,59 @@ def test_live_scores_are_those_that_selected(models, tmp_path, name):
         again = replace(again, token_scorer=replace(again.token_scorer, rejected_largest=True))
         for side, kept in zip(SIDES, select(again, **given), strict=True):
             assert kept[0].tolist() == list(getattr(pair, side).selected)
+
+
+WEIGHED = {
+    "d2po": {"decay": 0.9},
+    "tgdpo": {"alpha": 3.0, "beta": 0.5, "rejected_ratio": 0.9},
+    "dpo": {"token_scorer": "confidence", "token_weight": "scores", "chosen_ratio": 0.5, "rejected_ratio": 0.5},
+}
+"""Objectives whose weights depend on positions, on stored scores, and on live ones, with hyperparameters."""
+
+
+def by_hand(name, chosen, position, score):
+    """Return the weight of a selected token of these objectives."""
+    if name == "d2po":
+        return 0.9 ** (position + 1)
+    return 1 + (3.0 * 0.5 if chosen else -3.0 * 0.5) * score if name == "tgdpo" else score
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_weights_are_recorded_with_the_selected_tokens(models, tmp_path, name):
+    method = resolve_method(name, **WEIGHED[name])
+    collator = selecting_collator(lambda rows: collate(rows, resolve_method("simpo"), extra=2), method=method)
+    step(models, started(tmp_path, method), collator(ROWS), method, 1)
+    pairs, unread = read_record(tmp_path)
+    assert (len(pairs), unread) == (len(ROWS), 0)
+    seen = []
+    for pair in pairs:
+        for side in SIDES:
+            answer = getattr(pair, side)
+            expected = [
+                by_hand(name, side == "chosen", place, score) if kept else 0.0
+                for place, (score, kept) in enumerate(zip(answer.scores, answer.selected, strict=True))
+            ]
+            assert answer.weights == pytest.approx(expected, rel=1e-6, abs=1e-6)  # 1 - 1.5 score cancels, in float32
+            seen += [weight for weight in answer.weights if weight]
+    assert len(set(seen)) > 5
+    assert (min(seen) < 0) == (name == "tgdpo")
+
+
+def test_a_method_without_weights_records_none(models, tmp_path):
+    step(models, started(tmp_path, SEPO), collate(ROWS), SEPO, 1)
+    assert "weights" not in (tmp_path / RECORD_FILE).read_text()
+    assert all(getattr(pair, side).weights is None for pair in read_record(tmp_path)[0] for side in SIDES)
+
+
+@pytest.mark.parametrize("weights", [[], [1.0], [1.0, 2.0, 3.0], [1.0, None], [1.0, "2"], [1.0, float("inf")], 1.0])
+def test_weights_that_are_not_those_of_the_selected_tokens_are_not_read(tmp_path, weights):
+    answer = {"tokens": ["a", "b", "c"], "scores": [1, 2, 3], "selected": [2, 0], "weights": [0.5, -2]}
+    line = {"step": 1, "row": 0, "prompt": "q", "chosen": answer, "rejected": answer}
+    (tmp_path / RECORD_FILE).write_text(json.dumps(line) + "\n")
+    ((pair,), unread) = read_record(tmp_path)
+    assert (pair.chosen.weights, unread) == ((-2.0, 0.0, 0.5), 0)
+    (tmp_path / RECORD_FILE).write_text(json.dumps({**line, "rejected": {**answer, "weights": weights}}) + "\n")
+    assert read_record(tmp_path) == ([], 1)
 
 
 def test_without_a_scorer_there_are_no_scores_and_all_tokens(models, tmp_path):

@@ -1,6 +1,7 @@
 """Columns besides the tokens: random scores, steps, and shares of a data set's budget, for any order of rows."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -149,3 +150,63 @@ def test_added_columns_make_another_data_set_and_the_same_one_again(table):
     assert first._fingerprint == made(table, "steps")._fingerprint
     others = [table, made(table, "scores"), made(table.select(range(4)), "steps")]
     assert len({data._fingerprint for data in (first, *others)}) == 4
+
+
+def scored(table, number):
+    """Return the rows with a score for each response token that can be scored: ``number(row, side, token)``."""
+    for side in SIDES:
+        scores = [
+            [number(row, side, token) for token in range(sum(label != IGNORE for label in labels))]
+            for row, labels in enumerate(table[f"{side}_labels"])
+        ]
+        table = table.add_column(f"{side}_scores", scores)
+    return table
+
+
+def test_scores_without_a_weight_raise_before_training_with_their_row(table, words):
+    """Critical weights need scores in [0, 1] of rejected responses; those of chosen ones are not read."""
+    method = resolve_method("critical_dpo")
+    fine = scored(table, lambda row, side, token: -3.0 if side == "chosen" else token % 2)
+    assert prepare(fine, method, words)["train_dataset"].to_dict() == fine.to_dict()
+    wrong = scored(table, lambda row, side, token: 1.5 if (row, side, token) == (7, "rejected", 3) else 0.5)
+    message = (
+        r"row 7 of train: its rejected response, which starts with 'It has 2 wings or none.*', has the score 1.5 at "
+        r"its token 3, expected a number in \[0, 1\], since token_weight critical is 1 - score: correct its chosen_scor"
+    )
+    with pytest.raises(SepoError, match=message):
+        prepare(wrong, method, words)
+    with pytest.raises(SepoError, match="row 7 of eval more: its rejected"):
+        prepare(fine, method, words, eval_dataset={"more": wrong})
+    # Only selected tokens have a weight: the lowest scores.
+    some = resolve_method("critical_dpo", rejected_ratio=0.5)
+    assert prepare(wrong, some, words)
+
+
+def test_weights_that_a_mean_cannot_take_raise_before_training(table, words):
+    """Negative ones, of a scorer that declares its scores to be at least 0, and those of a response that are all 0."""
+    method = resolve_method("simpo", token_scorer="oracle", token_weight="importance", importance_low=0.0)
+    fine = scored(table, lambda row, side, token: token - 2.0)
+    assert prepare(fine, method, words)
+    zero = scored(table, lambda row, side, token: -9.0 if (row, side) == (4, "chosen") else 1.0)
+    message = "row 4 of train: its chosen response, which .* has token weights that are all 0, .* since simpo takes"
+    with pytest.raises(SepoError, match=message + r".*: token_scorer is oracle; use another"):
+        prepare(zero, method, words)
+    assert prepare(zero, resolve_method("dpo", token_scorer="oracle", token_weight="importance"), words)
+    declared = replace(resolve_method("dpo", token_scorer="file", token_weight="scores"), name="mean")
+    declared = replace(declared, token_scorer=replace(declared.token_scorer, bounds=(0.0, math.inf)))
+    declared = replace(declared, reward=replace(declared.reward, average=True))
+    with pytest.raises(SepoError, match=r"row 0 of train: .* has the token weight -2 \(ScoreWeight\) at its"):
+        prepare(fine, declared, words)
+    assert prepare(fine, resolve_method("dpo", token_scorer="file", token_weight="scores"), words)
+
+
+def test_weights_are_those_of_units_and_scopes_that_a_step_selects(table, words):
+    """With steps, a threshold of the data set and pairs: the check reads the columns that the collator reads."""
+    values = scored(table, lambda row, side, token: 0.5 if token % 3 else 2.0)
+    for options in ({"unit": "step"}, {"scope": "dataset"}, {"scope": "pair"}):
+        method = resolve_method("critical_dpo", chosen_ratio=0.3, rejected_ratio=0.3, **options)
+        if options == {"unit": "step"}:
+            with pytest.raises(SepoError, match="has the score 2 at its token"):
+                prepare(values, method, words)
+        else:
+            assert prepare(values, method, words)

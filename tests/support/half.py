@@ -94,7 +94,7 @@ def axolotl_trainer(job):
 
 
 def results(trainer, host, count):
-    """Return the loss of each pair alone, and the gradients of all pairs together."""
+    """Return the loss of each pair alone, gradients and loss of all pairs together, and their loss after a step."""
     trainer.model.eval()  # these models have no dropout; evaluation mode guarantees it
 
     def loss_of(features):
@@ -113,7 +113,12 @@ def results(trainer, host, count):
         for name, weight in trainer.model.named_parameters()
         if weight.grad is not None
     }
-    return {"losses": losses.double(), "mean": together.detach().double()[None], **gradients}
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            if weight.grad is not None:
+                weight -= 0.01 * weight.grad
+    means = torch.stack([together.detach(), loss_of(rows).detach()]).double()
+    return {"losses": losses.double(), "means": means, **gradients}
 
 
 def main(host, job_file, result):

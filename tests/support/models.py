@@ -35,12 +35,17 @@ MODELS = {
     "GPTNeoX": ("GPTNeoXConfig", {}),
     "Cohere": ("CohereConfig", {"logit_scale": 0.25}),
     "Granite": ("GraniteConfig", {"logits_scaling": 4.0}),
+    "Qwen3Moe": ("Qwen3MoeConfig", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                                    "head_dim": 8}),
+    "Mixtral": ("MixtralConfig", {"num_local_experts": 5, "num_experts_per_tok": 2}),
 }  # fmt: skip
 
 
 def model_of(name, *, attention="sdpa", dtype=torch.float32, **changes):
     config_class, more = MODELS[name]
     config = getattr(transformers, config_class)(**{**SMALL, **more, **changes}, attn_implementation=attention)
+    if dtype is torch.float64:
+        config._experts_implementation = "eager"  # the default is a kernel for narrower types
     torch.manual_seed(3)
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype).train()
 

@@ -12,6 +12,8 @@ from sepo.plugins import registered
 EXAMPLE = Path(__file__).parents[2] / "yaml_examples" / "own_loss"
 SCORER_EXAMPLE = EXAMPLE.with_name("own_scorer")
 JUDGE_EXAMPLE = EXAMPLE.with_name("own_judge")
+WEIGHT_EXAMPLE = EXAMPLE.with_name("own_weight")
+WITH_RECIPES = (EXAMPLE, SCORER_EXAMPLE, WEIGHT_EXAMPLE)
 
 
 def write_package(folder, name, groups, code=None):

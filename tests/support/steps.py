@@ -7,7 +7,7 @@ import random
 import torch
 
 from sepo.objectives import resolve_method
-from sepo.training import SelectionCollator
+from sepo.training.collators import selecting_collator
 
 GAMMA, CHOSEN_RATIO, REJECTED_RATIO = 1.7, 0.4, 0.25
 SEPO = resolve_method("sepo", gamma=GAMMA, chosen_ratio=CHOSEN_RATIO, rejected_ratio=REJECTED_RATIO)
@@ -45,7 +45,7 @@ def collate(pairs, method=SEPO, extra=0):
         real = padded("input_ids", -1) >= 0
         return {"input_ids": padded("input_ids", 0), "attention_mask": real.long(), "labels": labels}
 
-    return SelectionCollator(pad, method=method)(pairs) if method.needs_scores else pad(pairs)
+    return selecting_collator(pad, method=method)(pairs) if method.needs_scores else pad(pairs)
 
 
 def logsigmoid(x):

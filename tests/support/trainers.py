@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaForCausalLM, TrainingArguments
 
 from sepo.objectives import resolve_method
+from sepo.selection import SIDES
 from tests.support.steps import make_pairs
 
 
@@ -14,7 +15,7 @@ def rows_of(count, seed=0):
     rows = []
     for index, pair in enumerate(make_pairs(count, seed)):
         row = {"prompt_ids": [5, 6, 7][: 1 + index % 3]}
-        for side in ("chosen", "rejected"):
+        for side in SIDES:
             row[f"{side}_ids"] = [label for label in pair[f"{side}_labels"] if label != -100]
             row[f"{side}_scores"] = pair[f"{side}_scores"]
             row[f"{side}_token_rewards"] = [math.tanh(score) / 2 for score in pair[f"{side}_scores"]]
@@ -28,6 +29,9 @@ GROUPED = {"train_sampling_strategy": "group_by_length"} if _FIVE else {"group_b
 """The argument for batches of rows of similar length; transformers 4 has another name for it."""
 LOGGED = 0.0 if _FIVE else 5.1e-5
 """Absolute rounding of a logged loss; transformers 4 logs four decimals."""
+SUM = {"dpo": 0.8, "orpo": 0.2, "sft": 0.1}
+WEIGHED = resolve_method("dpo", beta=0.5, token_scorer="file", token_weight="scores")
+"""The scores of the rows as weights."""
 LIVE = resolve_method("selective_dpo", beta=0.5)
 """Live selection, at a beta at which a wrong selection changes the weights noticeably."""
 
@@ -44,3 +48,16 @@ def arguments(directory, **overrides):
         "dataloader_pin_memory": False,
     }  # fmt: skip
     return TrainingArguments(**{**values, **overrides})
+
+
+def single_tokens(rows):
+    """Return rows with responses of one token, of which rule ``mean`` selects none."""
+    names = ("ids", "scores", "token_rewards")
+    return [
+        {**row, **{f"{side}_{name}": row[f"{side}_{name}"][:1] for side in SIDES for name in names}} for row in rows
+    ]
+
+
+def unweighed(rows):
+    """Return rows whose scores are all 0."""
+    return [{**row, **{f"{side}_scores": [0.0] * len(row[f"{side}_ids"]) for side in SIDES}} for row in rows]

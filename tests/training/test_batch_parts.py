@@ -24,6 +24,10 @@ METHODS = {
     "minor_dpo": {},
     "tdpo2": {},
     "wpo": {},
+    "otpo": {"beta": 0.5, "reg": 0.1},
+    "confpo": {},
+    "tgdpo": {"beta": 0.5},
+    "ld_dpo": {"alpha": 0.0},
 }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import math
 import subprocess
 import sys
 
@@ -18,13 +19,29 @@ from sepo.objectives import resolve_method
 from sepo.training import PairCollator, PreferenceTrainer, preference_step
 from sepo.training.means import Means
 from tests.support.recipes import environment, python_path
-from tests.support.trainers import GROUPED, LIVE, LOGGED, ROWS, arguments, load, rows_of
+from tests.support.trainers import (
+    GROUPED,
+    LIVE,
+    LOGGED,
+    ROWS,
+    SUM,
+    WEIGHED,
+    arguments,
+    load,
+    rows_of,
+    single_tokens,
+    unweighed,
+)
 
-STAGES = ("sepo", "selective_dpo", "dpo_reg", "minor_dpo")
+OBJECTIVES = ("sepo", "selective_dpo", "dpo_reg", "minor_dpo", "confpo", "tgdpo", "sum")
+
+
+def method_of(objective):
+    return LIVE if objective == "live" else resolve_method(SUM if objective == "sum" else objective)
 
 
 def trained(world, directory, objective, rows=ROWS, ref_model=None, **overrides):
-    method = LIVE if objective == "live" else resolve_method(objective)
+    method = method_of(objective)
     trainer = PreferenceTrainer(
         model=load(world),
         ref_model=ref_model,
@@ -37,7 +54,7 @@ def trained(world, directory, objective, rows=ROWS, ref_model=None, **overrides)
 
 
 def by_hand(model, reference, objective, rows=ROWS):
-    method = resolve_method(objective)
+    method = method_of(objective)
     return preference_step(
         model, PairCollator(method)(rows), method=method, reference=lambda: contextlib.nullcontext(reference)
     )
@@ -47,7 +64,7 @@ def weights(trainer):
     return {name: value.detach() for name, value in trainer.model.named_parameters()}
 
 
-@pytest.mark.parametrize("objective", STAGES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_losses_metrics_and_weights_equal_those_of_the_step(world, tmp_path, objective):
     trainer = trained(world, tmp_path, objective, max_steps=2, num_train_epochs=2)
     model, reference = load(world), load(world)
@@ -76,7 +93,7 @@ def whole_batches(world, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("objective", ["sepo", "minor_dpo", "dpo_reg", "live"])
+@pytest.mark.parametrize("objective", ["sepo", "minor_dpo", "dpo_reg", "live", "confpo", "tgdpo", "sum"])
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2), (3, 2)])
 def test_accumulated_batches_equal_one_batch(world, whole_batches, tmp_path, objective, batch, accumulation):
     """3 x 2 has device batches of three pairs and of one: the mean is over pairs, not over batches.
@@ -292,9 +309,13 @@ import os
 import torch
 from pathlib import Path
 from tests.support import tiny
-from tests.support.trainers import LIVE, ROWS, arguments, load, rows_of
+from tests.support.trainers import LIVE, ROWS, WEIGHED, arguments, load, rows_of, single_tokens, unweighed
+from sepo.objectives import resolve_method
 from sepo.training import PreferenceTrainer
 tiny.LlamaRMSNorm.forward = tiny.exact_norm
+class InOrder(PreferenceTrainer):
+    def _get_train_sampler(self, *args):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
 world = Path({world!r})
 for batch_tokens in (None, 20):
     directory = {directory!r} + f"/{{batch_tokens}}"
@@ -308,6 +329,21 @@ for batch_tokens in (None, 20):
     if trainer.is_world_process_zero():
         trainer.save_model()
         torch.save(evaluations, directory + "/evaluation.pt")
+for name, method, rows in (
+    ("empty", resolve_method("confpo"), single_tokens(ROWS)),
+    ("half empty", resolve_method("confpo"), [*single_tokens(ROWS[:2]), *ROWS[2:]]),
+    ("unweighed", WEIGHED, unweighed(ROWS)),
+    ("half unweighed", WEIGHED, [*unweighed(ROWS[:2]), *ROWS[2:]]),
+):
+    directory = {directory!r} + f"/{{name}}"
+    trainer = InOrder(
+        model=load(world), ref_model=load(world, "base"), method=method, train_dataset=rows,
+        args=arguments(directory, per_device_train_batch_size=2, max_steps=2),
+    )
+    trainer.train()
+    if trainer.is_world_process_zero():
+        trainer.save_model()
+        torch.save(trainer.state.log_history, directory + "/log.pt")
 # An interpreter that ends right after a collective aborts if gloo's thread is still releasing the collective's tensors,
 # for which it needs the GIL. Exit without ending the interpreter.
 os._exit(0)
@@ -354,6 +390,28 @@ def test_two_processes_equal_one(world, two_processes, tmp_path, batch_tokens):
     for count, metrics in zip(COUNTS, found, strict=True):
         expected = values_of(trainer.evaluate(rows_of(count, seed=1)))
         assert values_of(metrics) == pytest.approx(expected, rel=1e-5, abs=1e-7), count
+
+
+@pytest.mark.parametrize("name", ["empty", "half empty", "unweighed", "half unweighed"])
+def test_processes_without_a_token_that_counts(world, two_processes, tmp_path, name):
+    """Pairs without selected tokens, and tokens without weight, in the pairs of all processes or of the first."""
+    kept = ROWS[2:] if name.startswith("half") else []
+    change = single_tokens if name.endswith("empty") else unweighed
+    trainer = PreferenceTrainer(
+        model=load(world),
+        ref_model=load(world, "base"),
+        method=resolve_method("confpo") if name.endswith("empty") else WEIGHED,
+        args=arguments(tmp_path, max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2),
+        train_dataset=[*change(ROWS[: 4 - len(kept)]), *kept],
+    )
+    trainer.train()
+    two = LlamaForCausalLM.from_pretrained(two_processes / name, dtype=torch.float64)
+    torch.testing.assert_close(dict(two.named_parameters()), weights(trainer), rtol=1e-9, atol=1e-9)
+    moved = any(not torch.equal(a, b) for a, b in zip(two.parameters(), load(world).parameters(), strict=True))
+    assert moved == bool(kept)
+    for entry, expected in zip(torch.load(two_processes / name / "log.pt"), trainer.state.log_history, strict=True):
+        assert all(math.isfinite(value) for value in entry.values())
+        assert values_of(entry) == pytest.approx(values_of(expected), rel=1e-5, abs=1e-7)
 
 
 def test_importing_the_step_needs_no_transformers():

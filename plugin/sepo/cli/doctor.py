@@ -146,13 +146,13 @@ def registered_findings(host_keys: tuple[str, ...]) -> Iterator[Finding]:
     """Load what other packages register and resolve each entry with its defaults.
 
     Args:
-        host_keys: recipe keys that no registered objective may take.
+        host_keys: recipe keys that no registered objective or token weight may take.
     """
     from sepo.recipe.stages import check_registered
 
     items = [item for kind in GROUPS for item in registered(kind)]
     if not items:
-        yield Finding(True, "nothing: every objective, token scorer, stage and judge is sepo's own")
+        yield Finding(True, "nothing: every objective, token scorer, token weight, stage and judge is sepo's own")
     for item in items:
         try:
             check_registered(item, host_keys=host_keys)

@@ -12,10 +12,13 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     add_recipe(
         parser, "a recipe with shared keys and the sections base, oracle and policy", override="policy.sepo_gamma=2"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all steps and print them with their state and memory"
+    )
 
 
 def run_pipeline(options: argparse.Namespace) -> int:
-    """Train base and oracle, score, and train the policy.
+    """Train base and oracle, score, and train the policy, or print the steps.
 
     Returns:
         The exit status.
@@ -30,5 +33,10 @@ def run_pipeline(options: argparse.Namespace) -> int:
 
     recipe = pipeline.read_pipeline(options.recipe, options.overrides)
     load_host("pipeline")
-    pipeline.run_pipeline(recipe)
+    if options.dry_run:
+        from sepo.hosts.llamafactory.plan.steps import print_steps
+
+        print_steps(recipe)
+    else:
+        pipeline.run_pipeline(recipe)
     return 0

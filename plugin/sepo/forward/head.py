@@ -25,6 +25,14 @@ from sepo.forward.chunked import (
 )
 from sepo.forward.exchange import exchanged
 from sepo.forward.last_layer import last_mlp_only_at
+from sepo.forward.router_loss import (
+    check_router_loss,
+    experts_per_token,
+    pair_losses,
+    pair_tokens,
+    router_logits_of,
+    without_own_loss,
+)
 from sepo.forward.shared_prompt import PairLayout, row_inputs
 
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[str, object], ...]] = weakref.WeakKeyDictionary()
@@ -136,6 +144,7 @@ def run_through_head(
     wanted: Tensor,
     compute: Callable[[Head, Tensor, Tensor], tuple[Tensor, ...]],
     layout: PairLayout | None = None,
+    router_loss: bool = False,
 ) -> tuple[Tensor, ...]:
     """Run a model's own forward with ``compute`` in place of its head.
 
@@ -148,17 +157,24 @@ def run_through_head(
             and returns one or more differentiable [N]. It runs inside the wrapped forward, while engines have the
             weights gathered; its results are returned by the model as logits.
         layout: from ``sharing.layout_for``, to run the batch's pairs as one row without padding, each prompt once.
+        router_loss: whether to compute the load-balancing loss of each pair (see ``router_loss``); the layout must then
+            have all attended tokens (``batch_layout(..., whole=True)``).
 
     Returns:
-        The results of ``compute``, each as [B, T - 1], exactly 0 where not wanted.
+        The results of ``compute``, each as [B, T - 1], exactly 0 where not wanted; with ``router_loss`` followed by the
+        losses of the pairs, [B / 2].
 
     Raises:
         SepoError: if the model changes its logits after the head in an unsupported way, has no head, or runs it on
-            other positions than the batch's.
+            other positions than the batch's; with ``router_loss`` if the model has none.
     """
     inner = causal_lm(model)
     transform, switches = known_transforms(inner)
+    switches = [*switches, *without_own_loss(inner)]
     head = _head_of(inner, transform)
+    if router_loss:
+        check_router_loss(model, inner, head.module, inputs)
+    by_pair = pair_tokens(inputs, layout) if router_loss else None
     state = _scalars(inner)
     check = _CHECKED.get(inner) != state
     rows, columns = wanted.nonzero(as_tuple=True)
@@ -169,6 +185,7 @@ def run_through_head(
         at = (torch.zeros_like(rows), layout.placed[rows, columns])
         inputs, shape = row_inputs(inputs["input_ids"], layout), torch.Size([1, layout.tokens])
     computed: list[tuple[Tensor, ...]] = []
+    routers: list[Tensor] = []  # filled by the decoder, which runs before the head
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if hidden.shape[:2] != shape:
@@ -177,29 +194,42 @@ def run_through_head(
                 f"expected the batch's {list(shape)}: disable prompt tuning and DataParallel."
             )
         values = compute(head, hidden[at], targets)
+        if by_pair is not None:
+            values = (*values, pair_losses(routers, by_pair, top_k=experts_per_token(inner)).to(values[0]))
         computed.append(values)
         outputs = torch.cat([*values, _probe(values[0])] if check else values)
         return outputs.view(1, -1, 1)
 
     # Layers share compiled code: a layer with another MLP would be compiled separately, for every shape.
-    unchanged = layout is None or hasattr(model, "_orig_mod")
+    # The last layer's router reads all tokens.
+    unchanged = layout is None or router_loss or hasattr(model, "_orig_mod")
     last_mlp = contextlib.nullcontext() if unchanged else last_mlp_only_at(inner, at, shape)
-    with last_mlp, exchanged(head.module, forward), _switched_off(switches):
+    collecting = router_logits_of(inner, routers) if router_loss else contextlib.nullcontext()
+    with last_mlp, collecting, exchanged(head.module, forward), _switched_off(switches):
         output = model(**inputs, use_cache=False, return_dict=True).logits
     if check:
         _check_untouched(inner, output, computed)
         _CHECKED[inner] = state
     (exact,) = computed
-    arrived = output.reshape(-1)[: len(exact) * targets.numel()].view(len(exact), -1)
-    return tuple(_placed(value, output, wanted, (rows, columns)) for value, output in zip(exact, arrived, strict=True))
+    sizes = [value.numel() for value in exact]
+    arrived = output.reshape(-1)[: sum(sizes)].split(sizes)
+    values = [_exact(value, output) for value, output in zip(exact, arrived, strict=True)]
+    per_pair = [values.pop()] if router_loss else []
+    return tuple(_placed(value, wanted, (rows, columns)) for value in values) + tuple(per_pair)
 
 
-def _placed(exact: Tensor, arrived: Tensor, wanted: Tensor, index: tuple[Tensor, ...]) -> Tensor:
-    """Return [B, T - 1] with the computed values at the wanted positions and the gradient of the model's outputs."""
+def _exact(exact: Tensor, arrived: Tensor) -> Tensor:
+    """Return the computed values with the gradient of the model's outputs.
+
+    FSDP2's mixed precision casts the model's outputs to bfloat16: the gradient must flow through them, but the values
+    need not.
+    """
     arrived = arrived.to(exact)
-    # FSDP2's mixed precision casts the model's outputs to bfloat16: the gradient must flow through them, but the values
-    # need not.
-    values = arrived + (exact.detach() - arrived.detach())
+    return arrived + (exact.detach() - arrived.detach())
+
+
+def _placed(values: Tensor, wanted: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """Return [B, T - 1] with the values at the wanted positions."""
     return torch.zeros(wanted.shape, dtype=values.dtype, device=values.device).index_put(index, values)
 
 
@@ -260,7 +290,7 @@ def _check_untouched(model: nn.Module, output: Tensor, computed: list[tuple[Tens
     if len(computed) == 1:
         (values,) = computed
         probe = _probe(values[0])
-        arrived = output.detach().reshape(-1)[len(values) * values[0].numel() :].to(probe)
+        arrived = output.detach().reshape(-1)[sum(value.numel() for value in values) :].to(probe)
         half = (torch.bfloat16, torch.float16)
         if any(torch.equal(arrived, expected) for expected in (probe, *(probe.to(d).to(probe) for d in half))):
             return

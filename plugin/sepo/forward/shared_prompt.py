@@ -80,7 +80,7 @@ def is_right_padded(attention_mask: Tensor) -> bool:
     return bool((kept[:, 0].all() & ~(kept[:, 1:] & ~kept[:, :-1]).any()).item())
 
 
-def pair_layout(input_ids: Tensor, wanted: Tensor) -> PairLayout:
+def pair_layout(input_ids: Tensor, wanted: Tensor, *, attended: Tensor | None = None) -> PairLayout:
     """Lay the pairs of a right-padded batch into one row.
 
     >>> ids = torch.tensor([[1, 2, 3, 5, 6, 9], [1, 2, 3, 5, 7, 8]])  # a prompt of three, two responses of three
@@ -93,12 +93,13 @@ def pair_layout(input_ids: Tensor, wanted: Tensor) -> PairLayout:
         input_ids: token ids on the CPU, [2B, T], the first B rows chosen.
         wanted: bool on the CPU, [2B, T - 1], shifted: entry t requests the token at position t + 1, so the row must
             hold the tokens up to t. A row without wanted tokens keeps its first token.
+        attended: bool on the CPU, [2B, T], to keep all these tokens, also those on which no wanted one depends.
 
     Returns:
         The layout.
     """
     width, pairs = input_ids.shape[1], input_ids.shape[0] // 2
-    lengths = needed_tokens(wanted)
+    lengths = needed_tokens(wanted) if attended is None else attended.sum(1).tolist()
     spans, source, position_ids = [], [], []
     placed = torch.full(input_ids.shape, -1)
     start = 0

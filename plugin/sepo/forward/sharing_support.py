@@ -23,12 +23,13 @@ _REFUSALS: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDic
 """Models that were checked: why pairs take the plain path, or None if they share their prompts."""
 
 
-def batch_layout(inputs: Mapping[str, Any], wanted: Tensor) -> PairLayout | None:
+def batch_layout(inputs: Mapping[str, Any], wanted: Tensor, *, whole: bool = False) -> PairLayout | None:
     """Return the layout of a batch's pairs in one row, or None if the batch must run padded.
 
     Args:
         inputs: the model's inputs, ``input_ids`` [2B, T] with the first B rows chosen.
         wanted: bool, [2B, T - 1], shifted.
+        whole: whether to keep the tokens on which no wanted one depends.
     """
     extra = set(inputs) - _BATCH
     mask = inputs.get("attention_mask")
@@ -43,7 +44,8 @@ def batch_layout(inputs: Mapping[str, Any], wanted: Tensor) -> PairLayout | None
             [inputs["input_ids"], ones if mask is None else mask.to(ones), nn.functional.pad(wanted.to(ones), (0, 1))]
         ).cpu()
         if is_right_padded(kept):
-            return pair_layout(ids, needed[:, :-1].bool()).to(ones.device)
+            attended = kept.bool() if whole else None
+            return pair_layout(ids, needed[:, :-1].bool(), attended=attended).to(ones.device)
         warn_once("the batch is not padded on the right")
     return None
 
@@ -107,7 +109,6 @@ def refusal_of(model: nn.Module) -> str | None:
         f"{name} is not a text-only decoder": hasattr(config, "vision_config")
         or hasattr(config, "audio_config")
         or getattr(config, "is_encoder_decoder", False),
-        f"the router losses of {name} read the padding mask": getattr(config, "output_router_logits", False),
         f"{name} upcasts its attention to float32": getattr(config, "reorder_and_upcast_attn", False),
         f"{name} attends in chunks": getattr(config, "attention_chunk_size", None) is not None,
         f"the attention '{implementation}' is not one of {', '.join(SUPPORTED)}": implementation not in SUPPORTED,

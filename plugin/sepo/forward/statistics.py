@@ -32,7 +32,9 @@ def selected_statistics(
     chunk_tokens: int | None = None,
     reference: ReferenceStates | None = None,
     with_p2: bool = False,
+    weigh: Callable[[Tensor], Tensor] | None = None,
     layout: PairLayout | None = None,
+    router_loss: bool = False,
 ) -> TokenStatistics:
     """Compute ``selected_log_probs`` and sums over the vocabulary in the same pass over the head.
 
@@ -45,7 +47,10 @@ def selected_statistics(
             reference's.
         reference: from ``reference_log_probs`` with the same ``wanted``; if given, KL(ref || policy) is computed.
         with_p2: whether to compute the log of the sum of squared probabilities.
+        weigh: takes the hidden states [N, H] of the wanted positions before the head, in row order and without
+            gradient, and returns one number each, [N]. The states are not kept.
         layout: see ``run_through_head``.
+        router_loss: whether to compute the load-balancing loss of each pair, see ``run_through_head``.
 
     Returns:
         The statistics, [B, T - 1] each, exactly 0 where not wanted.
@@ -53,19 +58,29 @@ def selected_statistics(
     Raises:
         SepoError: see ``run_through_head``; also if the reference has another vocabulary.
     """
-    detached: list[Tensor] = []
+    detached: dict[str, Tensor] = {}
 
     def compute(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        if weigh is not None:
+            with torch.no_grad():
+                detached["weights"] = weigh(states.detach())
         statistics = _statistics(head, states, targets, chunk_tokens=chunk_tokens, reference=reference, with_p2=with_p2)
         if statistics.log_sum_p2 is not None:
-            detached.append(statistics.log_sum_p2)
+            detached["log_sum_p2"] = statistics.log_sum_p2
         return (statistics.logps,) if statistics.kl is None else (statistics.logps, statistics.kl)
 
-    logps, *kl = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute, layout=layout)
+    logps, *more = run_through_head(
+        model, inputs, labels=labels, wanted=wanted, compute=compute, layout=layout, router_loss=router_loss
+    )
+    placed = {
+        name: torch.zeros(wanted.shape, dtype=values.dtype, device=values.device).masked_scatter(wanted, values)
+        for name, values in detached.items()
+    }
     return TokenStatistics(
         logps=logps,
-        kl=kl[0] if kl else None,
-        log_sum_p2=torch.zeros_like(logps).masked_scatter(wanted, detached[0]) if detached else None,
+        kl=more[0] if reference is not None else None,
+        router_losses=more[-1] if router_loss else None,
+        **placed,
     )
 
 

@@ -50,16 +50,25 @@ class TokenStatistics:
         kl: KL(ref || policy) = sum_v q_v (log q_v - log p_v), q the reference's distribution (TDPO, arXiv 2404.11999);
             carries the gradient of the policy. None if no reference was given.
         log_sum_p2: log sum_v p_v^2 (WPO, arXiv 2406.11827), without gradient. None if it was not requested.
+        weights: weight of the token, computed from hidden states (OTPO, arXiv 2505.18720), not in nats and without
+            gradient. None if it was not requested.
+        router_losses: load-balancing loss of each pair, one number per two rows; carries the gradient. None if it was
+            not requested.
     """
 
     logps: Tensor
     kl: Tensor | None = None
     log_sum_p2: Tensor | None = None
+    weights: Tensor | None = None
+    router_losses: Tensor | None = None
 
     def of(self, rows: list[int]) -> TokenStatistics:
-        """Return the numbers of some rows of a batch."""
-        kl, log_sum_p2 = (None if values is None else values[rows] for values in (self.kl, self.log_sum_p2))
-        return TokenStatistics(self.logps[rows], kl, log_sum_p2)
+        """Return the numbers of some rows of a batch, whose first half are the chosen responses of its pairs."""
+        rest = (None if values is None else values[rows] for values in (self.kl, self.log_sum_p2, self.weights))
+        kl, log_sum_p2, weights = rest
+        pairs = rows[: len(rows) // 2]
+        router_losses = None if self.router_losses is None else self.router_losses[pairs]
+        return TokenStatistics(self.logps[rows], kl, log_sum_p2, weights, router_losses)
 
 
 def log_sum_p2(logits: Tensor, log_norm: Tensor) -> Tensor:

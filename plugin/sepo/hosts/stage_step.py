@@ -61,6 +61,7 @@ class StageStep(SavesNoSecrets, SplitsBatches, PairMeans):
             method=self.settings.method,
             reference=(lambda: self._reference(model)) if self.settings.runs_reference else None,
             chosen_nll_weight=self.chosen_nll_weight,
+            router_loss_weight=self.settings.router_loss_weight,
             chunk_tokens=self.settings.head_chunk_tokens,
             share_prompts=self.shares_prompts(),
             parts=self.parts(model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,12 @@ from sepo.forward.chunked import default_chunk_tokens, token_log_probs
 from sepo.forward.head import known_transforms
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
+from sepo.forward.router_loss import PairTokens, experts_per_token, pair_losses
 from sepo.forward.shared_prompt import LAYOUT, PairLayout, PairSpan
 from sepo.forward.sharing_support import refusal_of
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import NOTHING_TRAINS, Trained, model_with, on_cpu_without_data, without_data
+from sepo.objectives import StateWeight, weigh_states
 
 _DEPTHS = (4, 6)
 """Depths of the models that are run; in most models with several kinds of layers the pattern has period two."""
@@ -41,6 +44,13 @@ class Row:
         """Number of tokens in the row, counting each prompt once."""
         return sum(map(sum, self.pairs))
 
+    @property
+    def selected_lengths(self) -> list[int]:
+        """The selected tokens of each response, all chosen ones first, if each has the same share of them."""
+        lengths = [chosen for _, chosen, _ in self.pairs] + [rejected for _, _, rejected in self.pairs]
+        ends = [round(end * self.selected / sum(lengths)) for end in itertools.accumulate(lengths)]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -53,6 +63,8 @@ class Pass:
         backward: whether a backward pass follows; otherwise the pass has no gradients.
         checkpointing: whether gradient checkpointing is enabled.
         head_chunk_tokens: number of tokens whose logits exist at a time; None for the default.
+        token_weight: the weight that is computed from hidden states, or None.
+        router_loss: whether the load-balancing loss of a mixture of experts is computed.
     """
 
     dtype: torch.dtype
@@ -61,6 +73,8 @@ class Pass:
     backward: bool = True
     checkpointing: bool = True
     head_chunk_tokens: int | None = None
+    token_weight: StateWeight | None = None
+    router_loss: bool = False
 
 
 def step_bytes(config: Any, row: Row, how: Pass) -> int:
@@ -120,7 +134,9 @@ def _measured(model: Any, inner: Any, inputs: dict[str, Any], row: Row, how: Pas
     autocast = torch.autocast("cpu", how.autocast or torch.bfloat16, enabled=how.autocast is not None)
     with live, torch.set_grad_enabled(how.backward):
         with autocast:
-            states = _states(inner, inputs, row.selected)
+            states, routers = _states(inner, inputs, row.selected, router_logits=how.router_loss)
+            if how.token_weight is not None:
+                weigh_states(how.token_weight, states.detach(), row.selected_lengths)
             head = inner.get_output_embeddings()
             chunk = how.head_chunk_tokens or default_chunk_tokens(head.weight.shape[0])
             targets = torch.zeros(row.selected, dtype=torch.long)
@@ -128,15 +144,31 @@ def _measured(model: Any, inner: Any, inputs: dict[str, Any], row: Row, how: Pas
             values = token_log_probs(
                 states, head.weight, targets, bias=head.bias, chunk_tokens=chunk, transform=transform
             )
+            if routers:
+                values = torch.cat([values, _router_losses(inner, inputs, routers)])
+            del routers
         if how.backward:
             values.sum().backward()
     return live.peak
 
 
-def _states(inner: Any, inputs: dict[str, Any], selected: int) -> Tensor:
-    hidden = inner.get_decoder()(**inputs, use_cache=False)[0]
+def _states(
+    inner: Any, inputs: dict[str, Any], selected: int, *, router_logits: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    more = {"output_router_logits": True} if router_logits else {}
+    outputs = inner.get_decoder()(**inputs, use_cache=False, **more)
+    hidden = outputs[0]
     flat: Tensor = hidden.reshape(-1, hidden.shape[-1])
-    return flat[torch.arange(selected) % flat.shape[0]]
+    return flat[torch.arange(selected) % flat.shape[0]], getattr(outputs, "router_logits", None) or ()
+
+
+def _router_losses(inner: Any, inputs: dict[str, Any], router_logits: tuple[Tensor, ...]) -> Tensor:
+    layout: PairLayout | None = inputs.get(LAYOUT)
+    rows, width = inputs["input_ids"].shape
+    sizes = (width,) * rows if layout is None else tuple(span.end - span.start for span in layout.spans)
+    pairs = rows // 2 if layout is None else len(layout.spans)
+    tokens = PairTokens(torch.ones(rows * width), sizes, pairs)
+    return pair_losses(router_logits, tokens, top_k=experts_per_token(inner))
 
 
 def _row_inputs(row: Row) -> dict[str, Any]:

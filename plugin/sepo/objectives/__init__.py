@@ -28,8 +28,16 @@ from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.selecting import select
 from sepo.objectives.settings import Choice, Flag, Number, Whole
 from sepo.objectives.sides import Side
-from sepo.objectives.token_weights import NO_WEIGHT, WEIGHTS, TokenWeight, WeighedTokens, WeightRule
-from sepo.objectives.weighing import weigh
+from sepo.objectives.token_weights import (
+    NO_WEIGHT,
+    WEIGHTS,
+    StateWeight,
+    TokenWeight,
+    Transport,
+    WeighedTokens,
+    WeightRule,
+)
+from sepo.objectives.weighing import state_weights, weigh, weigh_states
 from sepo.objectives.weights import PairWeight, PolicyLikelihood
 from sepo.selection.scorer_inputs import LiveTokens, RowTokens, StoredScorer
 
@@ -66,11 +74,13 @@ __all__ = [
     "Side",
     "Square",
     "Stage",
+    "StateWeight",
     "StoredScorer",
     "Term",
     "TokenRewardRegularizer",
     "TokenScorer",
     "TokenWeight",
+    "Transport",
     "WeighedTokens",
     "WeightRule",
     "Whole",
@@ -81,5 +91,7 @@ __all__ = [
     "preference_loss",
     "resolve_method",
     "select",
+    "state_weights",
     "weigh",
+    "weigh_states",
 ]

@@ -19,7 +19,7 @@ from sepo.objectives.resolve import resolve_method
 from sepo.objectives.reward_penalties import PairRewards
 from sepo.objectives.selecting import select
 from sepo.objectives.sides import Side, zero_outside
-from sepo.objectives.weighing import weigh
+from sepo.objectives.weighing import state_weights, weigh
 from sepo.selection.select import check_mask, require_counted_tokens
 
 
@@ -232,6 +232,8 @@ def compute_preference_loss(
     rejected_kl: Tensor | None = None,
     chosen_log_sum_p2: Tensor | None = None,
     rejected_log_sum_p2: Tensor | None = None,
+    chosen_states: Tensor | None = None,
+    rejected_states: Tensor | None = None,
     **hyperparameters: object,
 ) -> PreferenceOutput:
     """Compute the loss of every pair: ``resolve_method``, ``select``, ``weigh`` and ``preference_loss`` in
@@ -262,6 +264,9 @@ def compute_preference_loss(
         rejected_kl: [B, Tl].
         chosen_log_sum_p2: [B, Tw] log of the sum of squared policy probabilities (WPO).
         rejected_log_sum_p2: [B, Tl].
+        chosen_states: [B, Tw, H] the policy's last hidden states, after the final norm; entry t is the one from which
+            response token t is predicted (OTPO); read without gradient.
+        rejected_states: [B, Tl, H].
         **hyperparameters: see ``resolve_method``.
 
     Returns:
@@ -313,7 +318,14 @@ def compute_preference_loss(
         **logps,
     )
     selections: dict[str, Any] = {"chosen_selection": chosen_selection, "rejected_selection": rejected_selection}
-    chosen_weights, rejected_weights = weigh(method, **tokens, **selections, **logps)
+    by_states = state_weights(
+        method, chosen_states=chosen_states, rejected_states=rejected_states, chosen_mask=chosen_mask,
+        rejected_mask=rejected_mask, **selections,
+    )  # fmt: skip
+    chosen_weights, rejected_weights = weigh(
+        method, **tokens, **selections, **logps,
+        chosen_state_weights=by_states[0], rejected_state_weights=by_states[1],
+    )  # fmt: skip
     return preference_loss(
         method,
         **logps,
@@ -354,8 +366,13 @@ def _side(
         weights = zero_outside(selection, _given(method, f"{side}_weights", weights, like=policy).detach())
         weights = weights.to(torch.promote_types(policy.dtype, torch.float32))
         support = weights != 0
-        if method.averages and bool((selection.any(dim=-1) & ~support.any(dim=-1)).any()):
-            require_counted_tokens(support | ~selection.any(dim=-1, keepdim=True), what=f"{side} response's weights")
+        unweighted = selection.any(dim=-1) & ~support.any(dim=-1)
+        if method.averages and bool(unweighted.any()):
+            raise SepoError(
+                f"the token weights of the {side} response in row {int(unweighted.nonzero()[0, 0])} are all 0, and "
+                f"{method.name} takes their mean, expected one above 0: remove this pair, or use an objective of "
+                "summed rewards (dpo)."
+            )
         selection = support
     else:
         weights = None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sepo.errors import SepoError
 from sepo.objectives.method import Method
-from sepo.objectives.settings import Choice, Number, Setting, Whole
+from sepo.objectives.settings import Choice, Number, Setting, Whole, check_declared
 from sepo.objectives.token_weights import NO_WEIGHT
 from sepo.selection.scopes import DEFAULT_SPAN_TOKENS, SCOPES
 from sepo.selection.select import COUNTS, RULES
@@ -65,26 +63,8 @@ class Objective:
     weight_settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, setting in self.settings.items():
-            if not isinstance(setting, Setting) or not name.isidentifier():
-                raise SepoError(
-                    f"setting {name!r} is {setting!r}, expected a Python name with a Number, Whole, Flag or Choice of "
-                    "sepo.objectives."
-                )
-            try:
-                setting.check(setting.default)
-            except ValueError as expectation:
-                raise SepoError(
-                    f"the default of setting '{name}' is {setting.default!r}, expected {expectation}."
-                ) from None
         own = [name for name in self.settings if name not in (*SELECTION, *self.weight_settings)]
-        try:
-            inspect.signature(self.build).bind(**dict.fromkeys(own))
-        except TypeError as error:
-            raise SepoError(
-                f"build does not take the settings {', '.join(own) or '(none)'} ({error}), expected one parameter for "
-                "each: name the parameters like the settings."
-            ) from None
+        check_declared(self.build, self.settings, passed=own)
 
 
 @dataclass(frozen=True)

@@ -324,6 +324,16 @@ class Method:
         return self.token_weight is not None and self.token_weight.reads_scores
 
     @property
+    def weighs_by_states(self) -> bool:
+        """Whether the policy's hidden states are read for weights."""
+        return self.token_weight is not None and self.token_weight.reads_states
+
+    @property
+    def weighs_live(self) -> bool:
+        """Whether token weights are available only after the forward pass."""
+        return self.token_weight is not None and (self.token_scorer.live or self.weighs_by_states)
+
+    @property
     def needs_steps(self) -> bool:
         """Whether ``select`` needs the number of each token's step."""
         return self.selector is not None and self.selector.unit == "step"

@@ -100,12 +100,8 @@ def weight_hyperparameter(name: str, weight: str, preset: Objective) -> str:
 
 
 def _built_weight(weight: str, rule: WeightRule, preset: Objective, values: Mapping[str, Value]) -> TokenWeight:
-    built = rule.build(**{name: values[weight_hyperparameter(name, weight, preset)] for name in rule.settings})
-    if not isinstance(built, TokenWeight):
-        raise SepoError(
-            f"build of token weight '{weight}' returned {type(built).__name__}, expected a sepo.objectives.TokenWeight."
-        )
-    return built
+    values = {name: values[weight_hyperparameter(name, weight, preset)] for name in rule.settings}
+    return rule.built(values, what=f"token weight '{weight}'")
 
 
 def _selector(objective: str, values: Mapping[str, Value], *, given: Mapping[str, object]) -> Selector:

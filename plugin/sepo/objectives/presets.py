@@ -122,11 +122,12 @@ _TREG: dict[str, Setting] = {
 }
 
 
-def _weighed(weight: str, *, scorer: str = "none") -> Objective:
+def _weighed(weight: str, *, scorer: str = "none", beta: float = 0.1) -> Objective:
     """Return the declaration of DPO with a built-in token weight, whose settings it has under their own names."""
     own = dict(WEIGHTS[weight].settings)
     selection = {} if scorer == "none" else ALL_TOKENS
-    return Objective(_dpo, {**_BETA, **own, **selection}, scorer=scorer, weight=weight, weight_settings=tuple(own))
+    settings = {"beta": _positive(beta), **own, **selection}
+    return Objective(_dpo, settings, scorer=scorer, weight=weight, weight_settings=tuple(own))
 
 
 _PRESETS: dict[str, Objective] = {
@@ -170,6 +171,7 @@ _PRESETS: dict[str, Objective] = {
     "sampo": Objective(_dpo, {**_BETA, "count": Choice("shorter", COUNTS)}, scorer="random"),
     "tis_dpo": _weighed("importance", scorer="oracle"),
     "critical_dpo": _weighed("critical", scorer="file"),
+    "otpo": _weighed("transport", beta=0.01),
 }
 
 COMPOSITION: dict[str, Setting] = {
@@ -190,7 +192,9 @@ BUILT_IN: tuple[str, ...] = tuple(_PRESETS)
 SFT = "sft"
 """Name of the chosen response's likelihood in a sum of objectives: the mean negative log-likelihood of its tokens."""
 
-SFT_METHOD = Method(SFT, _mean_logp(), NoLink(), regularizers=chosen_nll(1.0, over="response"))
+SFT_METHOD = Method(
+    SFT, ResponseReward(over_reference=False, average=False), NoLink(), regularizers=chosen_nll(1.0, over="response")
+)
 
 
 def available_objectives() -> tuple[str, ...]:
@@ -269,7 +273,9 @@ def find_weight(name: str) -> WeightRule | None:
     """
     item = find("token_weight", name, built_in=(NO_WEIGHT, *WEIGHTS))
     if item is not None:
-        return load(item, WeightRule)
+        rule = load(item, WeightRule)
+        rule.built(what=str(item))  # raises
+        return rule
     if isinstance(name, str) and name in (NO_WEIGHT, *WEIGHTS):
         return WEIGHTS.get(name)
     available = available_weights()

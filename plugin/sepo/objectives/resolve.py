@@ -26,8 +26,8 @@ def resolve_method(objective: str | Mapping[str, float], **hyperparameters: obje
       ``dataset``);
     - ``token_weight`` (a name from ``available_weights()``): weighs the selected tokens, with the weight's settings as
       ``<weight>_<setting>``: ``position_decay``, ``length_alpha``, ``reward_alpha``, ``importance_clip``,
-      ``importance_low``, ``importance_high`` (an objective that has the weight by default has them under their own
-      names: ``decay`` of ``d2po``);
+      ``importance_low``, ``importance_high``, ``transport_reg``, ``transport_reg_m`` (an objective that has the
+      weight by default has them under their own names: ``decay`` of ``d2po``);
     - ``treg_alpha`` > 0 and ``treg_weighting``: adds T-REG's regularizer (``dpo_reg`` and ``simpo_reg`` have their own
       ``alpha`` and ``weighting`` for it);
     - ``pref_ftx`` > 0: adds the mean negative log-likelihood of all chosen tokens.

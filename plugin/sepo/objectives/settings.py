@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sepo.errors import SepoError, nearest
@@ -77,6 +78,39 @@ class Choice:
 
 
 Setting = Number | Whole | Flag | Choice
+
+
+def check_declared(build: Callable[..., object], settings: Mapping[str, Setting], *, passed: Sequence[str]) -> None:
+    """Check the settings that an objective or a token weight declares, before it is used.
+
+    Args:
+        build: what the settings are passed to, by name.
+        settings: the declared settings.
+        passed: the names in ``settings`` that ``build`` takes.
+
+    Raises:
+        SepoError: if a default is out of its range, a name is not a Python name, or ``build`` does not take the
+            settings.
+    """
+    for name, setting in settings.items():
+        if not isinstance(setting, Setting) or not name.isidentifier():
+            raise SepoError(
+                f"setting {name!r} is {setting!r}, expected a Python name with a Number, Whole, Flag or Choice of "
+                "sepo.objectives."
+            )
+        try:
+            setting.check(setting.default)
+        except ValueError as expectation:
+            raise SepoError(
+                f"the default of setting '{name}' is {setting.default!r}, expected {expectation}."
+            ) from None
+    try:
+        inspect.signature(build).bind(**dict.fromkeys(passed))
+    except TypeError as error:
+        raise SepoError(
+            f"build does not take the settings {', '.join(passed) or '(none)'} ({error}), expected one parameter for "
+            "each: name the parameters like the settings."
+        ) from None
 
 
 def resolve_settings(

@@ -1,4 +1,4 @@
-"""Weights of tokens in the rewards of a response: by position, by length, or from token scores.
+"""Weights of tokens in the rewards of a response: by position, by length, from token scores or from hidden states.
 
 A weight is a number per token, detached. The selection is its support: tokens that are not selected have weight 0, and
 a selected token of weight 0 counts as not selected. A summed reward is sum w x, a mean one sum w x / sum w.
@@ -18,7 +18,27 @@ import torch
 from torch import Tensor
 
 from sepo.errors import SepoError
-from sepo.objectives.settings import Number, Setting
+from sepo.objectives.settings import Number, Setting, Value, check_declared
+from sepo.objectives.transport import transport_weights
+
+
+class WeightError(SepoError):
+    """A token weight that a method refuses.
+
+    Args:
+        side: ``chosen`` or ``rejected``.
+        row: index of the response among those of its side.
+        position: index of the token in the row.
+        found: what the token has, in words.
+        expected: what is expected, in words.
+    """
+
+    def __init__(self, side: str, row: int, position: int, *, found: str, expected: str) -> None:
+        self.side, self.row, self.position, self.found, self.expected = side, row, position, found, expected
+        super().__init__(
+            f"the {side} response in row {row} has the {found} at position {position}, expected {expected}: check the "
+            "token scores of this row."
+        )
 
 
 @dataclass(frozen=True)
@@ -33,6 +53,7 @@ class WeighedTokens:
         scale: the factor of the method on its rewards, beta or gamma.
         scores: [B, T] token scores, detached, float32 or wider, 0 where a token is not selected; None unless the weight
             reads them.
+        state_weights: [B, T] result of ``StateWeight.of_pair``, 0 where not selected; None for other weights.
     """
 
     mask: Tensor
@@ -41,6 +62,7 @@ class WeighedTokens:
     chosen: bool
     scale: float
     scores: Tensor | None = None
+    state_weights: Tensor | None = None
 
     @cached_property
     def positions(self) -> Tensor:
@@ -66,6 +88,9 @@ class TokenWeight(ABC):
 
     reads_scores: ClassVar[bool] = False
     """True if the weights depend on the token scorer's scores."""
+
+    reads_states: ClassVar[bool] = False
+    """True if the weights depend on the policy's hidden states, as those of a ``StateWeight`` do."""
 
     score_bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     """The lowest and highest score for which the weight is defined."""
@@ -143,8 +168,8 @@ class RewardScaling(TokenWeight):
 class Importance(TokenWeight):
     """The score, negated on rejected tokens, clamped to [-clip, clip] and mapped linearly to [low, high].
 
-    Source: TIS-DPO (arXiv 2410.04350) with the score log pi+ - log pi- of a positive and a negative model. Deviation:
-    the transform that the authors' code has by default makes every weight 1; this is the one of the paper.
+    Source: TIS-DPO (arXiv 2410.04350) with the score log pi+ - log pi- of a positive and a negative model; the
+    transform ``threshold_and_scale`` of its authors' code, whose default transform makes every weight 1.
 
     Raises:
         SepoError: if ``low`` is above ``high``.
@@ -176,7 +201,7 @@ class Critical(TokenWeight):
     Source: cDPO (arXiv 2411.19943): the score is low for critical tokens, those that lead to a wrong answer.
 
     Raises:
-        SepoError: if the score of a rejected token is outside [0, 1].
+        WeightError: if the score of a rejected token is outside [0, 1].
     """
 
     reads_scores: ClassVar[bool] = True
@@ -191,10 +216,10 @@ class Critical(TokenWeight):
         outside = tokens.selection & ~((scores >= low) & (scores <= high))
         if bool(outside.any()):
             row, position = (int(index) for index in outside.nonzero()[0])
-            raise SepoError(
-                f"the score of the rejected response in row {row}, position {position} is "
-                f"{float(scores[row, position]):g}, expected a number in [0, 1]: token_weight critical is 1 - score."
-            )
+            raise WeightError(
+                "rejected", row, position, found=f"score {float(scores[row, position]):g}",
+                expected="a number in [0, 1], since token_weight critical is 1 - score",
+            )  # fmt: skip
         return 1 - scores
 
 
@@ -216,6 +241,48 @@ class ScoreWeight(TokenWeight):
         return tokens.read_scores()
 
 
+class StateWeight(TokenWeight):
+    """A weight from the policy's hidden states at the tokens of both responses of a pair.
+
+    It is computed inside the forward pass, where the states are; no second pass is run, and no state is kept. The state
+    of a token is the input of the head from which the token is predicted. The tokens are those that stored scores
+    select; without stored scores all counted ones, as a live scorer selects after the forward pass.
+    """
+
+    reads_states: ClassVar[bool] = True
+
+    @abstractmethod
+    def of_pair(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the weights [n] and [m] from the states [n, H] and [m, H] of the two responses' tokens.
+
+        Runs under ``torch.no_grad``; either may have no token.
+        """
+
+    def weights(self, tokens: WeighedTokens) -> Tensor:
+        """Return the weights that were computed from the states."""
+        if tokens.state_weights is None:
+            raise SepoError(
+                f"the token weight {type(self).__name__} reads hidden states, and none were given: pass chosen_states= "
+                "and rejected_states=."
+            )
+        return tokens.state_weights
+
+
+@dataclass(frozen=True)
+class Transport(StateWeight):
+    """The marginals of an unbalanced optimal transport plan between the responses' states.
+
+    Source: OTPO (arXiv 2505.18720), with its authors' code; see ``transport_weights``.
+    """
+
+    reg: float
+    reg_m: float
+
+    def of_pair(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights, at least 0; those of each response sum to the number of tokens of the shorter one."""
+        return transport_weights(chosen, rejected, reg=self.reg, reg_m=self.reg_m)
+
+
 @dataclass(frozen=True)
 class WeightRule:
     """A way to weigh tokens: its settings with defaults and ranges, and how the weight is built.
@@ -226,15 +293,41 @@ class WeightRule:
     Attributes:
         build: called with all settings by name; returns the TokenWeight.
         settings: ``Number``, ``Whole``, ``Flag`` or ``Choice``, by name.
+
+    Raises:
+        SepoError: if a default is out of its range, a name is not a Python name, or ``build`` does not take the
+            settings.
     """
 
     build: Callable[..., TokenWeight]
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_declared(self.build, self.settings, passed=tuple(self.settings))
+
+    def built(self, values: Mapping[str, Value] | None = None, *, what: str = "a token weight") -> TokenWeight:
+        """Return the weight.
+
+        Args:
+            values: the settings by name; None for the defaults.
+            what: the weight in words, for the error.
+
+        Raises:
+            SepoError: if ``build`` returned anything but a TokenWeight.
+        """
+        if values is None:
+            values = {name: setting.default for name, setting in self.settings.items()}
+        weight = self.build(**values)
+        if not isinstance(weight, TokenWeight):
+            raise SepoError(
+                f"build of {what} returned {type(weight).__name__}, expected a sepo.objectives.TokenWeight."
+            )
+        return weight
+
     @property
     def reads_scores(self) -> bool:
         """Whether the weights read token scores; all tokens are then selected by default."""
-        return self.build(**{name: setting.default for name, setting in self.settings.items()}).reads_scores
+        return self.built().reads_scores
 
 
 def weight_record(weight: TokenWeight) -> dict[str, Any]:
@@ -265,6 +358,9 @@ WEIGHTS: Mapping[str, WeightRule] = MappingProxyType(
         ),
         "critical": WeightRule(Critical),
         "scores": WeightRule(ScoreWeight),
+        "transport": WeightRule(
+            Transport, {"reg": Number(1.0, low=0.001, low_included=True), "reg_m": Number(0.2, low=0.0)}
+        ),
     }
 )
 """The built-in weights by name, with the defaults of their papers."""

@@ -41,6 +41,7 @@ def one_of(*options: Any, join: str = ", ") -> Expected:
 
 
 SHARE = Expected("a share in (0, 1] (0.3 for 30 %)", lambda value: 0.0 < value <= 1.0)
+WEIGHT = Expected("a finite number of at least 0", lambda value: 0.0 <= value < math.inf)
 AT_LEAST_1 = Expected("a whole number of at least 1", lambda value: value >= 1)
 BITS = one_of(4, 8, join=" or ")
 
@@ -179,7 +180,8 @@ class SepoArguments:
         "The weight of each selected token in sums and means, for any objective: `position` (decay with the position, "
         "D2PO); `length` (less after the length of the shorter response, LD-DPO); `reward` (1 ± α β u, u the score of "
         "the token, TGDPO); `importance` (the score, clamped and scaled, TIS-DPO); `critical` (1 - score on "
-        "rejected tokens, cDPO); `scores` (the scores themselves); `none`; or a registered one. With a weight that "
+        "rejected tokens, cDPO); `scores` (the scores themselves); `transport` (resemblance to the tokens of the other "
+        "response, by optimal transport between hidden states, OTPO); `none`; or a registered one. With a weight that "
         "reads scores, all tokens are selected unless a ratio is set.",
         shown="the objective's",
     )
@@ -200,6 +202,15 @@ class SepoArguments:
     tis_high: float | None = _key(
         "Token weight `importance`: the weight of the highest score (chosen) or the lowest (rejected).",
         weighs=("importance", "high"),
+    )
+    otpo_reg: float | None = _key(
+        "Token weight `transport` (`otpo`): entropic regularization, at least 0.001; the costs are in [0, 1], and a "
+        "larger value makes the weights more even. The authors have 1 for 8B and 0.1 for 3B models.",
+        weighs=("transport", "reg"),
+    )
+    otpo_reg_m: float | None = _key(
+        "Token weight `transport`: penalty on marginals other than 1; a larger value makes the weights more even.",
+        weighs=("transport", "reg_m"),
     )
     sepo_gamma: float | None = _key(
         "Scale of SePO's rewards (γ in Eq. 26; the authors' code has 1).", sets=Hyperparameter("gamma", ("sepo",))
@@ -277,7 +288,7 @@ class SepoArguments:
         part="oracle",
     )
     oracle_base_model: str | None = _key(
-        "The model that the oracle was trained from, with the oracle's tokenizer.",
+        "The model that the oracle was trained from, with the oracle's tokenizer; or one trained on exchanged pairs.",
         shown="`oracle_model`",
         part="oracle",
     )
@@ -384,6 +395,14 @@ HOST_KEYS = {
             "response, for policy and reference alike.",
             weighs=("length", "alpha"),
         ),
+        Key(
+            "moe_aux_loss_coef",
+            float,
+            "Weight of the load-balancing loss of a mixture of experts: the model's own, over the tokens of each pair, "
+            "averaged over pairs.",
+            shown="0",
+            expected=WEIGHT,
+        ),
         Key("ref_model", str, "The reference, a full model.", shown="the policy at its start", part="reference"),
         Key("ref_model_adapters", str, "LoRA adapters of the reference, applied to `ref_model`.", part="reference"),
         Key(
@@ -412,6 +431,16 @@ PIPELINE_KEYS = {
     )
 }
 """Keys of `sepo pipeline`, in addition to its sections ``base``, ``oracle`` and ``policy``."""
+
+ORACLE_KIND = Key(
+    "oracle.kind",
+    str,
+    "Key of the section `oracle`: the model that its log-probabilities are compared with. `dpo`: the base (score "
+    "log π_oracle - log π_base); `reversed`: a second model, trained as the oracle on the same pairs with chosen and "
+    "rejected exchanged (score log π_oracle - log π_reversed).",
+    default="dpo",
+    expected=one_of("dpo", "reversed", join=" or "),
+)
 
 COMPARE_KEYS = {
     row.name: row

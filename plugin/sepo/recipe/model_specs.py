@@ -113,7 +113,7 @@ class OracleSpec:
 
     Args:
         oracle: the model trained with preference optimization.
-        base: the model that it was trained from.
+        base: the model that it was trained from, or one trained on the same pairs with chosen and rejected exchanged.
 
     Raises:
         SepoError: If both are the same model, so that every score would be zero.

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sepo.objectives import Method, TokenWeight
+from sepo.objectives import Method
 from sepo.objectives.settings import Value
 from sepo.objectives.token_weights import weight_record
+from sepo.recipe.part_texts import shown, weight_text
 
 Origin = Callable[[str], str]
 """Returns the place where a key was set, in words."""
@@ -70,11 +71,6 @@ def _columns(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
     return (f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def shown(value: Value) -> str:
-    """Return a value as in a recipe."""
-    return f"{value:g}" if isinstance(value, float) else str(value).lower()
-
-
 def origin_of(given: Mapping[str, Any], origins: Mapping[str, str], *, stage: str) -> Origin:
     """Return the function that names the place where a key was set.
 
@@ -100,22 +96,17 @@ def resolved_rows(
         oracle: the oracle in words, or None if there is none.
     """
     objective = " + ".join(f"{factor:g} {name}" for name, factor in method.factors.items()) or method.name
+    weight = method.token_weight
     scorer = f"objective {method.name}" if own_scorer else origin("token_scorer")
     return (
         ("stage", f"{stage}  ({origin('stage')})"),
         ("objective", f"{objective}  ({origin('objective')})"),
         ("token scorer", f"{method.scorer}  ({scorer})"),
         ("selection", _selection(method)),
-        *((("token weight", weight_text(method.token_weight)),) if method.token_weight is not None else ()),
+        *((("token weight", weight_text(weight_record(weight))),) if weight is not None else ()),
         ("reference", reference),
         *((("oracle", oracle),) if oracle is not None else ()),
     )
-
-
-def weight_text(weight: TokenWeight) -> str:
-    """Return a token weight in words: its kind and settings."""
-    name, *settings = weight_record(weight).items()
-    return f"{name[1]}" + (f" ({', '.join(f'{key} {shown(value)}' for key, value in settings)})" if settings else "")
 
 
 def _selection(method: Method) -> str:
@@ -127,6 +118,8 @@ def _selection(method: Method) -> str:
     unit = f"{selector.unit} (at least {selector.span_tokens} tokens)" if selector.unit == "span" else selector.unit
     if selector.count == "shorter":
         return f"as many tokens of each response as the shorter one has; unit {unit}"
+    if selector.chosen_ratio == selector.rejected_ratio == 1.0:
+        return "all tokens"
     return (
         f"{selector.chosen_ratio:.4g} of chosen and {selector.rejected_ratio:.4g} of rejected tokens; "
         f"unit {unit}, scope {selector.scope}, rule {selector.rule}"

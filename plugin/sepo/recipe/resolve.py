@@ -8,7 +8,7 @@ from typing import Any
 from sepo.errors import SepoError, nearest
 from sepo.objectives import NO_WEIGHT, Method, available_objectives, available_scorers, resolve_method
 from sepo.objectives.method import SUM
-from sepo.objectives.presets import find_objective, find_weight
+from sepo.objectives.presets import BUILT_IN, find_objective, find_weight
 from sepo.objectives.resolve import setting_defaults, weight_setting
 from sepo.objectives.settings import Setting
 from sepo.recipe.given import Arguments, given_keys
@@ -63,8 +63,6 @@ REFUSED = {
     "predict_with_generate": "evaluations generate no text; remove predict_with_generate, and run sepo eval",
     "label_smoothing_factor": "it smooths the labels of tokens, and the loss is over pairs; set dpo_label_smoothing "
     "with objective: dpo or robust_dpo",
-    "moe_aux_loss_coef": "the loss of a router is not added to a loss over pairs, neither here nor in the host's DPO; "
-    "remove moe_aux_loss_coef",
     **{
         name: f"it replaces the loss of SFT, and the key objective sets the loss; remove {name}"
         for name in ("use_dft_loss", "use_asft_loss", "use_eaft_loss")
@@ -105,12 +103,13 @@ def _ratios(arguments: SepoArguments) -> dict[str, float]:
     return ratios
 
 
-def _oracle(arguments: SepoArguments) -> OracleSpec:
+def _oracle(arguments: SepoArguments, method: Method) -> OracleSpec:
     adapters = names_of(arguments.oracle_model_adapters)
     if arguments.oracle_model is None and not adapters:
+        selecting = f"objective {method.name} with token_scorer: oracle"
         raise SepoError(
-            "no oracle is named, and stage sepo, token_scorer: oracle and treg_rewards: oracle need one: set "
-            "oracle_model (a full model trained with DPO) and oracle_base_model, or oracle_model_adapters (a LoRA "
+            f"no oracle is named, and {selecting if method.scorer == 'oracle' else 'treg_rewards: oracle'} needs one: "
+            "set oracle_model (a full model trained with DPO) and oracle_base_model, or oracle_model_adapters (a LoRA "
             "adapter trained with DPO) over oracle_base_model."
         )
     if arguments.oracle_base_model is None and (arguments.oracle_model is None or not adapters):
@@ -212,7 +211,7 @@ def resolve(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
                     "token_scorer: oracle (to select tokens) or treg_rewards: oracle (for T-REG's token rewards)."
                 )
-    oracle = _oracle(arguments) if needs_oracle else None
+    oracle = _oracle(arguments, method) if needs_oracle else None
     settings = RunSettings(
         stage=stage,
         method=method,
@@ -221,6 +220,7 @@ def resolve(
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
         batch_tokens=arguments.batch_tokens,
+        router_loss_weight=_weight(given, "moe_aux_loss_coef"),
         notes=(
             *notes,
             *ignored_notes([name for name, value in given.items() if _given(value)]),
@@ -406,13 +406,13 @@ def resolved_method(
     for key, (hyperparameter, declared) in own_keys.items():
         if given.get(key) is not None:
             hyperparameters[hyperparameter], keys[hyperparameter] = read_setting(key, declared, given[key]), key
-    weighing = _weight_hyperparameters(given, objective, weight)
+    weighing = _weight_hyperparameters(given, objective, weight, origin=origin)
     hyperparameters |= {name: value for name, (value, _) in weighing.items()}
     keys |= {name: key for name, (_, key) in weighing.items()}
     selection = _selection(arguments, scorer)
     hyperparameters |= selection
     keys |= {name: _key_of_selection(name, arguments) for name in selection}
-    treg = treg_hyperparameters(arguments, parts, stage=stage)
+    treg = treg_hyperparameters(arguments, objective, parts, stage=stage)
     hyperparameters |= treg
     keys |= {name: "treg_weighting" if name.endswith("weighting") else "treg_alpha" for name in treg}
     registered = registered_parts(stage=stage, objectives=parts, token_scorer=scorer, token_weight=weight)
@@ -425,10 +425,15 @@ def resolved_method(
         for name, key in keys.items()
         if values[name] != defaults[name]
     ]
-    ftx = 0.0 if given.get("pref_ftx") is None else HOST_KEYS["pref_ftx"].read(given["pref_ftx"])
-    if ftx:  # a term of the trainer's, not of the method
-        changed.append(Changed("pref_ftx", ftx, 0.0, origin("pref_ftx")))
+    for key in ("pref_ftx", "moe_aux_loss_coef"):  # terms of the trainer's, not of the method
+        if _weight(given, key):
+            changed.append(Changed(key, _weight(given, key), 0.0, origin(key)))
     return method, tuple(changed), tuple(notes)
+
+
+def _weight(given: Mapping[str, Any], key: str) -> float:
+    """Return the value of a host's key for the weight of a term in the loss, 0 if it is absent."""
+    return 0.0 if given.get(key) is None else float(HOST_KEYS[key].read(given[key]))
 
 
 def _hyperparameter(key: str, objective: str, parts: Sequence[str]) -> str | None:
@@ -440,7 +445,7 @@ def _hyperparameter(key: str, objective: str, parts: Sequence[str]) -> str | Non
 
 
 def _weight_hyperparameters(
-    given: Mapping[str, Any], objective: str | dict[str, float], weight: str
+    given: Mapping[str, Any], objective: str | dict[str, float], weight: str, *, origin: Origin
 ) -> dict[str, tuple[Any, str]]:
     """Return the values of the keys of the token weight by hyperparameter, each with its key.
 
@@ -452,9 +457,10 @@ def _weight_hyperparameters(
         if row.weighs is None or given.get(key) is None:
             continue
         if row.weighs[0] != weight:
+            owners = [f"objective: {name}" for name in BUILT_IN if find_objective(name).weight == row.weighs[0]]
             raise SepoError(
-                f"{key} is set, but it belongs to token_weight {row.weighs[0]}, and token_weight is {weight}; set "
-                f"token_weight: {row.weighs[0]}, or remove {key}."
+                f"{origin(key)} is set, but it belongs to token_weight {row.weighs[0]}, and token_weight is {weight}; "
+                f"set {' or '.join([*owners, f'token_weight: {row.weighs[0]}'])}, or remove it."
             )
         found[weight_setting(objective, *row.weighs)] = (row.read(given[key]), key)
     return found

@@ -43,6 +43,7 @@ class RunSettings:
         score_batch_tokens: padded tokens per scoring batch.
         head_chunk_tokens: number of tokens whose logits are in memory at a time, or None for 64 MiB of logits.
         batch_tokens: maximum number of tokens in one forward pass of the policy, or None for the device batch.
+        router_loss_weight: weight of the load-balancing loss of a mixture of experts; 0 for none.
         notes: lines of the first screen about keys, e.g. those that this stage does not use.
         token_rewards: source of T-REG's token rewards, or None if nothing reads them.
         precomputed_reference: the reference whose log-probabilities are stored before training, or None if the
@@ -58,6 +59,7 @@ class RunSettings:
     score_batch_tokens: int
     head_chunk_tokens: int | None
     batch_tokens: int | None = None
+    router_loss_weight: float = 0.0
     notes: tuple[str, ...] = ()
     token_rewards: TokenRewardSource | None = None
     precomputed_reference: PrecomputedReference | None = None
@@ -106,6 +108,7 @@ class RunSettings:
             "select": None if self.method.selector is None else asdict(self.method.selector),
             "rejected_selects": None if self.method.selector is None else self._rejected_end,
             "token_weight": None if self.method.token_weight is None else weight_record(self.method.token_weight),
+            **({} if self.method.token_weight is None else {"reward_scale": self.method.reward.scale}),
             "oracle": None
             if self.oracle is None
             else {side: spec.as_dict() for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))},

@@ -94,7 +94,7 @@ def _each_side(keys: Mapping[str, object]) -> dict[str, object]:
 
 
 def registered_keys(given: Mapping[str, Any], *, taken: tuple[str, ...] = SEPO_KEYS) -> dict[str, tuple[str, Setting]]:
-    """Return the recipe keys of the settings of registered objectives and of a registered token weight.
+    """Return the recipe keys of the settings of registered objectives and of their or the recipe's registered weight.
 
     Args:
         given: keys and values with ``objective`` and, if it is not the objective's, ``token_weight``. Built-in ones
@@ -111,23 +111,29 @@ def registered_keys(given: Mapping[str, Any], *, taken: tuple[str, ...] = SEPO_K
     """
     keys: dict[str, tuple[str, Setting]] = {}
     objective = objective_text("objective", given["objective"])
-    parts, token_weight = objective_names(objective), str(given.get("token_weight") or NO_WEIGHT)
+    parts, token_weight = objective_names(objective), str(given.get("token_weight") or "")
+    under_own_names: set[tuple[str, str]] = set()
+    weights = [token_weight]
     for name in parts:
         item = find("objective", name, built_in=BUILT_IN)
         if item is not None:
-            own = find_objective(name).settings
-            for setting, declared in own.items():
+            own = find_objective(name)
+            for setting, declared in own.settings.items():
                 if setting != "beta" and setting not in SELECTION:
                     _check_key(item, setting, f"{name}_{setting}", taken)
                     hyperparameter = setting if parts == (objective,) else f"{name}.{setting}"
                     keys[f"{name}_{setting}"] = (hyperparameter, declared)
-    item = find("token_weight", token_weight, built_in=(NO_WEIGHT, *WEIGHTS))
-    rule = None if item is None else find_weight(token_weight)
-    if item is not None and rule is not None:
-        for setting, declared in rule.settings.items():
-            key = f"{token_weight}_{setting}"
-            _check_key(item, setting, key, taken)
-            keys.setdefault(key, (key, declared))
+            weights.append(token_weight or own.weight)
+            under_own_names |= {(own.weight, setting) for setting in own.weight_settings}
+    for weight in dict.fromkeys(weights):
+        item = find("token_weight", weight, built_in=(NO_WEIGHT, *WEIGHTS))
+        rule = None if item is None else find_weight(weight)
+        if item is not None and rule is not None:
+            for setting, declared in rule.settings.items():
+                if (weight, setting) not in under_own_names:
+                    key = f"{weight}_{setting}"
+                    _check_key(item, setting, key, taken)
+                    keys.setdefault(key, (key, declared))
     return keys
 
 

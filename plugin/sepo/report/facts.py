@@ -9,15 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from sepo.report.score_charts import selected_ratio
+from sepo.errors import SepoError
 from sepo.report.subject import Subject
 from sepo.report.visible import clipped, number, one_line, visible
+from sepo.runs.selection_settings import recorded_selector, selected_ratio
+from sepo.runs.settings_texts import recorded_objective, recorded_weight
 from sepo.selection import SIDES
 
 _CELL_CHARACTERS = 600
 _KEY_CHARACTERS = 120
 _MOST_ROWS = 400
 """Limits of cells and tables, as a recipe may contain anything."""
+_SELECTED = "The selected tokens of each response and their scores:"
+_WEIGHED = (
+    "The outline of a token is as strong as its weight in the loss, relative to the largest weight of the response; "
+    "negative weights have a dashed one."
+)
 _KINDS = {"run": "training run", "store": "store of token scores"}
 
 
@@ -59,11 +66,14 @@ def overview(subjects: Sequence[Subject]) -> list[Fact]:
             lambda subject: _KINDS.get(subject.kind, subject.kind),
         ),
         ("Stage", lambda subject: _setting(subject, "stage")),
-        ("Objective", lambda subject: _setting(subject, "objective")),
+        ("Objective", lambda subject: recorded_objective(subject.settings)),
         ("Tokens scored by", lambda subject: subject.scored_by or ""),
+        ("Token weight", lambda subject: recorded_weight(subject.settings)),
         ("Rows of the data set", lambda subject: "" if subject.rows is None else number(subject.rows)),
         *((f"Scored tokens, {side}", lambda subject, side=side: _scored(subject, side)) for side in SIDES),
         *((f"Selected, {side}", lambda subject, side=side: _selected(subject, side)) for side in SIDES),
+        *((f"Effective tokens, {side}", lambda subject, side=side: _effective(subject, side)) for side in SIDES),
+        ("Pairs without selected tokens", lambda subject: _last(subject, "objective/empty_pair", percent=True)),
         ("Steps", lambda subject: _last(subject, "step")),
         ("Loss, last logged", lambda subject: _last(subject, "loss")),
         ("Accuracy, last logged", lambda subject: _last(subject, "rewards/accuracies", percent=True)),
@@ -131,16 +141,71 @@ def _scored(subject: Subject, side: str) -> str:
 
 
 def _selected(subject: Subject, side: str) -> str:
-    """Format the share of selected tokens among the shown rows, and the configured ratio."""
+    """Format the share of selected tokens among the shown rows, and the configured ratio or rule."""
     masks = [np.asarray(getattr(pair, side).selected, bool) for pair in subject.pairs]
     tokens = sum(getattr(pair, side).counted for pair in subject.pairs)
-    ratio = selected_ratio(subject.settings, side)
-    words = [] if ratio is None else [f"ratio {number(100 * ratio, digits=3)} %"]
+    words = _rule(subject.settings, side)
     if tokens:
         share = number(100 * sum(int(mask.sum()) for mask in masks) / tokens, digits=3)
         return ", ".join([f"{share} % of {number(tokens)} tokens in {number(len(masks))} rows", *words])
     logged = _last(subject, f"select/{side}_ratio", percent=True)
     return ", ".join(filter(None, [logged and f"{logged} at the last logged step", *words]))
+
+
+def _rule(settings: Mapping[str, Any], side: str) -> list[str]:
+    """Return what determines the number of a side's selected tokens, in words; empty if it is unknown."""
+    ratio = selected_ratio(settings, side)
+    if ratio is not None:
+        return [f"ratio {number(100 * ratio, digits=3)} %"]
+    try:
+        selector = recorded_selector(settings)
+    except SepoError:
+        return []
+    if selector is None or selector.reads_ratios:
+        return []
+    if selector.count == "shorter":
+        return ["as many as the shorter response has"]
+    lowest = side == "rejected" and settings.get("rejected_selects") == "lowest"
+    return [f"scores {'below' if lowest else 'above'} the mean of the response"]
+
+
+def _effective(subject: Subject, side: str) -> str:
+    """Format the effective number of tokens among the shown rows, or the last logged one."""
+    shown = [getattr(pair, side) for pair in subject.pairs]
+    weighed = [(answer.effective, int(answer.selected.sum())) for answer in shown if answer.effective is not None]
+    if weighed:
+        effective, selected = (float(np.mean(column)) for column in zip(*weighed, strict=True))
+        return (
+            f"{number(effective, digits=3)} of {number(selected, digits=3)} selected tokens, mean of "
+            f"{number(len(weighed))} rows"
+        )
+    return _last(subject, f"select/{side}_effective")
+
+
+def selection_sentences(subjects: Sequence[Subject]) -> str:
+    """Return which tokens the subjects select, and how their weights are shown."""
+    ends = {
+        str(subject.settings.get("rejected_selects") or "lowest")
+        for subject in subjects
+        if subject.settings.get("select", "unknown") is not None
+    }
+    texts = {
+        frozenset(): "The tokens of each response; all of them train the policy.",
+        frozenset({"highest"}): f"{_SELECTED} in both responses the highest scores are selected.",
+        frozenset({"lowest"}): f"{_SELECTED} in chosen responses the highest scores are selected, in rejected "
+        "responses the lowest.",
+    }
+    both = (
+        f"{_SELECTED} in chosen responses the highest scores are selected, in rejected responses the lowest or the "
+        "highest, depending on the token scorer."
+    )
+    weighed = any(
+        side.weights is not None
+        for subject in subjects
+        for pair in subject.pairs
+        for side in (pair.chosen, pair.rejected)
+    )
+    return texts.get(frozenset(ends), both) + (f" {_WEIGHED}" if weighed else "")
 
 
 def _last(subject: Subject, name: str, *, percent: bool = False) -> str:

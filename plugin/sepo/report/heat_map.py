@@ -147,7 +147,8 @@ def _pair(pair: Pair, before: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _side(side: Side, before: Sequence[Side]) -> dict[str, Any]:
-    """Encode tokens ``t``, scores ``s``, selection ``k``, and ``more``, how many are omitted.
+    """Encode tokens ``t``, scores ``s``, selection ``k``, and ``more``, how many are omitted; if the tokens are weighed
+    also weights ``w`` and ``e``, the effective number of tokens.
 
     The selection has a character per token: ``1`` if it is selected, ``0`` if not, ``-`` if it is the chat template's.
     """
@@ -159,6 +160,16 @@ def _side(side: Side, before: Sequence[Side]) -> dict[str, Any]:
         "s": [_score(score) for score in scores.tolist()],
         "k": _selection(side)[:_RESPONSE_TOKENS],
         "more": max(0, len(side.tokens) - _RESPONSE_TOKENS),
+        **_weights(side),
+    }
+
+
+def _weights(side: Side) -> dict[str, Any]:
+    if side.weights is None or side.effective is None:
+        return {}
+    return {
+        "w": [_rounded(weight) for weight in side.weights[:_RESPONSE_TOKENS].tolist()],
+        "e": _rounded(side.effective),
     }
 
 

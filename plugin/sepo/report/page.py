@@ -14,7 +14,7 @@ from sepo import __version__
 from sepo.report.charts import Chart, table
 from sepo.report.compared import Opening
 from sepo.report.drawing import svg
-from sepo.report.facts import comparisons, overview
+from sepo.report.facts import comparisons, overview, selection_sentences
 from sepo.report.heat_map import HeatMap, heat_map
 from sepo.report.score_charts import score_charts
 from sepo.report.subject import Subject
@@ -136,6 +136,7 @@ def _render(
             names=[subject.name for subject in subjects],
             missing=[_missing(subject) for subject in subjects],
             overview=overview(subjects),
+            selection=selection_sentences(subjects),
             comparisons=comparisons(subjects),
             sections=sections,
             rows=rows,

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sepo.errors import SepoError
-from sepo.objectives import Method, Selector
+from sepo.objectives import NO_SCORER, Method, Selector
 from sepo.report.recorded import recorded_pairs, recorded_spreads
 from sepo.report.scorers import is_live, scored_by, store_of, store_scored_by
-from sepo.report.selecting import method_of, selecting_method
+from sepo.report.selecting import method_of, selecting_method, with_weights, without_weights
 from sepo.report.stored import HOW_TO_GET_TEXTS, StoreReader, evenly, store_settings
 from sepo.report.subject import Pair, Spread, Subject
 from sepo.runs.folder import RUN_FILES, read_numbers, read_object, read_recipe
@@ -134,11 +134,11 @@ def _read_run(folder: Path, name: str, request: _Request) -> Subject:
     nothing: tuple[list[dict[str, Any]], dict[str, Any]] = ([], {})
     numbers, about = _attempt(missing, "The log cannot be read", lambda: read_numbers(folder, missing), nothing)
     settings = settings or {key: about[key] for key in _ABOUT if key in about}
-    method = _method(settings, missing)
+    method, unweighed = _method(settings, missing)
     no_pairs: list[Pair] = []
     recorded = _attempt(missing, f"{RECORD_FILE} cannot be read", lambda: recorded_pairs(folder, missing), no_pairs)
     reader = _store_reader(settings, missing)
-    pairs = _run_pairs(settings, reader, recorded, method, request, missing)
+    pairs = _run_pairs(settings, reader, recorded, method, request, missing, unweighed=unweighed)
     if not versions and isinstance(settings.get("sepo"), str):
         versions = {"sepo": settings["sepo"]}
     return Subject(
@@ -157,12 +157,17 @@ def _read_run(folder: Path, name: str, request: _Request) -> Subject:
     )
 
 
-def _method(settings: Mapping[str, Any], missing: list[str]) -> Method | None:
+def _method(settings: Mapping[str, Any], missing: list[str]) -> tuple[Method | None, str | None]:
+    """Return the method with which a run selects and weighs tokens, and why it has no weights, or None."""
     try:
-        return method_of(settings)
+        method = method_of(settings)
     except SepoError as error:
         missing.append(f"The run's selection is unknown, so {SHARE:.0%} of each response are marked: {error}")
-        return selecting_method(Selector(SHARE, SHARE))
+        return selecting_method(Selector(SHARE, SHARE)), None
+    try:
+        return with_weights(method, settings), None
+    except SepoError as error:
+        return method, str(error)
 
 
 def _template(values: Any) -> TemplateTokens:
@@ -203,22 +208,29 @@ def _run_pairs(
     method: Method | None,
     request: _Request,
     missing: list[str],
+    *,
+    unweighed: str | None,
 ) -> list[Pair]:
-    """Return pairs from the store, evenly spaced, if it has the policy's tokens with their texts; otherwise those that
-    the run recorded; otherwise pairs from the store as they are."""
+    """Return pairs from the store, evenly spaced, if it has the policy's tokens with their texts, and all weights can
+    be computed; otherwise those that the run recorded; otherwise pairs from the store as they are."""
     matching = [pair for pair in recorded if request.rows is None or pair.row in request.rows]
     few = [matching[index] for index in evenly(np.arange(len(matching)), request.pairs)]
-    if reader is not None and not reader.reads_own_tokens and (reader.store.texts.present or not few):
+    complete = reader is not None and reader.store.texts.present and unweighed is None
+    if reader is not None and not reader.reads_own_tokens and (complete or not few):
+        if unweighed is not None:
+            missing.append(f"The weights of the tokens are unknown: {unweighed}.")
         return _store_pairs(reader, method, request, missing, _template(settings.get(TEMPLATE_TOKENS)))
     if few:
-        missing.append(_why_recorded(settings, reader, recorded))
+        missing.append(_why_recorded(settings, reader, recorded, unweighed=unweighed))
         return few
     if reader is not None:
+        how = _same_selection(method, weighed=settings.get("token_weight") is not None)
         missing.append(
             "The scores are of the oracle's tokens, which are not the policy's, and the run did not record the "
-            "policy's: the oracle's tokens are shown, with the same share selected."
+            f"policy's: the oracle's tokens are shown, {how}."
         )
-        return _store_pairs(reader, method, request, missing, _template(settings.get(TEMPLATE_TOKENS)))
+        template = _template(settings.get(TEMPLATE_TOKENS))
+        return _store_pairs(reader, without_weights(method), request, missing, template)
     if recorded:
         rows = ", ".join(str(row) for row in sorted({pair.row for pair in recorded if pair.row >= 0}))
         missing.append(f"Only the rows that the run recorded can be shown, and none of them was requested: {rows}.")
@@ -227,7 +239,16 @@ def _run_pairs(
     return []
 
 
-def _why_recorded(settings: Mapping[str, Any], reader: StoreReader | None, recorded: Sequence[Pair]) -> str:
+def _same_selection(method: Method | None, *, weighed: bool) -> str:
+    if method is None or method.selector is None:
+        return "all of them selected"
+    how = "with the same share selected" if method.selector.reads_ratios else "selected by the same rule"
+    return f"{how}, without weights" if weighed else how
+
+
+def _why_recorded(
+    settings: Mapping[str, Any], reader: StoreReader | None, recorded: Sequence[Pair], *, unweighed: str | None
+) -> str:
     """Return a sentence on why the recorded pairs are shown."""
     steps = sorted(pair.step for pair in recorded if pair.step is not None)
     which = f"the pairs recorded during training ({len(recorded)}, at steps {steps[0]} to {steps[-1]})"
@@ -236,10 +257,14 @@ def _why_recorded(settings: Mapping[str, Any], reader: StoreReader | None, recor
             f"The oracle's tokens are not the policy's: {which} are shown, in the policy's tokens and with the scores "
             "projected onto them. The distributions over all rows are of the oracle's tokens."
         )
+    if reader is not None and unweighed is not None:
+        return f"The weights cannot be computed from the run's score store, so {which} are shown: {unweighed}."
     if reader is not None:
         return f"The run's score store has no texts, so {which} are shown. {HOW_TO_GET_TEXTS}."
     if is_live(settings):
         return f"The scores are computed at the step that uses them, so only those of {which} are available."
+    if settings.get("token_scorer") == NO_SCORER.name and settings.get("token_rewards") is None:
+        return f"The run scores no tokens, so only {which} are shown."
     return f"The scores of all rows are not available (not stored, or removed): only {which} are shown."
 
 

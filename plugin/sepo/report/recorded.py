@@ -50,4 +50,5 @@ def _side(answer: RecordedAnswer) -> Side:
         scores = np.array(answer.scores, dtype=np.float32)
     scores[~np.isfinite(scores)] = np.nan
     candidates = None if answer.candidates is None else np.array(answer.candidates, dtype=bool)
-    return Side(answer.tokens, scores, np.array(answer.selected, dtype=bool), candidates)
+    weights = None if answer.weights is None else np.array(answer.weights, dtype=np.float64)
+    return Side(answer.tokens, scores, np.array(answer.selected, dtype=bool), candidates, weights)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from sepo.report.charts import Chart, Line, by_side, look
 from sepo.report.subject import SHARES, Subject
+from sepo.runs.selection_settings import selected_ratio
 from sepo.selection import SIDES
 
 _TAIL = 0.001
@@ -44,14 +44,6 @@ def _accumulation(subjects: Sequence[Subject], scored: Sequence[Subject]) -> lis
         )
 
     return by_side(subjects, lines, chart, "accumulation")
-
-
-def selected_ratio(settings: Mapping[str, Any], side: str) -> float | None:
-    """Return the share of a side's tokens that a run selects according to its settings, or None."""
-    select = settings.get("select")
-    value = select.get(f"{side}_ratio") if isinstance(select, Mapping) else None
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
-    return float(value) if sound else None  # type: ignore[arg-type]
 
 
 def _selected_marks(subjects: Sequence[Subject], sides: Sequence[str]) -> dict[str, float]:

@@ -13,6 +13,7 @@ _WORDS = {
     "random": "random: seeded by the run",
     "policy_ref": "policy_ref: reference against policy, at each step",
     "confidence": "confidence: tokens that the policy finds least probable, at each step",
+    "probability": "probability: tokens that the policy finds least probable, at each step",
 }
 
 

@@ -1,16 +1,29 @@
-"""The selection of a run or a store, recomputed from stored scores with the functions that training uses."""
+"""Selection and token weights of a run or a store, recomputed from stored scores with training's functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from sepo.errors import SepoError
-from sepo.objectives import SCORERS, Method, Selector, TokenScorer, resolve_method, select
+from sepo.objectives import (
+    NO_SCORER,
+    SCORERS,
+    WEIGHTS,
+    Method,
+    ResponseReward,
+    Selector,
+    TokenScorer,
+    TokenWeight,
+    resolve_method,
+    select,
+    weigh,
+)
+from sepo.runs.selection_settings import recorded_selector
 from sepo.selection import SIDES
 from sepo.selection.threshold import dataset_threshold
 
@@ -19,9 +32,54 @@ ScorePieces = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 
 
 def selecting_method(selector: Selector, *, rejected_largest: bool = False) -> Method:
-    """Return a method that selects by stored scores with this selector; only its selection is used."""
+    """Return a method that selects by stored scores with this selector; its loss is not used."""
     scorer = TokenScorer("stored", stored=True, rejected_largest=rejected_largest)
-    return replace(resolve_method("simpo"), token_scorer=scorer, selector=selector)
+    return replace(resolve_method("dpo"), token_scorer=scorer, selector=selector)
+
+
+def with_weights(method: Method | None, settings: Mapping[str, Any]) -> Method | None:
+    """Return a method that also weighs tokens as a run does, if the weights depend on stored values only.
+
+    Args:
+        method: return value of ``method_of``.
+        settings: ``sepo_settings.json``.
+
+    Returns:
+        The method; the same one if the run does not weigh tokens.
+
+    Raises:
+        SepoError: the weights cannot be computed from the settings and stored scores.
+    """
+    record = settings.get("token_weight")
+    if record is None:
+        return method
+    weight = _weight(record)
+    scale = settings.get("reward_scale")
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise SepoError(f"its 'reward_scale' is {str(scale)[:120]}, expected a number")
+    reward = ResponseReward(over_reference=True, average=False, scale=float(scale))
+    if method is None:
+        method = replace(resolve_method("dpo"), token_scorer=NO_SCORER, selector=None)
+    return replace(method, reward=reward, token_weight=weight)
+
+
+def without_weights(method: Method | None) -> Method | None:
+    """Return the selection of a method alone; None if it does not select."""
+    return None if method is None or method.selector is None else replace(method, token_weight=None)
+
+
+def _weight(record: Any) -> TokenWeight:
+    name = record.get("name") if isinstance(record, Mapping) else None
+    rule = WEIGHTS.get(name) if isinstance(name, str) else None
+    if rule is None:
+        raise SepoError(f"its 'token_weight' is {str(record)[:120]}, which is not a built-in one")
+    try:
+        weight = rule.build(**{setting: value for setting, value in record.items() if setting != "name"})
+    except TypeError as error:
+        raise SepoError(f"its 'token_weight' is {str(record)[:120]}, expected a token weight ({error})") from error
+    if weight.reads_states:
+        raise SepoError(f"its 'token_weight' is {name}, which depends on the policy's hidden states at each step")
+    return weight
 
 
 def method_of(settings: Mapping[str, Any]) -> Method | None:
@@ -36,19 +94,13 @@ def method_of(settings: Mapping[str, Any]) -> Method | None:
     Raises:
         SepoError: the settings do not describe a selection.
     """
-    given = settings.get("select")
-    if given is None:
+    selector = recorded_selector(settings)
+    if selector is None:
         return None
-    known = {item.name for item in fields(Selector)}
-    if not isinstance(given, Mapping) or not set(given) <= known:
-        raise SepoError(f"its 'select' is {str(given)[:120]}, expected an object with {', '.join(sorted(known))}")
     end = settings.get("rejected_selects")  # not in the files of older versions
     scorer = SCORERS.get(str(settings.get("token_scorer")))
     largest = end == "highest" if isinstance(end, str) else scorer is not None and scorer.rejected_largest
-    try:
-        return selecting_method(Selector(**given), rejected_largest=largest)
-    except TypeError as error:
-        raise SepoError(f"its 'select' is {str(given)[:120]}, expected a selection ({error})") from error
+    return selecting_method(selector, rejected_largest=largest)
 
 
 def select_pair(
@@ -62,7 +114,7 @@ def select_pair(
     """Select the tokens of one pair.
 
     Args:
-        method: a method that selects by stored scores.
+        method: a method that selects by stored scores, or all tokens.
         scores: scores of the chosen and of the rejected response, [T] each.
         steps: the step index of each token, by side; needed if the method selects steps.
         counts: number of tokens to select, by side; needed if the method has the scope ``dataset``.
@@ -85,6 +137,29 @@ def select_pair(
         if method.needs_counts and counts is not None:
             given[f"{side}_counts"] = torch.tensor([counts[number]])
     return [selection[0].numpy() for selection in select(method, **given)]
+
+
+def weigh_pair(method: Method, scores: Sequence[np.ndarray], selected: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """Compute the weights of the selected tokens of one pair.
+
+    Args:
+        method: a method whose weights depend on stored scores, positions or lengths.
+        scores: scores of the chosen and of the rejected response, [T] each.
+        selected: return value of ``select_pair``.
+
+    Returns:
+        The weights [T] for each side, 0 where not selected; None if the method does not weigh tokens.
+
+    Raises:
+        SepoError: a weight is not defined for a score, or not finite.
+    """
+    given: dict[str, Any] = {}
+    for side, own, kept in zip(SIDES, scores, selected, strict=True):
+        given[f"{side}_scores"] = torch.from_numpy(np.array(own, dtype=np.float32))[None]
+        given[f"{side}_selection"] = torch.from_numpy(np.array(kept, dtype=bool))[None]
+        given[f"{side}_mask"] = torch.ones(given[f"{side}_selection"].shape, dtype=torch.bool)  # the template's too
+    weights = weigh(method, **given)
+    return [side[0].double().numpy() for side in weights if side is not None] or None
 
 
 def dataset_counts(method: Method, sides: Mapping[str, ScorePieces]) -> dict[str, np.ndarray]:

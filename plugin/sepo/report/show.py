@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ _FAVOURS, _AGAINST = (33, 102, 172), (217, 95, 2)
 """Ends of the color scale: blue favors the chosen response, orange disfavors it (distinguishable for color-blind)."""
 
 _PALE = (244, 244, 244)
+_LEVELS = ((2 / 3, "bold underline"), (1 / 3, "underline"), (0.0, "dim underline"))
+"""Styles of selected tokens, by the least share of their weight in the largest one of the response."""
+
 _FAINT = 0.05
 """Scores below this share of the largest ones are not colored."""
 
@@ -42,11 +45,12 @@ def show(subject: Subject, *, sides: Sequence[str] = SIDES, scores: bool = False
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     console = terminal()
     marks = _marks(console)
+    weighed = any(side.weights is not None for pair in subject.pairs for side in (pair.chosen, pair.rejected))
     what = [subject.kind, *([f"{subject.rows:,} rows"] if subject.rows is not None else [])]
     what += [f"scored by {subject.scored_by}"] if subject.scored_by else []
     _print_line(console, f"{subject.name}: {', '.join(what)}", style="bold")
     if subject.pairs:
-        _print_legend(console, marks)
+        _print_legend(console, marks, weighed=weighed)
     largest = _largest(subject.pairs)
     for pair in subject.pairs:
         _print_pair(console, pair, sides, marks=marks, largest=largest, scores=scores)
@@ -54,11 +58,19 @@ def show(subject: Subject, *, sides: Sequence[str] = SIDES, scores: bool = False
         _print_line(console, f"note: {sentence}")
 
 
-def _marks(console: Console) -> tuple[str, str] | None:
-    """Return the marks around selected tokens if colors and underlines are not available; None if they are."""
+class _Marks(NamedTuple):
+    """Marks in place of colors and underlines: around selected tokens, and before their weight."""
+
+    start: str
+    end: str
+    times: str
+
+
+def _marks(console: Console) -> _Marks | None:
+    """Return the marks if colors and underlines are not available; None if they are."""
     if console.is_terminal and not console.no_color and console.color_system is not None:
         return None
-    for marks in (("⟦", "⟧"), ("[[", "]]")):
+    for marks in (_Marks("⟦", "⟧", "×"), _Marks("[[", "]]", "*")):
         try:
             "".join(marks).encode(console.encoding)
         except (UnicodeEncodeError, LookupError):
@@ -67,14 +79,25 @@ def _marks(console: Console) -> tuple[str, str] | None:
     return marks
 
 
-def _print_legend(console: Console, marks: tuple[str, str] | None) -> None:
+def _print_legend(console: Console, marks: _Marks | None, *, weighed: bool) -> None:
     from rich.text import Text
 
     if marks is not None:
-        _print_line(console, f"selected tokens are in {marks[0]}{marks[1]}")
+        _print_line(
+            console,
+            f"selected tokens are in {marks.start}{marks.end}"
+            + (f", with their weight after {marks.times}" if weighed else ""),
+        )
         return
     legend = Text()
-    legend.append("selected", style="bold underline")
+    if weighed:
+        legend.append("selected, by weight: ")
+        for (_, style), name in zip(_LEVELS, ("large", "medium", "small"), strict=True):
+            legend.append(name, style=style)
+            legend.append(" ")
+        legend.append("negative", style=f"{_LEVELS[0][1]} strike")
+    else:
+        legend.append("selected", style="bold underline")
     legend.append("   ")
     legend.append("favors the chosen response", style=_style(1.0))
     legend.append("   ")
@@ -87,7 +110,7 @@ def _print_pair(
     pair: Pair,
     sides: Sequence[str],
     *,
-    marks: tuple[str, str] | None,
+    marks: _Marks | None,
     largest: float,
     scores: bool,
 ) -> None:
@@ -103,13 +126,15 @@ def _print_pair(
         _print_line(console, f"{name}: {_summary(side)}")
         _print_indented(console, _response(side, marks=marks, largest=largest))
         if scores:
-            print_table(None, ("token", "selected", "position", "score"), _score_rows(side), words=2)
+            columns = ("token", "selected", "position", "score", *(() if side.weights is None else ("weight",)))
+            print_table(None, columns, _score_rows(side), words=2)
 
 
 def _summary(side: Side) -> str:
     count, kept = len(side.tokens), int(side.selected.sum())
     share = f" ({kept / side.counted:.0%})" if side.counted else ""
     share += f" of {side.counted:,} without the chat template's" if side.counted < count else ""
+    share += _weights(side)
     scored = side.scores[np.isfinite(side.scores)]
     if not len(scored):
         return f"{count:,} tokens, {kept:,} selected{share}, no scores"
@@ -118,23 +143,61 @@ def _summary(side: Side) -> str:
     return f"{count:,} tokens, {kept:,} selected{share}, {sums}"
 
 
-def _response(side: Side, *, marks: tuple[str, str] | None, largest: float) -> Text:
-    """Return the response, token by token, with ``marks`` around each run of selected tokens, if given."""
+def _weights(side: Side) -> str:
+    if side.weights is None or not side.selected.any():
+        return ""
+    own = side.weights[side.selected]
+    return f", weights {_weight(own.min())} to {_weight(own.max())} (effective number {side.effective:.1f})"
+
+
+def _weight(weight: float) -> str:
+    return f"{weight:.3g}"
+
+
+def _response(side: Side, *, marks: _Marks | None, largest: float) -> Text:
+    """Return the response, token by token, with ``marks`` around each run of selected tokens of one weight, if given.
+
+    Without marks, the style of selected tokens shows their weight.
+    """
     from rich.text import Text
 
     line = Text()
     last = max((place for place, text in enumerate(side.tokens) if text), default=0)
     tokens = [_shown(text).rstrip("\n") if place == last else _shown(text) for place, text in enumerate(side.tokens)]
-    for kept, run in groupby(zip(tokens, side.scores, side.selected, strict=True), lambda token: bool(token[2])):
-        line.append(marks[0] if kept and marks else "")
+    selections = _selections(side) if marks is None else _numbers(side, times=marks.times)
+    for selection, run in groupby(zip(tokens, side.scores, selections, strict=True), lambda token: token[2]):
+        kept = selection is not None
+        line.append(marks.start if kept and marks else "")
         for shown, score, _ in run:
             if marks is None:
                 relative = float(score) / largest if math.isfinite(score) and largest > 0 else 0.0
-                line.append(shown, style=" ".join(filter(None, [_style(relative), "bold underline" if kept else ""])))
+                line.append(shown, style=" ".join(filter(None, [_style(relative), selection])))
             else:
                 line.append("".join(f"\\u{ord(c):04x}" if c in "⟦⟧" else c for c in shown))
-        line.append(marks[1] if kept and marks else "")
+        line.append(f"{selection}{marks.end}" if kept and marks else "")
     return line
+
+
+def _selections(side: Side) -> list[str | None]:
+    """Return the style of each selected token; None for other tokens."""
+    if side.weights is None:
+        return ["bold underline" if kept else None for kept in side.selected]
+    most = float(np.abs(side.weights).max(initial=0.0))
+    return [
+        f"{next(style for least, style in _LEVELS if abs(weight) >= least * most)}{' strike' if weight < 0 else ''}"
+        if kept
+        else None
+        for weight, kept in zip(side.weights, side.selected, strict=True)
+    ]
+
+
+def _numbers(side: Side, *, times: str) -> list[str | None]:
+    """Return the weight of each selected token with the mark before it, empty without weights; None for others."""
+    if side.weights is None:
+        return ["" if kept else None for kept in side.selected]
+    return [
+        f"{times}{_weight(weight)}" if kept else None for weight, kept in zip(side.weights, side.selected, strict=True)
+    ]
 
 
 def _style(relative: float) -> str:
@@ -158,7 +221,8 @@ def _largest(pairs: Iterable[Pair]) -> float:
 def _score_rows(side: Side) -> Iterable[list[str]]:
     for place, (text, score, kept) in enumerate(zip(side.tokens, side.scores, side.selected, strict=True)):
         number = f"{float(score):+.4f}" if math.isfinite(score) else "-"
-        yield [f"'{one_line(text)}'", "selected" if kept else "", str(place), number]
+        weight = [] if side.weights is None else [f"{side.weights[place]:.4g}" if kept else "-"]
+        yield [f"'{one_line(text)}'", "selected" if kept else "", str(place), number, *weight]
 
 
 def _shown(text: str) -> str:

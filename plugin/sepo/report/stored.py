@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from sepo.errors import SepoError
 from sepo.objectives import Method
-from sepo.report.selecting import ScorePieces, dataset_counts, select_pair
+from sepo.objectives.token_weights import WeightError
+from sepo.report.selecting import ScorePieces, dataset_counts, select_pair, weigh_pair
 from sepo.report.spreads import spreads
 from sepo.report.subject import NO_TEXT, Pair, Side, Spread
 from sepo.score_store import AnswerText, RowText, ScoreStore
@@ -91,15 +92,16 @@ class StoreReader:
     def pairs(
         self, rows: Sequence[int], method: Method | None, *, template: TemplateTokens = NO_TEMPLATE
     ) -> list[Pair]:
-        """Return rows with the tokens that a method selects.
+        """Return rows with the tokens that a method selects, and their weights.
 
         Args:
             rows: available rows.
-            method: a method that selects by stored scores; None for all tokens.
+            method: a method that selects by stored scores, or all tokens, and may weigh them; None for all tokens.
             template: the tokens that are not selected, by their texts.
         """
         texts = self._texts(rows)
-        template = NO_TEMPLATE if method is None or self.reads_own_tokens else template
+        selects = method is not None and method.selector is not None
+        template = template if selects and not self.reads_own_tokens else NO_TEMPLATE
         if template and not texts:
             self.missing.append(
                 "Without texts the tokens of the chat template cannot be recognized: the marked tokens may differ from "
@@ -122,11 +124,12 @@ class StoreReader:
     ) -> tuple[Method | None, dict[str, np.ndarray] | None]:
         """Return the method, or the closest one that the available data supports, and the budgets over the data set."""
         if method is None or method.selector is None:
-            return None, None
+            return method, None
         if method.needs_steps and not has_texts:
+            same = "of the same share" if method.selector.reads_ratios else "of the same number"
             self.missing.append(
                 "The run selects steps (lines and sentences), which cannot be determined without texts: single tokens "
-                f"of the same share are marked. {HOW_TO_GET_TEXTS}."
+                f"{same} are marked. {HOW_TO_GET_TEXTS}."
             )
             method = replace(method, selector=replace(method.selector, unit="token"))
         if not method.needs_counts:
@@ -177,8 +180,19 @@ class StoreReader:
                 selected = select_pair(method, scores, steps=steps, counts=counts, candidates=candidates)
             except (TypeError, ValueError, RuntimeError) as error:  # settings may have any content
                 odd.setdefault(f"the selection is unknown: {error}", []).append(row)
+        weights: Sequence[np.ndarray] | None = None
+        if method is not None and any(kept.any() for kept in selected):
+            try:
+                weights = weigh_pair(method, scores, selected)
+            except WeightError as error:
+                odd.setdefault(f"the weights are unknown, expected {error.expected}.", []).append(row)
+            except (TypeError, ValueError, RuntimeError) as error:
+                odd.setdefault(f"the weights are unknown: {error}", []).append(row)
+        if weights is not None:
+            selected = [own != 0 for own in weights]  # a weight of 0 excludes its token, as in training
         flags: Sequence[np.ndarray | None] = candidates or (None, None)
-        sides = [_side(*parts) for parts in zip(answers, scores, selected, flags, strict=True)]
+        given: Sequence[np.ndarray | None] = weights or (None, None)
+        sides = [_side(*parts) for parts in zip(answers, scores, selected, flags, given, strict=True)]
         return Pair(row, "" if text is None else text.prompt, sides[0], sides[1])
 
     def _scores(self, rows: Sequence[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -248,11 +262,18 @@ def _steps(answer: AnswerText, scores: np.ndarray, template: TemplateTokens) -> 
     return [0] * before + step_ids(texts[len(texts) - len(scores) + before :])
 
 
-def _side(answer: AnswerText, scores: np.ndarray, selected: np.ndarray, candidates: np.ndarray | None) -> Side:
+def _side(
+    answer: AnswerText,
+    scores: np.ndarray,
+    selected: np.ndarray,
+    candidates: np.ndarray | None,
+    weights: np.ndarray | None,
+) -> Side:
     unscored = len(answer.tokens) - len(scores)
     return Side(
         tuple(answer.tokens),
         np.concatenate([np.full(unscored, np.nan), scores]).astype(np.float32),
         np.concatenate([np.zeros(unscored, dtype=bool), selected]),
         None if candidates is None else np.concatenate([np.ones(unscored, dtype=bool), candidates]),
+        None if weights is None else np.concatenate([np.zeros(unscored), weights]),
     )

@@ -24,17 +24,31 @@ class Side:
         selected: bool, [T], True for tokens that train the policy.
         candidates: bool, [T], False for tokens that are not selected because the chat template writes them; None if
             every token may be selected.
+        weights: float64, [T], the weight of each token in the loss, 0 for tokens that are not selected; None if the
+            selected tokens are not weighed.
     """
 
     tokens: tuple[str, ...]
     scores: np.ndarray
     selected: np.ndarray
     candidates: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     @property
     def counted(self) -> int:
         """Number of tokens that may be selected."""
         return len(self.tokens) if self.candidates is None else int(self.candidates.sum())
+
+    @property
+    def effective(self) -> float | None:
+        """Effective number of tokens, (sum w)^2 / sum w^2 of the weights w; None if tokens are not weighed.
+
+        It is the number of selected tokens if their weights are equal, and smaller the more they differ.
+        """
+        if self.weights is None:
+            return None
+        squares = float(np.square(self.weights).sum())
+        return float(self.weights.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from sepo.report.charts import Chart, Line, by_side, look, thinned
 from sepo.report.subject import Subject
+from sepo.runs.settings_texts import recorded_factors
 from sepo.selection import SIDES
 
 SECONDS = "seconds"
@@ -17,6 +18,8 @@ SECONDS = "seconds"
 _KEY_CHARACTERS = 60
 _MOST_OTHERS = 24
 """Maximum number of charts of other metrics, as a log may have any number of them."""
+_MOST_OBJECTIVES = 8
+"""Maximum number of objectives of sums whose metrics have titles, as settings may have any number of them."""
 _NOT_DRAWN = re.compile(
     r"step|time|event|epoch|process|total_flos|train_.*|.*_(runtime|per_second|flos)|num_input_tokens_seen"
 )
@@ -40,6 +43,18 @@ _METRICS = (
         "rewards/accuracies", "Accuracy", "Share of pairs whose chosen response has the higher reward.", percent=True
     ),
     _Metric("select/{}_ratio", "Selected share", "Share of the responses' tokens that train the policy.", percent=True),
+    _Metric(
+        "select/{}_effective",
+        "Effective tokens",
+        "Mean effective number of tokens of a response, (Σw)² / Σw² of the token weights w: the number of selected "
+        "tokens if these are equal.",
+    ),
+    _Metric(
+        "objective/empty_pair",
+        "Pairs without selected tokens",
+        "Share of pairs with loss 0, as one of their responses has no selected token.",
+        percent=True,
+    ),
     _Metric("select/tokens", "Selected tokens", "Selected tokens per device batch."),
     _Metric("kl/{}", "Drift from the reference", "Mean of log π − log π_ref over the computed tokens, in nats."),
     _Metric("kl/{}_full", "KL from the reference", "Mean KL(π_ref ‖ π) over the vocabulary, per token, in nats."),
@@ -65,6 +80,7 @@ _METRICS = (
         "Share of the added terms in the loss.",
         percent=True,
     ),
+    _Metric("objective/router_loss", "Load balance", "Mean load-balancing loss of the experts, without its weight."),
     _Metric("logps/{}", "Log-probabilities", "Summed log-probabilities of the computed tokens, in nats."),
     _Metric("grad_norm", "Gradient norm", "Norm of the gradient before clipping."),
     _Metric("learning_rate", "Learning rate", "Learning rate of the optimizer."),
@@ -109,7 +125,7 @@ def training_charts(subjects: Sequence[Subject]) -> list[Chart]:
     """Return a chart for every logged metric with values, evaluations as points; chosen and rejected together."""
     charts: list[Chart] = []
     drawn: set[str] = set()
-    for metric in _METRICS:
+    for metric in (*_METRICS, *_metrics_of_sums(subjects)):
         names = [metric.name.format(side) for side in SIDES] if "{}" in metric.name else [metric.name]
         drawn |= set(names)
         charts += _charts(subjects, metric)
@@ -118,6 +134,21 @@ def training_charts(subjects: Sequence[Subject]) -> list[Chart]:
     # A name with braces would be taken for one with a side.
     more = [chart for metric in unknown if "{" not in metric.name for chart in _charts(subjects, metric)]
     return _with_unique_keys(charts + more[:_MOST_OTHERS])
+
+
+def _metrics_of_sums(subjects: Sequence[Subject]) -> list[_Metric]:
+    """Return the metrics of each objective of the subjects' sums: its loss and its parts'."""
+    names = dict.fromkeys(name for subject in subjects for name in recorded_factors(subject.settings))
+    metrics = []
+    for name in [name for name in names if not set("{}") & set(name)][:_MOST_OBJECTIVES]:
+        loss = f"Loss of the objective {name} in a sum of objectives, before its factor."
+        metrics.append(_Metric(f"objective/{name}_loss", f"Loss of {name}", loss))
+        metrics += [
+            replace(metric, name=metric.name.replace("/", f"/{name}_"), title=f"{metric.title}, {name}")
+            for metric in _METRICS
+            if metric.name.startswith("objective/")
+        ]
+    return metrics
 
 
 def _with_unique_keys(charts: Sequence[Chart]) -> list[Chart]:
@@ -135,8 +166,11 @@ def _plain(name: str) -> str:
     if not name.startswith("eval_"):
         return name
     rest = name.removeprefix("eval_")
-    known = [metric.name.format(side) for metric in _METRICS for side in SIDES]
-    return next((metric for metric in known if rest.endswith(f"_{metric}")), rest)
+    group, slash, metric = rest.rpartition("/")
+    known = {known.name.partition("/")[0] for known in _METRICS if ("/" in known.name) == bool(slash)}
+    if slash:
+        return next((f"{name}/{metric}" for name in known if group.endswith(f"_{name}")), rest)
+    return next((name for name in known if metric.endswith(f"_{name}")), rest)
 
 
 def _charts(subjects: Sequence[Subject], metric: _Metric, axis: _Axis = _STEPS) -> list[Chart]:

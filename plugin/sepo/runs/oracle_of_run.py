@@ -10,6 +10,7 @@ from typing import Any
 from sepo.errors import SepoError
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.runs.log_reader import SETTINGS_FILE
+from sepo.runs.selection_settings import selected_ratio
 from sepo.score_store import ScoreStore
 
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -21,7 +22,8 @@ class ScoredRun:
 
     Args:
         oracle: the oracle and its base.
-        ratio: share of the tokens that the run selected in rejected responses, or None if it had no selection.
+        ratio: share of the tokens that the run selected in rejected responses, below 1; None if it selected all, or
+            otherwise than by a share.
         template: the host's name of the template, or None if the oracle read in its own chat template or it is not
             recorded.
         cutoff_len: the cutoff, or None if it is not recorded.
@@ -65,7 +67,7 @@ def read_run(folder: Path) -> ScoredRun:
         ]
         oracle = OracleSpec(*used) if used else None
         stores = list(settings["token_scores"].values())
-        ratio = None if settings["select"] is None else float(settings["select"]["rejected_ratio"])
+        ratio = None if settings["select"] is None else selected_ratio(settings, "rejected")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SepoError(
             f"{file} cannot be read ({type(error).__name__}: {error}); restore it, or name the models with "
@@ -80,7 +82,7 @@ def read_run(folder: Path) -> ScoredRun:
     cutoff = identity.get("cutoff_len")
     return ScoredRun(
         oracle,
-        ratio,
+        None if ratio == 1 else ratio,
         template=identity.get("template"),
         cutoff_len=cutoff if isinstance(cutoff, int) else None,
         dtype=_DTYPES.get(str(identity.get("compute_dtype"))),

@@ -13,9 +13,12 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.runs.log_reader import LOG_FILE, SETTINGS_FILE, LoggedRun, read_log
+from sepo.runs.settings_texts import recorded_factors, recorded_objective, recorded_weight
 
 _STORES = ("token_scores", "token_reward_scores", "reference_scores", "registered_scores")
 _SELECTED = {"select/chosen_ratio": "chosen", "select/rejected_ratio": "rejected"}
+_EFFECTIVE = {"select/chosen_effective": "chosen", "select/rejected_effective": "rejected"}
+_EMPTY = "objective/empty_pair"
 
 
 def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
@@ -60,6 +63,7 @@ def run_status(folder: Path) -> dict[str, Any]:
     return {
         "folder": str(folder),
         **{name: (run.prepared or settings or {}).get(name) for name in ("stage", "objective", "token_scorer")},
+        "factors": recorded_factors(settings or {}) or None,
         "state": _state(run),
         "step": run.step,
         "total_steps": total,
@@ -68,6 +72,9 @@ def run_status(folder: Path) -> dict[str, Any]:
         "rows": run.rows,
         "last": last,
         "selected": {side: last[name] for name, side in _SELECTED.items() if name in last},
+        "token_weight": recorded_weight(settings or {}) or None,
+        "effective_tokens": {side: last[name] for name, side in _EFFECTIVE.items() if name in last},
+        "pairs_without_selected_tokens": last.get(_EMPTY),
         "checkpoint": _checkpoint(folder),
         "stores": {
             f"{what}/{name}": {"folder": path, "there": Path(path).is_dir()}
@@ -142,7 +149,8 @@ def _lines(progress: dict[str, Any]) -> list[str]:
         "unknown": "on another machine; whether it is running cannot be determined here",
         "stopped": "stopped before its last step",
     }.get(progress["state"], progress["state"])
-    lines = [f"{progress['folder']}: stage {progress['stage']}, objective {progress['objective']}, {state}"]
+    objective = recorded_objective(progress) or progress["objective"]
+    lines = [f"{progress['folder']}: stage {progress['stage']}, objective {objective}, {state}"]
     if progress["state"] == "preparing":
         lines.append("scoring rows or loading models; training has not started")
     if progress["total_steps"]:
@@ -157,10 +165,19 @@ def _lines(progress: dict[str, Any]) -> list[str]:
         lines.append(done)
     lines += [_rows(name, numbers) for name, numbers in progress["rows"].items()]
     if progress["last"]:
-        shown = {name: value for name, value in progress["last"].items() if name not in _SELECTED}
+        apart = {*_SELECTED, *_EFFECTIVE, _EMPTY}
+        shown = {name: value for name, value in progress["last"].items() if name not in apart}
         lines.append("last: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
     if progress["selected"]:
-        lines.append("selected: " + ", ".join(f"{share:.1%} of {side}" for side, share in progress["selected"].items()))
+        empty = progress["pairs_without_selected_tokens"]
+        shares = [f"{share:.1%} of {side}" for side, share in progress["selected"].items()]
+        shares += [] if empty is None else [f"{empty:.1%} of pairs without a selected token in a response"]
+        lines.append(f"selected: {', '.join(shares)}")
+    if progress["token_weight"]:
+        numbers = [
+            f"{count:.1f} effective tokens per {side} response" for side, count in progress["effective_tokens"].items()
+        ]
+        lines.append(f"token weight: {', '.join([progress['token_weight'], *numbers])}")
     if progress["checkpoint"]:
         lines.append(f"checkpoint: {progress['checkpoint']}")
     for name, store in progress["stores"].items():

@@ -1,4 +1,4 @@
-"""Sample of the pairs that a run trained on, with the scores of their tokens and the selected tokens.
+"""Sample of the pairs that a run trained on, with the scores of their tokens, the selected tokens and their weights.
 
 It is the only record of live scorers, whose scores belong to one step, and it shows the selection from stored scores as
 the step used it. The first process writes a few pairs at the first steps and then at steps spread over the run, one
@@ -122,11 +122,14 @@ class TokenRecord(TrainerCallback):
                 numbers = live[place][scored].tolist()
             excluded = [] if CANDIDATES not in batch else (~batch[CANDIDATES][place][at]).nonzero().flatten().tolist()
             unscored = [None] * (len(at) - len(numbers))
-            kept = tokens.selection[place][scored].nonzero().flatten() + (len(at) - len(scored))
+            on = tokens.selection[place][scored]
+            kept = on.nonzero().flatten() + (len(at) - len(scored))
+            weights = None if tokens.weights is None else tokens.weights[place][scored][on].tolist()
             line[side] = {
                 "tokens": self._texts.spelling(batch["labels"][place][at].tolist()),
                 "scores": [*unscored, *map(_plain, numbers)],
                 "selected": kept.tolist(),
+                **({} if weights is None else {"weights": list(map(_plain, weights))}),
                 **({"template": excluded} if excluded else {}),
             }
         return line

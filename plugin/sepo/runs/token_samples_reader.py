@@ -17,7 +17,8 @@ RECORD_FILE = "_sepo_tokens.jsonl"
 """File in the run's ``output_dir``, under a name that no trainer pushes to a hub, since it holds texts of the data. One
 JSON object per line: ``step``, ``row`` (null if unknown), ``prompt``, and for ``chosen`` and ``rejected`` the
 ``tokens`` of the response (texts), their ``scores`` (null for a token without score), ``selected``, the indices of
-the tokens that were optimized, and, if there are any, ``template``, those of the chat template, which may not be."""
+the tokens that were optimized, if the run weighs tokens ``weights``, the weight of each of these, and, if there are
+any, ``template``, the indices of the tokens of the chat template, which may not be selected."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class RecordedAnswer:
         scores: the score of each token; NaN for a token without score.
         selected: whether each token was selected.
         candidates: whether each token may be selected; None if all may.
+        weights: the weight of each token, 0 where not selected; None if tokens are not weighed.
     """
 
     tokens: tuple[str, ...]
     scores: tuple[float, ...]
     selected: tuple[bool, ...]
     candidates: tuple[bool, ...] | None = None
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _read_pair(line: str) -> RecordedPair | None:
 
 def _read_answer(values: dict[str, Any]) -> RecordedAnswer:
     tokens, scores, selected = values["tokens"], values["scores"], values["selected"]
-    template = values.get("template", [])
+    template, given = values.get("template", []), values.get("weights")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise TypeError(tokens)
     if len(scores) != len(tokens) or not all(map(_whole, [*selected, *template])):
@@ -107,10 +110,15 @@ def _read_answer(values: dict[str, Any]) -> RecordedAnswer:
     kept, candidates = [False] * len(tokens), [True] * len(tokens)
     for index in selected:
         kept[index] = True
+    weights = [0.0] * len(tokens)
+    if given is not None:
+        for index, weight in zip(selected, given, strict=True):
+            weights[index] = _finite(weight)
     for index in template:
         candidates[index] = False
     flags = tuple(candidates) if template else None
-    return RecordedAnswer(tuple(tokens), tuple(map(_score, scores)), tuple(kept), flags)
+    numbers = tuple(map(_score, scores))
+    return RecordedAnswer(tuple(tokens), numbers, tuple(kept), flags, None if given is None else tuple(weights))
 
 
 def _score(value: object) -> float:
@@ -119,6 +127,13 @@ def _score(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(value)
     return float(value)
+
+
+def _finite(value: object) -> float:
+    number = _score(value)
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
 
 
 def _whole(value: object) -> bool:

@@ -17,6 +17,7 @@ from sepo.errors import SepoError
 from sepo.objectives import Method, RowTokens, TokenScorer
 from sepo.recipe.token_rewards import CONTRASTIVE
 from sepo.scoring.custom_results import scores_of_row
+from sepo.scoring.weight_checks import check_weights
 from sepo.selection import SIDES
 from sepo.selection.scores import random_scores
 from sepo.selection.threshold import Threshold, dataset_threshold
@@ -56,7 +57,8 @@ def selection_columns(
         threshold of the training set, if there is one). The same objects if nothing is needed.
 
     Raises:
-        SepoError: If the scores of ``token_scorer: file`` are missing, or a registered scorer's do not fit the row.
+        SepoError: If the scores of ``token_scorer: file`` are missing, a registered scorer's do not fit the row, or
+            the token weights of a row are refused (``check_weights``).
     """
     scorer = method.token_scorer
     texts = TokenTexts(tokenizer) if method.needs_steps or scorer.from_row else None
@@ -79,10 +81,18 @@ def selection_columns(
             return dataset
         return mapped(dataset, lambda rows: _steps(rows, texts, template), "steps")
 
+    def checked(dataset: Dataset, name: str) -> Dataset:
+        check_weights(dataset, method, name=name, tokenizer=tokenizer)
+        return dataset
+
     result = each_dataset(datasets, prepared)
     if template and method.selector is not None:
         result = each_dataset(result, lambda rows, _: _with_candidates(rows, template))
-    return _with_counts(result, method) if method.needs_counts else result
+    if method.needs_counts:
+        result = _with_counts(result, method)
+    if method.weighs_by_scores and method.needs_scores:
+        each_dataset(result, checked)
+    return result
 
 
 def mapped(dataset: Dataset, function: Callable[[Rows], dict[str, list[Any]]], name: str) -> Dataset:

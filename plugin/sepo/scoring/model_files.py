@@ -1,4 +1,4 @@
-"""Scoring models by name: their directories, tokenizers and maximum number of positions."""
+"""Models by name: their directories, configurations and tokenizers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sepo.errors import SepoError, first_line
+from sepo.forward.router_loss import refusal_by_config
 from sepo.recipe.model_specs import MAIN, ModelSpec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub import NAMES, HubAccess, ModelFiles, not_found, provided
@@ -191,15 +192,44 @@ def check_tokenizers(policy: Any, spec: ModelSpec, *, key: str, access: HubAcces
         )
 
 
+def configuration(spec: ModelSpec, *, key: str, access: HubAccess) -> Any:
+    """Load a model's configuration from a local directory, the hub's cache or the hub, without its weights.
+
+    Args:
+        spec: the model.
+        key: the recipe's key, for the message.
+        access: access to the hub.
+
+    Raises:
+        SepoError: If its files are missing, or the configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    found = model_files(spec.model, key=key, marker=MODEL, access=access, revision=spec.revision, need="config")
+    try:
+        return AutoConfig.from_pretrained(str(found.folder), trust_remote_code=access.trust_remote_code)
+    except Exception as error:  # transformers and the model's own code raise many kinds
+        reason = first_line(error)
+        raise SepoError(f"{key}: the configuration of '{spec.model}' cannot be read: {reason}") from error
+
+
+def check_experts(spec: ModelSpec, *, key: str, access: HubAccess) -> None:
+    """Raise if a policy whose router loss is to be added has none, by its configuration.
+
+    Raises:
+        SepoError: Also if the configuration cannot be read; see ``configuration``.
+    """
+    reason = refusal_by_config(configuration(spec, key=key, access=access))
+    if reason is not None:
+        raise SepoError(f"{key} is '{spec.model}': {reason}")
+
+
 def max_positions(spec: ModelSpec, *, key: str, access: HubAccess) -> int | None:
     """Return the maximum number of positions of a scoring model, or None if it has no limit.
 
     Raises:
         SepoError: If its directory is missing.
     """
-    from transformers import AutoConfig
-
-    found = model_files(spec.model, key=key, marker=MODEL, access=access, revision=spec.revision, need="config")
-    config = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=access.trust_remote_code)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    config = configuration(spec, key=key, access=access).get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
     return int(positions) if positions else None

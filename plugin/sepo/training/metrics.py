@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +44,8 @@ def plain_sums(metrics: Mapping[str, Metric]) -> dict[str, tuple[float, float]]:
 
 
 def plain_numbers(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Return the means, nan where nothing was counted."""
-    return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
+    """Return the means; a metric for which nothing was counted has none and is left out."""
+    return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def reward_metrics(output: PreferenceOutput) -> dict[str, Metric]:

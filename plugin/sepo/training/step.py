@@ -17,12 +17,13 @@ from sepo.forward.shared_prompt import PairLayout
 from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.forward.statistics import reference_log_probs, selected_statistics
 from sepo.forward.vocabulary import ReferenceStates
-from sepo.objectives import Method, preference_loss, select, weigh
+from sepo.objectives import Method, StateWeight, preference_loss, select, weigh, weigh_states
 from sepo.selection.ties import tie_order
 from sepo.training.batch_parts import PartLoss, Parts, part_of, rows_of_pairs
 from sepo.training.float_columns import REF_LOGPS, SCORES, batch_floats
 from sepo.training.metrics import (
     effective_tokens,
+    mean,
     mean_by_side,
     plain_numbers,
     plain_sums,
@@ -80,6 +81,7 @@ def preference_step(
     method: Method,
     reference: Reference | None = None,
     chosen_nll_weight: float = 0.0,
+    router_loss_weight: float = 0.0,
     chunk_tokens: int | None = None,
     share_prompts: bool = True,
     parts: Parts | None = None,
@@ -101,6 +103,8 @@ def preference_step(
         reference: needed if ``method.needs_reference``; entered once per step, without gradients. None if the batch has
             ``ref_logps`` instead, which is not possible for a method that needs a KL over the vocabulary.
         chosen_nll_weight: weight of the mean negative log-likelihood over all chosen tokens (the host's ``pref_ftx``).
+        router_loss_weight: weight of the load-balancing loss of a mixture of experts, the mean over the pairs of each
+            pair's own (see ``sepo.forward.router_loss``); not computed if 0.
         chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of logits.
         share_prompts: False to run the padded batch even if prompts could be shared.
         parts: splits the batch; None to run it as one.
@@ -121,13 +125,15 @@ def preference_step(
             reference has another vocabulary and the method needs a KL over it.
     """
 
+    whole = bool(router_loss_weight)
+
     def compute(part: Mapping[str, Any]) -> PartLoss:
         tokens = _positions(method, part, chosen_nll_weight=chosen_nll_weight)
-        layout = _layout(model, part, tokens) if share_prompts else None
+        layout = _layout(model, part, tokens, whole=whole) if share_prompts else None
         return _loss(
             model, part, tokens, layout,
-            method=method, reference=reference, chosen_nll_weight=chosen_nll_weight, chunk_tokens=chunk_tokens,
-            watch=watch, counted=counted,
+            method=method, reference=reference, chosen_nll_weight=chosen_nll_weight,
+            router_loss_weight=router_loss_weight, chunk_tokens=chunk_tokens, watch=watch, counted=counted,
         )  # fmt: skip
 
     divisible = set(_model_inputs(batch)) == _TEXT
@@ -137,7 +143,8 @@ def preference_step(
         loss, metrics = compute(batch)
     else:
         tokens = _positions(method, batch, chosen_nll_weight=chosen_nll_weight)
-        loss, metrics = parts.loss(batch, _layout(model, batch, tokens) if share_prompts else None, compute)
+        layout = _layout(model, batch, tokens, whole=whole) if share_prompts else None
+        loss, metrics = parts.loss(batch, layout, compute)
     sums = plain_sums(metrics)
     return StepOutput(loss=loss, metrics={**plain_numbers(sums), "select/tokens": sums["select/tokens"][0]}, sums=sums)
 
@@ -146,7 +153,8 @@ def preference_step(
 class _Positions:
     """Masks of the response tokens, of those that may be selected, of those whose log-probabilities are needed, and of
     those that are selected as far as that is determined before the forward pass; bool [2B, T - 1], shifted. And the
-    weights of the latter; None if tokens are not weighed, or the selection is not determined yet."""
+    weights of the latter, of which those with weight 0 are not needed; None if tokens are not weighed, or the weights
+    are not determined yet."""
 
     mask: Tensor
     candidates: Tensor
@@ -167,12 +175,17 @@ def _positions(method: Method, batch: Mapping[str, Any], *, chosen_nll_weight: f
     candidates = batch[CANDIDATES][:, 1:] if excludes else mask
     known = _stored_selection(method, batch) if method.needs_scores else candidates
     weights = None
-    if method.token_weight is not None and not method.token_scorer.live:
+    if method.token_weight is not None and not method.weighs_live:
         weights = _weights(method, pairs, mask=mask, selection=known, scores=_stored_scores(method, batch))
-        known = known & (weights != 0)
-    reads_all = chosen_nll_weight or method.needs_response
-    wanted = torch.cat([mask[:pairs], known[pairs:]]) if reads_all else known
+    wanted = _counting(known, weights)
+    if chosen_nll_weight or method.needs_response:
+        wanted = torch.cat([mask[:pairs], wanted[pairs:]])
     return _Positions(mask, candidates, wanted, known, weights)
+
+
+def _counting(selection: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the selected tokens that enter the loss: those with a weight other than 0, possibly none of a response."""
+    return selection if weights is None else selection & (weights != 0)
 
 
 def _weights(method: Method, pairs: int, **tensors: Tensor | None) -> Tensor:
@@ -181,6 +194,23 @@ def _weights(method: Method, pairs: int, **tensors: Tensor | None) -> Tensor:
     assert chosen is not None  # the method weighs tokens
     assert rejected is not None
     return torch.cat([chosen, rejected])
+
+
+def _state_weigher(method: Method, positions: _Positions) -> Callable[[Tensor], Tensor] | None:
+    """Return the function from the states of the wanted positions to their weights, 0 where not selected, or None."""
+    weight = method.token_weight
+    if not isinstance(weight, StateWeight):
+        return None
+    lengths = positions.known.sum(-1).tolist()
+    inside = positions.known[positions.wanted]
+    if bool(inside.all()):
+        return lambda states: weigh_states(weight, states, lengths)
+
+    def among_others(states: Tensor) -> Tensor:
+        weights = weigh_states(weight, states[inside], lengths)
+        return weights.new_zeros(len(states)).masked_scatter(inside, weights)
+
+    return among_others
 
 
 def _stored_scores(method: Method, batch: Mapping[str, Any]) -> Tensor | None:
@@ -199,9 +229,9 @@ def _model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name not in not_inputs}
 
 
-def _layout(model: nn.Module, batch: Mapping[str, Any], tokens: _Positions) -> PairLayout | None:
+def _layout(model: nn.Module, batch: Mapping[str, Any], tokens: _Positions, *, whole: bool) -> PairLayout | None:
     inputs = _model_inputs(batch)
-    return layout_for(model, inputs, batch_layout(inputs, tokens.wanted))
+    return layout_for(model, inputs, batch_layout(inputs, tokens.wanted, whole=whole))
 
 
 def _loss(
@@ -213,6 +243,7 @@ def _loss(
     method: Method,
     reference: Reference | None,
     chosen_nll_weight: float,
+    router_loss_weight: float,
     chunk_tokens: int | None,
     watch: Callable[[StepTokens], None] | None,
     counted: int | None,
@@ -224,7 +255,11 @@ def _loss(
     tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": chunk_tokens, "layout": layout}
     ref_logps, ref_states = _reference_pass(method, reference, batch, inputs, tokens)
     # One pass over the head for all requested statistics.
-    policy = selected_statistics(model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, **tokens)
+    policy = selected_statistics(
+        model, inputs, reference=ref_states, with_p2=method.needs_log_sum_p2, weigh=_state_weigher(method, positions),
+        router_loss=bool(router_loss_weight),
+        **tokens,
+    )  # fmt: skip
     if counted is not None and counted < pairs:
         rows = rows_of_pairs(range(counted), pairs)
         batch = {name: value[rows] for name, value in batch.items() if name not in inputs or name in _TEXT}
@@ -239,12 +274,12 @@ def _loss(
         ties = tie_order(labels[:, 1:], mask)
         scored = sides | _by_side(pairs, mask=positions.candidates, steps=_steps(method, batch), ties=ties)
         selection = torch.cat(select(method, **scored))
-        if method.token_weight is not None:
-            seen = {"mask": mask, "selection": selection, "policy_logps": logps, "ref_logps": ref_logps}
-            weights = _weights(method, pairs, **seen)
-            selection = selection & (weights != 0)
+    if method.weighs_live:
+        seen = {"mask": mask, "selection": selection, "policy_logps": logps, "ref_logps": ref_logps}
+        weights = _weights(method, pairs, **seen, state_weights=policy.weights)
+    counting = _counting(selection, weights)
     if watch is not None:
-        watch(StepTokens(batch, selection, logps.detach(), ref_logps, weights))
+        watch(StepTokens(batch, counting, logps.detach(), ref_logps, weights))
     rewards = token_rewards(batch)[:, 1:] if method.needs_token_rewards else None
     per_token = {
         "selection": selection,
@@ -257,17 +292,21 @@ def _loss(
     loss = output.losses.mean()
     if chosen_nll_weight:
         loss = loss + chosen_nll_weight * _mean_nll(logps[:pairs], mask[:pairs]).mean()
+    if policy.router_losses is not None:
+        loss = loss + router_loss_weight * policy.router_losses.mean()
     metrics = reward_metrics(output)
-    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=selection, pairs=pairs)
+    metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=counting, pairs=pairs)
     if weights is not None:
         metrics |= effective_tokens(weights, pairs=pairs)
     if rewards is not None:
-        regularized = torch.where(selection, rewards, 0.0)
-        metrics |= mean_by_side("treg/reward_{}", regularized, wanted=selection, pairs=pairs)
+        regularized = torch.where(counting, rewards, 0.0)
+        metrics |= mean_by_side("treg/reward_{}", regularized, wanted=counting, pairs=pairs)
     if ref_logps is not None:
         metrics |= mean_by_side("kl/{}", logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
     if policy.kl is not None:
         metrics |= mean_by_side("kl/{}_full", policy.kl, wanted=wanted, pairs=pairs)
+    if policy.router_losses is not None:
+        metrics["objective/router_loss"] = mean(policy.router_losses)
     return loss, metrics
 
 

@@ -19,6 +19,7 @@ from sepo.objectives import Method
 from sepo.training.encoded_pairs import PairCollator, check_row
 from sepo.training.loading import register_numbered_cpus
 from sepo.training.means import PairMeans
+from sepo.training.router import prepare_router_loss
 from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.split_backward import SplitsBatches
 from sepo.training.starting_policy import StartingPolicy
@@ -50,11 +51,14 @@ class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, Trainer):
         chunk_tokens: number of tokens whose logits exist at a time; None for 64 MiB of logits.
         batch_tokens: maximum number of tokens in one forward pass: a larger device batch is split into parts of whole
             pairs, each with its own backward pass. The loss stays the mean over the pairs. None for no limit.
+        router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts: the model's own over the tokens
+            of each pair, averaged over pairs (``sepo.forward.router_loss``); 0 for none.
         **kwargs: other arguments of ``transformers.Trainer``.
 
     Raises:
         SepoError: if rows lack columns that the method needs, the reference is the policy itself, a method with a
-            reference runs under ZeRO-3 or FSDP, DataParallel would be used, or an argument would have no effect.
+            reference runs under ZeRO-3 or FSDP, DataParallel would be used, the model has no router loss to weight, or
+            an argument would have no effect.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, Trainer):
         data_collator: Any = None,
         chunk_tokens: int | None = None,
         batch_tokens: int | None = None,
+        router_aux_loss_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
         for name, advice in _WITHOUT_EFFECT.items():
@@ -91,6 +96,7 @@ class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, Trainer):
         args = copy.copy(args)
         args.remove_unused_columns = False  # the method's columns are not arguments of the model's forward
         self.method, self.chunk_tokens, self.batch_tokens = method, chunk_tokens, batch_tokens
+        self.router_aux_loss_coef = router_aux_loss_coef
         super().__init__(
             model=model,
             args=args,
@@ -105,6 +111,7 @@ class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, Trainer):
                 "with `torchrun --nproc_per_node N` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
             )
         self.check_batch_tokens()
+        prepare_router_loss(self, router_aux_loss_coef)
         fuse_lora(self.model)
         register_numbered_cpus()
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the pairs of the step, not by its batches
@@ -165,6 +172,7 @@ class PreferenceTrainer(SavesNoSecrets, SplitsBatches, PairMeans, Trainer):
             batch,
             method=self.method,
             reference=lambda: self._reference(model),
+            router_loss_weight=self.router_aux_loss_coef,
             chunk_tokens=self.chunk_tokens,
             share_prompts=self.shares_prompts(),
             parts=self.parts(model, scale=scale),

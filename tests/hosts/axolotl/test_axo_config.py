@@ -3,9 +3,11 @@
 import pytest
 
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.config import BLOCK_KEYS, TRAINER, resolve_config
+from sepo.hosts.axolotl.config import BLOCK_KEYS, TRAINER, Resolved, resolve_config
+from sepo.objectives import resolve_method
 from sepo.recipe.resolve import resolve
 from tests.support import axo
+from tests.support.packages import WEIGHT_EXAMPLE, on_path, write_example
 
 
 def given(root, tmp_path, stage="minor_dpo", rl=None, block=None, **more):
@@ -31,6 +33,21 @@ def test_resolution_is_idempotent(root, tmp_path):
     again = resolve_config({**first, **once.changes})
     assert again.settings.as_dict() == once.settings.as_dict()
     assert type(again).from_json(again.as_json()).settings == again.settings
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"router_aux_loss_coef": 0.01},
+        {"overrides_of_model_config": {"router_aux_loss_coef": 0.01, "output_router_logits": True}},
+        {"block": {"moe_aux_loss_coef": 0.01}},
+    ],
+)
+def test_the_weight_of_the_router_loss_has_axolotls_names(root, tmp_path, more):
+    resolved = resolve_config(given(root, tmp_path, **more))
+    assert resolved.settings.router_loss_weight == 0.01
+    assert type(resolved).from_json(resolved.as_json()).settings.router_loss_weight == 0.01
+    assert resolve_config(given(root, tmp_path)).settings.router_loss_weight == 0.0
 
 
 def test_rl_dpo_without_trainer_cls_warns(root, tmp_path, caplog):
@@ -63,7 +80,19 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
         ({"streaming": True}, "a stream has no row numbers"),
         ({"sample_packing": True}, "sample_packing is set, but pairs are not packed"),
         ({"use_eaft": True}, "use_eaft is set, but it replaces the loss of SFT"),
-        ({"dpo_ld_alpha": 0.5}, "dpo_ld_alpha is set"),
+        (
+            {"dpo_ld_alpha": 0.5},
+            "dpo_ld_alpha is set, but it belongs to token_weight length, and token_weight is none; set objective: "
+            "ld_dpo or token_weight: length, or remove it",
+        ),
+        (
+            {"dpo_ld_alpha": 0.5, "block": {"objective": "ld_dpo", "ld_alpha": 0.25}},
+            "sepo.ld_alpha is 0.25 and dpo_ld_alpha is 0.5, but they have the same meaning",
+        ),
+        ({"dpo_ld_alpha": 1.5, "block": {"objective": "ld_dpo"}}, "alpha .* is 1.5, expected a number in .0, 1."),
+        ({"block": {"objective": {"dpo": 0.8, "orppo": 0.2}}}, "objective is 'orppo'.*Did you mean 'orpo'"),
+        ({"block": {"objective": {"dpo": "much"}}}, "the factor of dpo in objective is 'much', expected a number"),
+        ({"block": {"objective": ["dpo", "orpo"]}}, "objective is .'dpo', 'orpo'., expected the name of an objective"),
         ({"unsloth_lora_mlp": True}, "Unsloth replaces the forward"),
         ({"lora_model_dir": "adapter"}, "merge it first"),
         ({"context_parallel_size": 2}, "needs whole responses"),
@@ -74,6 +103,12 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
         ({"rl_beta": 0.1, "block": {"pref_beta": 0.2}}, "sepo.pref_beta is 0.2 and rl_beta is 0.1"),
         ({"rl_beta": 0.1, "dpo_beta": 0.3}, "have the same meaning"),
         ({"rl_beta": "much"}, "expected a number"),
+        ({"router_aux_loss_coef": -0.1}, "moe_aux_loss_coef is -0.1, expected a finite number"),
+        (
+            {"router_aux_loss_coef": 0.1, "overrides_of_model_config": {"router_aux_loss_coef": 0.2}},
+            "router_aux_loss_coef is 0.1 and overrides_of_model_config.router_aux_loss_coef is 0.2",
+        ),
+        ({"overrides_of_model_config": {"output_router_logits": True}}, "set router_aux_loss_coef, or remove"),
         ({"block": {"select_ratoi": 0.3}}, "block sepo: unknown key 'select_ratoi'. Did you mean 'select_ratio'"),
         ({"block": {"select_ratio": 0.3}}, "token_scorer is none"),
         ({"block": {"stage": "sepo"}}, "rl is minor_dpo and sepo.stage is sepo"),
@@ -88,6 +123,21 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
 def test_refusals_give_the_reason(root, tmp_path, more, message):
     with pytest.raises(SepoError, match=message):
         resolve_config(given(root, tmp_path, **more))
+
+
+def test_the_keys_of_a_registered_weight_are_keys_of_the_block(root, tmp_path):
+    from sepo.hosts.axolotl.arguments import SePOBlock
+
+    block = {"objective": "dpo", "token_weight": "ending", "ending_last": 3}
+    with on_path(write_example(tmp_path / "site", WEIGHT_EXAMPLE)):
+        method = resolve_config(given(root, tmp_path, block=block)).settings.method
+        assert method == resolve_method("dpo", token_weight="ending", ending_last=3, beta=method.reward.scale)
+        validated = SePOBlock(**block).model_dump(exclude_none=True)
+        assert validated == {"objective": "dpo", "token_weight": "ending", "own": {"ending_last": 3}}
+        again = resolve_config({**given(root, tmp_path), "sepo": {**given(root, tmp_path)["sepo"], **validated}})
+        assert again.settings.method == method
+        with pytest.raises(SepoError, match="block sepo: unknown key 'endnig_last'"):
+            resolve_config(given(root, tmp_path, block={**block, "endnig_last": 3}))
 
 
 def test_keys_without_effect_are_named_once(root, tmp_path, caplog):
@@ -121,6 +171,34 @@ def test_tregs_prompts_need_rows_that_are_conversations(root, tmp_path):
 def test_axolotls_keys_with_the_same_meaning_are_read(root, tmp_path, key, value):
     settings = resolve_config(given(root, tmp_path, **{key: value})).settings
     assert settings.method.hyperparameters["beta"] == 0.25
+
+
+@pytest.mark.parametrize("more", [{"dpo_ld_alpha": 0.25}, {"block": {"ld_alpha": 0.25}}], ids=["host", "block"])
+def test_the_hosts_length_weight_is_that_of_ld_dpo(root, tmp_path, more):
+    block = {"objective": "ld_dpo", **more.pop("block", {})}
+    resolved = resolve_config(given(root, tmp_path, block=block, **more))
+    assert resolved.settings.method == resolve_method("ld_dpo", alpha=0.25)
+    (changed,) = resolved.settings.overview.changed
+    assert changed.origin == ("dpo_ld_alpha" if "dpo_ld_alpha" in more else "sepo.ld_alpha")
+
+
+def test_a_sum_of_objectives_is_a_mapping_of_the_block(root, tmp_path, plugin):
+    """Through the host's merge of the command line and its validation to the trainer's arguments."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    factors = {"dpo": 0.8, "orpo": 0.2}
+    expected = resolve_method(factors)
+    block = {"stage": "sepo", "objective": factors}
+    made = given(root, tmp_path, rl="dpo", block=block, trainer_cls=TRAINER)
+    assert resolve_config(made).settings.method == expected
+    cfg = load_cfg(str(axo.write(made, tmp_path / "config.yaml")))
+    assert dict(cfg.sepo.objective) == factors
+    arguments = PluginManager.get_instance().plugins[axo.PLUGIN].get_training_args(cfg)
+    assert Resolved.from_json(arguments["sepo"]).settings.method == expected
+    other = load_cfg(str(axo.write(made, tmp_path / "other.yaml")), sepo__objective="{dpo: 0.5, sft: 1}")
+    arguments = PluginManager.get_instance().plugins[axo.PLUGIN].get_training_args(other)
+    assert Resolved.from_json(arguments["sepo"]).settings.method == resolve_method({"dpo": 0.5, "sft": 1.0})
 
 
 def test_the_schema_has_the_block_and_refuses_other_keys(plugin):

@@ -1,7 +1,6 @@
 """The same rows, weights and settings in both hosts' trainers, each in its environment; and a store shared by both."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,24 +13,6 @@ from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 from tests.support import axo
 
 HALF = Path(__file__).parents[2] / "support" / "half.py"
-
-
-def other_python():
-    """Return the interpreter of LLaMA-Factory's environment, which `make test-axolotl` sets."""
-    path = os.environ.get("SEPO_LLAMAFACTORY_PYTHON")
-    if not path or not Path(path).exists():
-        pytest.fail("SEPO_LLAMAFACTORY_PYTHON names no interpreter with LLaMA-Factory: run `make test-axolotl`")
-    return path
-
-
-def run_other(words, folder):
-    env = {name: value for name, value in axo.environment(USE_V1="0").items() if name != "PATH"}
-    env["PATH"] = f"{Path(other_python()).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [other_python(), *map(str, words)], cwd=folder, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
 
 
 def token_rows(count=6):
@@ -51,15 +32,36 @@ def token_rows(count=6):
     return rows
 
 
+OBJECTIVES = {
+    "confpo": {"objective": "confpo"},
+    "tgdpo": {"objective": "tgdpo", "tgdpo_alpha": 2.0, "pref_beta": 0.5},
+    "tgdpo of the user's scores": {"objective": "tgdpo", "token_scorer": "file"},
+    "d2po": {"objective": "d2po"},
+    "ld_dpo": {"objective": "ld_dpo", "ld_alpha": 0.0},
+    "sampo": {"objective": "sampo", "pref_beta": 0.5},
+    "tis_dpo": {"objective": "tis_dpo"},
+    "critical_dpo": {"objective": "critical_dpo"},
+    "sum": {"objective": {"dpo": 0.8, "orpo": 0.2, "sft": 0.1}},
+    "sum of weighted terms": {"objective": {"d2po": 0.8, "tdpo2": 0.2}, "token_weight": "position"},
+    "sepo by position": {"stage": "sepo", "token_weight": "position"},
+}
+"""Blocks of stage minor_dpo, or of the stage that they name, besides the four stages with their defaults."""
+
+
 def test_losses_and_gradients_of_every_stage_are_those_of_the_other_host(root, tmp_path):
     from tests.support import tiny
 
     tiny.save_pairs(tmp_path / "data")
     jobs = {}
-    for stage in axo.STAGES:
-        block = axo.block(root, tmp_path / "out", stage)
-        jobs[stage] = {
-            "policy": str(root / "policy"), "adapter": str(tmp_path / "adapter.safetensors"), "rows": token_rows(),
+    for name in (*axo.STAGES, *OBJECTIVES):
+        stage = OBJECTIVES.get(name, {}).get("stage", name if name in axo.STAGES else "minor_dpo")
+        scored = "sepo" if name in ("tgdpo", "tis_dpo") else stage
+        block = {**axo.block(root, tmp_path / "out", scored), **OBJECTIVES.get(name, {})}
+        rows = token_rows()
+        if name == "critical_dpo":
+            rows = [{**row, **{column: [abs(v) % 1 for v in row[column]] for column in SCORE_COLUMNS}} for row in rows]
+        jobs[name] = {
+            "policy": str(root / "policy"), "adapter": str(tmp_path / "adapter.safetensors"), "rows": rows,
             "output": str(tmp_path / "out"), "config": axo.config(root, tmp_path / "out", rl=stage, sepo=block),
             "recipe": {
                 **block, "stage": stage, "do_train": True, "finetuning_type": "lora", "template": "chatml",
@@ -70,7 +72,7 @@ def test_losses_and_gradients_of_every_stage_are_those_of_the_other_host(root, t
         }  # fmt: skip
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     files = {host: tmp_path / f"{host}.safetensors" for host in ("llamafactory", "axolotl")}
-    run_other([HALF, "llamafactory", tmp_path / "jobs.json", files["llamafactory"]], tmp_path)
+    axo.run_other([HALF, "llamafactory", tmp_path / "jobs.json", files["llamafactory"]], tmp_path)
     subprocess.run(
         [sys.executable, HALF, "axolotl", tmp_path / "jobs.json", files["axolotl"]],
         cwd=tmp_path, env=axo.environment(), check=True,
@@ -80,11 +82,12 @@ def test_losses_and_gradients_of_every_stage_are_those_of_the_other_host(root, t
     first, second = load_file(files["llamafactory"]), load_file(files["axolotl"])
     assert first.keys() == second.keys()
     worst = {}
-    for stage in axo.STAGES:
-        mine = [name for name in first if name.startswith(f"{stage}/")]
-        assert first[f"{stage}/losses"].shape == (6,)
+    for job in jobs:
+        mine = [name for name in first if name.startswith(f"{job}/")]
+        assert first[f"{job}/losses"].shape == (6,)
+        assert first[f"{job}/means"][0] != first[f"{job}/means"][1]
         assert any(bool(first[name].any()) for name in mine if "/grad." in name)
-        worst[stage] = {
+        worst[job] = {
             "loss": max(float((first[n] - second[n]).abs().max()) for n in mine if "/grad." not in n),
             "gradient": max(float((first[n] - second[n]).abs().max()) for n in mine if "/grad." in n),
         }
@@ -127,7 +130,7 @@ def test_scores_of_one_host_are_found_by_the_other(tmp_path, train, monkeypatch)
         "model_name_or_path": str(world / "policy"), "dataset_dir": str(world / "data"), "dataset": "tiny_pairs",
         "output_dir": str(tmp_path / "theirs"), "use_cpu": True, "report_to": "none", **models,
     }  # fmt: skip
-    run_other(["-m", "sepo", "score", axo.write(recipe, tmp_path / "recipe.yaml")], tmp_path)
+    axo.run_other(["-m", "sepo", "score", axo.write(recipe, tmp_path / "recipe.yaml")], tmp_path)
     made = [path.name for path in Path(scores).iterdir() if path.is_dir() and (path / "manifest.json").is_file()]
     assert len(made) == 1, list(Path(scores).iterdir())
 

@@ -48,6 +48,11 @@ def refused(capsys, recipe, folder, *overrides):
         ({"oracle_model_adapters": "no/adapter"}, ["oracle_model_adapters", "no/adapter"]),
         ({"treg_alpha": 0.1, "treg_eval_model": "./no/such/judge"}, ["treg_eval_model", "./no/such/judge"]),
         ({"treg_eval_model": "./no/such/judge"}, ["no token-reward regularizer is on"]),
+        (
+            {"moe_aux_loss_coef": 0.001},
+            ["model_name_or_path is", "type llama has no experts", "remove moe_aux"],
+        ),
+        ({"moe_aux_loss_coef": -1}, ["moe_aux_loss_coef is -1"]),
     ],
 )
 def test_refused_before_anything_is_loaded(world, tmp_path, capsys, overrides, words):

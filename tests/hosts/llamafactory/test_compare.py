@@ -287,7 +287,7 @@ def test_checkpoints_without_the_state_of_the_optimizer_are_not_resumed(data, st
 
 @pytest.mark.parametrize("name", ["plan", "eval", "sample", "train", "pipeline"])
 def test_other_commands_refuse_the_file_in_one_line(name, data, tmp_path):
-    path = write(data, tmp_path / "compare.yaml")
+    path = write({**data, "oracle": {}}, tmp_path / "compare.yaml")
     read = {
         "plan": lambda: plan(path),
         "eval": lambda: evaluation_recipe(path),
@@ -414,6 +414,51 @@ def test_a_failed_oracle_fails_the_variants_that_need_it(trains_oracle, stub, tm
     assert all(not each["failed"] for each in failed["variants"].values())
 
 
+def test_a_reversed_oracle_is_a_step_of_its_own(trains_oracle, stub, tmp_path, capsys):
+    recipe, out = {**trains_oracle, "oracle": {"kind": "reversed", "lora_rank": 2}}, tmp_path / "out"
+    path = write(recipe, tmp_path / "compare.yaml")
+    assert main(["compare", str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 steps for the oracle" in shown
+    assert "MiB" in next(line for line in shown.splitlines() if line.split()[:1] == ["oracle_reversed"])
+    stub.fail = {"oracle_reversed": b"ValueError: no such layer\n"}
+    assert called(recipe) == 1
+    assert stub.trained == ["dpo-1", "dpo-2", "base", "oracle", "oracle_reversed"]
+    error = "step 'oracle_reversed' of the oracle failed: ValueError: no such layer"
+    assert result(recipe)["variants"]["sepo"]["failed"] == {"sepo-1": error, "sepo-2": error}
+    stub.fail, stub.kill = {}, "oracle_reversed"
+    with pytest.raises(KeyboardInterrupt):
+        called(recipe)
+    stub.kill = None
+    info = out / "sample" / "dataset_info.json"
+    declared = json.loads(info.read_text())
+    info.write_text(json.dumps({name: declared[name] for name in ("oracle_pairs", "oracle_answers")}))
+    assert called(recipe) == 0
+    assert stub.trained[5:] == ["oracle_reversed", *USING]
+    assert json.loads(info.read_text()) == declared
+    assert "checkpoint-2" in stub.found["oracle_reversed"]
+    run_ = json.loads((out / "records" / "half-2.done.json").read_text())
+    assert run_["oracle_model_adapters"] == f"{out / 'base'},{out / 'oracle'}"
+    assert run_["oracle_base_model_adapters"] == f"{out / 'base'},{out / 'oracle_reversed'}"
+    assert "oracle_reversed" in json.loads((out / command.TIMES).read_text())
+    records = [
+        json.loads((out / "pipeline" / f"{name}.done.json").read_text()) for name in ("oracle", "oracle_reversed")
+    ]
+    assert records[0]["seed"] == records[1]["seed"] == 1
+    assert records[0]["adapter_name_or_path"] == records[1]["adapter_name_or_path"] == str(out / "base")
+
+
+def test_a_reversed_oracle_without_its_sample_fails_the_variants_that_need_it(trains_oracle, stub, tmp_path):
+    recipe = {**trains_oracle, "oracle": {"kind": "reversed"}}
+    stub.fail = {"oracle_reversed": b"ValueError: no\n"}
+    assert called(recipe) == 1
+    (tmp_path / "out" / "sample" / "dataset_info.json").unlink()
+    stub.fail, stub.trained = {}, []
+    assert called(recipe) == 1
+    assert stub.trained == []
+    assert "does not declare the data set 'oracle_pairs'" in result(recipe)["variants"]["half"]["failed"]["half-1"]
+
+
 def test_a_sample_that_cannot_be_drawn_fails_the_oracle(trains_oracle, stub, tmp_path):
     (tmp_path / "out" / "sample").mkdir(parents=True)
     (tmp_path / "out" / "sample" / "dataset_info.json").write_text('{"mine": {}}')
@@ -438,6 +483,8 @@ def test_a_directory_of_a_step_that_a_comparison_did_not_make_is_refused(trains_
         ({"base": {"model_name_or_path": "nowhere/at/all"}}, "nowhere/at/all"),
         ({"model_name_or_path": None}, "step 'base' has no model_name_or_path; set it on top or in its section"),
         ({"oracle": "dpo"}, "section 'oracle' is 'dpo'; keys and values are expected"),
+        ({"oracle": {"kind": "revers"}}, "oracle.kind is 'revers', expected dpo or reversed"),
+        ({"base": {"kind": "reversed"}}, "step 'base': unknown key 'kind'"),
         ({"oracle_sample_ratio": 2}, "oracle_sample_ratio is 2"),
         ({"oracle_base_model": "m"}, "the file sets oracle_base_model, and section 'base' trains an oracle"),
         ({"variants": {"a": {"objective": "dpo"}}}, "section 'base' trains an oracle, but no variant uses one"),

@@ -17,7 +17,7 @@ from sepo.hosts.llamafactory.plan import run as plans
 from sepo.hosts.llamafactory.plan.account import account_for
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.recipe.model_specs import ModelSpec
-from tests.support.packages import EXAMPLE, SCORER_EXAMPLE, on_path, write_example
+from tests.support.packages import WITH_RECIPES, on_path, write_example
 from tests.support.recipes import BIN, run, sepo_recipe, write
 
 pytestmark = pytest.mark.host
@@ -51,10 +51,24 @@ SHAPES = {
     "pythia-1b": lambda: transformers.GPTNeoXConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=8, vocab_size=50304
     ),
+    "qwen3-30b-a3b": lambda: llama(
+        2048,
+        6144,
+        48,
+        32,
+        151936,
+        kv=4,
+        kind="Qwen3MoeConfig",
+        head_dim=128,
+        num_experts=128,
+        num_experts_per_tok=8,
+        moe_intermediate_size=768,
+    ),
     "qwen3-4b": lambda: llama(2560, 9728, 36, 32, 151936, kv=8, kind="Qwen3Config", tied=True, head_dim=128),
     "qwen3-0.6b": lambda: llama(1024, 3072, 28, 16, 151936, kv=8, kind="Qwen3Config", tied=True, head_dim=128),
 }
-PARAMETERS = {"llama-2-7b": 6.738e9, "llama-2-13b": 13.016e9, "llama-3-8b": 8.030e9, "gemma-2-9b": 9.242e9}
+PARAMETERS = {"llama-2-7b": 6.738e9, "llama-2-13b": 13.016e9, "llama-3-8b": 8.030e9, "gemma-2-9b": 9.242e9,
+              "qwen3-30b-a3b": 30.532e9}  # fmt: skip
 
 
 @pytest.fixture
@@ -100,7 +114,7 @@ def examples():
 
 @pytest.mark.parametrize(("path", "recipe"), examples())
 def test_every_recipe_is_planned_and_those_for_a_card_fit_it(path, recipe, shapes, tmp_path):
-    packaged = path.parent in (EXAMPLE, SCORER_EXAMPLE)
+    packaged = path.parent in WITH_RECIPES
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
         planned = account_for(planned_run(recipe), on_gpu=True)
     assert planned.peak.total > GIB / 2
@@ -116,6 +130,15 @@ def test_qlora_of_seven_and_thirteen_billion_is_what_four_bits_weigh(shapes):
     assert phases["training"]["policy"] == pytest.approx((12.6878e9 * 4.127 / 8) + 0.3277e9 * 2, rel=2e-3)
     assert set(phases) == {"scoring by the oracle", "training"}
     assert "reference" not in phases["training"]
+
+
+def test_the_loss_of_routers_is_counted(shapes):
+    def activations(weight):
+        return account("moe_sepo_lora.yaml", moe_aux_loss_coef=weight).phases[-1].items["activations, head"]
+
+    tokens = 2 * 2048 - 1  # a prompt of one token and two responses
+    probabilities = 48 * tokens * 128 * 4  # of all layers, in float32
+    assert activations(0.001) - activations(None) > probabilities
 
 
 def test_a_reference_is_in_memory_only_if_it_runs_in_training(shapes):
@@ -157,6 +180,18 @@ def test_the_head_is_planned_for_the_tokens_that_a_step_reads(shapes, changes, s
     recipe = {"model_name_or_path": "qwen2.5-0.5b", "stage": "sepo", "token_scorer": "random", "bf16": True,
               "cutoff_len": 101, "per_device_train_batch_size": 2, **changes}  # fmt: skip
     assert account_for(planned_run(recipe), on_gpu=True).row.selected == round(400 * share)
+
+
+def test_the_transport_between_long_responses_is_planned(shapes):
+    """Its matrices are quadratic in the responses' lengths; for short ones they fit beside what is there anyway."""
+
+    def making(objective, cutoff):
+        recipe = {"model_name_or_path": "qwen2.5-0.5b", "stage": "minor_dpo", "bf16": True, "ref_precompute": True,
+                  "cutoff_len": cutoff, "per_device_train_batch_size": 1, "objective": objective}  # fmt: skip
+        return account_for(planned_run(recipe), on_gpu=True).phases[-1].items["activations, head"]
+
+    assert making("otpo", 512) == making("dpo", 512)
+    assert making("otpo", 8192) - making("dpo", 8192) > 8191**2 * 4
 
 
 def test_engines_shard_what_they_shard(shapes, tmp_path):
@@ -216,6 +251,7 @@ def test_a_run_that_does_not_fit_gets_changes_that_make_it_fit(world, tmp_path, 
         ),
         ([], {"deepspeed": "nowhere.json"}, "deepspeed: 'nowhere.json' cannot be read"),
         ([], {"select_ratio": 3}, "select_ratio"),
+        ([], {"oracle": {"kind": "reversed"}}, "section 'oracle' is one of sepo pipeline; for the memory of its steps"),
     ],
 )
 def test_refusals_are_one_line(words, changes, message, world, tmp_path, capsys):
@@ -291,3 +327,23 @@ def test_the_command_in_a_subprocess(world, tmp_path):
     done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB"], cwd=tmp_path, fresh=True)
     assert "fits a device (24.00 GiB)" in done.stdout
     assert "scoring by the oracle" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("keys", "like"),
+    [
+        ({"objective": "confpo"}, {"objective": "simpo"}),
+        ({"objective": "d2po"}, {"objective": "dpo"}),
+        ({"objective": "ld_dpo", "ld_alpha": 0}, {"objective": "dpo"}),
+        ({"objective": "sampo"}, {"objective": "dpo"}),
+        ({"objective": "critical_dpo"}, {"objective": "dpo"}),
+        ({"objective": {"dpo": 0.8, "orpo": 0.2}}, {"objective": "dpo"}),
+        ({"objective": {"simpo": 0.8, "orpo": 0.2}}, {"objective": "simpo"}),
+    ],
+)
+def test_the_step_of_a_weighted_method_or_a_sum_needs_what_that_over_all_tokens_does(shapes, keys, like):
+    """Tokens without weight, and shares that depend on the pair, save memory only in batches that have them."""
+    common = {"model_name_or_path": "llama-3-8b", "stage": "minor_dpo", "bf16": True, "cutoff_len": 512,
+              "per_device_train_batch_size": 2, "finetuning_type": "lora"}  # fmt: skip
+    found, expected = (account_for(planned_run({**common, **more}), on_gpu=True) for more in (keys, like))
+    assert found.phases[-1] == expected.phases[-1]

@@ -1,5 +1,6 @@
 """Stages and objectives other than `sepo`, in real runs of the host's trainer on tiny models."""
 
+import json
 import math
 import shutil
 
@@ -75,6 +76,19 @@ def test_tdpo2_stage_starts_at_log_2_and_reports_its_divergence(world, tmp_path)
     assert first["kl/chosen_full"] == first["kl/rejected_full"] == 0.0
     assert second["loss"] != pytest.approx(math.log(2), abs=1e-4)
     assert second["kl/chosen_full"] > 0 < second["kl/rejected_full"]
+
+
+def test_otpo_stage_starts_at_log_2_and_reports_the_effective_tokens(world, tmp_path):
+    keys = {"objective": "otpo", "otpo_reg": 0.05, "otpo_reg_m": 0.5, "max_steps": 2, "learning_rate": 3e-2}
+    sepo_train(stage_recipe(world, tmp_path / "out", "minor_dpo", **keys), tmp_path)
+    first, second = training(tmp_path / "out")
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert second["loss"] != pytest.approx(math.log(2), abs=1e-4)
+    for entry in (first, second):
+        assert entry["select/chosen_ratio"] == 1.0
+        assert 1 < entry["select/chosen_effective"] + entry["select/rejected_effective"] < entry["select/tokens"]
+    settings = json.loads((tmp_path / "out" / "sepo_settings.json").read_text())
+    assert {"reg": 0.05, "reg_m": 0.5}.items() <= settings["hyperparameters"].items()
 
 
 @pytest.fixture(scope="module")

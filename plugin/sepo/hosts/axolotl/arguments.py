@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys
-from sepo.recipe.keys import unknown_key
+from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys, plain
+from sepo.recipe.keys import HOST_KEYS, unknown_key
 from sepo.recipe.stages import owner_of_key
 
 
@@ -18,7 +18,7 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     own: dict[str, Any] | None = Field(
-        default=None, json_schema_extra={"description": "Keys of the settings of a registered objective."}
+        default=None, json_schema_extra={"description": "Keys of the settings of a registered objective or weight."}
     )
 
     @model_validator(mode="before")
@@ -29,7 +29,7 @@ class _Block(BaseModel):
         known, own = {}, dict(data.get("own") or {})
         for name, value in data.items():
             if name in BLOCK_KEYS:
-                known[name] = value
+                known[name] = plain(value)  # Axolotl's mapping has every attribute, also those that pydantic looks for
             elif name != "own" and owner_of_key(name):
                 own[name] = value
             elif name != "own":
@@ -44,10 +44,13 @@ SePOBlock = create_model("SePOBlock", __base__=_Block, **_FIELDS)
 
 
 class SePOConfig(BaseModel):
-    """Field that the plugin adds to Axolotl's config."""
+    """Fields that the plugin adds to Axolotl's config."""
 
     sepo: SePOBlock | None = Field(  # type: ignore[valid-type]
         default=None, json_schema_extra={"description": "Settings of a sepo stage."}
+    )
+    router_aux_loss_coef: float | None = Field(
+        default=None, json_schema_extra={"description": HOST_KEYS["moe_aux_loss_coef"].help}
     )
 
 

@@ -30,6 +30,7 @@ _SAME = {
     "simpo_gamma": ("simpo_gamma",),
     "dpo_label_smoothing": ("dpo_label_smoothing",),
     "ld_alpha": ("dpo_ld_alpha",),
+    "moe_aux_loss_coef": ("router_aux_loss_coef", "overrides_of_model_config.router_aux_loss_coef"),
 }
 """Axolotl's keys with the same meaning, by the key of the block ``sepo``."""
 
@@ -171,6 +172,11 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     for note in ignored_notes([name for name, value in cfg.items() if value], _IGNORED):
         logger.warning(note)
     values, aliases = _host_values(cfg, block)
+    if (cfg.get("overrides_of_model_config") or {}).get("output_router_logits") and "moe_aux_loss_coef" not in values:
+        raise SepoError(
+            "overrides_of_model_config sets output_router_logits, but nothing sets the weight of the router loss; set "
+            "router_aux_loss_coef, or remove output_router_logits."
+        )
     given = {**block, "stage": stage, **values, **_model(cfg)}
     given = {name: value for name, value in given.items() if value is not None}
     given |= reference_revisions(given)
@@ -193,11 +199,14 @@ def _checked_block(block: Any) -> dict[str, Any]:
         if name not in BLOCK_KEYS and owner_of_key(name) is None:
             raise SepoError(f"block sepo: {unknown_key(name, BLOCK_KEYS)}")
     # Plain containers: the values are written to the run's output_dir as JSON.
-    return {name: _plain(value) for name, value in flat.items() if value is not None}
+    return {name: plain(value) for name, value in flat.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def plain(value: Any) -> Any:
+    """Return a value of a config with lists and dicts as containers, also in place of Axolotl's own mapping."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _stage(rl: Any, alias: str | None, block: Mapping[str, Any]) -> str:

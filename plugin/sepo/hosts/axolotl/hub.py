@@ -9,7 +9,7 @@ from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import OWN_START
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub import HubAccess
-from sepo.scoring.model_files import scoring_models, spec_files
+from sepo.scoring.model_files import check_experts, scoring_models, spec_files
 
 BASE_MODEL = "base_model"
 _TO_SEND_TOKEN = "set HF_TOKEN or run: hf auth login"
@@ -20,17 +20,20 @@ def access_in(cfg: Mapping[str, Any]) -> HubAccess:
     return HubAccess(trust_remote_code=bool(cfg.get("trust_remote_code")), to_send_token=_TO_SEND_TOKEN)
 
 
-def check_policy(cfg: Mapping[str, Any]) -> None:
-    """Raise if the policy does not exist, before Axolotl reads its configuration.
+def check_policy(cfg: Mapping[str, Any], settings: RunSettings) -> None:
+    """Raise if the policy does not exist or has no router loss to add, before Axolotl reads its configuration.
 
     Args:
         cfg: the raw config.
+        settings: the run's settings.
 
     Raises:
         SepoError: naming the key, the name and the revision.
     """
     if cfg.get(BASE_MODEL) and _of_one_repository(cfg, "base_model_config"):
         spec_files(_policy(cfg), key=BASE_MODEL, access=access_in(cfg), need="config")
+        if settings.router_loss_weight:
+            check_experts(_policy(cfg), key=BASE_MODEL, access=access_in(cfg))
 
 
 def check_models(cfg: Any, settings: RunSettings) -> None:

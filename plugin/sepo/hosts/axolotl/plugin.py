@@ -53,7 +53,7 @@ class SePOPlugin(BasePlugin):
         self.resolved = resolve_config(cfg)
         if self.resolved is not None:
             hide_secrets()
-            check_policy(cfg)
+            check_policy(cfg, self.resolved.settings)
             for name, value in self.resolved.changes.items():
                 cfg[name] = value
             if on_several_cpus():

@@ -24,6 +24,7 @@ from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
 from sepo.selection import SIDES
 from sepo.training.loading import register_numbered_cpus
+from sepo.training.router import prepare_router_loss
 from sepo.training.selection_columns import IGNORE_INDEX
 
 _PAD_TO = 8
@@ -77,6 +78,7 @@ class PreferenceTrainer(StageStep, _WithoutCollecting):
         self.args.precompute_ref_log_probs = self.precompute_ref_logps = False
         self._check_reference()
         self.check_batch_tokens()
+        prepare_router_loss(self, self.settings.router_loss_weight)
         fuse_lora(self.model)
         recompute_less(self.model)
         register_numbered_cpus()

@@ -19,7 +19,14 @@ from sepo.recipe.keys import as_flag, names_of
 from sepo.recipe.reference import OWN_START, reference_spec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub_files import ADAPTER, MODEL, Need
-from sepo.scoring.model_files import adapters_key, check_local_names, model_files, scoring_models, spec_files
+from sepo.scoring.model_files import (
+    adapters_key,
+    check_experts,
+    check_local_names,
+    model_files,
+    scoring_models,
+    spec_files,
+)
 
 
 def check_policy(given: Mapping[str, Any], *, need: Need = "weights") -> None:
@@ -64,6 +71,8 @@ def check_models(
         return
     from_scratch = as_flag("train_from_scratch", given.get("train_from_scratch") or False)
     check_policy(given, need="tokenizer" if score_only or from_scratch else "weights")
+    if settings.router_loss_weight:
+        check_experts(policy_in(given), key=OWN_START, access=access)
     if settings.ref_model is not None and not score_only:
         scoring.append(("ref_model", settings.ref_model))
     for key, spec in scoring:

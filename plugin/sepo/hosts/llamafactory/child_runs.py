@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 
 from sepo.files import write_whole
 from sepo.hosts.llamafactory.reading import with_secrets
+from sepo.recipe.keys import as_flag
 from sepo.redaction import redacted, secrets_of
 
 
@@ -49,6 +51,23 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         return None
     name = changed[0]
     return f"{', '.join(changed)}: {name} was {before.get(name)!r}, now {now.get(name)!r}"
+
+
+def is_resumable(recipe: Mapping[str, Any]) -> bool:
+    """Return whether a run that was killed can be resumed, after removal of the checkpoints that it left incomplete.
+
+    Args:
+        recipe: keys and values of the run.
+    """
+    complete = False
+    for folder in Path(str(recipe["output_dir"])).glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))  # the trainer writes it last
+            complete = True
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+    # Without the optimizer's states, a checkpoint is only a model.
+    return complete and not as_flag("save_only_model", recipe.get("save_only_model") or False)
 
 
 def train(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sepo import __version__
-from sepo.console import print_lines, print_table, size
+from sepo.console import print_lines, print_table
 from sepo.errors import SepoError
 from sepo.evaluation.comparison import (
     MEASURES,
@@ -180,7 +180,9 @@ def print_plan(
     oracle: ComparedOracle | None,
 ) -> None:
     """Print the oracle's steps, the runs, their memory, what they share, and the time left by the finished runs."""
-    memory = {run.variant.name: _memory(run) for run in runs if run.seed == comparison.seeds[0]}
+    from sepo.hosts.llamafactory.plan.report import peak_in_words
+
+    memory = {run.variant.name: peak_in_words(run.recipe) for run in runs if run.seed == comparison.seeds[0]}
     apart = "evaluations are not included"
     if oracle is not None:
         done = oracle.finished()
@@ -189,7 +191,7 @@ def print_plan(
         print_table(
             f"{len(oracle.steps)} steps for the oracle, before the first run that uses it",
             ["step", "state", "memory"],
-            [[step.name, _state(step, step.name in done, oracle.files), _memory(step)]
+            [[step.name, _state(step, step.name in done, oracle.files), peak_in_words(step.recipe)]
              for step in oracle.steps],
             words=2,
         )  # fmt: skip
@@ -212,21 +214,6 @@ def print_plan(
 
 def _state(run: NamedRun, finished: bool, files: RunFiles) -> str:
     return "finished" if finished else "to be resumed" if files.record(run, "started").is_file() else "to be run"
-
-
-def _memory(run: NamedRun) -> str:
-    """Return the planned memory of a run's largest phase.
-
-    It is ``-`` if `sepo plan` does not support the run, or its models are whole ones that no step has made yet.
-    """
-    from sepo.hosts.llamafactory.plan.account import account_for
-    from sepo.hosts.llamafactory.plan.recipe import planned_run
-
-    try:
-        planned = planned_run(run.recipe)
-        return size(account_for(planned, on_gpu=not planned.on_cpu).peak.total)
-    except SepoError:
-        return "-"
 
 
 def _shared_lines(comparison: Comparison, settings: Mapping[str, RunSettings | None]) -> list[str]:

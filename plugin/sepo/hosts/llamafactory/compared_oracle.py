@@ -15,6 +15,7 @@ from sepo.hosts.llamafactory.pipeline import (
     RECORDS,
     Step,
     check_steps,
+    declare_pairs,
     draw_sample,
     is_step_finished,
     plan_steps,
@@ -29,7 +30,8 @@ class ComparedOracle:
     """The steps that train the oracle of a comparison.
 
     Args:
-        steps: ``sample``, ``base`` unless the file has ``base: false``, and ``oracle``.
+        steps: ``sample``, ``base`` unless the file has ``base: false``, ``oracle``, and ``oracle_reversed`` with
+            ``oracle: {kind: reversed}``.
         template: the chat template of the policies.
         files: files of the steps.
     """
@@ -75,11 +77,18 @@ class ComparedOracle:
             print_lines(
                 [f"{title}: " + (f"training; output in {self.files.log(step)}" if trained else "drawing pairs")]
             )
-            error = train_run(step, self.files, environment=environment) if trained else self._draw(step)
+            error = self._trained(step, environment) if trained else self._draw(step)
             print_lines([f"{title}: " + ("done" if error is None else f"failed: {error}")])
             if error is not None:
                 return f"step '{step.name}' of the oracle failed: {error}"
         return None
+
+    def _trained(self, step: Step, environment: Mapping[str, str]) -> str | None:
+        try:
+            declare_pairs(step)
+        except SepoError as error:
+            return reported(error)
+        return train_run(step, self.files, environment=environment)
 
     def _draw(self, step: Step) -> str | None:
         try:

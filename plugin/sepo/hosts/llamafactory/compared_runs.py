@@ -13,8 +13,7 @@ from typing import Any, Protocol
 
 from sepo.errors import SepoError, first_line
 from sepo.files import write_whole
-from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
-from sepo.recipe.keys import as_flag
+from sepo.hosts.llamafactory.child_runs import changes, command_line, is_resumable, read_record, train, write_record
 from sepo.redaction import redacted, without_secrets
 
 _LOG_BYTES = 200_000
@@ -123,8 +122,7 @@ def train_run(run: NamedRun, files: RunFiles, *, environment: Mapping[str, str])
     """
     output, log = files.output(run), files.log(run)
     files.record(run, "started").parent.mkdir(parents=True, exist_ok=True)
-    whole = not as_flag("save_only_model", run.recipe.get("save_only_model") or False)  # with the optimizer's states
-    resumed = files.record(run, "started").is_file() and _resumable(output) and whole
+    resumed = files.record(run, "started").is_file() and is_resumable(run.recipe)
     if not resumed and output.exists():
         shutil.rmtree(output)  # of an earlier attempt that cannot be resumed; the host would refuse its files
     write_record(files.record(run, "started"), run.recipe)
@@ -159,18 +157,6 @@ def _record_process(file: Path, process: int) -> None:
     except psutil.Error:  # it has ended
         return
     write_whole(file, json.dumps({"process": process, "created": created}) + "\n")
-
-
-def _resumable(output: Path) -> bool:
-    """Remove checkpoints that a killed run left incomplete, and return whether a complete one remains."""
-    complete = False
-    for folder in output.glob("checkpoint-*"):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))  # the trainer writes it last
-            complete = True
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
-    return complete
 
 
 def _last_error(log: Path, begin: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError, first_line
-from sepo.hosts.llamafactory.child_runs import changes, command_line, read_record, train, write_record
+from sepo.hosts.llamafactory.child_runs import changes, command_line, is_resumable, read_record, train, write_record
 from sepo.hosts.llamafactory.reading import Recipe, override_values, recipe_of
 from sepo.recipe.comparison import refuse_comparison
-from sepo.recipe.keys import PIPELINE_KEYS, SEPO_KEYS, unknown_key
+from sepo.recipe.keys import ORACLE_KIND, PIPELINE_KEYS, SEPO_KEYS, names_of, unknown_key
 from sepo.recipe.resolve import REFUSED, resolve
 from sepo.recipe.stage_names import is_sepo_stage
 from sepo.recipe.stages import registered_keys, with_stage_defaults
@@ -27,6 +28,8 @@ from sepo.training.row_losses import RowLosses
 SECTIONS = ("base", "oracle", "policy")
 RECORDS = "pipeline"
 """Name of the directory of the steps' records."""
+REVERSED = "oracle_reversed"
+"""Step, and directory, of the model trained on exchanged pairs, which the oracle is compared with."""
 _OWN_DPO = {"stage": "sepo", "objective": "dpo"}
 """DPO in sepo's step: the stage of the oracle."""
 _MEMORY = ("batch_tokens", "head_chunk_tokens")
@@ -36,6 +39,10 @@ _EVALUATION = (
     "eval_dataset", "val_size", "do_eval", "eval_strategy", "eval_steps", "eval_on_start", "eval_delay",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_steps",
 )  # fmt: skip
+# Keys with which the model on exchanged pairs would read other pairs, or the oracle's outputs, or overwrite these.
+_OF_ONE_ORACLE = ("dataset", "dataset_dir", "eval_dataset", "hub_model_id")
+_OF_ONE_STEP = ("tokenized_path", "resume_from_checkpoint")
+_COMPARED_WITH = ("oracle_base_model", "oracle_base_model_adapters")
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Step:
     """One run of the chain.
 
     Args:
-        name: ``sample``, ``base``, ``oracle`` or ``policy``.
+        name: ``sample``, ``base``, ``oracle``, ``oracle_reversed`` or ``policy``.
         recipe: keys and values of the run; a finished step with an unchanged recipe is not run again.
     """
 
@@ -87,7 +94,8 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
         recipe: keys and values, from ``read_pipeline``.
 
     Returns:
-        The steps in their order; ``base`` is absent if the recipe has ``base: false``.
+        The steps in their order; ``base`` is absent if the recipe has ``base: false``, and ``oracle_reversed`` is only
+        there with ``oracle: {kind: reversed}``.
 
     Raises:
         SepoError: ``output_dir`` is missing, or a section or value has another form than expected.
@@ -104,17 +112,23 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
     sepo_keys = (*SEPO_KEYS, *registered_keys(with_stage_defaults(policy)))
     training = {name: value for name, value in shared.items() if name not in (*sepo_keys, *_EVALUATION)}
     base = _base_recipe(recipe, training, sections["base"], output)
-    oracle = _oracle_recipe(base, training, sections["oracle"] or {}, output)
+    section = sections["oracle"] or {}
+    kind = ORACLE_KIND.read(section.pop("kind", None) or ORACLE_KIND.default)
+    oracle = _oracle_recipe(base, training, section, output)
     if is_sepo_stage(oracle["stage"]):
         oracle = {**{name: shared[name] for name in _MEMORY if name in shared}, **oracle}
-    derived = _oracle_keys(base, oracle)
+    oracles = [Step("oracle", oracle)]
+    if kind == "reversed":
+        _check_reversed(oracle, section, policy)
+        oracles.append(Step(REVERSED, _reversed_recipe(oracle, output)))
+    derived = _oracle_keys(oracle, None if kind == "dpo" else oracles[-1].recipe)
     if "oracle_base_model" in policy:
         derived.pop("oracle_base_model_revision", None)
     policy = {**derived, **policy}
     steps = [Step("sample", {**_data_keys(policy), key.name: ratio, "output_dir": f"{output}/sample"})]
     if base is not None:
         steps.append(Step("base", base))
-    return [*steps, Step("oracle", oracle), Step("policy", policy)]
+    return [*steps, *oracles, Step("policy", policy)]
 
 
 def _section(recipe: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -165,17 +179,46 @@ def _oracle_recipe(
     oracle["output_dir"] = f"{output}/oracle"
     if base is None:
         return oracle
+    adapters = _trained_adapters(base)
     if not _is_lora(base):
         oracle["model_name_or_path"] = base["output_dir"]
     elif oracle.get("quantization_bit"):
         # The host cannot create a new adapter over a quantized model, and without ref_model its reference would be the
         # raw model instead of the base.
-        oracle |= {"adapter_name_or_path": base["output_dir"], "ref_model": oracle.get("model_name_or_path"),
-                   "ref_model_adapters": base["output_dir"],
+        oracle |= {"adapter_name_or_path": adapters, "ref_model": oracle.get("model_name_or_path"),
+                   "ref_model_adapters": adapters,
                    "ref_model_quantization_bit": oracle["quantization_bit"]}  # fmt: skip
     else:
-        oracle |= {"adapter_name_or_path": base["output_dir"], "create_new_adapter": True}
+        oracle |= {"adapter_name_or_path": adapters, "create_new_adapter": True}
     return oracle
+
+
+def _reversed_recipe(oracle: Mapping[str, Any], output: str) -> dict[str, Any]:
+    """Return the recipe of the oracle on the exchanged pairs of the sample, with the same base and reference."""
+    from sepo.hosts.llamafactory.sample import REVERSED_PAIRS
+
+    return {**oracle, "dataset": REVERSED_PAIRS, "output_dir": f"{output}/{REVERSED}"}
+
+
+def _check_reversed(oracle: Mapping[str, Any], section: Mapping[str, Any], policy: Mapping[str, Any]) -> None:
+    """Raise if a key would be that of both models, or if the policy's scores name another model.
+
+    Raises:
+        SepoError: naming the key.
+    """
+    for names, given in ((_OF_ONE_ORACLE, section), (_OF_ONE_STEP, oracle)):
+        for name in names:
+            if given.get(name):
+                raise SepoError(
+                    f"{name} is set for the oracle, and with oracle.kind reversed it would be that of the model on "
+                    "exchanged pairs, too, which is trained on those of the sample; remove it."
+                )
+    for name in _COMPARED_WITH:
+        if policy.get(name):
+            raise SepoError(
+                f"{name} is set, but with oracle.kind reversed it names the model on exchanged pairs, which the "
+                "pipeline trains; remove one of them."
+            )
 
 
 def _dpo_stage(recipe: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,23 +233,33 @@ def _dpo_stage(recipe: Mapping[str, Any], section: Mapping[str, Any]) -> dict[st
     return {"stage": "dpo"}
 
 
+def _trained_adapters(recipe: Mapping[str, Any]) -> str:
+    """Return the adapters of the model that a LoRA run trains: its own, after those below a new one."""
+    below = names_of(recipe.get("adapter_name_or_path")) if recipe.get("create_new_adapter") else ()
+    return ",".join([*below, str(recipe["output_dir"])])
+
+
 def _is_lora(recipe: Mapping[str, Any]) -> bool:
     return recipe.get("finetuning_type", "lora") == "lora"
 
 
-def _oracle_keys(base: Mapping[str, Any] | None, oracle: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the policy's ``oracle_*`` keys, which name the outputs of the earlier steps."""
-    own = oracle["output_dir"]
-    base_adapters = [base["output_dir"]] if base is not None and _is_lora(base) else []
+def _oracle_keys(oracle: Mapping[str, Any], negative: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the policy's ``oracle_*`` keys, which name the outputs of the earlier steps.
+
+    Args:
+        oracle: the recipe of the oracle.
+        negative: the recipe of the model on exchanged pairs; None if the oracle is compared with its base.
+    """
     model = oracle.get("model_name_or_path")  # checked with the step
     if not _is_lora(oracle):
-        keys = {"oracle_model": own, "oracle_base_model": model}
-    elif oracle.get("create_new_adapter"):
-        keys = {"oracle_base_model": model, "oracle_model_adapters": ",".join([*base_adapters, own])}
+        model = model if negative is None else negative["output_dir"]
+        keys = {"oracle_model": oracle["output_dir"], "oracle_base_model": model}
     else:
-        keys = {"oracle_base_model": model, "oracle_model_adapters": own}
-    if base_adapters:
-        keys["oracle_base_model_adapters"] = ",".join(base_adapters)
+        keys = {"oracle_base_model": model, "oracle_model_adapters": _trained_adapters(oracle)}
+        if negative is not None:
+            keys["oracle_base_model_adapters"] = _trained_adapters(negative)
+    if oracle.get("adapter_name_or_path") and negative is None:
+        keys["oracle_base_model_adapters"] = ",".join(names_of(oracle["adapter_name_or_path"]))
     if oracle.get("quantization_bit"):
         keys["oracle_model_quantization_bit"] = oracle["quantization_bit"]
     if oracle.get("model_revision") and not _is_output(model, step=oracle):
@@ -259,6 +312,25 @@ def check_steps(steps: Sequence[Step]) -> None:
             check_names(step.recipe, own, made_earlier=functools.partial(_is_output, step=step.recipe))
 
 
+def checked_steps(recipe: Mapping[str, Any]) -> tuple[list[Step], list[bool]]:
+    """Plan and check the steps of a pipeline, before the first one runs.
+
+    Args:
+        recipe: keys and values, from ``read_pipeline``.
+
+    Returns:
+        The steps, and whether each is finished.
+
+    Raises:
+        SepoError: the recipe is invalid, or a finished step was run with other settings.
+    """
+    refuse_comparison(recipe)
+    steps = plan_steps(recipe)
+    check_steps(steps)
+    records = Path(str(recipe["output_dir"])) / RECORDS
+    return steps, [is_step_finished(step, records) for step in steps]
+
+
 def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
     """Run the steps that are not finished.
 
@@ -271,11 +343,8 @@ def run_pipeline(recipe: Mapping[str, Any]) -> list[Step]:
     Raises:
         SepoError: the recipe is invalid, a step failed, or a finished step was run with other settings.
     """
-    refuse_comparison(recipe)
-    steps = plan_steps(recipe)
-    check_steps(steps)
+    steps, finished = checked_steps(recipe)
     records = Path(str(recipe["output_dir"])) / RECORDS
-    finished = [is_step_finished(step, records) for step in steps]
     for number, (step, done) in enumerate(zip(steps, finished, strict=True), start=1):
         title = f"[{number}/{len(steps)}] {step.name}"
         if done:
@@ -339,11 +408,28 @@ def draw_sample(step: Step, *, template: str | None) -> None:
     print(f"{count} pairs for base and oracle", flush=True)
 
 
+def declare_pairs(step: Step) -> None:
+    """Declare the data set of exchanged pairs, if a step is the one that is trained on them, before it runs.
+
+    Raises:
+        SepoError: there is no sample.
+    """
+    from sepo.hosts.llamafactory.sample import declare_reversed_pairs
+
+    if step.name == REVERSED:
+        declare_reversed_pairs(Path(step.recipe["dataset_dir"]))
+
+
 def _run(step: Step, records: Path, *, template: str | None = None) -> None:
     records.mkdir(parents=True, exist_ok=True)
     if step.name == "sample":
         draw_sample(step, template=template)
         return
+    declare_pairs(step)
+    started, output = records / f"{step.name}.started.json", Path(str(step.recipe["output_dir"]))
+    if read_record(started) == redacted(step.recipe) and not is_resumable(step.recipe) and output.is_dir():
+        shutil.rmtree(output)  # of an attempt that was killed; the host would refuse its files
+    write_record(started, step.recipe)
     recipe_file = records / f"{step.name}.yaml"
     status = train(step.recipe, recipe_file)
     if status:

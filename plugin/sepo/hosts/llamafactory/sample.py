@@ -22,6 +22,9 @@ from sepo.hosts.llamafactory.rows import aligned_rows, kept_rows
 from sepo.training.row_losses import RowLosses
 
 PAIRS, ANSWERS = "oracle_pairs", "oracle_answers"
+REVERSED_PAIRS = "oracle_pairs_reversed"
+"""Data set of the pairs with chosen and rejected response exchanged; it reads the file of ``PAIRS``."""
+_INFO = "dataset_info.json"
 _TAGS = {"user": "human", "assistant": "gpt", "observation": "observation", "function": "function_call"}
 _MEDIA = ("images", "videos", "audios")
 
@@ -77,11 +80,34 @@ def _write(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
+def declare_reversed_pairs(folder: Path) -> None:
+    """Declare the data set ``REVERSED_PAIRS`` in the directory of a sample. Idempotent.
+
+    Args:
+        folder: the directory, as ``write_sample`` writes it, also of an earlier version.
+
+    Raises:
+        SepoError: there is no sample in the directory.
+    """
+    try:
+        known = json.loads((folder / _INFO).read_text(encoding="utf-8"))
+        columns = known[PAIRS]["columns"]
+        exchanged = {**columns, "chosen": columns["rejected"], "rejected": columns["chosen"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SepoError(
+            f"{folder / _INFO} does not declare the data set '{PAIRS}' of the step 'sample' ({type(error).__name__}); "
+            "remove the record of this step, pipeline/sample.done.json, to draw it again."
+        ) from error
+    entry = {**known[PAIRS], "columns": exchanged}
+    if known.get(REVERSED_PAIRS) != entry:
+        _write(folder / _INFO, {**known, REVERSED_PAIRS: entry})
+
+
 def _refuse_other_datasets(path: Path) -> None:
     if not path.exists():
         return
     try:
-        others = sorted(set(json.loads(path.read_text(encoding="utf-8"))) - {PAIRS, ANSWERS})
+        others = sorted(set(json.loads(path.read_text(encoding="utf-8"))) - {PAIRS, ANSWERS, REVERSED_PAIRS})
     except ValueError:
         others = ["unreadable content"]
     if others:
@@ -103,7 +129,7 @@ def write_sample(recipe: Mapping[str, Any], *, ratio: float, folder: Path, losse
     Raises:
         SepoError: there is no usable row, media are not file names, or the directory contains other data sets.
     """
-    _refuse_other_datasets(folder / "dataset_info.json")
+    _refuse_other_datasets(folder / _INFO)
     rows = training_rows(recipe, losses)
     count = max(1, round(ratio * len(rows)))
     drawn = sorted(random.Random(int(recipe.get("seed", 42))).sample(range(len(rows)), count))
@@ -119,7 +145,7 @@ def write_sample(recipe: Mapping[str, Any], *, ratio: float, folder: Path, losse
     _write(folder / f"{PAIRS}.json", pairs)
     _write(folder / f"{ANSWERS}.json", responses)
     ranked = {**columns, "chosen": "chosen", "rejected": "rejected"}
-    _write(folder / "dataset_info.json", {
+    _write(folder / _INFO, {
         PAIRS: {"file_name": f"{PAIRS}.json", "formatting": "sharegpt", "ranking": True, "columns": ranked},
         ANSWERS: {"file_name": f"{ANSWERS}.json", "formatting": "sharegpt", "columns": columns},
     })  # fmt: skip

@@ -12,6 +12,7 @@ from sepo.forward.recompute import recompute_less
 from sepo.hosts.stage_step import StageStep
 from sepo.recipe.settings import RunSettings
 from sepo.training.loading import register_numbered_cpus
+from sepo.training.router import prepare_router_loss
 from sepo.training.starting_policy import StartingPolicy
 
 
@@ -31,6 +32,7 @@ class LlamaFactoryTrainer(StageStep, CustomDPOTrainer):
         self.batch_tokens = settings.batch_tokens
         super().__init__(**kwargs)
         self.check_batch_tokens()
+        prepare_router_loss(self, self.settings.router_loss_weight)
         fuse_lora(self.model)
         recompute_less(self.model)
         register_numbered_cpus()

@@ -32,6 +32,8 @@
     return (score < 0 ? "−" : score > 0 ? "+" : "") + digits;
   }
 
+  const weightText = (weight) => scoreText(weight).replace("+", "");
+
   const wide = (score) => (score === "inf" ? Infinity : score === "-inf" ? -Infinity : score);
 
   /* Tokens that equal those of an earlier subject are stored once. */
@@ -75,6 +77,11 @@
       node.classList.add("mute");
     }
     if (info.selected) node.classList.add("selected");
+    if (info.selected && info.weight !== null) {
+      node.classList.add("weighed");
+      node.style.setProperty("--weight", (Math.abs(info.weight) / info.largest).toFixed(3));
+      if (info.weight < 0) node.classList.add("negative");
+    }
     if (info.score !== null && wide(info.score) !== 0) {
       const strength = Math.min(1, Math.abs(wide(info.score)) / limit);
       node.classList.add(wide(info.score) > 0 ? "high" : "low");
@@ -85,12 +92,14 @@
   }
 
   function answerNode(row, place, side) {
-    const { t: texts, s: scores, k: kept, more } = answer(row, place, side);
+    const { t: texts, s: scores, k: kept, w: weights, e: effective, more } = answer(row, place, side);
     const template = [...kept].map((flag) => flag === "-"); // the chat template's tokens are not counted
     const { rank, count } = ranks(scores.map((score, index) => (template[index] ? null : score)), side);
     const selected = [...kept].filter((flag) => flag === "1").length;
     const counted = template.filter((flag) => !flag).length;
     const share = counted ? ` (${Math.round((100 * selected) / counted)} %)` : "";
+    const effect = effective === undefined ? "" : `, effective number ${effective.toFixed(1)}`;
+    const largest = weights ? weights.reduce((most, weight) => Math.max(most, Math.abs(weight)), 0) : 1;
     const name = several ? `, ${data.subjects[place].name}` : "";
     const box = make("div", {
       class: "tokens", role: "listbox", dir: "auto", "aria-multiselectable": "true", "aria-readonly": "true",
@@ -102,12 +111,13 @@
       const info = {
         text, side, place, row: row.row, index, total: texts.length, score: scores[index] ?? null,
         selected: kept[index] === "1", template: template[index], rank: rank.get(index), count,
+        weight: weights ? weights[index] : null, largest,
       };
       box.append(...tokenNodes(info, data.subjects[place].limit, index >= end));
     });
     if (box.firstElementChild) box.firstElementChild.tabIndex = 0;
     const head = make(several ? "h5" : "h4", {}, make("span", { class: "side" }, side === "chosen" ? "Chosen" : "Rejected"),
-      ` · ${amount(texts.length)} tokens, ${amount(selected)} selected${share}`);
+      ` · ${amount(texts.length)} tokens, ${amount(selected)} selected${share}${effect}`);
     const node = make("div", { class: "answer" }, head, box);
     if (more) node.append(make("p", { class: "more" }, `${amount(more)} more tokens are not shown.`));
     return node;
@@ -265,14 +275,16 @@
   }
 
   function selectionText(info) {
-    return info.template ? "the chat template's, not selected" : info.selected ? "selected" : "not selected";
+    if (info.template) return "the chat template's, not selected";
+    if (!info.selected) return "not selected";
+    return info.weight === null ? "selected" : `selected, weight ${weightText(info.weight)}`;
   }
 
   function speak(node) {
     const info = about.get(node);
     const score = scoreText(info.score).replace("−", "minus ").replace("+", "plus ").replace("∞", "infinity");
-    find("#spoken").textContent =
-      `${spoken(info.text)}, score ${score}, ${selectionText(info)}, rank ${rankText(info)}`;
+    const selection = selectionText(info).replace("−", "minus ");
+    find("#spoken").textContent = `${spoken(info.text)}, score ${score}, ${selection}, rank ${rankText(info)}`;
   }
 
   function onNextLine(tokens, from, step) {
@@ -327,6 +339,13 @@
         make("span", {}, `≥ ${limit(subject.limit)}`)));
     });
     box.append(make("span", {}, make("span", { class: "sample" }, "outlined"), " selected"));
+    const weights = data.rows.flatMap((row) => row.by.flatMap((entry) => (entry ? SIDES.map((side) => entry[side].w || []) : [])));
+    if (weights.some((some) => some.length)) {
+      box.append(make("span", {}, make("span", { class: "sample faint" }, "fainter"), " smaller weight"));
+    }
+    if (weights.some((some) => some.some((weight) => weight < 0))) {
+      box.append(make("span", {}, make("span", { class: "sample negative" }, "dashed"), " negative weight"));
+    }
   }
 
   function theme() {

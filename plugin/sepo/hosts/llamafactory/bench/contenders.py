@@ -37,6 +37,7 @@ _LABELS = {
 _HOST_METHOD_KEYS = (
     "stage", "pref_loss", "pref_beta", "simpo_gamma", "dpo_label_smoothing", "pref_bco_weight", "ld_alpha",
 )  # fmt: skip
+_WITHOUT_EFFECT_IN_HOST = ("moe_aux_loss_coef",)  # its DPO would compute the router loss without adding it
 _NO_METHOD = ("head_chunk_tokens", "token_scores_dir", "score_batch_tokens")
 _REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
 _RATIOS = ("select_ratio", "chosen_select_ratio", "rejected_select_ratio")
@@ -134,7 +135,7 @@ def _contender(name: str, recipe: Mapping[str, Any], *, own: str, host_keys: tup
     if name == OWN:
         label = f"recipe ({_described(recipe)})"
     if not is_sepo_stage(str(keys["stage"])):
-        chosen = {key: value for key, value in common.items() if key not in SEPO_KEYS}
+        chosen = {key: value for key, value in common.items() if key not in (*SEPO_KEYS, *_WITHOUT_EFFECT_IN_HOST)}
         loss = str(keys.setdefault("pref_loss", "sigmoid"))
         host: Any = {**chosen, **keys}
         if loss not in ("simpo", "orpo"):

@@ -191,9 +191,10 @@ def _result(
         }
         for contender in contenders
     ]
-    losses = {  # the session has a note if the host's dpo has another reference than sepo's
-        name: loss for name, loss in timings.losses.items() if not session.notes or name != HOST_DPO
-    }
+    # there is a note if the host's dpo has another reference than sepo's, or the host's losses have no router loss
+    differ = {HOST_DPO} if session.notes else set()
+    differ |= {HOST_DPO, HOST_SIMPO} if _adds_router_loss(contenders) else set()
+    losses = {name: loss for name, loss in timings.losses.items() if name not in differ}
     setting = {"rounds": len(session.pairs), "pairs_per_step": session.pairs[0], "seed": seed, "optimizer_steps": False}
     return {
         "versions": versions(),
@@ -212,15 +213,26 @@ def _notes(session: Session, contenders: Sequence[Contender]) -> list[str]:
         "is the same for all. Medians over the rounds; ratios within a round.",
     ]
     resolved = [contender.settings for contender in contenders if contender.settings is not None]
-    if any(selects_at_random(settings) for settings in resolved):
+    random = [settings.method for settings in resolved if selects_at_random(settings)]
+    if not all(method.weighs_by_scores for method in random):
         notes.append("tokens are selected by random scores, as many as with an oracle; no oracle was run.")
+    if any(method.weighs_by_scores for method in random):
+        notes.append("tokens are weighed by random scores; no oracle was run.")
     if any(settings.token_rewards is not None for settings in resolved):
         notes.append("token rewards are random numbers; none were computed.")
     if any(settings.precomputed_reference is not None for settings in resolved):
         notes.append("precomputed reference log-probabilities are random numbers; the loss over them is meaningless.")
+    if _adds_router_loss(contenders):
+        notes.append(
+            "the losses of sepo's stages include the router loss (moe_aux_loss_coef), which the host's have not."
+        )
     second = max(session.reference_bytes.values())
     if second:
         labels = ", ".join(contender.label for contender in contenders if session.reference_bytes[contender.name])
         notes.append(f"the reference is a second model, with {size(second)} of additional weights, for: {labels}.")
     notes.append("loss: on the first batch, for a policy whose starting weights have small seeded noise added.")
     return notes
+
+
+def _adds_router_loss(contenders: Sequence[Contender]) -> bool:
+    return any(each.settings is not None and each.settings.router_loss_weight > 0 for each in contenders)

@@ -38,7 +38,7 @@ def stage_keys(stage: str) -> dict[str, Any]:
         keys["ref_model"] = None
     settings = method.hyperparameters
     keys |= {key: settings[name] for key, name in hyperparameter_keys(objective).items() if name in settings}
-    keys |= {key: settings[name] for key, (name, _) in own_keys.items()}
+    keys |= {key: settings.get(name, declared.default) for key, (name, declared) in own_keys.items()}
     return {**keys, **_selection(method), **_token_rewards(method), "pref_ftx": 0.0}
 
 

@@ -14,6 +14,7 @@ from sepo.errors import SepoError, first_line
 from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun, model_config
 from sepo.memory.shapes import NOTHING_TRAINS, Trained, WeightBytes, model_with, weight_bytes
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
+from sepo.objectives import StateWeight
 from sepo.recipe.model_specs import ModelSpec
 
 MIB = 2**20
@@ -194,12 +195,15 @@ def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> 
         items["gathered layers"] = 2 * counted.largest_layer
     elif engine.processes > 1:
         items["gradient buckets"] = counted.trained
+    weight = run.settings.method.token_weight
     how = Pass(
         policy.dtype,
         autocast=run.autocast,
         trained=run.trained,
         checkpointing=run.checkpointing,
         head_chunk_tokens=run.settings.head_chunk_tokens,
+        token_weight=weight if isinstance(weight, StateWeight) else None,
+        router_loss=bool(run.settings.router_loss_weight),
     )
     activations = step_bytes(policy.config, row, how)
     if run.reference is not None:

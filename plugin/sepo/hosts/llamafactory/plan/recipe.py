@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sepo.errors import SepoError, first_line
+from sepo.errors import SepoError
 from sepo.hosts.llamafactory.hub import access_in, policy_in
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.memory.shapes import Adapters, Trained
@@ -23,8 +23,8 @@ from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
 from sepo.recipe.stage_names import check_stage, is_sepo_stage
 from sepo.scoring.hub import HubAccess
-from sepo.scoring.hub_files import ADAPTER, MODEL
-from sepo.scoring.model_files import model_files
+from sepo.scoring.hub_files import ADAPTER
+from sepo.scoring.model_files import configuration, model_files
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -138,14 +138,7 @@ def model_config(spec: ModelSpec, *, key: str, access: HubAccess) -> Any:
     Raises:
         SepoError: the configuration cannot be read, or needs code that is not part of transformers.
     """
-    from transformers import AutoConfig
-
-    found = model_files(spec.model, key=key, marker=MODEL, access=access, revision=spec.revision, need="config")
-    try:
-        config = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=access.trust_remote_code)
-    except Exception as error:  # transformers and the model's own code raise many kinds
-        reason = first_line(error)
-        raise SepoError(f"{key}: the configuration of '{spec.model}' cannot be read: {reason}") from error
+    config = configuration(spec, key=key, access=access)
     if type(config).__module__.startswith("transformers_modules"):
         raise SepoError(f"{key}: '{spec.model}' has its own code; sepo plan supports models of transformers only.")
     return config if hasattr(config, "num_hidden_layers") else config.get_text_config()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sepo.console import print_lines, print_table, size
-from sepo.hosts.llamafactory.plan.account import Account
+from sepo.errors import SepoError
+from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change
+from sepo.hosts.llamafactory.plan.recipe import planned_run
 
 _UNVERIFIED = (
     "not verified on a GPU: CUDA, fragmentation, and the memory of bitsandbytes and DeepSpeed besides tensors are "
@@ -69,6 +72,18 @@ def print_plan(
     if on_gpu:
         lines.append(f"- {_UNVERIFIED}")
     print_lines(lines)
+
+
+def peak_in_words(recipe: Mapping[str, Any]) -> str:
+    """Return the planned memory of the largest phase of a run that is one of several.
+
+    It is ``-`` if `sepo plan` does not support the run, or its models are whole ones that no step has made yet.
+    """
+    try:
+        planned = planned_run(recipe)
+        return size(account_for(planned, on_gpu=not planned.on_cpu).peak.total)
+    except SepoError:
+        return "-"
 
 
 def verdict(account: Account, *, limit: float | None, where: str) -> str:

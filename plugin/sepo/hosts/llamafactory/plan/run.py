@@ -10,12 +10,13 @@ from typing import Any
 
 from sepo.console import print_lines
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.pipeline import read_pipeline
+from sepo.hosts.llamafactory.pipeline import SECTIONS, read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.hosts.llamafactory.plan.report import plan_values, print_plan
 from sepo.hosts.llamafactory.reading import Recipe
+from sepo.recipe.comparison import refuse_comparison
 
 
 def plan(
@@ -50,6 +51,7 @@ def plan(
             raise SepoError(f"{name} is {number}; a number of at least 1 is expected.")
     read = read_pipeline(recipe_file, overrides)
     recipe = Recipe({name: value for name, value in read.items() if value is not None}, read.origins)
+    _refuse_pipeline(recipe)
     run = planned_run(recipe, processes=_processes() if processes is None else processes)
     limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
     on_gpu = not run.on_cpu
@@ -62,6 +64,16 @@ def plan(
         output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         print(f"written: {output}")
     return values
+
+
+def _refuse_pipeline(recipe: Mapping[str, Any]) -> None:
+    refuse_comparison(recipe)  # its file may have the same sections
+    for name in SECTIONS:
+        if isinstance(recipe.get(name), Mapping):
+            raise SepoError(
+                f"section '{name}' is one of sepo pipeline; for the memory of its steps, run sepo pipeline with this "
+                "file and --dry-run, or name the recipe of a step, OUTPUT_DIR/pipeline/policy.yaml."
+            )
 
 
 def savings(

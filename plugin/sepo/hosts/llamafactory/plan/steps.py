@@ -1,0 +1,27 @@
+"""`sepo pipeline --dry-run`: the steps of a pipeline with their state and planned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sepo.console import print_table
+from sepo.hosts.llamafactory.pipeline import checked_steps
+from sepo.hosts.llamafactory.plan.report import peak_in_words
+
+
+def print_steps(recipe: Mapping[str, Any]) -> None:
+    """Check the steps of a pipeline and print them; nothing is written.
+
+    Args:
+        recipe: keys and values, from ``read_pipeline``.
+
+    Raises:
+        SepoError: the recipe is invalid, or a finished step was run with other settings.
+    """
+    steps, finished = checked_steps(recipe)
+    rows = [
+        [step.name, "finished" if done else "to be run", peak_in_words(step.recipe), str(step.recipe["output_dir"])]
+        for step, done in zip(steps, finished, strict=True)
+    ]
+    print_table(f"{len(steps)} steps", ["step", "state", "memory", "directory"], rows, words=4)
