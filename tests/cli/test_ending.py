@@ -6,7 +6,9 @@ import sys
 
 PROGRAM = """
 import atexit, sys
-from sepo.cli.ending import end_process
+from sepo.cli.ending import QuickEnd
+
+ending = QuickEnd()
 
 class Module:
     def __del__(self):
@@ -15,22 +17,25 @@ class Module:
 module = Module()
 atexit.register(print, "left")
 print("printed")
-{end}
+ending.status = {status}
+sys.exit(3)
 """
 
 
-def ended(end):
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(end=end)], capture_output=True, text=True, check=False)
+def ended(status):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(status=status)], capture_output=True, text=True, check=False
+    )
     return done.returncode, done.stdout.split("\n")
 
 
 def test_output_is_written_exit_functions_run_and_nothing_is_torn_down():
-    assert ended("sys.exit(3)") == (3, ["printed", "left", "torn down", ""])
-    assert ended("end_process(3)") == (3, ["printed", "left", ""])
+    assert ended(None) == (3, ["printed", "left", "torn down", ""])
+    assert ended(3) == (3, ["printed", "left", ""])
 
 
 def test_output_that_cannot_be_written_is_left_to_the_interpreter():
-    code = "import sys; from sepo.cli.ending import end_process; print('x'); end_process(0); sys.exit(0)"
+    code = "from sepo.cli.ending import QuickEnd; QuickEnd().status = 0; print('x')"
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
         done = subprocess.run(

@@ -41,10 +41,10 @@ import json, sys
 given = json.loads(sys.argv[1])
 sys.path.append(given["own"])
 from sepo.cli.doctor import report_after_loading
-from sepo.cli.ending import end_process
-status = report_after_loading(given)
-end_process(status)
-sys.exit(status)
+from sepo.cli.ending import QuickEnd
+ending = QuickEnd()
+ending.status = report_after_loading(given)
+sys.exit(ending.status)
 """
 _FIRST = {LLAMAFACTORY: "llamafactory.hparams", AXOLOTL: "axolotl"}
 """Module of a host that is imported before the packages under it: LLaMA-Factory changes how TRL finds its own optional

@@ -14,7 +14,7 @@ from sepo.cli.bench import add_bench, run_bench
 from sepo.cli.compare import add_compare, run_compare
 from sepo.cli.credit import add_credit, run_credit
 from sepo.cli.demo import add_demo, run_demo
-from sepo.cli.ending import end_process
+from sepo.cli.ending import QuickEnd
 from sepo.cli.evaluation import add_eval, run_eval
 from sepo.cli.pipeline import add_pipeline, run_pipeline
 from sepo.cli.plan import add_plan, run_plan
@@ -28,8 +28,8 @@ from sepo.redaction import redacted_words, without_secrets
 Command = Callable[[argparse.Namespace], int]
 """Runs a command with its parsed options and returns the exit status."""
 
-_ENDED_AT_ONCE = ("plan",)
-"""Commands that start no threads or processes that have to end before them."""
+_ENDED_QUICKLY = ("plan",)
+"""Commands that import a host and leave nothing to it to finish."""
 
 EPILOG = """examples:
   sepo train recipe.yaml learning_rate=1e-5     train a recipe of LLaMA-Factory or of sepo's stages
@@ -141,10 +141,11 @@ def main(words: Sequence[str] | None = None) -> int:
         if words and words[0] in train.COMMANDS and words[1:] not in (["-h"], ["--help"]):
             return train.run_train(words[0], words[1:])
         options = _parsed(build_parser(), words)
+        ending = QuickEnd() if is_program and options.command in _ENDED_QUICKLY else None
         status = options.run(options)
     except SepoError as error:
         print(f"sepo: error: {without_secrets(str(error))}", file=sys.stderr)
         return 2
-    if is_program and options.command in _ENDED_AT_ONCE:
-        end_process(status)
+    if ending is not None:
+        ending.status = status
     return status
