@@ -54,7 +54,9 @@ def checks():
     for name in BACKENDS:
         for dtype in ("float32", "bfloat16"):
             found.append(_check(f"attention/{name}-{dtype}", sharing, family="Llama", dtype=dtype, backend=name))
-    found.append(_check("attention/windows-efficient", sharing, family="Mistral", dtype="bfloat16", backend="efficient"))
+    found.append(
+        _check("attention/windows-efficient", sharing, family="Mistral", dtype="bfloat16", backend="efficient")
+    )
     found.append(_check("attention/flash_attention_2", flash_attention, package="flash_attn"))
     for dtype in ("float32", "bfloat16"):
         found.append(_check(f"head/{dtype}", chunked_head, dtype=dtype))
@@ -76,7 +78,10 @@ def _dtype(name):
 
 
 def model_of(family, *, attention=None, **changes):
-    """Return a seeded float64 model on the CPU, in training mode."""
+    """Return a seeded model on the CPU, in training mode: the truth, in float64.
+
+    Eager attention is in float32: in float64, padding without a token to attend to overflows to NaN.
+    """
     import torch
     import transformers
 
@@ -86,7 +91,8 @@ def model_of(family, *, attention=None, **changes):
     if hasattr(config, "num_experts"):
         config._experts_implementation = "eager"  # the default is a kernel for narrower types
     torch.manual_seed(3)
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).train()
+    dtype = torch.float32 if attention == "eager" else torch.float64
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).train()
 
 
 def placed(model, *, device, dtype, attention=None):
@@ -166,7 +172,9 @@ def graded(model, logps):
     weights = torch.randn(logps.shape, generator=torch.Generator().manual_seed(1)).to(logps)
     (logps * weights).sum().backward()
     gradients = {
-        name: weight.grad.detach().double().cpu() for name, weight in model.named_parameters() if weight.grad is not None
+        name: weight.grad.detach().double().cpu()
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
     }
     return logps.detach().double().cpu(), gradients
 
@@ -252,6 +260,7 @@ def flash_attention(context, *, package):
 def chunked_head(context, *, dtype):
     """Compare the chunked head, its sum of squared probabilities and its weight gradient with full logits."""
     import torch
+
     from sepo.forward.chunked import token_statistics
 
     vocabulary, hidden, tokens = (997, 64, 70) if context.tiny else (128256, 1024, 1500)
@@ -262,8 +271,8 @@ def chunked_head(context, *, dtype):
     upstream = torch.randn(tokens, generator=draw)
 
     def run(compute, device, kind, *, trained):
-        leaf = states.to(device, kind).requires_grad_()
-        matrix = weight.to(device, kind).requires_grad_(trained)
+        leaf = states.to(device, kind, copy=True).requires_grad_()
+        matrix = weight.to(device, kind, copy=True).requires_grad_(trained)
         logps = compute(leaf, matrix, targets.to(device))
         (logps * upstream.to(logps)).sum().backward()
         grads = {"hidden": leaf.grad.double().cpu()}
@@ -311,6 +320,7 @@ def _as_trained(model, context, dtype):
 def _adapted(context, truth_model, dtype, *, moved):
     """Compare PEFT's layers and the plain method with sepo's path, under autocast and the host's checkpointing."""
     import torch
+
     from sepo.forward.lora import fuse_lora
     from sepo.forward.recompute import recompute_less
 
@@ -387,6 +397,7 @@ def _dequantized(model):
 def router_loss(context):
     """Compare the load-balancing loss of each pair with the model's own, for the pair's padded rows."""
     import torch
+
     from sepo.forward.sharing_support import batch_layout, layout_for
     from sepo.forward.statistics import selected_statistics
 
@@ -418,6 +429,7 @@ def router_loss(context):
 def step(context, *, objective):
     """Compare loss and gradients of a whole step in float32 with those on the CPU in float64, padded."""
     import torch
+
     from sepo.objectives import resolve_method
     from sepo.training.step import preference_step
 

@@ -25,7 +25,7 @@ def checks(*, tiny):
     return [
         Check(f"end_to_end/{shape}", functools.partial(trained, shape=shape), SECONDS),
         Check("end_to_end/demo model", functools.partial(trained, shape=None), SECONDS),
-        Check("end_to_end/plan", planned, 60),
+        Check("end_to_end/plan", functools.partial(planned, shape=shape), 60),
     ]
 
 
@@ -54,9 +54,9 @@ def trained(context, *, shape):
     return values
 
 
-def planned(context):
-    """Run `sepo plan` as a command, for the recipe of the 7B LoRA step."""
-    setup = Setup("tiny", length=64, rounds=2) if context.tiny else Setup("7b")
+def planned(context, *, shape):
+    """Run `sepo plan` as a command."""
+    setup = Setup(shape, length=64, rounds=2)
     folder = context.folder / "plan"
     folder.mkdir(exist_ok=True)
     recipe = _written(setup.recipe(context, token_scorer="random", output_dir=str(folder / "output")), folder)

@@ -55,8 +55,12 @@ def rates(context):
         on_host["pinned"] = on_host["pageable"].pin_memory()
     copied = {"device to device": _seconds(context, lambda: target.copy_(source))}
     for kind, tensor in on_host.items():
-        copied[f"host to device, {kind}"] = _seconds(context, lambda tensor=tensor: target.copy_(tensor, non_blocking=True))
-        copied[f"device to host, {kind}"] = _seconds(context, lambda tensor=tensor: tensor.copy_(source, non_blocking=True))
+        copied[f"host to device, {kind}"] = _seconds(
+            context, lambda tensor=tensor: target.copy_(tensor, non_blocking=True)
+        )
+        copied[f"device to host, {kind}"] = _seconds(
+            context, lambda tensor=tensor: tensor.copy_(source, non_blocking=True)
+        )
     return {
         "matrix_flops_per_second": context.peak_flops(),
         "copied_bytes": size,
@@ -67,6 +71,7 @@ def rates(context):
 def transfer(context):
     """Measure what a batch costs before its forward pass: to the device, and the layout of its pairs."""
     import torch
+
     from sepo.forward.sharing_support import batch_layout
 
     rows, length = (4, 64) if context.tiny else (8, 2048)
@@ -95,10 +100,11 @@ def transfer(context):
 
 def scored(context, *, shape, pairs, length):
     """Time oracle scoring by sepo, by sepo without batches and by the authors' method, in bfloat16 (tiny: float32)."""
-    from sepo.forward.sequences import ScoredSequence
     from types import SimpleNamespace
 
     import torch
+
+    from sepo.forward.sequences import ScoredSequence
 
     context.sessions.close()
     base = gpu_step.random_model(shape, context.device).eval().requires_grad_(False)

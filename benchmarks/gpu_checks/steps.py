@@ -14,6 +14,7 @@ PLANNED = {"sepo": {"stage": "sepo", "token_scorer": "random"}, "dpo": {"stage":
 """Contenders whose memory is planned, with the keys of their recipes."""
 TOO_LITTLE, TOO_MUCH = 0.95, 1.5
 """Range of planned over measured bytes: a plan that is too low ends in an out-of-memory error."""
+KERNEL_ROUNDS = 3
 KERNELS = ("fused LoRA", "lean checkpointing", "chunked head", "pair attention", "last MLP")
 TOP_KERNELS = 20
 
@@ -28,7 +29,7 @@ def checks(*, tiny):
     return [
         *_all(large, seconds=150),
         *_all(quantized, seconds=110),
-        _speed(grouped, 110), _memory(grouped, 30), _kernels(grouped, 45),
+        _speed(grouped, 110), _memory(grouped, 30), _kernels(grouped, 80),
         _speed(small, 60), _memory(small, 30),
         _speed(last, 150), _memory(last, 40),
     ]  # fmt: skip
@@ -40,7 +41,7 @@ def first():
 
 
 def _all(setup, *, seconds):
-    return [_speed(setup, seconds), _memory(setup, 40), _kernels(setup, 60), _profile(setup, 30)]
+    return [_speed(setup, seconds), _memory(setup, 40), _kernels(setup, 80), _profile(setup, 30)]
 
 
 def _speed(setup, seconds):
@@ -154,7 +155,7 @@ def kernels(context, *, setup):
         steps = {
             variant: (name, functools.partial(_step_without, session, name, off)) for variant, off in variants.items()
         }
-        timings = timed(session, steps, rounds=setup.rounds)
+        timings = timed(session, steps, rounds=min(KERNEL_ROUNDS, setup.rounds))
         entries = {}
         for variant, (_, run) in steps.items():
             context.empty_cache()
@@ -192,17 +193,18 @@ def _step_without(session, name, off, batch):
             stack.enter_context(mock.patch.object(statistics, "token_statistics", _full_statistics))
             stack.enter_context(mock.patch.object(head, "token_log_probs", _full_log_probs))
         if "pair attention" in off:
-            stack.enter_context(mock.patch.object(trainer, "shares_prompts", lambda: False))
+            stack.enter_context(mock.patch.object(trainer, "shares_prompts", return_value=False))
         if "last MLP" in off:
-            unchanged = mock.patch.object(head, "last_mlp_only_at", lambda *arguments: contextlib.nullcontext())
-            stack.enter_context(unchanged)
+            unchanged = contextlib.nullcontext()
+            stack.enter_context(mock.patch.object(head, "last_mlp_only_at", return_value=unchanged))
         return trainer.training_step(session.model, dict(session.batches[name][batch]))
 
 
 def _full_log_probs(hidden, weight, targets, *, bias=None, chunk_tokens=None, transform=None):
     """Compute log-probabilities from the logits of all wanted tokens at once, kept for the backward pass."""
-    from sepo.forward.chunked import at_least_float32, matmul_dtype
     from torch.nn.functional import linear
+
+    from sepo.forward.chunked import at_least_float32, matmul_dtype
 
     dtype = matmul_dtype(hidden)
     logits = transform(at_least_float32(linear(hidden.to(dtype), weight.to(dtype), bias)))
@@ -235,7 +237,9 @@ def profile(context, *, setup):
             session.synchronize()
         session.settle(name)
         kinds = [each for each in found.key_averages() if context.is_device_event(each)]
-        times = sorted(((getattr(each, f"self_{device}_time_total"), each.key, each.count) for each in kinds), reverse=True)
+        times = sorted(
+            ((getattr(each, f"self_{device}_time_total"), each.key, each.count) for each in kinds), reverse=True
+        )
         total = sum(time for time, _, _ in times)
         if not total:
             raise Skip("the profiler recorded no time on the device")
