@@ -90,7 +90,7 @@ def _recipe(context, shape, folder):
         "oracle_base_model": recipe["model_name_or_path"],
         "max_steps": STEPS,
         "logging_steps": 1,
-        "learning_rate": 2e-3,
+        "learning_rate": 2e-3 if context.tiny else 5e-4,
         "lr_scheduler_type": "constant",
         "save_strategy": "no",
         "report_to": "none",

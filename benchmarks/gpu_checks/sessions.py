@@ -1,4 +1,7 @@
-"""Sessions of `sepo bench` with random weights on the device: one at a time, shared by the checks of a shape."""
+"""Sessions with random weights on the device, one at a time, shared by the checks of a shape.
+
+They are those of `sepo bench`, or ``twin``'s if LLaMA-Factory cannot be imported.
+"""
 
 import functools
 import gc
@@ -8,6 +11,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import gpu_step
+
+from gpu_checks.twin import PLAIN_DPO, open_twin
 
 HOST_DPO, HOST_SIMPO = "host_dpo", "host_simpo"
 STAGES = gpu_step.STAGES
@@ -65,6 +70,20 @@ class Sessions:
         self.context = context
         self.setup = self.session = self.contenders = None
 
+    @functools.cached_property
+    def host_failure(self):
+        """Why LLaMA-Factory's trainer cannot be imported, or None."""
+        try:
+            import sepo.hosts.llamafactory.workflow  # noqa: F401
+        except Exception as error:  # incompatible packages raise exceptions of any type during import
+            return f"{type(error).__name__}: {error}"[:300]
+        return None
+
+    @property
+    def baseline(self):
+        """Name of the contender that sepo's are compared with."""
+        return HOST_DPO if self.host_failure is None else PLAIN_DPO
+
     def weights(self, shape):
         """Write the weights of a shape unless they exist; those of other shapes are removed, to save space."""
         parent = self.context.folder / "weights"
@@ -78,6 +97,15 @@ class Sessions:
         if self.setup == setup:
             return self.session
         self.close()
+        if self.host_failure is None:
+            self.session = self._of_bench(setup)
+        else:
+            self.session = open_twin(self.context, setup)
+            self.contenders = self.session.contenders
+        self.setup = setup
+        return self.session
+
+    def _of_bench(self, setup):
         from sepo.hosts.llamafactory.bench.contenders import plan_contenders
         from sepo.hosts.llamafactory.bench.recipe import measured_recipe
         from sepo.hosts.llamafactory.bench.session import open_session
@@ -85,9 +113,7 @@ class Sessions:
 
         measured = measured_recipe(setup.recipe(self.context), output_dir=str(self.context.folder / "output"))
         self.contenders = plan_contenders(measured, host_keys=host_keys(), names=STAGES)
-        self.session = open_session(self.contenders, rounds=setup.rounds, seed=0)
-        self.setup = setup
-        return self.session
+        return open_session(self.contenders, rounds=setup.rounds, seed=0)
 
     def close(self):
         """Free the session's models."""
