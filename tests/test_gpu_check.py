@@ -195,12 +195,12 @@ def test_wrong_values_fail_a_check(gpu_checks, small, monkeypatch):
     """Attention that ignores the window of a layer: the check passes only without the fault."""
     from sepo.forward import attention, sharing_support
 
-    mask = attention._mask
-    monkeypatch.setattr(sharing_support, "_difference", lambda *arguments: None)  # the built-in check of the model
+    attend_pairs = attention.attend_pairs
+    monkeypatch.setattr(sharing_support, "difference", lambda *arguments: None)  # would refuse the model by itself
     values = gpu_checks.correctness.sharing(small, family="Mistral", dtype="float32")
     assert values["values"]["error"] < 1e-5
     monkeypatch.setattr(
-        attention, "_mask", lambda layout, before, length, window, device: mask(layout, before, length, 10**6, device)
+        attention, "attend_pairs", lambda *args, sliding_window, **options: attend_pairs(*args, **options)
     )
     with pytest.raises(gpu_checks.runner.Failure, match="values: error"):
         gpu_checks.correctness.sharing(small, family="Mistral", dtype="float32")

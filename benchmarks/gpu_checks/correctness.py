@@ -38,6 +38,9 @@ BACKENDS = {
 }
 PAIRS = [(90, 60, 75), (17, 130, 44), (140, 33, 20)]
 TINY_PAIRS = [(50, 9, 14), (5, 48, 20)]
+# Windows over several blocks of queries, see `sepo.forward.attention`.
+LONG = {"pairs": [(2500, 300, 200)], "sliding_window": 700, "max_position_embeddings": 4096}
+TINY_LONG = {"pairs": [(300, 40, 30)], "sliding_window": 100}
 STEPS = {
     "sepo": {},
     "dpo": {},
@@ -64,6 +67,7 @@ def checks():
     )
     found.append(_check("attention/flash_attention_2", flash_attention, package="flash_attn"))
     for dtype in ("float32", "bfloat16"):
+        found.append(_check(f"attention/long windows-{dtype}", long_windows, dtype=dtype))
         found.append(_check(f"head/{dtype}", chunked_head, dtype=dtype))
         found.append(_check(f"lora/{dtype}", fused_lora, dtype=dtype))
         found.append(_check(f"qlora/{dtype}", qlora, dtype=dtype))
@@ -122,13 +126,13 @@ def with_lora(model):
     return adapted
 
 
-def batch_of(context, *, device):
+def batch_of(context, *, device, pairs=None):
     """Return inputs [2B, T], labels and wanted positions [2B, T - 1]: right-padded pairs with common prompts."""
     import torch
 
     draw = torch.Generator().manual_seed(0)
     sides, prompts = [[], []], []
-    for prompt, chosen, rejected in TINY_PAIRS if context.tiny else PAIRS:
+    for prompt, chosen, rejected in pairs or (TINY_PAIRS if context.tiny else PAIRS):
         text, *responses = (
             torch.randint(3, COMMON["vocab_size"], (length,), generator=draw) for length in (prompt, chosen, rejected)
         )
@@ -216,13 +220,19 @@ def judged(dtype, *, ours, plain, truth):
     return values
 
 
-def sharing(context, *, family, dtype, backend=None):
+def long_windows(context, *, dtype):
+    """Compare rows that are longer than a block of queries, in a model with sliding windows."""
+    changes = TINY_LONG if context.tiny else LONG
+    return sharing(context, family="Mistral", dtype=dtype, **changes)
+
+
+def sharing(context, *, family, dtype, backend=None, pairs=None, **changes):
     """Compare shared prompts with the padded batch, with the default or one forced kernel for sepo's attention."""
     kernels = _forced(context, backend, dtype)
-    truth_inputs, _, truth_wanted = batch_of(context, device="cpu")
-    truth_model = model_of(family)
+    truth_inputs, _, truth_wanted = batch_of(context, device="cpu", pairs=pairs)
+    truth_model = model_of(family, **changes)
     truth = graded(truth_model, plain_log_probs(truth_model, truth_inputs, truth_wanted))
-    inputs, _, wanted = batch_of(context, device=context.device)
+    inputs, _, wanted = batch_of(context, device=context.device, pairs=pairs)
     results = {}
     for name, log_probs in (("plain", plain_log_probs), ("ours", shared_log_probs)):
         model = placed(truth_model, device=context.device, dtype=dtype)
