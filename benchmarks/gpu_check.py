@@ -5,10 +5,13 @@
     python benchmarks/gpu_check.py --tiny                # tiny shapes, also without a GPU: does the script itself run
 
 Nothing is downloaded: models have random weights, made on the device. What needs to be installed is torch, the
-packages of the extra `llamafactory`, and bitsandbytes. Groups, in their order: `start` (one tiny step), `device`
-(matrix product, copies), `correctness` (values and gradients against the plain method), `end_to_end` (`sepo train` and
-`sepo plan`), and by shape `speed`, `memory`, `kernels` (each of sepo's kernels off in turn), `profile` and `scoring`.
-The largest shapes are last: what is not reached in time can be run by another command with `--only`.
+packages of the extra `llamafactory`, and bitsandbytes. If LLaMA-Factory cannot be imported, a plain padded DPO step
+takes the place of its dpo, and what cannot run without it is recorded as an error.
+
+Groups, in their order: `start` (one tiny step), `device` (matrix product, copies), `correctness` (values and gradients
+against the plain method), `end_to_end` (`sepo train` and `sepo plan`), and by shape `speed`, `memory`, `kernels` (each
+of sepo's kernels off in turn), `profile` and `scoring`. The largest shapes are last: what is not reached in time can be
+run by another command with `--only`.
 
 A check that fails, raises, exceeds its time budget or kills its process is recorded, and the next one runs. The file
 is written after every check, so that a run that is killed leaves all finished ones. Exit status 1 if a check failed,

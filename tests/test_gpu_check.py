@@ -22,9 +22,9 @@ def gpu_checks(monkeypatch):
     """Return the packages of the checks by name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu_check
-    from gpu_checks import correctness, runner
+    from gpu_checks import correctness, runner, sessions
 
-    return SimpleNamespace(command=gpu_check, correctness=correctness, runner=runner)
+    return SimpleNamespace(command=gpu_check, correctness=correctness, runner=runner, sessions=sessions)
 
 
 @pytest.fixture
@@ -223,6 +223,16 @@ def test_an_error_that_is_large_or_not_a_number_fails(gpu_checks, wrong):
 def test_a_name_that_matches_no_check_is_an_error(gpu_checks):
     with pytest.raises(SystemExit, match="no check matches nothing/at all"):
         gpu_checks.command.main(["--tiny", "--only", "nothing/at all"])
+
+
+def test_a_large_shape_is_skipped_without_a_gpu(gpu_checks, tmp_path):
+    context = SimpleNamespace(cuda=False, tiny=False, folder=tmp_path)
+    context.sessions = gpu_checks.sessions.Sessions(context)
+    for check in gpu_checks.command.all_checks(tiny=False):
+        if check.name.startswith(("speed/7b", "memory/8b", "kernels/7b", "profile/7b", "scoring/")):
+            entry = gpu_checks.runner.outcome(check, context)
+            assert entry["status"] == "skipped"
+            assert "needs a CUDA GPU; --tiny runs without one" in entry["reason"]
 
 
 def test_the_checks_for_a_gpu_have_names_of_their_own_and_a_budget(gpu_checks, capsys):

@@ -10,6 +10,7 @@ import gpu_step
 import scoring
 
 from gpu_checks.runner import Check, Failure
+from gpu_checks.sessions import require_gpu
 from gpu_checks.steps import spread
 
 WAYS = scoring.WAYS
@@ -106,6 +107,7 @@ def scored(context, *, shape, pairs, length):
 
     from sepo.forward.sequences import ScoredSequence
 
+    require_gpu(context, shape)
     context.sessions.close()
     base = gpu_step.random_model(shape, context.device).eval().requires_grad_(False)
     if context.tiny:

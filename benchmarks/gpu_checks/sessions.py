@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import gpu_step
 
+from gpu_checks.runner import Skip
 from gpu_checks.twin import PLAIN_DPO, open_twin
 
 HOST_DPO, HOST_SIMPO = "host_dpo", "host_simpo"
@@ -59,6 +60,12 @@ class Setup:
         return folder
 
 
+def require_gpu(context, shape):
+    """Raise ``Skip`` if a shape is too large for the device."""
+    if not context.cuda and shape != "tiny":
+        raise Skip(f"shape {shape} needs a CUDA GPU; --tiny runs without one")
+
+
 class Sessions:
     """The open session, and the random weights of its shape on disk.
 
@@ -86,6 +93,7 @@ class Sessions:
 
     def weights(self, shape):
         """Write the weights of a shape unless they exist; those of other shapes are removed, to save space."""
+        require_gpu(self.context, shape)
         parent = self.context.folder / "weights"
         for other in parent.glob("*"):
             if other.name != shape:
@@ -96,6 +104,7 @@ class Sessions:
         """Return the session of a setup, and close the one before."""
         if self.setup == setup:
             return self.session
+        require_gpu(self.context, setup.shape)
         self.close()
         if self.host_failure is None:
             self.session = self._of_bench(setup)
