@@ -29,12 +29,13 @@ else 0. The result file is JSON:
   `status`: `passed`; `failed` (the criterion is not met); `error` (an exception, or the process ended); `timeout`;
   `skipped` (the check cannot run here, or the time was up),
   `reason`: one line unless it passed, else null; `traceback`: its last lines, for an exception,
-  `values`: the numbers, empty without any. Names of numbers end in their unit; of `seconds` of steps there are
-  median, min, max and all.
+  `values`: the numbers, empty without any (`"nan"` and `"inf"` are text). Names of numbers end in their unit; of
+  `seconds` of steps there are median, min, max and all.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -265,8 +266,17 @@ class ResultFile:
         path = self.path or RESULTS / f"gpu_check-{platform.machine()}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.part")
-        partial.write_text(json.dumps(self.result, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(_finite(self.result), indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
+
+
+def _finite(value):
+    """Return plain values with infinite numbers and NaN as text, which JSON has no numbers for."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def weights_directory():

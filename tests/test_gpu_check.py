@@ -54,7 +54,7 @@ def test_every_outcome_is_recorded_and_the_next_check_runs(gpu_checks, tmp_path)
     runner = gpu_checks.runner
 
     def fails(context):
-        raise runner.Failure("the error is 3, expected at most 2", {"error": 3})
+        raise runner.Failure("the error is nan, expected at most 2", {"error": math.nan})
 
     def raises(context):
         raise ValueError("no kernel")
@@ -69,6 +69,7 @@ def test_every_outcome_is_recorded_and_the_next_check_runs(gpu_checks, tmp_path)
         "good/first": lambda context: {"worker": os.getpid()},
         "bad/fails": fails,
         "bad/raises": raises,
+        "bad/no numbers": lambda context: {"error": complex(1, 2)},
         "bad/unusable": unusable,
         "good/second": lambda context: {"worker": os.getpid()},
         "bad/hangs": lambda context: time.sleep(60),
@@ -84,12 +85,13 @@ def test_every_outcome_is_recorded_and_the_next_check_runs(gpu_checks, tmp_path)
     assert {name: entry["status"] for name, entry in entries.items() if name.startswith("bad")} == {
         "bad/fails": "failed",
         "bad/raises": "error",
+        "bad/no numbers": "error",
         "bad/unusable": "error",
         "bad/hangs": "timeout",
         "bad/dies": "error",
     }
-    assert entries["bad/fails"]["reason"] == "the error is 3, expected at most 2"
-    assert entries["bad/fails"]["values"] == {"error": 3}
+    assert entries["bad/fails"]["reason"] == "the error is nan, expected at most 2"
+    assert entries["bad/fails"]["values"] == {"error": "nan"}
     assert entries["bad/raises"]["reason"] == "ValueError: no kernel"
     assert 'raise ValueError("no kernel")' in entries["bad/raises"]["traceback"][-2]
     assert entries["other/skipped"]["status"] == "skipped"

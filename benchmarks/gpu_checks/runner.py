@@ -6,6 +6,7 @@ a new one, if a check exceeds its budget, kills the process or leaves the GPU un
 
 import fnmatch
 import gc
+import json
 import multiprocessing
 import os
 import signal
@@ -78,6 +79,7 @@ def outcome(check: Check, context: Any) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         entry = check.entry(PASSED, values=check.run(context))
+        json.dumps(entry)  # numbers of torch or numpy are an error of this check, not of the file
     except Skip as reason:
         entry = check.entry(SKIPPED, str(reason))
     except Failure as failure:
