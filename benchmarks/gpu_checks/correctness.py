@@ -277,7 +277,7 @@ def chunked_head(context, *, dtype):
 
     from sepo.forward.chunked import token_statistics
 
-    vocabulary, hidden, tokens = (997, 64, 70) if context.tiny else (128256, 1024, 1500)
+    vocabulary, hidden, tokens = (997, 64, 70) if context.tiny else (32000, 512, 2000)
     draw = torch.Generator().manual_seed(0)
     states = torch.randn(tokens, hidden, generator=draw, dtype=torch.float64)
     weight = torch.randn(vocabulary, hidden, generator=draw, dtype=torch.float64) / hidden**0.5
