@@ -12,6 +12,10 @@ SMALL = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 WINDOW = 6  # the sequences below are up to three times as long
+# Narrow weights and wide heads: keys are divided by their norm, which multiplies rounding errors of short ones.
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 12,
+         "initializer_range": 0.1, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+         "head_dim": 16}  # fmt: skip
 MODELS = {
     "Llama": ("LlamaConfig", {}),
     "Qwen2": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
@@ -38,6 +42,9 @@ MODELS = {
     "Qwen3Moe": ("Qwen3MoeConfig", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
                                     "head_dim": 8}),
     "Mixtral": ("MixtralConfig", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "Qwen3_5": ("Qwen3_5TextConfig", DELTA),
+    "Qwen3Next": ("Qwen3NextConfig", {**DELTA, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                                      "shared_expert_intermediate_size": 16}),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +17,13 @@ from sepo.forward.chunked import matmul_dtype
 from sepo.forward.evaluation_mode import in_evaluation_mode
 from sepo.forward.head import Head, causal_lm, run_through_head
 from sepo.forward.shared_prompt import PairLayout, is_right_padded, pair_layout
+from sepo.forward.state_layers import UnknownStateLayerError, carry_states, drop_states, state_layers
 
 logger = logging.getLogger(__name__)
 
 _BATCH = {"input_ids", "attention_mask"}
 _LAYERS = {"full_attention", "sliding_attention", "attention"}
+_STATE_LAYERS = {"linear_attention"}
 _PROBE_TOKENS = 8
 """Tokens per part of the pair on which the shared and the plain path are compared."""
 
@@ -72,9 +75,11 @@ def layout_for(model: nn.Module, inputs: Mapping[str, Any], layout: PairLayout |
         refusal = refusal_of(inner)
         if refusal is None:
             own = _use_pair_attention(inner)
+            carry_states(inner)
             refusal = _difference(model, inner, inputs["input_ids"], layout)
             if refusal is not None:
                 inner.config._attn_implementation = own
+                drop_states(inner)
         _REFUSALS[inner] = refusal
         if refusal is not None:
             warn_once(refusal)
@@ -105,10 +110,13 @@ def refusal_of(model: nn.Module) -> str | None:
     config, name = getattr(model, "config", None), type(model).__name__
     implementation = str(getattr(config, "_attn_implementation", None)).removeprefix(PREFIX)
     layers = set(getattr(config, "layer_types", None) or ())
+    carries = bool(state_layers(model))
+    if carries:
+        layers -= _STATE_LAYERS
     refusals = {
-        f"{name} carries state from token to token": getattr(model, "_is_stateful", False),
-        f"{name} does not take its attention from transformers' registry": not getattr(
-            model, "_supports_attention_backend", False
+        f"{name} carries state from token to token": getattr(model, "_is_stateful", False) and not carries,
+        f"{name} does not take its attention from transformers' registry": not (
+            getattr(model, "_supports_attention_backend", False) or (carries and _has_registry(model))
         ),
         f"{name} has layers of the types {', '.join(sorted(layers - _LAYERS))}": bool(layers - _LAYERS),
         f"{name} is not a text-only decoder": hasattr(config, "vision_config")
@@ -119,6 +127,12 @@ def refusal_of(model: nn.Module) -> str | None:
         f"the attention '{implementation}' is not one of {', '.join(SUPPORTED)}": implementation not in SUPPORTED,
     }
     return next((reason for reason, holds in refusals.items() if holds), None)
+
+
+def _has_registry(model: nn.Module) -> bool:
+    """Return whether a model's module reads transformers' registry of attention functions. Not all models with a state
+    declare it, since it also means support of other libraries' attention."""
+    return hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def _use_pair_attention(model: Any) -> str:
@@ -135,7 +149,8 @@ def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: P
     ids, wanted = _probe(input_ids, layout)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     row = pair_layout(ids.cpu(), wanted.cpu()).to(ids.device)
-    layers = getattr(getattr(inner, "config", None), "num_hidden_layers", None)
+    with_state = len(state_layers(inner))
+    layers = getattr(getattr(inner, "config", None), "num_hidden_layers", 0) - with_state
     dtypes: set[torch.dtype] = set()
 
     def compute(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -147,8 +162,10 @@ def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: P
         (plain,) = run_through_head(model, inputs, **tokens)
         try:
             (shared,) = run_through_head(model, inputs, layout=row, **tokens)
-        except UnknownAttentionError as error:
+        except (UnknownAttentionError, UnknownStateLayerError) as error:
             return str(error)
+    if row.carried != with_state:
+        return f"{row.carried} of the {with_state} layers with a state of {type(inner).__name__} carried it"
     if row.attended != layers:
         return f"{row.attended} of the {layers} layers of {type(inner).__name__} used sepo's attention"
     half = bool(dtypes & {torch.bfloat16, torch.float16})
