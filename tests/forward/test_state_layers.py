@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from sepo.forward import sharing_support as sharing
+from sepo.forward import state_layers as state_layers_module
 from sepo.forward.head import selected_log_probs
 from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
@@ -15,9 +16,10 @@ from sepo.forward.sequences import ScoredSequence, response_log_probs
 from sepo.forward.shared_prompt import LAYOUT
 from sepo.forward.sharing_support import batch_layout, layout_for, refusal_of
 from sepo.forward.state_layers import state_layers
+from sepo.forward.state_space import chunk_scan
 from tests.support.models import PAIRS, batch_of, model_of, values_and_gradients
 
-FAMILIES = ["Qwen3_5", "Qwen3Next"]
+FAMILIES = ["Qwen3_5", "Qwen3Next", "Granite4", "Bamba"]
 SHORT = [(1, 6, 4), (2, 3, 9), (3, 5, 1), (4, 2, 7), (5, 1, 1)]  # prompts around the 4 tokens of the convolution
 LONG = [(70, 90, 5), (2, 3, 130), (130, 4, 66)]  # several chunks of 64 tokens
 
@@ -59,11 +61,13 @@ def test_prompts_of_any_length(name, lengths):
     assert_equal_ways(model_of(name, max_position_embeddings=256), lengths=lengths)
 
 
-def test_pairs_without_a_common_token():
+@pytest.mark.parametrize("some", [5, 3], ids=["all", "some"])
+@pytest.mark.parametrize("name", ["Qwen3_5", "Granite4"])
+def test_pairs_without_a_common_token(name, some):
     def differ(ids):
-        ids[len(SHORT) :, 0] = ids[: len(SHORT), 0] + 1
+        ids[5 : 5 + some, 0] = ids[:some, 0] - 1
 
-    assert_equal_ways(model_of("Qwen3_5"), lengths=SHORT, change=differ)
+    assert_equal_ways(model_of(name), lengths=SHORT, change=differ)
 
 
 @pytest.mark.parametrize("lengths", [PAIRS, SHORT], ids=["", "short"])
@@ -106,15 +110,17 @@ def test_two_rows_before_one_backward_pass():
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
-def test_lora_on_the_projections(fused):
-    model = get_peft_model(model_of("Qwen3_5"), LoraConfig(target_modules="all-linear", init_lora_weights=False))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lora_on_the_projections(name, fused):
+    model = get_peft_model(model_of(name), LoraConfig(target_modules="all-linear", init_lora_weights=False))
     if fused:
         assert fuse_lora(model)
     assert_equal_ways(model)
 
 
-def test_scores_of_pairs_equal_those_of_sequences():
-    model = model_of("Qwen3Next").eval()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_of_pairs_equal_those_of_sequences(name):
+    model = model_of(name).eval()
     inputs, _ = batch_of(PAIRS)
     rows = [ids[kept != 0].tolist() for ids, kept in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
     sequences = [ScoredSequence(row, PAIRS[index % 3][0]) for index, row in enumerate(rows)]
@@ -124,8 +130,9 @@ def test_scores_of_pairs_equal_those_of_sequences():
         torch.testing.assert_close(found, *response_log_probs(model, [sequence]), rtol=0, atol=1e-5)
 
 
-def test_other_uses_of_the_model_are_unchanged():
-    model = model_of("Qwen3_5").eval()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_uses_of_the_model_are_unchanged(name):
+    model = model_of(name).eval()
     before = copy.deepcopy(model)
     inputs, wanted = batch_of(PAIRS)
     assert layout_for(model, inputs, batch_layout(inputs, wanted)) is not None
@@ -136,8 +143,9 @@ def test_other_uses_of_the_model_are_unchanged():
     assert written[0] == written[1]
 
 
-def test_a_copy_uses_its_own_weights():
-    model = model_of("Qwen3_5")
+@pytest.mark.parametrize("name", ["Qwen3_5", "Granite4"])
+def test_a_copy_uses_its_own_weights(name):
+    model = model_of(name)
     assert_equal_ways(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -199,6 +207,55 @@ def test_a_state_that_is_not_carried_is_detected(spoil, reason, caplog):
     assert not any(block._forward_pre_hooks for block in model.model.layers)
 
 
+def test_a_state_space_that_is_not_carried_is_detected(monkeypatch, caplog):
+    monkeypatch.setattr(
+        state_layers_module,
+        "chunk_scan",
+        lambda *args, **kwargs: chunk_scan(*args, **{**kwargs, "initial_states": None}),
+    )
+    model = model_of("Granite4")
+    inputs, wanted = batch_of(PAIRS)
+    sharing._WARNED.clear()
+    with caplog.at_level(logging.WARNING, logger="sepo"):
+        assert layout_for(model, inputs, batch_layout(inputs, wanted)) is None
+    assert "GraniteMoeHybridForCausalLM returns other log-probabilities for a row of pairs" in caplog.text
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_scan_in_chunks_equals_the_recurrence(seed):
+    """Values and gradients for every argument, from a state and over several chunks, in float64."""
+    draw = torch.Generator().manual_seed(seed)
+    rows, length, heads, groups, width, states = 2, 75, 4, 2, 3, 5
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw, dtype=torch.float64).requires_grad_()
+
+    x, z = normal(rows, length, heads, width), normal(rows, length, heads, width)
+    dt, A = normal(rows, length, heads), (-torch.rand(heads, generator=draw, dtype=torch.float64)).requires_grad_()
+    B, C = normal(rows, length, groups, states), normal(rows, length, groups, states)
+    D, bias, state = normal(heads), normal(heads), normal(rows, heads, width, states)
+    limit = (0.3, 1.5)
+    found = chunk_scan(
+        x, dt, A, B, C, 32, D=D, z=z, dt_bias=bias, dt_softplus=True, dt_limit=limit, initial_states=state,
+        return_final_states=True,
+    )  # fmt: skip
+    step = torch.nn.functional.softplus(dt + bias).clamp(*limit)
+    now, outputs = state, []
+    for t in range(length):
+        keys, queries = (each[:, t].repeat_interleave(heads // groups, 1) for each in (B, C))
+        entering = (step[:, t, :, None] * x[:, t])[..., None] * keys[:, :, None]
+        now = now * (A * step[:, t]).exp()[..., None, None] + entering
+        outputs.append((now * queries[:, :, None]).sum(-1) + D[:, None] * x[:, t])
+    expected = torch.stack(outputs, 1) * torch.nn.functional.silu(z), now
+    arguments = (x, z, dt, A, B, C, D, bias, state)
+    slopes = [torch.randn(each.shape, generator=draw, dtype=torch.float64) for each in expected]
+    for result, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(result, other, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(both, arguments, slopes, retain_graph=True) for both in (found, expected)]
+    for gradient, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-10, atol=1e-10)
+
+
 def test_a_block_that_does_not_pass_the_layout_is_detected(caplog):
     model = model_of("Qwen3_5")
     model.model.layers[0].register_forward_pre_hook(
@@ -211,5 +268,7 @@ def test_a_block_that_does_not_pass_the_layout_is_detected(caplog):
     assert "1 of the 2 layers with a state of Qwen3_5ForCausalLM carried it" in caplog.text
 
 
-def test_supported_by_class():
-    assert refusal_of(model_of("Qwen3Next")) is None
+@pytest.mark.parametrize("name", FAMILIES)
+def test_supported_by_class(name):
+    with torch.device("meta"):
+        assert refusal_of(model_of(name)) is None

@@ -17,13 +17,19 @@ from sepo.forward.chunked import matmul_dtype
 from sepo.forward.evaluation_mode import in_evaluation_mode
 from sepo.forward.head import Head, causal_lm, run_through_head
 from sepo.forward.shared_prompt import PairLayout, is_right_padded, pair_layout
-from sepo.forward.state_layers import UnknownStateLayerError, carry_states, drop_states, state_layers
+from sepo.forward.state_layers import (
+    UnknownStateLayerError,
+    blocks_without_attention,
+    carry_states,
+    drop_states,
+    state_layers,
+)
 
 logger = logging.getLogger(__name__)
 
 _BATCH = {"input_ids", "attention_mask"}
 _LAYERS = {"full_attention", "sliding_attention", "attention"}
-_STATE_LAYERS = {"linear_attention"}
+_STATE_LAYERS = {"linear_attention", "mamba", "hybrid"}
 _PROBE_TOKENS = 8
 """Tokens per part of the pair on which the shared and the plain path are compared."""
 
@@ -150,7 +156,7 @@ def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: P
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     row = pair_layout(ids.cpu(), wanted.cpu()).to(ids.device)
     with_state = len(state_layers(inner))
-    layers = getattr(getattr(inner, "config", None), "num_hidden_layers", 0) - with_state
+    layers = getattr(getattr(inner, "config", None), "num_hidden_layers", 0) - blocks_without_attention(inner)
     dtypes: set[torch.dtype] = set()
 
     def compute(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

@@ -1,15 +1,15 @@
 """Layers with a state over a row of pairs: the state after the shared tokens continues in both responses.
 
-Supported is the gated delta rule of linear attention. Such a layer mixes tokens in two places: a causal convolution
-over the last few tokens, and a recurrence with a state. The layer itself runs unchanged on the row; for a call with a
-layout, the two functions that it calls are replaced:
+Supported are the gated delta rule of linear attention and the state spaces of Mamba 2. Such a layer mixes tokens in two
+places: a causal convolution over the last few tokens, and a recurrence with a state. The layer itself runs unchanged on
+the row; for a call with a layout, the two functions that it calls are replaced:
 
 - the convolution runs over the row with the left context of each part inserted: zeros before a pair, the last shared
   tokens before the rejected response;
 - the recurrence runs twice: over the shared tokens of all pairs, and from their final states over both responses.
 
 Everything is differentiable: gradients of both responses reach the shared tokens through the state and the context. The
-sequences of a recurrence are padded at the end with tokens that leave the state unchanged.
+shared tokens are padded at the start with zeros, which leave a state of zeros unchanged, and the responses at the end.
 
 Slow twin: the layer on the padded batch, two rows per pair.
 """
@@ -17,8 +17,10 @@ Slow twin: the layer on the padded batch, two rows per pair.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from sepo.errors import SepoError
 from sepo.forward.exchange import exchanged
 from sepo.forward.shared_prompt import LAYOUT, PairLayout
+from sepo.forward.state_space import chunk_scan
 
 
 class UnknownStateLayerError(SepoError):
@@ -50,6 +53,8 @@ class _Function:
 
 
 _DELTA_RULES = ("chunk_gated_delta_rule", "torch_chunk_gated_delta_rule")
+_SCANS = ("mamba2_chunk_scan", "mamba_chunk_scan_combined")
+_FUSED_SCAN = "mamba2_split_conv1d_scan_combined"
 _CONVOLUTION = "causal_conv1d_fn"
 
 
@@ -57,23 +62,60 @@ def _function_of(layer: nn.Module, *names: str) -> _Function | None:
     """Return the first of the functions that a layer has, itself or in the Python module of its class."""
     for owner in (layer, sys.modules[type(layer).__module__]):
         for name in names:
-            if hasattr(owner, name):  # None if the library with a fused one is not installed
-                return _Function(owner, name) if callable(getattr(owner, name)) else None
+            if hasattr(owner, name):
+                return _Function(owner, name)
     return None
+
+
+def _by_kernels(layer: Any) -> Callable[..., Any] | None:
+    """Return the forward of a Mamba 2 layer that calls a function for its recurrence, if it has another one as well."""
+    forward = getattr(layer, "cuda_kernels_forward", None)
+    return forward if forward is not None and "cache_position" not in inspect.signature(forward).parameters else None
+
+
+def _is_supported(layer: nn.Module) -> bool:
+    if not isinstance(getattr(layer, "conv1d", None), nn.Conv1d):
+        return False
+    if _function_of(layer, *_DELTA_RULES) is not None:
+        return True
+    return (
+        hasattr(layer, "A_log")
+        and _function_of(layer, *_SCANS) is not None
+        and (not hasattr(layer, "cuda_kernels_forward") or _by_kernels(layer) is not None)
+    )
 
 
 def state_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers of a model whose state can be carried over a row of pairs.
 
     Args:
-        model: any model. A layer is recognized by what it computes with: a module ``conv1d`` and the function of the
-            chunked gated delta rule (Qwen3-Next, Qwen3.5).
+        model: any model. A layer is recognized by what it computes with: a module ``conv1d``, and the function of the
+            chunked gated delta rule (Qwen3-Next, Qwen3.5) or of Mamba 2 (Granite 4, Bamba, Falcon-H1).
     """
-    return [
-        module
-        for module in model.modules()
-        if isinstance(getattr(module, "conv1d", None), nn.Conv1d) and _function_of(module, *_DELTA_RULES) is not None
-    ]
+    return [module for module in model.modules() if _is_supported(module)]
+
+
+def _blocks(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Return the layers with a state, each after the block that it is part of."""
+    layers = {id(layer) for layer in state_layers(model)}
+    return [(block, child) for block in model.modules() for child in block.children() if id(child) in layers]
+
+
+def blocks_without_attention(model: nn.Module) -> int:
+    """Return the number of blocks with a state and without attention."""
+    return sum(getattr(block, "self_attn", None) is None for block, _ in _blocks(model))
+
+
+class _NoCache:
+    """The cache of a call without one: a Mamba 2 layer in training calls one kernel for everything if it has none."""
+
+    def has_previous_state(self, *args: Any, **kwargs: Any) -> bool:
+        return False
+
+    def update_conv_state(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return states
+
+    update_recurrent_state = update_conv_state
 
 
 class _Carrier:
@@ -91,14 +133,19 @@ class _Carrier:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer, over a row of pairs if its block was called with a layout."""
-        own = self.own or type(self.layer).forward.__get__(self.layer)
+        own: Callable[..., Any] = self.own or type(self.layer).forward.__get__(self.layer)
         layout, self.layout = self.layout, None
         kwargs.pop(LAYOUT, None)
         if layout is None:
             return own(*args, **kwargs)
         calls: set[str] = set()
+        kwargs["attention_mask"] = None
+        by_kernels = _by_kernels(self.layer)
+        if by_kernels is not None:
+            own = by_kernels
+            kwargs["cache_params"] = _NoCache()
         with _carried(self.layer, layout, calls):
-            output = own(*args, **{**kwargs, "attention_mask": None})
+            output = own(*args, **kwargs)
         missing = {"convolution", "recurrence"} - calls
         if missing:
             raise UnknownStateLayerError(
@@ -120,9 +167,7 @@ def carry_states(model: nn.Module) -> None:
     Args:
         model: the model without wrappers.
     """
-    layers = {id(layer) for layer in state_layers(model)}
-    blocks = [(block, child) for block in model.modules() for child in block.children() if id(child) in layers]
-    for block, layer in blocks:
+    for block, layer in _blocks(model):
         if _carrier_of(layer) is None:
             layer.forward = _Carrier(block, layer).forward
 
@@ -142,32 +187,37 @@ def drop_states(model: nn.Module) -> None:
 def _carried(layer: Any, layout: PairLayout, calls: set[str]) -> Iterator[None]:
     """Replace the functions that a layer calls by those over a row of pairs, for one call; record which ran."""
     parts = _parts(layout, layer.conv1d.kernel_size[0])
-    recurrence = _function_of(layer, *_DELTA_RULES)
-    assert recurrence is not None  # by `state_layers`
-    own_recurrence = recurrence.value
-
-    def recur(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        calls.add("recurrence")
-        kwargs.pop(LAYOUT, None)
-        return _delta_rule(own_recurrence, parts, *args, **kwargs), None
-
-    def convolve(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def over_the_row(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            calls.add("convolution")
-            kwargs.pop(LAYOUT, None)
-            inserted = F.pad(x, (1, 0)).index_select(-1, parts.convolved)
-            return own(inserted, *args, **kwargs).index_select(-1, parts.kept)
-
-        return over_the_row
-
+    fused, convolution = (_function_of(layer, name) for name in (_FUSED_SCAN, _CONVOLUTION))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(recurrence, recur))
-        fused = _function_of(layer, _CONVOLUTION)
+        delta_rule, scan = (_function_of(layer, *names) for names in (_DELTA_RULES, _SCANS))
+        if delta_rule is not None:
+            stack.enter_context(
+                _replaced(delta_rule, _recorded(calls, "recurrence", _delta_rule, delta_rule.value, parts))
+            )
+        elif scan is not None:
+            own = scan.value if scan.value is not None and layer.conv1d.weight.is_cuda else chunk_scan
+            stack.enter_context(_replaced(scan, _recorded(calls, "recurrence", _scan, own, parts)))
         if fused is not None:
-            stack.enter_context(_replaced(fused, convolve(fused.value)))
+            stack.enter_context(_replaced(fused, lambda *args, **kwargs: None))  # as without its kernel
+        kernel: Any = convolution.value if convolution is not None else None
+        if convolution is not None and (kernel is not None or _by_kernels(layer) is not None):
+            own = functools.partial(_plain_convolution, layer) if kernel is None else kernel
+            stack.enter_context(_replaced(convolution, _recorded(calls, "convolution", _convolution, own, parts)))
         else:
-            stack.enter_context(exchanged(layer.conv1d, convolve(layer.conv1d.forward)))
+            own = layer.conv1d.forward
+            stack.enter_context(exchanged(layer.conv1d, _recorded(calls, "convolution", _convolution, own, parts)))
         yield
+
+
+def _recorded(calls: set[str], name: str, function: Callable[..., Any], own: Any, parts: _Parts) -> Callable[..., Any]:
+    """Return a function over a row of pairs, which records that it was called."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        calls.add(name)
+        kwargs.pop(LAYOUT, None)
+        return function(own, parts, *args, **kwargs)
+
+    return run
 
 
 @contextlib.contextmanager
@@ -188,7 +238,7 @@ class _Parts:
     Args:
         convolved: [M], the row with the left context of each part inserted.
         kept: [N], for each token of the row its index in ``convolved`` (from 0).
-        shared: [B, S], the shared tokens of each pair, padded at the end.
+        shared: [B, S], the shared tokens of each pair, padded at the start.
         responses: [2B, R], the other tokens of the chosen and then of the rejected responses, padded at the end.
         placed: [N], for each token of the row its index in the flattened ``shared`` followed by ``responses`` (from 0).
     """
@@ -220,8 +270,8 @@ def _parts_of(layout: PairLayout, kernel: int) -> _Parts:
     for pair, span in enumerate(spans):
         at = torch.arange(span.start, span.end)
         common, chosen, rejected = at.split([span.shared, span.chosen, span.rejected])
-        shared[pair, : span.shared] = common + 1
-        placed[common] = pair * width + torch.arange(span.shared)
+        shared[pair, width - span.shared :] = common + 1
+        placed[common] = (pair + 1) * width - span.shared + torch.arange(span.shared)
         for side, own in enumerate((chosen, rejected)):
             responses[side, pair, : len(own)] = own + 1
             first = len(spans) * width + (side * len(spans) + pair) * rest
@@ -239,19 +289,53 @@ def _parts_of(layout: PairLayout, kernel: int) -> _Parts:
     return _Parts(*(part.to(device) for part in parts))
 
 
-def _delta_rule(
-    own: Callable[..., tuple[Tensor, Tensor]],
-    parts: _Parts,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    g: Tensor,
-    beta: Tensor,
-    initial_state: None = None,
-    output_final_state: bool = False,
-    **kwargs: Any,
+def _convolution(own: Callable[..., Tensor], parts: _Parts, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Compute the convolution [1, D, N] of each sequence of a row; the function of the layer takes ``x`` first."""
+    inserted = F.pad(x, (1, 0)).index_select(-1, parts.convolved)
+    return own(inserted, *args, **kwargs).index_select(-1, parts.kept)
+
+
+def _plain_convolution(layer: Any, x: Tensor, **kwargs: Any) -> Tensor:
+    """Compute what the kernel of a layer's convolution does."""
+    output: Tensor = layer.act(layer.conv1d(x)[..., : x.shape[-1]])
+    return output
+
+
+def _over_parts(
+    parts: _Parts, tokens: Sequence[Tensor], run: Callable[[list[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
 ) -> Tensor:
+    """Run a recurrence over the shared tokens, and from their states over both responses.
+
+    Args:
+        parts: the parts of the row.
+        tokens: tensors with one entry per token, [1, N, ...].
+        run: takes these tensors for several sequences, [R, T, ...], the states that they start from, and whether the
+            final states are needed; returns outputs [R, T, ...] and states [R, ...].
+
+    Returns:
+        The outputs of the row, [1, N, ...].
+    """
+    # one token of zeros in front, from which padding is taken
+    tokens = [F.pad(each, (0, 0) * (each.dim() - 2) + (1, 0))[0] for each in tokens]
+    outputs, state = [], None
+    for index in (parts.shared, parts.responses):
+        if index.numel():
+            sequences = [each.index_select(0, index.flatten()).unflatten(0, index.shape) for each in tokens]
+            output, state = run(sequences, state, index is parts.shared)
+            outputs.append(output.flatten(0, 1))
+            state = None if state is None else torch.cat([state, state])
+    return torch.cat(outputs).index_select(0, parts.placed)[None]
+
+
+def _without_cache(*states: Any) -> None:
+    if any(state is not None and state is not False for state in states):
+        raise UnknownStateLayerError("a row of pairs ran with a cache or with packed sequences")
+
+
+def _delta_rule(
+    own: Callable[..., tuple[Tensor, Tensor]], parts: _Parts, query: Tensor, key: Tensor, value: Tensor, *,
+    g: Tensor, beta: Tensor, initial_state: Any = None, output_final_state: bool = False, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
     """Compute the gated delta rule of each sequence of a row.
 
     Args:
@@ -260,27 +344,44 @@ def _delta_rule(
         query: [1, N, heads, D].
         key: [1, N, heads, D].
         value: [1, N, heads, D'].
-        g: logarithm of the decay, [1, N, heads]; 0 keeps the state.
-        beta: strength of the update, [1, N, heads]; 0 for none.
+        g: logarithm of the decay, [1, N, heads].
+        beta: strength of the update, [1, N, heads].
         initial_state: None, as without a cache.
         output_final_state: False, as without a cache.
         **kwargs: passed to the function.
 
     Returns:
-        [1, N, heads, D'].
+        [1, N, heads, D'], and None for the final state.
     """
-    if initial_state is not None or output_final_state:
-        raise UnknownStateLayerError("a row of pairs ran with a cache: set use_cache to false")
-    # one zero token in front, which padding is taken from
-    tokens = [F.pad(each, (0, 0) * (each.dim() - 2) + (1, 0)) for each in (query, key, value, g, beta)]
-    outputs, state = [], None
-    for index in (parts.shared, parts.responses):
-        if index.numel():
-            q, k, v, decay, strength = (
-                each[0].index_select(0, index.flatten()).unflatten(0, index.shape) for each in tokens
-            )
-            more = {"initial_state": state, "output_final_state": index is parts.shared}
-            output, state = own(q, k, v, g=decay, beta=strength, **more, **kwargs)
-            outputs.append(output.flatten(0, 1))
-            state = None if state is None else torch.cat([state, state])
-    return torch.cat(outputs).index_select(0, parts.placed)[None]
+    _without_cache(initial_state, output_final_state)
+
+    def run(tokens: list[Tensor], state: Tensor | None, final: bool) -> tuple[Tensor, Tensor]:
+        q, k, v, decay, strength = tokens
+        return own(q, k, v, g=decay, beta=strength, initial_state=state, output_final_state=final, **kwargs)
+
+    return _over_parts(parts, (query, key, value, g, beta), run), None
+
+
+def _scan(
+    own: Callable[..., Any], parts: _Parts, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
+    z: Tensor | None = None, seq_idx: Any = None, initial_states: Any = None, return_final_states: bool = False,
+    **kwargs: Any,
+) -> Any:  # fmt: skip
+    """Compute the recurrence of Mamba 2 for each sequence of a row; see ``state_space.chunk_scan``.
+
+    Returns:
+        [1, N, heads, D], followed by None for the final states if they were requested.
+    """
+    _without_cache(seq_idx, initial_states)
+
+    def run(tokens: list[Tensor], state: Tensor | None, final: bool) -> tuple[Tensor, Tensor]:
+        x, dt, B, C, *gate = tokens
+        more = {"z": gate[0]} if gate else {}
+        # the final states are always requested, so that the function always returns two tensors
+        output: tuple[Tensor, Tensor] = own(
+            x, dt, A, B, C, initial_states=state, return_final_states=True, **more, **kwargs
+        )
+        return output
+
+    y = _over_parts(parts, (x, dt, B, C) if z is None else (x, dt, B, C, z), run)
+    return (y, None) if return_final_states else y
