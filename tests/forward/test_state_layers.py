@@ -79,6 +79,20 @@ def test_in_float64_with_the_recurrence_token_by_token(lengths):
     assert_equal_ways(model, lengths=lengths, values=2e-6, gradients=2e-6)
 
 
+def test_with_a_fused_convolution():
+    """As with the library of its kernel, which the layer calls in place of its module."""
+
+    def fused(x, weight, bias, activation, seq_idx):
+        assert (bias, activation, seq_idx) == (None, "silu", None)
+        left = torch.nn.functional.pad(x, (weight.shape[1] - 1, 0))
+        return torch.nn.functional.silu(torch.nn.functional.conv1d(left, weight[:, None], groups=x.shape[1]))
+
+    model = model_of("Qwen3_5")
+    for layer in state_layers(model):
+        layer.causal_conv1d_fn = fused
+    assert_equal_ways(model, lengths=SHORT)
+
+
 @pytest.mark.parametrize("way", ["reentrant", "non-reentrant", "lean"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_with_gradient_checkpointing(name, way):
@@ -205,6 +219,18 @@ def test_a_state_that_is_not_carried_is_detected(spoil, reason, caplog):
     assert model.config._attn_implementation == "sdpa"
     assert layer.__dict__.get("forward") is forward
     assert not any(block._forward_pre_hooks for block in model.model.layers)
+
+
+def test_a_layer_with_another_cache_is_detected(caplog):
+    model = model_of("Granite4")
+    layer = model.model.layers[0].mamba
+    layer.cuda_kernels_forward = lambda hidden_states, cache_params, attention_mask: cache_params.conv_states[0]
+    inputs, wanted = batch_of(PAIRS)
+    sharing._WARNED.clear()
+    with caplog.at_level(logging.WARNING, logger="sepo"):
+        assert layout_for(model, inputs, batch_layout(inputs, wanted)) is None
+    assert "GraniteMoeHybridMambaLayer does not run over a row of pairs in this version (" in caplog.text
+    assert layer.__dict__.get("forward") is None
 
 
 def test_a_state_space_that_is_not_carried_is_detected(monkeypatch, caplog):

@@ -49,8 +49,7 @@ MODELS = {
     "Qwen3Next": ("Qwen3NextConfig", {**DELTA, "num_experts": 6, "num_experts_per_tok": 4, "moe_intermediate_size": 16,
                                       "shared_expert_intermediate_size": 16}),
     "Granite4": ("GraniteMoeHybridConfig", {**MAMBA, "num_local_experts": 0, "shared_intermediate_size": 48,
-                                            "layers_block_type": ["mamba", "attention", "mamba"],
-                                            "layer_types": ["mamba", "attention", "mamba"]}),
+                                            "layers_block_type": ["mamba", "attention", "mamba"]}),
     "Bamba": ("BambaConfig", {**MAMBA, "attn_layer_indices": [1]}),
 }  # fmt: skip
 

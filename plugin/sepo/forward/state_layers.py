@@ -142,10 +142,16 @@ class _Carrier:
         kwargs["attention_mask"] = None
         by_kernels = _by_kernels(self.layer)
         if by_kernels is not None:
-            own = by_kernels
+            own, taken = by_kernels, inspect.signature(by_kernels).parameters
+            kwargs = {name: value for name, value in kwargs.items() if name in taken}
             kwargs["cache_params"] = _NoCache()
-        with _carried(self.layer, layout, calls):
-            output = own(*args, **kwargs)
+        try:
+            with _carried(self.layer, layout, calls):
+                output = own(*args, **kwargs)
+        except (AttributeError, TypeError) as error:
+            raise UnknownStateLayerError(
+                f"{type(self.layer).__name__} does not run over a row of pairs in this version ({error})"
+            ) from error
         missing = {"convolution", "recurrence"} - calls
         if missing:
             raise UnknownStateLayerError(
@@ -195,7 +201,9 @@ def _carried(layer: Any, layout: PairLayout, calls: set[str]) -> Iterator[None]:
                 _replaced(delta_rule, _recorded(calls, "recurrence", _delta_rule, delta_rule.value, parts))
             )
         elif scan is not None:
-            own = scan.value if scan.value is not None and layer.conv1d.weight.is_cuda else chunk_scan
+            own = scan.value
+            if _by_kernels(layer) is not None and (own is None or not layer.conv1d.weight.is_cuda):
+                own = chunk_scan
             stack.enter_context(_replaced(scan, _recorded(calls, "recurrence", _scan, own, parts)))
         if fused is not None:
             stack.enter_context(_replaced(fused, lambda *args, **kwargs: None))  # as without its kernel
