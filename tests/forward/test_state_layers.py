@@ -17,7 +17,7 @@ from sepo.forward.shared_prompt import LAYOUT
 from sepo.forward.sharing_support import batch_layout, layout_for, refusal_of
 from sepo.forward.state_layers import state_layers
 from sepo.forward.state_space import chunk_scan
-from tests.support.models import PAIRS, batch_of, model_of, values_and_gradients
+from tests.support.models import OTHERS, PAIRS, batch_of, model_of, values_and_gradients
 
 FAMILIES = ["Qwen3_5", "Qwen3Next", "Granite4", "Bamba"]
 SHORT = [(1, 6, 4), (2, 3, 9), (3, 5, 1), (4, 2, 7), (5, 1, 1)]  # prompts around the 4 tokens of the convolution
@@ -59,6 +59,17 @@ def assert_equal_ways(model, *, lengths=PAIRS, values=1e-5, gradients=1e-4, chan
 @pytest.mark.parametrize("name", FAMILIES)
 def test_prompts_of_any_length(name, lengths):
     assert_equal_ways(model_of(name, max_position_embeddings=256), lengths=lengths)
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpointed"), [*((name, False) for name in OTHERS), ("Zamba2", True)]
+)  # Nemotron-H has no checkpointing
+def test_blocks_that_are_built_otherwise(name, checkpointed):
+    model = model_of(name)
+    if checkpointed:
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+        model.enable_input_require_grads()
+    assert_equal_ways(model)
 
 
 @pytest.mark.parametrize("some", [5, 3], ids=["all", "some"])

@@ -52,10 +52,19 @@ MODELS = {
                                             "layers_block_type": ["mamba", "attention", "mamba"]}),
     "Bamba": ("BambaConfig", {**MAMBA, "attn_layer_indices": [1]}),
 }  # fmt: skip
+# Supported as well, with blocks that are built otherwise: a Mamba layer inside two blocks, blocks without any mixer.
+OTHERS = {
+    "Zamba2": ("Zamba2Config", {**MAMBA, "layers_block_type": ["mamba", "hybrid", "mamba"], "n_mamba_heads": 4,
+                                "mamba_headdim": 16, "mamba_ngroups": 2, "num_mem_blocks": 1, "chunk_size": 16}),
+    "NemotronH": ("NemotronHConfig", {**MAMBA, "layers_block_type": ["mamba", "attention", "moe", "mamba"],
+                                      "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 12, "n_groups": 2,
+                                      "head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
+                                      "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16}),
+}  # fmt: skip
 
 
 def model_of(name, *, attention="sdpa", dtype=torch.float32, **changes):
-    config_class, more = MODELS[name]
+    config_class, more = {**MODELS, **OTHERS}[name]
     config = getattr(transformers, config_class)(**{**SMALL, **more, **changes}, attn_implementation=attention)
     if dtype is torch.float64:
         config._experts_implementation = "eager"  # the default is a kernel for narrower types

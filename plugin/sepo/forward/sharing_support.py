@@ -19,7 +19,6 @@ from sepo.forward.head import Head, causal_lm, run_through_head
 from sepo.forward.shared_prompt import PairLayout, is_right_padded, pair_layout
 from sepo.forward.state_layers import (
     UnknownStateLayerError,
-    blocks_without_attention,
     carry_states,
     drop_states,
     state_layers,
@@ -29,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 _BATCH = {"input_ids", "attention_mask"}
 _LAYERS = {"full_attention", "sliding_attention", "attention"}
-_STATE_LAYERS = {"linear_attention", "mamba", "hybrid"}
+_WITHOUT_ATTENTION = {"linear_attention", "mamba", "moe", "mlp"}
+_STATE_LAYERS = {*_WITHOUT_ATTENTION, "hybrid"}
+"""Types of layers in models with a state; a hybrid layer has both attention and a state."""
 _PROBE_TOKENS = 8
 """Tokens per part of the pair on which the shared and the plain path are compared."""
 
@@ -135,6 +136,12 @@ def refusal_of(model: nn.Module) -> str | None:
     return next((reason for reason, holds in refusals.items() if holds), None)
 
 
+def _attention_layers(config: Any) -> int | None:
+    """Return the number of layers with attention of a model with a state, or None if its config has no list of them."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    return None if kinds is None else sum(kind not in _WITHOUT_ATTENTION for kind in kinds)
+
+
 def _has_registry(model: nn.Module) -> bool:
     """Return whether a model's module reads transformers' registry of attention functions. Not all models with a state
     declare it, since it also means support of other libraries' attention."""
@@ -156,7 +163,8 @@ def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: P
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     row = pair_layout(ids.cpu(), wanted.cpu()).to(ids.device)
     with_state = len(state_layers(inner))
-    layers = getattr(getattr(inner, "config", None), "num_hidden_layers", 0) - blocks_without_attention(inner)
+    config = getattr(inner, "config", None)
+    layers = _attention_layers(config) if with_state else getattr(config, "num_hidden_layers", None)
     dtypes: set[torch.dtype] = set()
 
     def compute(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

@@ -90,7 +90,7 @@ def state_layers(model: nn.Module) -> list[nn.Module]:
 
     Args:
         model: any model. A layer is recognized by what it computes with: a module ``conv1d``, and the function of the
-            chunked gated delta rule (Qwen3-Next, Qwen3.5) or of Mamba 2 (Granite 4, Bamba, Falcon-H1).
+            chunked gated delta rule (Qwen3-Next, Qwen3.5) or of Mamba 2 (Granite 4, Bamba, Zamba2, Nemotron-H).
     """
     return [module for module in model.modules() if _is_supported(module)]
 
@@ -99,11 +99,6 @@ def _blocks(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Return the layers with a state, each after the block that it is part of."""
     layers = {id(layer) for layer in state_layers(model)}
     return [(block, child) for block in model.modules() for child in block.children() if id(child) in layers]
-
-
-def blocks_without_attention(model: nn.Module) -> int:
-    """Return the number of blocks with a state and without attention."""
-    return sum(getattr(block, "self_attn", None) is None for block, _ in _blocks(model))
 
 
 class _NoCache:
