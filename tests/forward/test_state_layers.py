@@ -293,6 +293,16 @@ def test_the_scan_in_chunks_equals_the_recurrence(seed):
         torch.testing.assert_close(gradient, other, rtol=1e-10, atol=1e-10)
 
 
+def test_compiled_models_take_the_plain_path(caplog):
+    model = model_of("Granite4")
+    inputs, wanted = batch_of(PAIRS)
+    sharing._WARNED.clear()
+    with caplog.at_level(logging.WARNING, logger="sepo"):
+        assert layout_for(torch.compile(model), inputs, batch_layout(inputs, wanted)) is None
+    assert "GraniteMoeHybridForCausalLM carries state from token to token and is compiled" in caplog.text
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_a_block_that_does_not_pass_the_layout_is_detected(caplog):
     model = model_of("Qwen3_5")
     model.model.layers[0].register_forward_pre_hook(

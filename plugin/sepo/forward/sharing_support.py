@@ -80,6 +80,9 @@ def layout_for(model: nn.Module, inputs: Mapping[str, Any], layout: PairLayout |
     inner: Any = causal_lm(model)
     if inner not in _REFUSALS:
         refusal = refusal_of(inner)
+        if refusal is None and hasattr(model, "_orig_mod") and state_layers(inner):
+            # Lengths differ from row to row: its layers would be compiled again for every row.
+            refusal = f"{type(inner).__name__} carries state from token to token and is compiled"
         if refusal is None:
             own = _use_pair_attention(inner)
             carry_states(inner)
