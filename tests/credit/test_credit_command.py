@@ -125,6 +125,18 @@ def test_a_run_whose_store_is_gone_still_names_its_oracle(run_folder, world):
         read_run(run_folder / "policy" / "none")
 
 
+@pytest.mark.parametrize(
+    ("select", "ratio"),
+    [({}, 0.4), ({"rule": "mean"}, None), ({"count": "shorter"}, None), ({"rejected_ratio": 1.0}, None)],
+)
+def test_the_ratio_of_a_run_is_the_share_that_it_selects(run_folder, select, ratio):
+    settings = run_folder / "policy" / "sepo_settings.json"
+    values = json.loads(settings.read_text())
+    select = {"chosen_ratio": 0.9, "rejected_ratio": 0.4, "rule": "floor", **select}
+    settings.write_text(json.dumps({**values, "select": select}))
+    assert read_run(run_folder).ratio == ratio
+
+
 def test_the_oracle_of_a_run_is_measured_at_the_commits_that_the_run_used(run_folder):
     file = run_folder / "policy" / "sepo_settings.json"
     settings = json.loads(file.read_text())

@@ -66,7 +66,7 @@ def test_oracle_and_prompts_score_as_before_training(models, marked_pairs, train
 
 def test_each_scorer_equals_the_models_log_probabilities(models, marked_pairs, world):
     """Slow twin: one row at a time from full logits, in the chat template, which is ChatML in both."""
-    found = score_pairs(marked_pairs, request(models, "oracle", "surprisal", "policy_ref", "confidence"))
+    found = score_pairs(marked_pairs, request(models, "oracle", "surprisal", "policy_ref", "confidence", "probability"))
     plain = score_pairs(marked_pairs, request(models, "surprisal", template=None))
     words = AutoTokenizer.from_pretrained(world / "base")
     logps = {name: [] for name in ("base", "oracle", "policy")}
@@ -84,7 +84,8 @@ def test_each_scorer_equals_the_models_log_probabilities(models, marked_pairs, w
     for index in range(len(marked_pairs)):
         base, oracle, policy = (logps[name][index] for name in ("base", "oracle", "policy"))
         for name, expected in (
-            ("surprisal", base), ("confidence", base), ("oracle", oracle - base), ("policy_ref", policy - base),
+            ("surprisal", base), ("confidence", base), ("probability", np.exp(base)),
+            ("oracle", oracle - base), ("policy_ref", policy - base),
         ):  # fmt: skip
             np.testing.assert_allclose(found.scores[name][0][index], expected, atol=SCORE)
         np.testing.assert_allclose(plain.scores["surprisal"][0][index], base, atol=LOG_PROB)

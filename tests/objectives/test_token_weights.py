@@ -277,6 +277,8 @@ def test_a_sum_is_the_sum_of_its_objectives():
     same(out.metrics["orpo_loss"], orpo)
     same(out.metrics["sft_loss"], nll)
     same(out.chosen_rewards, compute_preference_loss("dpo", **batch).chosen_rewards)
+    weighed = compute_preference_loss({"tgdpo": 1.0, "sft": 0.1}, **batch)  # the likelihood has no token weights
+    same(weighed.losses, losses("tgdpo", batch) + 0.1 * nll)
     again = compute_preference_loss({"sft": 0.1, "orpo": 0.2, "dpo": 0.8}, **batch)
     same(again.losses, out.losses)
 

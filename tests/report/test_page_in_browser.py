@@ -357,6 +357,38 @@ def test_tokens_of_the_chat_template_are_not_counted(browser, tmp_path):
     assert spoken == "It, score plus 1.000, not selected, rank 2 of 3 from the highest"
 
 
+def test_weights_are_shown_by_outlines_and_numbers(browser, tmp_path):
+    scores, selected = np.zeros(4, np.float32), np.array([True, True, True, False])
+    weighed = Side(("full", " half", " minus", " none"), scores, selected, None, np.array([2.0, 1.0, -0.5, 0.0]))
+    plain = Side(("x", "y"), scores[:2], selected[:2])
+    pairs = [Pair(0, "q", weighed, plain)]
+    browser.prefer("light")
+    browser.open(written(tmp_path, "weights.html", demo_subject(pairs=pairs)))
+    assert browser.find("#rows article h4").text == "Chosen · 4 tokens, 3 selected (75 %), effective number 1.2"
+    drawn = browser.run(
+        "return [...document.querySelectorAll('#rows .token')].map((token) => {"
+        "  const style = getComputedStyle(token);"
+        "  return [token.textContent, style.borderBottomStyle, style.borderBottomColor]; })"
+    )
+    outlines = [(text, style, [*map(float, re.findall(r"[\d.]+", colour)), 1.0]) for text, style, colour in drawn]
+    opacity = {text: round(colour[3], 2) for text, _, colour in outlines}
+    assert opacity == {"full": 1.0, "half": 0.5, "minus": 0.25, "none": 0.0, "x": 1.0, "y": 1.0}
+    assert [text for text, style, _ in outlines if style == "dashed"] == ["minus"]
+    assert drawn[-1][2] == "rgb(28, 34, 42)"  # as in a report without weights
+    browser.run("document.querySelectorAll('.token')[2].focus()")
+    assert "selected, weight −0.500" in browser.find("#details").text
+    spoken = browser.find("#spoken").get_attribute("textContent")
+    assert spoken.startswith("minus, score 0.0000, selected, weight minus 0.500, rank")
+    browser.run("document.querySelectorAll('.token')[3].focus()")
+    assert "weight" not in browser.find("#details").text
+    legend = browser.find("#legend").text
+    assert "fainter smaller weight" in legend
+    assert "dashed negative weight" in legend
+    browser.open(written(tmp_path, "plain.html", demo_subject(pairs=[Pair(0, "q", plain, plain)])))
+    assert "weight" not in browser.find("#legend").text
+    assert browser.console() == []
+
+
 def test_two_subjects_are_side_by_side(browser, tmp_path, subject):
     scores = -subject.pairs[0].chosen.scores
     flipped = Pair(

@@ -222,6 +222,21 @@ def test_weights_of_a_run_that_selects_all_tokens(rows, store, tmp_path):
         assert pair.chosen.selected.all()
 
 
+def test_weights_of_a_run_that_scores_no_tokens_are_the_recorded_ones(tmp_path):
+    none = {"token_scorer": "none", "select": None, "rejected_selects": None, "oracle": None}
+    run = make_run(tmp_path / "run", None, **none, token_weight={"name": "position", "decay": 0.5}, reward_scale=0.1)
+    answer = {"tokens": ["a", "b"], "scores": [None, None], "selected": [0, 1], "weights": [0.5, 0.25]}
+    (run / "_sepo_tokens.jsonl").write_text(record_line(3, 1, chosen=answer) + "\n")
+    subject = read_subject(run)
+    assert subject.pairs[0].chosen.weights.tolist() == [0.5, 0.25]
+    assert subject.pairs[0].rejected.weights is None
+    assert subject.missing == [
+        "The run scores no tokens, so only the pairs recorded during training (1, at steps 1 to 1) are shown."
+    ]
+    rewards = make_run(tmp_path / "rewards", None, **none, token_rewards={"origin": "oracle", "model": None})
+    assert "scores of all rows are not available" in read_subject(rewards).missing[0]
+
+
 @pytest.mark.parametrize(
     ("weight", "reason"),
     [
@@ -260,7 +275,8 @@ def test_weights_need_the_scale_of_the_reward(store, tmp_path):
 def test_weights_that_are_not_defined_for_the_scores_are_reported(store, tmp_path):
     run = make_run(tmp_path / "run", store.path, token_weight={"name": "critical"}, reward_scale=1.0)
     subject = read_subject(run)
-    assert "the weights are unknown: the score of the rejected response" in " ".join(subject.missing)
+    (sentence,) = subject.missing
+    assert re.match(r"Rows 0, .*: the weights are unknown, expected a number in \[0, 1\]", sentence)
     assert subject.pairs[0].rejected.weights is None
     assert subject.pairs[0].rejected.selected.any()
 

@@ -192,7 +192,9 @@ BUILT_IN: tuple[str, ...] = tuple(_PRESETS)
 SFT = "sft"
 """Name of the chosen response's likelihood in a sum of objectives: the mean negative log-likelihood of its tokens."""
 
-SFT_METHOD = Method(SFT, _mean_logp(), NoLink(), regularizers=chosen_nll(1.0, over="response"))
+SFT_METHOD = Method(
+    SFT, ResponseReward(over_reference=False, average=False), NoLink(), regularizers=chosen_nll(1.0, over="response")
+)
 
 
 def available_objectives() -> tuple[str, ...]:

@@ -263,7 +263,7 @@ def _why_recorded(
         return f"The run's score store has no texts, so {which} are shown. {HOW_TO_GET_TEXTS}."
     if is_live(settings):
         return f"The scores are computed at the step that uses them, so only those of {which} are available."
-    if settings.get("token_scorer") == NO_SCORER.name:
+    if settings.get("token_scorer") == NO_SCORER.name and settings.get("token_rewards") is None:
         return f"The run scores no tokens, so only {which} are shown."
     return f"The scores of all rows are not available (not stored, or removed): only {which} are shown."
 

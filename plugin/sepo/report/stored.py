@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from sepo.errors import SepoError
 from sepo.objectives import Method
+from sepo.objectives.token_weights import WeightError
 from sepo.report.selecting import ScorePieces, dataset_counts, select_pair, weigh_pair
 from sepo.report.spreads import spreads
 from sepo.report.subject import NO_TEXT, Pair, Side, Spread
@@ -183,6 +184,8 @@ class StoreReader:
         if method is not None and any(kept.any() for kept in selected):
             try:
                 weights = weigh_pair(method, scores, selected)
+            except WeightError as error:
+                odd.setdefault(f"the weights are unknown, expected {error.expected}.", []).append(row)
             except (TypeError, ValueError, RuntimeError) as error:
                 odd.setdefault(f"the weights are unknown: {error}", []).append(row)
         if weights is not None:

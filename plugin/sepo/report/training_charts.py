@@ -80,6 +80,7 @@ _METRICS = (
         "Share of the added terms in the loss.",
         percent=True,
     ),
+    _Metric("objective/router_loss", "Load balance", "Mean load-balancing loss of the experts, without its weight."),
     _Metric("logps/{}", "Log-probabilities", "Summed log-probabilities of the computed tokens, in nats."),
     _Metric("grad_norm", "Gradient norm", "Norm of the gradient before clipping."),
     _Metric("learning_rate", "Learning rate", "Learning rate of the optimizer."),

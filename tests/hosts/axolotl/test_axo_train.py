@@ -44,6 +44,50 @@ def test_four_steps_of_a_stage_on_real_pairs(root, tmp_path, train, losses, stag
     assert "axolotl" in made_with["versions"]
 
 
+@pytest.mark.parametrize(
+    ("block", "start"),
+    [
+        ({"objective": {"dpo": 0.8, "orpo": 0.2}}, None),
+        ({"objective": "tgdpo", "pref_beta": 0.5}, 0.6931472),
+        ({"objective": "tgdpo", "pref_beta": 0.5, "ref_precompute": True}, 0.6931472),
+        ({"objective": "sampo"}, 0.6931472),
+    ],
+    ids=["sum", "tgdpo", "tgdpo precomputed", "sampo"],
+)
+def test_runs_of_weighted_objectives_and_of_a_sum(root, tmp_path, train, losses, block, start):
+    """By `rl: dpo` and a stage in the block, on real pairs, with an evaluation."""
+    output = tmp_path / "out"
+    with_oracle = "sepo" if block["objective"] == "tgdpo" else "minor_dpo"
+    made = axo.config(
+        root, output, rl="dpo", trainer_cls="sepo.hosts.axolotl.trainer.PreferenceTrainer",
+        datasets=[axo.rows_at(root / "pandalm.jsonl")], max_steps=2, val_set_size=0.2, eval_steps=2,
+        sepo={"stage": "sepo", **axo.block(root, output, with_oracle), **block},
+    )  # fmt: skip
+    trainer = train(made)
+    seen = losses(trainer)
+    assert len(seen) == 2
+    assert all(torch.isfinite(torch.tensor(seen)))
+    if start is not None:
+        assert seen[0] == pytest.approx(start, abs=1e-4)
+    *_, evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    weighs = block["objective"] == "tgdpo"
+    assert ("eval_select/chosen_effective" in evaluated) == weighs
+    settings = json.loads((output / "sepo_settings.json").read_text())
+    assert settings["objective"] == ("dpo+orpo" if isinstance(block["objective"], dict) else block["objective"])
+    assert json.loads((output / "_sepo_recipe.json").read_text())["recipe"]["sepo"]["objective"] == block["objective"]
+
+
+def test_a_score_without_a_weight_is_refused_before_training(root, tmp_path, train):
+    rows = [json.loads(line) for line in (root / "pairs.jsonl").read_text().splitlines()][:4]
+    spans = {"chosen_spans": [], "rejected_spans": [{"start": 0, "end": 2, "weight": 1.0}]}
+    path = axo.save_rows(tmp_path / "rows.jsonl", [{**row, **spans} for row in rows])
+    made = axo.config(
+        root, tmp_path / "out", rl="minor_dpo", sepo={"objective": "critical_dpo"}, datasets=[axo.rows_at(path)]
+    )
+    with pytest.raises(SepoError, match=r"row 0 of train: its rejected response, which starts with .* the score -1 at"):
+        train(made)
+
+
 def test_a_quantized_policy_and_its_store(root, tmp_path, train, losses, caplog):
     output = tmp_path / "out"
     made = axo.config(root, output, rl="sepo", sepo=axo.block(root, output, "sepo"), adapter="qlora", load_in_4bit=True)

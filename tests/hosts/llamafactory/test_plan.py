@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -324,6 +325,52 @@ def test_the_out_of_memory_error_has_the_largest_savings(world, tmp_path, monkey
 
 def test_the_command_in_a_subprocess(world, tmp_path):
     path = write(sepo_recipe(world, tmp_path / "out"), tmp_path / "recipe.yaml")
-    done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB"], cwd=tmp_path, fresh=True)
+    done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB", "--timing"], cwd=tmp_path, fresh=True)
     assert "fits a device (24.00 GiB)" in done.stdout
     assert "scoring by the oracle" in done.stdout
+    total, imports, work = done.stdout.splitlines()[-3:]
+    assert total.startswith("timing: ")
+    assert " torch " in imports
+    assert " account " in work
+
+
+_MODULES = """
+import sys
+from sepo.cli import main
+status = main(sys.argv[1:])
+print(*sorted(sys.modules))
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_plan_imports_what_it_needs(world, tmp_path, kind):
+    """No recipe is planned with data sets, trainers, the board, quantized layers or an engine."""
+    path = write(sepo_recipe(world, tmp_path / "out", finetuning_type=kind), tmp_path / "recipe.yaml")
+    done = run([sys.executable, "-c", _MODULES, "plan", path, "--gpu", "1MiB"], cwd=tmp_path, fresh=True)
+    assert "does not fit a device" in done.stdout
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "torch" in imported
+    absent = {"bitsandbytes", "trl", "gradio", "matplotlib", "deepspeed", "torchaudio", "llamafactory.data",
+              "llamafactory.model", "llamafactory.train", "llamafactory.webui"}  # fmt: skip
+    assert not absent & imported
+
+
+@pytest.mark.parametrize(
+    ("keys", "like"),
+    [
+        ({"objective": "confpo"}, {"objective": "simpo"}),
+        ({"objective": "d2po"}, {"objective": "dpo"}),
+        ({"objective": "ld_dpo", "ld_alpha": 0}, {"objective": "dpo"}),
+        ({"objective": "sampo"}, {"objective": "dpo"}),
+        ({"objective": "critical_dpo"}, {"objective": "dpo"}),
+        ({"objective": {"dpo": 0.8, "orpo": 0.2}}, {"objective": "dpo"}),
+        ({"objective": {"simpo": 0.8, "orpo": 0.2}}, {"objective": "simpo"}),
+    ],
+)
+def test_the_step_of_a_weighted_method_or_a_sum_needs_what_that_over_all_tokens_does(shapes, keys, like):
+    """Tokens without weight, and shares that depend on the pair, save memory only in batches that have them."""
+    common = {"model_name_or_path": "llama-3-8b", "stage": "minor_dpo", "bf16": True, "cutoff_len": 512,
+              "per_device_train_batch_size": 2, "finetuning_type": "lora"}  # fmt: skip
+    found, expected = (account_for(planned_run({**common, **more}), on_gpu=True) for more in (keys, like))
+    assert found.phases[-1] == expected.phases[-1]

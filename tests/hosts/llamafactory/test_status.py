@@ -45,6 +45,27 @@ def test_a_run_in_progress(tmp_path):
     assert known["last"] == {"loss": 0.5, "eval_loss": 0.6}
 
 
+def test_the_status_has_sums_weights_and_empty_pairs(tmp_path, capsys):
+    settings = {"stage": "sepo", "objective": "dpo+orpo", "factors": {"dpo": 0.8, "orpo": 0.2},
+                "token_weight": {"name": "position", "decay": 0.98}}  # fmt: skip
+    numbers = {"select/chosen_ratio": 0.5, "select/rejected_ratio": 0.25, "objective/empty_pair": 0.125,
+               "select/chosen_effective": 12.34, "select/rejected_effective": 5.0}  # fmt: skip
+    folder = folder_with(tmp_path, begin(), log(4, 1008.0, loss=0.5, **numbers), settings=settings)
+    known = run_status(folder)
+    assert known["selected"] == {"chosen": 0.5, "rejected": 0.25}
+    assert known["effective_tokens"] == {"chosen": 12.34, "rejected": 5.0}
+    assert known["pairs_without_selected_tokens"] == 0.125
+    assert main(["status", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "objective 0.8 × dpo + 0.2 × orpo, " in printed
+    assert "last: loss 0.5\n" in printed
+    assert (
+        "selected: 50.0% of chosen, 25.0% of rejected, 12.5% of pairs without a selected token in a response" in printed
+    )
+    assert ("token weight: position (decay 0.98), 12.3 effective tokens per chosen response, "
+            "5.0 effective tokens per rejected response") in printed  # fmt: skip
+
+
 def test_a_resumed_run_drops_the_steps_that_it_repeats(tmp_path):
     folder = folder_with(tmp_path, begin(at=10.0), log(1, 11.0, loss=1.0), log(2, 12.0, loss=2.0),
                          log(3, 13.0, loss=3.0), begin(2, 100.0), log(3, 105.0, loss=4.0))  # fmt: skip
