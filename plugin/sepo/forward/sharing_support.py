@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -110,13 +110,13 @@ def refusal_of(model: nn.Module) -> str | None:
     config, name = getattr(model, "config", None), type(model).__name__
     implementation = str(getattr(config, "_attn_implementation", None)).removeprefix(PREFIX)
     layers = set(getattr(config, "layer_types", None) or ())
-    carries = bool(state_layers(model))
+    carries = state_layers(model)
     if carries:
         layers -= _STATE_LAYERS
     refusals = {
         f"{name} carries state from token to token": getattr(model, "_is_stateful", False) and not carries,
         f"{name} does not take its attention from transformers' registry": not (
-            getattr(model, "_supports_attention_backend", False) or (carries and _has_registry(model))
+            getattr(model, "_supports_attention_backend", False) or _has_registry(carries)
         ),
         f"{name} has layers of the types {', '.join(sorted(layers - _LAYERS))}": bool(layers - _LAYERS),
         f"{name} is not a text-only decoder": hasattr(config, "vision_config")
@@ -129,10 +129,10 @@ def refusal_of(model: nn.Module) -> str | None:
     return next((reason for reason, holds in refusals.items() if holds), None)
 
 
-def _has_registry(model: nn.Module) -> bool:
-    """Return whether a model's module reads transformers' registry of attention functions. Not all models with a state
-    declare it, since it also means support of other libraries' attention."""
-    return hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
+def _has_registry(layers: Sequence[nn.Module]) -> bool:
+    """Return whether the Python module of a model's layers reads transformers' registry of attention functions. Not all
+    models with a state declare it, since that also means support of other libraries' attention."""
+    return any(hasattr(sys.modules[type(layer).__module__], "ALL_ATTENTION_FUNCTIONS") for layer in layers)
 
 
 def _use_pair_attention(model: Any) -> str:
