@@ -16,7 +16,7 @@ from sepo.forward.sharing_support import batch_layout, layout_for
 from sepo.forward.statistics import selected_statistics
 from tests.support.models import MODELS, PAIRS, batch_of, model_of
 
-EXPERTS = ("Qwen3Moe", "Mixtral")
+EXPERTS = ("Qwen3Moe", "Mixtral", "Qwen3Next")
 TOLERANCE = 1e-5
 
 

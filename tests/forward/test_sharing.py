@@ -176,13 +176,6 @@ def test_unsupported_models_have_a_reason(config, reason):
     assert reason in refusal_of(transformers.AutoModelForCausalLM.from_config(config))
 
 
-def test_layers_with_state_are_unsupported():
-    config = transformers.Qwen3NextConfig(**SMALL, head_dim=8, num_experts=2, num_experts_per_tok=1)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    assert refusal_of(model) == "Qwen3NextForCausalLM carries state from token to token"
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

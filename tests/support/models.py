@@ -12,6 +12,12 @@ SMALL = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 WINDOW = 6  # the sequences below are up to three times as long
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 12, "mamba_n_groups": 2, "mamba_expand": 2,
+         "mamba_chunk_size": 16, "initializer_range": 0.2}  # fmt: skip
+# Narrow weights and wide heads: keys are divided by their norm, which multiplies rounding errors of short ones.
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 12,
+         "initializer_range": 0.1, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+         "head_dim": 16}  # fmt: skip
 MODELS = {
     "Llama": ("LlamaConfig", {}),
     "Qwen2": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
@@ -38,16 +44,36 @@ MODELS = {
     "Qwen3Moe": ("Qwen3MoeConfig", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
                                     "head_dim": 8}),
     "Mixtral": ("MixtralConfig", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "Qwen3_5": ("Qwen3_5TextConfig", DELTA),
+    # four of six experts: with two, the rounding of bfloat16 moves a token to an expert with a large weight
+    "Qwen3Next": ("Qwen3NextConfig", {**DELTA, "num_experts": 6, "num_experts_per_tok": 4, "moe_intermediate_size": 16,
+                                      "shared_expert_intermediate_size": 16}),
+    "Granite4": ("GraniteMoeHybridConfig", {**MAMBA, "num_local_experts": 0, "shared_intermediate_size": 48,
+                                            "layers_block_type": ["mamba", "attention", "mamba"]}),
+    "Bamba": ("BambaConfig", {**MAMBA, "attn_layer_indices": [1]}),
+}  # fmt: skip
+# Supported as well, with blocks that are built otherwise: a Mamba layer inside two blocks, blocks without any mixer.
+OTHERS = {
+    "Zamba2": ("Zamba2Config", {**MAMBA, "layers_block_type": ["mamba", "hybrid", "mamba"], "n_mamba_heads": 4,
+                                "mamba_headdim": 16, "mamba_ngroups": 2, "num_mem_blocks": 1, "chunk_size": 16}),
+    "NemotronH": ("NemotronHConfig", {**MAMBA, "layers_block_type": ["mamba", "attention", "moe", "mamba"],
+                                      "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 12, "n_groups": 2,
+                                      "head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
+                                      "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16}),
 }  # fmt: skip
 
 
 def model_of(name, *, attention="sdpa", dtype=torch.float32, **changes):
-    config_class, more = MODELS[name]
+    config_class, more = {**MODELS, **OTHERS}[name]
     config = getattr(transformers, config_class)(**{**SMALL, **more, **changes}, attn_implementation=attention)
     if dtype is torch.float64:
         config._experts_implementation = "eager"  # the default is a kernel for narrower types
     torch.manual_seed(3)
-    return transformers.AutoModelForCausalLM.from_config(config).to(dtype).train()
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).train()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("dt_bias"):
+            torch.nn.init.constant_(parameter, -2.0)  # states that last for tokens, as in trained models
+    return model
 
 
 def batch_of(lengths, *, seed=0, padding=3):

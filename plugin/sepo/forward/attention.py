@@ -34,7 +34,8 @@ SUPPORTED = ("sdpa", "eager", *FLASH)
 # Arguments that layers pass to their attention, and that attention does not read.
 _NOT_READ = frozenset(
     {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
-     "output_router_logits", "position_embeddings", "past_key_values", "return_dict", "num_items_in_batch"}
+     "output_router_logits", "position_embeddings", "past_key_values", "return_dict", "num_items_in_batch",
+     "user_cache"}
 )  # fmt: skip
 
 

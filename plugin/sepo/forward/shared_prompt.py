@@ -62,6 +62,10 @@ class PairLayout:
     """Masks of ``sepo.forward.attention``, built by the first layer that needs them."""
     attended: int = 0
     """Number of attention layers that used this layout; without it, pairs would attend to each other."""
+    parts: dict[int, Any] = field(default_factory=dict, repr=False)
+    """Indices of ``sepo.forward.state_layers``, by the length of the convolution; built by the first layer."""
+    carried: int = 0
+    """Number of layers that carried their state into both responses."""
 
     @property
     def tokens(self) -> int:

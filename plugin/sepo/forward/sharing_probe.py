@@ -6,7 +6,7 @@ embedding changes, if the batch is large enough for that.
 
 In half precision, rounding alone changes log-probabilities by as much as some errors do, so that the tolerance is
 measured: the padded batch holds every sequence twice, once with each embedding changed by one unit in the last place.
-Both layouts round differently in the attention only, and differ less than these two.
+Both layouts round differently in the attention and in layers with a state only, and differ less than these two.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from sepo.forward.evaluation_mode import in_evaluation_mode
 from sepo.forward.exchange import exchanged
 from sepo.forward.head import Head, run_through_head
 from sepo.forward.shared_prompt import PairLayout, pair_layout
+from sepo.forward.state_layers import UnknownStateLayerError, state_layers
+
+WITHOUT_ATTENTION = frozenset({"linear_attention", "mamba", "moe", "mlp"})
+"""Types of layers without attention, in models with a state."""
 
 _SHORT = (4, 16)
 """Pairs of the short probe, and tokens of their sequences."""
@@ -108,7 +112,8 @@ def _compared(model: nn.Module, inner: nn.Module, ids: Tensor, wanted: Tensor) -
     """Run pairs [2B, T] in both layouts; return why they differ, or None."""
     name, rows = type(inner).__name__, len(ids)
     row = pair_layout(ids.cpu(), wanted.cpu()).to(ids.device)
-    layers = getattr(getattr(inner, "config", None), "num_hidden_layers", None)
+    with_state, config = len(state_layers(inner)), getattr(inner, "config", None)
+    layers = _attention_layers(config) if with_state else getattr(config, "num_hidden_layers", None)
 
     def log_probs(ids: Tensor, wanted: Tensor, layout: PairLayout | None = None) -> Tensor:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -121,8 +126,10 @@ def _compared(model: nn.Module, inner: nn.Module, ids: Tensor, wanted: Tensor) -
             padded, rounded = log_probs(torch.cat([ids, ids]), torch.cat([wanted, wanted])).split(rows)
         try:
             shared = log_probs(ids, wanted, row)
-        except UnknownAttentionError as error:
+        except (UnknownAttentionError, UnknownStateLayerError) as error:
             return str(error)
+    if row.carried != with_state:
+        return f"{row.carried} of the {with_state} layers with a state of {name} carried it"
     if row.attended != layers:
         return f"{row.attended} of the {layers} layers of {name} used sepo's attention"
     rounding = _root_mean_square((rounded - padded)[wanted])
@@ -134,6 +141,12 @@ def _compared(model: nn.Module, inner: nn.Module, ids: Tensor, wanted: Tensor) -
             f"in sequences of {ids.shape[1]} tokens, {rounding:.2g} by rounding)"
         )
     return None
+
+
+def _attention_layers(config: Any) -> int | None:
+    """Return the number of layers with attention of a model with a state, or None if its config has no list of them."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    return None if kinds is None else sum(kind not in WITHOUT_ATTENTION for kind in kinds)
 
 
 def _log_probs(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 from sepo.forward.attention import PREFIX, SUPPORTED, register
 from sepo.forward.head import causal_lm
 from sepo.forward.shared_prompt import PairLayout, is_right_padded, pair_layout
-from sepo.forward.sharing_probe import difference
+from sepo.forward.sharing_probe import WITHOUT_ATTENTION, difference
+from sepo.forward.state_layers import carry_states, drop_states, state_layers
 
 logger = logging.getLogger(__name__)
 
 _BATCH = {"input_ids", "attention_mask"}
 _LAYERS = {"full_attention", "sliding_attention", "attention"}
+_STATE_LAYERS = {*WITHOUT_ATTENTION, "hybrid"}
+"""Types of layers in models with a state; a hybrid layer has both attention and a state."""
+
 _REFUSALS: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
 """Models that were checked: why pairs take the plain path, or None if they share their prompts."""
 
@@ -65,11 +70,16 @@ def layout_for(model: nn.Module, inputs: Mapping[str, Any], layout: PairLayout |
     inner: Any = causal_lm(model)
     if inner not in _REFUSALS:
         refusal = refusal_of(inner)
+        if refusal is None and hasattr(model, "_orig_mod") and state_layers(inner):
+            # Lengths differ from row to row: its layers would be compiled again for every row.
+            refusal = f"{type(inner).__name__} carries state from token to token and is compiled"
         if refusal is None:
             own = _use_pair_attention(inner)
+            carry_states(inner)
             refusal = difference(model, inner, inputs["input_ids"], layout)
             if refusal is not None:
                 inner.config._attn_implementation = own
+                drop_states(inner)
         _REFUSALS[inner] = refusal
         if refusal is not None:
             warn_once(refusal)
@@ -100,10 +110,13 @@ def refusal_of(model: nn.Module) -> str | None:
     config, name = getattr(model, "config", None), type(model).__name__
     implementation = str(getattr(config, "_attn_implementation", None)).removeprefix(PREFIX)
     layers = set(getattr(config, "layer_types", None) or ())
+    carries = state_layers(model)
+    if carries:
+        layers -= _STATE_LAYERS
     refusals = {
-        f"{name} carries state from token to token": getattr(model, "_is_stateful", False),
-        f"{name} does not take its attention from transformers' registry": not getattr(
-            model, "_supports_attention_backend", False
+        f"{name} carries state from token to token": getattr(model, "_is_stateful", False) and not carries,
+        f"{name} does not take its attention from transformers' registry": not (
+            getattr(model, "_supports_attention_backend", False) or _has_registry(carries)
         ),
         f"{name} has layers of the types {', '.join(sorted(layers - _LAYERS))}": bool(layers - _LAYERS),
         f"{name} is not a text-only decoder": hasattr(config, "vision_config")
@@ -114,6 +127,12 @@ def refusal_of(model: nn.Module) -> str | None:
         f"the attention '{implementation}' is not one of {', '.join(SUPPORTED)}": implementation not in SUPPORTED,
     }
     return next((reason for reason, holds in refusals.items() if holds), None)
+
+
+def _has_registry(layers: Sequence[nn.Module]) -> bool:
+    """Return whether the Python module of a model's layers reads transformers' registry of attention functions. Not all
+    models with a state declare it, since that also means support of other libraries' attention."""
+    return any(hasattr(sys.modules[type(layer).__module__], "ALL_ATTENTION_FUNCTIONS") for layer in layers)
 
 
 def _use_pair_attention(model: Any) -> str:

@@ -158,6 +158,17 @@ SHARED = (
     Entry("transformers", "PreTrainedModel.get_decoder"),
     Entry("transformers", "PreTrainedModel._is_stateful"),
     Entry("transformers", "PreTrainedModel._supports_attention_backend"),
+    Entry("transformers.models.qwen3_next.modeling_qwen3_next", "Qwen3NextGatedDeltaNet.conv1d", on_instances=True),
+    Entry(
+        "transformers.models.granitemoehybrid.modeling_granitemoehybrid",
+        "GraniteMoeHybridMambaLayer.conv1d",
+        on_instances=True,
+    ),
+    Entry(
+        "transformers.models.qwen3_next.modeling_qwen3_next",
+        "torch_chunk_gated_delta_rule",
+        ("query", "key", "value", "g", "beta", "initial_state", "output_final_state"),
+    ),
     Entry("transformers", "PreTrainedModel.generation_config", on_instances=True),
     Entry("transformers", "PretrainedConfig._attn_implementation"),
     Entry("transformers", "AttentionInterface.register", ("key", "value")),
