@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from sepo.errors import SepoError
 from sepo.forward.chunked import (
-    IDENTITY,
     LogitTransform,
     default_chunk_tokens,
     token_log_probs,
@@ -50,37 +49,55 @@ def causal_lm(model: nn.Module) -> nn.Module:
     return get_base() if callable(get_base) else model
 
 
+_SOFTCAPS = (
+    ("final_logit_softcapping", None),  # Gemma 2
+    ("output_logit_soft_cap", None),  # xLSTM
+    ("logits_soft_cap", 2.0**100),  # RecurrentGemma applies it always; a power of two rounds nothing
+)
+"""Settings with the cap of ``cap * tanh(logits / cap)``, and the value without effect."""
+
+
 def known_transforms(model: nn.Module) -> tuple[LogitTransform, list[tuple[Any, str, float | None]]]:
     """Return the model's transform of its logits after the head, and how to disable it: (owner, attribute, neutral)."""
     config = getattr(model, "config", None)
-    transform = IDENTITY
+    text_config = getattr(config, "text_config", None) or config
+    softcap, scale = None, 1.0
     switches: list[tuple[Any, str, float | None]] = []
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    if softcap is not None:
-        transform = LogitTransform(softcap=float(softcap))
-        switches.append((config, "final_logit_softcapping", None))
-    scale = getattr(model, "logit_scale", None)  # Cohere
-    if isinstance(scale, int | float):
-        transform = LogitTransform(scale=float(scale), softcap=transform.softcap)
-        switches.append((model, "logit_scale", 1.0))
-    divisor = getattr(config, "logits_scaling", None)  # Granite
-    if isinstance(divisor, int | float):
-        transform = LogitTransform(scale=transform.scale / float(divisor), softcap=transform.softcap)
-        switches.append((config, "logits_scaling", 1.0))
-    return transform, switches
+    for name, neutral in _SOFTCAPS:
+        cap = getattr(text_config, name, None)
+        if cap is not None:
+            softcap = float(cap)
+            switches.append((text_config, name, neutral))
+    factors = (
+        (model, "logit_scale", 1),  # Cohere
+        (config, "logits_scaling", -1),  # Granite
+        (getattr(model, "base_model", None), "lm_head_multiplier", 1),  # Falcon-H1
+    )
+    for owner, name, power in factors:
+        factor = getattr(owner, name, None)
+        if isinstance(factor, int | float):
+            scale *= float(factor) ** power
+            switches.append((owner, name, 1.0))
+    return LogitTransform(scale=scale, softcap=softcap), switches
 
 
 @contextlib.contextmanager
-def _switched_off(switches: list[tuple[Any, str, float | None]]) -> Iterator[None]:
-    """Disable a model's transform of its logits after the head for one call."""
-    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+def _switched_off(switches: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Disable a model's transform of its logits after the head for one call.
+
+    Configs with typed fields check what is assigned to them, and a cap may have no type for none: it is assigned past
+    that check.
+    """
+    # a config may keep a setting under a name of its own
+    places = [(owner, getattr(owner, "attribute_map", {}).get(name, name)) for owner, name, _ in switches]
+    saved = [getattr(owner, name) for owner, name in places]
     try:
-        for owner, name, neutral in switches:
-            setattr(owner, name, neutral)
+        for (owner, name), (_, _, neutral) in zip(places, switches, strict=True):
+            object.__setattr__(owner, name, neutral)
         yield
     finally:
-        for owner, name, value in saved:
-            setattr(owner, name, value)
+        for (owner, name), value in zip(places, saved, strict=True):
+            object.__setattr__(owner, name, value)
 
 
 @dataclass(frozen=True)
