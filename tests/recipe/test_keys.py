@@ -121,7 +121,8 @@ def test_command_line_form():
         ({"batch_tokens": 9, "optim": "galore_adamw_layerwise"}, ["batch_tokens is 9", "galore_adamw_layerwise"]),
         ({"head_chunk_tokens": 1.5}, ["head_chunk_tokens is 1.5", "a whole number"]),
         ({"oracle_model_quantization_bit": 3}, ["4 or 8"]),
-        ({"oracle_model": None}, ["no oracle is named", "oracle_model_adapters"]),
+        ({"oracle_model": None}, ["no oracle is named", "objective sepo with token_scorer: oracle", "_adapters"]),
+        ({"objective": "tgdpo", "oracle_model": None}, ["no oracle is named, and objective tgdpo with token_scorer"]),
         ({"oracle_base_model": None}, ["oracle_base_model is missing"]),
         ({"oracle_model": None, "oracle_model_adapters": "a", "oracle_base_model": None}, ["oracle_base_model is"]),
         ({"oracle_model": "b"}, ["the same model ('b')"]),
@@ -224,7 +225,7 @@ def test_command_line_form():
         ({"stage": "treg"}, ["oracle_model is set", "no oracle is used", "treg_rewards: oracle"]),
         (
             {"stage": "treg", "treg_rewards": "oracle", "oracle_model": None, "oracle_base_model": None},
-            ["no oracle is named"],
+            ["no oracle is named, and treg_rewards: oracle needs one"],
         ),
         (
             {"objective": "simpo_reg", "ref_model": "r", "oracle_model": None, "oracle_base_model": None},
@@ -697,6 +698,13 @@ def test_keys_of_a_sum_reach_the_objectives_that_have_them():
     assert settings.method.token_weight == resolve_method("d2po", decay=0.5).token_weight
     assert "decay  0.5, default 0.98  (d2po_decay)" in settings.first_screen
     assert resolved(**{**keys, "stage": "treg", "objective": {"dpo_reg": 1.0, "sft": 0.5}, "token_weight": None})
+
+
+@pytest.mark.parametrize("objective", [{"dpo": 1.0, "sft": 0.5}, {"dpo": 1.0, "orpo": 0.5}])
+def test_a_sum_in_stage_treg_has_the_regularizer_only_by_an_objective_with_one(objective):
+    settings = resolved(stage="treg", objective=objective, **NO_ORACLE)[1]
+    assert not settings.method.needs_token_rewards
+    assert "treg_alpha is 0: the objective is trained without T-REG's regularizer." in settings.notes
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,14 @@ def test_the_scorer_the_oracle_and_the_reference_are_named():
     assert dict(adapters.overview.rows)["reference"] == "m with a  (there)"
 
 
+def test_a_selection_of_all_tokens_is_called_so():
+    """A token weight that reads scores selects all tokens."""
+    rows = dict(settings_of(stage="minor_dpo", objective="critical_dpo").overview.rows)
+    assert (rows["selection"], rows["token weight"]) == ("all tokens", "critical")
+    rows = dict(settings_of(stage="minor_dpo", objective="critical_dpo", rejected_select_ratio=0.5).overview.rows)
+    assert rows["selection"].startswith("1 of chosen and 0.5 of rejected tokens")
+
+
 def test_a_weight_that_is_no_number_is_refused():
     with pytest.raises(SepoError, match="pref_ftx is 'much', expected a number"):
         settings_of(stage="minor_dpo", pref_ftx="much")

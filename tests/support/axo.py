@@ -2,14 +2,18 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.support import tiny
 
 BIN = Path(sys.executable).parent
+SHARED = Path(__file__).parents[3] / "shared"
+"""Directory beside the repository with real data; it may be absent."""
 PLUGIN = "sepo.hosts.axolotl.SePOPlugin"
 STAGES = ("sepo", "selective_dpo", "treg", "minor_dpo")
 
@@ -103,3 +107,22 @@ def environment(**extra) -> dict:
         **kept, "OMP_NUM_THREADS": "1", "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **extra,
     }  # fmt: skip
+
+
+def other_python() -> str:
+    """Return the interpreter of LLaMA-Factory's environment, which `make test-axolotl` sets."""
+    path = os.environ.get("SEPO_LLAMAFACTORY_PYTHON")
+    if not path or not Path(path).exists():
+        pytest.fail("SEPO_LLAMAFACTORY_PYTHON names no interpreter with LLaMA-Factory: run `make test-axolotl`")
+    return path
+
+
+def run_other(words, folder: Path) -> subprocess.CompletedProcess:
+    """Run the interpreter of LLaMA-Factory's environment with these words."""
+    env = {name: value for name, value in environment(USE_V1="0").items() if name != "PATH"}
+    env["PATH"] = f"{Path(other_python()).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [other_python(), *map(str, words)], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done

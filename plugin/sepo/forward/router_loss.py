@@ -126,7 +126,7 @@ def router_logits_of(inner: nn.Module, collected: list[Tensor]) -> Iterator[None
     own = decoder.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        layers = [module for module in decoder.modules() if torch.is_grad_enabled() and runs_without_graph(module)]
+        layers = list(filter(runs_without_graph, decoder.modules())) if torch.is_grad_enabled() else []
         rest = list(routers)
         with contextlib.ExitStack() as stack:
             for layer in layers:

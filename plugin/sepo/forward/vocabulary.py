@@ -52,8 +52,8 @@ class TokenStatistics:
         log_sum_p2: log sum_v p_v^2 (WPO, arXiv 2406.11827), without gradient. None if it was not requested.
         weights: weight of the token, computed from hidden states (OTPO, arXiv 2505.18720), not in nats and without
             gradient. None if it was not requested.
-        router_losses: load-balancing loss of each pair of the batch, [B], one number per pair; carries the gradient.
-            None if it was not requested.
+        router_losses: load-balancing loss of each pair, one number per two rows; carries the gradient. None if it was
+            not requested.
     """
 
     logps: Tensor

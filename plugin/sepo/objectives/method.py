@@ -176,6 +176,11 @@ class Selector:
         return self.rule != "mean" and self.count == "ratio"
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether all tokens that may be selected are, whatever their scores."""
+        return self.reads_ratios and self.chosen_ratio == self.rejected_ratio == 1.0
+
+    @property
     def may_be_empty(self) -> bool:
         """Whether a response may have no selected token; its pair then has loss 0."""
         return self.rule == "mean"

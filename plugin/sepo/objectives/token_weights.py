@@ -168,8 +168,8 @@ class RewardScaling(TokenWeight):
 class Importance(TokenWeight):
     """The score, negated on rejected tokens, clamped to [-clip, clip] and mapped linearly to [low, high].
 
-    Source: TIS-DPO (arXiv 2410.04350) with the score log pi+ - log pi- of a positive and a negative model. Deviation:
-    the transform that the authors' code has by default makes every weight 1; this is the one of the paper.
+    Source: TIS-DPO (arXiv 2410.04350) with the score log pi+ - log pi- of a positive and a negative model; the
+    transform ``threshold_and_scale`` of its authors' code, whose default transform makes every weight 1.
 
     Raises:
         SepoError: if ``low`` is above ``high``.

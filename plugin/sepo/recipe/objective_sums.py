@@ -16,6 +16,8 @@ def objective_text(name: str, value: Any) -> str:
 
     >>> objective_text("objective", {"dpo": 0.8, "orpo": "0.2"}), objective_text("objective", "{dpo: 0.8,orpo: .2}")
     ('dpo: 0.8, orpo: 0.2', 'dpo: 0.8, orpo: 0.2')
+    >>> objective_text("objective", '{"dpo":0.8}')  # as LLaMA Board writes it
+    'dpo: 0.8'
 
     Raises:
         SepoError: If it is neither a name nor a mapping of names to numbers.
@@ -28,7 +30,8 @@ def objective_text(name: str, value: Any) -> str:
         return value
     else:
         raise SepoError(f"{name} is {value!r}, {_EXPECTED}.")
-    return ", ".join(f"{key.strip()}: {_factor(name, key.strip(), factor)!r}" for key, factor in items)
+    named = [(key.strip().strip("'\""), factor) for key, factor in items]
+    return ", ".join(f"{key}: {_factor(name, key, factor)!r}" for key, factor in named)
 
 
 def _factor(name: str, objective: str, factor: Any) -> float:

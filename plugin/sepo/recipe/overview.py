@@ -118,6 +118,8 @@ def _selection(method: Method) -> str:
     unit = f"{selector.unit} (at least {selector.span_tokens} tokens)" if selector.unit == "span" else selector.unit
     if selector.count == "shorter":
         return f"as many tokens of each response as the shorter one has; unit {unit}"
+    if selector.chosen_ratio == selector.rejected_ratio == 1.0:
+        return "all tokens"
     return (
         f"{selector.chosen_ratio:.4g} of chosen and {selector.rejected_ratio:.4g} of rejected tokens; "
         f"unit {unit}, scope {selector.scope}, rule {selector.rule}"

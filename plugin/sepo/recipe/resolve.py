@@ -103,12 +103,13 @@ def _ratios(arguments: SepoArguments) -> dict[str, float]:
     return ratios
 
 
-def _oracle(arguments: SepoArguments) -> OracleSpec:
+def _oracle(arguments: SepoArguments, method: Method) -> OracleSpec:
     adapters = names_of(arguments.oracle_model_adapters)
     if arguments.oracle_model is None and not adapters:
+        selecting = f"objective {method.name} with token_scorer: oracle"
         raise SepoError(
-            "no oracle is named, and stage sepo, token_scorer: oracle and treg_rewards: oracle need one: set "
-            "oracle_model (a full model trained with DPO) and oracle_base_model, or oracle_model_adapters (a LoRA "
+            f"no oracle is named, and {selecting if method.scorer == 'oracle' else 'treg_rewards: oracle'} needs one: "
+            "set oracle_model (a full model trained with DPO) and oracle_base_model, or oracle_model_adapters (a LoRA "
             "adapter trained with DPO) over oracle_base_model."
         )
     if arguments.oracle_base_model is None and (arguments.oracle_model is None or not adapters):
@@ -210,7 +211,7 @@ def resolve(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
                     "token_scorer: oracle (to select tokens) or treg_rewards: oracle (for T-REG's token rewards)."
                 )
-    oracle = _oracle(arguments) if needs_oracle else None
+    oracle = _oracle(arguments, method) if needs_oracle else None
     settings = RunSettings(
         stage=stage,
         method=method,
@@ -411,7 +412,7 @@ def resolved_method(
     selection = _selection(arguments, scorer)
     hyperparameters |= selection
     keys |= {name: _key_of_selection(name, arguments) for name in selection}
-    treg = treg_hyperparameters(arguments, parts, stage=stage)
+    treg = treg_hyperparameters(arguments, objective, parts, stage=stage)
     hyperparameters |= treg
     keys |= {name: "treg_weighting" if name.endswith("weighting") else "treg_alpha" for name in treg}
     registered = registered_parts(stage=stage, objectives=parts, token_scorer=scorer, token_weight=weight)

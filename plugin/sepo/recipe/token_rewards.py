@@ -17,7 +17,9 @@ CONTRASTIVE = "contrastive"
 """Token scorer that selects by the token rewards of contrastive prompts."""
 
 
-def treg_hyperparameters(arguments: SepoArguments, objectives: Sequence[str], *, stage: str) -> dict[str, Any]:
+def treg_hyperparameters(
+    arguments: SepoArguments, objective: str | Mapping[str, float], objectives: Sequence[str], *, stage: str
+) -> dict[str, Any]:
     """Return the regularizer's hyperparameters under their names in the objective, or in the objectives of a sum.
 
     ``dpo_reg`` and ``simpo_reg`` define ``alpha`` and ``weighting`` themselves; every other objective takes
@@ -27,12 +29,13 @@ def treg_hyperparameters(arguments: SepoArguments, objectives: Sequence[str], *,
 
     Args:
         arguments: the keys of this package.
-        objectives: names of the objectives.
+        objective: name of the objective, or the factors of a sum.
+        objectives: names of the objectives, without the likelihood ``sft`` of a sum.
         stage: the recipe's stage.
     """
     alpha, weighting = arguments.treg_alpha, arguments.treg_weighting
     own = [name for name in objectives if "weighting" in find_objective(name).settings]
-    if alpha is None and stage == "treg" and not own and len(objectives) == 1:
+    if alpha is None and stage == "treg" and not own and isinstance(objective, str):
         alpha = float(resolve_method("dpo_reg").hyperparameters["alpha"])
     given = {name: value for name, value in (("alpha", alpha), ("weighting", weighting)) if value is not None}
     if not own:

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from sepo.errors import SepoError
+from sepo.objectives import Method
 from sepo.text.projection import TokenSpans
 from sepo.text.spans import Span, span_weights
 from sepo.training.selection_columns import SCORE_COLUMNS
@@ -95,13 +96,17 @@ def scores_of_spans(placed: TokenSpans, spans: Sequence[Span], side: str) -> lis
     return [sign * weight for weight in span_weights(placed.offsets, spans)]
 
 
-def warn_of_equal_scores(dataset: Dataset, *, name: str) -> None:
+def warn_of_equal_scores(dataset: Dataset, method: Method, *, name: str) -> None:
     """Log the number of responses whose tokens all have the same score, as without a marked span.
 
     Args:
         dataset: tokenized rows with the columns ``chosen_scores`` and ``rejected_scores``.
+        method: the method that selects by them; if it keeps all tokens, and only weighs them, nothing is logged.
         name: name of the data set in the log.
     """
+    assert method.selector is not None  # it reads scores
+    if method.selector.keeps_all:
+        return
     scores = dataset.select_columns(list(SCORE_COLUMNS)).with_format("arrow")
     found = dict.fromkeys(SCORE_COLUMNS, 0)
     for start in range(0, len(dataset), 1000):
@@ -112,7 +117,7 @@ def warn_of_equal_scores(dataset: Dataset, *, name: str) -> None:
         if count:
             logger.warning(
                 "%d of %d %s responses of %s have the same score for every token, so the scores select none of them: "
-                "select_rule floor takes the first tokens, quantile all. Mark a span, or remove the rows.",
+                "select_rule floor takes the first tokens, quantile all, mean none. Mark a span, or remove the rows.",
                 count, len(dataset), column.removesuffix("_scores"), name,
             )  # fmt: skip
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import sys
-from pathlib import Path
 
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 os.environ["CI"] = "1"
@@ -13,8 +12,6 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import pytest
 
 from tests.support import axo
-
-SHARED = Path(__file__).parents[4] / "shared"
 
 
 def pytest_configure(config):
@@ -33,7 +30,7 @@ def root(tmp_path_factory):
     from tests.support import tiny
 
     folder = axo.world(tmp_path_factory.mktemp("world"))
-    real = SHARED / "data" / "pandalm_pairs.json"
+    real = axo.SHARED / "data" / "pandalm_pairs.json"
     rows = json.loads(real.read_text())[:40] if real.is_file() else tiny.pairs(24)
     axo.save_rows(folder / "pandalm.jsonl", axo.messages(rows))
     return folder

@@ -7,6 +7,7 @@ from sepo.hosts.axolotl.config import BLOCK_KEYS, TRAINER, Resolved, resolve_con
 from sepo.objectives import resolve_method
 from sepo.recipe.resolve import resolve
 from tests.support import axo
+from tests.support.packages import WEIGHT_EXAMPLE, on_path, write_example
 
 
 def given(root, tmp_path, stage="minor_dpo", rl=None, block=None, **more):
@@ -89,7 +90,7 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
             "sepo.ld_alpha is 0.25 and dpo_ld_alpha is 0.5, but they have the same meaning",
         ),
         ({"dpo_ld_alpha": 1.5, "block": {"objective": "ld_dpo"}}, "alpha .* is 1.5, expected a number in .0, 1."),
-        ({"block": {"objective": {"dpo": 0.8, "opro": 0.2}}}, "objective is 'opro'.*Did you mean 'orpo'"),
+        ({"block": {"objective": {"dpo": 0.8, "orppo": 0.2}}}, "objective is 'orppo'.*Did you mean 'orpo'"),
         ({"block": {"objective": {"dpo": "much"}}}, "the factor of dpo in objective is 'much', expected a number"),
         ({"block": {"objective": ["dpo", "orpo"]}}, "objective is .'dpo', 'orpo'., expected the name of an objective"),
         ({"unsloth_lora_mlp": True}, "Unsloth replaces the forward"),
@@ -122,6 +123,21 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
 def test_refusals_give_the_reason(root, tmp_path, more, message):
     with pytest.raises(SepoError, match=message):
         resolve_config(given(root, tmp_path, **more))
+
+
+def test_the_keys_of_a_registered_weight_are_keys_of_the_block(root, tmp_path):
+    from sepo.hosts.axolotl.arguments import SePOBlock
+
+    block = {"objective": "dpo", "token_weight": "ending", "ending_last": 3}
+    with on_path(write_example(tmp_path / "site", WEIGHT_EXAMPLE)):
+        method = resolve_config(given(root, tmp_path, block=block)).settings.method
+        assert method == resolve_method("dpo", token_weight="ending", ending_last=3, beta=method.reward.scale)
+        validated = SePOBlock(**block).model_dump(exclude_none=True)
+        assert validated == {"objective": "dpo", "token_weight": "ending", "own": {"ending_last": 3}}
+        again = resolve_config({**given(root, tmp_path), "sepo": {**given(root, tmp_path)["sepo"], **validated}})
+        assert again.settings.method == method
+        with pytest.raises(SepoError, match="block sepo: unknown key 'endnig_last'"):
+            resolve_config(given(root, tmp_path, block={**block, "endnig_last": 3}))
 
 
 def test_keys_without_effect_are_named_once(root, tmp_path, caplog):

@@ -1,7 +1,6 @@
 """The same rows, weights and settings in both hosts' trainers, each in its environment; and a store shared by both."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,24 +13,6 @@ from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 from tests.support import axo
 
 HALF = Path(__file__).parents[2] / "support" / "half.py"
-
-
-def other_python():
-    """Return the interpreter of LLaMA-Factory's environment, which `make test-axolotl` sets."""
-    path = os.environ.get("SEPO_LLAMAFACTORY_PYTHON")
-    if not path or not Path(path).exists():
-        pytest.fail("SEPO_LLAMAFACTORY_PYTHON names no interpreter with LLaMA-Factory: run `make test-axolotl`")
-    return path
-
-
-def run_other(words, folder):
-    env = {name: value for name, value in axo.environment(USE_V1="0").items() if name != "PATH"}
-    env["PATH"] = f"{Path(other_python()).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [other_python(), *map(str, words)], cwd=folder, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
 
 
 def token_rows(count=6):
@@ -91,7 +72,7 @@ def test_losses_and_gradients_of_every_stage_are_those_of_the_other_host(root, t
         }  # fmt: skip
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     files = {host: tmp_path / f"{host}.safetensors" for host in ("llamafactory", "axolotl")}
-    run_other([HALF, "llamafactory", tmp_path / "jobs.json", files["llamafactory"]], tmp_path)
+    axo.run_other([HALF, "llamafactory", tmp_path / "jobs.json", files["llamafactory"]], tmp_path)
     subprocess.run(
         [sys.executable, HALF, "axolotl", tmp_path / "jobs.json", files["axolotl"]],
         cwd=tmp_path, env=axo.environment(), check=True,
@@ -149,7 +130,7 @@ def test_scores_of_one_host_are_found_by_the_other(tmp_path, train, monkeypatch)
         "model_name_or_path": str(world / "policy"), "dataset_dir": str(world / "data"), "dataset": "tiny_pairs",
         "output_dir": str(tmp_path / "theirs"), "use_cpu": True, "report_to": "none", **models,
     }  # fmt: skip
-    run_other(["-m", "sepo", "score", axo.write(recipe, tmp_path / "recipe.yaml")], tmp_path)
+    axo.run_other(["-m", "sepo", "score", axo.write(recipe, tmp_path / "recipe.yaml")], tmp_path)
     made = [path.name for path in Path(scores).iterdir() if path.is_dir() and (path / "manifest.json").is_file()]
     assert len(made) == 1, list(Path(scores).iterdir())
 

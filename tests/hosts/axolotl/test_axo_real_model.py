@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from sepo.runs.token_samples_reader import read_record
-from tests.hosts.axolotl.conftest import SHARED
-from tests.hosts.axolotl.test_axo_parity import run_other
 from tests.support import axo, tiny
 
 SIDES = ("chosen", "rejected")
@@ -23,12 +21,12 @@ NEAR = 1e-5
 def real_model(tmp_path_factory):
     """Directory of the demonstration's model, converted in the other environment, which has its weights."""
     code = "from sepo.demo.model import default_model_directory as d, prepare_model as p; print(p(d(), progress=False))"
-    return Path(run_other(["-c", code], tmp_path_factory.mktemp("convert")).stdout.split()[-1])
+    return Path(axo.run_other(["-c", code], tmp_path_factory.mktemp("convert")).stdout.split()[-1])
 
 
 def real_pairs():
     """Return pairs of the shared data, or generated ones, with responses of about a dozen tokens and more."""
-    path = SHARED / "data" / "pandalm_pairs.json"
+    path = axo.SHARED / "data" / "pandalm_pairs.json"
     rows = json.loads(path.read_text()) if path.is_file() else tiny.pairs(3 * PAIRS)
     turns = [[row["conversations"][0], row["chosen"], row["rejected"]] for row in rows]
     fitting = [
@@ -88,7 +86,7 @@ def test_confpo_selects_the_tokens_below_the_mean_probability_in_both_hosts(real
         "per_device_train_batch_size": 2, "learning_rate": 1e-12, "save_strategy": "no", "lora_target": "q_proj",
         "enable_thinking": False,
     }  # fmt: skip
-    run_other(["-m", "sepo", "train", axo.write(recipe, tmp_path / "recipe.yaml")], tmp_path)
+    axo.run_other(["-m", "sepo", "train", axo.write(recipe, tmp_path / "recipe.yaml")], tmp_path)
     config = axo.config(
         tmp_path, tmp_path / "ours", base_model=str(real_model), rl="sepo", sepo={"objective": "confpo"}, max_steps=2,
         chat_template="tokenizer_default", special_tokens=None, datasets=[axo.rows_at(data / "pairs.jsonl")],

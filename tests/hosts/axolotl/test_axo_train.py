@@ -69,7 +69,7 @@ def test_runs_of_weighted_objectives_and_of_a_sum(root, tmp_path, train, losses,
     assert all(torch.isfinite(torch.tensor(seen)))
     if start is not None:
         assert seen[0] == pytest.approx(start, abs=1e-4)
-    (evaluated,) = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    *_, evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     weighs = block["objective"] == "tgdpo"
     assert ("eval_select/chosen_effective" in evaluated) == weighs
     settings = json.loads((output / "sepo_settings.json").read_text())

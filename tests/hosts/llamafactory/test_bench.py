@@ -106,6 +106,13 @@ def test_the_router_loss_is_measured_in_sepos_stages_only():
         ({"stage": "treg", "treg_rewards": "oracle"}, "treg"),
         ({"stage": "treg", "objective": "wpo"}, "recipe"),
         ({"stage": "selective_dpo", "ref_model": "r", "select_ratio": 0.2}, "selective_dpo"),
+        ({"stage": "sepo", "objective": "confpo"}, "recipe"),
+        ({"stage": "sepo", "objective": "tgdpo", "tgdpo_alpha": 2.0}, "recipe"),
+        ({"stage": "sepo", "objective": "ld_dpo", "ld_alpha": 0.3}, "recipe"),
+        ({"stage": "sepo", "objective": "sampo"}, "recipe"),
+        ({"stage": "sepo", "token_weight": "position"}, "recipe"),
+        ({"stage": "minor_dpo", "objective": {"dpo": 0.8, "orpo": 0.2}}, "recipe"),
+        ({"stage": "minor_dpo", "objective": "{sepo: 1, dpo: 0.5}", "select_ratio": 0.5}, "recipe"),
         ({"stage": "dpo"}, "host_dpo"),
         ({"stage": "dpo", "pref_loss": "simpo", "pref_beta": 2.5}, "host_simpo"),
         ({"stage": "dpo", "pref_loss": "orpo"}, "recipe"),
@@ -289,6 +296,28 @@ def test_a_recipe_from_the_command_line(world, tmp_path):
     assert "tokens are selected by random scores, as many as with an oracle" in " ".join(done.stdout.split())
     assert "without the optimizer step" in " ".join(done.stdout.split())
     assert "bench:" in done.stderr  # the progress bar
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("keys", "note"),
+    [
+        ({"objective": "critical_dpo"}, "tokens are weighed by random scores"),  # in [0, 1]
+        ({"objective": {"tgdpo": 0.8, "d2po": 0.2}, "token_weight": "reward", "ref_precompute": True}, "are weighed"),
+        ({"objective": "confpo"}, "without the optimizer step"),
+    ],
+    ids=["critical", "sum", "confpo"],
+)
+def test_a_weighted_method_is_measured(world, tmp_path, keys, note):
+    recipe = sepo_recipe(world, tmp_path / "out", oracle_model=None, oracle_base_model=None, **keys)
+    file = write(recipe, tmp_path / "recipe.yaml")
+    words = ["bench", file, "--rounds", "1", "--no-memory", "-o", tmp_path / "bench.json", "--stages", "recipe,sepo"]
+    done = run([BIN / "sepo", *words], cwd=tmp_path, env=environment(COLUMNS="200"))
+    own, sepo = json.loads((tmp_path / "bench.json").read_text())["contenders"]
+    assert (own["name"], sepo["name"]) == ("recipe", "sepo")
+    assert own["pairs_per_second"] > 0
+    assert 0 < own["first_batch_loss"] < 10
+    assert note in " ".join(done.stdout.split())
 
 
 @pytest.mark.host

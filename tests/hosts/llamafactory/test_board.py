@@ -32,6 +32,7 @@ from sepo.hosts.llamafactory.doctor import board_findings
 from sepo.hosts.llamafactory.reading import SECRETS
 from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
 from sepo.hosts.llamafactory.registration import _log_beside_host
+from sepo.objectives import resolve_method
 from sepo.recipe.resolve import resolve
 from sepo.recipe.stage_names import STAGES
 from tests.support.packages import on_path, write_example, write_package
@@ -316,6 +317,21 @@ def test_the_previewed_command_works_when_pasted(visitor, board, world, label, i
     assert settings_of_words.stage == constants.TRAINING_STAGES[label]
     notes = settings_of_words.notes
     assert not [note for note in notes if "default of objective" in note]  # the defaults are the stage's
+
+
+def test_a_sum_of_objectives_is_previewed_saved_and_kept(visitor, world, tmp_path):
+    """A mapping among the further arguments, and keys of a token weight."""
+    visitor.choose("MinorDPO")
+    visitor.add(objective={"d2po": 0.8, "orpo": 0.2}, token_weight="position", d2po_decay=0.9)
+    (_, _, *words), _ = pasted(block(visitor.preview())[1], tmp_path)
+    _, found = check_recipe(words)
+    _, saved = check_recipe(yaml.safe_load(Path(common.save_cmd(visitor.arguments())).read_text()))
+    expected = resolve_method({"d2po": 0.8, "orpo": 0.2}, token_weight="position", decay=0.9)
+    assert found.method == saved.method == expected
+    text, memory = with_keys_of("sepo", visitor.get("train.extra_args"), Memory())
+    text, _ = with_keys_of("minor_dpo", text, memory)
+    assert json.loads(text)["objective"] == {"d2po": 0.8, "orpo": 0.2}
+    assert json.loads(text)["d2po_decay"] == 0.9
 
 
 def test_a_registered_stage_is_previewed(host, built, world, tmp_path):

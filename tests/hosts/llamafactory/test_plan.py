@@ -327,3 +327,23 @@ def test_the_command_in_a_subprocess(world, tmp_path):
     done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB"], cwd=tmp_path, fresh=True)
     assert "fits a device (24.00 GiB)" in done.stdout
     assert "scoring by the oracle" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("keys", "like"),
+    [
+        ({"objective": "confpo"}, {"objective": "simpo"}),
+        ({"objective": "d2po"}, {"objective": "dpo"}),
+        ({"objective": "ld_dpo", "ld_alpha": 0}, {"objective": "dpo"}),
+        ({"objective": "sampo"}, {"objective": "dpo"}),
+        ({"objective": "critical_dpo"}, {"objective": "dpo"}),
+        ({"objective": {"dpo": 0.8, "orpo": 0.2}}, {"objective": "dpo"}),
+        ({"objective": {"simpo": 0.8, "orpo": 0.2}}, {"objective": "simpo"}),
+    ],
+)
+def test_the_step_of_a_weighted_method_or_a_sum_needs_what_that_over_all_tokens_does(shapes, keys, like):
+    """Tokens without weight, and shares that depend on the pair, save memory only in batches that have them."""
+    common = {"model_name_or_path": "llama-3-8b", "stage": "minor_dpo", "bf16": True, "cutoff_len": 512,
+              "per_device_train_batch_size": 2, "finetuning_type": "lora"}  # fmt: skip
+    found, expected = (account_for(planned_run({**common, **more}), on_gpu=True) for more in (keys, like))
+    assert found.phases[-1] == expected.phases[-1]

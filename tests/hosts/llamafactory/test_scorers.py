@@ -95,7 +95,7 @@ def test_random_spans_of_a_seed(world, tmp_path):
     record = json.loads((tmp_path / "out" / "sepo_settings.json").read_text())
     assert record["select"] == {
         "chosen_ratio": 0.5, "rejected_ratio": 0.5, "rule": "floor", "unit": "span", "scope": "response",
-        "span_tokens": 4,
+        "span_tokens": 4, "count": "ratio",
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     own: dict[str, Any] | None = Field(
-        default=None, json_schema_extra={"description": "Keys of the settings of a registered objective."}
+        default=None, json_schema_extra={"description": "Keys of the settings of a registered objective or weight."}
     )
 
     @model_validator(mode="before")

@@ -193,7 +193,7 @@ def tokenized(
     made = made.remove_columns([*_TOKENS, *(column for column in given if column not in SCORE_COLUMNS)])
     made = keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses, template=template)
     if given:
-        warn_of_equal_scores(made, name=name)
+        warn_of_equal_scores(made, settings.method, name=name)
     return made
 
 

@@ -181,7 +181,7 @@ def prepared_data(
     def kept(rows: Any, name: str) -> Any:
         rows = keep_trainable(rows, name=name, template=excluded, **common)
         if settings.method.scorer == "file":
-            warn_of_equal_scores(rows, name=name)
+            warn_of_equal_scores(rows, settings.method, name=name)
         return without_cuts(rows, name=name, cutoff_len=data_args.cutoff_len, **common)
 
     datasets = each_dataset(datasets, kept)

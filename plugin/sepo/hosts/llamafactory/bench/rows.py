@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -91,8 +92,17 @@ def random_columns(settings: RunSettings) -> list[tuple[str, str]]:
 
 
 def selects_at_random(settings: RunSettings) -> bool:
-    """Return whether random numbers replace the scores by which tokens are selected."""
+    """Return whether random numbers replace the scores by which tokens are selected or weighed."""
     return settings.method.scorer in _STORED
+
+
+def _numbers(settings: RunSettings, columns: tuple[str, str]) -> Numbers:
+    """Return the distribution of random columns; scores are within the bounds of a token weight that reads them."""
+    weight = settings.method.token_weight
+    low, high = (-math.inf, math.inf) if weight is None or not weight.reads_scores else weight.score_bounds
+    if columns == SCORE_COLUMNS and math.isfinite(low) and math.isfinite(high):
+        return lambda draw, count: draw.uniform(low, high, count).astype(np.float32)
+    return _NUMBERS[columns]
 
 
 def with_random_columns(rows: Dataset, settings: RunSettings, *, seed: int) -> Dataset:
@@ -109,10 +119,11 @@ def with_random_columns(rows: Dataset, settings: RunSettings, *, seed: int) -> D
     columns = {}
     draw = np.random.default_rng(seed)
     for pair in random_columns(settings):
+        numbers = _numbers(settings, pair)
         for column, side in zip(pair, SIDES, strict=True):
             ids, labels = rows[f"{side}_input_ids"], rows[f"{side}_labels"]
             counts = [len(row) - response_start(label) for row, label in zip(ids, labels, strict=True)]
-            columns[column] = [_NUMBERS[pair](draw, count) for count in counts]
+            columns[column] = [numbers(draw, count) for count in counts]
     if not columns:
         return rows
     leftover = [column for column in columns if column in rows.column_names]

@@ -213,8 +213,11 @@ def _notes(session: Session, contenders: Sequence[Contender]) -> list[str]:
         "is the same for all. Medians over the rounds; ratios within a round.",
     ]
     resolved = [contender.settings for contender in contenders if contender.settings is not None]
-    if any(selects_at_random(settings) for settings in resolved):
+    random = [settings.method for settings in resolved if selects_at_random(settings)]
+    if not all(method.weighs_by_scores for method in random):
         notes.append("tokens are selected by random scores, as many as with an oracle; no oracle was run.")
+    if any(method.weighs_by_scores for method in random):
+        notes.append("tokens are weighed by random scores; no oracle was run.")
     if any(settings.token_rewards is not None for settings in resolved):
         notes.append("token rewards are random numbers; none were computed.")
     if any(settings.precomputed_reference is not None for settings in resolved):
