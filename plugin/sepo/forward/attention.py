@@ -1,16 +1,19 @@
 """Attention over a row of pairs, in two causal pieces per pair: prompt + chosen, and rejected after prompt.
 
 With a dense mask over the row, kernels could not skip positions that no token attends to. Here the first piece is
-plainly causal and the second one rectangular. Sliding windows are masked by position, so they are exact too. The
-attention is registered with transformers under a new name; a call without a layout (other evaluation code, generation)
-is forwarded to the model's original implementation.
+plainly causal and the second one rectangular. Where a kernel has no form of its own for the rectangle or for a sliding
+window, the queries run in blocks, each over the keys that it reaches, under one small mask that all blocks share: no
+tensor has the size [queries, keys]. The attention is registered with transformers under a new name; a call without a
+layout (other evaluation code, generation) is forwarded to the model's original implementation.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,6 +138,43 @@ def _check_arguments(implementation: str, module: nn.Module, arguments: Mapping[
         )
 
 
+@dataclass(frozen=True)
+class Reach:
+    """The keys that the queries of a piece attend to: each query its own token and the ones before it.
+
+    Args:
+        queries: number of queries, the last of the tokens.
+        keys: number of tokens.
+        window: number of tokens that a query attends to, including itself; None for all.
+    """
+
+    queries: int
+    keys: int
+    window: int | None = None
+
+    def blocks(self, rows: int, *, lower_right: bool) -> Iterator[tuple[slice, slice, Reach]]:
+        """Divide the queries into blocks, each over the keys that it reaches.
+
+        Args:
+            rows: maximum number of queries of a block with a dense mask.
+            lower_right: whether the kernel has the mask of fewer queries than keys without a window in a form of its
+                own; these queries are then not divided.
+
+        Yields:
+            The queries and the keys of a block, and its reach.
+        """
+        before = self.keys - self.queries
+        # Queries at positions within the window attend to everything before them.
+        free = self.queries if self.window is None else min(self.queries, max(0, self.window - before))
+        step = self.queries if before == 0 or lower_right else rows
+        starts = [*range(0, free, step), *range(free, self.queries, rows), self.queries]
+        for start, stop in itertools.pairwise(starts):
+            window = None if start < free else self.window
+            first = 0 if window is None else before + start - window + 1
+            keys = slice(first, before + stop)
+            yield slice(start, stop), keys, Reach(stop - start, keys.stop - keys.start, window)
+
+
 def attend_pairs(
     module: nn.Module,
     query: Tensor,
@@ -142,7 +182,7 @@ def attend_pairs(
     value: Tensor,
     layout: PairLayout,
     *,
-    piece: Callable[..., Tensor],
+    piece: Callable[..., list[Tensor]],
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> Tensor:
@@ -154,7 +194,7 @@ def attend_pairs(
         key: [1, key-value heads, N, D].
         value: [1, key-value heads, N, D'].
         layout: the row.
-        piece: computes the attention of one piece, [1, n, heads, D'].
+        piece: computes the attention of one piece, in parts [1, n, heads, D'] that make up its queries in order.
         sliding_window: number of tokens that a token attends to, including itself; None for all.
         **kwargs: other arguments that the layer passes to its attention.
 
@@ -162,41 +202,59 @@ def attend_pairs(
         [1, N, heads, D'].
     """
 
-    def attend(queries: slice, before: slice | None = None) -> Tensor:
-        """Compute the attention of a run of tokens over an earlier run and itself."""
-        own = queries.stop - queries.start
-        earlier = before.stop - before.start if before is not None else 0
-        keys, values = (
-            torch.cat([states[:, :, before], states[:, :, queries]], 2) if earlier else states[:, :, queries]
-            for states in (key, value)
-        )
-        windowed = sliding_window is not None and sliding_window < earlier + own
-        mask = _mask(layout, earlier, own, sliding_window if windowed else None, query.device)
-        output: Tensor = piece(module, query[:, :, queries], keys, values, mask=mask, windowed=windowed, **kwargs)
-        return output
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> list[Tensor]:
+        count, total = queries.shape[2], keys.shape[2]
+        reach = Reach(count, total, sliding_window if sliding_window is not None and sliding_window < total else None)
+        return piece(module, queries, keys, values, reach=reach, layout=layout, **kwargs)
 
-    outputs = []
+    # Prompt + chosen, rejected, prompt + chosen, ...: the gradient of a split is one concatenation, that of a slice a
+    # tensor as large as the row.
+    lengths = [length for span in layout.spans for length in (span.split - span.start, span.end - span.split)]
+    parts = [iter(states.split(lengths, 2)) for states in (query, key, value)]
+    outputs: list[Tensor] = []
     for span in layout.spans:
-        if span.split > span.start:
-            outputs.append(attend(slice(span.start, span.split)))
+        first, own = ([next(part) for part in parts] for _ in range(2))
+        outputs += attend(*first)
         if span.rejected:
-            outputs.append(attend(slice(span.split, span.end), slice(span.start, span.start + span.shared)))
+            keys, values = (
+                torch.cat([states[:, :, : span.shared], more], 2) if span.shared else more
+                for states, more in zip(first[1:], own[1:], strict=True)
+            )
+            outputs += attend(own[0], keys, values)
     return torch.cat(outputs, 1)
 
 
-def _mask(layout: PairLayout, before: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the mask of ``length`` tokens over ``before`` earlier tokens and themselves, [length, before + length].
+_BLOCK_ROWS = {"cpu": 256}
+_DEFAULT_BLOCK_ROWS = 2048
+"""Queries per block, by type of device. On a CPU, small blocks are the fastest, since keys after a block are not
+computed. On accelerators each block is launched, and only memory limits a block."""
 
-    The mask is bool, True where a token attends; None if a plain causal mask is sufficient.
+
+def _dense(layout: PairLayout, reach: Reach, rows: int, device: torch.device) -> Tensor:
+    """Return the mask of a block, bool [queries, keys], True where a query attends to a key.
+
+    Aligned at the last query and key, the mask of a block is a part of the mask of any larger one: one mask is made per
+    layout and window.
+
+    Args:
+        layout: the row, which holds the masks.
+        reach: reach of the block.
+        rows: maximum number of queries of a block.
+        device: device of the mask.
     """
-    if window is None and not before:
-        return None
-    total = before + length
-    key = (before, length, window, device)
-    if key not in layout.masks:
-        reach = torch.arange(before, total, device=device)[:, None] - torch.arange(total, device=device)
-        layout.masks[key] = reach >= 0 if window is None else (reach >= 0) & (reach < window)
-    return layout.masks[key]
+    made = (reach.window, rows, device)
+    if made not in layout.masks:
+        width = max(span.shared + max(span.chosen, span.rejected) for span in layout.spans)
+        rows = min(rows, width)
+        if reach.window is not None:
+            width = min(width, rows + reach.window - 1)
+        own = torch.arange(width - rows, width, device=device)[:, None]
+        keys = torch.arange(width, device=device)
+        mask = keys <= own
+        if reach.window is not None:
+            mask &= keys > own - reach.window
+        layout.masks[made] = mask
+    return layout.masks[made][-reach.queries :, -reach.keys :]
 
 
 def _fused_piece(
@@ -206,23 +264,34 @@ def _fused_piece(
     key: Tensor,
     value: Tensor,
     *,
-    mask: Tensor | None,
-    windowed: bool,
+    reach: Reach,
+    layout: PairLayout,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
-) -> Tensor:
-    """Compute fused attention of one piece; the mask is causal if ``mask`` is None."""
-    groups, cpu = query.shape[1] // key.shape[1], query.device.type == "cpu"
-    if mask is not None and not windowed and query.device.type == "cuda":
-        mask = causal_lower_right(*mask.shape)  # the same mask, in the form that flash kernels support
+) -> list[Tensor]:
+    """Compute fused attention of one piece."""
+    kind = query.device.type
+    groups, cpu, lower_right = query.shape[1] // key.shape[1], kind == "cpu", kind == "cuda"
     if groups > 1 and not cpu:  # on other devices, kernels that support a mask do not support groups
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling,
-        enable_gqa=groups > 1 and cpu,
-    )  # fmt: skip
-    return output.transpose(1, 2)
+    rows = _BLOCK_ROWS.get(kind, _DEFAULT_BLOCK_ROWS)
+    outputs = []
+    for queries, keys, block in reach.blocks(rows, lower_right=lower_right):
+        q, k, v = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+        causal = block.window is None and block.queries == block.keys
+        mask: Tensor | None = None
+        if lower_right and block.window is None and not causal:
+            mask = causal_lower_right(block.queries, block.keys)  # the form that flash kernels support
+            if torch.is_autocast_enabled(kind):  # it is dispatched before autocast sees the call
+                q, k, v = (state.to(torch.get_autocast_dtype(kind)) for state in (q, k, v))
+        elif not causal:
+            mask = _dense(layout, block, rows, query.device)
+        output = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=groups > 1 and cpu
+        )
+        outputs.append(output.transpose(1, 2))
+    return outputs
 
 
 def _eager_piece(
@@ -232,15 +301,14 @@ def _eager_piece(
     key: Tensor,
     value: Tensor,
     *,
-    mask: Tensor | None,
-    windowed: bool,
+    reach: Reach,
+    layout: PairLayout,
     **kwargs: Any,
-) -> Tensor:
+) -> list[Tensor]:
     """Compute the model's eager attention of one piece."""
-    if mask is None:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    mask = _dense(layout, reach, layout.tokens, query.device)
     added = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
     added.masked_fill_(~mask, torch.finfo(query.dtype).min)
     attention = _host_attention(implementation, type(module))
     output: Tensor = attention(module, query, key, value, added[None, None], **kwargs)[0]
-    return output
+    return [output]

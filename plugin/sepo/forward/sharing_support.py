@@ -10,20 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sepo.errors import SepoError
-from sepo.forward.attention import PREFIX, SUPPORTED, UnknownAttentionError, register
-from sepo.forward.chunked import matmul_dtype
-from sepo.forward.evaluation_mode import in_evaluation_mode
-from sepo.forward.head import Head, causal_lm, run_through_head
+from sepo.forward.attention import PREFIX, SUPPORTED, register
+from sepo.forward.head import causal_lm
 from sepo.forward.shared_prompt import PairLayout, is_right_padded, pair_layout
+from sepo.forward.sharing_probe import difference
 
 logger = logging.getLogger(__name__)
 
 _BATCH = {"input_ids", "attention_mask"}
 _LAYERS = {"full_attention", "sliding_attention", "attention"}
-_PROBE_TOKENS = 8
-"""Tokens per part of the pair on which the shared and the plain path are compared."""
-
 _REFUSALS: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
 """Models that were checked: why pairs take the plain path, or None if they share their prompts."""
 
@@ -72,7 +67,7 @@ def layout_for(model: nn.Module, inputs: Mapping[str, Any], layout: PairLayout |
         refusal = refusal_of(inner)
         if refusal is None:
             own = _use_pair_attention(inner)
-            refusal = _difference(model, inner, inputs["input_ids"], layout)
+            refusal = difference(model, inner, inputs["input_ids"], layout)
             if refusal is not None:
                 inner.config._attn_implementation = own
         _REFUSALS[inner] = refusal
@@ -128,48 +123,3 @@ def _use_pair_attention(model: Any) -> str:
     if not implementation.startswith(PREFIX):
         model.config._attn_implementation = register(implementation)
     return implementation
-
-
-def _difference(model: nn.Module, inner: nn.Module, input_ids: Tensor, layout: PairLayout) -> str | None:
-    """Run a few tokens of the first pair by both paths; return why they differ, or None."""
-    ids, wanted = _probe(input_ids, layout)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    row = pair_layout(ids.cpu(), wanted.cpu()).to(ids.device)
-    layers = getattr(getattr(inner, "config", None), "num_hidden_layers", None)
-    dtypes: set[torch.dtype] = set()
-
-    def compute(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        dtypes.add(matmul_dtype(states))
-        return (head.log_probs(states, targets, chunk_tokens=None),)
-
-    with torch.no_grad(), in_evaluation_mode(model):
-        tokens: dict[str, Any] = {"labels": ids, "wanted": wanted, "compute": compute}
-        (plain,) = run_through_head(model, inputs, **tokens)
-        try:
-            (shared,) = run_through_head(model, inputs, layout=row, **tokens)
-        except UnknownAttentionError as error:
-            return str(error)
-    if row.attended != layers:
-        return f"{row.attended} of the {layers} layers of {type(inner).__name__} used sepo's attention"
-    half = bool(dtypes & {torch.bfloat16, torch.float16})
-    difference = (plain - shared)[wanted].abs().mean().item()
-    if not difference <= (0.1 if half else 1e-3):
-        return (
-            f"{type(inner).__name__} returns other log-probabilities for a row of pairs than for a batch (mean "
-            f"difference {difference:.2g} nats)"
-        )
-    return None
-
-
-def _probe(input_ids: Tensor, layout: PairLayout) -> tuple[Tensor, Tensor]:
-    """Return a small pair [2, T] from the tokens of a batch, with a common prefix, and its wanted positions."""
-    tokens = input_ids.flatten()[layout.source]
-    both = tokens[:_PROBE_TOKENS]
-    rest = tokens.flip(0)[: 2 * _PROBE_TOKENS]
-    half = len(rest) // 2
-    if half == 0:
-        raise SepoError("the batch has one token, expected a prompt and two responses: remove the row.")
-    ids = torch.stack([torch.cat([both, part]) for part in (rest[:half], rest[half : 2 * half])])
-    wanted = torch.ones(2, ids.shape[1] - 1, dtype=torch.bool, device=ids.device)
-    wanted[:, : len(both) - 1] = False
-    return ids, wanted
