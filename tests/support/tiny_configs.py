@@ -60,6 +60,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "gemma3n_text": {"altup_num_inputs": 2},
+    "gemma3": {"text_config": {"final_logit_softcapping": 3.0}},  # it does not apply it
     "gemma3_text": {"final_logit_softcapping": 3.0},
     "gemma4": {"text_config": {"final_logit_softcapping": 3.0}},
     "gemma4_text": {"final_logit_softcapping": 3.0},
