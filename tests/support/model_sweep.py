@@ -35,6 +35,8 @@ MORE_INPUTS = {"gemma3": ("token_type_ids",)}
 
 UNREACHED: dict[str, tuple[type[Exception], str]] = {
     "gemma3n": (ImportError, "its tower for images needs the package timm, which is not installed"),
+    "gemma4_assistant": (Exception, "it drafts for another model and reads that model's keys and values"),
+    "gemma4_unified_assistant": (Exception, "it drafts for another model and reads that model's keys and values"),
     "musicgen": (Exception, "it models codes of audio: its config is not valid without an encoder of audio"),
     "musicgen_melody": (Exception, "it models codes of audio: its config is not valid without an encoder of audio"),
 }
@@ -106,9 +108,9 @@ def outcome_of(model_type: str) -> Outcome:
     error, cause = UNREACHED.get(model_type, ((), ""))
     try:
         model = tiny_model(model_type)
+        outcome = _outcome(model, model_type)
     except error:
         return Outcome(NOT_REACHED, cause)
-    outcome = _outcome(model, model_type)
     if outcome.prompts == ONCE and model.config._attn_implementation != "sepo_eager":
         assert _outcome(tiny_model(model_type, attn_implementation="eager"), model_type) == outcome
     return outcome

@@ -54,26 +54,36 @@ _SIZES: tuple[tuple[str, float], ...] = (
 
 _MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16}  # expand * hidden_size = 64
 
+_SHARED_KEYS = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
+
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
-    "gemma3n_text": {"altup_num_inputs": 2},
+    "gemma3n_text": {**_SHARED_KEYS, "altup_num_inputs": 2},
     "gemma3": {"text_config": {"final_logit_softcapping": 3.0}},  # it does not apply it
     "gemma3_text": {"final_logit_softcapping": 3.0},
     "gemma4": {"text_config": {"final_logit_softcapping": 3.0}},
-    "gemma4_text": {"final_logit_softcapping": 3.0},
+    "gemma4_text": {**_SHARED_KEYS, "final_logit_softcapping": 3.0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {**_MAMBA2, "num_hidden_layers": 2, "layer_types": ["mamba", "attention"]},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
+    "lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 2},
     "ministral": {"head_dim": 8, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
+    "qwen2_moe": {"use_sliding_window": False},  # else it masks all layers alike, and says so to some: it runs padded
     "reformer": {"axial_pos_embds": False, "hash_seed": 0},
+    "smollm3": {"no_rope_layers": [1, 0]},
     "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
     "zamba": {"num_hidden_layers": 8, "use_mamba_kernels": False},
 }
 
@@ -107,12 +117,12 @@ def shrunk(config: PretrainedConfig, changes: Mapping[str, Any]) -> dict[str, An
     if isinstance(kv_heads := declared.get("num_key_value_heads"), int) and "num_key_value_heads" not in changes:
         attribute = config.attribute_map.get("num_attention_heads", "num_attention_heads")
         settings["num_key_value_heads"] = HEADS if kv_heads == declared.get(attribute) else HEADS // 2
-    return {**settings, **_one_layer_of_each_type(config, settings)}
-
-
-def _one_layer_of_each_type(config: PretrainedConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the lists of the types of a config's layers, with each type at least once, and the number of layers."""
     count = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    return settings if count in changes else {**settings, **_one_layer_of_each_type(config, count, settings)}
+
+
+def _one_layer_of_each_type(config: PretrainedConfig, count: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the lists of the types of a config's layers, with each type at least once, and the number of layers."""
     lists = {
         name: list(dict.fromkeys(value))
         for name, value in vars(config).items()
@@ -132,5 +142,8 @@ def _one_layer_of_each_type(config: PretrainedConfig, settings: Mapping[str, Any
 
 def tiny_config(model_type: str) -> PretrainedConfig:
     """Return the config of a model type with small sizes."""
-    config = AutoConfig.for_model(model_type)
-    return AutoConfig.for_model(model_type, **shrunk(config, EXCEPTIONS.get(model_type, {})))
+    config, changes = AutoConfig.for_model(model_type), EXCEPTIONS.get(model_type, {})
+    if hasattr(config, "use_sliding_window"):  # off by default; the types of the layers depend on it
+        changes = {"use_sliding_window": True, **changes}
+        config = AutoConfig.for_model(model_type, use_sliding_window=changes["use_sliding_window"])
+    return AutoConfig.for_model(model_type, **shrunk(config, changes))
