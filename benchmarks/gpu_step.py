@@ -30,12 +30,25 @@ from sepo.errors import SepoError
 
 RESULTS = Path(__file__).parent / "results"
 STAGES = ("host_dpo", "host_simpo", "sepo", "dpo", "selective_dpo")
+# The shapes of Llama-2 (7b, 13b), Llama-3.1 (8b), TinyLlama (1b) and Qwen2.5 (0.5b).
 SHAPES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+    "8b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "1b": {
+        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+    "0.5b": {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "tie_word_embeddings": True,
+    },
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-}
-VOCABULARY = {"7b": 32000, "13b": 32000, "tiny": 512}
+}  # fmt: skip
+VOCABULARY = {"7b": 32000, "13b": 32000, "8b": 128256, "1b": 32000, "0.5b": 151936, "tiny": 512}
 SPECIAL = ["<unk>", "<|im_start|>", "<|im_end|>", "<pad>", "user", "assistant", "system"]
 PAIRS_PER_STEP = 2
 PROMPT_OVERHEAD, RESPONSE_OVERHEAD = 5, 1  # tokens of the template chatml in this vocabulary
@@ -54,26 +67,32 @@ def save_tokenizer(folder, size):
     wrapped.save_pretrained(folder)
 
 
-def save_model(folder, shape, device):
-    """Create random weights of a shape on the device and write them, once; return their directory."""
+def random_model(shape, device):
+    """Create random weights of a shape on the device, in bfloat16."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    config = LlamaConfig(
+        **{"num_key_value_heads": SHAPES[shape]["num_attention_heads"], "tie_word_embeddings": False, **SHAPES[shape]},
+        vocab_size=VOCABULARY[shape], max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            return LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def save_model(folder, shape, device):
+    """Write random weights of a shape, once; return their directory."""
     done = folder / "done"
     if done.is_file():
         return folder
     print(f"making random weights of shape {shape} in {folder}", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    config = LlamaConfig(
-        **SHAPES[shape], num_key_value_heads=SHAPES[shape]["num_attention_heads"], vocab_size=VOCABULARY[shape],
-        max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
+    random_model(shape, device).save_pretrained(folder)
     save_tokenizer(folder, VOCABULARY[shape])
     done.touch()
     return folder
@@ -139,9 +158,15 @@ def matrix_peak(size=8192, products=50):
 def multiplied(shape):
     """Count parameters in matrix products: of the layers and of the head."""
     values = SHAPES[shape]
-    hidden = values["hidden_size"]
-    layer = 4 * hidden * hidden + 3 * hidden * values["intermediate_size"]
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    grouped = hidden * values.get("num_key_value_heads", heads) // heads  # width of keys and values
+    layer = 2 * hidden * (hidden + grouped) + 3 * hidden * values["intermediate_size"]
     return values["num_hidden_layers"] * layer + hidden * VOCABULARY[shape]
+
+
+def model_flops(shape, tokens_per_second, *, reference):
+    """Return the model FLOPs per second of a stage, with or without a reference in its step."""
+    return 2 * (2 + reference) * multiplied(shape) * tokens_per_second
 
 
 def with_flops(result, *, shape, peak):
@@ -149,8 +174,7 @@ def with_flops(result, *, shape, peak):
     for entry in result["contenders"]:
         settings = entry["settings"]
         reference = entry["name"] == "host_dpo" or (settings is not None and settings["reference"])
-        passes = 2 + reference
-        entry["model_flops_per_second"] = 2 * passes * multiplied(shape) * entry["tokens_per_second"]
+        entry["model_flops_per_second"] = model_flops(shape, entry["tokens_per_second"], reference=reference)
         entry["share_of_peak"] = None if peak is None else entry["model_flops_per_second"] / peak
     result["peak_flops_per_second"] = peak
     return result

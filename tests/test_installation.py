@@ -313,6 +313,17 @@ def test_doctor_without_a_host_names_both(monkeypatch, capsys):
     assert install_command("axolotl") in wrong
 
 
+@pytest.mark.parametrize("text", ["import os\nos.abort()", "raise OSError('no library')", "raise SystemExit(0)"])
+def test_nothing_is_reported_by_a_process_in_which_a_package_does_not_load(text, tmp_path, monkeypatch, capsys):
+    """The caller then finds out which one, and reports it."""
+    from sepo.cli.doctor import _reported_by_process
+
+    (tmp_path / "torch.py").write_text(f"print('printed during import')\n{text}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert _reported_by_process((), good=True, start=None) is None
+    assert capsys.readouterr().out == ""
+
+
 def test_doctor_compares_no_versions_if_none_are_recorded(recorded, monkeypatch, capsys):
     """When sepo runs from the path, there is no distribution of this name."""
     from sepo.cli.doctor import _packages, _section

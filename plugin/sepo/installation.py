@@ -272,18 +272,25 @@ def _allows(requirement: Requirement, version: str | None) -> bool:
     return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
-def packages(host: Host) -> list[Package]:
-    """Check the versions of a host's extra, and import the packages of ``LOADED``.
+def to_load() -> list[str]:
+    """Return the packages of ``LOADED`` that are installed."""
+    return [name for name in LOADED if is_installed(name)]
+
+
+def packages(host: Host, failures: Mapping[str, str] | None = None) -> list[Package]:
+    """Check the versions of a host's extra, and that the packages of ``LOADED`` can be imported.
 
     Args:
         host: an installed host.
+        failures: from ``load_failures(to_load())``; None to import them for this.
 
     Returns:
         Every package of the extra, and those of ``LOADED`` that are installed, each once.
     """
     known, needed = tested(host), _needed(host)
-    there = [name for name in LOADED if is_installed(name)]
-    failures = load_failures(there)
+    there = to_load()
+    if failures is None:
+        failures = load_failures(there)
     names = dict.fromkeys([host.name, *known, *there])
     return [
         Package(

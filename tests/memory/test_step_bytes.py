@@ -137,6 +137,17 @@ def test_deep_models_cost_as_much_as_their_layers(name, checkpointing, monkeypat
     assert short == pytest.approx(step_bytes(deep, row, how), rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma3"])
+def test_a_pass_without_a_backward_pass_needs_the_same_at_any_depth(name):
+    config = model_of(name).config
+    values = {**config.to_dict(), "num_hidden_layers": 12}
+    if values.get("layer_types"):
+        values["layer_types"] = [*["sliding_attention"] * 5, "full_attention"] * 2
+    deep = type(config).from_dict(values)
+    row, how = Row(((1, 50, 50), (7, 20, 30)), 60), Pass(torch.float32, backward=False)
+    assert step_bytes(deep, row, how) == step._bytes_at(deep, 12, row, how)
+
+
 def test_rows_stay_within_the_budget():
     assert largest_row(4, cutoff=100, batch_tokens=None, share=0.3).tokens == 4 * 199
     assert largest_row(4, cutoff=100, batch_tokens=450, share=0.3) == Row(((1, 99, 99),) * 2, 119)

@@ -223,6 +223,11 @@ def test_weights_are_known_before_the_forward_pass_unless_scores_are_live():
         ({}, {}, "a sum of objectives has nothing"),
         ({"sepo": 0.5, "selective_dpo": 0.5}, {}, "different defaults of token_scorer: oracle .sepo., policy_ref"),
         ({"dpo": 0.5, "d2po": 0.5}, {}, "different defaults of token_weight: none .dpo., position .d2po."),
+        (
+            {"tis_dpo": 1, "sepo": 1},
+            {"token_weight": "importance", "token_scorer": "random"},
+            "different defaults of the selection",
+        ),
         ({"dpo": 0.5, "simpo": 0.5}, {"lambda": 1.0}, "no objective of dpo.simpo has the hyperparameter 'lambda'"),
         ({"dpo": 0.5, "simpo": 0.5}, {"pref_ftx": 1.0}, "add sft .for pref_ftx."),
     ],
@@ -279,6 +284,10 @@ def test_a_sum_is_the_sum_of_its_objectives():
     same(out.chosen_rewards, compute_preference_loss("dpo", **batch).chosen_rewards)
     weighed = compute_preference_loss({"tgdpo": 1.0, "sft": 0.1}, **batch)  # the likelihood has no token weights
     same(weighed.losses, losses("tgdpo", batch) + 0.1 * nll)
+    alone = compute_preference_loss({"dpo": 0.5}, **batch)
+    same(alone.losses, 0.5 * dpo)
+    assert dict(resolve_method({"dpo": 0.5}).factors) == {"dpo": 0.5}
+    assert not resolve_method({"dpo": 1.0}).factors
     again = compute_preference_loss({"sft": 0.1, "orpo": 0.2, "dpo": 0.8}, **batch)
     same(again.losses, out.losses)
 

@@ -210,3 +210,18 @@ def test_weights_are_those_of_units_and_scopes_that_a_step_selects(table, words)
                 prepare(values, method, words)
         else:
             assert prepare(values, method, words)
+
+
+def test_weights_of_positions_that_a_mean_cannot_take_raise_before_training(table, words):
+    """The selected tokens of a rejected response that come after the length of a short chosen one all weigh 0."""
+    method = resolve_method("sepo", token_scorer="oracle", token_weight="length", length_alpha=0.0, rejected_ratio=0.01)
+
+    def begins(side, token):
+        return -float(token) if side == "chosen" else float(token)
+
+    assert prepare(scored(table, lambda row, side, token: begins(side, token)), method, words)
+    lengths = [[sum(label != -100 for label in labels) for labels in table[f"{side}_labels"]] for side in SIDES]
+    row = next(index for index, (chosen, rejected) in enumerate(zip(*lengths, strict=True)) if chosen < rejected)
+    ends = scored(table, lambda at, side, token: (-1 if (at, side) == (row, "rejected") else 1) * begins(side, token))
+    with pytest.raises(SepoError, match=f"row {row} of train: its rejected response, .* weights that are all 0"):
+        prepare(ends, method, words)

@@ -23,3 +23,10 @@ def add_recipe(parser: argparse.ArgumentParser, what: str, *, override: str) -> 
 def add_json_output(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--output``, a JSON file that ``what`` is also written to."""
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help=f"also write {what} as JSON")
+
+
+def add_timing(parser: argparse.ArgumentParser) -> None:
+    """Add ``--timing``, which prints the command's seconds of imports and of its own work."""
+    parser.add_argument(
+        "--timing", action="store_true", help="print the seconds of imports by package and of own work by step"
+    )

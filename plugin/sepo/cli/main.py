@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from sepo import __version__
 from sepo.cli import train
 from sepo.cli.activation import add_webui, run_disable, run_enable, run_webui
+from sepo.cli.arguments import add_timing
 from sepo.cli.bench import add_bench, run_bench
 from sepo.cli.compare import add_compare, run_compare
 from sepo.cli.credit import add_credit, run_credit
 from sepo.cli.demo import add_demo, run_demo
+from sepo.cli.ending import QuickEnd
 from sepo.cli.evaluation import add_eval, run_eval
 from sepo.cli.pipeline import add_pipeline, run_pipeline
 from sepo.cli.plan import add_plan, run_plan
@@ -25,6 +27,9 @@ from sepo.redaction import redacted_words, without_secrets
 
 Command = Callable[[argparse.Namespace], int]
 """Runs a command with its parsed options and returns the exit status."""
+
+_ENDED_QUICKLY = ("plan",)
+"""Commands that import a host and leave nothing to it to finish."""
 
 EPILOG = """examples:
   sepo train recipe.yaml learning_rate=1e-5     train a recipe of LLaMA-Factory or of sepo's stages
@@ -95,7 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_bench(command("bench", "Benchmark sepo's stages against the host's dpo and simpo, on this machine.", run_bench))
     command("enable", "Make plain `llamafactory-cli train` and its workers run sepo's stages.", run_enable)
     command("disable", "Undo `sepo enable` completely.", run_disable)
-    command("doctor", "Report which packages are installed, which host is active and what is wrong.", _doctor)
+    add_timing(
+        command("doctor", "Report which packages are installed, which host is active and what is wrong.", _doctor)
+    )
     add_demo(
         command("demo", "Train a real small model in four ways on this machine, and show what each gained.", run_demo)
     )
@@ -128,12 +135,17 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 if the user's input is wrong, or the exit status of the host.
     """
+    is_program = words is None
     words = list(sys.argv[1:] if words is None else words)
     try:
         if words and words[0] in train.COMMANDS and words[1:] not in (["-h"], ["--help"]):
             return train.run_train(words[0], words[1:])
         options = _parsed(build_parser(), words)
-        return options.run(options)
+        ending = QuickEnd() if is_program and options.command in _ENDED_QUICKLY else None
+        status = options.run(options)
     except SepoError as error:
         print(f"sepo: error: {without_secrets(str(error))}", file=sys.stderr)
         return 2
+    if ending is not None:
+        ending.status = status
+    return status

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
-from sepo.cli.arguments import add_json_output, add_recipe
+from sepo.cli.arguments import add_json_output, add_recipe, add_timing
+from sepo.timing import Timing
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +27,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         help="tokens of the longest device batch, each prompt counted once (default: the most that cutoff_len allows)",
     )
     add_json_output(parser, "the plan")
+    add_timing(parser)
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -36,18 +39,23 @@ def run_plan(options: argparse.Namespace) -> int:
     Raises:
         SepoError: the recipe or an option is wrong.
     """
-    from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
+    timing = Timing()
+    with timing.watching_imports() if options.timing else contextlib.nullcontext():
+        from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
 
-    quiet_on_one_device()
-    load_host("plan", "llamafactory.hparams")
-    from sepo.hosts.llamafactory.plan.run import plan
+        quiet_on_one_device()
+        load_host("plan", "llamafactory.hparams")
+        from sepo.hosts.llamafactory.plan.run import plan
 
-    plan(
-        options.recipe,
-        options.overrides,
-        gpu=options.gpu,
-        processes=options.processes,
-        tokens=options.tokens,
-        output=options.output,
-    )
+        plan(
+            options.recipe,
+            options.overrides,
+            gpu=options.gpu,
+            processes=options.processes,
+            tokens=options.tokens,
+            output=options.output,
+            timing=timing,
+        )
+    if options.timing:
+        print(*timing.lines(), sep="\n")
     return 0

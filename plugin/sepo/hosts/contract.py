@@ -195,6 +195,7 @@ SHARED = (
         for name in ("lora_A", "lora_B", "lora_dropout", "lora_variant", "scaling", "base_layer")
     ),
     *(Entry("peft.tuners.lora", f"Linear.{name}") for name in ("active_adapters", "disable_adapters", "merged")),
+    *(Entry("peft.tuners.lora.model", name) for name in ("is_bnb_available", "is_bnb_4bit_available")),
     *(Entry("huggingface_hub.constants", name) for name in ("HF_HUB_OFFLINE", "ENDPOINT", "HF_HUB_ETAG_TIMEOUT")),
     Entry("torch.serialization", "register_package", ("priority", "tagger", "deserializer")),
     Entry("torch.utils.checkpoint", "checkpoint", ("function", "use_reentrant")),

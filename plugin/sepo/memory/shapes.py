@@ -162,9 +162,25 @@ def _with_adapters(model: Any, adapters: Adapters) -> Any:
     config = LoraConfig(
         task_type="CAUSAL_LM", r=adapters.rank, target_modules=targets, modules_to_save=list(adapters.also) or None
     )
-    with warnings.catch_warnings(), torch.device("meta"):
+    with warnings.catch_warnings(), torch.device("meta"), _without_bitsandbytes():
         warnings.simplefilter("ignore")  # PEFT warns of adapters on tied weights: no weights are trained here
         return get_peft_model(model, config)
+
+
+@contextlib.contextmanager
+def _without_bitsandbytes() -> Iterator[None]:
+    """Prevent PEFT from importing bitsandbytes, which takes seconds, for adapters on layers that are not quantized."""
+    from peft.tuners.lora import model
+
+    names = ("is_bnb_available", "is_bnb_4bit_available")
+    before = {name: getattr(model, name) for name in names}
+    for name in names:
+        setattr(model, name, lambda: False)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(model, name, function)
 
 
 def _trained_in(dtype: torch.dtype, model: Any) -> Any:

@@ -80,7 +80,8 @@ class Pass:
 def step_bytes(config: Any, row: Row, how: Pass) -> int:
     """Return the peak bytes of activations and all other tensors of a pass, without weights and gradients.
 
-    Two depths are run and the result is extrapolated: each further layer costs as much as the last ones.
+    With a backward pass two depths are run and the result is extrapolated: each further layer costs as much as the last
+    ones. Without one a layer keeps nothing, so that the deeper one, which has more kinds of layers, has the same peak.
 
     Args:
         config: the model's transformers configuration.
@@ -93,6 +94,8 @@ def step_bytes(config: Any, row: Row, how: Pass) -> int:
     layers = int(config.num_hidden_layers)
     if layers <= _DEPTHS[1]:
         return _bytes_at(config, layers, row, how)
+    if not how.backward:
+        return _bytes_at(config, _DEPTHS[1], row, how)
     few, more = (_bytes_at(config, depth, row, how) for depth in _DEPTHS)
     return more + (layers - _DEPTHS[1]) * (more - few) // (_DEPTHS[1] - _DEPTHS[0])
 

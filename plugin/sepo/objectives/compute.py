@@ -179,7 +179,7 @@ def preference_loss(
         complete = chosen.selection.any(dim=-1) & rejected.selection.any(dim=-1)
     own = _pair_losses(method, chosen, rejected, complete=complete)
     losses, metrics = own.losses, own.metrics
-    if method.added:
+    if method.factors:
         losses, metrics = _summed(method, own, chosen, rejected, complete=complete)
     if complete is not None:
         metrics["empty_pair"] = (~complete).to(losses.dtype)

@@ -15,7 +15,7 @@ from sepo.objectives.regularizers import Regularizer
 from sepo.objectives.reward_penalties import NoPenalty, Penalty
 from sepo.objectives.rewards import ResponseReward
 from sepo.objectives.settings import Value
-from sepo.objectives.token_weights import TokenWeight
+from sepo.objectives.token_weights import TokenWeight, weight_record
 from sepo.objectives.weights import PairWeight
 from sepo.selection.scopes import DEFAULT_SPAN_TOKENS, SCOPES
 from sepo.selection.scorer_inputs import LiveTokens, RowTokens, StoredScorer
@@ -263,23 +263,24 @@ class Method:
         weight = self.token_weight
         if weight is None:
             return
+        kind = weight_record(weight)["name"]
         if weight.reads_scores and not self.selects:
             raise SepoError(
-                f"method '{self.name}' weighs tokens by their scores ({type(weight).__name__}) without a token scorer, "
+                f"method '{self.name}' weighs tokens by their scores (token_weight {kind}) without a token scorer, "
                 "expected one: set token_scorer."
             )
         bounds = self.token_scorer.bounds
         if weight.reads_scores and bounds is not None and not weight.takes(bounds):
             raise SepoError(
-                f"method '{self.name}' weighs tokens by {type(weight).__name__}, which needs scores from "
+                f"method '{self.name}' has token_weight {kind}, which needs scores from "
                 f"{weight.score_bounds[0]:g} to {weight.score_bounds[1]:g}, found token scorer '{self.scorer}', whose "
                 f"scores are from {bounds[0]:g} to {bounds[1]:g}: set token_scorer: file, or a scorer with such scores."
             )
         if self.averages and weight.can_be_negative(bounds):
             raise SepoError(
-                f"method '{self.name}' takes a mean over token weights that can be negative ({type(weight).__name__}), "
+                f"method '{self.name}' takes a mean over token weights that can be negative ({kind}), "
                 "expected a sum: use an objective of summed rewards (dpo), or a token_weight that is at least 0 "
-                "(importance, position, length)."
+                "(position, length, importance, critical, transport)."
             )
 
     @property
@@ -289,9 +290,10 @@ class Method:
 
     @property
     def factors(self) -> Mapping[str, float]:
-        """The factor of each objective of a sum, by name; empty if it is none."""
+        """The factor of each objective of a sum, by name; empty if it is one objective with factor 1."""
         first, *_ = self.name.split(SUM)
-        return {first: self.factor, **{part.name: factor for factor, part in self.added}} if self.added else {}
+        factors = {first: self.factor, **{part.name: factor for factor, part in self.added}}
+        return factors if self.added or self.factor != 1.0 else {}
 
     @property
     def averages(self) -> bool:

@@ -141,8 +141,13 @@ def _sum_of_objectives(factors: Mapping[str, float], hyperparameters: Mapping[st
         return resolved_objective(name, presets[name], {**taken, "token_scorer": scorer, "token_weight": weight})
 
     scorer, weight = default_parts(factors, hyperparameters)
-    # The selection is that of the first objective that selects, the weight that of the first one that weighs.
-    selecting = resolved(_first(presets, lambda preset: preset.scorer == scorer), scorer=scorer, weight=weight)
+    # The selection is that of the objectives that select, the weight that of the first one that weighs.
+    selecting = _one_selection(
+        {
+            name: resolved(name, scorer=scorer, weight=weight)
+            for name in [name for name in presets if presets[name].scorer != NO_SCORER.name] or preferences
+        }
+    )
     weighing = resolved(_first(presets, lambda preset: preset.weight == weight), scorer=scorer, weight=weight)
     own = {name: resolved(name) for name in preferences}
     if unread:
@@ -168,6 +173,18 @@ def _sum_of_objectives(factors: Mapping[str, float], hyperparameters: Mapping[st
         settings=(*settings, *common),
         **alike,
     )
+
+
+def _one_selection(methods: Mapping[str, Method]) -> Method:
+    """Return the first of the methods of a sum, by name; raise if they select tokens differently."""
+    (first, method), *others = methods.items()
+    for name, other in others:
+        if other.selector != method.selector:
+            raise SepoError(
+                f"objectives {first} and {name} of a sum have different defaults of the selection ({method.selector}, "
+                f"{other.selector}); set the ratios, rule and count for all of them (select_* in a recipe)."
+            )
+    return method
 
 
 def _first(presets: Mapping[str, Objective], holds: Callable[[Objective], bool]) -> str:

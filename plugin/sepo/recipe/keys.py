@@ -230,14 +230,14 @@ class SepoArguments:
     )
     select_ratio: float | None = _key(
         "Share of tokens selected in both responses, in (0, 1].",
-        shown=Hyperparameter("chosen_ratio"),
+        shown="0.3 (`selective_dpo` 0.4); 1 with a token weight that reads scores",
         expected=SHARE,
         part="selection",
     )
     select_rule: str | None = _key(
         "`floor`: max(1, ⌊ratio x length⌋) tokens; `quantile`: all tokens at or beyond that quantile, including ties "
-        "(the Selective-DPO authors' rule); `mean`: all tokens with a score above the response's mean (ConfPO; a pair "
-        "in which a response has none has loss 0).",
+        "(the Selective-DPO authors' rule); `mean`: all tokens with a score above the response's mean, or below it "
+        "where the lowest scores are selected (ConfPO; a pair in which a response has none has loss 0).",
         shown="`floor` (`confpo` mean)",
         expected=one_of(*RULES),
         part="selection",

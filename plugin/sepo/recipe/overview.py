@@ -114,7 +114,8 @@ def _selection(method: Method) -> str:
     if selector is None:
         return "all tokens"
     if selector.rule == "mean":
-        return "tokens with a score above the mean of their response; a pair without one in a response has loss 0"
+        beyond = "above" if method.token_scorer.rejected_largest else "above (rejected: below)"
+        return f"tokens with a score {beyond} the mean of their response; a pair without one in a response has loss 0"
     unit = f"{selector.unit} (at least {selector.span_tokens} tokens)" if selector.unit == "span" else selector.unit
     if selector.count == "shorter":
         return f"as many tokens of each response as the shorter one has; unit {unit}"

@@ -15,7 +15,8 @@ template or row never reads old scores, and a changed learning rate always finds
 A file appears under its name only when it is complete and synced to disk. A process that dies loses the shard that it
 was computing; several processes, of one run or of many, share the work through one lock per shard, outside the store in
 ``<root>/.locks/<key>/``. The names of a store's models and data in recipes are recorded in
-``<root>/.names/<key>.json``, also outside, since the same content has different names in different recipes. A finished
+``<root>/.names/<key>.json``, also outside, since the same content has different names in different recipes; the default
+root also has the digests of weights that keys were made of (``.digests``). A finished
 store holds no time, host, path or process id: its bytes do not depend on interruptions or on the writer, provided that
 ``compute`` is deterministic (and, for the texts, that the pyarrow version is the same, which is recorded in the file).
 """

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sepo.errors import SepoError
+from sepo.score_store.digests import cached_digest
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -21,8 +22,7 @@ def _file_digest(path: Path) -> str:
     target = path.resolve()
     if target.parent.name == "blobs" and _BLOB.fullmatch(target.name):
         return target.name  # the hub's cache names large files by their SHA-256
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return cached_digest(path)
 
 
 def _config_digest(path: Path) -> str:

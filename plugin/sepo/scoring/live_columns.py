@@ -90,7 +90,8 @@ def selection_columns(
         result = each_dataset(result, lambda rows, _: _with_candidates(rows, template))
     if method.needs_counts:
         result = _with_counts(result, method)
-    if method.weighs_by_scores and method.needs_scores:
+    refusable = method.weighs_by_scores or (method.token_weight is not None and method.averages)
+    if refusable and method.needs_scores and not method.weighs_live:
         each_dataset(result, checked)
     return result
 

@@ -1,4 +1,4 @@
-"""Token weights from stored scores, computed for all rows before the policy is loaded: those that a step refuses."""
+"""Token weights of stored selections, computed for all rows before the policy is loaded: those a step refuses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_weights(dataset: Dataset, method: Method, *, name: str, tokenizer: Any
 
     Args:
         dataset: tokenized rows with all columns that the method's selection reads.
-        method: a method that weighs tokens by stored scores.
+        method: a method that weighs tokens and selects them by stored scores.
         name: name of the data set in errors.
         tokenizer: the policy's tokenizer, which decodes the response for the error.
 
@@ -61,7 +61,9 @@ def check_weights(dataset: Dataset, method: Method, *, name: str, tokenizer: Any
 def _check_batch(batch: Mapping[str, Any], method: Method, *, name: str, first: int, tokenizer: Any) -> None:
     pairs = len(batch["labels"]) // 2
     mask, selection = scorable_tokens(batch), batch[SELECTION]
-    scores = batch_floats(batch, SCORES, missing="the rows have no scores")
+    read = {"mask": mask, "selection": selection}
+    if method.weighs_by_scores:
+        read["scores"] = batch_floats(batch, SCORES, missing="the rows have no scores")
     sides = {"chosen": slice(None, pairs), "rejected": slice(pairs, None)}
 
     def in_row(side: str, row: int, what: str) -> SepoError:
@@ -72,8 +74,7 @@ def _check_batch(batch: Mapping[str, Any], method: Method, *, name: str, first: 
             f"{_advice(method)}."
         )
 
-    inputs = {f"{side}_{part}": tensor[rows] for side, rows in sides.items()
-              for part, tensor in (("mask", mask), ("selection", selection), ("scores", scores))}  # fmt: skip
+    inputs = {f"{side}_{part}": tensor[rows] for side, rows in sides.items() for part, tensor in read.items()}
     try:
         weights = weigh(method, **inputs)
     except WeightError as error:
@@ -91,12 +92,12 @@ def _check_batch(batch: Mapping[str, Any], method: Method, *, name: str, first: 
 
 
 def _advice(method: Method) -> str:
-    if method.scorer == "file":
+    if method.scorer == "file" and method.weighs_by_scores:
         return (
             "correct its chosen_scores and rejected_scores (spans become negative scores of rejected responses), or "
             "remove the row"
         )
-    return f"token_scorer is {method.scorer}; use another token_scorer or token_weight"
+    return f"token_scorer is {method.scorer}; use another token_scorer or token_weight, or remove the row"
 
 
 def _padded_labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

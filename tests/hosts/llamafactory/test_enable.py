@@ -1,5 +1,6 @@
 """`sepo enable`: effect of the file on a new interpreter, and `sepo disable`."""
 
+import subprocess
 import sys
 
 import pytest
@@ -130,6 +131,45 @@ def test_the_host_command_prints_an_error_in_one_line(world, elsewhere, tmp_path
 
 @pytest.mark.host
 def test_doctor_finds_a_working_environment():
-    done = run([BIN / "sepo", "doctor"], cwd=".", fresh=True)
-    assert "nothing is wrong" in done.stdout
+    done = run([BIN / "sepo", "doctor", "--timing"], cwd=".", fresh=True)
+    verdict, total, imports, work = done.stdout.splitlines()[-4:]
+    assert verdict == "nothing is wrong"
     assert "WRONG" not in done.stdout
+    assert total.startswith("timing: ")
+    assert " torch " in imports
+    assert " what is relied on in LLaMA-Factory " in work
+
+
+ACTIVATION = """
+from sepo.hosts.llamafactory import doctor
+from pathlib import Path
+doctor.pth_file, doctor.enabled = lambda: Path("."), lambda: True
+import llamafactory.train.tuner, llamafactory.webui.interface
+doctor.subprocess.run = None  # no other interpreter is started
+(finding,) = doctor.activation_findings()
+print(finding.good, finding.text)
+"""
+
+
+@pytest.mark.host
+def test_an_interpreter_that_registered_the_stages_needs_no_other_one_to_find_them(elsewhere):
+    enable.enable()
+    assert interpreter(elsewhere, ACTIVATION).stdout.splitlines()[-1].startswith("True enabled in this environment")
+
+
+def test_another_interpreter_is_started_if_this_one_has_not_registered_them(elsewhere, monkeypatch):
+    from sepo.hosts.llamafactory import doctor
+
+    enable.enable()
+    monkeypatch.setattr(doctor, "pth_file", enable.pth_file)
+    started = []
+
+    def failed(command, **options):
+        started.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "noise\nImportError: no gradio\n")
+
+    monkeypatch.setattr(doctor.subprocess, "run", failed)
+    (finding,) = doctor.activation_findings()
+    assert len(started) == 1
+    assert not finding.good
+    assert finding.text.endswith("a new interpreter does not register sepo's stages (ImportError: no gradio)")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -324,9 +325,35 @@ def test_the_out_of_memory_error_has_the_largest_savings(world, tmp_path, monkey
 
 def test_the_command_in_a_subprocess(world, tmp_path):
     path = write(sepo_recipe(world, tmp_path / "out"), tmp_path / "recipe.yaml")
-    done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB"], cwd=tmp_path, fresh=True)
+    done = run([BIN / "sepo", "plan", path, "--gpu", "24GiB", "--timing"], cwd=tmp_path, fresh=True)
     assert "fits a device (24.00 GiB)" in done.stdout
     assert "scoring by the oracle" in done.stdout
+    total, imports, work = done.stdout.splitlines()[-3:]
+    assert total.startswith("timing: ")
+    assert " torch " in imports
+    assert " account " in work
+
+
+_MODULES = """
+import sys
+from sepo.cli import main
+status = main(sys.argv[1:])
+print(*sorted(sys.modules))
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_plan_imports_what_it_needs(world, tmp_path, kind):
+    """No recipe is planned with data sets, trainers, the board, quantized layers or an engine."""
+    path = write(sepo_recipe(world, tmp_path / "out", finetuning_type=kind), tmp_path / "recipe.yaml")
+    done = run([sys.executable, "-c", _MODULES, "plan", path, "--gpu", "1MiB"], cwd=tmp_path, fresh=True)
+    assert "does not fit a device" in done.stdout
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "torch" in imported
+    absent = {"bitsandbytes", "trl", "gradio", "matplotlib", "deepspeed", "torchaudio", "llamafactory.data",
+              "llamafactory.model", "llamafactory.train", "llamafactory.webui"}  # fmt: skip
+    assert not absent & imported
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import time
 from types import SimpleNamespace
@@ -93,6 +94,14 @@ def test_the_first_screen_is_logged_before_the_data_and_before_training(first_ru
     assert "scoring train" in between
     assert "'loss'" in after
     assert "'loss'" not in between
+
+
+def test_the_seconds_before_training_are_logged(first_run):
+    _, _, done = first_run
+    (line,) = [line for line in done.stdout.splitlines() if " before training: " in line]
+    seconds = r"\d+\.\d\d s \(CPU \d+\.\d\d s\)"
+    assert re.search(f"before training: rows and scores {seconds}, policy {seconds}, trainer {seconds}\\.$", line)
+    assert done.stdout.index(line) < done.stdout.index("'loss'")
 
 
 def test_adapter_is_exported_by_the_host(first_run, world, tmp_path):

@@ -66,11 +66,19 @@ def activation_findings() -> Iterator[Finding]:
     if not enabled():
         yield Finding(False, f"{path} differs from the file that this version writes; run: sepo enable")
         return
-    quiet = subprocess.run([sys.executable, "-c", _IS_REGISTERED], capture_output=True, text=True, check=False)
-    if quiet.returncode == 0:
+    quiet = None
+    if not _registered_here():  # the stages were enabled meanwhile, or something is wrong
+        quiet = subprocess.run([sys.executable, "-c", _IS_REGISTERED], capture_output=True, text=True, check=False)
+    if quiet is None or quiet.returncode == 0:
         yield Finding(
             True, f"enabled in this environment ({path}): `llamafactory-cli train` and `webui` have sepo's stages"
         )
     else:
         last = (quiet.stderr.strip().splitlines() or ["no message"])[-1]
         yield Finding(False, f"{path} exists, but a new interpreter does not register sepo's stages ({last})")
+
+
+def _registered_here() -> bool:
+    """Return whether this interpreter has registered sepo's stages by the import hook, when it imported the host."""
+    tuner, interface = (sys.modules.get(f"llamafactory.{name}") for name in ("train.tuner", "webui.interface"))
+    return hasattr(tuner, "_sepo_enabled") and hasattr(interface, "_sepo_registered")

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sepo.errors import SepoError, first_line
+from sepo.errors import SepoError
 from sepo.hosts.llamafactory.child_runs import changes, command_line, is_resumable, read_record, train, write_record
-from sepo.hosts.llamafactory.reading import Recipe, override_values, recipe_of
+from sepo.hosts.llamafactory.reading import Recipe, override_values, reading_error, recipe_of
 from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.keys import ORACLE_KIND, PIPELINE_KEYS, SEPO_KEYS, names_of, unknown_key
 from sepo.recipe.resolve import REFUSED, resolve
@@ -77,8 +78,8 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.create(changes))
         recipe = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise SepoError(f"recipe '{path}' cannot be read: {first_line(error)}") from error
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+        raise SepoError(f"recipe '{path}' cannot be read: {reading_error(error)}") from error
     if not isinstance(recipe, dict):
         raise SepoError(f"recipe '{path}' is a list; a mapping of keys and values is expected.")
     # In the recorded recipe of a step; without the key, the token is used that this machine is logged in with.

@@ -53,7 +53,7 @@ def read_recipe(args: Arguments | None = None, *, keep_secrets: bool = False) ->
         read = read_args(args)
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         override_values([word for word in words[1:] if "=" in word])
-        raise SepoError(f"recipe '{words[0]}' cannot be read: {first_line(error)}") from error
+        raise SepoError(f"recipe '{words[0]}' cannot be read: {reading_error(error)}") from error
     handed = os.environ.get(SECRETS) if keep_secrets else os.environ.pop(SECRETS, None)
     if args is None and isinstance(read, dict):
         read = recipe_of({**read, **json.loads(handed or "{}")}, file=words[0], overrides=words[1:])
@@ -66,6 +66,14 @@ def read_recipe(args: Arguments | None = None, *, keep_secrets: bool = False) ->
         )
     remember_secrets(given)
     return read
+
+
+def reading_error(error: BaseException) -> str:
+    """Return why YAML cannot be read, in one line, with the line of the file if it is known."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem is not None:
+        where = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        return f"{error.problem}{where}"
+    return first_line(error)
 
 
 def recipe_of(values: Mapping[str, Any], *, file: str, overrides: Sequence[str]) -> Recipe:
@@ -87,8 +95,8 @@ def override_values(overrides: Sequence[str]) -> dict[str, Any]:
             raise SepoError(f"'{shown}' is not an override; key=value or section.key=value is expected.")
         try:
             OmegaConf.from_dotlist([word])
-        except (OmegaConfBaseException, ValueError) as error:
-            reason = f": {first_line(error)}" if shown == word else "."
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            reason = f": {reading_error(error)}" if shown == word else "."
             raise SepoError(f"override {shown} cannot be read{reason}") from error
     values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(values, dict)

@@ -44,6 +44,7 @@ from sepo.scoring.user_scores import warn_of_equal_scores
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
 from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
 from sepo.text.token_texts import template_texts
+from sepo.timing import Timing
 from sepo.training.row_losses import RowLosses
 from sepo.training.starting_policy import StartingPolicy
 from sepo.training.trainable_rows import each_dataset, joined_column, keep_trainable, with_lengths
@@ -55,7 +56,7 @@ def run_stage(
     model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, callbacks: Any, *, settings: RunSettings
 ) -> None:
     """Run a stage; the first five arguments are the host's parsed objects, as its own workflows take them."""
-    resolved = settings.as_dict()
+    timing, resolved = Timing(), settings.as_dict()
     logger.info("stage %s: %s", settings.stage, json.dumps(resolved))
     log_first_screen(settings)
     if training_args.do_train and training_args.process_index == 0:
@@ -73,9 +74,11 @@ def run_stage(
     datasets = selection_columns(
         datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed, template=data.written
     )
+    timing.lap("rows and scores")
     with cached_if_unreachable():
         model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
         ref_model, starting_policy = _reference(model, settings, model_args, training_args, finetuning_args)
+    timing.lap("policy")
     trainer = build_trainer(
         model,
         settings=settings,
@@ -100,6 +103,8 @@ def run_stage(
         trainer.add_callback(RunLog())
         trainer.add_callback(FirstScreen(settings))
         _record_tokens(trainer, settings, tokenizer=tokenizer, dataset=datasets["train_dataset"])
+        timing.lap("trainer")
+        logger.info("before training: %s.", timing.laps)
         _train(trainer, datasets, training_args, finetuning_args)
     if training_args.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")

@@ -17,6 +17,7 @@ from sepo.hosts.llamafactory.plan.recipe import planned_run
 from sepo.hosts.llamafactory.plan.report import plan_values, print_plan
 from sepo.hosts.llamafactory.reading import Recipe
 from sepo.recipe.comparison import refuse_comparison
+from sepo.timing import Timing
 
 
 def plan(
@@ -27,6 +28,7 @@ def plan(
     processes: int | None = None,
     tokens: int | None = None,
     output: Path | None = None,
+    timing: Timing | None = None,
 ) -> dict[str, Any]:
     """Estimate a recipe's memory, print the account, and report whether it fits.
 
@@ -37,6 +39,7 @@ def plan(
         processes: number of training processes; None for NPROC_PER_NODE times NNODES, or one.
         tokens: tokens of the longest device batch, with prompts shared; None for the maximum under the cutoff.
         output: JSON file to write, or None.
+        timing: counts the seconds of the steps, or None.
 
     Returns:
         The plan as plain JSON values.
@@ -49,15 +52,19 @@ def plan(
     for name, number in (("--processes", processes), ("--tokens", tokens)):
         if number is not None and number < 1:
             raise SepoError(f"{name} is {number}; a number of at least 1 is expected.")
-    read = read_pipeline(recipe_file, overrides)
-    recipe = Recipe({name: value for name, value in read.items() if value is not None}, read.origins)
-    _refuse_pipeline(recipe)
-    run = planned_run(recipe, processes=_processes() if processes is None else processes)
-    limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
+    timing = timing or Timing()
+    with timing.step("recipe"):
+        read = read_pipeline(recipe_file, overrides)
+        recipe = Recipe({name: value for name, value in read.items() if value is not None}, read.origins)
+        _refuse_pipeline(recipe)
+        run = planned_run(recipe, processes=_processes() if processes is None else processes)
+        limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
     on_gpu = not run.on_cpu
-    account = account_for(run, on_gpu=on_gpu, tokens=tokens)
+    with timing.step("account"):
+        account = account_for(run, on_gpu=on_gpu, tokens=tokens)
     print_lines([run.settings.first_screen])
-    found, fitting = savings(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
+    with timing.step("changes"):
+        found, fitting = savings(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
     print_plan(account, limit=limit, where=where, on_gpu=on_gpu, found=found, fitting=fitting)
     values = plan_values(account, limit=limit, found=found, fitting=fitting)
     if output is not None:
