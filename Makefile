@@ -100,6 +100,7 @@ hosts: env
 
 docs: env
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m tests.support.model_sweep
 
 lint: env
 	$(BIN)/ruff check .

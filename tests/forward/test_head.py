@@ -64,6 +64,43 @@ def test_the_transform_after_the_head_matters_in_these_models(family, neutral):
     assert (with_it - without).abs().max() > 1
 
 
+class Scaled(transformers.LlamaForCausalLM):
+    """A model that uses a setting of other models in its own way."""
+
+    scale = staticmethod(lambda logits, setting: logits)
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = self.scale(output.logits, self.config.logits_scaling)
+        return output
+
+
+def scaled(scale):
+    model = make()
+    model.__class__ = type("Scaled", (Scaled,), {"scale": staticmethod(scale)})
+    model.config.logits_scaling = 4.0
+    return model
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda logits, setting: logits / setting,
+        lambda logits, setting: logits * setting,
+        lambda logits, setting: logits,
+    ],
+    ids=["divided", "multiplied", "not read"],
+)
+def test_what_a_setting_does_to_the_logits_is_measured(scale):
+    assert_equals_full_logits(scaled(scale))
+
+
+def test_a_setting_with_an_effect_of_its_own_is_unsupported():
+    inputs, labels, wanted = batch()
+    with pytest.raises(SepoError, match="Scaled changes its logits after the head in an unsupported way"):
+        selected_log_probs(scaled(lambda logits, setting: logits / setting**0.5), inputs, labels=labels, wanted=wanted)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -16,6 +16,7 @@ from sepo.forward.lora import fuse_lora
 from sepo.forward.recompute import recompute_less
 from sepo.forward.sharing_support import batch_layout, layout_for, refusal_of
 from tests.support.models import MODELS, PAIRS, SMALL, batch_of, model_of, values_and_gradients
+from tests.support.tempered import TemperedAttention
 
 
 def assert_equal_ways(model, *, lengths=PAIRS, tolerance=2e-5, share=1.0):
@@ -131,12 +132,23 @@ def half_ours():
     return model
 
 
-def with_unknown_argument():
+def with_argument_that_is_read(attention):
+    model = model_of("Llama", attention=attention)
+    model.model.layers[2].self_attn.__class__ = TemperedAttention
+    return model
+
+
+def passing(**arguments):
+    """Return a model that passes more arguments to the attention of its last layer."""
     model = model_of("Llama")
     layer = model.model.layers[2].self_attn
     own = layer.forward
-    layer.forward = lambda *args, **kwargs: own(*args, s_aux=torch.zeros(4), **kwargs)
+    layer.forward = lambda *args, **kwargs: own(*args, **{**kwargs, **arguments})
     return model
+
+
+def test_arguments_that_no_attention_reads_are_no_obstacle():
+    assert_equal_ways(passing(output_router_logits=True, flag_of_the_next_release=torch.ones(3)))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +156,9 @@ def with_unknown_argument():
     [
         (leaking, "returns other log-probabilities for a row of pairs than for a batch"),
         (half_ours, "2 of the 3 layers of LlamaForCausalLM used sepo's attention"),
-        (with_unknown_argument, "LlamaAttention passes s_aux to its attention"),
+        (lambda: with_argument_that_is_read("sdpa"), "TemperedAttention passes temperature to its attention"),
+        (lambda: passing(is_causal=False), "LlamaAttention passes is_causal=False to its attention"),
+        (lambda: passing(attention_mask=torch.zeros(1, 1, 1, 16)), "LlamaAttention changes its attention mask"),
     ],
 )
 def test_an_unsupported_model_is_detected_and_takes_the_plain_path(make, reason, caplog):
@@ -157,6 +171,14 @@ def test_an_unsupported_model_is_detected_and_takes_the_plain_path(make, reason,
     (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("sepo")]
     assert reason in message
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_argument_that_only_the_eager_attention_of_the_model_reads_is_detected_there():
+    model, (inputs, wanted) = with_argument_that_is_read("eager"), batch_of(PAIRS)
+    assert layout_for(model, inputs, batch_layout(inputs, wanted)) is None
+    plain, _ = values_and_gradients(model, inputs, wanted)
+    without, _ = values_and_gradients(model_of("Llama", attention="eager"), inputs, wanted)
+    assert (plain - without).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
 from sepo.errors import SepoError
+from sepo.forward.read_arguments import read_arguments
 from sepo.forward.shared_prompt import LAYOUT, PairLayout
 
 PREFIX = "sepo_"
@@ -31,16 +32,15 @@ FLASH = ("flash_attention_2", "flash_attention_3")
 SUPPORTED = ("sdpa", "eager", *FLASH)
 """Implementations of transformers that have a counterpart here; flash kernels are used through torch's SDPA."""
 
-# Arguments that layers pass to their attention, and that attention does not read.
-_NOT_READ = frozenset(
-    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
-     "output_router_logits", "position_embeddings", "past_key_values", "return_dict", "num_items_in_batch",
-     "user_cache"}
-)  # fmt: skip
+_COMPUTED = frozenset({"dropout", "scaling", "sliding_window", "softcap"})
+"""Arguments that the attention here computes as the host's does."""
+
+_REPLACED = frozenset({"position_ids", "is_causal", "output_attentions"})
+"""Arguments that the host's functions read, and that the layout replaces; weights are not returned."""
 
 
 class UnknownAttentionError(SepoError):
-    """Raised if a layer passes an argument to its attention that is not supported here."""
+    """Raised if a layer's attention is not the one over the pairs of a row that is computed here."""
 
 
 def register(implementation: str) -> str:
@@ -69,6 +69,7 @@ def _attention_for(implementation: str) -> Callable[..., Any]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: PairLayout, **kwargs: Any
     ) -> Tensor:
+        _check_arguments(implementation, module, kwargs)
         layout.attended += 1
         return attend_pairs(module, query, key, value, layout, piece=piece, **kwargs)
 
@@ -80,22 +81,61 @@ def _attention_for(implementation: str) -> Callable[..., Any]:
     ) -> tuple[Tensor, Any]:
         layout: PairLayout | None = kwargs.pop(LAYOUT, None)
         if layout is None:
-            output: tuple[Tensor, Any] = _host_attention(implementation, module)(
+            output: tuple[Tensor, Any] = _host_attention(implementation, type(module))(
                 module, query, key, value, attention_mask, **kwargs
             )
             return output
+        if attention_mask is not None and attention_mask.numel() != 1:
+            raise UnknownAttentionError(f"{type(module).__name__} changes its attention mask, which is not supported")
         return attend(module, query, key, value, layout, **kwargs), None
 
     return attention
 
 
-def _host_attention(implementation: str, module: nn.Module) -> Callable[..., Any]:
-    """Return the function that transformers calls for a layer; each model's module defines its own eager one."""
+def _host_attention(implementation: str, layer: type[nn.Module]) -> Callable[..., Any]:
+    """Return the function that transformers calls for a class of layers; eager attention is the model's own.
+
+    Raises:
+        UnknownAttentionError: if there is none.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
     # a mapping in every version; its own `get_interface` is new in transformers 5
-    return ALL_ATTENTION_FUNCTIONS.get(implementation, eager)
+    function: Callable[..., Any] | None = ALL_ATTENTION_FUNCTIONS.get(implementation, _eager_attention(layer))
+    if function is None:
+        raise UnknownAttentionError(f"the module of {layer.__name__} has no eager_attention_forward")
+    return function
+
+
+def _eager_attention(layer: type[nn.Module]) -> Callable[..., Any] | None:
+    """Return the eager attention of a class of layers, which each model's module defines; None if it has none."""
+    modules = (sys.modules.get(base.__module__) for base in layer.__mro__)
+    own = (getattr(module, "eager_attention_forward", None) for module in modules)
+    return next((function for function in own if function is not None), None)
+
+
+def _check_arguments(implementation: str, module: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Raise if a layer passes an argument to its attention that is read by the model's own eager attention, or by the
+    host's function for the implementation, and not here."""
+    layer = type(module)
+    functions = (_host_attention(implementation, layer), _eager_attention(layer))
+    reads = [read_arguments(function) for function in functions if function is not None]
+    unknown = [
+        name
+        for name, value in arguments.items()
+        if value is not None
+        and name not in _COMPUTED | _REPLACED
+        and any(names is None or name in names for names in reads)
+    ]
+    if arguments.get("is_causal") is False:
+        unknown.append("is_causal=False")
+    # transformers' sdpa ignores softcap; so does this one for sdpa
+    if arguments.get("softcap") is not None and implementation in FLASH:
+        unknown.append("softcap")
+    if unknown:
+        raise UnknownAttentionError(
+            f"{layer.__name__} passes {', '.join(unknown)} to its attention, which is not supported"
+        )
 
 
 @dataclass(frozen=True)
@@ -228,17 +268,9 @@ def _fused_piece(
     layout: PairLayout,
     dropout: float = 0.0,
     scaling: float | None = None,
-    softcap: float | None = None,
     **kwargs: Any,
 ) -> list[Tensor]:
     """Compute fused attention of one piece."""
-    unknown = [name for name, value in kwargs.items() if value is not None and name not in _NOT_READ]
-    if softcap is not None and implementation in FLASH:  # transformers' sdpa ignores softcap; so does this one for sdpa
-        unknown.append("softcap")
-    if unknown:
-        raise UnknownAttentionError(
-            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which is not supported"
-        )
     kind = query.device.type
     groups, cpu, lower_right = query.shape[1] // key.shape[1], kind == "cpu", kind == "cuda"
     if groups > 1 and not cpu:  # on other devices, kernels that support a mask do not support groups
@@ -277,5 +309,6 @@ def _eager_piece(
     mask = _dense(layout, reach, layout.tokens, query.device)
     added = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
     added.masked_fill_(~mask, torch.finfo(query.dtype).min)
-    output: Tensor = _host_attention(implementation, module)(module, query, key, value, added[None, None], **kwargs)[0]
+    attention = _host_attention(implementation, type(module))
+    output: Tensor = attention(module, query, key, value, added[None, None], **kwargs)[0]
     return [output]

@@ -7,6 +7,8 @@ calling an inner module instead is silently wrong under DDP and fails under FSDP
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from sepo.forward.chunked import (
     token_log_probs,
     token_log_probs_by_module,
 )
+from sepo.forward.evaluation_mode import in_evaluation_mode
 from sepo.forward.exchange import exchanged
 from sepo.forward.last_layer import last_mlp_only_at
 from sepo.forward.router_loss import (
@@ -50,37 +53,119 @@ def causal_lm(model: nn.Module) -> nn.Module:
     return get_base() if callable(get_base) else model
 
 
-def known_transforms(model: nn.Module) -> tuple[LogitTransform, list[tuple[Any, str, float | None]]]:
-    """Return the model's transform of its logits after the head, and how to disable it: (owner, attribute, neutral)."""
+_SOFTCAPS = (
+    ("final_logit_softcapping", None),  # Gemma 2
+    ("output_logit_soft_cap", None),  # xLSTM
+    ("logits_soft_cap", 2.0**100),  # RecurrentGemma applies it always; a power of two rounds nothing
+)
+"""Settings with the cap of ``cap * tanh(logits / cap)``, and the value without effect."""
+
+
+_Known = tuple[LogitTransform, list[tuple[Any, str, float | None]]]
+
+_MEASURED: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[tuple[str, object], ...], int]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Models whose transform was measured: the settings at that time, and its place in ``_possible_transforms``."""
+
+
+def known_transforms(model: nn.Module) -> _Known:
+    """Return the usual transform of a model's logits after the head, and how to disable it: (owner, attribute,
+    neutral)."""
+    return _possible_transforms(model)[0]
+
+
+def _possible_transforms(model: nn.Module) -> list[_Known]:
+    """Return what the settings of a model can mean, the usual transform first.
+
+    The name alone does not tell: ``logits_scaling`` divides the logits of Granite, multiplies those of HyperCLOVA X,
+    and divides the hidden states of MiniCPM3 before the head, where it is no transform of the logits.
+    """
     config = getattr(model, "config", None)
-    transform = IDENTITY
-    switches: list[tuple[Any, str, float | None]] = []
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    if softcap is not None:
-        transform = LogitTransform(softcap=float(softcap))
-        switches.append((config, "final_logit_softcapping", None))
-    scale = getattr(model, "logit_scale", None)  # Cohere
-    if isinstance(scale, int | float):
-        transform = LogitTransform(scale=float(scale), softcap=transform.softcap)
-        switches.append((model, "logit_scale", 1.0))
-    divisor = getattr(config, "logits_scaling", None)  # Granite
-    if isinstance(divisor, int | float):
-        transform = LogitTransform(scale=transform.scale / float(divisor), softcap=transform.softcap)
-        switches.append((config, "logits_scaling", 1.0))
-    return transform, switches
+    text_config = getattr(config, "text_config", None) or config
+    settings: list[tuple[Any, str, float | None]] = []
+    effects: list[list[LogitTransform]] = []
+    for name, neutral in _SOFTCAPS:
+        cap = getattr(text_config, name, None)
+        if cap is not None:
+            settings.append((text_config, name, neutral))
+            effects.append([LogitTransform(softcap=float(cap)), IDENTITY])
+    factors = (
+        (model, "logit_scale", 1),  # Cohere
+        (text_config, "logits_scaling", -1),  # Granite
+        (getattr(model, "base_model", None), "lm_head_multiplier", 1),  # Falcon-H1
+    )
+    for owner, name, power in factors:
+        factor = getattr(owner, name, None)
+        if isinstance(factor, int | float) and factor != 1:
+            settings.append((owner, name, 1.0))
+            effects.append([*(LogitTransform(scale=float(factor) ** sign) for sign in (power, -power)), IDENTITY])
+    possible = []
+    for chosen in itertools.product(*effects):
+        caps = [effect.softcap for effect in chosen if effect.softcap is not None]
+        transform = LogitTransform(
+            scale=math.prod(effect.scale for effect in chosen), softcap=caps[0] if caps else None
+        )
+        in_use = [setting for setting, effect in zip(settings, chosen, strict=True) if effect != IDENTITY]
+        possible.append((transform, in_use))
+    return possible
+
+
+def _transform_of(model: nn.Module, inner: nn.Module, head: nn.Module, input_ids: Tensor) -> _Known:
+    """Return a model's transform of its logits after the head, and how to disable it.
+
+    If its settings can mean one, it is measured once: the model runs on the first two tokens of a batch's rows, with a
+    head that returns the same few numbers for each.
+
+    Raises:
+        SepoError: if the model does to its logits what none of its settings can mean.
+    """
+    possible = _possible_transforms(inner)
+    if len(possible) == 1:
+        return possible[0]
+    state = _scalars(inner)
+    measured = _MEASURED.get(inner)
+    if measured is None or measured[0] != state:
+        values = torch.tensor([-30.0, -1 / 3, 1 / 3, 30.0], device=input_ids.device)
+        ids = input_ids[:, :2]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        eager: Any = getattr(model, "_orig_mod", model)  # a compiled model would be compiled for this length
+        with (
+            torch.no_grad(),
+            in_evaluation_mode(model),
+            exchanged(head, lambda hidden, *args, **kwargs: values.expand(*hidden.shape[:-1], -1)),
+            _switched_off(without_own_loss(inner)),
+        ):
+            arrived = eager(**inputs, use_cache=False, return_dict=True).logits[0, -1].to(values)
+        differences = [((transform(values) - arrived) / arrived).abs().max().item() for transform, _ in possible]
+        best = min(range(len(possible)), key=differences.__getitem__)
+        if not differences[best] < _HALF_PRECISION:
+            raise _unsupported(inner)
+        measured = _MEASURED[inner] = (state, best)
+    return possible[measured[1]]
+
+
+_HALF_PRECISION = 0.02
+"""Largest relative difference of a measured transform: a wrapper can round the outputs to bfloat16."""
 
 
 @contextlib.contextmanager
-def _switched_off(switches: list[tuple[Any, str, float | None]]) -> Iterator[None]:
-    """Disable a model's transform of its logits after the head for one call."""
-    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+def _switched_off(switches: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Disable a model's transform of its logits after the head for one call.
+
+    Configs with typed fields check what is assigned to them, and a cap may have no type for none: it is assigned past
+    that check.
+    """
+    # a config may keep a setting under a name of its own
+    places = [(owner, getattr(owner, "attribute_map", {}).get(name, name)) for owner, name, _ in switches]
+    saved = [getattr(owner, name) for owner, name in places]
     try:
-        for owner, name, neutral in switches:
-            setattr(owner, name, neutral)
+        for (owner, name), (_, _, neutral) in zip(places, switches, strict=True):
+            object.__setattr__(owner, name, neutral)
         yield
     finally:
-        for owner, name, value in saved:
-            setattr(owner, name, value)
+        for (owner, name), value in zip(places, saved, strict=True):
+            object.__setattr__(owner, name, value)
 
 
 @dataclass(frozen=True)
@@ -127,11 +212,15 @@ def storage_pointer(parameter: Tensor) -> int | None:
     return None if hasattr(parameter, "to_local") else parameter.data_ptr()
 
 
-def _head_of(inner: nn.Module, transform: LogitTransform) -> Head:
+def _head_module(inner: nn.Module) -> Any:
     get_head: Any = getattr(inner, "get_output_embeddings", None)
     module: Any = get_head() if callable(get_head) else None
     if module is None:
         raise SepoError(f"{type(inner).__name__} has no language-model head, expected a causal language model.")
+    return module
+
+
+def _head_of(module: Any, transform: LogitTransform) -> Head:
     resident = {name: storage_pointer(parameter) for name, parameter in module.named_parameters()}
     return Head(module, module.forward, _is_plain_linear(module), transform, resident)
 
@@ -169,9 +258,10 @@ def run_through_head(
             other positions than the batch's; with ``router_loss`` if the model has none.
     """
     inner = causal_lm(model)
-    transform, switches = known_transforms(inner)
+    module = _head_module(inner)
+    transform, switches = _transform_of(model, inner, module, inputs["input_ids"])
     switches = [*switches, *without_own_loss(inner)]
-    head = _head_of(inner, transform)
+    head = _head_of(module, transform)
     if router_loss:
         check_router_loss(model, inner, head.module, inputs)
     by_pair = pair_tokens(inputs, layout) if router_loss else None
@@ -191,7 +281,8 @@ def run_through_head(
         if hidden.shape[:2] != shape:
             raise SepoError(
                 f"the head of {type(inner).__name__} got hidden states for {list(hidden.shape[:2])} positions, "
-                f"expected the batch's {list(shape)}: disable prompt tuning and DataParallel."
+                f"expected the batch's {list(shape)}: disable prompt tuning and DataParallel; without them, the model "
+                "is not supported."
             )
         values = compute(head, hidden[at], targets)
         if by_pair is not None:
@@ -294,8 +385,12 @@ def _check_untouched(model: nn.Module, output: Tensor, computed: list[tuple[Tens
         half = (torch.bfloat16, torch.float16)
         if any(torch.equal(arrived, expected) for expected in (probe, *(probe.to(d).to(probe) for d in half))):
             return
-    raise SepoError(
+    raise _unsupported(model)
+
+
+def _unsupported(model: nn.Module) -> SepoError:
+    return SepoError(
         f"{type(model).__name__} changes its logits after the head in an unsupported way, so exact log-probabilities "
-        "cannot be computed from its hidden states. Supported: final_logit_softcapping, logit_scale, logits_scaling. "
-        "Please report the model."
+        "cannot be computed from its hidden states. Supported: final_logit_softcapping, logit_scale, logits_scaling, "
+        "lm_head_multiplier. Please report the model."
     )
