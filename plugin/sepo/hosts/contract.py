@@ -180,7 +180,7 @@ SHARED = (
     Entry("transformers.models.llama.modeling_llama", "LlamaDecoderLayer.mlp", on_instances=True),
     Entry("transformers.modeling_outputs", "MoeModelOutputWithPast", ("router_logits",)),
     Entry("transformers.modeling_outputs", "MoeCausalLMOutputWithPast", ("aux_loss",)),
-    Entry("transformers", "MixtralForCausalLM.forward", ("output_router_logits",)),
+    Entry("transformers.models.mixtral.modeling_mixtral", "MixtralForCausalLM.forward", ("output_router_logits",)),
     Entry("transformers", "Trainer.training_step", ("model", "inputs", "num_items_in_batch")),
     Entry("transformers", "Trainer.current_gradient_accumulation_steps", on_instances=True),
     Entry("transformers", "Trainer.model_accepts_loss_kwargs", on_instances=True),
