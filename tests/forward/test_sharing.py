@@ -147,6 +147,12 @@ def passing(**arguments):
     return model
 
 
+def bidirectional():
+    model = model_of("Llama")
+    model.model.layers[1].self_attn.is_causal = False
+    return model
+
+
 def test_arguments_that_no_attention_reads_are_no_obstacle():
     assert_equal_ways(passing(output_router_logits=True, flag_of_the_next_release=torch.ones(3)))
 
@@ -158,6 +164,7 @@ def test_arguments_that_no_attention_reads_are_no_obstacle():
         (half_ours, "2 of the 3 layers of LlamaForCausalLM used sepo's attention"),
         (lambda: with_argument_that_is_read("sdpa"), "TemperedAttention passes temperature to its attention"),
         (lambda: passing(is_causal=False), "LlamaAttention passes is_causal=False to its attention"),
+        (bidirectional, "LlamaAttention passes is_causal=False to its attention"),
         (lambda: passing(attention_mask=torch.zeros(1, 1, 1, 16)), "LlamaAttention changes its attention mask"),
     ],
 )

@@ -127,7 +127,8 @@ def _check_arguments(implementation: str, module: nn.Module, arguments: Mapping[
         and name not in _COMPUTED | _REPLACED
         and any(names is None or name in names for names in reads)
     ]
-    if arguments.get("is_causal") is False:
+    causal = arguments.get("is_causal")
+    if causal is False or (causal is None and getattr(module, "is_causal", None) is False):
         unknown.append("is_causal=False")
     # transformers' sdpa ignores softcap; so does this one for sdpa
     if arguments.get("softcap") is not None and implementation in FLASH:

@@ -63,10 +63,8 @@ _SOFTCAPS = (
 
 _Known = tuple[LogitTransform, list[tuple[Any, str, float | None]]]
 
-_MEASURED: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[tuple[str, object], ...], int]] = (
-    weakref.WeakKeyDictionary()
-)
-"""Models whose transform was measured: the settings at that time, and its place in ``_possible_transforms``."""
+_MEASURED: weakref.WeakKeyDictionary[nn.Module, tuple[list[LogitTransform], int]] = weakref.WeakKeyDictionary()
+"""Models whose transform was measured: the possible ones at that time, and the place of the one among these."""
 
 
 def known_transforms(model: nn.Module) -> _Known:
@@ -123,9 +121,9 @@ def _transform_of(model: nn.Module, inner: nn.Module, head: nn.Module, input_ids
     possible = _possible_transforms(inner)
     if len(possible) == 1:
         return possible[0]
-    state = _scalars(inner)
+    transforms = [transform for transform, _ in possible]
     measured = _MEASURED.get(inner)
-    if measured is None or measured[0] != state:
+    if measured is None or measured[0] != transforms:
         values = torch.tensor([-30.0, -1 / 3, 1 / 3, 30.0], device=input_ids.device)
         ids = input_ids[:, :2]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -137,11 +135,11 @@ def _transform_of(model: nn.Module, inner: nn.Module, head: nn.Module, input_ids
             _switched_off(without_own_loss(inner)),
         ):
             arrived = eager(**inputs, use_cache=False, return_dict=True).logits[0, -1].to(values)
-        differences = [((transform(values) - arrived) / arrived).abs().max().item() for transform, _ in possible]
+        differences = [((transform(values) - arrived) / arrived).abs().max().item() for transform in transforms]
         best = min(range(len(possible)), key=differences.__getitem__)
         if not differences[best] < _HALF_PRECISION:
             raise _unsupported(inner)
-        measured = _MEASURED[inner] = (state, best)
+        measured = _MEASURED[inner] = (transforms, best)
     return possible[measured[1]]
 
 
