@@ -175,3 +175,12 @@ def test_matrix_products_of_float32_on_cuda_may_be_rounded_more(setting, unit):
         assert sharing_probe._unit(torch.bfloat16, torch.device("cuda")) == 2.0**-7
     finally:
         matmul.fp32_precision = before
+
+
+def test_a_first_batch_without_wanted_tokens_is_checked_too():
+    """Its row has one token of each pair: the probes repeat it."""
+    model = model_of("Llama")
+    inputs, wanted = batch_of(LONG)
+    layout = batch_layout(inputs, torch.zeros_like(wanted))
+    assert layout.tokens == len(LONG)
+    assert layout_for(model, inputs, layout) is layout

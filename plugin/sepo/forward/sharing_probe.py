@@ -71,7 +71,8 @@ def probe_length(inner: nn.Module, layout: PairLayout) -> int:
         inner: the model without wrappers.
         layout: the layout of the batch.
     """
-    longest = max(span.shared + max(span.chosen, span.rejected) for span in layout.spans)
+    # A batch without wanted tokens has one token of each sequence.
+    longest = max(2, *(span.shared + max(span.chosen, span.rejected) for span in layout.spans))
     share = max(_ALWAYS, int(layout.tokens * _SHARE))
     length = min(longest, share, _LONGEST)
     window = getattr(getattr(inner, "config", None), "sliding_window", None)
