@@ -266,7 +266,7 @@ class Method:
         kind = weight_record(weight)["name"]
         if weight.reads_scores and not self.selects:
             raise SepoError(
-                f"method '{self.name}' weighs tokens by their scores (token_weight {kind}) without a token scorer, "
+                f"method '{self.name}' weighs tokens by their scores ({kind}) without a token scorer, "
                 "expected one: set token_scorer."
             )
         bounds = self.token_scorer.bounds
