@@ -219,7 +219,7 @@ def _full_statistics(hidden, weight, targets, *, reference, with_p2, **options):
     from sepo.forward.vocabulary import TokenStatistics
 
     if reference is not None or with_p2:
-        raise NotImplementedError("statistics over the vocabulary are not part of this comparison")
+        raise ValueError("reference and with_p2 are set, expected a method without sums over the vocabulary")
     return TokenStatistics(logps=_full_log_probs(hidden, weight, targets, **options))
 
 

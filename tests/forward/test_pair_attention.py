@@ -14,20 +14,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from sepo.forward import attention
 from sepo.forward.attention import Reach, attend_pairs
-from sepo.forward.shared_prompt import PairLayout, PairSpan
 from sepo.memory.live import LiveBytes
+from tests.support.models import layout_of
 
 HEADS, GROUPS, WIDTH = 6, 2, 8
-
-
-def layout_of(pairs):
-    """A row of (shared, chosen, rejected) lengths, without token ids."""
-    spans, start = [], 0
-    for shared, chosen, rejected in pairs:
-        spans.append(PairSpan(start, shared, chosen, rejected))
-        start = spans[-1].end
-    none = torch.zeros(start, dtype=torch.long)
-    return PairLayout(tuple(spans), none, none, none)
 
 
 def states_of(tokens, *, dtype=torch.float64, heads=HEADS, groups=GROUPS, device="cpu"):
@@ -62,7 +52,7 @@ PAIRS = [(5, 9, 14), (0, 3, 20), (17, 1, 2), (4, 6, 0), (12, 11, 1)]
 @pytest.mark.parametrize("rows", [1, 4, 7, 64])
 def test_blocks_equal_the_full_mask(rows, window, monkeypatch):
     monkeypatch.setattr(attention, "_BLOCK_ROWS", {"cpu": rows})
-    layout = layout_of(PAIRS)
+    layout = layout_of(*PAIRS)
     results = []
     for way in ("blocks", "full"):
         states = states_of(layout.tokens)
@@ -87,7 +77,7 @@ def test_blocks_equal_the_full_mask(rows, window, monkeypatch):
 def test_blocks_cover_every_query_with_exactly_its_keys(queries, before, window, rows, lower_right):
     keys = before + queries
     reached = torch.zeros(queries, keys, dtype=torch.bool)
-    layout = layout_of([(before, queries, queries)])
+    layout = layout_of((before, queries, queries))
     covered = 0
     for own, seen, block in Reach(queries, keys, window).blocks(rows, lower_right=lower_right):
         assert own.start == covered
@@ -130,7 +120,7 @@ def kernel(monkeypatch):
 def peak_of(pairs, *, device, **more):
     """Return the bytes of the queries of a row and the peak of its attention."""
     with FakeTensorMode(), torch.no_grad():
-        layout = layout_of(pairs)
+        layout = layout_of(*pairs)
         states = states_of(layout.tokens, dtype=torch.bfloat16, heads=1, groups=1, device=device)
         live = LiveBytes()
         live.leave_out(states)
@@ -178,7 +168,7 @@ def autocast_of_cuda():
 def test_mixed_precision_reaches_the_rectangle_on_cuda(kernel):
     """Rotary embeddings of float32 weights make float32 queries and keys beside half-precision values."""
     with FakeTensorMode():
-        layout = layout_of([(4, 2, 3)])
+        layout = layout_of((4, 2, 3))
         query, key, value = states_of(layout.tokens, dtype=torch.float32, device="cuda")
         attend(layout, (query, key, value.to(torch.get_autocast_dtype("cuda"))))
     assert [dtypes for mask, dtypes in kernel if mask is not None] == [{torch.get_autocast_dtype("cuda")}]

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from sepo.forward import attention, sharing_probe
-from sepo.forward.shared_prompt import PairLayout, PairSpan
 from sepo.forward.sharing_probe import probe_length
 from sepo.forward.sharing_support import batch_layout, layout_for
-from tests.support.models import MODELS, batch_of, model_of
+from tests.support.models import MODELS, batch_of, layout_of, model_of
 
 LONG = [(30, 20, 25), (9, 33, 41), (24, 12, 16)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, "autocast"]
@@ -118,19 +117,10 @@ def test_faults_are_detected(fault, dtype, monkeypatch, caplog):
     assert model.config._attn_implementation == "sdpa"
 
 
-def layout_with(*pairs):
-    spans, start = [], 0
-    for shared, chosen, rejected in pairs:
-        spans.append(PairSpan(start, shared, chosen, rejected))
-        start = spans[-1].end
-    none = torch.zeros(start, dtype=torch.long)
-    return PairLayout(tuple(spans), none, none, none)
-
-
 @given(pairs=st.lists(st.tuples(*[st.integers(1, 4000)] * 3), min_size=1, max_size=8), window=st.integers(1, 5000))
 def test_the_long_probe_costs_little_and_exceeds_a_window_that_the_batch_exceeds(pairs, window):
     model = model_of("Mistral", sliding_window=window, num_hidden_layers=1)
-    layout = layout_with(*pairs)
+    layout = layout_of(*pairs)
     longest = max(shared + max(chosen, rejected) for shared, chosen, rejected in pairs)
     length = probe_length(model, layout)
     assert length <= max(64, layout.tokens / 5, longest)
@@ -142,7 +132,7 @@ def test_the_long_probe_costs_little_and_exceeds_a_window_that_the_batch_exceeds
 
 def test_sequences_of_a_probe_are_within_a_switch_that_its_row_exceeds():
     model, _ = with_a_switch("longrope", torch.float32)
-    length = probe_length(model, layout_with((30, 20, 30)))
+    length = probe_length(model, layout_of((30, 20, 30)))
     ids, wanted = sharing_probe._pairs_of(torch.arange(100), 1, length)
     assert ids.shape[1] == length <= SWITCH < sharing_probe.pair_layout(ids, wanted).tokens
 

@@ -229,7 +229,8 @@ def test_weights_are_known_before_the_forward_pass_unless_scores_are_live():
             "different defaults of the selection",
         ),
         ({"dpo": 0.5, "simpo": 0.5}, {"lambda": 1.0}, "no objective of dpo.simpo has the hyperparameter 'lambda'"),
-        ({"dpo": 0.5, "simpo": 0.5}, {"pref_ftx": 1.0}, "add sft .for pref_ftx."),
+        ({"dpo": 0.5, "simpo": 0.5}, {"treg_alpha": 1.0}, "add dpo_reg or simpo_reg"),
+        ({"dpo": 0.5, "simpo": 0.5}, {"pref_ftx": -1.0}, "pref_ftx is -1.0, expected a number"),
     ],
 )  # fmt: skip
 def test_refusals(objective, hyperparameters, message):
@@ -284,6 +285,7 @@ def test_a_sum_is_the_sum_of_its_objectives():
     same(out.chosen_rewards, compute_preference_loss("dpo", **batch).chosen_rewards)
     weighed = compute_preference_loss({"tgdpo": 1.0, "sft": 0.1}, **batch)  # the likelihood has no token weights
     same(weighed.losses, losses("tgdpo", batch) + 0.1 * nll)
+    same(compute_preference_loss({"dpo": 0.8, "orpo": 0.2, "sft": 0.04}, **batch, pref_ftx=0.06).losses, out.losses)
     alone = compute_preference_loss({"dpo": 0.5}, **batch)
     same(alone.losses, 0.5 * dpo)
     assert dict(resolve_method({"dpo": 0.5}).factors) == {"dpo": 0.5}

@@ -719,8 +719,13 @@ def test_a_sum_in_stage_treg_has_the_regularizer_only_by_an_objective_with_one(o
         ({"objective": "d2po", "tis_clip": 0.5}, "belongs to token_weight importance, and token_weight is position"),
         (
             {"objective": "ld_dpo", "ld_alpha": 1.5},
-            r"alpha of objective 'ld_dpo' is 1.5, expected a number",
+            r"^ld_alpha is 1.5, expected a number in .0, 1.; the default is 0.5",
         ),
+        (
+            {"objective": "minor_dpo", "token_weight": "position", "d2po_decay": 2},
+            "^d2po_decay is 2.0, expected a number in .0, 1.; the default is 0.98",
+        ),
+        ({"objective": "confpo", "pref_beta": -1}, "^pref_beta is -1.0, expected a number .*; the default is 1.5"),
         ({"objective": "confpo", "select_ratio": 0.3}, "but rule mean sets the number of selected tokens"),
         ({"objective": "simpo", "token_scorer": "random", "token_weight": "reward"}, "weights that can be negative"),
     ],

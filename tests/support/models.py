@@ -4,6 +4,7 @@ import torch
 import transformers
 
 from sepo.forward.head import selected_log_probs
+from sepo.forward.shared_prompt import PairLayout, PairSpan
 
 VOCABULARY = 97
 SMALL = {
@@ -110,3 +111,13 @@ def values_and_gradients(model, inputs, wanted, layout=None):
     return logps.detach(), {
         name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
     }
+
+
+def layout_of(*pairs):
+    """A row of (shared, chosen, rejected) lengths, without token ids."""
+    spans, start = [], 0
+    for shared, chosen, rejected in pairs:
+        spans.append(PairSpan(start, shared, chosen, rejected))
+        start = spans[-1].end
+    none = torch.zeros(start, dtype=torch.long)
+    return PairLayout(tuple(spans), none, none, none)

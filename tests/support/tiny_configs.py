@@ -79,7 +79,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 2},
     "ministral": {"head_dim": 8, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
-    "qwen2_moe": {"use_sliding_window": False},  # else it masks all layers alike, and says so to some: it runs padded
+    "qwen2_moe": {"use_sliding_window": False},  # with it layers share a mask but not the window: padded
     "reformer": {"axial_pos_embds": False, "hash_seed": 0},
     "smollm3": {"no_rope_layers": [1, 0]},
     "xmod": {"default_language": "en_XX"},

@@ -15,16 +15,6 @@ from sepo.training.starting_policy import StartingPolicy
 from tests.support.steps import PAIRS, assert_same, collate, logsigmoid, running, slow_log_probs
 
 
-@pytest.fixture(scope="module")
-def policy(world):
-    return LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64).eval()
-
-
-@pytest.fixture(scope="module")
-def reference(world):
-    return LlamaForCausalLM.from_pretrained(world / "base", dtype=torch.float64).eval()
-
-
 def log_ratios(policy, reference, pair, side):
     ids, labels = pair[f"{side}_input_ids"], pair[f"{side}_labels"]
     policy_logps = slow_log_probs(policy, ids, labels)

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 import sepo.training.reward_columns
 from sepo.errors import SepoError
@@ -32,16 +31,6 @@ SUMMED = 2e-6
 
 def batch_of(pairs, method, origin="prompts", extra=0):
     return RewardCollator(lambda rows: collate(rows, method, extra=extra), origin=origin)(pairs)
-
-
-@pytest.fixture(scope="module")
-def policy(world):
-    return LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64).eval()
-
-
-@pytest.fixture(scope="module")
-def reference(world):
-    return LlamaForCausalLM.from_pretrained(world / "base", dtype=torch.float64).eval()
 
 
 def running(model):

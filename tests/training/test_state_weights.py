@@ -13,25 +13,12 @@ from sepo.objectives.transport import transport_weights
 from sepo.training import preference_step
 from sepo.training.batch_parts import Parts
 from tests.support.steps import assert_same, collate, gradients, logsigmoid, make_pairs, running
+from tests.training.conftest import load
 
 PAIRS = make_pairs(4, seed=6)
 SETTINGS = {"beta": 0.5, "reg": 0.1, "reg_m": 0.3}
 OTPO = resolve_method("otpo", **SETTINGS)
 SIDES = ("chosen", "rejected")
-
-
-def load(world, name="policy"):
-    return LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64).eval()
-
-
-@pytest.fixture(scope="module")
-def policy(world):
-    return load(world)
-
-
-@pytest.fixture(scope="module")
-def reference(world):
-    return load(world, "base")
 
 
 def row(model, pair, side):

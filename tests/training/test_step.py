@@ -29,11 +29,6 @@ from tests.support.steps import (
 EVERYTHING = resolve_method("sepo", gamma=GAMMA, chosen_ratio=1.0, rejected_ratio=1.0)
 
 
-@pytest.fixture(scope="module")
-def policy(world):
-    return LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64).eval()
-
-
 def slow_sides(model, pair):
     """Return (log-probabilities, selected ones) of the chosen and of the rejected response."""
     sides = []

@@ -13,6 +13,7 @@ from sepo.objectives import preference_loss, resolve_method
 from sepo.training import preference_step
 from sepo.training.starting_policy import StartingPolicy
 from tests.support.steps import PAIRS, collate, logsigmoid, running
+from tests.training.conftest import load
 
 OBJECTIVES = pytest.mark.parametrize("objective", ["tdpo1", "tdpo2", "wpo"])
 BETA, ALPHA = 0.3, 0.7
@@ -20,20 +21,6 @@ BETA, ALPHA = 0.3, 0.7
 
 def method_of(objective, **selection):
     return resolve_method(objective, beta=BETA, **({"alpha": ALPHA} if objective == "tdpo2" else {}), **selection)
-
-
-def load(world, name="policy"):
-    return LlamaForCausalLM.from_pretrained(world / name, dtype=torch.float64).eval()
-
-
-@pytest.fixture(scope="module")
-def policy(world):
-    return load(world)
-
-
-@pytest.fixture(scope="module")
-def reference(world):
-    return load(world, "base")
 
 
 def full(model, pair, side):

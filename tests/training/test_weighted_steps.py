@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from sepo.errors import SepoError
 from sepo.objectives import compute_preference_loss, resolve_method
@@ -37,16 +36,6 @@ CASES = {
 }  # fmt: skip
 METHODS = {name: resolve_method(objective, **given) for name, (objective, given) in CASES.items()}
 every_case = pytest.mark.parametrize("case", CASES)
-
-
-@pytest.fixture(scope="module")
-def policy(world):
-    return LlamaForCausalLM.from_pretrained(world / "policy", dtype=torch.float64).eval()
-
-
-@pytest.fixture(scope="module")
-def reference(world):
-    return LlamaForCausalLM.from_pretrained(world / "base", dtype=torch.float64).eval()
 
 
 def pairs_for(case, count=4, seed=0):

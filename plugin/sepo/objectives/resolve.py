@@ -11,7 +11,7 @@ from sepo.objectives.declarations import SELECTION, Objective
 from sepo.objectives.method import NO_SCORER, SUM, Method
 from sepo.objectives.one_objective import allowed_settings, resolved_objective, weight_hyperparameter
 from sepo.objectives.presets import COMPOSITION, SFT, SFT_METHOD, find_objective, find_scorer, find_weight
-from sepo.objectives.settings import Number, Value
+from sepo.objectives.settings import Number, Setting
 from sepo.objectives.token_weights import NO_WEIGHT
 
 
@@ -75,28 +75,30 @@ def default_parts(objective: str | Mapping[str, float], given: Mapping[str, obje
     )
 
 
-def setting_defaults(objective: str | Mapping[str, float], *, token_scorer: str, token_weight: str) -> dict[str, Value]:
-    """Return the default of every hyperparameter that an objective takes with a token scorer and a token weight.
+def declared_settings(
+    objective: str | Mapping[str, float], *, token_scorer: str, token_weight: str
+) -> dict[str, Setting]:
+    """Return every hyperparameter that an objective takes with a token scorer and a token weight, with its declaration.
 
-    Those of the objectives of a sum are ``<objective>.<hyperparameter>``, except for the selection's.
+    Those of the objectives of a sum are ``<objective>.<hyperparameter>``, except for the selection's and the weight's.
 
     Raises:
         SepoError: if the objective, the token scorer or the token weight is unknown.
     """
     if isinstance(objective, str):
         own, shared, _ = allowed_settings(find_objective(objective), find_scorer(token_scorer), token_weight)
-        return {name: setting.default for name, setting in {**own, **shared}.items()}
+        return {**own, **shared}
     presets = {name: find_objective(name) for name in objective if name != SFT}
     selecting = _first(presets, lambda preset: preset.scorer == token_scorer)
     weighing = _first(presets, lambda preset: preset.weight == token_weight)
-    defaults = {
-        **setting_defaults(weighing, token_scorer=token_scorer, token_weight=token_weight),
-        **setting_defaults(selecting, token_scorer=token_scorer, token_weight=token_weight),
+    declared = {
+        **declared_settings(weighing, token_scorer=token_scorer, token_weight=token_weight),
+        **declared_settings(selecting, token_scorer=token_scorer, token_weight=token_weight),
     }
     for name in presets:
         own, _, _ = allowed_settings(presets[name], NO_SCORER, token_weight)
-        defaults |= {f"{name}.{setting}": declared.default for setting, declared in own.items()}
-    return defaults
+        declared |= {f"{name}.{setting}": found for setting, found in own.items()}
+    return declared
 
 
 def weight_setting(objective: str | Mapping[str, float], weight: str, setting: str) -> str:
@@ -120,14 +122,16 @@ def _sum_of_objectives(factors: Mapping[str, float], hyperparameters: Mapping[st
         raise SepoError(
             f"a sum of objectives has {found}, expected at least one objective besides {SFT}: add dpo: 1.0."
         )
-    for name in COMPOSITION:
+    for name in ("treg_alpha", "treg_weighting"):
         if hyperparameters.get(name):
             raise SepoError(
-                f"{name} is set with a sum of objectives, which has its own terms: add {SFT} (for pref_ftx), dpo_reg "
-                "or simpo_reg (for T-REG's regularizer) to the sum."
+                f"{name} is set with a sum of objectives, which has its own terms: add dpo_reg or simpo_reg "
+                "(with T-REG's regularizer) to the sum."
             )
     presets = {name: find_objective(name) for name in preferences}
-    given = {name: value for name, value in hyperparameters.items() if name not in ("token_scorer", "token_weight")}
+    factors = _with_likelihood(factors, hyperparameters.get("pref_ftx", 0.0))
+    apart = ("token_scorer", "token_weight", *COMPOSITION)
+    given = {name: value for name, value in hyperparameters.items() if name not in apart}
     unread = set(given)
 
     def resolved(name: str, *, scorer: str = NO_SCORER.name, weight: str = NO_WEIGHT) -> Method:
@@ -173,6 +177,15 @@ def _sum_of_objectives(factors: Mapping[str, float], hyperparameters: Mapping[st
         settings=(*settings, *common),
         **alike,
     )
+
+
+def _with_likelihood(factors: Mapping[str, float], pref_ftx: object) -> Mapping[str, float]:
+    """Return a sum with the likelihood of the chosen response under ``pref_ftx`` in addition to its own."""
+    try:
+        added = COMPOSITION["pref_ftx"].check(pref_ftx)
+    except ValueError as expectation:
+        raise SepoError(f"pref_ftx is {pref_ftx!r}, expected {expectation}.") from None
+    return {**factors, SFT: factors.get(SFT, 0.0) + float(added)} if added else factors
 
 
 def _one_selection(methods: Mapping[str, Method]) -> Method:

@@ -9,7 +9,7 @@ from sepo.errors import SepoError, nearest
 from sepo.objectives import NO_WEIGHT, Method, available_objectives, available_scorers, resolve_method
 from sepo.objectives.method import SUM
 from sepo.objectives.presets import BUILT_IN, find_objective, find_weight
-from sepo.objectives.resolve import setting_defaults, weight_setting
+from sepo.objectives.resolve import declared_settings, weight_setting
 from sepo.objectives.settings import Setting
 from sepo.recipe.given import Arguments, given_keys
 from sepo.recipe.ignored_keys import ignored_notes
@@ -403,9 +403,9 @@ def resolved_method(
             raise SepoError(f"{key} is set, but objective {SUM.join(parts)} has no such term; remove {key}.")
         if not found:
             notes.append(f"{key} is set, but objective {SUM.join(parts)} does not use it.")
-    for key, (hyperparameter, declared) in own_keys.items():
+    for key, (hyperparameter, _) in own_keys.items():
         if given.get(key) is not None:
-            hyperparameters[hyperparameter], keys[hyperparameter] = read_setting(key, declared, given[key]), key
+            hyperparameters[hyperparameter], keys[hyperparameter] = given[key], key
     weighing = _weight_hyperparameters(given, objective, weight, origin=origin)
     hyperparameters |= {name: value for name, (value, _) in weighing.items()}
     keys |= {name: key for name, (_, key) in weighing.items()}
@@ -417,13 +417,16 @@ def resolved_method(
     keys |= {name: "treg_weighting" if name.endswith("weighting") else "treg_alpha" for name in treg}
     registered = registered_parts(stage=stage, objectives=parts, token_scorer=scorer, token_weight=weight)
     notes += [f"registered by another package: {item}." for item in registered]
+    declared = declared_settings(objective, token_scorer=scorer, token_weight=weight)
+    for name, key in keys.items():
+        if name in declared:  # others are refused below
+            hyperparameters[name] = read_setting(key, declared[name], hyperparameters[name])
     method = resolve_method(objective, **hyperparameters)
     values = method.hyperparameters
-    defaults = setting_defaults(objective, token_scorer=scorer, token_weight=weight)
     changed = [
-        Changed(name, values[name], defaults[name], origin(key))
+        Changed(name, values[name], declared[name].default, origin(key))
         for name, key in keys.items()
-        if values[name] != defaults[name]
+        if values[name] != declared[name].default
     ]
     for key in ("pref_ftx", "moe_aux_loss_coef"):  # terms of the trainer's, not of the method
         if _weight(given, key):

@@ -13,7 +13,6 @@ from sepo.selection import SIDES
 
 _TAIL = 0.001
 """Share of a side's tokens that may lie beyond the chart, at each end."""
-_ORDER = {"chosen": "highest first", "rejected": "lowest first"}
 
 
 def score_charts(subjects: Sequence[Subject]) -> list[Chart]:
@@ -28,8 +27,11 @@ def _accumulation(subjects: Sequence[Subject], scored: Sequence[Subject]) -> lis
         label, colour = look(subjects, subject, side)
         return [Line(label, SHARES, sums, colour)] if np.isfinite(sums).any() else []
 
+    ends = {str(subject.settings.get("rejected_selects") or "lowest") for subject in scored}
+    orders = {"chosen": "highest first", "rejected": f"{' or '.join(sorted(ends))} first"}
+
     def chart(key: str, side: str | None, drawn: Sequence[Line]) -> Chart:
-        order = _ORDER[side] if side else "chosen: highest first, rejected: lowest first"
+        order = orders[side] if side else ", ".join(f"{name}: {first}" for name, first in orders.items())
         return Chart(
             key=key,
             title=f"Accumulated scores{f', {side} responses' if side else ''}",

@@ -82,9 +82,9 @@ class Spread:
         mean: mean of all scores.
         std: standard deviation of all scores.
         accumulated: accumulation of a response's scores over its best tokens (SePO's Figure 1): at the shares 0, 0.05,
-            ..., 1 of its tokens (highest first for chosen, lowest first for rejected), the mean over rows of the
-            cumulative sum, [21], in the unit of the scores; a fraction of a token counts with that fraction of its
-            score.
+            ..., 1 of its tokens (chosen: highest first; rejected: the end that is selected first), the mean over rows
+            of the cumulative sum, [21], in the unit of the scores; a fraction of a token counts with that fraction of
+            its score.
     """
 
     tokens: int

@@ -142,6 +142,11 @@ def test_the_loss_of_routers_is_counted(shapes):
     assert activations(0.001) - activations(None) > probabilities
 
 
+def test_the_loss_of_routers_needs_experts(shapes):
+    with pytest.raises(SepoError, match="a model of the type qwen3 has no experts, so it has no load-balancing loss"):
+        account("sepo_lora.yaml", moe_aux_loss_coef=0.01)
+
+
 def test_a_reference_is_in_memory_only_if_it_runs_in_training(shapes):
     def items(**changes):
         changes |= {"cutoff_len": 256, "per_device_train_batch_size": 1}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sepo.errors import SepoError, first_line
+from sepo.forward.router_loss import refusal_by_config
 from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun, model_config
 from sepo.memory.shapes import NOTHING_TRAINS, Trained, WeightBytes, model_with, weight_bytes
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
@@ -107,6 +108,9 @@ def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> 
 def _account(run: PlannedRun, *, on_gpu: bool, tokens: int | None) -> Account:
     notes: list[str] = []
     policy = _weights(run, run.policy, key="model_name_or_path", policy=True)
+    refusal = refusal_by_config(policy.config) if run.settings.router_loss_weight else None
+    if refusal is not None:
+        raise SepoError(refusal)
     row = _row(run, tokens)
     phases = _before_training(run)
     phases.append(_training(run, policy, row, notes))
