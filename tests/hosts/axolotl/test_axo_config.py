@@ -89,7 +89,7 @@ def test_a_config_without_a_sepo_stage_is_not_changed(root, tmp_path, rl):
             {"dpo_ld_alpha": 0.5, "block": {"objective": "ld_dpo", "ld_alpha": 0.25}},
             "sepo.ld_alpha is 0.25 and dpo_ld_alpha is 0.5, but they have the same meaning",
         ),
-        ({"dpo_ld_alpha": 1.5, "block": {"objective": "ld_dpo"}}, "alpha .* is 1.5, expected a number in .0, 1."),
+        ({"dpo_ld_alpha": 1.5, "block": {"objective": "ld_dpo"}}, "ld_alpha is 1.5, expected a number in .0, 1."),
         ({"block": {"objective": {"dpo": 0.8, "orppo": 0.2}}}, "objective is 'orppo'.*Did you mean 'orpo'"),
         ({"block": {"objective": {"dpo": "much"}}}, "the factor of dpo in objective is 'much', expected a number"),
         ({"block": {"objective": ["dpo", "orpo"]}}, "objective is .'dpo', 'orpo'., expected the name of an objective"),
