@@ -94,8 +94,8 @@ def test_parameters_are_the_published_ones(name, shapes):
 
 
 def examples():
+    from sepo.hosts.llamafactory.chain_steps import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.compared_oracle import with_oracle
-    from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.recipe.comparison import SECTIONS as VARIANTS
     from sepo.recipe.comparison import read_comparison
     from sepo.recipe.stage_names import HOST_STAGES

@@ -10,7 +10,8 @@ from typing import Any
 
 from sepo.console import print_lines
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.pipeline import SECTIONS, read_pipeline
+from sepo.hosts.llamafactory.chain_steps import SECTIONS
+from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
 from sepo.hosts.llamafactory.plan.recipe import planned_run
