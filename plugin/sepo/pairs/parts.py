@@ -74,7 +74,6 @@ class Parts:
         self,
         compute: Callable[[WorkUnit], Values],
         *,
-        first: int = 0,
         on_unit: Callable[[WorkUnit], None] = lambda unit: None,
         poll_seconds: float = 0.5,
     ) -> None:
@@ -82,7 +81,6 @@ class Parts:
 
         Args:
             compute: returns the results of a unit. Its exceptions propagate; the complete units are kept.
-            first: index of the unit to begin with; processes begin at different ones.
             on_unit: called with every unit whose results become present, computed by any process.
             poll_seconds: interval between checks while only other processes have work left.
 
@@ -90,8 +88,7 @@ class Parts:
             SepoError: the file system refuses.
         """
         make_folder(self.folder, key=KEY)
-        missing = self.missing()
-        pending = [unit for unit in missing if unit.index >= first] + [unit for unit in missing if unit.index < first]
+        pending = self.missing()
         while pending and not self._obsolete():
             elsewhere = []
             for unit in pending:

@@ -118,8 +118,8 @@ def pairs_summary(judged: Sequence[JudgedPrompt], counts: PromptCounts) -> Pairs
         raise SepoError(
             f"no ties broken: none of {len(judged):,} prompts has a pair ({results['tie']:,} with equal rewards, "
             f"{results['identical']:,} with fewer than two distinct responses, {results['unfinished']:,} with "
-            "truncated responses alone); raise pairs_samples, pairs_temperature or pairs_max_new_tokens, or set another "
-            "judge, in another pairs_dir."
+            "truncated responses alone); raise pairs_samples, pairs_temperature or pairs_max_new_tokens, or set "
+            "another judge, in another pairs_dir."
         )
     responses = [response for each in judged for response in each.responses]
     sides = [each.sides for each in found]
