@@ -10,10 +10,12 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.files import write_whole
-from sepo.recipe.keys import names_of
+from sepo.recipe.keys import PAIRS_KEYS, REWARD_KEYS, names_of
 
 PAIRS = "pairs"
 """Step, directory and data set of the sampled pairs."""
+OWN_KEYS = (*PAIRS_KEYS, *REWARD_KEYS)
+"""Keys of sampling and judging, which no other step has."""
 _INFO = "dataset_info.json"
 _NOT_SAMPLED = (
     "eval_dataset", "val_size", "eval_on_each_dataset", "tokenized_path", "packing", "neat_packing", "train_on_prompt",
@@ -43,11 +45,6 @@ _OF_ONE_RUN = ("tokenized_path", "resume_from_checkpoint")
 """Keys with which several rounds would read the rows or the state of one."""
 
 
-def is_own_key(name: str) -> bool:
-    """Return whether a key is one of sampling and judging."""
-    return name.startswith(("pairs_", "judge")) or name == "expected_column"
-
-
 def check_sampling(shared: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any] | None], *, rounds: int) -> None:
     """Raise if keys contradict the section ``pairs``.
 
@@ -61,7 +58,7 @@ def check_sampling(shared: Mapping[str, Any], sections: Mapping[str, Mapping[str
     """
     pairs = sections[PAIRS]
     if pairs is None:
-        own = [name for name in shared if is_own_key(name) and name.startswith("pairs_")]
+        own = [name for name in shared if name in PAIRS_KEYS]
         if own:
             raise SepoError(
                 f"{own[0]} is set, but there is no section pairs, so nothing is sampled; add it (pairs: {{}}), "
@@ -115,7 +112,7 @@ def pairs_recipe(
         number: number of the round, from 1; each has a seed of its own.
     """
     read = {name: value for name, value in policy.items() if name in sampled_keys()}
-    own = {name: value for name, value in shared.items() if is_own_key(name)}
+    own = {name: value for name, value in shared.items() if name in OWN_KEYS}
     pairs = {**read, **own, **section}
     if pairs.get("judge") == "policy" and not pairs.get("ref_model"):
         pairs |= reference

@@ -8,10 +8,10 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.chain_pairs import (
+    OWN_KEYS,
     PAIRS,
     REFERENCE,
     check_sampling,
-    is_own_key,
     pairs_recipe,
     reference_before,
     with_pairs,
@@ -177,7 +177,7 @@ def _steps_of(given: _Given, number: int, *, first: list[Step], before: Mapping[
         before: recipe of the policy of the round before, or None.
     """
     shared, sections, output = given.shared, given.sections, given.directory(number)
-    trained = {name: value for name, value in shared.items() if sections[PAIRS] is None or not is_own_key(name)}
+    trained = {name: value for name, value in shared.items() if sections[PAIRS] is None or name not in OWN_KEYS}
     policy = {**trained, "stage": "sepo", "do_train": True, **(sections["policy"] or {})}
     policy["output_dir"] = f"{output}/policy"
     reference = {name: policy[name] for name in REFERENCE if name in policy}

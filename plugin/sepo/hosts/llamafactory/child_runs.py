@@ -111,4 +111,17 @@ def command_line(recipe: Mapping[str, Any], file: Path, *, command: str = "train
 
 
 def _words(file: Path, command: str) -> list[str]:
-    return [sys.executable, "-m", "sepo", command, str(file)]
+    # `sepo train` starts the processes of several devices itself, as the host does.
+    processes = 1 if command == "train" else _processes()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *(launcher if processes > 1 else ()), "-m", "sepo", command, str(file)]
+
+
+def _processes() -> int:
+    """Return the number of processes that the host trains with on this machine."""
+    from llamafactory.extras.misc import get_device_count, is_env_enabled
+
+    devices = get_device_count()
+    if devices < 2 and not is_env_enabled("FORCE_TORCHRUN"):
+        return 1
+    return int(os.environ.get("NPROC_PER_NODE", devices))

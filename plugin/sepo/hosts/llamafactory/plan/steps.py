@@ -21,7 +21,7 @@ def print_steps(recipe: Mapping[str, Any]) -> None:
     """
     steps, finished = checked_steps(recipe)
     rows = [
-        [step.name, "finished" if done else "to be run", peak_in_words(step.recipe), str(step.recipe["output_dir"])]
+        [step.title, "finished" if done else "to be run", peak_in_words(step.recipe), step.output]
         for step, done in zip(steps, finished, strict=True)
     ]
     print_table(f"{len(steps)} steps", ["step", "state", "memory", "directory"], rows, words=4)
