@@ -602,7 +602,10 @@ PAIRS_KEYS = {
         ),
     )
 }
-"""Keys of `sepo pairs`."""
+"""Keys of `sepo pairs`, in addition to ``REWARD_KEYS``."""
+
+SAMPLING_KEYS = (*PAIRS_KEYS, *REWARD_KEYS)
+"""Keys of sampled and judged responses, which training on pairs does not read."""
 
 COMPARE_KEYS = {
     row.name: row
