@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.chain_pairs import OWN_KEYS, PAIRS, evaluation_entries
+from sepo.hosts.llamafactory.chain_pairs import PAIRS, evaluation_entries
 from sepo.hosts.llamafactory.chain_steps import Step
 from sepo.hosts.llamafactory.checks import check_datasets, check_names, datasets_are_ranked
 from sepo.hosts.llamafactory.hub import access_in
@@ -15,7 +15,7 @@ from sepo.hosts.llamafactory.prompt_rows import file_prompts
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.judges import find_judge
 from sepo.pairs.settings import pairs_settings
-from sepo.recipe.keys import SEPO_KEYS, unknown_key
+from sepo.recipe.keys import SAMPLING_KEYS, SEPO_KEYS, unknown_key
 from sepo.recipe.resolve import resolve
 from sepo.recipe.response_rewards import resolve_rewards
 from sepo.recipe.settings import RunSettings
@@ -50,7 +50,7 @@ def _check_recipe(step: Step, known: tuple[str, ...]) -> RunSettings | None:
         _, settings = resolve(step.recipe, host_keys=known)
         check_datasets(_data_that_exists(step))
     elif step.name == PAIRS:
-        _check_keys(step, (*known, *OWN_KEYS, *SEPO_KEYS))
+        _check_keys(step, (*known, *SAMPLING_KEYS, *SEPO_KEYS))
         _check_pairs(step.recipe)
     elif is_sepo_stage(step.recipe.get("stage")):
         try:

@@ -10,12 +10,10 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.files import write_whole
-from sepo.recipe.keys import PAIRS_KEYS, REWARD_KEYS, names_of
+from sepo.recipe.keys import PAIRS_KEYS, SAMPLING_KEYS, names_of
 
 PAIRS = "pairs"
 """Step, directory and data set of the sampled pairs."""
-OWN_KEYS = (*PAIRS_KEYS, *REWARD_KEYS)
-"""Keys of sampling and judging, which no other step has."""
 _INFO = "dataset_info.json"
 _NOT_SAMPLED = (
     "eval_dataset", "val_size", "eval_on_each_dataset", "tokenized_path", "packing", "neat_packing", "train_on_prompt",
@@ -112,7 +110,7 @@ def pairs_recipe(
         number: number of the round, from 1; each has a seed of its own.
     """
     read = {name: value for name, value in policy.items() if name in sampled_keys()}
-    own = {name: value for name, value in shared.items() if name in OWN_KEYS}
+    own = {name: value for name, value in shared.items() if name in SAMPLING_KEYS}
     pairs = {**read, **own, **section}
     if pairs.get("judge") == "policy" and not pairs.get("ref_model"):
         pairs |= reference

@@ -8,7 +8,6 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.chain_pairs import (
-    OWN_KEYS,
     PAIRS,
     REFERENCE,
     check_sampling,
@@ -27,7 +26,7 @@ from sepo.hosts.llamafactory.chain_recipes import (
     reversed_recipe,
     trained_adapters,
 )
-from sepo.recipe.keys import ORACLE_KIND, PIPELINE_KEYS, SEPO_KEYS
+from sepo.recipe.keys import ORACLE_KIND, PIPELINE_KEYS, SAMPLING_KEYS, SEPO_KEYS
 from sepo.recipe.resolve import unread_keys
 from sepo.recipe.stage_names import is_sepo_stage
 from sepo.recipe.stages import registered_keys, with_stage_defaults
@@ -177,7 +176,7 @@ def _steps_of(given: _Given, number: int, *, first: list[Step], before: Mapping[
         before: recipe of the policy of the round before, or None.
     """
     shared, sections, output = given.shared, given.sections, given.directory(number)
-    trained = {name: value for name, value in shared.items() if sections[PAIRS] is None or name not in OWN_KEYS}
+    trained = {name: value for name, value in shared.items() if sections[PAIRS] is None or name not in SAMPLING_KEYS}
     policy = {**trained, "stage": "sepo", "do_train": True, **(sections["policy"] or {})}
     policy["output_dir"] = f"{output}/policy"
     reference = {name: policy[name] for name in REFERENCE if name in policy}
