@@ -93,7 +93,7 @@ class ValueHead:
 
     def __init__(self, model: Any, *, weight: Tensor, bias: Tensor) -> None:
         self._inner: Any = causal_lm(model)
-        device = self._inner.get_input_embeddings().weight.device
+        device = next(model.parameters()).device
         self._weight, self._bias = weight.to(device), bias.to(device)
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class ValueHead:
 
 
 def _padded(rows: Rows, pad_id: int, model: Any) -> dict[str, Tensor]:
-    device = model.get_input_embeddings().weight.device
+    device = next(model.parameters()).device
     inputs, _, _ = padded_batch([ScoredSequence(row, len(row)) for row in rows], device)
     mask = inputs["attention_mask"]
     return {"input_ids": inputs["input_ids"].masked_fill(mask == 0, pad_id), "attention_mask": mask}
