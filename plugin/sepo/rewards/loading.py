@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepo.errors import SepoError, first_line
+from sepo.forward.head import causal_lm
 from sepo.recipe.model_specs import ModelSpec
 from sepo.rewards.reward_files import KEY, RewardFiles, reward_files, reward_tokenizer
 from sepo.rewards.reward_heads import ClassificationHead, ValueHead
@@ -94,7 +95,16 @@ def _classification_model(spec: ModelSpec, files: RewardFiles, *, model_args: An
         model = PeftModel.from_pretrained(model, adapter)
         if bits is None:
             model = model.merge_and_unload()
+    if not files.remote_code:
+        _compute_in_float32([getattr(causal_lm(model), name) for name in heads])
     return model.requires_grad_(False)
+
+
+def _compute_in_float32(heads: Sequence[nn.Module]) -> None:
+    """Compute linear heads in float32: in bfloat16, a score of 10 is a multiple of 1/16, and responses would tie."""
+    for module in (each for head in heads for each in head.modules()):
+        if type(module) is nn.Linear and module.weight.dtype in (torch.bfloat16, torch.float16):
+            module.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
 
 
 def _more(names: Sequence[str]) -> str:
