@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from sepo.errors import SepoError
-from sepo.rewards import check_rewards, open_rewards, resolve_rewards
+from sepo.rewards import check_rewards, open_rewards, resolve_rewards, rewards_identity
 from sepo.scoring.hub import HubAccess
 from tests.support import rewarded
 from tests.support.rewarded import BLOCKS, CUSTOM, opened, responses, save, save_value_head, text_of
@@ -256,3 +257,29 @@ def test_weights_of_four_bits_leave_the_head_as_it_is(tmp_path):
     plain = opened(settings(folder), dtype=torch.float32)(responses())
     differences = [abs(one - two) for one, two in zip(found(responses()), plain, strict=True)]
     assert 0 < max(differences) < 5
+
+
+def test_rewards_are_identified_by_content(tmp_path):
+    def identity(folder, **keys):
+        return rewards_identity(settings(folder, **keys), access=HubAccess())
+
+    folder = save(tmp_path / "judge")
+    first = identity(folder)
+    shutil.copytree(folder, tmp_path / "moved")
+    assert identity(tmp_path / "moved", score_batch_tokens=1) == first
+    assert identity(folder, judge_model_quantization_bit=4) != first
+    others = [
+        save(tmp_path / "weights", seed=6),
+        save(tmp_path / "template", template=NEWLINE),
+        save(tmp_path / "base", cls="ForCausalLM"),
+    ]
+    save_value_head(others[-1])
+    found = [first, *map(identity, others)]
+    save_value_head(others[-1], seed=1)
+    found.append(identity(others[-1]))
+    assert len({json.dumps(each, sort_keys=True) for each in found}) == 5
+    policy = {"judge": "policy", "model_name_or_path": str(folder), "ref_model": str(tmp_path / "weights")}
+    both = rewards_identity(resolve_rewards(policy), access=HubAccess())
+    assert both["policy"]["model"] == first["model"]["model"] != both["reference"]["model"]
+    verifier = resolve_rewards({"judge": "exact", "expected_column": "answer"})
+    assert rewards_identity(verifier, access=HubAccess()) == verifier.as_dict()
