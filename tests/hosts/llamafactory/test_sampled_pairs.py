@@ -292,6 +292,8 @@ def test_what_a_judge_is_given_and_prompts_of_files(place, tmp_path, monkeypatch
         ({"pairs_top_p": 1.5}, "pairs_top_p is 1.5, expected a share in"),
         ({"pairs_max_new_tokens": 0}, "pairs_max_new_tokens is 0, expected a whole number of at least 1"),
         ({"pairs_min_margin": -1}, "pairs_min_margin is -1.0, expected a finite number of at least 0"),
+        ({"pairs_engine": "vlm"}, "pairs_engine is 'vlm', expected transformers or vllm"),
+        ({"pairs_engine": "vllm"}, "pairs_engine is vllm, but vLLM is not installed. Set pairs_engine: transformers"),
         ({"pairs_seed": -1}, "pairs_seed is -1, expected a whole number of at least 0"),
         ({"seed": -1}, "seed is -1, which samples cannot have; set pairs_seed"),
         ({"judge": None}, "judge is missing; set it to one of exact"),
