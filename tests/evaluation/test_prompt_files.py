@@ -22,7 +22,11 @@ def test_rows_with_prompt_or_messages(tmp_path):
         {"messages": turns, "system": "Count.", "tools": [{"name": "add"}], "answer": " "},
     )
     first, second, third = read_prompts(file, option="pairs_prompts", expected_column="answer")
-    assert (first.messages, first.system, first.expected) == (({"role": "user", "content": "Name a river."},), "", "Elbe")
+    assert (first.messages, first.system, first.expected) == (
+        ({"role": "user", "content": "Name a river."},),
+        "",
+        "Elbe",
+    )
     assert [turn["role"] for turn in second.messages] == ["user", "assistant", "user"]
     assert (second.system, second.expected) == ("Be brief.", None)
     assert third.messages == ({"role": "user", "content": "2 + 2?"},)  # the response is left out
@@ -47,12 +51,21 @@ def test_questions_of_benchmarks(tmp_path, row, text):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "x"}], r"pairs_prompts .*f.jsonl has no prompts: the first row has the fields text, expected prompt or"),
+        (
+            [{"text": "x"}],
+            r"pairs_prompts .*f.jsonl has no prompts: the first row has the fields text, expected prompt or",
+        ),
         ([], r"pairs_prompts .*f.jsonl has no rows, expected a list of objects"),
-        ([{"prompt": "a"}, {"prompt": " "}], r"row 2 is no prompt: it has no text of a user; expected prompt, the text"),
+        (
+            [{"prompt": "a"}, {"prompt": " "}],
+            r"row 2 is no prompt: it has no text of a user; expected prompt, the text",
+        ),
         ([{"prompt": "a"}, {}], r"row 2 is no prompt: it has no text of a user"),
         ([{"messages": [{"role": "assistant", "content": "a"}]}], r"row 1 is no prompt: it has no text of a user"),
-        ([{"messages": [{"role": "user", "content": "a"}] * 2}], r"row 1 is no prompt: a turn of user follows one of user"),
+        (
+            [{"messages": [{"role": "user", "content": "a"}] * 2}],
+            r"row 1 is no prompt: a turn of user follows one of user",
+        ),
         ([{"messages": 5}], r"row 1 is no prompt: the prompt is a number; text or messages are expected"),
         ([{"prompt": "a", "system": 5}], r"row 1 is no prompt: system is not text"),
         ([{"prompt": "a"}], r"no row has the field answer \(expected_column\), .* the first row has prompt"),
