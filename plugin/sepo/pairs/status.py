@@ -11,7 +11,7 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.pairs.directory import PARTS, SETTINGS, SUMMARY
-from sepo.pairs.parts import REWARDS, SAMPLES
+from sepo.pairs.parts import STEPS
 
 _RECENT = 600
 """Seconds without a new file after which nothing can be said about the time left."""
@@ -43,15 +43,14 @@ def pairs_progress(folder: Path) -> dict[str, Any]:
         raise SepoError(
             f"{folder / SETTINGS} cannot be read ({error!r}), expected the settings of sepo pairs; restore the file."
         ) from error
-    total = prompts * samples
-    summary = _summary(folder)
+    total, summary = prompts * samples, _summary(folder)
+    left: float | None = None
     if summary is not None:
         sampled = judged = total
-        left = 0.0
     else:
-        parts = {step: list(_parts(folder, step)) for step in (SAMPLES, REWARDS)}
-        sampled, judged = (sum(count for count, _ in parts[step]) for step in (SAMPLES, REWARDS))
-        left = _seconds_left(parts[SAMPLES] if sampled < total else parts[REWARDS], total)
+        samples_made, rewards_made = (list(_parts(folder, step)) for step in STEPS)
+        sampled, judged = (sum(count for count, _ in each) for each in (samples_made, rewards_made))
+        left = _seconds_left(samples_made if sampled < total else rewards_made, total)
     return {
         "folder": str(folder),
         "state": "finished" if summary is not None else "sampling" if sampled < total else "judging",

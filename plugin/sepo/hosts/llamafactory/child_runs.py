@@ -75,6 +75,7 @@ def train(
     file: Path,
     *,
     command: str = "train",
+    processes: int = 1,
     environment: Mapping[str, str] = os.environ,
     log: IO[bytes] | None = None,
     on_start: Callable[[int], None] = lambda process: None,
@@ -84,7 +85,8 @@ def train(
     Args:
         recipe: keys and values of the run; its secrets are handed on by the environment.
         file: the recipe file to write, without secrets.
-        command: the command of sepo, `train` or `pairs`.
+        command: the command of sepo.
+        processes: number of processes to start; `sepo train` starts its own, as the host does.
         environment: environment of the process.
         log: where its output goes, or None for the output of this process.
         on_start: called with the id of the process.
@@ -95,7 +97,7 @@ def train(
     OmegaConf.save(OmegaConf.create(redacted(recipe)), file)
     error = None if log is None else subprocess.STDOUT
     with subprocess.Popen(
-        _words(file, command), env=with_secrets(environment, recipe), stdout=log, stderr=error
+        _words(file, command, processes), env=with_secrets(environment, recipe), stdout=log, stderr=error
     ) as process:
         try:
             on_start(process.pid)
@@ -105,23 +107,11 @@ def train(
             raise
 
 
-def command_line(recipe: Mapping[str, Any], file: Path, *, command: str = "train") -> str:
+def command_line(recipe: Mapping[str, Any], file: Path, *, command: str = "train", processes: int = 1) -> str:
     """Return the command that starts a run alone, with a place for each secret."""
-    return shlex.join([*_words(file, command), *(f"{name}=..." for name in secrets_of(recipe))])
+    return shlex.join([*_words(file, command, processes), *(f"{name}=..." for name in secrets_of(recipe))])
 
 
-def _words(file: Path, command: str) -> list[str]:
-    # `sepo train` starts the processes of several devices itself, as the host does.
-    processes = 1 if command == "train" else _processes()
+def _words(file: Path, command: str, processes: int) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [sys.executable, *(launcher if processes > 1 else ()), "-m", "sepo", command, str(file)]
-
-
-def _processes() -> int:
-    """Return the number of processes that the host trains with on this machine."""
-    from llamafactory.extras.misc import get_device_count, is_env_enabled
-
-    devices = get_device_count()
-    if devices < 2 and not is_env_enabled("FORCE_TORCHRUN"):
-        return 1
-    return int(os.environ.get("NPROC_PER_NODE", devices))

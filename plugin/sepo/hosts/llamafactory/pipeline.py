@@ -14,17 +14,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError
+from sepo.evaluation.vllm_sampling import why_not_vllm
 from sepo.hosts.llamafactory.chain_pairs import PAIRS, declare_data
 from sepo.hosts.llamafactory.chain_recipes import OWN_DPO, REVERSED
+from sepo.hosts.llamafactory.chain_status import DONE, RECIPE, RECORDS
 from sepo.hosts.llamafactory.chain_steps import Step, last_model, plan_steps
 from sepo.hosts.llamafactory.child_runs import changes, command_line, is_resumable, read_record, train, write_record
 from sepo.hosts.llamafactory.reading import Recipe, override_values, reading_error, recipe_of
+from sepo.pairs.settings import pairs_settings
 from sepo.recipe.comparison import refuse_comparison
+from sepo.recipe.reference import own_start
 from sepo.redaction import HIDDEN, redacted, remember_secrets
 from sepo.training.row_losses import RowLosses
-
-RECORDS = "pipeline"
-"""Name of the directory of the steps' records, beside those of the steps."""
 
 
 def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -120,7 +121,7 @@ def is_step_finished(step: Step, records: Path) -> bool:
     Raises:
         SepoError: it was run with other settings.
     """
-    record = records / f"{step.name}.done.json"
+    record = records / f"{step.name}{DONE}"
     before, now = read_record(record), redacted(step.recipe)
     if before is None:
         return False
@@ -137,7 +138,7 @@ def is_step_finished(step: Step, records: Path) -> bool:
 
 def record_step(step: Step, records: Path) -> None:
     """Record that a step is finished."""
-    write_record(records / f"{step.name}.done.json", step.recipe)
+    write_record(records / f"{step.name}{DONE}", step.recipe)
 
 
 def draw_sample(step: Step, *, template: str | None) -> None:
@@ -183,18 +184,37 @@ def _run(step: Step, records: Path, *, template: str | None = None) -> None:
     if step.name == "sample":
         draw_sample(step, template=template)
         return
-    recipe_file = records / f"{step.name}.yaml"
+    recipe_file = records / f"{step.name}{RECIPE}"
+    how: dict[str, Any] = {}
     if step.name == PAIRS:  # continued by the command itself, which refuses other settings
-        status = train(step.recipe, recipe_file, command=PAIRS)
+        how = {"command": PAIRS, "processes": sampling_processes(step.recipe)}
     else:
         _remove_what_cannot_be_resumed(step, records)
-        status = train(step.recipe, recipe_file)
+    status = train(step.recipe, recipe_file, **how)
     if status:
         raise SepoError(
             f"step '{step.title}' failed with exit status {status}; its output is above. Fix the cause and run the "
             "same command again: finished steps are skipped. This step alone: "
-            f"{command_line(step.recipe, recipe_file, command=PAIRS if step.name == PAIRS else 'train')}"
+            f"{command_line(step.recipe, recipe_file, **how)}"
         )
+
+
+def sampling_processes(recipe: Mapping[str, Any]) -> int:
+    """Return the number of processes that sample and judge on this machine.
+
+    They are as many as the host trains with, except that vLLM samples in one.
+
+    Args:
+        recipe: keys and values of `sepo pairs`.
+    """
+    from llamafactory.extras.misc import get_device_count, is_env_enabled
+
+    devices = get_device_count()
+    if devices < 2 and not is_env_enabled("FORCE_TORCHRUN"):
+        return 1
+    if pairs_settings(recipe).engine != "transformers" and why_not_vllm(own_start(recipe), processes=1) is None:
+        return 1
+    return int(os.environ.get("NPROC_PER_NODE", devices))
 
 
 def _remove_what_cannot_be_resumed(step: Step, records: Path) -> None:

@@ -29,8 +29,8 @@ def print_pairs_plan(
     print_lines(
         [
             f"sepo pairs: {account.model}, {account.parameters / 1e9:.2f} B parameters",
-            f"largest batch: {account.batch_tokens:,} tokens ({_BATCH}), {account.batch.rows:,} responses to the longest "
-            "prompts at a time",
+            f"largest batch: {account.batch_tokens:,} tokens ({_BATCH}), {account.batch.rows:,} responses to the "
+            "longest prompts at a time",
         ]
     )
     print_phases(account.phases)
