@@ -303,8 +303,8 @@ def test_vllm_gets_the_hosts_settings(place, tmp_path, monkeypatch):
     summary = make_pairs(recipe_of(place, tmp_path, **keys))
     ((spec, settings, decoding),) = made
     assert (spec.model, decoding.max_new_tokens) == (str(place / "ending"), 8)
-    longest = max(map(len, plan_pairs(recipe_of(place, tmp_path)).ids))
-    assert settings == VllmSettings("auto", longest + 8, 0.5, True, 32, False, {"seed": 1})
+    longest = max(map(len, pairs_plan.plan_pairs(recipe_of(place, tmp_path)).ids))
+    assert settings == VllmSettings("bfloat16", longest + 8, 0.5, True, 32, False, {"seed": 1})
     assert summary.truncated == 0
     recorded = json.loads((tmp_path / "pairs" / "pairs_settings.json").read_text())["settings"]
     assert recorded["pairs_engine"] == "vllm"

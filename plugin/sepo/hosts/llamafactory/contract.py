@@ -31,6 +31,7 @@ CONTRACT = (
             "adapter_folder",
             "cache_dir",
             "trust_remote_code",
+            "infer_dtype",
             "vllm_config",
             "vllm_gpu_util",
             "vllm_enforce_eager",
