@@ -284,6 +284,32 @@ def test_what_a_judge_is_given_and_prompts_of_files(place, tmp_path, monkeypatch
             assert (response.expected, response.system) == (line["expected"], line["system"])
 
 
+def test_vllm_gets_the_hosts_settings(place, tmp_path, monkeypatch):
+    from sepo.evaluation.generation import Generated
+    from sepo.evaluation.vllm_sampling import VllmSettings
+    from sepo.hosts.llamafactory import pairs_plan, sampled_pairs
+
+    monkeypatch.setattr(pairs_plan, "why_not_vllm", lambda *_, **__: None)
+    made = []
+
+    def sampler(spec, settings, voice, decoding):
+        made.append((spec, settings, decoding))
+        return lambda samples: [
+            Generated((50 + number, voice.stop_ids[0]), finished=True) for _, number in samples
+        ]  # fmt: skip
+
+    monkeypatch.setattr(sampled_pairs, "VllmSampler", sampler)
+    keys = {"vllm_gpu_util": 0.5, "vllm_enforce_eager": True, "vllm_config": '{"seed": 1}', "infer_dtype": "bfloat16"}
+    summary = make_pairs(recipe_of(place, tmp_path, **keys))
+    ((spec, settings, decoding),) = made
+    assert (spec.model, decoding.max_new_tokens) == (str(place / "ending"), 8)
+    longest = max(map(len, pairs_plan.plan_pairs(recipe_of(place, tmp_path)).ids))
+    assert settings == VllmSettings("bfloat16", longest + 8, 0.5, True, 32, False, {"seed": 1})
+    assert summary.truncated == 0
+    recorded = json.loads((tmp_path / "pairs" / "pairs_settings.json").read_text())["settings"]
+    assert recorded["pairs_engine"] == "vllm"
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

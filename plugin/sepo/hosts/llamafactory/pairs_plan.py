@@ -73,6 +73,14 @@ class PairsPlan:
         return self.arguments[0]
 
     @property
+    def dtype(self) -> str:
+        """The dtype in which the host loads the policy; ``auto`` for that of its weights."""
+        if self.model_args.infer_dtype != "auto":
+            return str(self.model_args.infer_dtype)
+        computed = self.model_args.compute_dtype
+        return "auto" if computed is None else str(computed).removeprefix("torch.")
+
+    @property
     def training_args(self) -> Any:
         """The host's training arguments, which have device and rank."""
         return self.arguments[2]
@@ -170,7 +178,7 @@ def identity(plan: PairsPlan) -> dict[str, Any]:
         digest.update(repr((prompt.question.id, ids, prompt.expected)).encode())
     return {
         "model": spec_identity(plan.recipe.policy, key="model_name_or_path", access=access),
-        "dtype": str(plan.model_args.compute_dtype).removeprefix("torch."),
+        "dtype": plan.dtype,
         "prompts": {"number": len(plan.prompts), "digest": digest.hexdigest()},
         "pairs_engine": plan.engine,
         "pairs_samples": plan.settings.samples,

@@ -73,7 +73,7 @@ def _vllm_sampler(plan: PairsPlan) -> Sampler:
     args = plan.model_args
     longest = max(map(len, plan.ids)) + plan.settings.decoding.max_new_tokens
     settings = VllmSettings(
-        dtype="auto" if args.compute_dtype is None else str(args.compute_dtype).removeprefix("torch."),
+        dtype=plan.dtype,
         max_model_len=longest,
         gpu_memory_utilization=args.vllm_gpu_util,
         enforce_eager=args.vllm_enforce_eager,
