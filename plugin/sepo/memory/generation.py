@@ -13,10 +13,10 @@ from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import NOTHING_TRAINS, model_with, on_cpu_without_data, without_data
 from sepo.memory.step import at_depth, in_depth
 
-_SCORES = 4
+_SCORES = 5
 """Tensors of a step with a float32 number per row and vocabulary entry that exist at once: the logits, those divided by
-the temperature, the noise, and their difference."""
-_NUCLEUS = 8
+the temperature, the noise, its logarithm, and their difference."""
+_NUCLEUS = 4
 """Such tensors in addition with ``top_p`` below 1: the ordered logits, their places (int64), and probabilities."""
 
 
@@ -83,15 +83,14 @@ def generation_bytes(config: Any, batch: SampledBatch, dtype: torch.dtype) -> Ge
         batch: the batch.
         dtype: dtype of the weights.
     """
-    cache, peak = in_depth(config, lambda depth: _measured(*at_depth(config, depth), batch, dtype))
-    vocabulary = int(config.vocab_size)
-    scores = 4 * batch.rows * vocabulary * (_SCORES + (_NUCLEUS if batch.nucleus else 0))
-    return GenerationBytes(cache, peak - cache + scores)
+    cache, prompts, step = in_depth(config, lambda depth: _measured(*at_depth(config, depth), batch, dtype))
+    scores = 4 * batch.rows * int(config.vocab_size) * (_SCORES + (_NUCLEUS if batch.nucleus else 0))
+    return GenerationBytes(cache, max(prompts, step + scores) - cache)
 
 
 @functools.lru_cache(maxsize=64)
-def _measured(config: str, kind: Any, batch: SampledBatch, dtype: torch.dtype) -> tuple[int, int]:
-    """Return the bytes of the cache at the end, and the peak with it."""
+def _measured(config: str, kind: Any, batch: SampledBatch, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Return the bytes of the cache at the end, the peak of the prompts, and that of the last step with the cache."""
     model = model_with(kind.from_dict(json.loads(config)), dtype, NOTHING_TRAINS)
     with without_data(), torch.no_grad():
         model = on_cpu_without_data(model).eval()
@@ -101,15 +100,14 @@ def _measured(config: str, kind: Any, batch: SampledBatch, dtype: torch.dtype) -
             before = _prefilled(model, batch.rows, batch.prompt)
             prompts = live.peak
             del before
-            # The last step: the cache of all tokens but one, and copies of a layer's while it grows.
-            outputs = _prefilled(model, batch.rows, max(1, batch.prompt + batch.new_tokens - 1))
+            # The last step: the cache without the last two tokens, one of which it adds, which copies a layer's.
+            outputs = _prefilled(model, batch.rows, max(1, batch.prompt + batch.new_tokens - 2))
             past = outputs.past_key_values
             del outputs
             live.peak = live.now
             ids = torch.zeros(batch.rows, 1, dtype=torch.long)
             model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-            cache = live.now
-            return cache, max(prompts, live.peak)
+            return live.now, prompts, live.peak
 
 
 def _prefilled(model: Any, rows: int, tokens: int) -> Any:

@@ -41,7 +41,8 @@ def pairs_opening(folder: Path) -> Opening:
             "are judged); run sepo pairs with the same recipe to the end."
         )
     summary = _summary(folder, progress["summary"])
-    notes = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    notes = stored.get("notes") or {}
     numbers, examples = _read(folder, summary.prompts)
     policy, judge = notes.get("policy") or {}, notes.get("judge") or {}
     model = ", ".join(map(str, [policy.get("model", "unknown"), *policy.get("adapters", ())]))
@@ -50,7 +51,7 @@ def pairs_opening(folder: Path) -> Opening:
         lead=f"{number(summary.responses)} responses of {one_line(model)} to {number(summary.prompts)} prompts of "
         f"{one_line(str(notes.get('prompts', 'unknown')))}, judged by {one_line(str(judge.get('judge', 'unknown')))}; "
         "of each prompt the best response against the worst.",
-        tables=[_table("Pairs", summary_rows(summary)), _table("Settings", _flat(notes.get("settings") or {}))],
+        tables=[_table("Pairs", summary_rows(summary)), _table("Settings", _flat(stored["settings"]))],
         charts=_charts(numbers),
         curves="Shares of the responses, by reward and by length in tokens, and of the pairs, by margin.",
         examples=examples,
