@@ -18,6 +18,7 @@ from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
     ORACLE_KIND,
+    PAIRS_KEYS,
     PIPELINE_KEYS,
     REWARD_KEYS,
     Key,
@@ -115,6 +116,9 @@ def keys_page() -> str:
         + table(columns, [stage_row(), *key_rows(KEYS.values())])
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
+        + "\n## Keys of `sepo pairs`\n\nThey are explained in [pairs](pairs.md), beside the [keys of "
+        "judges](#keys-of-judges); training does not read them.\n\n"
+        + table(columns, key_rows(PAIRS_KEYS.values()))
         + "\n## Keys of `sepo pipeline`\n\n"
         + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), ORACLE_KIND])])
         + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"

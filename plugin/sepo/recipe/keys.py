@@ -525,6 +525,87 @@ REWARD_KEYS = {
 }
 """Keys that say how sampled responses are judged, wherever a number for each response is needed."""
 
+PAIRS_KEYS = {
+    row.name: row
+    for row in (
+        Key(
+            "pairs_samples",
+            int,
+            "Number of responses that are sampled for each prompt, at least 2.",
+            default=5,
+            expected=Expected("a whole number of at least 2", lambda value: value >= 2),
+        ),
+        Key(
+            "pairs_temperature",
+            float,
+            "Sampling temperature, above 0.",
+            default=0.8,
+            expected=Expected("a positive number", lambda value: 0.0 < value < math.inf),
+        ),
+        Key(
+            "pairs_top_p",
+            float,
+            "Samples are drawn from the smallest set of tokens with at least this probability, in (0, 1].",
+            default=1.0,
+            expected=SHARE,
+        ),
+        Key(
+            "pairs_max_new_tokens",
+            int,
+            "Maximum number of tokens of a response, its end of turn included; a response that reaches it is "
+            "truncated, and never chosen.",
+            default=512,
+            expected=AT_LEAST_1,
+        ),
+        Key(
+            "pairs_engine",
+            str,
+            "What samples: `transformers`, or `vllm`, in one process on a CUDA GPU.",
+            shown="`vllm` if it is installed and can sample the model, else `transformers`",
+            expected=one_of("transformers", "vllm", join=" or "),
+        ),
+        Key(
+            "pairs_prompts",
+            str,
+            "Files with prompts, a list or separated by commas: JSON lines with `prompt` or `messages`, or the "
+            "question files of `sepo eval`.",
+            shown="the prompts of `dataset`",
+        ),
+        Key(
+            "pairs_dir",
+            str,
+            "Directory of the pairs; as `dataset_dir` it has the data set `pairs`.",
+            default="pairs_output",
+        ),
+        Key(
+            "pairs_seed",
+            int,
+            "Seed of the samples.",
+            shown="`seed`",
+            expected=Expected("a whole number of at least 0", lambda value: value >= 0),
+        ),
+        Key(
+            "pairs_min_margin",
+            float,
+            "Minimum difference of the rewards of chosen and rejected response; equal rewards are ties in any case.",
+            default=0.0,
+            expected=WEIGHT,
+        ),
+        Key(
+            "pairs_batch_tokens",
+            int,
+            "Tokens of a batch of samples, padding and new tokens included. Rounding depends on the batches, so "
+            "another value can change samples.",
+            default=16384,
+            expected=AT_LEAST_1,
+        ),
+    )
+}
+"""Keys of `sepo pairs`, in addition to ``REWARD_KEYS``."""
+
+SAMPLING_KEYS = (*PAIRS_KEYS, *REWARD_KEYS)
+"""Keys of sampled and judged responses, which training on pairs does not read."""
+
 COMPARE_KEYS = {
     row.name: row
     for row in (
