@@ -89,6 +89,18 @@ def test_padding_tokens_that_are_missing_or_end_a_turn(tmp_path, config, templat
     close(found(given[:1]), alone[:1])
 
 
+@torch.no_grad()
+def test_heads_are_wider_than_bfloat16(tmp_path):
+    folder = save(tmp_path / "judge")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    given = responses()
+    hidden = [model.model(ids_of(folder, each)).last_hidden_state[0, -1].double() for each in given]
+    expected = [float(states @ model.score.weight[0].double()) for states in hidden]
+    found = opened(settings(folder, score_batch_tokens=1), dtype=torch.bfloat16)(given)
+    close(found, expected)
+    assert found != torch.tensor(found).bfloat16().tolist()
+
+
 def test_the_template_is_the_judges(tmp_path):
     folder = save(tmp_path / "judge")
     other = save(tmp_path / "other", template=NEWLINE.replace("[", "("))
