@@ -34,8 +34,8 @@ SECTIONS = [
     [
         "`pairs`, `base`, `oracle`, `policy`",
         "",
-        "Sections with keys for one step only. `pairs` samples the pairs that the others train on; `base: false` trains "
-        "no base, and with `pairs`, `oracle: false` neither base nor oracle.",
+        "Sections with keys for one step only. `pairs` samples the pairs that the others train on; `base: false` "
+        "trains no base, and with `pairs`, `oracle: false` neither base nor oracle.",
     ]
 ]
 VARIANTS = [

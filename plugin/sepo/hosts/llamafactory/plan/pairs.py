@@ -47,8 +47,9 @@ class PairsAccount:
 
 
 def samples_pairs(recipe: Mapping[str, Any]) -> bool:
-    """Return whether a recipe has keys of `sepo pairs`."""
-    return any(recipe.get(name) is not None for name in (*PAIRS_KEYS, "judge"))
+    """Return whether a recipe has keys of `sepo pairs`; a judge may be that of its stage."""
+    names = PAIRS_KEYS if recipe.get("stage") else (*PAIRS_KEYS, "judge")
+    return any(recipe.get(name) is not None for name in names)
 
 
 def pairs_account(recipe: Mapping[str, Any], *, on_gpu: bool) -> PairsAccount:
