@@ -7,7 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.chain_pairs import declare_data, evaluation_entries
+from sepo.hosts.llamafactory import pipeline
+from sepo.hosts.llamafactory.chain_checks import check_steps
+from sepo.hosts.llamafactory.chain_pairs import evaluation_entries
 from sepo.hosts.llamafactory.chain_steps import last_model, plan_steps
 from sepo.hosts.llamafactory.hub import policy_in
 from sepo.hosts.llamafactory.recipe import host_keys
@@ -276,13 +278,16 @@ def test_evaluation_data_sets_are_declared_beside_the_sampled_pairs(tmp_path):
     assert policy.declares == steps["sample"].declares == str(given_)
     assert steps["base"].declares is steps["oracle"].declares is None
     with pytest.raises(SepoError, match="does not declare the data set 'pairs' of the step 'pairs'"):
-        declare_data(policy.recipe, folder=policy.declares)
+        pipeline.declare_pairs(policy)
     (out / "pairs").mkdir(parents=True)
     (out / "pairs" / "dataset_info.json").write_text(
         json.dumps({"pairs": {"file_name": "pairs.json", "ranking": True}})
     )
+    with pytest.raises(SepoError, match=r"pairs\.json of the step 'pairs' does not exist; restore it"):
+        pipeline.declare_pairs(policy)
+    (out / "pairs" / "pairs.json").write_text("[]")
     for _ in range(2):
-        declare_data(policy.recipe, folder=policy.declares)
+        pipeline.declare_pairs(policy)
     folder = policy.recipe["dataset_dir"]
     pairs, entry, hub = get_dataset_list(["pairs", "held", "hub"], folder)
     assert pairs.ranking
@@ -301,3 +306,18 @@ def test_evaluation_data_sets_that_cannot_be_declared_are_refused(tmp_path, eval
     (tmp_path / "dataset_info.json").write_text(json.dumps({"pairs": {"file_name": "x.json"}}))
     with pytest.raises(SepoError, match=words):
         evaluation_entries({"eval_dataset": eval_dataset}, folder=str(tmp_path))
+
+
+def test_a_pipeline_whose_pairs_were_removed_ends_with_one_line(tmp_path):
+    """Its step is finished by the record, and the next one reads the directory."""
+    for keys in ({}, {"eval_dataset": "held"}):
+        steps = plan_steps({**SHARED, **keys, "output_dir": str(tmp_path / "out"), "pairs": MATH})
+        with pytest.raises(SepoError, match="does not declare the data set 'pairs' of the step 'pairs'"):
+            pipeline._run(steps[1], tmp_path / "records")
+
+
+def test_a_users_data_set_of_the_same_name_is_checked(tmp_path):
+    steps = plan_steps({**SHARED, "dataset": "pairs", "dataset_dir": str(tmp_path)})
+    assert all(step.pairs is None for step in steps)
+    with pytest.raises(SepoError, match=r"dataset_info\.json"):
+        check_steps(steps[-1:])

@@ -96,7 +96,7 @@ def _check_keys(step: Step, known: Collection[str]) -> None:
 
 def _data_that_exists(step: Step) -> dict[str, Any]:
     """Return the recipe of a policy with the data sets that no step writes."""
-    if step.recipe.get("dataset") != PAIRS:
+    if step.pairs is None:
         return step.recipe
     if step.declares is None:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -180,28 +181,36 @@ def evaluation_entries(policy: Mapping[str, Any], *, folder: str) -> dict[str, A
     return entries
 
 
-def declare_data(policy: Mapping[str, Any], *, folder: str) -> None:
-    """Declare the sampled pairs and the evaluation data sets in the policy's ``dataset_dir``. Idempotent.
+def declare_data(recipe: Mapping[str, Any], *, pairs: str, folder: str | None) -> None:
+    """Declare the sampled pairs and the evaluation data sets in the ``dataset_dir`` of a step. Idempotent.
 
     Args:
-        policy: the recipe of the policy.
-        folder: the ``dataset_dir`` of the evaluation data sets.
+        recipe: the recipe of the step.
+        pairs: directory of the sampled pairs.
+        folder: the ``dataset_dir`` of the evaluation data sets; None if there are none, and the step reads the
+            directory of the pairs.
 
     Raises:
         SepoError: see ``evaluation_entries``; or there are no pairs.
     """
-    target = Path(str(policy["dataset_dir"]))
-    if target.name == PAIRS:
-        return
-    source = target.parent / PAIRS
+    source = Path(pairs)
     try:
-        pairs = json.loads((source / _INFO).read_text(encoding="utf-8"))[PAIRS]
-        pairs = {**pairs, "file_name": str(Path("..", PAIRS, str(pairs["file_name"])))}
+        entry = json.loads((source / _INFO).read_text(encoding="utf-8"))[PAIRS]
+        file = source / str(entry["file_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SepoError(
             f"{source / _INFO} does not declare the data set '{PAIRS}' of the step 'pairs' ({type(error).__name__}); "
             "remove the record of this step, pipeline/pairs.done.json, to sample it again."
         ) from error
-    entries = {PAIRS: pairs, **evaluation_entries(policy, folder=folder)}
+    if not file.is_file():
+        raise SepoError(
+            f"{file} of the step 'pairs' does not exist; restore it, or remove {source} and the record of this step, "
+            "pipeline/pairs.done.json, to sample it again."
+        )
+    if folder is None:
+        return
+    target = Path(str(recipe["dataset_dir"]))
+    entry = {**entry, "file_name": os.path.relpath(file, target)}
+    entries = {PAIRS: entry, **evaluation_entries(recipe, folder=folder)}
     target.mkdir(parents=True, exist_ok=True)
     write_whole(target / _INFO, json.dumps(entries, ensure_ascii=False, indent=1) + "\n")

@@ -51,13 +51,15 @@ class Step:
         name: ``pairs``, ``sample``, ``base``, ``oracle``, ``oracle_reversed`` or ``policy``.
         recipe: keys and values of the run; a finished step with an unchanged recipe is not run again.
         round: number of its round, from 1; None if there is only one.
+        pairs: directory of the sampled pairs that are the data set of the step; None if it reads other data.
         declares: the ``dataset_dir`` of the evaluation data sets that are declared in that of the step, beside the
-            sampled pairs; None if its ``dataset_dir`` is there without it.
+            sampled pairs; None if there are none.
     """
 
     name: str
     recipe: dict[str, Any]
     round: int | None = None
+    pairs: str | None = None
     declares: str | None = None
 
     @property
@@ -184,10 +186,11 @@ def _steps_of(given: _Given, number: int, *, first: list[Step], before: Mapping[
         policy = _continuing(policy, before)
         if not reference.get("ref_model"):
             reference = reference_before(before)
-    declares = None
-    sampling = sections[PAIRS]
+    sampled, declares, sampling = None, None, sections[PAIRS]
     if sampling is not None:
-        yield Step(PAIRS, pairs_recipe(shared, policy, sampling, reference=reference, output=output, number=number))
+        made = Step(PAIRS, pairs_recipe(shared, policy, sampling, reference=reference, output=output, number=number))
+        yield made
+        sampled = made.output
         declares = str(policy.get("dataset_dir") or "data") if policy.get("eval_dataset") else None
         policy = with_pairs(policy, output=output)
     derived: dict[str, Any] = {}
@@ -195,7 +198,7 @@ def _steps_of(given: _Given, number: int, *, first: list[Step], before: Mapping[
         key = PIPELINE_KEYS["oracle_sample_ratio"]
         ratio = key.read(given.recipe.get(key.name, key.default))
         sample = {**_data_keys(policy), key.name: ratio, "output_dir": f"{output}/sample"}
-        yield Step("sample", sample, declares=declares)
+        yield Step("sample", sample, pairs=sampled, declares=declares)
         sepo_keys = (*SEPO_KEYS, *registered_keys(with_stage_defaults(policy)))
         training = {name: value for name, value in trained.items() if name not in (*sepo_keys, *_EVALUATION)}
         base = _base(given, training, output, first=first, before=before)
@@ -206,7 +209,7 @@ def _steps_of(given: _Given, number: int, *, first: list[Step], before: Mapping[
         derived = oracle_keys(oracles[0].recipe, oracles[1].recipe if len(oracles) > 1 else None, base=base)
     if "oracle_base_model" in policy:
         derived.pop("oracle_base_model_revision", None)
-    yield Step("policy", {**derived, **policy}, declares=declares)
+    yield Step("policy", {**derived, **policy}, pairs=sampled, declares=declares)
 
 
 def _oracles(

@@ -174,8 +174,8 @@ def declare_pairs(step: Step) -> None:
 
     if step.name == REVERSED:
         declare_reversed_pairs(Path(step.recipe["dataset_dir"]))
-    if step.declares is not None:
-        declare_data(step.recipe, folder=step.declares)
+    if step.pairs is not None:
+        declare_data(step.recipe, pairs=step.pairs, folder=step.declares)
 
 
 def _run(step: Step, records: Path, *, template: str | None = None) -> None:
