@@ -14,14 +14,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError
-from sepo.evaluation.vllm_sampling import why_not_vllm
 from sepo.hosts.llamafactory.chain_pairs import PAIRS, declare_data
 from sepo.hosts.llamafactory.chain_recipes import OWN_DPO, REVERSED
 from sepo.hosts.llamafactory.chain_status import DONE, RECIPE, RECORDS
 from sepo.hosts.llamafactory.chain_steps import Step, last_model, plan_steps
 from sepo.hosts.llamafactory.child_runs import changes, command_line, is_resumable, read_record, train, write_record
 from sepo.hosts.llamafactory.reading import Recipe, override_values, reading_error, recipe_of
-from sepo.pairs.settings import pairs_settings
 from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.reference import own_start
 from sepo.redaction import HIDDEN, redacted, remember_secrets
@@ -208,6 +206,9 @@ def sampling_processes(recipe: Mapping[str, Any]) -> int:
         recipe: keys and values of `sepo pairs`.
     """
     from llamafactory.extras.misc import get_device_count, is_env_enabled
+
+    from sepo.evaluation.vllm_sampling import why_not_vllm
+    from sepo.pairs.settings import pairs_settings
 
     devices = get_device_count()
     if devices < 2 and not is_env_enabled("FORCE_TORCHRUN"):
