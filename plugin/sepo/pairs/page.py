@@ -47,11 +47,11 @@ def pairs_opening(folder: Path) -> Opening:
     policy, judge = notes.get("policy") or {}, notes.get("judge") or {}
     model = ", ".join(map(str, [policy.get("model", "unknown"), *policy.get("adapters", ())]))
     return Opening(
-        title=clipped(f"Pairs in {one_line(folder.absolute().name)}", _TITLE_CHARACTERS),
+        title=clipped(f"Pairs in {one_line('/'.join(folder.absolute().parts[-2:]))}", _TITLE_CHARACTERS),
         lead=f"{number(summary.responses)} responses of {one_line(model)} to {number(summary.prompts)} prompts of "
         f"{one_line(str(notes.get('prompts', 'unknown')))}, judged by {one_line(str(judge.get('judge', 'unknown')))}; "
         "of each prompt the best response against the worst.",
-        tables=[_table("Pairs", summary_rows(summary)), _table("Settings", _flat(stored["settings"]))],
+        tables=[_table("Summary", summary_rows(summary)), _table("Settings", _flat(stored["settings"]))],
         charts=_charts(numbers),
         curves="Shares of the responses, by reward and by length in tokens, and of the pairs, by margin.",
         examples=examples,
@@ -67,7 +67,9 @@ def _summary(folder: Path, values: Mapping[str, Any]) -> PairsSummary:
 
 
 def _table(title: str, rows: Sequence[tuple[str, str]]) -> ResultTable:
-    return ResultTable(title, ["", ""], [[Cell(name), Cell(clipped(one_line(text), 600))] for name, text in rows])
+    return ResultTable(
+        title, [title.lower(), "value"], [[Cell(name), Cell(clipped(one_line(text), 600))] for name, text in rows]
+    )
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
@@ -140,7 +142,7 @@ def _charts(numbers: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Chart]
     texts = {
         "reward": ("Rewards", "reward", "responses", "Share of the responses in each bin of rewards."),
         "tokens": ("Lengths", "tokens", "responses", "Share of the responses in each bin of lengths, in tokens."),
-        "margin": ("Margins", "reward of the chosen response minus the rejected one's", "pairs",
+        "margin": ("Margins", "difference of the rewards", "pairs",
                    "Share of the pairs in each bin of margins."),
     }  # fmt: skip
     charts = []
