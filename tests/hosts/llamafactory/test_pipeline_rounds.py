@@ -1,13 +1,14 @@
 """The steps of `sepo pipeline` with sampled pairs and several rounds: their recipes."""
 
 import json
+import os
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory import pipeline
+from sepo.hosts.llamafactory import child_runs, pipeline, reading
 from sepo.hosts.llamafactory.chain_checks import check_steps
 from sepo.hosts.llamafactory.chain_pairs import evaluation_entries
 from sepo.hosts.llamafactory.chain_steps import last_model, plan_steps
@@ -321,3 +322,20 @@ def test_a_users_data_set_of_the_same_name_is_checked(tmp_path):
     assert all(step.pairs is None for step in steps)
     with pytest.raises(SepoError, match=r"dataset_info\.json"):
         check_steps(steps[-1:])
+
+
+def test_the_step_pairs_is_given_the_secrets_that_its_recipe_file_lacks(tmp_path, monkeypatch):
+    token, seen = "hf_" + "a" * 30, []
+    (pairs, *_) = plan_steps({**SHARED, "output_dir": str(tmp_path / "out"), "pairs": MATH, "hf_hub_token": token})
+
+    def child(words, *, env, **streams):
+        monkeypatch.setenv(reading.SECRETS, env[reading.SECRETS])
+        assert token not in (tmp_path / "pairs.yaml").read_text()
+        seen.append(pipeline.read_pipeline(tmp_path / "pairs.yaml"))
+        return subprocess_of(["true"], **streams)
+
+    subprocess_of = child_runs.subprocess.Popen
+    monkeypatch.setattr(child_runs.subprocess, "Popen", child)
+    pipeline._run(pairs, tmp_path)
+    assert [read["hf_hub_token"] for read in seen] == [token]
+    assert reading.SECRETS not in os.environ

@@ -19,7 +19,7 @@ from sepo.hosts.llamafactory.chain_recipes import OWN_DPO, REVERSED
 from sepo.hosts.llamafactory.chain_status import DONE, RECIPE, RECORDS
 from sepo.hosts.llamafactory.chain_steps import Step, last_model, plan_steps
 from sepo.hosts.llamafactory.child_runs import changes, command_line, is_resumable, read_record, train, write_record
-from sepo.hosts.llamafactory.reading import Recipe, override_values, reading_error, recipe_of
+from sepo.hosts.llamafactory.reading import Recipe, override_values, reading_error, recipe_of, secrets_of_parent
 from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.reference import own_start
 from sepo.redaction import HIDDEN, redacted, remember_secrets
@@ -50,7 +50,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(recipe, dict):
         raise SepoError(f"recipe '{path}' is a list; a mapping of keys and values is expected.")
     # In the recorded recipe of a step; without the key, the token is used that this machine is logged in with.
-    kept = {str(name): value for name, value in recipe.items() if value != HIDDEN}
+    kept = {str(name): value for name, value in recipe.items() if value != HIDDEN} | secrets_of_parent()
     remember_secrets(kept)
     return recipe_of(kept, file=str(path), overrides=overrides)
 
