@@ -40,6 +40,8 @@ _EVALUATION = (
     "eval_dataset", "val_size", "do_eval", "eval_strategy", "eval_steps", "eval_on_start", "eval_delay",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_steps",
 )  # fmt: skip
+_ONLINE = "rto"
+"""Stage that trains on prompts."""
 _START = ("model_name_or_path", "model_revision", "adapter_name_or_path")
 
 
@@ -117,6 +119,12 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
         raise SepoError("output_dir is missing; set it to the directory in which each step writes its subdirectory.")
     given = _Given(recipe, shared, sections, str(shared.pop("output_dir")))
     rounds = _rounds(given)
+    if {**shared, **(sections["policy"] or {})}.get("stage") == _ONLINE:
+        raise SepoError(
+            f"stage is {_ONLINE} for the policy, which samples its responses while it trains, and the policies of a "
+            "pipeline train on pairs; set another stage, and run sepo train with that one and the oracle of this "
+            "pipeline (the oracle_* keys of OUTPUT_DIR/pipeline/policy.yaml)."
+        )
     if sections["oracle"] is None:
         _check_without_oracle(given)
     check_sampling(shared, sections, rounds=rounds)
