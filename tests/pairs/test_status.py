@@ -121,6 +121,15 @@ def test_examples_are_spread_over_the_prompts(tmp_path):
     assert max(later - first for first, later in itertools.pairwise(shown)) <= 4
 
 
+def test_an_example_has_its_pair_and_few_other_responses(tmp_path):
+    many = [(f"text {number}", True, float(number == 40), 1) for number in range(50)]
+    _, text = report(finished(tmp_path / "pairs", judged(prompt(9), *many)))
+    assert "39 more responses are not shown" in text
+    assert "<bdi>text 40</bdi>" in text  # the chosen one
+    assert "<bdi>text 9</bdi>" in text
+    assert "<bdi>text 10</bdi>" not in text
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

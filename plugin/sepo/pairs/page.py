@@ -19,7 +19,9 @@ from sepo.report.facts import plain
 from sepo.report.visible import clipped, number, one_line
 
 _EXAMPLES = 30
-_PROMPT_CHARACTERS, _RESPONSE_CHARACTERS, _TITLE_CHARACTERS = 4_000, 3_000, 120
+_RESPONSES = 10
+_PROMPT_CHARACTERS, _RESPONSE_CHARACTERS, _TITLE_CHARACTERS = 4_000, 2_000, 120
+"""Limits of the examples, with which a page stays under 5 MB."""
 _BINS = 40
 _COLOURS = {"all responses": "0", "pairs": "0"}
 """Colors of the curves that are of neither side."""
@@ -121,9 +123,12 @@ def _example(row: Mapping[str, Any], sides: Mapping[str, int | None]) -> Example
     expected = [f"expected: {plain(row['expected'])}"] if "expected" in row else []
     result = f"no pair: {row['no_pair']}" if row.get("no_pair") else "a pair"
     names = {which: name for name, which in sides.items() if which is not None}
+    responses = list(enumerate(row["responses"]))
+    shown = [(place, each) for place, each in responses if place < _RESPONSES or place in names]
+    more = len(responses) - len(shown)
     return Example(
         title=clipped(one_line(str(row["prompt"])), _TITLE_CHARACTERS),
-        note="; ".join([result, *expected]),
+        note="; ".join([result, *expected, *([f"{more:,} more responses are not shown"] if more else [])]),
         prompt=clipped(str(row["prompt"]), _PROMPT_CHARACTERS),
         columns=["sample", "reward", "tokens", "response"],
         rows=[
@@ -133,7 +138,7 @@ def _example(row: Mapping[str, Any], sides: Mapping[str, int | None]) -> Example
                 f"{each['tokens']:,}" + ("" if each["finished"] else ", truncated"),
                 clipped(str(each["text"]), _RESPONSE_CHARACTERS),
             ]
-            for place, each in enumerate(row["responses"])
+            for place, each in shown
         ],
     )
 
