@@ -20,9 +20,10 @@ _NOT_SAMPLED = (
     "eval_dataset", "val_size", "eval_on_each_dataset", "tokenized_path", "packing", "neat_packing", "train_on_prompt",
     "mask_history", "ignore_pad_token_for_loss", "train_from_scratch", "use_unsloth", "use_unsloth_gc",
     "enable_liger_kernel", "moe_aux_loss_coef", "disable_gradient_checkpointing", "use_reentrant_gc",
-    "upcast_layernorm", "upcast_lmhead_output", "print_param_status",
+    "upcast_layernorm", "upcast_lmhead_output", "print_param_status", "cutoff_len", "overwrite_cache",
+    "preprocessing_batch_size", "preprocessing_num_workers", "data_shared_file_system",
 )  # fmt: skip
-"""Keys of the host's models and data that change training or evaluation only."""
+"""Keys of the host's models and data that change training or evaluation only: another value samples nothing anew."""
 _SAMPLED = (
     "finetuning_type",
     "seed",
