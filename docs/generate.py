@@ -13,7 +13,17 @@ from rich.console import Console
 from sepo.demo.results import print_results
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
-from sepo.recipe.keys import COMPARE_KEYS, HOST_KEYS, KEYS, ORACLE_KIND, PIPELINE_KEYS, Key, hyperparameter_keys
+from sepo.recipe.keys import (
+    COMPARE_KEYS,
+    HOST_KEYS,
+    KEYS,
+    ORACLE_KIND,
+    PAIRS_KEYS,
+    PIPELINE_KEYS,
+    REWARD_KEYS,
+    Key,
+    hyperparameter_keys,
+)
 from sepo.recipe.stage_names import STAGES
 
 HERE = Path(__file__).parent
@@ -106,10 +116,15 @@ def keys_page() -> str:
         + table(columns, [stage_row(), *key_rows(KEYS.values())])
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
+        + "\n## Keys of `sepo pairs`\n\nThey are explained in [pairs](pairs.md), beside the [keys of "
+        "judges](#keys-of-judges); training does not read them.\n\n"
+        + table(columns, key_rows(PAIRS_KEYS.values()))
         + "\n## Keys of `sepo pipeline`\n\n"
         + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), ORACLE_KIND])])
         + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"
         + table(columns, [*VARIANTS, *key_rows(COMPARE_KEYS.values())])
+        + "\n## Keys of judges\n\nThey say how sampled responses are judged ([rewards](judges.md#rewards)).\n\n"
+        + table(columns, key_rows(REWARD_KEYS.values()))
         + "\n## Objectives\n\nEach can be used in any sepo stage. Definitions: [objectives](methods/objectives.md).\n\n"
         + table(_OBJECTIVE_COLUMNS, objective_rows())
     )
