@@ -73,9 +73,7 @@ class _Sampled:
         ids = torch.cat([self.prompt_ids, self.response_ids], dim=1)
         attention = torch.cat([self.prompt_mask, self.mask], dim=1).long()
         at = torch.cat([wanted.new_zeros(len(wanted), width - 1), wanted], dim=1)
-        found = sampled_tokens(
-            model, {"input_ids": ids, "attention_mask": attention}, labels=ids, wanted=at, **options
-        )
+        found = sampled_tokens(model, {"input_ids": ids, "attention_mask": attention}, labels=ids, wanted=at, **options)
         entropies = None if found.entropies is None else found.entropies[:, width - 1 :]
         return SampledTokens(found.logps[:, width - 1 :], entropies)
 
@@ -133,7 +131,7 @@ class RtoStep(SavesNoSecrets, PromptsAsIds, _Base):
             assert ref_logps is not None
             values[REF_LOGPS] = ref_logps
         tokens = mask.sum()
-        means = {"rto/dense_return": (dense.sum(), len(mask))}
+        means: dict[str, tuple[Any, Any]] = {"rto/dense_return": (dense.sum(), len(mask))}
         if rto.beta1:
             means["rto/oracle_reward"] = (from_oracle.sum(), tokens)
         if policy is not None:
@@ -205,9 +203,8 @@ class RtoStep(SavesNoSecrets, PromptsAsIds, _Base):
     @property
     def _group(self) -> int:
         """Number of responses to a prompt; newer versions of TRL have another one for evaluations."""
-        if not self.model.training:
-            return int(getattr(self, "num_generations_eval", self.num_generations))
-        return int(self.num_generations)
+        group: int = self.num_generations
+        return group if self.model.training else getattr(self, "num_generations_eval", group)
 
     def _selected(
         self, mask: Tensor, advantages: Tensor, policy: SampledTokens | None, log_ratios: Tensor | None
@@ -268,5 +265,3 @@ class RtoStep(SavesNoSecrets, PromptsAsIds, _Base):
         metrics: Mapping[str, list[float]] = self._metrics["train" if self.model.training else "eval"]
         for name, (total, count) in zip(means, reduced, strict=True):
             metrics[name].append(total / max(count, 1.0))
-
-

@@ -65,6 +65,7 @@ class PromptsAsIds(_Base):
     """
 
     stop_ids: Sequence[int]
+    processing_class: Any
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Return the prompts, which are ids already (TRL 1)."""
@@ -72,7 +73,7 @@ class PromptsAsIds(_Base):
 
     def _generate_single_turn(self, prompts: list[Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Sample one response for each prompt, and remove what follows its first stop token."""
-        parent = super()
+        parent: Any = super()
         if hasattr(parent, "_tokenize_prompts"):
             completions, logps, *rest = parent._generate_single_turn(prompts, *args, **kwargs)
             before: tuple[Any, ...] = ()

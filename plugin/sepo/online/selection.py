@@ -8,9 +8,7 @@ from torch import Tensor
 from sepo.selection.select import select_tokens
 
 
-def select_sampled(
-    scores: Tensor, mask: Tensor, *, ratio: float, rule: str, better: Tensor | None = None
-) -> Tensor:
+def select_sampled(scores: Tensor, mask: Tensor, *, ratio: float, rule: str, better: Tensor | None = None) -> Tensor:
     """Select the share of each response's tokens with the highest scores, or with the lowest where it is a worse one.
 
     Scores that are rewards, as those of an oracle, select as SePO does (arXiv 2408.13518, Eq. 25): the highest in good
