@@ -20,7 +20,7 @@ from sepo.installation import (
 )
 from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.given import Arguments, given_keys, stage_of
-from sepo.recipe.keys import SEPO_KEYS
+from sepo.recipe.keys import SAMPLING_KEYS, SEPO_KEYS
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
 from sepo.recipe.stage_names import STAGES, check_stage, is_sepo_stage
@@ -69,8 +69,8 @@ def check_recipe(
         made_earlier: without ``download``, whether a name is the output of an earlier run, which need not exist yet.
 
     Returns:
-        The arguments for the host's parser and the resolved settings; for a host stage its recipe, without sepo's keys
-        that are null, and None.
+        The arguments for the host's parser and the resolved settings; for a host stage its recipe, without the keys of
+        `sepo pairs` and sepo's keys that are null, and None.
 
     Raises:
         SepoError: the recipe is invalid, or names data or models that do not exist.
@@ -86,8 +86,9 @@ def check_recipe(
                 f"{sepo_keys[0]} is set, but stage {stage or 'sft'} is LLaMA-Factory's, which does not support it; use "
                 f"one of sepo's stages ({', '.join(STAGES)}), or remove {sepo_keys[0]}."
             )
-        if isinstance(args, dict) and len(own) > len(sepo_keys):
-            args = {name: value for name, value in args.items() if name not in own or value is not None}
+        if isinstance(args, dict):
+            unread = {*own, *SAMPLING_KEYS}
+            args = {name: value for name, value in args.items() if name in sepo_keys or name not in unread}
         return args, None
     from sepo.hosts.llamafactory.checks import check_datasets, check_models
 
