@@ -29,6 +29,7 @@ from sepo.pairs.units import WorkUnit, work_units
 from sepo.recipe.keys import SAMPLING_KEYS
 from sepo.rewards import RewardSettings, check_rewards, resolve_rewards
 from sepo.scoring.hub import cached_if_unreachable, hub_access
+from sepo.scoring.stored_columns import spec_identity
 from sepo.training.row_losses import RowLosses
 
 

@@ -186,6 +186,5 @@ def _judged(plan: PairsPlan, directory: PairsDirectory) -> Iterator[JudgedPrompt
             assert number == len(found[prompt])  # samples of one prompt are in ascending order in the units
             found[prompt].append(JudgedResponse(value["text"], value["finished"], reward, tokens))
     for index, responses in enumerate(found):
-        yield JudgedPrompt(
-            plan.prompts[index], responses, best_and_worst(responses, min_margin=plan.settings.min_margin)
-        )
+        result = best_and_worst(responses, min_margin=plan.settings.min_margin)
+        yield JudgedPrompt(plan.prompts[index], responses, result)
