@@ -88,7 +88,7 @@ def main(folder):
     rto = RtoMethod(**{**GRPO, "beta2": 0.3}, select=RtoSelection("entropy", 0.5), kl_beta=0.1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = trainer_of(
-        Ours, folder, model=model_of(adapter=True), rto=rto, per_device_train_batch_size=8 // processes,
+        Ours, folder, model=model_of(adapter=True), rto=rto, per_device_train_batch_size=SAMPLES // processes,
         gradient_accumulation_steps=1, optim="sgd", learning_rate=0.5, max_grad_norm=1e9, logging_steps=1,
         disable_tqdm=True, ddp_find_unused_parameters=False,
     )  # fmt: skip
