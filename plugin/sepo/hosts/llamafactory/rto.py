@@ -110,9 +110,9 @@ def run_rto(
             _train(trainer, training_args, finetuning_args)
         except torch.OutOfMemoryError as error:
             raise SepoError(
-                f"out of memory: {first_line(error)} Lower per_device_train_batch_size (with more "
-                "gradient_accumulation_steps; all responses of a step are sampled at once) or rto_max_new_tokens, or "
-                "set oracle_model_quantization_bit: 4."
+                f"out of memory: {first_line(error)} Lower per_device_train_batch_size, gradient_accumulation_steps "
+                "(all responses of a step are sampled at once) or rto_max_new_tokens, or set "
+                "oracle_model_quantization_bit: 4."
             ) from error
     if training_args.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")
