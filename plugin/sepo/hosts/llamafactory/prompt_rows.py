@@ -60,7 +60,7 @@ def dataset_prompts(
         SepoError: the data cannot be read, or have no prompt.
     """
     ranking = datasets_are_ranked(recipe)
-    carried = contextlib.nullcontext() if judge is None else carried_expected_answers(judge, column)
+    carried = contextlib.nullcontext() if judge is None else carried_expected_answers(judge.reward, column)
     with carried:
         rows = training_rows(recipe, losses, ranking=ranking, part=part)
     name = str(recipe["dataset"]) if not isinstance(recipe["dataset"], list) else ",".join(recipe["dataset"])
