@@ -119,7 +119,8 @@ def keys_page() -> str:
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
         + "\n## Stage `rto`\n\n"
         + "The stage has these keys, those of [judges](#keys-of-judges), of the oracle and of the reference, "
-        + "`token_scorer`, `select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` ([RTO](methods/rto.md)).\n\n"
+        + "`token_scorer`, `select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` "
+        + "([RTO](methods/rto.md)).\n\n"
         + table(columns, key_rows(RTO_KEYS.values()))
         + "\n## Keys of `sepo pairs`\n\nThey are explained in [pairs](pairs.md), beside the [keys of "
         "judges](#keys-of-judges); training does not read them.\n\n"
