@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys, plain
+from sepo.hosts.axolotl.block import BLOCK_KEYS, block_keys, plain
 from sepo.recipe.keys import HOST_KEYS, unknown_key
 from sepo.recipe.stages import owner_of_key
 
