@@ -442,90 +442,6 @@ HOST_KEYS = {
 }
 """Keys of LLaMA-Factory that the stages read with the host's meaning; Axolotl's block has them as well."""
 
-PIPELINE_KEYS = {
-    row.name: row
-    for row in (
-        Key(
-            "oracle_sample_ratio",
-            float,
-            "Share of the pairs that base and oracle are trained on, sampled with `seed`, in (0, 1].",
-            default=1.0,
-            expected=SHARE,
-        ),
-        Key("base_dataset", str, "SFT data set for the base.", shown="the chosen responses"),
-        Key("base_dataset_dir", str, "`dataset_dir` of `base_dataset`.", shown="`dataset_dir`"),
-    )
-}
-"""Keys of `sepo pipeline`, in addition to its sections ``base``, ``oracle`` and ``policy``."""
-
-ORACLE_KIND = Key(
-    "oracle.kind",
-    str,
-    "Key of the section `oracle`: the model that its log-probabilities are compared with. `dpo`: the base (score "
-    "log π_oracle - log π_base); `reversed`: a second model, trained as the oracle on the same pairs with chosen and "
-    "rejected exchanged (score log π_oracle - log π_reversed).",
-    default="dpo",
-    expected=one_of("dpo", "reversed", join=" or "),
-)
-
-JUDGE_KEYS = {
-    row.name: row
-    for row in (
-        Key(
-            "judge",
-            str,
-            "How responses are judged, as `--judge` of `sepo eval`: `exact`, `contains`, `regex`, `math`, or a "
-            "registered judge.",
-            shown="none",
-        ),
-        Key("expected_column", str, "Column of the rows with the expected answers, for a verifier.", shown="none"),
-        Key("judge_options", dict, "Options of the verifier, `name: value`.", shown="none", reads=options_by_name),
-    )
-}
-"""Keys of the verifiers, which compare a response with the expected answer of its row."""
-
-REWARD_KEYS = {
-    **JUDGE_KEYS,
-    **{
-        row.name: row
-        for row in (
-            Key(
-                "judge",
-                str,
-                "The reward of a sampled response: 1 or 0 by a verifier, as `--judge` of `sepo eval` (`exact`, "
-                "`contains`, `regex`, `math`, or a registered one); `reward_model`, the score of `judge_model`; or "
-                "`policy`, DPO's implicit reward without its β: log π - log π_ref, summed over the response, of the "
-                "recipe's model and its reference.",
-                shown="none",
-            ),
-            Key(
-                "judge_model",
-                str,
-                "The reward model of `judge: reward_model`, as local directory or hub name: a sequence classification "
-                "model with one output, or one whose output has a `score` (ArmoRM); or the model below a value head of "
-                "the stage `rm`. It reads conversations in its own chat template.",
-            ),
-            Key(
-                "judge_model_adapters",
-                str,
-                "LoRA adapters of `judge_model`, those of the stage `rm` with their value head among them; a list or "
-                "separated by commas, applied in order.",
-            ),
-            Key(
-                "judge_model_quantization_bit",
-                int,
-                "4 or 8: load `judge_model` with bitsandbytes.",
-                expected=BITS,
-            ),
-            *(
-                Key(f"{name}_revision", str, _of_revision(name), shown="`main`")
-                for name in ("judge_model", "judge_model_adapters")
-            ),
-        )
-    },
-}
-"""Keys that say how sampled responses are judged, wherever a number for each response is needed."""
-
 RTO_KEYS = {
     row.name: row
     for row in (
@@ -614,6 +530,164 @@ RTO_KEYS = {
     )
 }
 """Keys of stage `rto`, in addition to those of the judge, the oracle, the reference and the selection."""
+
+PIPELINE_KEYS = {
+    row.name: row
+    for row in (
+        Key(
+            "oracle_sample_ratio",
+            float,
+            "Share of the pairs that base and oracle are trained on, sampled with `seed`, in (0, 1].",
+            default=1.0,
+            expected=SHARE,
+        ),
+        Key("base_dataset", str, "SFT data set for the base.", shown="the chosen responses"),
+        Key("base_dataset_dir", str, "`dataset_dir` of `base_dataset`.", shown="`dataset_dir`"),
+    )
+}
+"""Keys of `sepo pipeline`, in addition to its sections ``base``, ``oracle`` and ``policy``."""
+
+ORACLE_KIND = Key(
+    "oracle.kind",
+    str,
+    "Key of the section `oracle`: the model that its log-probabilities are compared with. `dpo`: the base (score "
+    "log π_oracle - log π_base); `reversed`: a second model, trained as the oracle on the same pairs with chosen and "
+    "rejected exchanged (score log π_oracle - log π_reversed).",
+    default="dpo",
+    expected=one_of("dpo", "reversed", join=" or "),
+)
+
+JUDGE_KEYS = {
+    row.name: row
+    for row in (
+        Key(
+            "judge",
+            str,
+            "How responses are judged, as `--judge` of `sepo eval`: `exact`, `contains`, `regex`, `math`, or a "
+            "registered judge.",
+            shown="none",
+        ),
+        Key("expected_column", str, "Column of the rows with the expected answers, for a verifier.", shown="none"),
+        Key("judge_options", dict, "Options of the verifier, `name: value`.", shown="none", reads=options_by_name),
+    )
+}
+"""Keys of the verifiers, which compare a response with the expected answer of its row."""
+
+REWARD_KEYS = {
+    **JUDGE_KEYS,
+    **{
+        row.name: row
+        for row in (
+            Key(
+                "judge",
+                str,
+                "The reward of a sampled response: 1 or 0 by a verifier, as `--judge` of `sepo eval` (`exact`, "
+                "`contains`, `regex`, `math`, or a registered one); `reward_model`, the score of `judge_model`; or "
+                "`policy`, DPO's implicit reward without its β: log π - log π_ref, summed over the response, of the "
+                "recipe's model and its reference.",
+                shown="none",
+            ),
+            Key(
+                "judge_model",
+                str,
+                "The reward model of `judge: reward_model`, as local directory or hub name: a sequence classification "
+                "model with one output, or one whose output has a `score` (ArmoRM); or the model below a value head of "
+                "the stage `rm`. It reads conversations in its own chat template.",
+            ),
+            Key(
+                "judge_model_adapters",
+                str,
+                "LoRA adapters of `judge_model`, those of the stage `rm` with their value head among them; a list or "
+                "separated by commas, applied in order.",
+            ),
+            Key(
+                "judge_model_quantization_bit",
+                int,
+                "4 or 8: load `judge_model` with bitsandbytes.",
+                expected=BITS,
+            ),
+            *(
+                Key(f"{name}_revision", str, _of_revision(name), shown="`main`")
+                for name in ("judge_model", "judge_model_adapters")
+            ),
+        )
+    },
+}
+"""Keys that say how sampled responses are judged, wherever a number for each response is needed."""
+
+PAIRS_KEYS = {
+    row.name: row
+    for row in (
+        Key(
+            "pairs_samples",
+            int,
+            "Number of responses that are sampled for each prompt, at least 2.",
+            default=5,
+            expected=Expected("a whole number of at least 2", lambda value: value >= 2),
+        ),
+        Key(
+            "pairs_temperature",
+            float,
+            "Sampling temperature, above 0.",
+            default=0.8,
+            expected=Expected("a positive number", lambda value: 0.0 < value < math.inf),
+        ),
+        Key(
+            "pairs_top_p",
+            float,
+            "Samples are drawn from the smallest set of tokens with at least this probability, in (0, 1].",
+            default=1.0,
+            expected=SHARE,
+        ),
+        Key(
+            "pairs_max_new_tokens",
+            int,
+            "Maximum number of tokens of a response, its end of turn included; a response that reaches it is "
+            "truncated, and never chosen.",
+            default=512,
+            expected=AT_LEAST_1,
+        ),
+        Key(
+            "pairs_prompts",
+            str,
+            "Files with prompts, a list or separated by commas: JSON lines with `prompt` or `messages`, or the "
+            "question files of `sepo eval`.",
+            shown="the prompts of `dataset`",
+        ),
+        Key(
+            "pairs_dir",
+            str,
+            "Directory of the pairs; as `dataset_dir` it has the data set `pairs`.",
+            default="pairs_output",
+        ),
+        Key(
+            "pairs_seed",
+            int,
+            "Seed of the samples.",
+            shown="`seed`",
+            expected=Expected("a whole number of at least 0", lambda value: value >= 0),
+        ),
+        Key(
+            "pairs_min_margin",
+            float,
+            "Minimum difference of the rewards of chosen and rejected response; equal rewards are ties in any case.",
+            default=0.0,
+            expected=WEIGHT,
+        ),
+        Key(
+            "pairs_batch_tokens",
+            int,
+            "Tokens of a batch of samples, padding and new tokens included. Rounding depends on the batches, so "
+            "another value can change samples.",
+            default=16384,
+            expected=AT_LEAST_1,
+        ),
+    )
+}
+"""Keys of `sepo pairs`, in addition to ``REWARD_KEYS``."""
+
+SAMPLING_KEYS = (*PAIRS_KEYS, *REWARD_KEYS)
+"""Keys of sampled and judged responses, which training on pairs does not read."""
 
 COMPARE_KEYS = {
     row.name: row

@@ -16,6 +16,7 @@ from sepo.recipe.ignored_keys import ignored_notes
 from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
+    SAMPLING_KEYS,
     SEPO_KEYS,
     SepoArguments,
     hyperparameter_keys,
@@ -154,7 +155,7 @@ def resolve(
     given = with_stage_defaults(recipe)
     stage = str(given["stage"])
     origin = origin_of(recipe, origins or {}, stage=stage)
-    taken = (*host_keys, *HOST_KEYS, *SEPO_KEYS)  # a version of the host may lack a key of another one
+    taken = (*host_keys, *HOST_KEYS, *SEPO_KEYS, *SAMPLING_KEYS)  # a version of the host may lack a key of another one
     own_keys = registered_keys(given, taken=taken)
     _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
@@ -225,7 +226,7 @@ def resolve(
     )
     # With `simpo` the host treats the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if settings.runs_reference else "simpo"
-    dropped = (*SEPO_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing", "ld_alpha")
+    dropped = (*SEPO_KEYS, *SAMPLING_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing", "ld_alpha")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in dropped}
         host |= {"stage": "dpo", "pref_loss": loss, **base}  # type: ignore[operator]

@@ -17,7 +17,10 @@ from sepo.hosts.llamafactory.messages import MESSAGES
 from sepo.hosts.llamafactory.rows import check_entry, columns_of
 from sepo.recipe.keys import as_flag, names_of
 from sepo.recipe.reference import OWN_START, reference_spec
+from sepo.recipe.resolve import is_set
+from sepo.recipe.rto import RtoSettings
 from sepo.recipe.settings import RunSettings
+from sepo.rewards import check_rewards
 from sepo.scoring.hub_files import ADAPTER, MODEL, Need
 from sepo.scoring.model_files import (
     adapters_key,
@@ -79,6 +82,22 @@ def check_models(
         spec_files(spec, key=key, access=access)
 
 
+def check_rto_models(
+    given: Mapping[str, Any], settings: RtoSettings, *, download: bool, made_earlier: Callable[[str], bool]
+) -> None:
+    """Raise if a model of stage `rto` is missing, before anything is loaded; see ``check_models``."""
+    access = access_in(given)
+    if not download:
+        for key, spec in [(OWN_START, policy_in(given)), *settings.models]:
+            check_local_names(spec, key=key, access=access, made_earlier=made_earlier)
+        return
+    from_scratch = as_flag("train_from_scratch", given.get("train_from_scratch") or False)
+    check_policy(given, need="tokenizer" if from_scratch else "weights")
+    for key, spec in settings.models:
+        spec_files(spec, key=key, access=access)
+    check_rewards(settings.rewards, access=access)
+
+
 def check_names(given: Mapping[str, Any], settings: RunSettings | None, *, made_earlier: Callable[[str], bool]) -> None:
     """Raise if a model or adapter that a recipe names is missing, without fetching weights.
 
@@ -135,13 +154,59 @@ def check_datasets(given: Mapping[str, Any]) -> None:
                 f'and a rejected response, add "ranking": true and the columns chosen and rejected to its entry in '
                 f"{folder}/dataset_info.json."
             )
-        if attributes.load_from == "file":
-            path = Path(str(folder), attributes.dataset_name)
-            if not path.exists():
-                raise SepoError(f"dataset '{name}': {path} does not exist (dataset_info.json names it).")
-            found = first_rows(path, name=name)
-            if found is not None:
-                check_entry(attributes, found.rows, present=columns_of(found.rows), complete=found.whole)
+        _check_file(name, attributes, folder)
+
+
+def datasets_are_ranked(given: Mapping[str, Any]) -> bool:
+    """Return whether the recipe's ``dataset`` names ranking data sets, after checks of their files.
+
+    Args:
+        given: the recipe's keys and values.
+
+    Raises:
+        SepoError: a data set is not declared or cannot be read, or some are ranked and some are not.
+    """
+    folder = given.get("dataset_dir") or "data"
+    ranked = {}
+    for name in names_of(given.get("dataset")):
+        attributes = _entry(name, folder)
+        ranked[name] = attributes.ranking
+        _check_file(name, attributes, folder)
+    if len(set(ranked.values())) > 1:
+        pairs, plain = (next(name for name in ranked if ranked[name] is kind) for kind in (True, False))
+        raise SepoError(
+            f"dataset '{pairs}' is a ranking data set and '{plain}' is not, and the host reads one kind at a time; "
+            "name data sets of one kind."
+        )
+    return all(ranked.values())
+
+
+def check_prompt_datasets(given: Mapping[str, Any]) -> None:
+    """Raise if a data set of prompts is not declared, does not exist, or its rows cannot be read.
+
+    Args:
+        given: the recipe's keys and values; ``dataset`` and ``eval_dataset`` name ranking data sets or data sets of
+            conversations.
+
+    Raises:
+        SepoError: naming the data set.
+    """
+    if is_set(given.get("do_train")) and not names_of(given.get("dataset")):
+        raise SepoError("dataset is missing; set it to the data sets that have the prompts.")
+    datasets_are_ranked(given)
+    datasets_are_ranked({**given, "dataset": given.get("eval_dataset")})
+
+
+def _check_file(name: str, attributes: DatasetAttr, folder: Any) -> None:
+    """Raise if the local file of a data set does not exist, or its first rows do not fit its entry."""
+    if attributes.load_from != "file":
+        return
+    path = Path(str(folder), attributes.dataset_name)
+    if not path.exists():
+        raise SepoError(f"dataset '{name}': {path} does not exist (dataset_info.json names it).")
+    found = first_rows(path, name=name)
+    if found is not None:
+        check_entry(attributes, found.rows, present=columns_of(found.rows), complete=found.whole)
 
 
 def _entry(name: str, folder: Any) -> DatasetAttr:
