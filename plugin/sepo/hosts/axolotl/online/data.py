@@ -72,9 +72,7 @@ def load_prompts(cfg: Any, resolved: ResolvedRto, *, preprocess: bool) -> Loaded
     with cached_if_unreachable():
         tokenizer = load_tokenizer(cfg)
     if settings.oracle is not None:
-        scoring_identity(
-            settings.oracle, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args
-        )
+        scoring_identity(settings.oracle, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
     with cached_if_unreachable(), prompts_read(resolved.entries, settings.rewards):
         meta = host_rows(cfg)
     stops = stop_tokens(cfg, tokenizer)
@@ -137,7 +135,11 @@ def encoded(
         return made
 
     made = mapped(dataset, columns, f"prompts {room} {tokenizer.bos_token_id}")
-    reasons = list(made[LEFT_OUT])
+    first = {text: index for index, text in reversed(list(enumerate(dataset[TEXT])))}
+    reasons = [
+        reason or ("" if first[text] == index else "an earlier row has the same prompt")
+        for index, (reason, text) in enumerate(zip(made[LEFT_OUT], dataset[TEXT], strict=True))
+    ]
     counts = Counter(filter(None, reasons))
     if counts[too_long] and str(cfg.excess_length_strategy or "drop").lower() == "raise":
         raise SepoError(f"{name}: in {counts[too_long]} rows {too_long}; raise it, or lower rto_max_new_tokens.")
@@ -181,20 +183,20 @@ def check_sizes(cfg: Any, datasets: Mapping[str, Any], settings: RtoSettings, *,
 
 
 def stop_tokens(cfg: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end a response: eos, what the chat template writes after one, and ``eot_tokens``.
+    """Return the tokens that end a response: what the chat template writes after one, eos, and ``eot_tokens``.
 
     Args:
         cfg: the config.
         tokenizer: the policy's tokenizer.
     """
-    found = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(cfg.eot_tokens or []))]
+    others = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(cfg.eot_tokens or []))]
     answers = [{"role": "assistant", "content": text} for text in ("a", "b")]
     try:
         written, _ = Writer(tokenizer, template_text(cfg, tokenizer)).write(
             Row([{"role": "user", "content": "a"}], *answers, None, plain=True)
         )
     except UnreadableRow:  # a template that needs other turns
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(others))
     end = tokenizer(written["chosen"].removeprefix("a").lstrip(), add_special_tokens=False)["input_ids"][:1]
-    found += [token for token in end if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder]
-    return tuple(dict.fromkeys(found))
+    found = [token for token in end if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder]
+    return tuple(dict.fromkeys([*found, *others]))

@@ -26,6 +26,9 @@ REST = "sepo_rest"
 _PROMPT = "prompt"
 """Column that functions for GRPO make: messages, or text."""
 
+_Read = Callable[[Mapping[str, Any], Any], tuple[str | list[Message], Any, Mapping[str, Any]]]
+"""Reads a row, given the tokenizer: the prompt, descriptions of tools, and the columns with the expected answer."""
+
 
 @contextlib.contextmanager
 def prompts_read(entries: Sequence[Mapping[str, Any]], rewards: RewardSettings) -> Iterator[None]:
@@ -40,7 +43,9 @@ def prompts_read(entries: Sequence[Mapping[str, Any]], rewards: RewardSettings) 
     Raises:
         SepoError: If a data set has another type.
     """
-    with loader_wrapped(partial(_reading, entries=entries, rewards=rewards), name=f"-prompts-{rewards.expected_column}"):
+    with loader_wrapped(
+        partial(_reading, entries=entries, rewards=rewards), name=f"-prompts-{rewards.expected_column}"
+    ):
         yield
 
 
@@ -49,16 +54,12 @@ def _reading(
 ) -> Any:
     entry = entries[index] if index < len(entries) else {}
     if is_conversation(kind):
-        columns = Columns.of(entry, whole=kind.endswith("argilla_chat"))._replace(
-            tools=entry.get("field_tools") or "tools"
-        )
-        read: Callable[[Mapping[str, Any], Any], tuple[Any, Any, Mapping[str, Any]]] = lambda sample, tokenizer: (
-            *read_prompt(sample, columns), sample
-        )
+        read = _from_messages(entry, whole=kind.endswith("argilla_chat"))
     elif loaded is None or not isinstance(kind, str):
         raise SepoError(
             f"a data set has the type {kind}, expected chat_template.default (pairs or conversations), "
-            "chat_template.argilla_chat (pairs of whole conversations), or a function for rl: grpo that returns a prompt."
+            "chat_template.argilla_chat (pairs of whole conversations), or a function as for rl: grpo, which returns a "
+            "prompt."
         )
     else:
         read = _from_function(loaded, kind)
@@ -88,9 +89,18 @@ def _reading(
     return batch, {"remove_columns": "__all__", "batched": True, "try_original_type": False}
 
 
-def _from_function(
-    loaded: Any, kind: str
-) -> Callable[[Mapping[str, Any], Any], tuple[str | list[Message], Any, Mapping[str, Any]]]:
+def _from_messages(entry: Mapping[str, Any], *, whole: bool) -> _Read:
+    """Return a reader of rows of pairs or conversations."""
+    columns = Columns.of(entry, whole=whole)._replace(tools=entry.get("field_tools") or "tools")
+
+    def read(sample: Mapping[str, Any], tokenizer: Any) -> tuple[str | list[Message], Any, Mapping[str, Any]]:
+        messages, tools = read_prompt(sample, columns)
+        return messages, tools, sample
+
+    return read
+
+
+def _from_function(loaded: Any, kind: str) -> _Read:
     """Return a reader of the rows of a user's function, ``type: module.function`` of ``rl: grpo``."""
     function, more = loaded if isinstance(loaded, tuple) else (loaded, {})
     takes_tokenizer = "tokenizer" in inspect.signature(function).parameters
