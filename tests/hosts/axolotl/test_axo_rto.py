@@ -59,7 +59,8 @@ def config(root, output, rows, *, block=None, kind="chat_template.default", entr
     path = axo.save_rows(output.parent / "prompts.jsonl", rows)
     made = {
         "rl": "rto", "datasets": [{**axo.rows_at(path), "type": kind, **(entry or {})}], "micro_batch_size": 4,
-        "gradient_accumulation_steps": 2, "max_steps": 2, "trl": {"num_generations": 4, "max_completion_length": 6},
+        "gradient_accumulation_steps": 2, "max_steps": 2, "warmup_steps": 0,
+        "trl": {"num_generations": 4, "max_completion_length": 6},
         "sepo": {**JUDGE, **(FREE if block is None else block)}, **more,
     }  # fmt: skip
     return axo.config(root, output, **made)
@@ -291,11 +292,12 @@ def test_a_response_ends_with_the_end_of_turn_of_the_template(root, tmp_path, pr
     assert prompts(conversations(), special_tokens=special).stop_ids == (end, other)
     trainer = train(config(root, tmp_path / "out", conversations(), special_tokens=special, max_steps=1))
     assert trainer.generation_config.eos_token_id == [end, other]
+    assert trainer._tokenizer.eos_token_id == end  # by which TRL counts truncated responses
+    assert trainer.processing_class.eos_token_id == other
     trainer.model.train()
     trainer.model.generate = lambda input_ids, **options: torch.cat(
         [input_ids, torch.tensor([[7, end, pad], [7, 8, other]])], dim=1
     )
-    trainer._generate([[5, 6], [5]])
     completions, _ = trainer._generate_single_turn([[5, 6], [5]], None, {})
     assert completions == [[7, end], [7, 8, other]]
 
@@ -354,7 +356,7 @@ def test_keys_of_the_block_trl_have_the_meaning_of_the_blocks_own(root, tmp_path
         (
             [{"messages": row["messages"]} for row in conversations(2)],
             {},
-            r"expected_column is expected, but the rows ",
+            r"expected_column is expected, but the rows",
         ),
         (conversations(2), {"sequence_len": 8}, r"train: no prompt is left: in 2 rows prompt and rto_max_new_tokens"),
         (conversations(2), {"block": {"oracle_model": "base", "oracle_base_model": "base"}}, r"hold the same weights"),

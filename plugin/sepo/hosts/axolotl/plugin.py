@@ -158,7 +158,7 @@ class SePOPlugin(BasePlugin):
 
             self._check_trainer(trainer, RtoTrainer)
             trainer.open_models(cfg)
-            write_rto_records(trainer, recipe=dict(cfg))
+            write_rto_records(trainer, self.resolved.settings, recipe=dict(cfg))
 
     def _check_trainer(self, trainer: Any, expected: type) -> None:
         assert self.resolved is not None

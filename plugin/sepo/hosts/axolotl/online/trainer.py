@@ -17,6 +17,7 @@ from sepo.hosts.axolotl.online.config import ResolvedRto
 from sepo.online.grpo_step import RtoStep
 from sepo.online.judged import JudgeReward
 from sepo.recipe.reference import own_start
+from sepo.recipe.rto import RtoSettings
 from sepo.rewards import ConstantRewardCheck, ResponseRewards, SampledResponse, open_rewards
 from sepo.runs.files import write_settings
 from sepo.runs.first_screen import FirstScreen
@@ -100,15 +101,16 @@ class RtoTrainer(RtoStep, AxolotlGRPOTrainer):
                 self.ref_model = load_scoring_model(spec, model_args=model_args, device=device, key="ref_model").model
 
 
-def write_records(trainer: RtoTrainer, *, recipe: Mapping[str, Any]) -> None:
+def write_records(trainer: RtoTrainer, settings: RtoSettings, *, recipe: Mapping[str, Any]) -> None:
     """Write the settings of a run, and add the callbacks that write its log.
 
     Args:
         trainer: trainer of the run, before training.
+        settings: settings of the run, with the keys of the config that set them.
         recipe: the config after Axolotl's validation.
     """
     trainer.add_callback(RunLog())
-    trainer.add_callback(FirstScreen(trainer.settings))
+    trainer.add_callback(FirstScreen(settings))
     if trainer.is_world_process_zero():
         plain = json.loads(json.dumps(dict(recipe), default=str))
-        write_settings(Path(trainer.args.output_dir), trainer.settings, {}, recipe=plain)
+        write_settings(Path(trainer.args.output_dir), settings, {}, recipe=plain)
