@@ -211,6 +211,18 @@ def test_a_resumed_run_ends_with_the_same_weights(root, tmp_path, train):
         torch.testing.assert_close(weight, whole[name], rtol=0, atol=0)
 
 
+def test_the_reference_of_a_run_that_continues_an_adapter_is_its_start(root, tmp_path, train):
+    first, output = tmp_path / "first" / "out", tmp_path / "out"
+    first.parent.mkdir()
+    train(config(root, first, conversations(), max_steps=1))
+    made = config(root, output, conversations(), block={**FREE, "rto_beta2": 0.1}, lora_model_dir=str(first))
+    one, other = train(made).state.log_history[:2]
+    assert abs(one["kl"]) < 1e-6 < abs(other["kl"])
+    weights, start = adapter(output), adapter(first)
+    assert any((weights[name] - value).abs().max() > 1e-4 for name, value in start.items())
+    assert max((weights[name] - value).abs().max() for name, value in start.items()) < 0.05  # not created anew
+
+
 def test_full_training_with_an_evaluation_loads_one_reference(root, tmp_path, train, losses, monkeypatch):
     import axolotl.train as host
 
@@ -319,7 +331,6 @@ def test_a_response_ends_with_the_end_of_turn_of_the_template(root, tmp_path, pr
         ({"trl": {"mask_truncated_completions": True}}, r"trl.mask_truncated_completions is set, but stage rto does"),
         ({"trl": {"loss_type": "cispo"}}, r"trl.loss_type is 'cispo', expected one of dapo, grpo, bnpo, dr_grpo"),
         ({"dpo_beta": 0.1}, r"dpo_beta is set, but it belongs to rl: dpo"),
-        ({"lora_model_dir": "a"}, r"lora_model_dir is set, but the reference of stage rto is the policy without"),
         ({"excess_length_strategy": "truncate"}, r"a prompt without its end has no question to respond to"),
         ({"trainer_cls": "sepo.hosts.axolotl.trainer.PreferenceTrainer"}, r"but the stage sets the trainer; remove it"),
     ],

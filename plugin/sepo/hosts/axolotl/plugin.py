@@ -125,7 +125,9 @@ class SePOPlugin(BasePlugin):
             )
         more: dict[str, Any] = {"use_cpu": True} if on_several_cpus() else {}
         if not isinstance(resolved, Resolved):
-            assert self.loaded is not None
+            from sepo.hosts.axolotl.online.data import LoadedPrompts
+
+            assert isinstance(self.loaded, LoadedPrompts)
             # Axolotl's DPO disables dropout as well.
             more |= {"sepo_stop_ids": list(self.loaded.stop_ids), "disable_dropout": True}
         return {"sepo": resolved.as_json(), "remove_unused_columns": False, **more}
@@ -141,10 +143,11 @@ class SePOPlugin(BasePlugin):
         from sepo.hosts.axolotl.config import Resolved
 
         if isinstance(self.resolved, Resolved):
+            from sepo.hosts.axolotl.data import LoadedPairs
             from sepo.hosts.axolotl.trainer import PreferenceTrainer, write_records
 
             self._check_trainer(trainer, PreferenceTrainer)
-            assert self.loaded is not None
+            assert isinstance(self.loaded, LoadedPairs)
             write_records(
                 trainer,
                 self.resolved.settings,

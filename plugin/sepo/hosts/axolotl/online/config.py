@@ -25,6 +25,9 @@ TRAINER = "sepo.hosts.axolotl.online.trainer.RtoTrainer"
 
 _GRPO = "grpo"
 
+_ADAPTER = "adapter_name_or_path"
+"""Name in the other host of ``lora_model_dir``, the adapter from which a run continues."""
+
 _OF_DPO = "it belongs to rl: dpo; remove it"
 _REFUSED = {
     **dict.fromkeys(
@@ -34,8 +37,6 @@ _REFUSED = {
     ),
     "streaming": "TRL's sampler of prompts needs their number; remove it",
     "pretraining_dataset": "stage rto samples responses to prompts; remove it",
-    "lora_model_dir": "the reference of stage rto is the policy without its adapter; merge it first (axolotl "
-    "merge-lora)",
     "reward_model": "stage rto trains a policy; remove it, and name the judge in the sepo block",
     "use_ray": "sepo's stages do not support Ray in Axolotl; use torchrun or accelerate",
     "router_aux_loss_coef": "stage rto has no router loss; remove it",
@@ -140,13 +141,13 @@ def resolve_rto_config(cfg: Mapping[str, Any]) -> ResolvedRto:
     for note in ignored_notes([name for name, value in cfg.items() if value], _IGNORED):
         logger.warning(note)
     values, aliases = host_values(cfg, block, SAME_IN_RTO, read=_read)
-    given = {**block, "stage": RTO, **values, **policy_keys(cfg)}
+    given = {**block, "stage": RTO, **values, **policy_keys(cfg), _ADAPTER: cfg.get("lora_model_dir")}
     given = {name: value for name, value in given.items() if value is not None}
     given |= reference_revisions(given)
     origins = {**{name: f"sepo.{name}" for name in block}, **aliases, **({"stage": "rl"} if alias else {})}
     resolved = ResolvedRto(given, {}, origins, tuple(plain(cfg.get("datasets") or [])))
     method = resolved.settings.rto
-    check_groups(cfg, trl, method)
+    _check_groups(cfg, trl, method)
     changes = {
         "rl": _GRPO,
         "sepo": {**block, "stage": RTO},
@@ -212,7 +213,7 @@ def _grpo_keys(method: RtoMethod) -> dict[str, Any]:
     }
 
 
-def check_groups(cfg: Mapping[str, Any], trl: Mapping[str, Any], method: RtoMethod) -> None:
+def _check_groups(cfg: Mapping[str, Any], trl: Mapping[str, Any], method: RtoMethod) -> None:
     """Raise if a batch of sampled responses would contain a part of a group, which TRL refuses once models are loaded.
 
     Args:

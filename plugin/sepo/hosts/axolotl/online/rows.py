@@ -68,15 +68,14 @@ def _reading(
         try:
             messages, tools, row = read(sample, tokenizer)
             if isinstance(messages, str):  # as GRPO continues it
-                text, conversation = messages, ("", [{"role": "user", "content": messages}])
+                text, messages = messages, [{"role": "user", "content": messages}]
             else:
                 writer = Writer(tokenizer, template_text(cfg, tokenizer, entry=cfg["datasets"][index]))
                 text = writer.write_prompt(messages, tools)
-                conversation = MessageReader().conversation(messages, role="user", what="the prompt")
+            system, turns = MessageReader().conversation(messages, role="user", what="the prompt")
             expected = _expected(row, rewards)
         except UnreadableRow as error:
             return {TEXT: "", REST: "{}", LEFT_OUT: str(error)}
-        system, turns = conversation
         rest = {"messages": turns, "system": system or "", "tools": tools_text(tools), "expected": expected}
         return {TEXT: text, REST: json.dumps(rest, ensure_ascii=False), LEFT_OUT: ""}
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from axolotl.core.trainers.grpo.trainer import AxolotlGRPOTrainer
 
 from sepo.errors import SepoError
@@ -24,6 +25,7 @@ from sepo.runs.first_screen import FirstScreen
 from sepo.runs.log_writer import RunLog
 from sepo.scoring.models import load_scoring_model, load_scoring_models
 from sepo.training.loading import register_numbered_cpus
+from sepo.training.starting_policy import StartingPolicy
 
 
 class RtoTrainer(RtoStep, AxolotlGRPOTrainer):
@@ -94,11 +96,17 @@ class RtoTrainer(RtoStep, AxolotlGRPOTrainer):
                 chunk_tokens=settings.rto.head_chunk_tokens,
             )
         if settings.rto.needs_reference:
-            spec = settings.ref_model
-            if spec is None and not hasattr(self.model, "disable_adapter"):
-                spec = own_start(self.resolved.given)
-            if spec is not None:
-                self.ref_model = load_scoring_model(spec, model_args=model_args, device=device, key="ref_model").model
+            self._open_reference(model_args, device, continues=bool(cfg.lora_model_dir))
+
+    def _open_reference(self, model_args: Any, device: torch.device, *, continues: bool) -> None:
+        """Load the reference, or keep the policy's start; nothing for a new adapter, without which the policy is it."""
+        spec = self.settings.ref_model
+        if spec is None and continues:
+            self.starting_policy = StartingPolicy(self.model)
+        elif spec is None and not hasattr(self.model, "disable_adapter"):
+            spec = own_start(self.resolved.given)
+        if spec is not None:
+            self.ref_model = load_scoring_model(spec, model_args=model_args, device=device, key="ref_model").model
 
 
 def write_records(trainer: RtoTrainer, settings: RtoSettings, *, recipe: Mapping[str, Any]) -> None:
