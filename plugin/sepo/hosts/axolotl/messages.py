@@ -50,7 +50,8 @@ class Columns(NamedTuple):
             whole: whether both responses are whole conversations.
         """
         prompt = None if whole else rows.get("field_messages") or "messages"
-        return cls(prompt, rows.get("field_chosen") or "chosen", rows.get("field_rejected") or "rejected")
+        sides = (rows.get(f"field_{side}") or side for side in ("chosen", "rejected"))
+        return cls(prompt, *sides, tools=rows.get("field_tools") or "tools")
 
 
 class Row(NamedTuple):

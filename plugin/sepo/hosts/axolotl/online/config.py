@@ -106,7 +106,9 @@ class ResolvedRto:
     @cached_property
     def settings(self) -> RtoSettings:
         """Settings of the run."""
-        _, settings = resolve_rto(dict(self.given), host_keys=(*HOST_KEYS, *MODEL_KEYS, "stage"), origins=self.origins)
+        _, settings = resolve_rto(
+            dict(self.given), host_keys=(*HOST_KEYS, *MODEL_KEYS, _ADAPTER, "stage"), origins=self.origins
+        )
         return settings
 
     def as_json(self) -> str:

@@ -190,11 +190,10 @@ def stop_tokens(cfg: Any, tokenizer: Any) -> tuple[int, ...]:
         tokenizer: the policy's tokenizer.
     """
     others = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(cfg.eot_tokens or []))]
-    answers = [{"role": "assistant", "content": text} for text in ("a", "b")]
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "a"), ("assistant", "b"))]
     try:
-        written, _ = Writer(tokenizer, template_text(cfg, tokenizer)).write(
-            Row([{"role": "user", "content": "a"}], *answers, None, plain=True)
-        )
+        row = Row(turns[:1], turns[1], turns[2], None, plain=True)
+        written, _ = Writer(tokenizer, template_text(cfg, tokenizer)).write(row)
     except UnreadableRow:  # a template that needs other turns
         return tuple(dict.fromkeys(others))
     end = tokenizer(written["chosen"].removeprefix("a").lstrip(), add_special_tokens=False)["input_ids"][:1]

@@ -90,7 +90,7 @@ def _reading(
 
 def _from_messages(entry: Mapping[str, Any], *, whole: bool) -> _Read:
     """Return a reader of rows of pairs or conversations."""
-    columns = Columns.of(entry, whole=whole)._replace(tools=entry.get("field_tools") or "tools")
+    columns = Columns.of(entry, whole=whole)
 
     def read(sample: Mapping[str, Any], tokenizer: Any) -> tuple[str | list[Message], Any, Mapping[str, Any]]:
         messages, tools = read_prompt(sample, columns)
