@@ -227,7 +227,7 @@ def test_an_oracle_and_prompts_read_the_calls(words):
     from sepo.hosts.axolotl.rows import _reading
 
     cfg = DictDefault({"chat_template": "qwen3", "datasets": [{}]})
-    transform, _ = _reading(lambda *args, **kwargs: None, "chat_template.default", cfg, 0, "whole")
+    transform, _ = _reading(lambda *args, **kwargs: None, "chat_template.default", cfg, 0, keep="whole")
     samples = {name: [value] for name, value in (AGENT[2] | {"messages": AGENT[0]["messages"]}).items()}
     kept = json.loads(transform(samples, tokenizer=words)["sepo_conversation"][0])
     assert [turn["role"] for turn in kept["messages"]] == ["user", "function", "observation"]

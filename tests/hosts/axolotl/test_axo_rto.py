@@ -320,7 +320,7 @@ def test_full_training_with_an_evaluation_loads_one_reference(root, tmp_path, tr
     trainer.model.generate = lambda input_ids, **options: torch.cat(
         [input_ids, torch.tensor([[7, end, pad], [7, 8, other]])], dim=1
     )
-    completions, _ = trainer._generate_single_turn([[5, 6], [5]], None, {})
+    _, completions, *_ = trainer._generate([[5, 6], [5]])
     assert completions == [[7, end], [7, 8, other]]
 
 
@@ -374,17 +374,10 @@ def test_keys_of_the_block_trl_have_the_meaning_of_the_blocks_own(root, tmp_path
         (conversations(1), {}, r"train has 1 prompts, but one batch of responses is to 2 \(8 responses, rto_samples 4"),
         (conversations(8), {"val_set_size": 0.25, "eval_batch_size": 2}, r"eval_batch_size is 2 in 1 processes"),
         (conversations(2), {"kind": "alpaca.load"}, r"a data set has the type alpaca.load, expected chat_template.def"),
-        (
-            [{"messages": row["messages"]} for row in conversations(2)],
-            {},
-            r"expected_column is expected, but the rows",
-        ),
+        ([{"messages": row["messages"]} for row in conversations(2)], {}, r"expected_column is expected, but the rows"),
         (conversations(2), {"sequence_len": 8}, r"train: no prompt is left: in 2 rows prompt and rto_max_new_tokens"),
-        (
-            conversations(2),
-            {"block": {"oracle_model": "base", "oracle_base_model": "base"}},
-            r"the oracle and its base are the same",
-        ),
+        (conversations(2), {"block": dict.fromkeys(("oracle_model", "oracle_base_model"), "base")},
+         r"the oracle and its base are the same model"),
     ],
 )  # fmt: skip
 def test_data_and_models_are_refused_before_the_policy_is_loaded(root, prompts, rows, changes, message):
