@@ -9,7 +9,7 @@ import torch
 from sepo.errors import SepoError
 from sepo.judges import find_judge
 from sepo.online.prompts import PROMPT, ROW
-from tests.support import axo, tiny
+from tests.support import axo, rewarded, tiny
 
 JUDGE = {"judge": "contains", "expected_column": "expected"}
 ANSWERS = ["e", "i"]
@@ -220,8 +220,11 @@ def test_the_reference_of_a_run_that_continues_an_adapter_is_its_start(root, tmp
     first, output = tmp_path / "first", tmp_path / "out"
     options = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(root / "policy"), options).save_pretrained(first)
-    made = config(root, output, conversations(), block={**FREE, "rto_beta2": 0.1}, lora_model_dir=str(first))
-    one, other = train(made).state.log_history[:2]
+    block = {"judge": "policy", "expected_column": None, "ref_model": None, "rto_beta1": 0, "rto_beta2": 0.1}
+    made = config(root, output, conversations(), block=block, lora_model_dir=str(first))
+    trainer = train(made)
+    one, other = trainer.state.log_history[:2]
+    assert one["rewards/judge/std"] > 0  # the judge is the adapter against the model below it
     assert abs(one["kl"]) < 1e-6 < abs(other["kl"])
     weights, start = adapter(output), adapter(first)
     assert 1e-4 < max((weights[name] - value).abs().max() for name, value in start.items()) < 0.01  # not created anew
@@ -295,11 +298,13 @@ def test_a_response_ends_with_the_end_of_turn_of_the_template(prompts, words):
 
 
 def test_full_training_with_an_evaluation_loads_one_reference(root, tmp_path, train, losses, words, monkeypatch):
-    """And its responses end with the token of the chat template, or with eos."""
+    """With a reward model as the judge; and responses end with the token of the chat template, or with eos."""
     import axolotl.train as host
 
     output = tmp_path / "out"
-    made = config(root, output, conversations(), block={"rto_beta1": 0, "rto_beta2": 0.1}, adapter=None,
+    block = {**FREE, "rto_beta2": 0.1, "judge": "reward_model", "expected_column": None,
+             "judge_model": str(rewarded.save(tmp_path / "judge"))}  # fmt: skip
+    made = config(root, output, conversations(), block=block, adapter=None,
                   val_set_size=0.25, eval_steps=2, eval_batch_size=4, special_tokens=ENDS)  # fmt: skip
     loaded = []
     monkeypatch.setattr(host, "ModelLoader", lambda *args, load=host.ModelLoader, **more: loaded.append(1) or load(
@@ -310,7 +315,7 @@ def test_full_training_with_an_evaluation_loads_one_reference(root, tmp_path, tr
     assert not any(parameter.requires_grad for parameter in trainer.ref_model.parameters())
     assert len(losses(trainer)) == 2
     *_, evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert 0 <= evaluated["eval_rewards/judge/mean"] <= 1
+    assert evaluated["eval_rewards/judge/std"] > 0
     assert evaluated["eval_kl"] != 0
 
     end, other, pad = words.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<|im_start|>"])
@@ -375,6 +380,7 @@ def test_keys_of_the_block_trl_have_the_meaning_of_the_blocks_own(root, tmp_path
         (conversations(8), {"val_set_size": 0.25, "eval_batch_size": 2}, r"eval_batch_size is 2 in 1 processes"),
         (conversations(2), {"kind": "alpaca.load"}, r"a data set has the type alpaca.load, expected chat_template.def"),
         ([{"messages": row["messages"]} for row in conversations(2)], {}, r"expected_column is expected, but the rows"),
+        ([{**row, "expected": {"all": "e"}} for row in conversations(2)], {}, r"expected answer has the field \'all\'"),
         (conversations(2), {"sequence_len": 8}, r"train: no prompt is left: in 2 rows prompt and rto_max_new_tokens"),
         (conversations(2), {"block": dict.fromkeys(("oracle_model", "oracle_base_model"), "base")},
          r"the oracle and its base are the same model"),

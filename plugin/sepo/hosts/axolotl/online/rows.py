@@ -13,7 +13,7 @@ from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import is_conversation, template_text
 from sepo.hosts.axolotl.messages import Columns, Message, Writer, read_prompt
 from sepo.hosts.axolotl.rows import LEFT_OUT, loader_wrapped
-from sepo.judges import is_absent
+from sepo.judges import Judge, find_judge, is_absent
 from sepo.recipe.response_rewards import RewardSettings
 from sepo.text.messages import MessageReader, UnreadableRow, tools_text
 
@@ -63,6 +63,7 @@ def _reading(
         )
     else:
         read = _from_function(loaded, kind)
+    judge = find_judge(rewards.judge, **rewards.options) if rewards.is_verifier else None
 
     def transform(sample: Mapping[str, Any], tokenizer: Any) -> dict[str, str]:
         try:
@@ -70,10 +71,10 @@ def _reading(
             if isinstance(messages, str):  # as GRPO continues it
                 text, messages = messages, [{"role": "user", "content": messages}]
             else:
-                writer = Writer(tokenizer, template_text(cfg, tokenizer, entry=cfg["datasets"][index]))
+                writer = Writer(tokenizer, template_text(cfg, tokenizer, entry=entry))
                 text = writer.write_prompt(messages, tools)
             system, turns = MessageReader().conversation(messages, role="user", what="the prompt")
-            expected = _expected(row, rewards)
+            expected = None if judge is None else _expected(row, rewards.expected_column, judge)
         except UnreadableRow as error:
             return {TEXT: "", REST: "{}", LEFT_OUT: str(error)}
         rest = {"messages": turns, "system": system or "", "tools": tools_text(tools), "expected": expected}
@@ -121,16 +122,13 @@ def _from_function(loaded: Any, kind: str) -> _Read:
     return read
 
 
-def _expected(row: Mapping[str, Any], rewards: RewardSettings) -> Any:
-    """Return the expected answer of a row, None unless the judge is a verifier.
+def _expected(row: Mapping[str, Any], column: str, judge: Judge) -> Any:
+    """Return the expected answer of a row for a verifier.
 
     Raises:
         UnreadableRow: If it is empty.
-        SepoError: If there is no such column.
+        SepoError: If there is no such column, or its value is no expected answer.
     """
-    column = rewards.expected_column
-    if not column:
-        return None
     if column not in row:
         raise SepoError(
             f"expected_column is {column}, but the rows have the columns {', '.join(row)}; set it to the column with "
@@ -138,4 +136,5 @@ def _expected(row: Mapping[str, Any], rewards: RewardSettings) -> Any:
         )
     if is_absent(row[column]):
         raise UnreadableRow(f"{column} (expected_column) is empty")
+    judge.read(row[column])
     return row[column]

@@ -13,6 +13,7 @@ from axolotl.core.trainers.grpo.trainer import AxolotlGRPOTrainer
 
 from sepo.errors import SepoError
 from sepo.forward.sequences import OracleScorer
+from sepo.hosts.axolotl.hub import BASE_MODEL
 from sepo.hosts.axolotl.models import host_arguments
 from sepo.hosts.axolotl.online.config import ResolvedRto
 from sepo.online.grpo_step import RtoStep
@@ -100,13 +101,13 @@ class RtoTrainer(RtoStep, AxolotlGRPOTrainer):
 
     def _open_reference(self, model_args: Any, device: torch.device, *, continues: bool) -> None:
         """Load the reference, or keep the policy's start; nothing for a new adapter, without which the policy is it."""
-        spec = self.settings.ref_model
+        key, spec = "ref_model", self.settings.ref_model
         if spec is None and continues:
             self.starting_policy = StartingPolicy(self.model)
         elif spec is None and not hasattr(self.model, "disable_adapter"):
-            spec = own_start(self.resolved.given)
+            key, spec = BASE_MODEL, own_start(self.resolved.given)
         if spec is not None:
-            self.ref_model = load_scoring_model(spec, model_args=model_args, device=device, key="ref_model").model
+            self.ref_model = load_scoring_model(spec, model_args=model_args, device=device, key=key).model
 
 
 def write_records(trainer: RtoTrainer, settings: RtoSettings, *, recipe: Mapping[str, Any]) -> None:
