@@ -220,7 +220,7 @@ def test_the_reference_of_a_run_that_continues_an_adapter_is_its_start(root, tmp
     first, output = tmp_path / "first", tmp_path / "out"
     options = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(root / "policy"), options).save_pretrained(first)
-    block = {"judge": "policy", "expected_column": None, "ref_model": None, "rto_beta1": 0, "rto_beta2": 0.1}
+    block = {"judge": "policy", "expected_column": None, "rto_beta1": 0, "rto_beta2": 0.1}
     made = config(root, output, conversations(), block=block, lora_model_dir=str(first))
     trainer = train(made)
     one, other = trainer.state.log_history[:2]
