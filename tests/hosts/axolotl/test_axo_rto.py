@@ -358,6 +358,14 @@ def test_refused_before_anything_is_loaded(root, tmp_path, changes, message):
         resolve_rto_config({**made, **changes})
 
 
+def test_fewer_groups_than_processes_are_refused(root, tmp_path, monkeypatch):
+    from sepo.hosts.axolotl.online.config import resolve_rto_config
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SepoError, match=r"is 8, expected at least rto_samples x processes \(4 x 3\), as in rl: grpo"):
+        resolve_rto_config(config(root, tmp_path / "out", conversations()))
+
+
 def test_keys_of_the_block_trl_have_the_meaning_of_the_blocks_own(root, tmp_path):
     from sepo.hosts.axolotl.online.config import resolve_rto_config
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -216,7 +217,9 @@ def _grpo_keys(method: RtoMethod) -> dict[str, Any]:
 
 
 def _check_groups(cfg: Mapping[str, Any], trl: Mapping[str, Any], method: RtoMethod) -> None:
-    """Raise if a batch of sampled responses would contain a part of a group, which TRL refuses once models are loaded.
+    """Raise if a batch of sampled responses would contain a part of a group, or fewer groups than processes.
+
+    TRL refuses the first once models are loaded, Axolotl's schema both in several lines.
 
     Args:
         cfg: the raw config.
@@ -239,4 +242,10 @@ def _check_groups(cfg: Mapping[str, Any], trl: Mapping[str, Any], method: RtoMet
         raise SepoError(
             f"{where} is {responses}, expected a multiple of rto_samples ({method.samples}): the responses to a prompt "
             "are compared with each other."
+        )
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if int(responses) < method.samples * processes:
+        raise SepoError(
+            f"{where} is {responses}, expected at least rto_samples x processes ({method.samples} x {processes}), as in "
+            "rl: grpo; raise gradient_accumulation_steps."
         )
