@@ -50,8 +50,8 @@ class Columns(NamedTuple):
             whole: whether both responses are whole conversations.
         """
         prompt = None if whole else rows.get("field_messages") or "messages"
-        sides = (rows.get(f"field_{side}") or side for side in ("chosen", "rejected"))
-        return cls(prompt, *sides, tools=rows.get("field_tools") or "tools")
+        chosen, rejected, tools = (rows.get(f"field_{name}") or name for name in ("chosen", "rejected", "tools"))
+        return cls(prompt, chosen, rejected, tools)
 
 
 class Row(NamedTuple):

@@ -246,6 +246,6 @@ def _check_groups(cfg: Mapping[str, Any], trl: Mapping[str, Any], method: RtoMet
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if int(responses) < method.samples * processes:
         raise SepoError(
-            f"{where} is {responses}, expected at least rto_samples x processes ({method.samples} x {processes}), as in "
-            "rl: grpo; raise gradient_accumulation_steps."
+            f"{where} is {responses}, expected at least rto_samples x processes ({method.samples} x {processes}), as "
+            "in rl: grpo; raise gradient_accumulation_steps."
         )
