@@ -21,16 +21,24 @@ from sepo.recipe.keys import (
     PAIRS_KEYS,
     PIPELINE_KEYS,
     REWARD_KEYS,
+    RTO_KEYS,
     Key,
     hyperparameter_keys,
 )
-from sepo.recipe.stage_names import STAGES
+from sepo.recipe.stage_names import RTO, STAGES
 
 HERE = Path(__file__).parent
 
 # Rows without an entry in recipe/keys.py: keys that only the host reads, and sections.
 LEFTOVERS = [["`pref_loss`", "", "Only `sigmoid` is accepted: `objective` sets the loss."]]
-SECTIONS = [["`base`, `oracle`, `policy`", "", "Sections with keys for one step only; `base: false` trains no base."]]
+SECTIONS = [
+    [
+        "`pairs`, `base`, `oracle`, `policy`",
+        "",
+        "Sections with keys for one step only. `pairs` samples the pairs that the others train on; `base: false` "
+        "trains no base, and with `pairs`, `oracle: false` neither base nor oracle.",
+    ]
+]
 VARIANTS = [
     ["`variants`", "", "Section with the variants, `NAME: keys`; a variant may have a `grid` of its own."],
     ["`grid`", "", "Section with lists of values, `key: [...]`; every variant is run with each combination."],
@@ -78,7 +86,7 @@ def key_rows(keys: Iterable[Key]) -> list[list[str]]:
 
 def stage_row() -> list[str]:
     """Return the table row of `stage`, which is no entry of recipe/keys.py."""
-    stages = ", ".join(f"`{name}`" for name in STAGES)
+    stages = ", ".join(f"`{name}`" for name in (*STAGES, RTO))
     return ["`stage`", "", f"The stage: {stages}, or a registered one ([extend](extend.md))."]
 
 
@@ -116,6 +124,11 @@ def keys_page() -> str:
         + table(columns, [stage_row(), *key_rows(KEYS.values())])
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
+        + "\n## Stage `rto`\n\n"
+        + "The stage has these keys, those of [judges](#keys-of-judges), of the oracle and of the reference, "
+        + "`token_scorer`, `select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` "
+        + "([RTO](methods/rto.md)).\n\n"
+        + table(columns, key_rows(RTO_KEYS.values()))
         + "\n## Keys of `sepo pairs`\n\nThey are explained in [pairs](pairs.md), beside the [keys of "
         "judges](#keys-of-judges); training does not read them.\n\n"
         + table(columns, key_rows(PAIRS_KEYS.values()))
