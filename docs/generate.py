@@ -21,10 +21,11 @@ from sepo.recipe.keys import (
     PAIRS_KEYS,
     PIPELINE_KEYS,
     REWARD_KEYS,
+    RTO_KEYS,
     Key,
     hyperparameter_keys,
 )
-from sepo.recipe.stage_names import STAGES
+from sepo.recipe.stage_names import RTO, STAGES
 
 HERE = Path(__file__).parent
 
@@ -85,7 +86,7 @@ def key_rows(keys: Iterable[Key]) -> list[list[str]]:
 
 def stage_row() -> list[str]:
     """Return the table row of `stage`, which is no entry of recipe/keys.py."""
-    stages = ", ".join(f"`{name}`" for name in STAGES)
+    stages = ", ".join(f"`{name}`" for name in (*STAGES, RTO))
     return ["`stage`", "", f"The stage: {stages}, or a registered one ([extend](extend.md))."]
 
 
@@ -123,6 +124,11 @@ def keys_page() -> str:
         + table(columns, [stage_row(), *key_rows(KEYS.values())])
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
+        + "\n## Stage `rto`\n\n"
+        + "The stage has these keys, those of [judges](#keys-of-judges), of the oracle and of the reference, "
+        + "`token_scorer`, `select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` "
+        + "([RTO](methods/rto.md)).\n\n"
+        + table(columns, key_rows(RTO_KEYS.values()))
         + "\n## Keys of `sepo pairs`\n\nThey are explained in [pairs](pairs.md), beside the [keys of "
         "judges](#keys-of-judges); training does not read them.\n\n"
         + table(columns, key_rows(PAIRS_KEYS.values()))

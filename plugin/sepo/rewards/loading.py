@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sepo.errors import SepoError, first_line
 from sepo.forward.head import causal_lm
 from sepo.recipe.model_specs import ModelSpec
+from sepo.rewards.earlier_names import earlier_docstrings
 from sepo.rewards.reward_files import KEY, RewardFiles, reward_files, reward_tokenizer
 from sepo.rewards.reward_heads import ClassificationHead, ValueHead
 from sepo.rewards.reward_model import RewardModelRewards
@@ -67,21 +69,23 @@ def _classification_model(spec: ModelSpec, files: RewardFiles, *, model_args: An
     if files.head == "classification_adapter":
         config.num_labels = 1
     common: dict[str, Any] = {"trust_remote_code": files.remote_code}
+    names = earlier_docstrings(config) if files.remote_code else contextlib.nullcontext()
     try:
-        with torch.device("meta"):
-            empty = AutoModelForSequenceClassification.from_config(config, **common)
-        heads = [name for name, _ in empty.named_children() if name != empty.base_model_prefix]
-        quantized = {}
-        if bits is not None:
-            quantized = quantized_loading(bits, model_args=model_args, device=device, not_quantized=heads)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            files.spec.model,
-            config=config,
-            dtype=model_args.compute_dtype or "auto",
-            output_loading_info=True,
-            **common,
-            **quantized,
-        )
+        with names:
+            with torch.device("meta"):
+                empty = AutoModelForSequenceClassification.from_config(config, **common)
+            heads = [name for name, _ in empty.named_children() if name != empty.base_model_prefix]
+            quantized = {}
+            if bits is not None:
+                quantized = quantized_loading(bits, model_args=model_args, device=device, not_quantized=heads)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                files.spec.model,
+                config=config,
+                dtype=model_args.compute_dtype or "auto",
+                output_loading_info=True,
+                **common,
+                **quantized,
+            )
     except Exception as error:  # transformers and the model's own code raise many types
         raise SepoError(f"{KEY}: '{spec.model}' cannot be loaded as a reward model: {first_line(error)}") from error
     in_adapter = tuple(heads) if files.head == "classification_adapter" else ()

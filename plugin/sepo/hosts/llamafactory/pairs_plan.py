@@ -175,7 +175,8 @@ def identity(plan: PairsPlan) -> dict[str, Any]:
     access = hub_access(plan.model_args)
     digest = hashlib.sha256(repr(sorted(plan.voice.stop_ids)).encode())
     for prompt, ids in zip(plan.prompts, plan.ids, strict=True):
-        digest.update(repr((prompt.question.id, ids, prompt.expected)).encode())
+        turns = (prompt.messages, prompt.system, prompt.tools)
+        digest.update(repr((prompt.question.id, turns, ids, prompt.expected)).encode())
     return {
         "model": spec_identity(plan.recipe.policy, key="model_name_or_path", access=access),
         "dtype": plan.dtype,
