@@ -1,5 +1,6 @@
 """Results by work unit: kept over any kill, computed once by several processes, never of other settings."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import signal
 import pytest
 
 from sepo.errors import SepoError
+from sepo.pairs import parts
 from sepo.pairs.parts import Parts, remove_parts
 from sepo.pairs.units import work_units
 
@@ -126,6 +128,21 @@ def test_processes_share_the_units(tmp_path, whole):
     assert contents(tmp_path) == whole
 
 
+def test_a_unit_that_another_process_completes_before_the_lock_is_free_is_not_computed_again(tmp_path, monkeypatch):
+    other, mine = (Parts(tmp_path, "samples", UNITS, settings="s") for _ in range(2))
+    lock = parts.locked
+
+    @contextlib.contextmanager
+    def held_by_other_first(path, **kwargs):
+        monkeypatch.setattr(parts, "locked", lock)
+        assert other.settled(UNITS[0], value)
+        with lock(path, **kwargs) as held:
+            yield held
+
+    monkeypatch.setattr(parts, "locked", held_by_other_first)
+    assert mine.settled(UNITS[0], lambda unit: pytest.fail("computed again"))
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]\n", b'{"settings": "s", "samples": [[0, 0]], "values": [1]}\n'])
 def test_a_damaged_file_is_computed_again(tmp_path, whole, damage):
     Parts(tmp_path, "samples", UNITS, settings="s").fill(value)
@@ -145,6 +162,7 @@ def test_results_of_other_settings_or_steps_are_not_used(tmp_path):
 def test_results_that_were_used_up_are_not_computed_again(tmp_path):
     parts = Parts(tmp_path, "samples", UNITS, settings="s", obsolete=lambda: True)
     parts.fill(lambda unit: pytest.fail("computed"))
+    assert not (tmp_path / "locks").exists()
     assert parts.settled(UNITS[0], lambda unit: pytest.fail("computed"))
     assert not contents(tmp_path)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sepo.console import print_table
+from sepo.console import print_lines, print_table
 from sepo.errors import SepoError
 from sepo.pairs.pairing import JudgedResponse, candidates
 from sepo.pairs.records import JudgedPrompt
@@ -200,8 +200,8 @@ def print_pairs(summary: PairsSummary, *, source: str, judge: str) -> None:
         judge: the judge in words.
     """
     responses, prompts = summary.responses, summary.prompts
-    title = f"{responses:,} responses to {prompts:,} prompts of {source}, by {judge}"
-    print_table(title, ["", ""], summary_rows(summary))
+    print_lines([f"{responses:,} responses to {prompts:,} prompts of {source}, by {judge}"])
+    print_table(None, ["", "number"], summary_rows(summary))
 
 
 def _part(number: int, whole: int) -> str:

@@ -140,14 +140,16 @@ class _Steps:
         return list(rewards)
 
     def free_policy(self) -> None:
-        """Release the memory of the policy, before a judge is loaded."""
-        self._policy = None
-        give_memory_back()
+        """Release the memory of the policy, if it was loaded, before a judge is."""
+        if self._policy is not None:
+            self._policy = None
+            give_memory_back()
 
     def free_judge(self) -> None:
-        """Release the memory of the judge."""
-        self._judge = None
-        give_memory_back()
+        """Release the memory of a judge that is a model."""
+        if self._judge is not None and not self.plan.rewards.is_verifier:
+            self._judge = None
+            give_memory_back()
 
 
 def _sample_and_judge(plan: PairsPlan, directory: PairsDirectory) -> None:
