@@ -11,7 +11,7 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.files import write_whole
-from sepo.recipe.keys import PAIRS_KEYS, SAMPLING_KEYS, names_of
+from sepo.recipe.keys import PAIRS_KEYS, SAMPLING_KEYS, as_number, names_of
 
 PAIRS = "pairs"
 """Step, directory and data set of the sampled pairs."""
@@ -35,12 +35,16 @@ _SAMPLED = (
     "head_chunk_tokens",
 )
 """Other keys of a recipe that sampling or judging reads."""
-REFERENCE = (
-    "ref_model", "ref_model_revision", "ref_model_adapters", "ref_model_adapters_revision",
-    "ref_model_quantization_bit",
-)  # fmt: skip
-"""Keys of the reference, those of ``_START`` for it: model, its revision, adapters, theirs, quantization."""
-_START = ("model_name_or_path", "model_revision", "adapter_name_or_path", "quantization_bit")
+_START_OF_REFERENCE = {
+    "ref_model": "model_name_or_path",
+    "ref_model_revision": "model_revision",
+    "ref_model_adapters": "adapter_name_or_path",
+    "ref_model_adapters_revision": "model_revision",
+    "ref_model_quantization_bit": "quantization_bit",
+}
+"""For each key of the reference, that of the model which a run starts from."""
+REFERENCE = tuple(_START_OF_REFERENCE)
+_OF_ONE_MODEL = ("model_name_or_path", "model_revision", "adapter_name_or_path")
 _OF_ONE_RUN = ("tokenized_path", "resume_from_checkpoint")
 """Keys with which several rounds would read the rows or the state of one."""
 
@@ -76,15 +80,15 @@ def check_sampling(shared: Mapping[str, Any], sections: Mapping[str, Mapping[str
             "dataset is set for the policy, but with the section pairs it is trained on the sampled pairs; set the "
             "data set of the prompts on top or in pairs."
         )
-    named = {"the top": shared, **{f"section '{name}'": given or {} for name, given in sections.items()}}
+    named = {"on top": shared, **{f"in section '{name}'": given or {} for name, given in sections.items()}}
     for where, given in named.items():
         for name in _OF_ONE_RUN[: None if rounds > 1 else 1]:
             if given.get(name):
                 raise SepoError(
-                    f"{name} is set in {where}, but the pairs are sampled by the pipeline, so it would be that of "
+                    f"{name} is set {where}, but the pairs are sampled by the pipeline, so it would be that of "
                     "other pairs; remove it."
                 )
-    for name in _START[:3] if rounds > 1 else ():
+    for name in _OF_ONE_MODEL if rounds > 1 else ():
         if pairs.get(name):
             raise SepoError(
                 f"{name} is set in section 'pairs', but with rounds {rounds} each round samples from the policy of the "
@@ -118,14 +122,18 @@ def pairs_recipe(
         pairs |= reference
     if number > 1:
         seed = pairs.get("pairs_seed", pairs.get("seed", 42))
-        pairs["pairs_seed"] = int(seed) + number - 1
+        pairs["pairs_seed"] = as_number("pairs_seed", seed, int) + number - 1
     return {**pairs, "pairs_dir": f"{output}/{PAIRS}"}
 
 
 def reference_before(before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys that name the model which a run started from as the reference of another run."""
-    of_start = zip(REFERENCE, (*_START[:2], _START[2], _START[1], _START[3]), strict=True)
-    return {name: before[key] for name, key in of_start if before.get(key) is not None}
+    absent = () if before.get("adapter_name_or_path") else ("ref_model_adapters", "ref_model_adapters_revision")
+    return {
+        name: before[key]
+        for name, key in _START_OF_REFERENCE.items()
+        if before.get(key) is not None and name not in absent
+    }
 
 
 def sampled_keys() -> frozenset[str]:
