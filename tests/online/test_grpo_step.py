@@ -179,7 +179,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert one.keys() == two.keys()
     before = model_of(adapter=True).state_dict()
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-8)
         assert float((value - before[name]).abs().max()) > 1e-6
     assert len(log) == len(other_log) == 3
     for first, second in zip(log, other_log, strict=True):
