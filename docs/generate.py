@@ -18,7 +18,9 @@ from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
     ORACLE_KIND,
+    PAIRS_KEYS,
     PIPELINE_KEYS,
+    REWARD_KEYS,
     RTO_KEYS,
     Key,
     hyperparameter_keys,
@@ -116,13 +118,19 @@ def keys_page() -> str:
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
         + "\n## Stage `rto`\n\n"
-        + "The stage has these keys, those of the judge, of the oracle and of the reference, `token_scorer`, "
-        + "`select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` ([RTO](methods/rto.md)).\n\n"
+        + "The stage has these keys, those of [judges](#keys-of-judges), of the oracle and of the reference, "
+        + "`token_scorer`, `select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` "
+        + "([RTO](methods/rto.md)).\n\n"
         + table(columns, key_rows(RTO_KEYS.values()))
+        + "\n## Keys of `sepo pairs`\n\nThey are explained in [pairs](pairs.md), beside the [keys of "
+        "judges](#keys-of-judges); training does not read them.\n\n"
+        + table(columns, key_rows(PAIRS_KEYS.values()))
         + "\n## Keys of `sepo pipeline`\n\n"
         + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), ORACLE_KIND])])
         + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"
         + table(columns, [*VARIANTS, *key_rows(COMPARE_KEYS.values())])
+        + "\n## Keys of judges\n\nThey say how sampled responses are judged ([rewards](judges.md#rewards)).\n\n"
+        + table(columns, key_rows(REWARD_KEYS.values()))
         + "\n## Objectives\n\nEach can be used in any sepo stage. Definitions: [objectives](methods/objectives.md).\n\n"
         + table(_OBJECTIVE_COLUMNS, objective_rows())
     )

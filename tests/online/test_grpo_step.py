@@ -1,6 +1,7 @@
 """The trainer's step on scripted responses: equality with TRL's GRPO, groups, selection, old log-probabilities."""
 
 import contextlib
+import json
 import math
 import os
 import subprocess
@@ -13,7 +14,7 @@ from sepo.online.grpo_step import ADVANTAGES, SELECTION
 from sepo.online.loss import clipped_loss
 from sepo.recipe.rto import RtoMethod, RtoSelection
 from tests.support.online import GRPO, PROMPTS, SAMPLES, Ours, Scripted, model_of, reward, script, trainer_of
-from tests.support.recipes import BIN, environment, python_path
+from tests.support.recipes import BIN, adapter, environment, python_path
 
 pytestmark = pytest.mark.usefixtures("exact_norms")
 
@@ -173,13 +174,15 @@ def test_two_processes_train_as_one(tmp_path):
             timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        found.append(torch.load(folder / "result.pt"))
-    one, two = found
-    assert one["weights"].keys() == two["weights"].keys()
-    for name, value in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], value, rtol=1e-5, atol=1e-6)
-    assert not torch.equal(*[value for name, value in one["weights"].items() if "lora_B" in name][:2])
-    for first, second in zip(one["log"], two["log"], strict=True):
+        found.append((adapter(folder), json.loads((folder / "log.json").read_text())))
+    (one, log), (two, other_log) = found
+    assert one.keys() == two.keys()
+    before = model_of(adapter=True).state_dict()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-8)
+        assert float((value - before[name]).abs().max()) > 1e-6
+    assert len(log) == len(other_log) == 3
+    for first, second in zip(log, other_log, strict=True):
         for name in ("reward", "kl", "entropy", "select/ratio", "rto/dense_return"):
             if name in first:
                 assert second[name] == pytest.approx(first[name], rel=1e-5)

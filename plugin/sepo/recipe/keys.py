@@ -648,6 +648,13 @@ PAIRS_KEYS = {
             expected=AT_LEAST_1,
         ),
         Key(
+            "pairs_engine",
+            str,
+            "What samples: `transformers`, or `vllm`, in one process on a CUDA GPU.",
+            shown="`vllm` if it is installed and can sample the model, else `transformers`",
+            expected=one_of("transformers", "vllm", join=" or "),
+        ),
+        Key(
             "pairs_prompts",
             str,
             "Files with prompts, a list or separated by commas: JSON lines with `prompt` or `messages`, or the "

@@ -303,3 +303,28 @@ def test_rows_of_plain_text_are_left_to_the_hosts_strategy(row):
 def test_rows_that_cannot_be_read_have_a_reason(row, reason):
     with pytest.raises(UnreadableRow, match=reason):
         read_row({"messages": [user("Q")], **row}, DEFAULT)
+
+
+def test_rows_of_sepo_pairs(prepared, words):
+    """What `sepo pairs` writes trains here as it is, with system prompts, earlier turns, calls of tools and results."""
+    from sepo.evaluation.benchmarks import Question
+    from sepo.evaluation.prompts import Prompt
+    from sepo.pairs.pairing import JudgedResponse, Pair
+    from sepo.pairs.records import JudgedPrompt, ranking_rows
+
+    tools = json.dumps([CLOCK])
+    called = {"role": "function", "content": '{"name": "clock", "arguments": {"zone": "UTC"}}'}
+    prompts = [
+        Prompt(Question(0, ("Yes.",), {}), tuple(BEFORE), system="Be brief."),
+        Prompt(Question(1, ("",), {}), (LOOKED[0], called, {"role": "observation", "content": "12:00"}), tools=tools),
+    ]
+    sides = [JudgedResponse("It is 8.", True, 1.0), JudgedResponse("It is 3.", True, 0.0)]
+    rows, _ = ranking_rows([JudgedPrompt(prompt, sides, Pair(0, 1)) for prompt in prompts])
+    meta, _ = prepared(rows, RANDOM, "chat_template.default", **QWEN)
+    first, second = texts(words, meta)
+    assert first[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow many legs")
+    assert "<tools>" in second[0]
+    assert f"{CALLED}<|im_end|>\n<|im_start|>user\n<tool_response>\n12:00\n</tool_response><|im_end|>" in second[0]
+    for _, chosen, rejected in (first, second):
+        assert chosen.removeprefix("</think>\n\n") == "It is 8.<|im_end|>"
+        assert rejected.removeprefix("</think>\n\n") == "It is 3.<|im_end|>"
