@@ -31,7 +31,14 @@ HERE = Path(__file__).parent
 
 # Rows without an entry in recipe/keys.py: keys that only the host reads, and sections.
 LEFTOVERS = [["`pref_loss`", "", "Only `sigmoid` is accepted: `objective` sets the loss."]]
-SECTIONS = [["`base`, `oracle`, `policy`", "", "Sections with keys for one step only; `base: false` trains no base."]]
+SECTIONS = [
+    [
+        "`pairs`, `base`, `oracle`, `policy`",
+        "",
+        "Sections with keys for one step only. `pairs` samples the pairs that the others train on; `base: false` "
+        "trains no base, and with `pairs`, `oracle: false` neither base nor oracle.",
+    ]
+]
 VARIANTS = [
     ["`variants`", "", "Section with the variants, `NAME: keys`; a variant may have a `grid` of its own."],
     ["`grid`", "", "Section with lists of values, `key: [...]`; every variant is run with each combination."],

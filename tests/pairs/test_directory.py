@@ -5,24 +5,11 @@ import json
 import pytest
 
 from sepo.errors import SepoError
-from sepo.evaluation.benchmarks import Question
-from sepo.evaluation.prompts import Prompt
 from sepo.pairs.directory import INFO, PAIRS, SAMPLES, SETTINGS, SUMMARY, PairsDirectory
-from sepo.pairs.pairing import JudgedResponse, best_and_worst
-from sepo.pairs.records import JudgedPrompt
 from sepo.pairs.summary import PairsSummary, PromptCounts, pairs_summary, print_pairs
+from tests.support.judged import judged, prompt
 
 SETTINGS_ = {"model": {"model": "m"}, "pairs_samples": 3, "pairs_temperature": 0.8}
-
-
-def prompt(index, *turns, system="", tools="", expected=None):
-    messages = tuple({"role": role, "content": content} for role, content in turns or [("user", f"q{index}")])
-    return Prompt(Question(index, (messages[-1]["content"],), {}), messages, system, tools, expected)
-
-
-def judged(asked, *responses):
-    made = [JudgedResponse(text, finished, reward, tokens) for text, finished, reward, tokens in responses]
-    return JudgedPrompt(asked, made, best_and_worst(made))
 
 
 PROMPTS = [

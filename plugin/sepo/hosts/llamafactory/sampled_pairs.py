@@ -19,7 +19,7 @@ from sepo.evaluation.vllm_sampling import VllmSampler, VllmSettings
 from sepo.hosts.llamafactory.pairs_plan import VLLM, PairsPlan, identity, notes, plan_pairs
 from sepo.pairs.directory import DATASET, PairsDirectory
 from sepo.pairs.pairing import JudgedResponse, best_and_worst
-from sepo.pairs.parts import Parts, Values
+from sepo.pairs.parts import STEPS, Parts, Values
 from sepo.pairs.records import JudgedPrompt
 from sepo.pairs.summary import PairsSummary, print_pairs
 from sepo.pairs.units import WorkUnit
@@ -99,7 +99,7 @@ class _Steps:
             Parts(
                 directory.parts, step, plan.units, settings=directory.digest, obsolete=lambda: directory.finished
             )
-            for step in ("samples", "rewards")
+            for step in STEPS
         )  # fmt: skip
         self._policy: Sampler | None = None
         self._judge: ResponseRewards | None = None
