@@ -16,6 +16,7 @@ from sepo.cli.credit import add_credit, run_credit
 from sepo.cli.demo import add_demo, run_demo
 from sepo.cli.ending import QuickEnd
 from sepo.cli.evaluation import add_eval, run_eval
+from sepo.cli.pairs import add_pairs, run_pairs
 from sepo.cli.pipeline import add_pipeline, run_pipeline
 from sepo.cli.plan import add_plan, run_plan
 from sepo.cli.report import add_report, add_show, run_report, run_show
@@ -36,6 +37,7 @@ EPILOG = """examples:
   sepo score recipe.yaml                        only compute its token scores; `sepo train` reuses them
   sepo scores ls                                list stored scores
   sepo show saves/run --row 3                   show which tokens were selected
+  sepo pairs recipe.yaml                        sample and judge responses, write pairs to train on
   sepo pipeline recipe.yaml                     train base and oracle, score, train the policy
   sepo compare recipe.yaml                      train variants of a recipe, and compare them on held-out pairs
   sepo plan recipe.yaml --gpu 24GiB             report the memory that it needs, and whether it fits
@@ -74,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         command(name, text)
     add_scores(command("scores", "List, show, check, export and remove stores of token scores.", run_scores))
     add_show(command("show", "Print pairs with their tokens colored by score and the selected ones marked.", run_show))
+    add_pairs(command("pairs", "Sample responses of a policy, judge them, and write pairs to train on.", run_pairs))
     add_pipeline(
         command("pipeline", "Train base and oracle, score, and train the policy, from one recipe.", run_pipeline)
     )

@@ -184,11 +184,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 
-def read_questions(path: Path) -> tuple[Benchmark, list[Question]]:
+def read_questions(path: Path, *, option: str = "--questions") -> tuple[Benchmark, list[Question]]:
     """Read the questions of a benchmark, which is identified by their fields.
 
     Args:
         path: a JSON file (a list) or JSON lines.
+        option: the option or key that names the file, for messages.
 
     Returns:
         The benchmark and its questions, in the order of the file.
@@ -196,19 +197,19 @@ def read_questions(path: Path) -> tuple[Benchmark, list[Question]]:
     Raises:
         SepoError: the file does not exist, or has no questions of a supported benchmark.
     """
-    rows = _rows(path)
+    rows = json_rows(path, option=option)
     benchmark = next((benchmark for benchmark in BENCHMARKS.values() if benchmark.turns(rows[0]) is not None), None)
     if benchmark is None:
         expected = "; ".join(benchmark.expected for benchmark in BENCHMARKS.values())
         raise SepoError(
-            f"--questions {path}: the first row has the fields {', '.join(rows[0]) or '(none)'}. Expected: {expected}."
+            f"{option} {path}: the first row has the fields {', '.join(rows[0]) or '(none)'}. Expected: {expected}."
         )
     questions, seen = [], set()
     for number, row in enumerate(rows, start=1):
-        question = _question(benchmark, row, f"--questions {path}: row {number}", number)
+        question = _question(benchmark, row, f"{option} {path}: row {number}", number)
         if question.id in seen:
             raise SepoError(
-                f"--questions {path}: {benchmark.key} {question.id!r} occurs twice; each question needs a unique one."
+                f"{option} {path}: {benchmark.key} {question.id!r} occurs twice; each question needs a unique one."
             )
         seen.add(question.id)
         questions.append(question)
@@ -231,21 +232,30 @@ def _question(benchmark: Benchmark, row: Row, where: str, number: int) -> Questi
     return Question(name, tuple(turns), row)
 
 
-def _rows(path: Path) -> list[Row]:
+def json_rows(path: Path, *, option: str) -> list[Row]:
+    """Read a JSON list of objects, or JSON lines.
+
+    Args:
+        path: the file.
+        option: the option or key that names the file, for messages.
+
+    Raises:
+        SepoError: the file does not exist, cannot be read, or has no rows.
+    """
     try:
         text = path.expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise SepoError(f"--questions {path}: the file does not exist (from {Path.cwd()}).") from None
+        raise SepoError(f"{option} {path}: the file does not exist (from {Path.cwd()}).") from None
     except (OSError, UnicodeError) as error:
-        raise SepoError(f"--questions {path} cannot be read: {error}.") from error
+        raise SepoError(f"{option} {path} cannot be read: {error}.") from error
     try:
         whole = text.lstrip().startswith("[")
         rows = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError) as error:
-        raise SepoError(f"--questions {path} is neither a JSON list nor JSON lines: {error}.") from error
+        raise SepoError(f"{option} {path} is neither a JSON list nor JSON lines: {error}.") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise SepoError(
-            f"--questions {path} has {'rows that are not objects' if rows else 'no rows'}, expected a list of objects."
+            f"{option} {path} has {'rows that are not objects' if rows else 'no rows'}, expected a list of objects."
         )
     return list(rows)
 

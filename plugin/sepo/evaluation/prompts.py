@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,34 @@ class AnsweredTurn:
     prompt_ids: Sequence[int]
     generated: Generated
     text: str
+
+
+def distinct_rows(
+    keys: Iterable[str], expected: Iterable[str | None], *, name: str
+) -> tuple[list[int], dict[int, str]]:
+    """Return the first row of each distinct prompt, and the expected answers by these rows.
+
+    Args:
+        keys: for each row, a text that is equal for equal prompts.
+        expected: for each row, its expected answer as JSON; None without one.
+        name: name of the rows in messages.
+
+    Raises:
+        SepoError: rows with the same prompt have different expected answers.
+    """
+    first: dict[str, int] = {}
+    answers: dict[int, tuple[int, str]] = {}
+    for index, (key, answer) in enumerate(zip(keys, expected, strict=True)):
+        place = first.setdefault(key, index)
+        if answer is None:
+            continue
+        row, other = answers.setdefault(place, (index, answer))
+        if answer != other:
+            raise SepoError(
+                f"rows {row} and {index} of {name} have the same prompt and the expected answers {other} and {answer}; "
+                "give both rows one answer, or the list of those that are accepted."
+            )
+    return sorted(first.values()), {place: answer for place, (_, answer) in answers.items()}
 
 
 def question_prompts(benchmark: Benchmark, questions: Sequence[Question], *, dataset: str) -> PromptSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,38 +79,69 @@ def open_samples(folder: Path, *, settings: Mapping[str, Any], notes: Mapping[st
     except OSError as error:
         raise SepoError(f"-o {folder} cannot be written ({error.strerror}); name another directory.") from error
     try:
-        _begin_or_compare(folder, settings, notes)
+        begin_or_compare(folder, settings, notes, file=SETTINGS, written=(SAMPLES,), name=f"-o {folder}")
+        (folder / SAMPLES).touch()
         yield SampleFile(folder / SAMPLES)
     finally:
         lock.release()
 
 
-def _begin_or_compare(folder: Path, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-    stored = folder / SETTINGS
-    if not stored.exists():
-        if (folder / SAMPLES).exists():
+def begin_or_compare(
+    folder: Path,
+    settings: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    *,
+    file: str,
+    written: Sequence[str],
+    name: str,
+    replaces: bool = False,
+) -> bool:
+    """Write what samples depend on when they are begun, or compare it when they are continued.
+
+    Args:
+        folder: the directory, which exists.
+        settings: everything that the samples depend on, as JSON.
+        notes: what is stored in addition and not compared.
+        file: name of the file of the settings.
+        written: names of the files that are made with these settings.
+        name: the option or key that names the directory, with its value, for messages.
+        replaces: whether other settings are replaced, as there are no samples yet.
+
+    Returns:
+        Whether the settings were written.
+
+    Raises:
+        SepoError: the directory has samples with other settings or other files, or a file is damaged.
+    """
+    stored = folder / file
+    found: Any = {}
+    if stored.exists():
+        try:
+            found = json.loads(stored.read_text(encoding="utf-8"))["settings"]
+            now = json.loads(json.dumps(settings))
+            differing = [name for name in (*now, *found) if now.get(name) != found.get(name)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SepoError(f"{stored} cannot be read ({error!r}); name another directory.") from error
+        if not differing:
+            return False
+        if not replaces:
+            key = differing[0]
             raise SepoError(
-                f"-o {folder} has {SAMPLES} and no {SETTINGS}, so its settings are unknown; name another directory."
+                f"{name} has samples with {key} {json.dumps(found.get(key))}, and this run has "
+                f"{json.dumps(settings.get(key))}; repeat that run's options to continue it, or name another directory."
             )
-        write_whole(stored, json.dumps({"settings": settings, "notes": notes}, indent=1, ensure_ascii=False) + "\n")
-        (folder / SAMPLES).touch()
-        return
-    try:
-        found = json.loads(stored.read_text(encoding="utf-8"))["settings"]
-        differing = [name for name in (*settings, *found) if settings.get(name) != found.get(name)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SepoError(f"{stored} cannot be read ({error!r}); name another directory.") from error
-    if differing:
-        name = differing[0]
-        raise SepoError(
-            f"-o {folder} has samples with {name} {json.dumps(found.get(name))}, and this run has "
-            f"{json.dumps(settings.get(name))}; repeat that run's options to continue it, or name another directory."
-        )
+    else:
+        for other in written:
+            if (folder / other).exists():
+                raise SepoError(
+                    f"{name} has {other} and no {file}, so its settings are unknown; name another directory."
+                )
+    write_whole(stored, json.dumps({"settings": settings, "notes": notes}, indent=1, ensure_ascii=False) + "\n")
+    return True
 
 
 def _complete_rows(path: Path) -> dict[int, Row]:
     """Return the lines by prompt, without a last line that was cut, which is removed from the file."""
-    path.touch()
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sepo.evaluation.generation import Decoding, generate_answers
+from sepo.evaluation.generation import Decoding, Generated, generate_answers
 from sepo.evaluation.prompts import Prompt, Voice
 from sepo.forward.sequences import ScoringModel, length_batches
 from sepo.judges import Judge
@@ -68,7 +68,7 @@ def sample_responses(
             pad_id=voice.pad_id,
             decoding=decoding,
             batch_tokens=batch_tokens,
-            streams=[(*_stream(ids[place]), number) for place in places for number in range(samples)],
+            streams=[(*stream_of(ids[place]), number) for place in places for number in range(samples)],
             on_batch=on_batch,
         )
         responses = [
@@ -78,12 +78,42 @@ def sample_responses(
             yield prompts[place], responses[index * samples : (index + 1) * samples]
 
 
+def sample_batch(
+    model: ScoringModel,
+    samples: Sequence[tuple[Sequence[int], int]],
+    voice: Voice,
+    *,
+    decoding: Decoding,
+) -> list[Generated]:
+    """Sample one batch of responses; each has the random numbers that it has in ``sample_responses``.
+
+    Args:
+        model: the policy.
+        samples: token ids of a prompt and number of the sample, for each row of the batch.
+        voice: template and tokenizer of the policy.
+        decoding: settings for decoding.
+
+    Returns:
+        The responses, in the order of ``samples``.
+    """
+    longest = max(len(ids) for ids, _ in samples) + decoding.max_new_tokens
+    return generate_answers(
+        model,
+        [ids for ids, _ in samples],
+        stop_ids=voice.stop_ids,
+        pad_id=voice.pad_id,
+        decoding=decoding,
+        batch_tokens=len(samples) * longest,
+        streams=[(*stream_of(ids), number) for ids, number in samples],
+    )
+
+
 def prompt_ids(prompt: Prompt, voice: Voice) -> list[int]:
     """Return the token ids of a prompt, up to the start of the assistant's turn."""
     return voice.encode(prompt.messages, prompt.system, prompt.tools)
 
 
-def _stream(ids: Sequence[int]) -> tuple[int, ...]:
+def stream_of(ids: Sequence[int]) -> tuple[int, ...]:
     """Return the numbers that stand for a prompt among all prompts, by the content of its tokens."""
     digest = hashlib.sha256(np.asarray(ids, dtype="<i8").tobytes()).digest()
     return tuple(np.frombuffer(digest, dtype="<u4").tolist())

@@ -19,13 +19,13 @@ class Judge:
     """A rule that decides whether a response has the expected answer.
 
     Args:
-        is_right: returns True or False, from the text of a response (without its end of turn, possibly empty) and the
-            expected answer as ``read`` returns it.
+        is_right: returns True or False, or a number if the judge is for rewards alone, from the text of a response
+            (without its end of turn, possibly empty) and the expected answer as ``read`` returns it.
         read: returns the expected answer as ``is_right`` takes it, from the value of a row; raises ``SepoError`` if the
             value is not one. By default the value itself.
     """
 
-    is_right: Callable[[str, Any], bool]
+    is_right: Callable[[str, Any], float]
     read: Callable[[Any], Any] = _unchanged
 
     def __call__(self, response: str, expected: Any) -> bool:
@@ -34,18 +34,32 @@ class Judge:
         Raises:
             SepoError: the value is not an expected answer of this judge, or the judge failed.
         """
+        right = self._returned(response, expected, "True or False")
+        if not isinstance(right, bool):
+            raise SepoError(f"the judge returned {right!r}, expected True or False.")
+        return right
+
+    def reward(self, response: str, expected: Any) -> float:
+        """Return the reward of a response: 1 or 0 for True or False, or the number that ``is_right`` returns.
+
+        Raises:
+            SepoError: the value is not an expected answer of this judge, or the judge failed.
+        """
+        found = self._returned(response, expected, "True, False or a number")
+        if not isinstance(found, bool | int | float):
+            raise SepoError(f"the judge returned {found!r}, expected True, False or a number.")
+        return float(found)
+
+    def _returned(self, response: str, expected: Any, results: str) -> Any:
         value = self.read(expected)
         try:
-            right = self.is_right(response, value)
+            return self.is_right(response, value)
         except Exception as error:  # a function of another package can raise anything
             reason = (str(error).strip().splitlines() or ["no message"])[0]
             raise SepoError(
                 f"the judge failed on the response {response[:60]!r} and the expected answer {expected!r} "
-                f"({type(error).__name__}: {reason}); a judge has to return True or False for any response."
+                f"({type(error).__name__}: {reason}); a judge has to return {results} for any response."
             ) from error
-        if not isinstance(right, bool):
-            raise SepoError(f"the judge returned {right!r}, expected True or False.")
-        return right
 
 
 def is_absent(value: Any) -> bool:

@@ -13,12 +13,15 @@ from sepo.judges.texts import contains, exact, regex
 from sepo.plugins import find, load, names
 
 _BUILT_IN: Mapping[str, Callable[..., Judge]] = {"exact": exact, "contains": contains, "regex": regex, "math": math}
+REWARD_MODEL, POLICY = "reward_model", "policy"
+"""Values of the key ``judge`` that are models, which give a reward and no verdict; no package may register them."""
+_RESERVED = (*_BUILT_IN, REWARD_MODEL, POLICY)
 _WORDS = {"true": True, "false": False}
 
 
 def available_judges() -> tuple[str, ...]:
     """Return the names that ``find_judge`` takes: built-in, then registered."""
-    return (*_BUILT_IN, *names("judge", built_in=_BUILT_IN))
+    return (*_BUILT_IN, *names("judge", built_in=_RESERVED))
 
 
 def find_judge(name: str, **options: object) -> Judge:
@@ -33,7 +36,7 @@ def find_judge(name: str, **options: object) -> Judge:
         SepoError: the name or an option is unknown, a value is invalid, a package that the judge needs is not
             installed, or a registered judge cannot be loaded.
     """
-    item = find("judge", name, built_in=_BUILT_IN)
+    item = find("judge", name, built_in=_RESERVED)
     if item is not None:
         if options:
             raise SepoError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.recipe.keys import COMPARE_KEYS, PIPELINE_KEYS, SEPO_KEYS, as_number, keys_of, names_of
+from sepo.recipe.keys import COMPARE_KEYS, PIPELINE_KEYS, SEPO_KEYS, as_number, keys_of, names_of, scalar_text
 from sepo.recipe.resolve import unread_keys
 from sepo.recipe.stage_names import is_sepo_stage
 
@@ -252,7 +252,7 @@ def read_comparison(recipe: Mapping[str, Any]) -> Comparison:
         generate=values.get("generate", 0),
         reference_measures=values.get("reference_measures", True),
         judge=judge,
-        judge_options=_judge_options(recipe.get("judge_options"), judge),
+        judge_options=_judge_options(values.get("judge_options"), judge),
         expected_column=values.get("expected_column", ""),
         pipeline=_pipeline(recipe, shared, variants),
     )
@@ -283,7 +283,7 @@ def _pipeline(
 
 
 def _is_scalar(recipe: Mapping[str, Any], name: str) -> bool:
-    return recipe.get(name) is not None and name not in ("seeds", "choose", "judge_options")
+    return recipe.get(name) is not None and name not in ("seeds", "choose")
 
 
 def _joined(value: Any) -> Any:
@@ -334,7 +334,7 @@ def _grid(section: Any, where: str) -> dict[str, list[Any]]:
     for key, values in section.items():
         if not isinstance(values, list) or not values:
             raise SepoError(f"{where}: {key} is {values!r}, expected a list of values.")
-        texts = [_text(value) for value in values]
+        texts = [scalar_text(value) for value in values]
         for value, text in zip(values, texts, strict=True):
             if isinstance(value, Mapping | list) or not _NAME.fullmatch(text):
                 raise SepoError(
@@ -346,17 +346,13 @@ def _grid(section: Any, where: str) -> dict[str, list[Any]]:
     return {str(key): list(values) for key, values in section.items()}
 
 
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _combinations(
     name: str, own: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], choose: Sequence[str]
 ) -> list[Variant]:
     made = []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        parts = {key: f"{key}={_text(value)}" for key, value in chosen.items()}
+        parts = {key: f"{key}={scalar_text(value)}" for key, value in chosen.items()}
         kept = [part for key, part in parts.items() if key not in choose]
         made.append(Variant("-".join([name, *parts.values()]), {**own, **chosen}, "-".join([name, *kept])))
     return made
@@ -409,14 +405,12 @@ def _check_rows(
             )
 
 
-def _judge_options(options: Any, judge: str | None) -> dict[str, str]:
+def _judge_options(options: dict[str, str] | None, judge: str | None) -> dict[str, str]:
     if options is None:
         return {}
     if judge is None:
         raise SepoError("judge_options is set without judge; set judge, or remove it.")
-    if not isinstance(options, Mapping):
-        raise SepoError(f"judge_options is {options!r}; name: value is expected.")
-    return {str(name): _text(value) for name, value in options.items()}
+    return options
 
 
 def _check_choice(comparison: Comparison) -> None:

@@ -6,6 +6,7 @@ it belongs to. Parsing, validation, ``docs/keys.md``, LLaMA Board and Axolotl's 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -151,11 +152,35 @@ def _key(
     return field(default=default, metadata=row)
 
 
+def _of_revision(key: str) -> str:
+    """Return the help of the key for the revision of the models that another key names."""
+    several = "; one for all, or one for each, as a list or separated by commas" if "adapters" in key else ""
+    return f"Branch, tag or commit of `{key}` on the hub{several}; ignored for local directories."
+
+
 def _revision(key: str, *, part: Part | None = None, shown: str = "`main`") -> Any:
     """Return the field for the revision of the models that another key names."""
-    several = "; one for all, or one for each, as a list or separated by commas" if "adapters" in key else ""
-    text = f"Branch, tag or commit of `{key}` on the hub{several}; ignored for local directories."
-    return _key(text, shown=shown, part=part)
+    return _key(_of_revision(key), shown=shown, part=part)
+
+
+def options_by_name(key: str, value: Any) -> dict[str, str]:
+    """Convert a mapping of options from YAML, or its JSON from a command line, to texts by name.
+
+    Raises:
+        SepoError: If it is not a mapping of names to single values.
+    """
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = value
+    if not isinstance(found, Mapping) or any(isinstance(each, Mapping | list) for each in found.values()):
+        raise SepoError(f"{key} is {value!r}; name: value is expected.")
+    return {str(name): scalar_text(each) for name, each in found.items()}
+
+
+def scalar_text(value: Any) -> str:
+    """Return a single value of a recipe as YAML writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -442,6 +467,135 @@ ORACLE_KIND = Key(
     expected=one_of("dpo", "reversed", join=" or "),
 )
 
+JUDGE_KEYS = {
+    row.name: row
+    for row in (
+        Key(
+            "judge",
+            str,
+            "How responses are judged, as `--judge` of `sepo eval`: `exact`, `contains`, `regex`, `math`, or a "
+            "registered judge.",
+            shown="none",
+        ),
+        Key("expected_column", str, "Column of the rows with the expected answers, for a verifier.", shown="none"),
+        Key("judge_options", dict, "Options of the verifier, `name: value`.", shown="none", reads=options_by_name),
+    )
+}
+"""Keys of the verifiers, which compare a response with the expected answer of its row."""
+
+REWARD_KEYS = {
+    **JUDGE_KEYS,
+    **{
+        row.name: row
+        for row in (
+            Key(
+                "judge",
+                str,
+                "The reward of a sampled response: 1 or 0 by a verifier, as `--judge` of `sepo eval` (`exact`, "
+                "`contains`, `regex`, `math`, or a registered one); `reward_model`, the score of `judge_model`; or "
+                "`policy`, DPO's implicit reward without its β: log π - log π_ref, summed over the response, of the "
+                "recipe's model and its reference.",
+                shown="none",
+            ),
+            Key(
+                "judge_model",
+                str,
+                "The reward model of `judge: reward_model`, as local directory or hub name: a sequence classification "
+                "model with one output, or one whose output has a `score` (ArmoRM); or the model below a value head of "
+                "the stage `rm`. It reads conversations in its own chat template.",
+            ),
+            Key(
+                "judge_model_adapters",
+                str,
+                "LoRA adapters of `judge_model`, those of the stage `rm` with their value head among them; a list or "
+                "separated by commas, applied in order.",
+            ),
+            Key(
+                "judge_model_quantization_bit",
+                int,
+                "4 or 8: load `judge_model` with bitsandbytes.",
+                expected=BITS,
+            ),
+            *(
+                Key(f"{name}_revision", str, _of_revision(name), shown="`main`")
+                for name in ("judge_model", "judge_model_adapters")
+            ),
+        )
+    },
+}
+"""Keys that say how sampled responses are judged, wherever a number for each response is needed."""
+
+PAIRS_KEYS = {
+    row.name: row
+    for row in (
+        Key(
+            "pairs_samples",
+            int,
+            "Number of responses that are sampled for each prompt, at least 2.",
+            default=5,
+            expected=Expected("a whole number of at least 2", lambda value: value >= 2),
+        ),
+        Key(
+            "pairs_temperature",
+            float,
+            "Sampling temperature, above 0.",
+            default=0.8,
+            expected=Expected("a positive number", lambda value: 0.0 < value < math.inf),
+        ),
+        Key(
+            "pairs_top_p",
+            float,
+            "Samples are drawn from the smallest set of tokens with at least this probability, in (0, 1].",
+            default=1.0,
+            expected=SHARE,
+        ),
+        Key(
+            "pairs_max_new_tokens",
+            int,
+            "Maximum number of tokens of a response, its end of turn included; a response that reaches it is "
+            "truncated, and never chosen.",
+            default=512,
+            expected=AT_LEAST_1,
+        ),
+        Key(
+            "pairs_prompts",
+            str,
+            "Files with prompts, a list or separated by commas: JSON lines with `prompt` or `messages`, or the "
+            "question files of `sepo eval`.",
+            shown="the prompts of `dataset`",
+        ),
+        Key(
+            "pairs_dir",
+            str,
+            "Directory of the pairs; as `dataset_dir` it has the data set `pairs`.",
+            default="pairs_output",
+        ),
+        Key(
+            "pairs_seed",
+            int,
+            "Seed of the samples.",
+            shown="`seed`",
+            expected=Expected("a whole number of at least 0", lambda value: value >= 0),
+        ),
+        Key(
+            "pairs_min_margin",
+            float,
+            "Minimum difference of the rewards of chosen and rejected response; equal rewards are ties in any case.",
+            default=0.0,
+            expected=WEIGHT,
+        ),
+        Key(
+            "pairs_batch_tokens",
+            int,
+            "Tokens of a batch of samples, padding and new tokens included. Rounding depends on the batches, so "
+            "another value can change samples.",
+            default=16384,
+            expected=AT_LEAST_1,
+        ),
+    )
+}
+"""Keys of `sepo pairs`."""
+
 COMPARE_KEYS = {
     row.name: row
     for row in (
@@ -479,9 +633,7 @@ COMPARE_KEYS = {
             "Also measure what needs the reference: KL, and accuracy and margin of the log-ratio; half of the time.",
             default=True,
         ),
-        Key("judge", str, "Judge of these answers, as `--judge` of `sepo eval`.", shown="none"),
-        Key("expected_column", str, "Column of the pairs with the expected answers, for the judge.", shown="none"),
-        Key("judge_options", str, "Options of the judge, `name: value`.", shown="none"),
+        *JUDGE_KEYS.values(),
     )
 }
 """Keys of `sepo compare`, in addition to its sections ``variants`` and ``grid``."""

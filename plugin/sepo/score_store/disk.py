@@ -17,6 +17,9 @@ from sepo.errors import SepoError
 from sepo.files import replaced
 
 MANIFEST_LOCK = "manifest.lock"
+SCORES = "token_scores_dir"
+"""The recipe key that names the directory of score stores."""
+_PIECES = {SCORES: "shards"}
 _USER = "user-"
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -47,8 +50,12 @@ def read_if_there(path: Path) -> bytes | None:
         ) from error
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, *, key: str = SCORES) -> None:
     """Create a directory and its parents; idempotent.
+
+    Args:
+        path: the directory.
+        key: the recipe key that moves the files elsewhere, for the error message.
 
     Raises:
         SepoError: If the file system refuses.
@@ -59,11 +66,11 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _write_error(path, size=0, error=error) from error
+        raise _write_error(path, size=0, error=error, key=key) from error
 
 
 @contextmanager
-def replaced_durably(path: Path, *, size: int = 0) -> Iterator[Path]:
+def replaced_durably(path: Path, *, size: int = 0, key: str = SCORES) -> Iterator[Path]:
     """Yield a temporary file for the block to write and sync, then replace ``path`` by it atomically and durably.
 
     The temporary file is in the same directory (its name is unique per process and call) and is renamed, and the
@@ -72,6 +79,7 @@ def replaced_durably(path: Path, *, size: int = 0) -> Iterator[Path]:
     Args:
         path: the file to create or replace.
         size: number of bytes to be written, for the error message.
+        key: the recipe key that moves the files elsewhere, for the error message.
 
     Raises:
         SepoError: If the file system refuses; the message gives the path, the bytes needed and the bytes free.
@@ -81,16 +89,21 @@ def replaced_durably(path: Path, *, size: int = 0) -> Iterator[Path]:
             yield temporary
         _sync_folder(path.parent)
     except OSError as error:
-        raise _write_error(path, size=size, error=error) from error
+        raise _write_error(path, size=size, error=error, key=key) from error
 
 
-def replace_durably(*, path: Path, data: bytes | memoryview) -> None:
+def replace_durably(*, path: Path, data: bytes | memoryview, key: str = SCORES) -> None:
     """Replace the content of ``path`` by ``data``, durably and atomically: it always is the old or the new content.
+
+    Args:
+        path: the file to create or replace.
+        data: its content.
+        key: the recipe key that moves the files elsewhere, for the error message.
 
     Raises:
         SepoError: If the file system refuses; the message gives the path, the bytes needed and the bytes free.
     """
-    with replaced_durably(path, size=len(data)) as temporary:
+    with replaced_durably(path, size=len(data), key=key) as temporary:
         _write_synced(temporary, memoryview(data).cast("B"))
 
 
@@ -106,16 +119,21 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool, key: str = SCORES) -> Iterator[bool]:
     """Hold the file lock at ``path`` for the block; yield False if another process holds it and ``wait`` is False.
 
     The kernel releases the lock when its holder dies for any reason. The file itself is kept: removing it would let two
     processes lock two files of the same name.
 
+    Args:
+        path: the lock file.
+        wait: whether to wait for another holder.
+        key: the recipe key that moves the files elsewhere, for the error message.
+
     Raises:
         SepoError: If the lock file cannot be created or locked.
     """
-    make_folder(path.parent)
+    make_folder(path.parent, key=key)
     lock = FileLock(path)
     try:
         lock.acquire(blocking=wait)
@@ -123,7 +141,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     except Timeout:
         held = False
     except OSError as error:
-        raise _write_error(path, size=0, error=error) from error
+        raise _write_error(path, size=0, error=error, key=key) from error
     try:
         yield held
     finally:
@@ -187,7 +205,7 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_error(path: Path, *, size: int, error: OSError) -> SepoError:
+def _write_error(path: Path, *, size: int, error: OSError, key: str) -> SepoError:
     try:
         existing = next(folder for folder in (path, *path.parents) if folder.is_dir())
         free = f"{shutil.disk_usage(existing).free} bytes free"
@@ -196,5 +214,5 @@ def _write_error(path: Path, *, size: int, error: OSError) -> SepoError:
     remedy = "free space" if error.errno in _NO_SPACE else "make it writable"
     return SepoError(
         f"cannot write {path} ({size} bytes needed, {free}): {error.strerror or error}; {remedy} or set another "
-        "token_scores_dir; finished shards are kept, and the next run resumes from them"
+        f"{key}; finished {_PIECES.get(key, 'parts')} are kept, and the next run resumes from them"
     )

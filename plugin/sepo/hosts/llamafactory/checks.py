@@ -135,13 +135,43 @@ def check_datasets(given: Mapping[str, Any]) -> None:
                 f'and a rejected response, add "ranking": true and the columns chosen and rejected to its entry in '
                 f"{folder}/dataset_info.json."
             )
-        if attributes.load_from == "file":
-            path = Path(str(folder), attributes.dataset_name)
-            if not path.exists():
-                raise SepoError(f"dataset '{name}': {path} does not exist (dataset_info.json names it).")
-            found = first_rows(path, name=name)
-            if found is not None:
-                check_entry(attributes, found.rows, present=columns_of(found.rows), complete=found.whole)
+        _check_file(name, attributes, folder)
+
+
+def datasets_are_ranked(given: Mapping[str, Any]) -> bool:
+    """Return whether the recipe's ``dataset`` names ranking data sets, after checks of their files.
+
+    Args:
+        given: the recipe's keys and values.
+
+    Raises:
+        SepoError: a data set is not declared or cannot be read, or some are ranked and some are not.
+    """
+    folder = given.get("dataset_dir") or "data"
+    ranked = {}
+    for name in names_of(given.get("dataset")):
+        attributes = _entry(name, folder)
+        ranked[name] = attributes.ranking
+        _check_file(name, attributes, folder)
+    if len(set(ranked.values())) > 1:
+        pairs, plain = (next(name for name in ranked if ranked[name] is kind) for kind in (True, False))
+        raise SepoError(
+            f"dataset '{pairs}' is a ranking data set and '{plain}' is not, and the host reads one kind at a time; "
+            "name data sets of one kind."
+        )
+    return all(ranked.values())
+
+
+def _check_file(name: str, attributes: DatasetAttr, folder: Any) -> None:
+    """Raise if the local file of a data set does not exist, or its first rows do not fit its entry."""
+    if attributes.load_from != "file":
+        return
+    path = Path(str(folder), attributes.dataset_name)
+    if not path.exists():
+        raise SepoError(f"dataset '{name}': {path} does not exist (dataset_info.json names it).")
+    found = first_rows(path, name=name)
+    if found is not None:
+        check_entry(attributes, found.rows, present=columns_of(found.rows), complete=found.whole)
 
 
 def _entry(name: str, folder: Any) -> DatasetAttr:

@@ -148,7 +148,7 @@ def _prepared(recipe: EvaluationRecipe, request: Request) -> _Prepared:
         data = evaluated_data(arguments, judge=settings.judge, column=request.judge.column if request.judge else "")
     _check_models(recipe, data, arguments[0])
     rows = rows_of(data, recipe.part)
-    voice = voice_of(data, recipe.policy, arguments[0])
+    voice = voice_of(data.tokenizer, data.template, recipe.policy, arguments[0])
     prompts = []
     if request.generate:
         prompts.append(heldout_prompts(rows, recipe.dataset, most=request.generate, seed=request.seed))

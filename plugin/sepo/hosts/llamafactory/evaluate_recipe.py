@@ -42,12 +42,14 @@ class Use:
         decodes: how it generates, for messages.
         options: the host's generation keys that it supports.
         compares: whether it compares the policy with a reference, on rows that training should not have seen.
+        reads_pairs: whether it reads the recipe's pairs, tokenized.
     """
 
     command: str
     decodes: str
     options: tuple[str, ...]
     compares: bool
+    reads_pairs: bool = True
 
 
 EVALUATION = Use(
@@ -55,6 +57,13 @@ EVALUATION = Use(
 )
 SAMPLING = Use(
     "sepo sample", "samples with a temperature and top_p alone", ("max_new_tokens", "temperature", "top_p"), False
+)
+PAIRS = Use(
+    "sepo pairs",
+    "samples with keys of its own",
+    ("pairs_max_new_tokens", "pairs_temperature", "pairs_top_p"),
+    compares=False,
+    reads_pairs=False,
 )
 
 
@@ -141,7 +150,7 @@ def resolved_evaluation(
             f"the reference is the evaluated model itself ({policy.model}), so every KL would be 0; set ref_model to "
             "the model that training started from."
         )
-    part, rows, dataset = _rows(recipe, file)
+    part, rows, dataset = _rows(recipe, file) if use.reads_pairs else ("train", {}, _name(recipe.get("dataset", "")))
     commits = _commits(file) if file.is_dir() else {}
     policy = policy.at_commits(commits)
     start, reference = (None if spec is None else spec.at_commits(commits) for spec in (start, reference))

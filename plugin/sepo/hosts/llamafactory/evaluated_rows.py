@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.evaluation.benchmarks import Question
-from sepo.evaluation.prompts import Message, Prompt, PromptSet, Voice
+from sepo.evaluation.prompts import Message, Prompt, PromptSet, Voice, distinct_rows
 from sepo.evaluation.result import HELDOUT
 from sepo.hosts.llamafactory.expected_answers import carried_expected_answers
 from sepo.hosts.llamafactory.recipe import settings_of
@@ -85,9 +85,8 @@ def rows_of(data: PreparedData, part: str) -> Dataset:
     return found[part]
 
 
-def voice_of(data: PreparedData, policy: ModelSpec, model_args: Any) -> Voice:
+def voice_of(tokenizer: Any, template: Any, policy: ModelSpec, model_args: Any) -> Voice:
     """Return template and tokenizer of a policy."""
-    tokenizer, template = data.tokenizer, data.template
 
     def encode(messages: Sequence[Message], system: str, tools: str) -> list[int]:
         conversation = [*({**message} for message in messages), {"role": "assistant", "content": ""}]
@@ -117,22 +116,11 @@ def heldout_prompts(rows: Dataset, name: str, *, most: int | None, seed: int) ->
         SepoError: rows with the same prompt have different expected answers.
     """
     expected = rows[EXPECTED] if EXPECTED in rows.column_names else [None] * len(rows)
-    first: dict[str, int] = {}
-    answers: dict[int, tuple[int, str]] = {}
-    for index, (text, answer) in enumerate(zip(rows[CONVERSATION], expected, strict=True)):
-        place = first.setdefault(_prompt_key(json.loads(text)), index)
-        if answer is None:
-            continue
-        row, other = answers.setdefault(place, (index, answer))
-        if answer != other:
-            raise SepoError(
-                f"rows {row} and {index} of {name} have the same prompt and the expected answers {other} and {answer}; "
-                "give both rows one answer, or the list of those that are accepted."
-            )
-    places = sorted(first.values())
+    keys = (_prompt_key(json.loads(text)) for text in rows[CONVERSATION])
+    places, answers = distinct_rows(keys, expected, name=name)
     if most is not None and most < len(places):
         places = sorted(random.Random(seed).sample(places, most))
-    prompts = _prompts(rows, places, {place: json.loads(answer) for place, (_, answer) in answers.items()})
+    prompts = _prompts(rows, places, {place: json.loads(answer) for place, answer in answers.items()})
     return PromptSet(HELDOUT, list(prompts), None, name)
 
 

@@ -81,10 +81,14 @@ def counted_rows(losses: RowLosses, *, template: Any = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def aligned_rows(*, template: Any = None) -> Iterator[None]:
+def aligned_rows(*, template: Any = None, responses: int = 2) -> Iterator[None]:
     """Make the host's loader mark rows that cannot be trained on inside the context; see ``counted_rows``.
 
     The marked rows are to be removed with ``kept_rows``.
+
+    Args:
+        template: as ``counted_rows``.
+        responses: number of responses that a row must have: 2, or 0 if only the prompts are read.
     """
     register()
     align, load, converter_of = loader.align_dataset, loader.load_dataset, converter.get_dataset_converter
@@ -103,7 +107,7 @@ def aligned_rows(*, template: Any = None) -> Iterator[None]:
             host: DatasetConverter = MessagesConverter(dataset_attr, data_args, template)
         else:
             host = converter_of(name, dataset_attr, data_args)
-        return CheckedConverter(dataset_attr, data_args, host, template)
+        return CheckedConverter(dataset_attr, data_args, host, template, responses)
 
     loader.align_dataset, loader.load_dataset = aligned, _loading(load)
     converter.get_dataset_converter = checked
@@ -123,10 +127,12 @@ class CheckedConverter(DatasetConverter):
         data_args: the host's data arguments.
         host: the converter of the data set's format.
         template: the run's template, or None.
+        responses: number of responses that a row must have.
     """
 
     host: DatasetConverter
     template: Any = None
+    responses: int = 2
     sepo_version: str = __version__  # part of the fingerprint by which the host's cache is found
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
@@ -171,8 +177,8 @@ class CheckedConverter(DatasetConverter):
 
     def _check(self, row: Mapping[str, Any]) -> None:
         turns = [*row["_prompt"], *row["_response"]]
-        if not row["_prompt"] or len(row["_response"]) < 2:
-            raise UnreadableRow("it has no prompt with two responses")
+        if not row["_prompt"] or len(row["_response"]) < self.responses:
+            raise UnreadableRow("it has no prompt with two responses" if self.responses else "it has no prompt")
         if any(not isinstance(turn["content"], str) for turn in turns):
             raise UnreadableRow("a turn has no text")
         if self.template is not None and (row["_tools"] or any(turn["role"] == "function" for turn in turns)):
@@ -197,7 +203,7 @@ def _check_texts(example: Mapping[str, Any], attributes: DatasetAttr) -> None:
     for column in (attributes.prompt, attributes.query):
         if column and not isinstance(example[column], str | None):
             raise UnreadableRow(f"{column} is {kind_of(example[column])}; text is expected")
-    for column in (attributes.chosen, attributes.rejected):
+    for column in (attributes.chosen, attributes.rejected) if attributes.ranking else ():
         if not isinstance(example[column], str):
             raise UnreadableRow(f"{column} is {kind_of(example[column])}; text is expected")
     turns = example[attributes.history] or [] if attributes.history else []
@@ -252,14 +258,14 @@ def check_entry(
     has = f"its columns are {', '.join(present)}"
     entry = "its entry in dataset_info.json"
     read = message_columns(attributes, present)
-    responses = [read.chosen, read.rejected]
+    responses = [read.chosen, read.rejected] if attributes.ranking else []
     lists = [column for column in responses if any(isinstance(row.get(column), list) for row in rows)]
     if kind != MESSAGES and lists and (kind == "alpaca" or read.prompt not in present):
         raise SepoError(
             f"dataset '{name}': {lists[0]} is a list of messages, which formatting '{kind}' does not read; set "
             f'"formatting": "{MESSAGES}" in {entry}.'
         )
-    if kind != MESSAGES and (attributes.chosen is None or attributes.rejected is None):
+    if kind != MESSAGES and attributes.ranking and (attributes.chosen is None or attributes.rejected is None):
         raise SepoError(
             f"dataset '{name}': {entry} does not name the columns of the responses, and {has}; add "
             '"columns": {"chosen": ..., "rejected": ...}.'
@@ -274,7 +280,7 @@ def check_entry(
 
 def _named(attributes: DatasetAttr, read: MessageColumns) -> list[str]:
     """Return the columns that are read, the responses first."""
-    columns: list[str | None] = [read.chosen, read.rejected]
+    columns: list[str | None] = [read.chosen, read.rejected] if attributes.ranking else []
     if attributes.formatting == MESSAGES:
         columns += [name for name in (attributes.messages, attributes.prompt) if name not in _UNNAMED]
     elif attributes.formatting in _READ_AS_MESSAGES:

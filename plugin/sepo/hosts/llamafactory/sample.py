@@ -35,12 +35,13 @@ def _parsed(kind: type, recipe: Mapping[str, Any]) -> Any:
     return parsed
 
 
-def training_rows(recipe: Mapping[str, Any], losses: RowLosses | None = None) -> Any:
+def training_rows(recipe: Mapping[str, Any], losses: RowLosses | None = None, *, ranking: bool = True) -> Any:
     """Return the rows that the recipe trains on, in the host's columns, without the validation split.
 
     Args:
         recipe: keys and values of the policy's recipe.
         losses: gets the numbers of rows that are left out.
+        ranking: whether its data sets have pairs; if not, only the prompts of the rows have to be complete.
 
     Returns:
         A data set with the host's columns ``_prompt``, ``_response``, ``_system``, ``_tools`` and the media.
@@ -55,8 +56,8 @@ def training_rows(recipe: Mapping[str, Any], losses: RowLosses | None = None) ->
     )
     seed = int(recipe.get("seed", 42))
     quiet = SimpleNamespace(seed=seed, local_process_index=0, dataloader_num_workers=0, should_log=False)
-    with aligned_rows(template=TEMPLATES.get(data_args.template)):
-        rows = _get_merged_dataset(data_args.dataset, model_args, data_args, quiet, stage="rm")
+    with aligned_rows(template=TEMPLATES.get(data_args.template), responses=2 if ranking else 0):
+        rows = _get_merged_dataset(data_args.dataset, model_args, data_args, quiet, stage="rm" if ranking else "sft")
     if data_args.eval_dataset is None:
         rows = split_dataset(rows, None, data_args, seed=seed)[0]["train"]
     return kept_rows(rows, RowLosses() if losses is None else losses, name="train")

@@ -103,7 +103,7 @@ def sample(recipe_file: Path, overrides: Sequence[str] = (), *, request: SampleR
     prompts = heldout_prompts(rows, recipe.dataset, most=request.prompts, seed=request.seed)
     if request.judge is not None:
         check_expected(prompts, request.judge.column)
-    voice = voice_of(data, recipe.policy, model_args)
+    voice = voice_of(data.tokenizer, data.template, recipe.policy, model_args)
     check_room(prompts, voice, decoding)
     settings = {
         "model": spec_identity(recipe.policy, key="model_name_or_path", access=hub_access(model_args)),

@@ -1,0 +1,1 @@
+"""Preference pairs from responses that a policy samples to prompts, and a judge's rewards of them."""

@@ -1,0 +1,59 @@
+"""Settings to the function that rewards responses: what is checked before weights are loaded, and what loads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sepo.forward.sequences import OracleScorer
+from sepo.judges import find_judge
+from sepo.recipe.reference import OWN_START
+from sepo.recipe.response_rewards import RewardSettings
+from sepo.rewards.implicit import ImplicitRewards
+from sepo.rewards.interface import ResponseRewards
+from sepo.rewards.verifiers import VerifierRewards
+from sepo.scoring.hub import HubAccess
+from sepo.scoring.model_files import spec_files
+from sepo.scoring.models import load_scoring_models
+
+
+def check_rewards(settings: RewardSettings, *, access: HubAccess) -> None:
+    """Check the models of a judge before weights are loaded.
+
+    Args:
+        settings: how responses are judged.
+        access: access to the hub.
+
+    Raises:
+        SepoError: files of a model are missing, or it cannot judge conversations.
+    """
+    if settings.policy is not None:
+        reference = OWN_START if settings.reference_key == "adapter_name_or_path" else settings.reference_key
+        for key, spec in ((OWN_START, settings.policy.oracle), (reference, settings.policy.base)):
+            spec_files(spec, key=key, access=access)
+
+
+def open_rewards(settings: RewardSettings, *, model_args: Any, device: torch.device) -> ResponseRewards:
+    """Load the models of a judge and return the function from responses to rewards.
+
+    Args:
+        settings: how responses are judged.
+        model_args: the host's model arguments, which give dtype, attention implementation and hub access.
+        device: device on which models run.
+
+    Raises:
+        SepoError: as ``check_rewards``, which a run calls before it loads any model.
+    """
+    if settings.policy is not None:
+        policy, reference = load_scoring_models(settings.policy, model_args=model_args, device=device)
+        return ImplicitRewards(
+            OracleScorer(
+                oracle=policy,
+                base=reference,
+                batch_tokens=settings.batch_tokens,
+                chunk_tokens=settings.head_chunk_tokens,
+            )
+        )
+    judge = find_judge(settings.judge, **settings.options)
+    return VerifierRewards(judge, name=settings.judge, column=settings.expected_column)
