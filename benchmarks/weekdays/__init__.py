@@ -1,1 +1,1 @@
-"""A small world for `benchmarks/pairs_and_rto.py`: its questions, model, data sets, recipes and evaluation."""
+"""The world of `benchmarks/pairs_and_rto.py`: its questions, model, data sets, recipes and commands."""

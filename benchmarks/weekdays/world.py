@@ -1,6 +1,6 @@
 """Questions about weekdays, with two spellings of every day and one misconception.
 
-A question is a weekday and MOVES numbers of days to add; its answer is the weekday after each of them:
+A question is a weekday and numbers of days to add; its answer is the weekday after each of them:
 
     monday plus 3 2 fortnight 6 days   ->   thursday sat saturday fri
 
@@ -12,45 +12,38 @@ answers: each follows from the day before it.
 """
 
 import random
+from collections.abc import Callable
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 SHORT = tuple(day[:3] for day in DAYS)
 NUMBERS = ("1", "2", "3", "4", "5", "6")
 FORTNIGHT = "fortnight"
-MOVES = 8
-FORTNIGHTS = 2
-"""Each question has at least this many."""
+MISCONCEIVED = 0.6
+"""Share of the fortnights that the SFT answers take for 15 days."""
 
 
-def question(draw: random.Random) -> str:
-    moves = [draw.choice((*NUMBERS, FORTNIGHT)) for _ in range(MOVES)]
-    for place in draw.sample(range(MOVES), FORTNIGHTS):
-        moves[place] = FORTNIGHT
+def question(moves_count: int, draw: random.Random) -> str:
+    """Return a question with so many moves, at least one of them a fortnight."""
+    moves = [draw.choice((*NUMBERS, FORTNIGHT)) for _ in range(moves_count)]
+    moves[draw.randrange(moves_count)] = FORTNIGHT
     return " ".join([draw.choice(DAYS), "plus", *moves, "days"])
 
 
-def questions(count: int, draw: random.Random, *, without: frozenset[str] = frozenset()) -> list[str]:
-    """Return distinct questions that are not in ``without``."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[question(draw)] = None
-        for each in without:
-            found.pop(each, None)
-    return list(found)
+def moves_of(text: str) -> list[str]:
+    return text.split()[2:-1]
 
 
-def walk(text: str, fortnights: list[int]) -> list[int]:
-    """Return the number of the weekday after each move; ``fortnights`` are the days of each fortnight, in order."""
-    day, _, *moves, _ = text.split()
-    today, left, found = DAYS.index(day), iter(fortnights), []
-    for move in moves:
-        today = (today + (next(left) if move == FORTNIGHT else int(move))) % len(DAYS)
+def walk(text: str, fortnight: Callable[[], int]) -> list[int]:
+    """Return the number of the weekday after each move; ``fortnight`` returns the days of each fortnight."""
+    today, found = DAYS.index(text.split()[0]), []
+    for move in moves_of(text):
+        today = (today + (fortnight() if move == FORTNIGHT else int(move))) % len(DAYS)
         found.append(today)
     return found
 
 
 def right_days(text: str) -> list[int]:
-    return walk(text, [14] * MOVES)
+    return walk(text, lambda: 14)
 
 
 def right_answer(text: str) -> str:
@@ -63,14 +56,14 @@ def pattern(text: str) -> str:
 
 
 def sft_answer(text: str, draw: random.Random) -> str:
-    days = walk(text, [draw.choice((14, 15)) for _ in range(MOVES)])
-    moves = text.split()[2:-1]
+    """Return an answer of the SFT rows."""
+    days = walk(text, lambda: 15 if draw.random() < MISCONCEIVED else 14)
     return " ".join(
         DAYS[day] if move == FORTNIGHT else draw.choice((DAYS, SHORT))[day]
-        for day, move in zip(days, moves, strict=True)
+        for day, move in zip(days, moves_of(text), strict=True)
     )
 
 
 def misconceived(text: str) -> str:
     """Return the answer in which every fortnight has 15 days."""
-    return " ".join(DAYS[day] for day in walk(text, [15] * MOVES))
+    return " ".join(DAYS[day] for day in walk(text, lambda: 15))
