@@ -38,20 +38,12 @@ from tqdm import tqdm
 from weekdays.commands import Steps
 from weekdays.data import EXPECTED, HELD_OUT, VALIDATION, write_data
 from weekdays.model import write_untrained
+from weekdays.report import BEFORE, METHODS, plot, table
 
 from sepo.hosts.llamafactory.bench.machine import machine, versions
 from sepo.intervals import Bootstrap
 
 RESULTS = Path(__file__).parent / "results"
-BEFORE = "before"
-TITLES = {
-    BEFORE: "after SFT",
-    "dpo": "DPO, all tokens",
-    "sepo": "SePO, 30 % of the tokens",
-    "treg": "T-REG, rewards of the oracle",
-    "rto": "RTO, online",
-}
-METHODS = tuple(TITLES)[1:]
 MODES = {"sampled": ["--samples", "4", "--temperature", "1"], "greedy": ["--samples", "1", "--temperature", "0"]}
 
 
@@ -232,7 +224,8 @@ def main(argv=None):
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result["summary"], indent=1))
+    print(table(result))
+    plot(result, output.with_suffix(".png"))
     print(f"written: {output}")
 
 

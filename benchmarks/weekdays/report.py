@@ -1,0 +1,64 @@
+"""Table and plot of the results of `benchmarks/pairs_and_rto.py`."""
+
+from pathlib import Path
+
+BEFORE = "before"
+TITLES = {
+    BEFORE: "before: SFT",
+    "dpo": "DPO, all tokens",
+    "sepo": "SePO, 30 % of the tokens",
+    "treg": "T-REG, rewards of the oracle",
+    "rto": "RTO, online",
+    "grpo": "RTO without an oracle",
+}
+METHODS = tuple(TITLES)[1:]
+_COLUMNS = ("policy", "rate", "right, sampled", "by seed", "difference to DPO", "right, greedy", "by seed")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def interval(found: dict, *, sign: str = "") -> str:
+    mean, low, high = (f"{100 * found[name]:{sign}.1f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def table(result: dict) -> str:
+    """Return the results as a Markdown table; shares in percent, 95 % intervals in brackets."""
+    lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
+    for name, modes in result["summary"].items():
+        rate = "" if name == BEFORE else f"{result['learning_rates'][name]['chosen']:.0e}"
+        seeds = {mode: ", ".join(percent(seed["right"][name][mode]) for seed in result["seeds"]) for mode in modes}
+        sampled, greedy = modes["sampled"], modes["greedy"]
+        against = interval(sampled["minus_dpo"], sign="+") if "minus_dpo" in sampled else ""
+        cells = (TITLES[name], rate, interval(sampled), seeds["sampled"], against, interval(greedy), seeds["greedy"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(result: dict, path: Path) -> None:
+    """Draw the shares of right answers: means with intervals, and the values of single seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(result["summary"])
+    figure, axis = pyplot.subplots(figsize=(1.5 * len(names) + 1, 3.2))
+    for mode, shift, color in (("sampled", -0.15, "tab:blue"), ("greedy", 0.15, "tab:orange")):
+        found = [result["summary"][name][mode] for name in names]
+        places = [place + shift for place in range(len(names))]
+        means = [100 * each["mean"] for each in found]
+        ends = [[100 * abs(each["mean"] - each[end]) for each in found] for end in ("low", "high")]
+        label = {"sampled": "temperature 1", "greedy": "greedy"}[mode]
+        axis.bar(places, means, 0.28, yerr=ends, color=color, alpha=0.6, capsize=3, label=label)
+        for seed in result["seeds"]:
+            axis.plot(places, [100 * seed["right"][name][mode] for name in names], ".", color="black", markersize=4)
+    axis.set_xticks(range(len(names)), [TITLES[name].replace(", ", ",\n") for name in names], fontsize=7)
+    axis.set_ylabel("right answers to held-out questions, %", fontsize=7)
+    axis.set_ylim(0, 100)
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
