@@ -44,6 +44,13 @@ class LogitTransform:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
+    def at_temperature(self, temperature: float) -> LogitTransform:
+        """Return the transform followed by a division by ``temperature``, from which tokens are sampled."""
+        if temperature == 1.0:
+            return self
+        cap = None if self.softcap is None else self.softcap / temperature
+        return LogitTransform(scale=self.scale / temperature, softcap=cap)
+
     def derivative(self, transformed: Tensor) -> Tensor | float:
         """Return the derivative of the transform, as a function of its output."""
         if self.softcap is None:

@@ -1,11 +1,15 @@
-"""Keys of LLaMA-Factory that have no effect in a sepo stage, as in its own DPO, and the log line about them."""
+"""Keys that have no effect in a sepo stage, and the log line about them: LLaMA-Factory's, as in its own DPO, and those
+of `sepo pairs`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from sepo.recipe.keys import SAMPLING_KEYS
+
 _PREDICTIONS = "evaluations return no predictions; sepo eval generates and compares"
 _OTHER_STAGE = "it belongs to another stage"
+_SAMPLING = "sepo pairs reads it, to sample and judge responses"
 
 WITHOUT_EFFECT = {
     "packing": "pairs are not packed: their padding is not computed in any case (the host truncates to cutoff_len - 1 "
@@ -34,10 +38,12 @@ WITHOUT_EFFECT = {
     "reward_model_quantization_bit": _OTHER_STAGE,
     "reward_model_type": _OTHER_STAGE,
 }
-"""Why a key has no effect. Keys that would change results if they were supported are refused instead."""
+"""Why a key of the host has no effect. Keys that would change results if they were supported are refused instead."""
+
+_ALL = {**WITHOUT_EFFECT, **dict.fromkeys(SAMPLING_KEYS, _SAMPLING)}
 
 
-def ignored_notes(keys: Collection[str], reasons: Mapping[str, str] = WITHOUT_EFFECT) -> tuple[str, ...]:
+def ignored_notes(keys: Collection[str], reasons: Mapping[str, str] = _ALL) -> tuple[str, ...]:
     """Return one log line for each reason for which keys of a recipe have no effect.
 
     Args:

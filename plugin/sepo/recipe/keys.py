@@ -43,6 +43,7 @@ def one_of(*options: Any, join: str = ", ") -> Expected:
 
 SHARE = Expected("a share in (0, 1] (0.3 for 30 %)", lambda value: 0.0 < value <= 1.0)
 WEIGHT = Expected("a finite number of at least 0", lambda value: 0.0 <= value < math.inf)
+POSITIVE = Expected("a positive number", lambda value: 0.0 < value < math.inf)
 AT_LEAST_1 = Expected("a whole number of at least 1", lambda value: value >= 1)
 BITS = one_of(4, 8, join=" or ")
 
@@ -441,6 +442,95 @@ HOST_KEYS = {
 }
 """Keys of LLaMA-Factory that the stages read with the host's meaning; Axolotl's block has them as well."""
 
+RTO_KEYS = {
+    row.name: row
+    for row in (
+        Key(
+            "rto_samples",
+            int,
+            "Number of responses that are sampled for each prompt, at least 2; their rewards are compared.",
+            default=8,
+            expected=Expected("a whole number of at least 2", lambda value: value >= 2),
+        ),
+        Key(
+            "rto_beta1",
+            float,
+            "Weight of the oracle's log-ratio log π_dpo - log π_ref in the reward of each token (β1); 0 for none.",
+            default=0.05,
+            expected=WEIGHT,
+        ),
+        Key(
+            "rto_beta2",
+            float,
+            "Weight of the divergence log π - log π_ref that the reward of each token loses (β2); 0 for none.",
+            default=0.01,
+            expected=WEIGHT,
+        ),
+        Key(
+            "rto_oracle_clip",
+            float,
+            "Largest absolute value of the oracle's term in the reward of a token (the authors' code has 0.05).",
+            shown="no limit",
+            expected=POSITIVE,
+        ),
+        Key(
+            "rto_max_new_tokens",
+            int,
+            "Maximum number of tokens of a response, its end of turn included.",
+            default=256,
+            expected=AT_LEAST_1,
+        ),
+        Key("rto_temperature", float, "Sampling temperature, above 0.", default=1.0, expected=POSITIVE),
+        Key(
+            "rto_top_p",
+            float,
+            "Samples are drawn from the smallest set of tokens with at least this probability, in (0, 1].",
+            default=1.0,
+            expected=SHARE,
+        ),
+        Key(
+            "rto_scale",
+            str,
+            "Divisor of the advantages, a standard deviation of the returns: over the responses of a `group`, over the "
+            "`batch`, or `none` (TRL's `scale_rewards`). With `group`, token rewards weigh most where the judge's are "
+            "equal.",
+            default="batch",
+            expected=one_of("group", "batch", "none"),
+        ),
+        Key(
+            "rto_clip",
+            float,
+            "PPO's ε: a ratio π / π_sampling outside of 1 ± ε has no further gradient; it differs from 1 with "
+            "`rto_iterations` above 1.",
+            default=0.2,
+            expected=POSITIVE,
+        ),
+        Key(
+            "rto_iterations",
+            int,
+            "Number of optimizer steps on each batch of responses (TRL's `num_iterations`).",
+            default=1,
+            expected=AT_LEAST_1,
+        ),
+        Key(
+            "rto_loss",
+            str,
+            "Divisor of the loss (TRL's `loss_type`). `dapo`: the tokens of the optimizer step; `grpo`: the tokens of "
+            "each response, then responses; `bnpo`: the tokens of a device batch; `dr_grpo`: `rto_max_new_tokens`.",
+            default="dapo",
+            expected=one_of("dapo", "grpo", "bnpo", "dr_grpo"),
+        ),
+        Key(
+            "rto_kl_beta",
+            float,
+            "Weight of GRPO's KL term in the loss (TRL's `beta`), in addition to `rto_beta2` in the rewards.",
+            default=0.0,
+            expected=WEIGHT,
+        ),
+    )
+}
+"""Keys of stage `rto`, in addition to those of the judge, the oracle, the reference and the selection."""
+
 PIPELINE_KEYS = {
     row.name: row
     for row in (
@@ -594,7 +684,10 @@ PAIRS_KEYS = {
         ),
     )
 }
-"""Keys of `sepo pairs`."""
+"""Keys of `sepo pairs`, in addition to ``REWARD_KEYS``."""
+
+SAMPLING_KEYS = (*PAIRS_KEYS, *REWARD_KEYS)
+"""Keys of sampled and judged responses, which training on pairs does not read."""
 
 COMPARE_KEYS = {
     row.name: row

@@ -16,16 +16,17 @@ from sepo.recipe.ignored_keys import ignored_notes
 from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
+    SAMPLING_KEYS,
     SEPO_KEYS,
     SepoArguments,
     hyperparameter_keys,
     keys_of,
-    names_of,
     typed,
     unknown_key,
 )
-from sepo.recipe.model_specs import ModelSpec, OracleSpec, revisions_for
+from sepo.recipe.model_specs import OracleSpec
 from sepo.recipe.objective_sums import objective_names, objective_of
+from sepo.recipe.oracle_keys import oracle_spec
 from sepo.recipe.overview import Changed, Origin, Overview, origin_of, resolved_rows
 from sepo.recipe.reference import (
     OWN_START,
@@ -72,7 +73,7 @@ REFUSED = {
 """Host keys that no sepo stage supports, and why."""
 
 
-def _without(words: Sequence[str], names: Iterable[str]) -> list[str]:
+def without_options(words: Sequence[str], names: Iterable[str]) -> list[str]:
     """Return the command line without the named options and their values."""
     dropped, kept, skip = set(names), [], False
     for position, word in enumerate(words):
@@ -104,52 +105,27 @@ def _ratios(arguments: SepoArguments) -> dict[str, float]:
 
 
 def _oracle(arguments: SepoArguments, method: Method) -> OracleSpec:
-    adapters = names_of(arguments.oracle_model_adapters)
-    if arguments.oracle_model is None and not adapters:
-        selecting = f"objective {method.name} with token_scorer: oracle"
-        raise SepoError(
-            f"no oracle is named, and {selecting if method.scorer == 'oracle' else 'treg_rewards: oracle'} needs one: "
-            "set oracle_model (a full model trained with DPO) and oracle_base_model, or oracle_model_adapters (a LoRA "
-            "adapter trained with DPO) over oracle_base_model."
-        )
-    if arguments.oracle_base_model is None and (arguments.oracle_model is None or not adapters):
-        raise SepoError(
-            "oracle_base_model is missing: set it to the model that the oracle was trained from; a token's score is "
-            "log pi_oracle - log pi_base."
-        )
-    bits = arguments.oracle_model_quantization_bit
-    model, model_at = arguments.oracle_model, arguments.oracle_model_revision
-    base, base_at = arguments.oracle_base_model, arguments.oracle_base_model_revision
-    if model is None:
-        model, model_at = base, base_at
-    elif base is None:
-        base, base_at = model, model_at
-    assert base is not None  # ensured by the two checks above
-    assert model is not None
-    return OracleSpec(
-        oracle=_spec(model, model_at, arguments.oracle_model_adapters, arguments.oracle_model_adapters_revision,
-                     bits=bits, key="oracle_model_adapters_revision"),
-        base=_spec(base, base_at, arguments.oracle_base_model_adapters, arguments.oracle_base_model_adapters_revision,
-                   bits=bits, key="oracle_base_model_adapters_revision"),
-    )  # fmt: skip
+    selecting = f"objective {method.name} with token_scorer: oracle"
+    return oracle_spec(arguments, reader=selecting if method.scorer == "oracle" else "treg_rewards: oracle")
 
 
-def _spec(
-    model: str, revision: str | None, adapters: str | None, at: str | None, *, bits: int | None, key: str
-) -> ModelSpec:
-    names = names_of(adapters)
-    return ModelSpec(model, names, bits, revision, revisions_for(names, names_of(at), key=key))
+def check_revisions(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
+    """Raise if the revision of a model is set, but not the model.
 
+    Args:
+        arguments: the keys of this package.
+        given: the recipe's keys and values.
 
-def _check_revisions(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
-    """Raise if the revision of a model is set, but not the model."""
+    Raises:
+        SepoError: If there is such a key.
+    """
     for name in SEPO_KEYS:
         model = name.removesuffix("_revision")
         if model != name and getattr(arguments, name) is not None and not given.get(model):
             raise SepoError(f"{name} is set, but {model} is not; set {model}, or remove {name}.")
 
 
-def _given(value: Any) -> bool:
+def is_set(value: Any) -> bool:
     """Return whether a key of the host is set to a value other than its off value."""
     return value not in (None, False, 0, 0.0, "", "false", "False", "0", "0.0")
 
@@ -179,17 +155,17 @@ def resolve(
     given = with_stage_defaults(recipe)
     stage = str(given["stage"])
     origin = origin_of(recipe, origins or {}, stage=stage)
-    taken = (*host_keys, *HOST_KEYS, *SEPO_KEYS)  # a version of the host may lack a key of another one
+    taken = (*host_keys, *HOST_KEYS, *SEPO_KEYS, *SAMPLING_KEYS)  # a version of the host may lack a key of another one
     own_keys = registered_keys(given, taken=taken)
     _check_names(given, known=(*taken, *own_keys), allow_extra_keys=allow_extra_keys, stage=stage)
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
     _check_batch_tokens(arguments, given)
-    _check_quantization(given)
-    _check_revisions(arguments, given)
+    check_quantization(given)
+    check_revisions(arguments, given)
     method, changed, notes = resolved_method(stage, arguments, given, own_keys=own_keys, origin=origin)
     prompts = method.needs_token_rewards or method.scorer == CONTRASTIVE
     for name in keys_of("reference"):
-        if not method.needs_reference and _given(given.get(name)):
+        if not method.needs_reference and is_set(given.get(name)):
             raise SepoError(
                 f"{name} is set, but objective {method.name} trains without a reference model; remove {name}"
                 + (" (treg_eval_model names the model that gives token rewards)." if prompts else ".")
@@ -223,7 +199,7 @@ def resolve(
         router_loss_weight=_weight(given, "moe_aux_loss_coef"),
         notes=(
             *notes,
-            *ignored_notes([name for name, value in given.items() if _given(value)]),
+            *ignored_notes([name for name, value in given.items() if is_set(value)]),
             *reference_notes(reference, method),
             *reward_notes(stage, rewards),
         ),
@@ -250,13 +226,13 @@ def resolve(
     )
     # With `simpo` the host treats the run as one without a reference (no second model, PiSSA allowed).
     loss = "sigmoid" if settings.runs_reference else "simpo"
-    dropped = (*SEPO_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing", "ld_alpha")
+    dropped = (*SEPO_KEYS, *SAMPLING_KEYS, *own_keys, "stage", "pref_loss", "dpo_label_smoothing", "ld_alpha")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in dropped}
         host |= {"stage": "dpo", "pref_loss": loss, **base}  # type: ignore[operator]
     else:
         more = [word for name, value in base.items() for word in (f"--{name}", str(value))]
-        host = [*_without(args, (*dropped, *base)), "--stage", "dpo", "--pref_loss", loss, *more]
+        host = [*without_options(args, (*dropped, *base)), "--stage", "dpo", "--pref_loss", loss, *more]
     return host, settings
 
 
@@ -305,7 +281,7 @@ def _reference_in_words(
 
 def _check_batch_tokens(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
     """Raise if a batch may be split, hence run several backward passes, and the optimizer updates weights in each."""
-    in_backward = [name for name in ("galore_layerwise", "apollo_layerwise") if _given(given.get(name))]
+    in_backward = [name for name in ("galore_layerwise", "apollo_layerwise") if is_set(given.get(name))]
     if given.get("optim") in STEP_IN_BACKWARD:
         in_backward.append("optim")
     if arguments.batch_tokens is not None and in_backward:
@@ -334,7 +310,7 @@ def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_
             f"sigmoid is accepted) and {named}."
         )
     for name, reason in REFUSED.items():
-        if _given(given.get(name)):
+        if is_set(given.get(name)):
             raise SepoError(f"{name} is set, but {reason}.")
 
 
@@ -343,12 +319,16 @@ def _used(owner: tuple[str, str], given: Mapping[str, Any]) -> bool:
     return name in (objective_names(str(given["objective"])) if kind == "objective" else (given.get(kind),))
 
 
-def _check_quantization(given: Mapping[str, Any]) -> None:
-    """Raise for combinations that the host refuses only after it has loaded the model."""
+def check_quantization(given: Mapping[str, Any]) -> None:
+    """Raise for combinations that the host refuses only after it has loaded the model.
+
+    Raises:
+        SepoError: If weights would be quantized and trained.
+    """
     bits = given.get("quantization_bit")
     if bits is None:
         return
-    if _given(given.get("use_dora")):
+    if is_set(given.get("use_dora")):
         raise SepoError(
             f"use_dora is set and quantization_bit is {bits}, but the host does not support both; remove one of them."
         )

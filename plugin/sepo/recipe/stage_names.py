@@ -8,10 +8,13 @@ from sepo.plugins import find, names
 STAGES = {"sepo": "sepo", "selective_dpo": "selective_dpo", "minor_dpo": "minor_dpo", "treg": "dpo_reg"}
 """Built-in stages, with the objective of each if the recipe names no other."""
 
+RTO = "rto"
+"""Stage that trains on sampled responses, and has no objective of pairs."""
+
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 """LLaMA-Factory's own stages."""
 
-TAKEN = (*STAGES, *HOST_STAGES)
+TAKEN = (*STAGES, RTO, *HOST_STAGES)
 """Names that no package may register."""
 
 
@@ -21,7 +24,7 @@ def available_stages() -> tuple[str, ...]:
 
 
 def is_sepo_stage(stage: str | None) -> bool:
-    """Return whether a stage is built into this package or registered by another, as opposed to a stage of the host.
+    """Return whether a stage trains on pairs, and is built into this package or registered by another.
 
     Raises:
         SepoError: If several packages register the name.
@@ -35,6 +38,6 @@ def check_stage(stage: str | None) -> None:
     Raises:
         SepoError: If the stage is unknown; the message gives the nearest known name.
     """
-    known = (*HOST_STAGES, *available_stages())
+    known = (*HOST_STAGES, *available_stages(), RTO)
     if stage is not None and stage not in known:
         raise SepoError(f"unknown stage '{stage}'.{nearest(stage, known)} Stages: {', '.join(known)}.")

@@ -12,6 +12,8 @@ from sepo.recipe.reference import OWN_START
 from sepo.recipe.response_rewards import RewardSettings
 from sepo.rewards.implicit import ImplicitRewards
 from sepo.rewards.interface import ResponseRewards
+from sepo.rewards.loading import load_reward_model
+from sepo.rewards.reward_files import reward_files, reward_tokenizer
 from sepo.rewards.verifiers import VerifierRewards
 from sepo.scoring.hub import HubAccess
 from sepo.scoring.model_files import spec_files
@@ -28,6 +30,8 @@ def check_rewards(settings: RewardSettings, *, access: HubAccess) -> None:
     Raises:
         SepoError: files of a model are missing, or it cannot judge conversations.
     """
+    if settings.model is not None:
+        reward_tokenizer(settings.model, reward_files(settings.model, access=access), access=access)
     if settings.policy is not None:
         reference = OWN_START if settings.reference_key == "adapter_name_or_path" else settings.reference_key
         for key, spec in ((OWN_START, settings.policy.oracle), (reference, settings.policy.base)):
@@ -45,6 +49,10 @@ def open_rewards(settings: RewardSettings, *, model_args: Any, device: torch.dev
     Raises:
         SepoError: as ``check_rewards``, which a run calls before it loads any model.
     """
+    if settings.model is not None:
+        return load_reward_model(
+            settings.model, model_args=model_args, device=device, batch_tokens=settings.batch_tokens
+        )
     if settings.policy is not None:
         policy, reference = load_scoring_models(settings.policy, model_args=model_args, device=device)
         return ImplicitRewards(

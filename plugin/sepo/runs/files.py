@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sepo import __version__
+from sepo.recipe.rto import RtoSettings
 from sepo.recipe.settings import RunSettings
 from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.provenance import write_provenance
@@ -35,7 +36,7 @@ def method_collator(collator: Any, settings: RunSettings) -> Any:
 
 def write_settings(
     folder: Path,
-    settings: RunSettings,
+    settings: RunSettings | RtoSettings,
     stores: Mapping[str, Mapping[str, str]],
     *,
     recipe: Mapping[str, Any],
@@ -53,7 +54,7 @@ def write_settings(
     folder.mkdir(parents=True, exist_ok=True)
     found = {what: {name: str(Path(path).resolve()) for name, path in by.items()} for what, by in stores.items()}
     record = {"sepo": __version__, **settings.as_dict(), "token_scores": {}, **found}
-    if template is not None and settings.method.selector is not None:
+    if template is not None and isinstance(settings, RunSettings) and settings.method.selector is not None:
         record[TEMPLATE_TOKENS] = dict(template)
     if commits():
         record["commits"] = commits()

@@ -7,12 +7,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from sepo.recipe.rto import RtoSettings
 from sepo.recipe.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
 
-def log_first_screen(settings: RunSettings) -> None:
+def log_first_screen(settings: RunSettings | RtoSettings) -> None:
     """Log what the recipe was resolved to."""
     logger.info("\n%s", settings.first_screen)
 
@@ -24,7 +25,7 @@ class FirstScreen(TrainerCallback):
         settings: the run's settings.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: RunSettings | RtoSettings) -> None:
         self._settings = settings
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

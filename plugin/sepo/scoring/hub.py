@@ -22,6 +22,7 @@ from sepo.recipe.model_specs import MAIN
 from sepo.scoring.hub_files import (
     ADAPTER,
     MODEL,
+    VALUE_HEAD,
     Need,
     config_files,
     local_files,
@@ -203,12 +204,13 @@ def _from_hugging_face(name: str, revision: str, access: HubAccess, marker: str,
     files = config_files(repository.files, marker=marker, remote_code=access.trust_remote_code)
     if need != "config":
         files += [file for file in tokenizer_files(repository.files) if file not in files]
-    if need == "weights":
+    if need in ("weights", "reward"):
         weights = weight_files(repository.files, marker=marker, read=lambda index: local([index]) / index)
         if not weights:
             where = "the cache holds" if repository.folder else "the repository has"
             raise NotProvided(f"{where} no weights of it (safetensors or .bin)")
-        files += [file for file in weights if file not in files]
+        heads = [VALUE_HEAD] if need == "reward" and VALUE_HEAD in repository.files else []
+        files += [file for file in (*weights, *heads) if file not in files]
     return ModelFiles(local(files), frozenset(files), repository.commit)
 
 

@@ -10,8 +10,12 @@ from typing import Literal
 MODEL, ADAPTER = "config.json", "adapter_config.json"
 """The files that identify the directory of a model and of an adapter."""
 
-Need = Literal["config", "tokenizer", "weights"]
-"""What is loaded: the configuration; it and the tokenizer with its chat templates; the weights as well."""
+VALUE_HEAD = "value_head.safetensors"
+"""The head that LLaMA-Factory's stage ``rm`` saves beside a model or an adapter."""
+
+Need = Literal["config", "tokenizer", "weights", "reward"]
+"""What is loaded: the configuration; it and the tokenizer with its chat templates; the weights as well; and a value
+head if there is one."""
 
 _WEIGHTS = {
     MODEL: ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),

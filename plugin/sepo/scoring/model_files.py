@@ -119,15 +119,21 @@ def check_local_names(
             model_files(name, key=adapters_key(key), marker=ADAPTER, access=access, revision=revision)
 
 
-def local_spec(spec: ModelSpec, *, key: str, access: HubAccess) -> ModelSpec:
+def local_spec(spec: ModelSpec, *, key: str, access: HubAccess, need: Need = "weights") -> ModelSpec:
     """Return a scoring model with local directories in place of names.
 
     A loader of a host then requests nothing from a hub, and no revision of another repository.
 
+    Args:
+        spec: the scoring model.
+        key: the recipe's key, for the message.
+        access: access to the hub.
+        need: what is loaded.
+
     Raises:
         SepoError: If one of them is missing; see ``model_files``.
     """
-    model, adapters = spec_files(spec, key=key, access=access)
+    model, adapters = spec_files(spec, key=key, access=access, need=need)
     return replace(
         spec,
         model=str(model.folder),
@@ -148,16 +154,31 @@ def own_tokenizer(spec: ModelSpec, *, key: str, access: HubAccess) -> Any:
     Raises:
         SepoError: If its files are missing, or hold no tokenizer.
     """
-    from transformers import AutoTokenizer
-
     found = model_files(
         spec.model, key=key, marker=MODEL, access=access, revision=spec.revision, need="tokenizer"
     )  # fmt: skip
+    return tokenizer_in(found.folder, name=spec.model, key=key, access=access)
+
+
+def tokenizer_in(folder: Path, *, name: str, key: str, access: HubAccess) -> Any:
+    """Load the tokenizer of a local directory.
+
+    Args:
+        folder: the directory.
+        name: its name in the recipe, for the message.
+        key: the recipe's key, for the message.
+        access: access to the hub.
+
+    Raises:
+        SepoError: If it holds no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
     try:
-        return AutoTokenizer.from_pretrained(str(found.folder), trust_remote_code=access.trust_remote_code)
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=access.trust_remote_code)
     except Exception as error:  # transformers and the tokenizer's own code raise many types
         reason = first_line(error)
-        raise SepoError(f"{key}: the tokenizer of '{spec.model}' cannot be loaded: {reason}") from error
+        raise SepoError(f"{key}: the tokenizer of '{name}' cannot be loaded: {reason}") from error
 
 
 def differing_token(tokenizer: Any, other: Any) -> str | None:

@@ -59,7 +59,7 @@ def load_scoring_model(spec: ModelSpec, *, model_args: Any, device: torch.device
     spec = local_spec(spec, key=key, access=hub_access(model_args))
     with plain_loading():
         model = load_frozen(model_args, spec, spec.adapters)
-    return ScoringModel(_placed(model.eval(), device), contextlib.nullcontext)
+    return ScoringModel(placed(model.eval(), device), contextlib.nullcontext)
 
 
 def load_scoring_models(
@@ -90,8 +90,8 @@ def _loaded(oracle: OracleSpec, model_args: Any, device: torch.device) -> tuple[
     with plain_loading():
         if not oracle.one_set_of_weights:
             models = [load_frozen(model_args, spec, spec.adapters) for spec in (oracle.oracle, oracle.base)]
-            placed = [_placed(model, device) for model in models]
-            return tuple(ScoringModel(model, contextlib.nullcontext) for model in placed)  # type: ignore[return-value]
+            oracle_model, base_model = (placed(model, device) for model in models)
+            return ScoringModel(oracle_model, contextlib.nullcontext), ScoringModel(base_model, contextlib.nullcontext)
         from peft import PeftModel
 
         shared = oracle.shared_adapters
@@ -107,7 +107,7 @@ def _loaded(oracle: OracleSpec, model_args: Any, device: torch.device) -> tuple[
             else:
                 model = PeftModel.from_pretrained(model, adapter, adapter_name=name)
         model.requires_grad_(False)
-        model = _placed(model.eval(), device)
+        model = placed(model.eval(), device)
 
     def active(name: str) -> Callable[[], Any]:
         return (lambda: _adapter(model, name)) if name in own else (lambda: model.disable_adapter())
@@ -121,7 +121,34 @@ def _adapter(model: Any, name: str) -> Iterator[None]:
     yield
 
 
-def _placed(model: Any, device: torch.device) -> Any:
+def quantized_loading(
+    bits: int, *, model_args: Any, device: torch.device, not_quantized: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that load a model with bitsandbytes.
+
+    Args:
+        bits: 4 or 8.
+        model_args: the host's model arguments, which give the dtype and the settings of 4 bits.
+        device: device on which it runs.
+        not_quantized: names of modules that keep their weights; None for the output head of a language model.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "device_map": {"": device},
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=bits == 4,
+            load_in_8bit=bits == 8,
+            llm_int8_skip_modules=None if not_quantized is None else list(not_quantized),
+            bnb_4bit_compute_dtype=model_args.compute_dtype or torch.float32,
+            bnb_4bit_quant_type=model_args.quantization_type,
+            bnb_4bit_use_double_quant=model_args.double_quantization,
+        ),
+    }
+
+
+def placed(model: Any, device: torch.device) -> Any:
+    """Return a model on a device; a quantized one stays where it was loaded."""
     return model if getattr(model, "quantization_method", None) else model.to(device)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
 from sepo.errors import SepoError
+from sepo.text.chat_rendering import ChatRenderer
 from sepo.text.projection import TokenSpans
 from sepo.text.token_texts import TokenTexts, clipped
 
@@ -19,11 +16,6 @@ _PLACEHOLDER = "@@ the answer @@"
 
 _EDGE = "\t"
 """Surrounds the placeholder: templates that trim turns remove it, and no template writes it."""
-
-_DATE = datetime.datetime(2024, 7, 26)
-"""Date passed to templates that write today's date (Llama 3's default), so that scores do not depend on the day."""
-
-_ROLES = {"observation": "tool", "function": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +68,7 @@ class ChatReader:
                 "conversations: set tokenizer.chat_template to the one that it was trained with and save the tokenizer "
                 "with its weights (save_pretrained), or use a model with the policy's tokenizer."
             )
+        self._renderer = ChatRenderer(tokenizer, name=name, chat_template=chat_template)
         self.texts = TokenTexts(tokenizer)
 
     @property
@@ -142,18 +135,8 @@ class ChatReader:
 
     def _around(self, conversation: Mapping[str, Any]) -> tuple[str, str]:
         """Return the text that the template writes before and after the response."""
-        turns = [{**turn, "role": _ROLES.get(turn["role"], turn["role"])} for turn in conversation["messages"]]
-        turns.append({"role": "assistant", "content": f"{_EDGE}{_PLACEHOLDER}{_EDGE}"})
-        try:
-            tools = json.loads(conversation["tools"]) if conversation["tools"] else None
-            whole = self._rendered(turns, conversation["system"], tools)
-        except Exception as error:  # templates can raise anything
-            reason = str(error).strip().splitlines()[:1]
-            raise SepoError(
-                f"the chat template of {self.name} rejects the conversation that begins with "
-                f"{turns[0]['content'][:60]!r}: {' '.join(reason) or type(error).__name__}. Remove the row, or set a "
-                "template that accepts such turns in its tokenizer."
-            ) from error
+        turns = [*conversation["messages"], {"role": "assistant", "content": f"{_EDGE}{_PLACEHOLDER}{_EDGE}"}]
+        whole = self._renderer.text(turns, system=conversation["system"], tools=conversation["tools"])
         before, found, after = whole.rpartition(_PLACEHOLDER)
         if not found:
             raise SepoError(
@@ -161,28 +144,6 @@ class ChatReader:
                 "in the prompt is unknown: set another chat_template in its tokenizer."
             )
         return before, after
-
-    def _rendered(self, turns: list[dict[str, str]], system: str, tools: Any) -> str:
-        if not system:
-            return self._applied(turns, tools)
-        try:
-            return self._applied([{"role": "system", "content": system}, *turns], tools)
-        except TemplateError:  # raised by `raise_exception`, as in Gemma's template for a system turn
-            # The system prompt is put before the first turn; any other error is raised again there.
-            first = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
-            return self._applied([first, *turns[1:]], tools)
-
-    def _applied(self, turns: list[dict[str, str]], tools: Any) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns,
-                tools=tools,
-                chat_template=self.chat_template,
-                tokenize=False,
-                strftime_now=_DATE.strftime,
-                date_string=_DATE.strftime("%d %b %Y"),
-            )
-        )
 
 
 def moved_spans(spans: TokenSpans, skipped: int, length: int, whole: int) -> TokenSpans:

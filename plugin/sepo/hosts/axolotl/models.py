@@ -12,7 +12,7 @@ import torch
 from sepo.hosts.axolotl.hub import access_in
 from sepo.recipe.model_specs import ModelSpec
 from sepo.scoring.hub import HubAccess, hub_access
-from sepo.scoring.models import load_frozen
+from sepo.scoring.models import load_frozen, quantized_loading
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,10 @@ def _access_of(model_args: ModelArguments) -> HubAccess:
 def load_with_transformers(model_args: ModelArguments, spec: ModelSpec, adapters: Sequence[str]) -> Any:
     """Load a frozen model (see ``load_frozen``) without Axolotl's loader, which patches models for training."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    more: dict[str, Any] = {}
-    if spec.quantization_bit is not None:
-        more["device_map"] = {"": _device()}
-        more["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=spec.quantization_bit == 4,
-            load_in_8bit=spec.quantization_bit == 8,
-            bnb_4bit_compute_dtype=model_args.compute_dtype or torch.float32,
-            bnb_4bit_quant_type=model_args.quantization_type,
-            bnb_4bit_use_double_quant=model_args.double_quantization,
-        )
+    bits = spec.quantization_bit
+    more = {} if bits is None else quantized_loading(bits, model_args=model_args, device=_device())
     model = AutoModelForCausalLM.from_pretrained(
         spec.model,
         dtype=model_args.compute_dtype or "auto",

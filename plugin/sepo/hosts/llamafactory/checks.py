@@ -17,7 +17,10 @@ from sepo.hosts.llamafactory.messages import MESSAGES
 from sepo.hosts.llamafactory.rows import check_entry, columns_of
 from sepo.recipe.keys import as_flag, names_of
 from sepo.recipe.reference import OWN_START, reference_spec
+from sepo.recipe.resolve import is_set
+from sepo.recipe.rto import RtoSettings
 from sepo.recipe.settings import RunSettings
+from sepo.rewards import check_rewards
 from sepo.scoring.hub_files import ADAPTER, MODEL, Need
 from sepo.scoring.model_files import (
     adapters_key,
@@ -77,6 +80,22 @@ def check_models(
         scoring.append(("ref_model", settings.ref_model))
     for key, spec in scoring:
         spec_files(spec, key=key, access=access)
+
+
+def check_rto_models(
+    given: Mapping[str, Any], settings: RtoSettings, *, download: bool, made_earlier: Callable[[str], bool]
+) -> None:
+    """Raise if a model of stage `rto` is missing, before anything is loaded; see ``check_models``."""
+    access = access_in(given)
+    if not download:
+        for key, spec in [(OWN_START, policy_in(given)), *settings.models]:
+            check_local_names(spec, key=key, access=access, made_earlier=made_earlier)
+        return
+    from_scratch = as_flag("train_from_scratch", given.get("train_from_scratch") or False)
+    check_policy(given, need="tokenizer" if from_scratch else "weights")
+    for key, spec in settings.models:
+        spec_files(spec, key=key, access=access)
+    check_rewards(settings.rewards, access=access)
 
 
 def check_names(given: Mapping[str, Any], settings: RunSettings | None, *, made_earlier: Callable[[str], bool]) -> None:
@@ -160,6 +179,22 @@ def datasets_are_ranked(given: Mapping[str, Any]) -> bool:
             "name data sets of one kind."
         )
     return all(ranked.values())
+
+
+def check_prompt_datasets(given: Mapping[str, Any]) -> None:
+    """Raise if a data set of prompts is not declared, does not exist, or its rows cannot be read.
+
+    Args:
+        given: the recipe's keys and values; ``dataset`` and ``eval_dataset`` name ranking data sets or data sets of
+            conversations.
+
+    Raises:
+        SepoError: naming the data set.
+    """
+    if is_set(given.get("do_train")) and not names_of(given.get("dataset")):
+        raise SepoError("dataset is missing; set it to the data sets that have the prompts.")
+    datasets_are_ranked(given)
+    datasets_are_ranked({**given, "dataset": given.get("eval_dataset")})
 
 
 def _check_file(name: str, attributes: DatasetAttr, folder: Any) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sepo.errors import SepoError
 from sepo.evaluation.benchmarks import Question
@@ -39,7 +39,14 @@ class ReadPrompts:
     source: str
 
 
-def dataset_prompts(recipe: Mapping[str, Any], *, judge: Judge | None, column: str, losses: RowLosses) -> ReadPrompts:
+def dataset_prompts(
+    recipe: Mapping[str, Any],
+    *,
+    judge: Judge | None,
+    column: str,
+    losses: RowLosses,
+    part: Literal["train", "eval"] = "train",
+) -> ReadPrompts:
     """Return the prompts of the rows that a recipe trains on: their conversations up to the last response.
 
     Args:
@@ -47,6 +54,7 @@ def dataset_prompts(recipe: Mapping[str, Any], *, judge: Judge | None, column: s
         judge: reads the expected answers; None without them.
         column: column of the data sets that has them.
         losses: gets the numbers of rows that are left out.
+        part: ``train``, or ``eval`` for the rows that ``val_size`` splits off.
 
     Raises:
         SepoError: the data cannot be read, or have no prompt.
@@ -54,7 +62,7 @@ def dataset_prompts(recipe: Mapping[str, Any], *, judge: Judge | None, column: s
     ranking = datasets_are_ranked(recipe)
     carried = contextlib.nullcontext() if judge is None else carried_expected_answers(judge, column)
     with carried:
-        rows = training_rows(recipe, losses, ranking=ranking)
+        rows = training_rows(recipe, losses, ranking=ranking, part=part)
     name = str(recipe["dataset"]) if not isinstance(recipe["dataset"], list) else ",".join(recipe["dataset"])
     return _distinct([*_prompts(rows, name)], source=name)
 

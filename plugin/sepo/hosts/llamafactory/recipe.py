@@ -20,10 +20,11 @@ from sepo.installation import (
 )
 from sepo.recipe.comparison import refuse_comparison
 from sepo.recipe.given import Arguments, given_keys, stage_of
-from sepo.recipe.keys import SEPO_KEYS
+from sepo.recipe.keys import SAMPLING_KEYS, SEPO_KEYS
 from sepo.recipe.resolve import resolve
+from sepo.recipe.rto import RtoSettings, resolve_rto
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stage_names import STAGES, check_stage, is_sepo_stage
+from sepo.recipe.stage_names import RTO, STAGES, check_stage, is_sepo_stage
 
 SCORE_ONLY = "SEPO_SCORE_ONLY"
 """Environment variable that `sepo score` sets for its subprocesses, which then stop after scoring."""
@@ -59,7 +60,7 @@ def check_recipe(
     download: bool = True,
     score_only: bool = False,
     made_earlier: Callable[[str], bool] = lambda name: False,
-) -> tuple[Arguments, RunSettings | None]:
+) -> tuple[Arguments, RunSettings | RtoSettings | None]:
     """Split a recipe into the host's arguments and the run's settings, and run every check that needs no weights.
 
     Args:
@@ -69,14 +70,16 @@ def check_recipe(
         made_earlier: without ``download``, whether a name is the output of an earlier run, which need not exist yet.
 
     Returns:
-        The arguments for the host's parser and the resolved settings; for a host stage its recipe, without sepo's keys
-        that are null, and None.
+        The arguments for the host's parser and the resolved settings; for a host stage its recipe, without the keys of
+        `sepo pairs` and sepo's keys that are null, and None.
 
     Raises:
         SepoError: the recipe is invalid, or names data or models that do not exist.
     """
     refuse_comparison(given_keys(args))
     stage = stage_of(args)
+    if stage == RTO:
+        return _checked_rto(args, download=download, made_earlier=made_earlier)
     if not is_sepo_stage(stage):
         check_stage(stage)
         own = {name: value for name, value in given_keys(args).items() if name in SEPO_KEYS}
@@ -86,8 +89,9 @@ def check_recipe(
                 f"{sepo_keys[0]} is set, but stage {stage or 'sft'} is LLaMA-Factory's, which does not support it; use "
                 f"one of sepo's stages ({', '.join(STAGES)}), or remove {sepo_keys[0]}."
             )
-        if isinstance(args, dict) and len(own) > len(sepo_keys):
-            args = {name: value for name, value in args.items() if name not in own or value is not None}
+        if isinstance(args, dict):
+            unread = {*own, *SAMPLING_KEYS}
+            args = {name: value for name, value in args.items() if name in sepo_keys or name not in unread}
         return args, None
     from sepo.hosts.llamafactory.checks import check_datasets, check_models
 
@@ -102,6 +106,26 @@ def check_recipe(
     given = given_keys(args)
     check_datasets(given)
     check_models(given, settings, download=download, score_only=score_only, made_earlier=made_earlier)
+    return host, settings
+
+
+def _checked_rto(
+    args: Arguments, *, download: bool, made_earlier: Callable[[str], bool]
+) -> tuple[Arguments, RtoSettings]:
+    """Do the same as ``check_recipe`` for a recipe of stage `rto`."""
+    from sepo.hosts.llamafactory.checks import check_prompt_datasets, check_rto_models
+
+    if _enabled("USE_MCA"):
+        raise SepoError(f"stage {RTO} does not run under USE_MCA (Megatron); unset it.")
+    host, settings = resolve_rto(
+        args,
+        host_keys=host_keys(),
+        allow_extra_keys=_enabled("ALLOW_EXTRA_ARGS"),
+        origins=getattr(args, "origins", None),
+    )
+    given = given_keys(args)
+    check_prompt_datasets(given)
+    check_rto_models(given, settings, download=download, made_earlier=made_earlier)
     return host, settings
 
 
@@ -128,6 +152,10 @@ def get_train_args(args: Arguments, *, score_only: bool = False) -> Any:
     except ValueError as error:
         raise SepoError(str(error)) from error
     given = given_keys(args)
+    if isinstance(settings, RtoSettings):
+        from sepo.hosts.llamafactory.rto_arguments import check_batches
+
+        check_batches(settings.rto, parsed[2])
     use_resolved_files(parsed[0], parsed[3], given, score_only=score_only)
     setattr(parsed[3], _SETTINGS, settings)
     setattr(parsed[3], _RECIPE, given)
@@ -135,9 +163,15 @@ def get_train_args(args: Arguments, *, score_only: bool = False) -> Any:
 
 
 def settings_of(finetuning_args: Any) -> RunSettings | None:
-    """Return the settings that ``get_train_args`` attached to the host's finetuning arguments, or None."""
-    settings: RunSettings | None = getattr(finetuning_args, _SETTINGS, None)
-    return settings
+    """Return the settings of a stage that trains on pairs, attached by ``get_train_args``, or None."""
+    settings = getattr(finetuning_args, _SETTINGS, None)
+    return settings if isinstance(settings, RunSettings) else None
+
+
+def rto_settings_of(finetuning_args: Any) -> RtoSettings | None:
+    """Return the settings of stage `rto`, attached by ``get_train_args``, or None."""
+    settings = getattr(finetuning_args, _SETTINGS, None)
+    return settings if isinstance(settings, RtoSettings) else None
 
 
 def recipe_of(finetuning_args: Any) -> dict[str, Any]:
@@ -210,7 +244,7 @@ def quiet_on_one_device() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
-def refuse_without_scoring(settings: RunSettings | None) -> None:
+def refuse_without_scoring(settings: RunSettings | RtoSettings | None) -> None:
     """Raise if a recipe computes no scores before training.
 
     Args:
@@ -219,6 +253,10 @@ def refuse_without_scoring(settings: RunSettings | None) -> None:
     Raises:
         SepoError: naming the recipe's stage or token scorer.
     """
+    if isinstance(settings, RtoSettings):
+        raise SepoError(
+            f"this recipe scores nothing before training: stage {RTO} samples its responses, which are scored then."
+        )
     if settings is None:
         raise SepoError(
             "this recipe scores nothing: its stage is LLaMA-Factory's own. Use stage sepo, or another stage of sepo's "

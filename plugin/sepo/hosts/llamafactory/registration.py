@@ -14,7 +14,7 @@ from sepo.errors import SepoError
 from sepo.hosts.errors import print_error
 from sepo.hosts.llamafactory.facts import has_ray_worker
 from sepo.hosts.llamafactory.reading import read_recipe
-from sepo.hosts.llamafactory.recipe import SCORE_ONLY, get_train_args, load_host, settings_of
+from sepo.hosts.llamafactory.recipe import SCORE_ONLY, get_train_args, load_host, rto_settings_of, settings_of
 from sepo.recipe.given import Arguments, stage_of
 from sepo.recipe.stage_names import is_sepo_stage
 
@@ -30,6 +30,12 @@ def register(tuner: ModuleType) -> None:
     def run_dpo(
         model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, callbacks: Any = None
     ) -> None:
+        online = rto_settings_of(finetuning_args)
+        if online is not None:
+            from sepo.hosts.llamafactory.rto import run_rto
+
+            _log_beside_host()
+            return run_rto(model_args, data_args, training_args, finetuning_args, callbacks, settings=online)
         settings = settings_of(finetuning_args)
         if settings is None:
             return host_run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from llamafactory.data.data_utils import split_dataset
 from llamafactory.data.loader import _get_merged_dataset
@@ -35,13 +35,20 @@ def _parsed(kind: type, recipe: Mapping[str, Any]) -> Any:
     return parsed
 
 
-def training_rows(recipe: Mapping[str, Any], losses: RowLosses | None = None, *, ranking: bool = True) -> Any:
-    """Return the rows that the recipe trains on, in the host's columns, without the validation split.
+def training_rows(
+    recipe: Mapping[str, Any],
+    losses: RowLosses | None = None,
+    *,
+    ranking: bool = True,
+    part: Literal["train", "eval"] = "train",
+) -> Any:
+    """Return the rows that the recipe trains on, in the host's columns, without the validation split; or that split.
 
     Args:
         recipe: keys and values of the policy's recipe.
         losses: gets the numbers of rows that are left out.
         ranking: whether its data sets have pairs; if not, only the prompts of the rows have to be complete.
+        part: ``train``, or ``eval`` for the rows that ``val_size`` splits off.
 
     Returns:
         A data set with the host's columns ``_prompt``, ``_response``, ``_system``, ``_tools`` and the media.
@@ -59,8 +66,9 @@ def training_rows(recipe: Mapping[str, Any], losses: RowLosses | None = None, *,
     with aligned_rows(template=TEMPLATES.get(data_args.template), responses=2 if ranking else 0):
         rows = _get_merged_dataset(data_args.dataset, model_args, data_args, quiet, stage="rm" if ranking else "sft")
     if data_args.eval_dataset is None:
-        rows = split_dataset(rows, None, data_args, seed=seed)[0]["train"]
-    return kept_rows(rows, RowLosses() if losses is None else losses, name="train")
+        train, evaluation = split_dataset(rows, None, data_args, seed=seed)
+        rows = train["train"] if part == "train" else evaluation["validation"]
+    return kept_rows(rows, RowLosses() if losses is None else losses, name=part)
 
 
 def _message(message: Mapping[str, str]) -> dict[str, str]:

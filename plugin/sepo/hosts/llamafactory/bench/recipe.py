@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.recipe.keys import SEPO_KEYS
+from sepo.recipe.keys import SAMPLING_KEYS, SEPO_KEYS
 from sepo.recipe.stage_names import check_stage, is_sepo_stage
 from sepo.recipe.stages import registered_keys, with_stage_defaults
 
@@ -16,7 +16,7 @@ _DROPPED = (
     "greater_is_better", "early_stopping_steps", "plot_loss", "push_to_hub", "report_to", "run_name", "project",
     "resume_from_checkpoint", "overwrite_output_dir", "use_swanlab", "pissa_convert", "predict_with_generate",
     "compute_accuracy", "enable_torch_profiler", "profile_modules", "logging_dir", "output_dir",
-    "include_effective_tokens_per_second",
+    "include_effective_tokens_per_second", *SAMPLING_KEYS,
 )  # fmt: skip
 _DROPPED_FAMILIES = ("eval_", "save_", "hub_", "push_to_hub_", "swanlab_", "trackio_", "export_", "ray_")
 _ENGINES = {"deepspeed": "DeepSpeed shards over processes", "fsdp": "FSDP shards over processes"}
@@ -77,10 +77,10 @@ def check_keys(recipe: Mapping[str, Any], *, host_keys: tuple[str, ...]) -> None
     Raises:
         SepoError: with the nearest known name.
     """
-    sepo_keys: tuple[str, ...] = ()
+    sepo_keys: tuple[str, ...] = SAMPLING_KEYS
     if is_sepo_stage(str(recipe.get("stage"))):
         own_keys = registered_keys(with_stage_defaults(recipe), taken=(*host_keys, *SEPO_KEYS))
-        sepo_keys = (*SEPO_KEYS, *own_keys)
+        sepo_keys = (*SEPO_KEYS, *SAMPLING_KEYS, *own_keys)
     for name, value in recipe.items():
         if value is not None and name not in (*host_keys, *sepo_keys):
             hint = (

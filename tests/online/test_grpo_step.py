@@ -1,0 +1,214 @@
+"""The trainer's step on scripted responses: equality with TRL's GRPO, groups, selection, old log-probabilities."""
+
+import contextlib
+import math
+
+import llamafactory.extras.packages  # noqa: F401 (it makes TRL 0.24 importable beside transformers 5)
+import peft
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from sepo.forward.sequences import OracleScorer, ScoringModel
+from sepo.online.grpo_step import ADVANTAGES, SELECTION, RtoStep
+from sepo.online.loss import clipped_loss
+from sepo.online.prompts import prompt_row
+from sepo.recipe.rto import RtoMethod, RtoSelection
+from tests.support import tiny
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13], [14, 15]]
+SAMPLES = 4
+pytestmark = pytest.mark.usefixtures("exact_norms")
+GRPO = {"beta1": 0.0, "beta2": 0.0, "samples": SAMPLES, "max_new_tokens": 8}
+
+
+def script(prompt, number):
+    """Return the response to a prompt, one of several lengths and some with a stop token."""
+    generator = torch.Generator().manual_seed(sum(prompt) * 10 + number)
+    length = 1 + (sum(prompt) + 3 * number) % 6
+    ids = torch.randint(20, 300, (length,), generator=generator).tolist()
+    return [*ids, 2] if number % 2 else ids
+
+
+def reward(*, completion_ids, **columns):
+    return [float(len(ids) % 3) + ids[0] / 100 for ids in completion_ids]
+
+
+class Scripted(GRPOTrainer):
+    """TRL's trainer with responses that depend on the prompt and on the place in its group."""
+
+    def _generate_single_turn(self, prompts, images):
+        start = self.accelerator.process_index * len(prompts)
+        numbers = [(start + index) % SAMPLES for index in range(len(prompts))]
+        made = [script(prompt, number) for prompt, number in zip(prompts, numbers, strict=True)]
+        return [list(prompt) for prompt in prompts], made, None, {}
+
+
+class Ours(RtoStep, Scripted):
+    stop_ids = (2,)
+
+
+def model_of(adapter=False):
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(tiny.config(400)).double().train()
+    if not adapter:
+        return model
+    made = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return made.double()
+
+
+def trainer_of(kind, folder, *, model=None, rto=None, oracle=None, **config):
+    rows = [prompt_row(ids, messages=[], system="", tools="", expected=None) for ids in PROMPTS]
+    defaults = {
+        "num_generations": SAMPLES, "max_completion_length": 8, "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2, "use_cpu": True, "bf16": False, "report_to": "none", "beta": 0.0,
+        "scale_rewards": "batch", "loss_type": "dapo", "save_strategy": "no", "max_steps": 2,
+    }  # fmt: skip
+    made, model = tiny.tokenizer(), model_of() if model is None else model
+    model.warnings_issued = {}  # of transformers 4
+    trainer = kind(
+        model=model,
+        reward_funcs=[reward],
+        args=GRPOConfig(output_dir=str(folder), **{**defaults, **config}),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=made,
+    )
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    if rto is not None:
+        trainer.rto, trainer.oracle = rto, oracle
+        trainer.ref_model = None
+    return trainer
+
+
+def steps(trainer):
+    """Return the losses and the gradients of the device batches of one optimizer step."""
+    rows = [trainer.train_dataset[index] for index in (0, 1) for _ in range(SAMPLES)]
+    found = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        inputs = trainer._prepare_inputs(rows)
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, inputs)
+        loss.backward()
+        gradients = {
+            name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()
+            if parameter.grad is not None
+        }  # fmt: skip
+        found.append((loss.detach(), gradients))
+    return found
+
+
+def assert_same(found, expected):
+    for (loss, gradients), (other_loss, others) in zip(found, expected, strict=True):
+        torch.testing.assert_close(loss, other_loss)
+        assert gradients.keys() == others.keys()
+        assert any(value.any() for value in gradients.values())
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, others[name], rtol=1e-6, atol=1e-7 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_without_token_rewards_the_loss_is_that_of_trl(tmp_path, loss_type, scale):
+    config = {"loss_type": loss_type, "scale_rewards": scale, "temperature": 0.7}
+    rto = RtoMethod(**GRPO, loss_type=loss_type, scale=scale, temperature=0.7)
+    assert_same(steps(trainer_of(Ours, tmp_path, rto=rto, **config)), steps(trainer_of(Scripted, tmp_path, **config)))
+
+
+def test_the_kl_term_and_a_second_iteration_are_those_of_trl(tmp_path):
+    found = []
+    for kind, beta in ((Ours, 0.0), (Scripted, 0.2)):
+        rto = RtoMethod(**GRPO, kl_beta=0.2, iterations=2) if kind is Ours else None
+        trainer = trainer_of(kind, tmp_path, model=model_of(adapter=True), rto=rto, beta=beta, num_iterations=2)
+        first = steps(trainer)
+        with torch.no_grad():  # so that the samples are those of another policy
+            for name, parameter in trainer.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(-3.0)
+        found.append([*first, *steps(trainer)])
+        clipped = trainer._metrics["train"]["clip_ratio/region_mean"]
+        assert clipped[:2] == [0.0, 0.0]
+        assert min(clipped[2:]) > 0
+        found[-1].append((torch.tensor(clipped[2:]).mean(), found[-1][-1][1]))
+    assert_same(*found)
+
+
+def test_token_rewards_change_the_advantages_of_single_tokens(tmp_path):
+    policy, oracle, base = model_of(adapter=True), model_of(), model_of()
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    frozen = [ScoringModel(model.eval(), contextlib.nullcontext) for model in (oracle, base)]
+    scorer = OracleScorer(oracle=frozen[0], base=frozen[1], batch_tokens=64)
+    rto = RtoMethod(**{**GRPO, "beta1": 0.5, "beta2": 0.25}, temperature=0.8, scale="none")
+    trainer = trainer_of(Ours, tmp_path, model=policy, rto=rto, oracle=scorer, temperature=0.8)
+    rows = [trainer.train_dataset[index] for index in (0, 1) for _ in range(SAMPLES)]
+    batch = trainer._generate_and_score_completions(rows)
+
+    def logps(model, prompt, response, temperature=1.0):
+        ids = torch.tensor([[*prompt, *response]])
+        with torch.no_grad():
+            every = torch.log_softmax(model(ids).logits.double()[0] / temperature, -1)
+        places = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+        return [float(every[place, token]) for place, token in zip(places, response, strict=True)]
+
+    for group, prompt in enumerate(PROMPTS[:2]):
+        responses = [script(prompt, number) for number in range(SAMPLES)]
+        judged = reward(completion_ids=responses)
+        ahead = []
+        for response in responses:
+            with policy.disable_adapter():
+                reference = logps(policy, prompt, response, 0.8)
+            parts = [
+                logps(oracle, prompt, response),
+                logps(base, prompt, response),
+                logps(policy, prompt, response, 0.8),
+            ]
+            dense = [0.5 * (o - b) - 0.25 * (p - r) for o, b, p, r in zip(*parts, reference, strict=True)]
+            ahead.append([sum(dense[t:]) for t in range(len(dense))])
+        for number in range(SAMPLES):
+            expected = []
+            for t, value in enumerate(ahead[number]):
+                alive = [other[t] for other in ahead if t < len(other)]
+                mean = sum(judged) / SAMPLES + sum(alive) / len(alive)
+                expected.append(judged[number] + value - mean)
+            row = batch[ADVANTAGES][group * SAMPLES + number]
+            torch.testing.assert_close(
+                row[: len(expected)], torch.tensor(expected), rtol=1e-4, atol=1e-5, check_dtype=False
+            )
+            assert not row[len(expected) :].any()
+    logged = trainer._metrics["train"]
+    assert all(math.isfinite(logged[name][-1]) for name in ("rto/oracle_reward", "rto/dense_return", "kl", "entropy"))
+
+
+@pytest.mark.parametrize("scorer", ["entropy", "confidence"])
+def test_unselected_tokens_have_no_gradient(tmp_path, scorer, monkeypatch):
+    rto = RtoMethod(**GRPO, select=RtoSelection(scorer, 0.34), scale="none")
+    trainer = trainer_of(Ours, tmp_path, rto=rto, gradient_accumulation_steps=1, per_device_train_batch_size=8)
+    rows = [trainer.train_dataset[index] for index in (0, 1) for _ in range(SAMPLES)]
+    inputs = trainer._prepare_inputs(rows)
+    selection, mask = inputs[SELECTION], inputs["completion_mask"].bool()
+    counts = [max(1, math.floor(0.34 * n + 1e-9)) for n in mask.sum(-1).tolist()]
+    assert selection.sum(-1).tolist() == counts
+    assert trainer._metrics["train"]["select/tokens"][-1] == pytest.approx(sum(counts) / len(counts))
+    assert trainer._metrics["train"]["select/ratio"][-1] == pytest.approx(sum(counts) / int(mask.sum()))
+    logps = []
+
+    def watched(policy, *args, **kwargs):
+        policy.retain_grad()
+        logps.append(policy)
+        return clipped_loss(policy, *args, **kwargs)
+
+    monkeypatch.setattr("sepo.online.grpo_step.clipped_loss", watched)
+    trainer.compute_loss(trainer.model, inputs).backward()
+    moved = logps[0].grad != 0
+    assert not moved[~selection].any()
+    assert moved[selection & (inputs[ADVANTAGES] != 0)].all()
+    # As TRL's own mask by entropy: the divisor counts all tokens.
+    expected = -inputs[ADVANTAGES][selection] / mask.sum()
+    torch.testing.assert_close(logps[0].grad[selection], expected, check_dtype=False)
