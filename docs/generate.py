@@ -14,8 +14,17 @@ from rich.console import Console
 from sepo.demo.results import print_results
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
-from sepo.recipe.keys import COMPARE_KEYS, HOST_KEYS, KEYS, ORACLE_KIND, PIPELINE_KEYS, Key, hyperparameter_keys
-from sepo.recipe.stage_names import STAGES
+from sepo.recipe.keys import (
+    COMPARE_KEYS,
+    HOST_KEYS,
+    KEYS,
+    ORACLE_KIND,
+    PIPELINE_KEYS,
+    RTO_KEYS,
+    Key,
+    hyperparameter_keys,
+)
+from sepo.recipe.stage_names import RTO, STAGES
 
 HERE = Path(__file__).parent
 
@@ -69,7 +78,7 @@ def key_rows(keys: Iterable[Key]) -> list[list[str]]:
 
 def stage_row() -> list[str]:
     """Return the table row of `stage`, which is no entry of recipe/keys.py."""
-    stages = ", ".join(f"`{name}`" for name in STAGES)
+    stages = ", ".join(f"`{name}`" for name in (*STAGES, RTO))
     return ["`stage`", "", f"The stage: {stages}, or a registered one ([extend](extend.md))."]
 
 
@@ -107,6 +116,10 @@ def keys_page() -> str:
         + table(columns, [stage_row(), *key_rows(KEYS.values())])
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
+        + "\n## Stage `rto`\n\n"
+        + "The stage has these keys, those of the judge, of the oracle and of the reference, `token_scorer`, "
+        + "`select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` ([RTO](methods/rto.md)).\n\n"
+        + table(columns, key_rows(RTO_KEYS.values()))
         + "\n## Keys of `sepo pipeline`\n\n"
         + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), ORACLE_KIND])])
         + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"

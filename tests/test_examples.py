@@ -33,7 +33,8 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     from sepo.recipe.comparison import SECTIONS as VARIANTS
     from sepo.recipe.comparison import read_comparison
     from sepo.recipe.resolve import resolve
-    from sepo.recipe.stage_names import is_sepo_stage
+    from sepo.recipe.rto import resolve_rto
+    from sepo.recipe.stage_names import RTO, is_sepo_stage
 
     recipe, known = load(path), host_keys()
     command = "compare" if set(VARIANTS) & set(recipe) else "pipeline" if set(SECTIONS) & set(recipe) else "train"
@@ -50,7 +51,9 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     packaged = path.parent in WITH_RECIPES
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
         for step in steps:
-            if is_sepo_stage(step["stage"]):
+            if step["stage"] == RTO:
+                resolve_rto(step, host_keys=known)
+            elif is_sepo_stage(step["stage"]):
                 resolve(step, host_keys=known)
             else:
                 assert set(step) <= set(known)

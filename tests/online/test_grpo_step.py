@@ -3,7 +3,6 @@
 import contextlib
 import math
 
-import llamafactory.extras.packages  # noqa: F401 (it makes TRL 0.24 importable beside transformers 5)
 import peft
 import pytest
 import torch

@@ -19,6 +19,7 @@ from sepo.forward.sampled import SampledTokens, sampled_tokens
 from sepo.forward.sequences import OracleScorer, ScoredSequence
 from sepo.online.advantages import token_advantages
 from sepo.online.loss import clipped_loss, divergence, token_weights
+from sepo.online.prompt_order import PromptOrder
 from sepo.online.prompts import PromptsAsIds
 from sepo.online.selection import select_sampled
 from sepo.online.token_rewards import dense_rewards
@@ -94,6 +95,11 @@ class RtoStep(SavesNoSecrets, PromptsAsIds, _Base):
     oracle: OracleScorer | None = None
     starting_policy: StartingPolicy | None = None
     reward_check: ConstantRewardCheck | None = None
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> PromptOrder:
+        """Return TRL's sampler of prompts, in an order that a run that resumes has as well."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return PromptOrder(sampler, seed=self.args.seed, epoch=lambda: self.state.epoch)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the rewards of all processes, [N, 1], and keep them for the advantages."""

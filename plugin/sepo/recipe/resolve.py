@@ -16,6 +16,7 @@ from sepo.recipe.ignored_keys import ignored_notes
 from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
+    RTO_KEYS,
     SAMPLING_KEYS,
     SEPO_KEYS,
     SepoArguments,
@@ -37,6 +38,7 @@ from sepo.recipe.reference import (
     reference_spec,
 )
 from sepo.recipe.settings import RunSettings, TokenRewardSource
+from sepo.recipe.stage_names import RTO
 from sepo.recipe.stages import (
     owner_of_key,
     read_setting,
@@ -301,6 +303,8 @@ def _check_names(given: Mapping[str, Any], *, known: Sequence[str], allow_extra_
                     f"{name} is set, but it belongs to {kind.replace('_', ' ')} {part} and the "
                     f"{kind.replace('_', ' ')} is {given.get(kind) or NO_WEIGHT}; set {kind}: {part}, or remove {name}."
                 )
+            if name in RTO_KEYS:
+                raise SepoError(f"{name} is set, but it belongs to stage {RTO}; set stage: {RTO}, or remove {name}.")
             raise SepoError(unknown_key(name, known))
     loss = given.get("pref_loss")
     if loss not in (None, "sigmoid"):

@@ -12,6 +12,7 @@ from sepo.recipe.ignored_keys import WITHOUT_EFFECT, ignored_notes
 from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
+    PAIRS_KEYS,
     REWARD_KEYS,
     RTO_KEYS,
     SEPO_KEYS,
@@ -249,7 +250,7 @@ def resolve_rto(
         overview=_overview(given, rto, rewards, oracle, reference_spec(keys), origin=origin),
     )
     loss = "sigmoid" if rto.needs_reference else "simpo"  # the host's names of losses with and without a reference
-    own = (*SEPO_KEYS, *RTO_KEYS, *REWARD_KEYS, "stage")
+    own = (*SEPO_KEYS, *RTO_KEYS, *REWARD_KEYS, *PAIRS_KEYS, "stage")
     if isinstance(args, dict):
         host: Arguments = {name: value for name, value in args.items() if name not in own}
         host |= {"stage": "dpo", "pref_loss": loss, **base}  # type: ignore[operator]
@@ -259,7 +260,10 @@ def resolve_rto(
     return host, settings
 
 
-_NOTED = {name: reason for name, reason in WITHOUT_EFFECT.items() if name not in _UNSUPPORTED}
+_NOTED = {
+    **{name: reason for name, reason in WITHOUT_EFFECT.items() if name not in _UNSUPPORTED},
+    **dict.fromkeys(PAIRS_KEYS, "sepo pairs reads it"),
+}
 
 
 def rto_method(given: Mapping[str, Any]) -> RtoMethod:
@@ -304,7 +308,7 @@ def _selection(arguments: SepoArguments) -> RtoSelection | None:
 
 def _check_keys(given: Mapping[str, Any], *, host_keys: Iterable[str], allow_extra_keys: bool) -> None:
     read = (*_READ, *keys_of("oracle"), *keys_of("reference"), *RTO_KEYS, *REWARD_KEYS)
-    known = (*host_keys, *HOST_KEYS, *read)
+    known = (*host_keys, *HOST_KEYS, *read, *PAIRS_KEYS)
     for name, value in given.items():
         if name in _DECODING:
             raise SepoError(f"{name} is set, but stage {RTO} reads {_DECODING[name]}; set {_DECODING[name]}.")
