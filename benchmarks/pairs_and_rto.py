@@ -15,8 +15,8 @@ recipes in benchmarks/weekdays/recipes, once for each seed:
 5. `sepo sample`: answers to held-out questions at temperature 1 and greedily, judged.
 
 All train all weights with AdamW for the same number of epochs. The learning rate of each method is the one of the grid
-that has the highest share of right answers to the validation questions (temperature 1) with the first seed, the lower
-of equals; other seeds take it over. Validation and held-out questions are in no other data set.
+with the highest share of right answers to the validation questions (temperature 1), as a mean over the seeds; of
+equals, the lowest. Validation and held-out questions are in no other data set.
 
 Intervals are bootstraps over questions of the means over seeds: they are for other questions and the same trained
 policies. What a seed changes is in the values of single seeds.
@@ -52,8 +52,7 @@ class Setting:
     """Settings of this benchmark; what is not here is in the recipes.
 
     Args:
-        seeds: seeds of the model's first weights, of all training runs and of the pairs; the rates are chosen with
-            the first.
+        seeds: seeds of the model's first weights, of all training runs and of the pairs.
         learning_rates: the grid, of every method.
         methods: methods, each a recipe.
         moves: numbers that a question adds.
@@ -75,10 +74,8 @@ class Setting:
     @property
     def steps(self) -> int:
         """Number of commands."""
-        rates, methods, seeds = len(self.learning_rates), len(self.methods), len(self.seeds)
-        first = methods * 2 * rates
-        others = (seeds - 1) * methods
-        return seeds * (3 + len(MODES) * (1 + methods)) + first + others
+        methods = len(self.methods)
+        return len(self.seeds) * (3 + 2 * methods * len(self.learning_rates) + len(MODES) * (1 + methods))
 
 
 def answers(steps, name, policy, dataset, mode):
@@ -92,7 +89,7 @@ def answers(steps, name, policy, dataset, mode):
     return np.array([np.mean([each["right"] for each in found]) for found in responses])
 
 
-def prepared(steps, seed, setting):
+def prepared(steps, seed):
     """Make the policy, the pairs and the oracle of a seed; return the seconds by step and the summary of the pairs."""
     if not (steps.folder / "untrained" / "config.json").exists():
         write_untrained(steps.folder / "untrained", seed=seed)
@@ -105,24 +102,36 @@ def prepared(steps, seed, setting):
     return seconds, json.loads((steps.folder / "pairs" / "summary.json").read_text(encoding="utf-8"))
 
 
+def policy_name(method, rate):
+    return f"{method}-{rate:g}"
+
+
 def trained(steps, method, rate, seed):
     """Train a policy; return its directory and the seconds."""
-    output = f"{method}-{rate:g}"
+    output = policy_name(method, rate)
     words = [f"learning_rate={rate:g}", f"seed={seed}", f"output_dir={output}"]
     return output, steps.run(output, "train", method, words, output=output)
 
 
-def chosen_rates(steps, seed, setting):
-    """Return, for each method, the share of right answers on the validation questions by rate, and the best rate."""
+def validated(steps, seed, setting):
+    """Train every method with every learning rate; return the shares of right validation answers, and the seconds."""
+    shares, seconds = {}, {}
+    for method in setting.methods:
+        for rate in setting.learning_rates:
+            policy, seconds[policy_name(method, rate)] = trained(steps, method, rate, seed)
+            found = answers(steps, f"{policy}-validation", policy, VALIDATION, "sampled")
+            shares[method, rate] = float(found.mean())
+    return shares, seconds
+
+
+def chosen_rates(shares, setting):
+    """Return, for each method, the mean over seeds of the shares by learning rate, and the best rate."""
     found = {}
     for method in setting.methods:
-        shares = {}
-        for rate in setting.learning_rates:
-            policy, _ = trained(steps, method, rate, seed)
-            shares[rate] = float(answers(steps, f"{policy}-validation", policy, VALIDATION, "sampled").mean())
+        means = {rate: float(np.mean([each[method, rate] for each in shares])) for rate in setting.learning_rates}
         found[method] = {
-            "validation": [{"learning_rate": rate, "right": round(share, 4)} for rate, share in shares.items()],
-            "chosen": max(sorted(shares), key=shares.get),
+            "validation": [{"learning_rate": rate, "right": round(mean, 4)} for rate, mean in means.items()],
+            "chosen": max(sorted(means), key=means.get),
         }
     return found
 
@@ -132,21 +141,22 @@ def measured(setting, work, progress):
     if not (work / "data" / "dataset_info.json").exists():
         rows = {name: getattr(setting, name) for name in ("moves", "sft", "prompts", "validation", "held_out")}
         write_data(work / "data", **rows, seed=0)
-    rates, records, shares = {}, [], {}
-    for seed in setting.seeds:
-        steps = Steps(work / f"seed-{seed}", on_step=progress)
-        seconds, pairs = prepared(steps, seed, setting)
-        rates = rates or chosen_rates(steps, seed, setting)
-        policies = {BEFORE: "sft"}
-        for method in setting.methods:
-            policies[method], seconds[method] = trained(steps, method, rates[method]["chosen"], seed)
-        right = {}
+    seeds = {seed: Steps(work / f"seed-{seed}", on_step=progress) for seed in setting.seeds}
+    records, validation = [], []
+    for seed, steps in seeds.items():
+        seconds, pairs = prepared(steps, seed)
+        found, more = validated(steps, seed, setting)
+        validation.append(found)
+        records.append({"seed": seed, "pairs": pairs, "seconds": {**seconds, **more}})
+    rates, shares = chosen_rates(validation, setting), {}
+    for steps, record in zip(seeds.values(), records, strict=True):
+        policies = {BEFORE: "sft", **{method: policy_name(method, rates[method]["chosen"]) for method in rates}}
+        record["right"] = {name: {} for name in policies}
         for name, policy in policies.items():
             for mode in MODES:
                 found = answers(steps, f"{policy}-{mode}", policy, HELD_OUT, mode)
                 shares.setdefault((name, mode), []).append(found)
-                right.setdefault(name, {})[mode] = round(float(found.mean()), 4)
-        records.append({"seed": seed, "pairs": pairs, "right": right, "seconds": seconds})
+                record["right"][name][mode] = round(float(found.mean()), 4)
     return rates, records, {name: np.stack(found) for name, found in shares.items()}
 
 
