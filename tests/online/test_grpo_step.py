@@ -2,86 +2,20 @@
 
 import contextlib
 import math
+import os
+import subprocess
 
-import peft
 import pytest
 import torch
-import transformers
-from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
 
 from sepo.forward.sequences import OracleScorer, ScoringModel
-from sepo.online.grpo_step import ADVANTAGES, SELECTION, RtoStep
+from sepo.online.grpo_step import ADVANTAGES, SELECTION
 from sepo.online.loss import clipped_loss
-from sepo.online.prompts import prompt_row
 from sepo.recipe.rto import RtoMethod, RtoSelection
-from tests.support import tiny
+from tests.support.online import GRPO, PROMPTS, SAMPLES, Ours, Scripted, model_of, reward, script, trainer_of
+from tests.support.recipes import BIN, environment, python_path
 
-PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13], [14, 15]]
-SAMPLES = 4
 pytestmark = pytest.mark.usefixtures("exact_norms")
-GRPO = {"beta1": 0.0, "beta2": 0.0, "samples": SAMPLES, "max_new_tokens": 8}
-
-
-def script(prompt, number):
-    """Return the response to a prompt, one of several lengths and some with a stop token."""
-    generator = torch.Generator().manual_seed(sum(prompt) * 10 + number)
-    length = 1 + (sum(prompt) + 3 * number) % 6
-    ids = torch.randint(20, 300, (length,), generator=generator).tolist()
-    return [*ids, 2] if number % 2 else ids
-
-
-def reward(*, completion_ids, **columns):
-    return [float(len(ids) % 3) + ids[0] / 100 for ids in completion_ids]
-
-
-class Scripted(GRPOTrainer):
-    """TRL's trainer with responses that depend on the prompt and on the place in its group."""
-
-    def _generate_single_turn(self, prompts, images):
-        start = self.accelerator.process_index * len(prompts)
-        numbers = [(start + index) % SAMPLES for index in range(len(prompts))]
-        made = [script(prompt, number) for prompt, number in zip(prompts, numbers, strict=True)]
-        return [list(prompt) for prompt in prompts], made, None, {}
-
-
-class Ours(RtoStep, Scripted):
-    stop_ids = (2,)
-
-
-def model_of(adapter=False):
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(tiny.config(400)).double().train()
-    if not adapter:
-        return model
-    made = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
-    for name, parameter in made.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return made.double()
-
-
-def trainer_of(kind, folder, *, model=None, rto=None, oracle=None, **config):
-    rows = [prompt_row(ids, messages=[], system="", tools="", expected=None) for ids in PROMPTS]
-    defaults = {
-        "num_generations": SAMPLES, "max_completion_length": 8, "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2, "use_cpu": True, "bf16": False, "report_to": "none", "beta": 0.0,
-        "scale_rewards": "batch", "loss_type": "dapo", "save_strategy": "no", "max_steps": 2,
-    }  # fmt: skip
-    made, model = tiny.tokenizer(), model_of() if model is None else model
-    model.warnings_issued = {}  # of transformers 4
-    trainer = kind(
-        model=model,
-        reward_funcs=[reward],
-        args=GRPOConfig(output_dir=str(folder), **{**defaults, **config}),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=made,
-    )
-    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    if rto is not None:
-        trainer.rto, trainer.oracle = rto, oracle
-        trainer.ref_model = None
-    return trainer
 
 
 def steps(trainer):
@@ -211,3 +145,41 @@ def test_unselected_tokens_have_no_gradient(tmp_path, scorer, monkeypatch):
     # As TRL's own mask by entropy: the divisor counts all tokens.
     expected = -inputs[ADVANTAGES][selection] / mask.sum()
     torch.testing.assert_close(logps[0].grad[selection], expected, check_dtype=False)
+
+
+@pytest.mark.host
+def test_two_processes_train_as_one(tmp_path):
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        port = str(20000 + os.getpid() % 20000)
+        words = [
+            BIN / "torchrun",
+            "--nproc_per_node",
+            processes,
+            "--master_port",
+            port,
+            "-m",
+            "tests.support.online",
+            folder,
+        ]
+        done = subprocess.run(
+            list(map(str, words)),
+            env=environment(PYTHONPATH=python_path()),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(torch.load(folder / "result.pt"))
+    one, two = found
+    assert one["weights"].keys() == two["weights"].keys()
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(*[value for name, value in one["weights"].items() if "lora_B" in name][:2])
+    for first, second in zip(one["log"], two["log"], strict=True):
+        for name in ("reward", "kl", "entropy", "select/ratio", "rto/dense_return"):
+            if name in first:
+                assert second[name] == pytest.approx(first[name], rel=1e-5)

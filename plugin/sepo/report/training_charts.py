@@ -37,6 +37,10 @@ class _Metric:
 
 _METRICS = (
     _Metric("loss", "Loss", "Training loss."),
+    _Metric("reward", "Reward", "Mean reward of the sampled responses, by the judge."),
+    _Metric("reward_std", "Spread of the rewards", "Standard deviation of the judge's rewards."),
+    _Metric("rto/dense_return", "Token rewards", "Mean sum of a response's rewards from oracle and divergence."),
+    _Metric("rto/oracle_reward", "Oracle's reward", "Mean reward of a token from the oracle."),
     _Metric("rewards/{}", "Rewards", "Mean reward of the responses, the input of the objective's link."),
     _Metric("rewards/margins", "Reward margin", "Mean of the chosen response's reward minus the rejected one's."),
     _Metric(
@@ -55,7 +59,11 @@ _METRICS = (
         "Share of pairs with loss 0, as one of their responses has no selected token.",
         percent=True,
     ),
-    _Metric("select/tokens", "Selected tokens", "Selected tokens per device batch."),
+    _Metric("select/ratio", "Selected share", "Share of the sampled tokens that train the policy.", percent=True),
+    _Metric("select/tokens", "Selected tokens", "Selected tokens per device batch; in stage rto, per response."),
+    _Metric("kl", "Drift from the reference", "Mean of log π − log π_ref over the sampled tokens, in nats."),
+    _Metric("entropy", "Entropy", "Mean entropy of the policy at the sampled tokens, in nats."),
+    _Metric("completions/mean_length", "Length of the responses", "Mean number of tokens of the sampled responses."),
     _Metric("kl/{}", "Drift from the reference", "Mean of log π − log π_ref over the computed tokens, in nats."),
     _Metric("kl/{}_full", "KL from the reference", "Mean KL(π_ref ‖ π) over the vocabulary, per token, in nats."),
     _Metric("objective/{}_kl", "KL from the reference per response", "The same KL, summed over the response, in nats."),

@@ -41,7 +41,9 @@ from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
 from sepo.intervals import CONFIDENCE
 from sepo.recipe.comparison import Comparison, TrainingRun, Variant, read_comparison, uses_oracle
 from sepo.recipe.keys import unknown_key
+from sepo.recipe.rto import RtoSettings
 from sepo.recipe.settings import RunSettings
+from sepo.recipe.stage_names import RTO
 from sepo.redaction import redacted
 
 RESULT, TIMES = "compare.json", "compare_times.json"
@@ -123,6 +125,11 @@ def check_variants(
             if not run.recipe.get("model_name_or_path"):
                 raise SepoError("model_name_or_path is missing; set it on top.")
             _, found = check_recipe(run.recipe, download=False, made_earlier=made_earlier)
+            if isinstance(found, RtoSettings):
+                raise SepoError(
+                    f"stage is {RTO}, and sepo compare trains on pairs; train it with sepo train, and measure it with "
+                    "sepo eval on the same held-out pairs."
+                )
             if found is None:
                 for name in run.recipe:
                     if name not in known:

@@ -22,7 +22,7 @@ from sepo.training.row_losses import RowLosses
 def prompt_sets(
     given: Mapping[str, Any], settings: RtoSettings, *, voice: Voice, cutoff: int, losses: RowLosses
 ) -> dict[str, Any]:
-    """Return the data sets of a run by the trainer's names, ``train_dataset`` and ``eval_dataset`` if there is one.
+    """Return the data sets of a run by the trainer's names, ``train_dataset`` and ``eval_dataset`` if there are any.
 
     Args:
         given: the recipe's keys and values.
@@ -40,7 +40,7 @@ def prompt_sets(
         read = dataset_prompts(recipe, judge=judge, column=settings.rewards.expected_column, losses=losses, part=part)
         return Dataset.from_list(_kept(read, settings, voice=voice, cutoff=cutoff, losses=losses, name=name))
 
-    found: dict[str, Any] = {"train_dataset": rows(given, "train", "train")}
+    found: dict[str, Any] = {"train_dataset": rows(given, "train", "train")} if names_of(given.get("dataset")) else {}
     evaluated = names_of(given.get("eval_dataset"))
     if evaluated:
         alone = {name: value for name, value in given.items() if name not in ("eval_dataset", "val_size")}

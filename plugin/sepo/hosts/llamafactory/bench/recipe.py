@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.recipe.keys import SAMPLING_KEYS, SEPO_KEYS
-from sepo.recipe.stage_names import check_stage, is_sepo_stage
+from sepo.recipe.keys import RTO_KEYS, SAMPLING_KEYS, SEPO_KEYS
+from sepo.recipe.stage_names import RTO, check_stage, is_sepo_stage
 from sepo.recipe.stages import registered_keys, with_stage_defaults
 
 _DROPPED = (
@@ -81,6 +81,8 @@ def check_keys(recipe: Mapping[str, Any], *, host_keys: tuple[str, ...]) -> None
     if is_sepo_stage(str(recipe.get("stage"))):
         own_keys = registered_keys(with_stage_defaults(recipe), taken=(*host_keys, *SEPO_KEYS))
         sepo_keys = (*SEPO_KEYS, *SAMPLING_KEYS, *own_keys)
+    elif recipe.get("stage") == RTO:
+        sepo_keys = (*SEPO_KEYS, *RTO_KEYS, *SAMPLING_KEYS)
     for name, value in recipe.items():
         if value is not None and name not in (*host_keys, *sepo_keys):
             hint = (

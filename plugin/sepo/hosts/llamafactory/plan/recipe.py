@@ -21,7 +21,7 @@ from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import own_start, reference_spec
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stage_names import check_stage, is_sepo_stage
+from sepo.recipe.stage_names import RTO, check_stage, is_sepo_stage
 from sepo.scoring.hub import HubAccess
 from sepo.scoring.hub_files import ADAPTER
 from sepo.scoring.model_files import configuration, model_files
@@ -103,6 +103,8 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
     stage = None if recipe.get("stage") is None else str(recipe["stage"])
     if not is_sepo_stage(stage):
         check_stage(stage)
+        if stage == RTO:
+            raise SepoError(f"stage is {RTO}; sepo plan supports the stages that train on pairs.")
         raise SepoError(f"stage is {stage or 'sft (the default)'}; sepo plan supports sepo's stages only; set stage.")
     if not recipe.get("model_name_or_path"):
         raise SepoError("model_name_or_path is missing; set it to the policy.")
