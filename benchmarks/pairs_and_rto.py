@@ -44,6 +44,7 @@ from sepo.hosts.llamafactory.bench.machine import machine, versions
 from sepo.intervals import Bootstrap
 
 RESULTS = Path(__file__).parent / "results"
+ONLINE = ("rto", "grpo")
 MODES = {"sampled": ["--samples", "4", "--temperature", "1"], "greedy": ["--samples", "1", "--temperature", "0"]}
 
 
@@ -113,6 +114,12 @@ def trained(steps, method, rate, seed):
     return output, steps.run(output, "train", method, words, output=output)
 
 
+def rewards(run):
+    """Return the judge's mean reward of the sampled responses during training, as [step, reward]."""
+    log = json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [[each["step"], round(each["rewards/judge/mean"], 4)] for each in log if "rewards/judge/mean" in each]
+
+
 def validated(steps, seed, setting):
     """Train every method with every learning rate; return the shares of right validation answers, and the seconds."""
     shares, seconds = {}, {}
@@ -152,6 +159,7 @@ def measured(setting, work, progress):
     for steps, record in zip(seeds.values(), records, strict=True):
         policies = {BEFORE: "sft", **{method: policy_name(method, rates[method]["chosen"]) for method in rates}}
         record["right"] = {name: {} for name in policies}
+        record["training"] = {name: rewards(steps.folder / policies[name]) for name in ONLINE if name in policies}
         for name, policy in policies.items():
             for mode in MODES:
                 found = answers(steps, f"{policy}-{mode}", policy, HELD_OUT, mode)

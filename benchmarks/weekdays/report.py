@@ -1,6 +1,7 @@
 """Table and plot of the results of `benchmarks/pairs_and_rto.py`."""
 
 from pathlib import Path
+from typing import Any
 
 BEFORE = "before"
 TITLES = {
@@ -38,20 +39,31 @@ def table(result: dict) -> str:
 
 
 def plot(result: dict, path: Path) -> None:
-    """Draw the shares of right answers: means with intervals, and the values of single seeds."""
+    """Write the shares of right answers and the rewards during training as a figure."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.4), width_ratios=(2, 1))
+    _plot_answers(result, left)
+    _plot_rewards(result, right)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def _plot_answers(result: dict, axis: Any) -> None:
+    """Draw the shares of right answers: means with intervals, and the values of single seeds."""
     names = list(result["summary"])
-    figure, axis = pyplot.subplots(figsize=(1.5 * len(names) + 1, 3.2))
-    for mode, shift, color in (("sampled", -0.15, "tab:blue"), ("greedy", 0.15, "tab:orange")):
+    for mode, shift, color, label in (
+        ("sampled", -0.15, "tab:blue", "temperature 1"),
+        ("greedy", 0.15, "tab:orange", "greedy"),
+    ):
         found = [result["summary"][name][mode] for name in names]
         places = [place + shift for place in range(len(names))]
         means = [100 * each["mean"] for each in found]
         ends = [[100 * abs(each["mean"] - each[end]) for each in found] for end in ("low", "high")]
-        label = {"sampled": "temperature 1", "greedy": "greedy"}[mode]
         axis.bar(places, means, 0.28, yerr=ends, color=color, alpha=0.6, capsize=3, label=label)
         for seed in result["seeds"]:
             axis.plot(places, [100 * seed["right"][name][mode] for name in names], ".", color="black", markersize=4)
@@ -59,6 +71,15 @@ def plot(result: dict, path: Path) -> None:
     axis.set_ylabel("right answers to held-out questions, %", fontsize=7)
     axis.set_ylim(0, 100)
     axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+
+
+def _plot_rewards(result: dict, axis: Any) -> None:
+    """Draw the rewards of responses that are sampled during training."""
+    colors = {"rto": "tab:green", "grpo": "tab:purple"}
+    for seed in result["seeds"]:
+        for name, curve in seed["training"].items():
+            label = TITLES[name] if seed is result["seeds"][0] else None
+            axis.plot(*zip(*curve, strict=True), color=colors[name], linewidth=1, label=label)
+    axis.set_xlabel("step", fontsize=7)
+    axis.set_ylabel("judge's reward of sampled responses, mean", fontsize=7)
+    axis.legend(fontsize=7)
