@@ -1,5 +1,6 @@
 """Table and plot of the results of `benchmarks/pairs_and_rto.py`."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ TITLES = {
     "sepo": "SePO, 30 % of the tokens",
     "treg": "T-REG, rewards of the oracle",
     "rto": "RTO, online",
-    "grpo": "RTO without an oracle",
+    "grpo": "RTO, no oracle",
 }
 METHODS = tuple(TITLES)[1:]
 _COLUMNS = ("policy", "rate", "right, sampled", "by seed", "difference to DPO", "right, greedy", "by seed")
@@ -67,7 +68,7 @@ def _plot_answers(result: dict, axis: Any) -> None:
         axis.bar(places, means, 0.28, yerr=ends, color=color, alpha=0.6, capsize=3, label=label)
         for seed in result["seeds"]:
             axis.plot(places, [100 * seed["right"][name][mode] for name in names], ".", color="black", markersize=4)
-    axis.set_xticks(range(len(names)), [TITLES[name].replace(", ", ",\n") for name in names], fontsize=7)
+    axis.set_xticks(range(len(names)), [textwrap.fill(TITLES[name], 14) for name in names], fontsize=7)
     axis.set_ylabel("right answers to held-out questions, %", fontsize=7)
     axis.set_ylim(0, 100)
     axis.legend(fontsize=7)
