@@ -16,7 +16,7 @@ recipes in benchmarks/weekdays/recipes, once for each seed:
 
 All train all weights with AdamW for the same number of epochs. The learning rate of each method is the one of the grid
 with the highest share of right answers to the validation questions (temperature 1), as a mean over the seeds; of
-equals, the lowest. Validation and held-out questions are in no other data set.
+equals, the lowest; RTO without an oracle has that of RTO. Validation and held-out questions are in no other data set.
 
 Intervals are bootstraps over questions of the means over seeds: they are for other questions and the same trained
 policies. What a seed changes is in the values of single seeds.
@@ -38,7 +38,7 @@ from tqdm import tqdm
 from weekdays.commands import Steps
 from weekdays.data import EXPECTED, HELD_OUT, VALIDATION, write_data
 from weekdays.model import write_untrained
-from weekdays.report import BEFORE, METHODS, plot, table
+from weekdays.report import BEFORE, CONTROLS, METHODS, plot, table
 
 from sepo.hosts.llamafactory.bench.machine import machine, versions
 from sepo.intervals import Bootstrap
@@ -75,8 +75,13 @@ class Setting:
     @property
     def steps(self) -> int:
         """Number of commands."""
-        methods = len(self.methods)
-        return len(self.seeds) * (3 + 2 * methods * len(self.learning_rates) + len(MODES) * (1 + methods))
+        runs = 2 * len(self.tuned) * len(self.learning_rates) + len(self.methods)
+        return len(self.seeds) * (3 + runs + len(MODES) * (1 + len(self.methods)))
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Methods whose learning rate is chosen."""
+        return tuple(name for name in self.methods if name not in CONTROLS)
 
 
 def answers(steps, name, policy, dataset, mode):
@@ -121,9 +126,9 @@ def rewards(run):
 
 
 def validated(steps, seed, setting):
-    """Train every method with every learning rate; return the shares of right validation answers, and the seconds."""
+    """Train every tuned method with every learning rate; return the shares of right validation answers, and the seconds."""
     shares, seconds = {}, {}
-    for method in setting.methods:
+    for method in setting.tuned:
         for rate in setting.learning_rates:
             policy, seconds[policy_name(method, rate)] = trained(steps, method, rate, seed)
             found = answers(steps, f"{policy}-validation", policy, VALIDATION, "sampled")
@@ -134,7 +139,7 @@ def validated(steps, seed, setting):
 def chosen_rates(shares, setting):
     """Return, for each method, the mean over seeds of the shares by learning rate, and the best rate."""
     found = {}
-    for method in setting.methods:
+    for method in setting.tuned:
         means = {rate: float(np.mean([each[method, rate] for each in shares])) for rate in setting.learning_rates}
         found[method] = {
             "validation": [{"learning_rate": rate, "right": round(mean, 4)} for rate, mean in means.items()],
@@ -156,8 +161,11 @@ def measured(setting, work, progress):
         validation.append(found)
         records.append({"seed": seed, "pairs": pairs, "seconds": {**seconds, **more}})
     rates, shares = chosen_rates(validation, setting), {}
-    for steps, record in zip(seeds.values(), records, strict=True):
-        policies = {BEFORE: "sft", **{method: policy_name(method, rates[method]["chosen"]) for method in rates}}
+    for (seed, steps), record in zip(seeds.items(), records, strict=True):
+        policies = {BEFORE: "sft"}
+        for method in setting.methods:
+            rate = rates[CONTROLS.get(method, method)]["chosen"]
+            policies[method], record["seconds"][policy_name(method, rate)] = trained(steps, method, rate, seed)
         record["right"] = {name: {} for name in policies}
         record["training"] = {name: rewards(steps.folder / policies[name]) for name in ONLINE if name in policies}
         for name, policy in policies.items():
@@ -207,6 +215,9 @@ def parsed(argv):
     parser.add_argument("--work", type=Path, help="directory of models, pairs and answers, kept for the next call")
     parser.add_argument("--output", type=Path, help="JSON file for the results; a plot is written next to it")
     options = parser.parse_args(argv)
+    for name, other in CONTROLS.items():
+        if name in options.methods and other not in options.methods:
+            parser.error(f"the learning rate of {name} is that of {other}; add {other} to --methods")
     if options.quick:
         quick = {"seeds": [1], "learning_rates": [1e-4], "moves": 3, "sft": 9600, "prompts": 96, "validation": 16}
         vars(options).update(**quick, held_out=32)

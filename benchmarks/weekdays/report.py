@@ -14,6 +14,9 @@ TITLES = {
     "grpo": "RTO, no oracle",
 }
 METHODS = tuple(TITLES)[1:]
+CONTROLS = {"grpo": "rto"}
+"""Methods that have the learning rate of another one, from which they differ by one thing."""
+
 _COLUMNS = ("policy", "rate", "right, sampled", "by seed", "difference to DPO", "right, greedy", "by seed")
 
 
@@ -30,7 +33,7 @@ def table(result: dict) -> str:
     """Return the results as a Markdown table; shares in percent, 95 % intervals in brackets."""
     lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
     for name, modes in result["summary"].items():
-        rate = "" if name == BEFORE else f"{result['learning_rates'][name]['chosen']:.0e}"
+        rate = "" if name == BEFORE else f"{result['learning_rates'][CONTROLS.get(name, name)]['chosen']:.0e}"
         seeds = {mode: ", ".join(percent(seed["right"][name][mode]) for seed in result["seeds"]) for mode in modes}
         sampled, greedy = modes["sampled"], modes["greedy"]
         against = interval(sampled["minus_dpo"], sign="+") if "minus_dpo" in sampled else ""
