@@ -126,7 +126,7 @@ def rewards(run):
 
 
 def validated(steps, seed, setting):
-    """Train every tuned method with every learning rate; return the shares of right validation answers, and the seconds."""
+    """Train every tuned method with every rate; return the shares of right validation answers, and the seconds."""
     shares, seconds = {}, {}
     for method in setting.tuned:
         for rate in setting.learning_rates:

@@ -101,7 +101,19 @@ def checked(result):
 
 @pytest.mark.host
 def test_a_small_run_has_the_form_of_the_real_one_and_resumes(tmp_path):
-    words = [sys.executable, SCRIPT, "--quick", "--work", tmp_path / "work", "--output", tmp_path / "out.json"]
+    words = [
+        sys.executable,
+        SCRIPT,
+        "--quick",
+        "--methods",
+        "dpo",
+        "rto",
+        "grpo",
+        "--work",
+        tmp_path / "work",
+        "--output",
+        tmp_path / "out.json",
+    ]
     done = run(words, cwd=tmp_path)
     first = (tmp_path / "out.json").read_bytes()
     checked(json.loads(first))
