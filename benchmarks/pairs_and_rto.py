@@ -14,9 +14,10 @@ recipes in benchmarks/weekdays/recipes, once for each seed:
    the pairs; RTO with the judge and the oracle on the prompts.
 5. `sepo sample`: answers to held-out questions at temperature 1 and greedily, judged.
 
-All train all weights with AdamW for the same number of epochs. The learning rate of each method is the one of the grid
-with the highest share of right answers to the validation questions (temperature 1) with the first seed (or as a
-mean over the first --tuning-seeds); of equals, the lowest; RTO without an oracle has that of RTO. Validation and held-out questions are in no other data set.
+All weights are trained, with AdamW; two epochs of the pairs, one of RTO's prompts. The learning rate of each method is
+the one of the grid with the highest share of right answers to the validation questions (temperature 1) with the first
+seed, or as a mean over the first --tuning-seeds; of equals, the lowest. RTO without an oracle has that of RTO.
+Validation and held-out questions are in no other data set.
 
 Intervals are bootstraps over questions of the means over seeds: they are for other questions and the same trained
 policies. What a seed changes is in the values of single seeds.
