@@ -19,7 +19,9 @@ from sepo.recipe.keys import (
     HOST_KEYS,
     KEYS,
     ORACLE_KIND,
+    PAIRS_KEYS,
     PIPELINE_KEYS,
+    REWARD_KEYS,
     RTO_KEYS,
     Key,
     hyperparameter_keys,
@@ -30,7 +32,14 @@ HERE = Path(__file__).parent
 
 # Rows without an entry in recipe/keys.py: keys that only the host reads, and sections.
 LEFTOVERS = [["`pref_loss`", "", "Only `sigmoid` is accepted: `objective` sets the loss."]]
-SECTIONS = [["`base`, `oracle`, `policy`", "", "Sections with keys for one step only; `base: false` trains no base."]]
+SECTIONS = [
+    [
+        "`pairs`, `base`, `oracle`, `policy`",
+        "",
+        "Sections with keys for one step only. `pairs` samples the pairs that the others train on; `base: false` "
+        "trains no base, and with `pairs`, `oracle: false` neither base nor oracle.",
+    ]
+]
 VARIANTS = [
     ["`variants`", "", "Section with the variants, `NAME: keys`; a variant may have a `grid` of its own."],
     ["`grid`", "", "Section with lists of values, `key: [...]`; every variant is run with each combination."],
@@ -117,13 +126,19 @@ def keys_page() -> str:
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
         + "\n## Stage `rto`\n\n"
-        + "The stage has these keys, those of the judge, of the oracle and of the reference, `token_scorer`, "
-        + "`select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` ([RTO](methods/rto.md)).\n\n"
+        + "The stage has these keys, those of [judges](#keys-of-judges), of the oracle and of the reference, "
+        + "`token_scorer`, `select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` "
+        + "([RTO](methods/rto.md)).\n\n"
         + table(columns, key_rows(RTO_KEYS.values()))
+        + "\n## Keys of `sepo pairs`\n\nThey are explained in [pairs](pairs.md), beside the [keys of "
+        "judges](#keys-of-judges); training does not read them.\n\n"
+        + table(columns, key_rows(PAIRS_KEYS.values()))
         + "\n## Keys of `sepo pipeline`\n\n"
         + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), ORACLE_KIND])])
         + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"
         + table(columns, [*VARIANTS, *key_rows(COMPARE_KEYS.values())])
+        + "\n## Keys of judges\n\nThey say how sampled responses are judged ([rewards](judges.md#rewards)).\n\n"
+        + table(columns, key_rows(REWARD_KEYS.values()))
         + "\n## Objectives\n\nEach can be used in any sepo stage. Definitions: [objectives](methods/objectives.md).\n\n"
         + table(_OBJECTIVE_COLUMNS, objective_rows())
     )

@@ -37,11 +37,11 @@ def test_pages_are_written_from_the_code(page):
 def test_every_sepo_key_is_in_the_table():
     from sepo.objectives import SCORERS
     from sepo.objectives.presets import BUILT_IN
-    from sepo.recipe.keys import COMPARE_KEYS, HOST_KEYS, PIPELINE_KEYS, SEPO_KEYS
+    from sepo.recipe.keys import COMPARE_KEYS, HOST_KEYS, PIPELINE_KEYS, REWARD_KEYS, SEPO_KEYS
     from sepo.recipe.stage_names import STAGES
 
     made = (ROOT / "docs" / "keys.md").read_text()
-    for name in (*SEPO_KEYS, *HOST_KEYS, *PIPELINE_KEYS, *COMPARE_KEYS, *BUILT_IN, *STAGES, *SCORERS):
+    for name in (*SEPO_KEYS, *HOST_KEYS, *PIPELINE_KEYS, *COMPARE_KEYS, *REWARD_KEYS, *BUILT_IN, *STAGES, *SCORERS):
         assert f"`{name}`" in made, name
 
 

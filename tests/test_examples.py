@@ -27,8 +27,8 @@ def load(path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
+    from sepo.hosts.llamafactory.chain_steps import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.compared_oracle import with_oracle
-    from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.comparison import SECTIONS as VARIANTS
     from sepo.recipe.comparison import read_comparison
@@ -41,7 +41,7 @@ def test_every_key_is_known_and_the_header_gives_the_command(path, tmp_path):
     assert f"#   sepo {command} {path.relative_to(ROOT)}" in path.read_text()
     steps = [recipe]
     if command == "pipeline":
-        steps = [step.recipe for step in plan_steps(recipe) if step.name != "sample"]
+        steps = [step.recipe for step in plan_steps(recipe) if step.name not in ("pairs", "sample")]
     elif command == "compare":
         comparison, oracle = with_oracle(read_comparison(recipe))
         steps = [run.recipe for run in comparison.runs()] + (
@@ -95,7 +95,7 @@ def test_every_recipe_is_in_a_table_and_the_papers_table_names_no_other():
 
 @pytest.mark.parametrize(("names", "changes"), [row[1:] for row in paper_rows()], ids=[row[0] for row in paper_rows()])
 def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
-    from sepo.hosts.llamafactory.pipeline import SECTIONS, plan_steps
+    from sepo.hosts.llamafactory.chain_steps import SECTIONS, plan_steps
     from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.resolve import resolve
 
@@ -108,7 +108,7 @@ def test_a_papers_recipe_takes_the_changes_of_its_row(names, changes):
 
 
 def test_the_recipe_of_the_credit_benchmark_is_a_pipeline():
-    from sepo.hosts.llamafactory.pipeline import plan_steps
+    from sepo.hosts.llamafactory.chain_steps import plan_steps
     from sepo.hosts.llamafactory.recipe import host_keys
     from sepo.recipe.resolve import resolve
 

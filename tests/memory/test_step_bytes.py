@@ -145,7 +145,7 @@ def test_a_pass_without_a_backward_pass_needs_the_same_at_any_depth(name):
         values["layer_types"] = [*["sliding_attention"] * 5, "full_attention"] * 2
     deep = type(config).from_dict(values)
     row, how = Row(((1, 50, 50), (7, 20, 30)), 60), Pass(torch.float32, backward=False)
-    assert step_bytes(deep, row, how) == step._bytes_at(deep, 12, row, how)
+    assert step_bytes(deep, row, how) == step._step_bytes(*step.at_depth(deep, 12), row, how)
 
 
 def test_rows_stay_within_the_budget():

@@ -60,7 +60,8 @@ def test_every_key_sets_its_field():
     )  # fmt: skip
     assert len(settings.overview.changed) == 12
     record = settings.as_dict()
-    assert record["select"] == {"scorer": "entropy", "ratio": 0.5, "rule": "quantile"}
+    assert record["select"] is None
+    assert record["sampled_select"] == {"scorer": "entropy", "ratio": 0.5, "rule": "quantile"}
     assert record["hyperparameters"]["beta1"] == 0.1
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.llama import modeling_llama
 
 from sepo.errors import SepoError
-from sepo.rewards import check_rewards, open_rewards, resolve_rewards
+from sepo.rewards import check_rewards, open_rewards, resolve_rewards, rewards_identity
 from sepo.scoring.hub import HubAccess
 from tests.support import rewarded
 from tests.support.rewarded import BLOCKS, CUSTOM, opened, responses, save, save_value_head, text_of
@@ -88,6 +90,18 @@ def test_padding_tokens_that_are_missing_or_end_a_turn(tmp_path, config, templat
     close(found(given[:1]), alone[:1])
 
 
+@torch.no_grad()
+def test_heads_are_wider_than_bfloat16(tmp_path):
+    folder = save(tmp_path / "judge")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    given = responses()
+    hidden = [model.model(ids_of(folder, each)).last_hidden_state[0, -1].double() for each in given]
+    expected = [float(states @ model.score.weight[0].double()) for states in hidden]
+    found = opened(settings(folder, score_batch_tokens=1), dtype=torch.bfloat16)(given)
+    close(found, expected)
+    assert found != torch.tensor(found).bfloat16().tolist()
+
+
 def test_the_template_is_the_judges(tmp_path):
     folder = save(tmp_path / "judge")
     other = save(tmp_path / "other", template=NEWLINE.replace("[", "("))
@@ -131,6 +145,8 @@ def test_the_score_of_an_output_with_several_rewards(tmp_path):
         expected.append(float(gates @ (weights["score.weight"] @ last)))
     check_rewards(settings(folder), access=HubAccess(trust_remote_code=True))
     close(opened(settings(folder), trust=True)(given), expected)
+    # The code imports a name of earlier releases, which is provided for its import alone.
+    assert not hasattr(modeling_llama, "LLAMA_INPUTS_DOCSTRING")
 
 
 def test_code_of_a_model_runs_only_if_the_recipe_allows_it(tmp_path):
@@ -256,3 +272,29 @@ def test_weights_of_four_bits_leave_the_head_as_it_is(tmp_path):
     plain = opened(settings(folder), dtype=torch.float32)(responses())
     differences = [abs(one - two) for one, two in zip(found(responses()), plain, strict=True)]
     assert 0 < max(differences) < 5
+
+
+def test_rewards_are_identified_by_content(tmp_path):
+    def identity(folder, **keys):
+        return rewards_identity(settings(folder, **keys), access=HubAccess())
+
+    folder = save(tmp_path / "judge")
+    first = identity(folder)
+    shutil.copytree(folder, tmp_path / "moved")
+    assert identity(tmp_path / "moved", score_batch_tokens=1) == first
+    assert identity(folder, judge_model_quantization_bit=4) != first
+    others = [
+        save(tmp_path / "weights", seed=6),
+        save(tmp_path / "template", template=NEWLINE),
+        save(tmp_path / "base", cls="ForCausalLM"),
+    ]
+    save_value_head(others[-1])
+    found = [first, *map(identity, others)]
+    save_value_head(others[-1], seed=1)
+    found.append(identity(others[-1]))
+    assert len({json.dumps(each, sort_keys=True) for each in found}) == 5
+    policy = {"judge": "policy", "model_name_or_path": str(folder), "ref_model": str(tmp_path / "weights")}
+    both = rewards_identity(resolve_rewards(policy), access=HubAccess())
+    assert both["policy"]["model"] == first["model"]["model"] != both["reference"]["model"]
+    verifier = resolve_rewards({"judge": "exact", "expected_column": "answer"})
+    assert rewards_identity(verifier, access=HubAccess()) == verifier.as_dict()

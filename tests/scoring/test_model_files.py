@@ -66,6 +66,22 @@ def test_the_configuration_alone_can_be_fetched(hub, world):
     assert len([path for path in hub.lookups("acme/oracle") if path.endswith("/revision/main")]) == 1
 
 
+def test_a_value_head_is_fetched_for_a_reward_model_alone(hub, world):
+    hub.add("acme/rm", world / "oracle", more={"value_head.safetensors": b"head"})
+    before = identity("acme/rm")
+    assert "value_head.safetensors" not in hub.fetched("acme/rm")
+    judge = local_spec(ModelSpec("acme/rm"), key="judge_model", access=HubAccess(), need="reward")
+    assert (hubs.Path(judge.model) / "value_head.safetensors").read_bytes() == b"head"
+    forget_hub()
+    assert identity("acme/rm") == before
+    as_judge = spec_identity(ModelSpec("acme/rm"), key="judge_model", access=HubAccess(), need="reward")
+    assert as_judge != before
+    hub.add("acme/plain", world / "oracle")
+    assert identity("acme/plain") == spec_identity(
+        ModelSpec("acme/plain"), key="judge_model", access=HubAccess(), need="reward"
+    )
+
+
 def test_weights_are_those_that_from_pretrained_prefers(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "part_1.safetensors", "b": "part_2.safetensors"}}))

@@ -18,7 +18,8 @@ BLOCKS = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endf
 CUSTOM = '''
 import torch
 from transformers import LlamaForSequenceClassification
-from transformers.utils import ModelOutput
+from transformers.models.llama.modeling_llama import LLAMA_INPUTS_DOCSTRING
+from transformers.utils import ModelOutput, add_start_docstrings_to_model_forward
 from dataclasses import dataclass
 
 
@@ -36,6 +37,7 @@ class TinyGated(LlamaForSequenceClassification):
         self.gating = torch.nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
+    @add_start_docstrings_to_model_forward(LLAMA_INPUTS_DOCSTRING)
     def forward(self, input_ids=None, attention_mask=None, **kwargs):
         hidden = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
         last = attention_mask.sum(-1) - 1

@@ -1,6 +1,7 @@
 """Tiny real models and tokenizers on disk, created by the tests without downloads."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -69,6 +70,20 @@ def save_model(folder: Path, *, seed: int, words=None, noise_over: Path | None =
                 parameter.add_(0.03 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     save_tokenizer(made, folder)
+    return folder
+
+
+def save_ending(folder: Path, *, over: Path, share: float = 0.2) -> Path:
+    """Save a copy of a model that ends its response at each token with about a probability, at temperature 1."""
+    model = LlamaForCausalLM.from_pretrained(over)
+    with torch.no_grad():
+        # After the last norm, the first feature has nearly all of the length; only the end of turn reads it.
+        model.model.embed_tokens.weight[:, 0] = 30.0
+        model.lm_head.weight[:, 0] = 0.0
+        logit = math.log(share / (1 - share) * model.config.vocab_size)
+        model.lm_head.weight[model.config.eos_token_id, 0] = logit / math.sqrt(model.config.hidden_size)
+    model.save_pretrained(folder)
+    save_tokenizer(PreTrainedTokenizerFast.from_pretrained(over), folder)
     return folder
 
 

@@ -246,7 +246,7 @@ def _known_keys(hosts: Sequence[Host]) -> tuple[str, ...]:
 
                 keys += host_keys()
             else:
-                from sepo.hosts.axolotl.config import BLOCK_KEYS
+                from sepo.hosts.axolotl.block import BLOCK_KEYS
 
                 keys += BLOCK_KEYS
         except (ImportError, RuntimeError, OSError):

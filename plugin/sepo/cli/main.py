@@ -24,7 +24,8 @@ from sepo.cli.sampling import add_sample, run_sample
 from sepo.cli.scores import add_scores, run_scores
 from sepo.cli.status import add_status, run_status
 from sepo.errors import SepoError
-from sepo.redaction import redacted_words, without_secrets
+from sepo.hosts.errors import print_error
+from sepo.redaction import redacted_words
 
 Command = Callable[[argparse.Namespace], int]
 """Runs a command with its parsed options and returns the exit status."""
@@ -147,7 +148,7 @@ def main(words: Sequence[str] | None = None) -> int:
         ending = QuickEnd() if is_program and options.command in _ENDED_QUICKLY else None
         status = options.run(options)
     except SepoError as error:
-        print(f"sepo: error: {without_secrets(str(error))}", file=sys.stderr)
+        print_error(error)
         return 2
     if ending is not None:
         ending.status = status

@@ -14,9 +14,9 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compute the memory that a recipe needs from the models' configurations alone: weights, adapters, gradients, "
         "optimizer, activations, head, reference and scoring models, phase by phase; whether it fits, and which "
-        "changes would make it fit."
+        "changes would make it fit. For a recipe with keys of sepo pairs, also of sampling and judging."
     )
-    add_recipe(parser, "a recipe of one of sepo's stages", override="quantization_bit=4")
+    add_recipe(parser, "a recipe of one of sepo's stages, or of sepo pairs", override="quantization_bit=4")
     parser.add_argument("--gpu", metavar="SIZE", help="memory of a device, such as 24GiB (default: this machine's)")
     parser.add_argument(
         "--processes", type=int, help="number of training processes (default: NPROC_PER_NODE x NNODES, or 1)"

@@ -23,13 +23,15 @@ def add_report(report: argparse.ArgumentParser) -> None:
     report.description = (
         "Write one HTML file that needs no network: a heat map of the tokens with the selected ones outlined, "
         "distribution and accumulation of the scores, training metrics, recipe and versions. Several runs or stores "
-        "are shown side by side."
+        "are shown side by side. For a directory of sepo pairs: what was sampled, rewards, lengths, margins, ties and "
+        "examples."
     )
     report.add_argument(
         "places",
         nargs="+",
         metavar="RUN_DIR_OR_STORE",
-        help="output_dir of a run, or a store: its directory, or a prefix of its key as `sepo scores ls` prints it",
+        help="output_dir of a run; a store: its directory, or a prefix of its key as `sepo scores ls` prints it; or a "
+        "directory of pairs",
     )
     report.add_argument(
         "-o",
@@ -57,6 +59,8 @@ def run_report(options: argparse.Namespace) -> int:
     from sepo.report.page import PAGE_MARK, charts, page, with_unique_names
     from sepo.report.reading import read_subject
 
+    if any(_is_pairs(place) for place in options.places):
+        return _report_pairs(options)
     if len(options.places) > MOST_SUBJECTS:
         raise SepoError(f"{len(options.places)} runs and stores are given, expected at most {MOST_SUBJECTS}.")
     if options.output is not None:
@@ -76,6 +80,34 @@ def run_report(options: argparse.Namespace) -> int:
             *([f"written: {folder} ({len(figures)} figures)"] if folder is not None else []),
         ]
     )
+    return 0
+
+
+def _is_pairs(place: str) -> bool:
+    from sepo.pairs.status import is_pairs
+
+    return is_pairs(Path(place).expanduser())
+
+
+def _report_pairs(options: argparse.Namespace) -> int:
+    """Write the report of the pairs in a directory."""
+    from sepo.console import print_lines
+    from sepo.pairs.page import pairs_opening
+    from sepo.report.files import check_output, write_report
+    from sepo.report.page import PAGE_MARK, page
+
+    if len(options.places) > 1:
+        raise SepoError("a directory of pairs is given with others; a report shows the pairs of one directory alone.")
+    place = Path(options.places[0]).expanduser()
+    given = place / "report.html" if options.output is None else Path(options.output)
+    output = check_output(given, mark=PAGE_MARK, force=options.force)
+    folder = None if options.figures is None else _figures_folder(Path(options.figures))
+    opening = pairs_opening(place)
+    figures = [] if folder is None else _write_figures(opening.charts, folder, force=options.force)
+    text = page([], [], opening=opening).text
+    write_report(output, text.encode())
+    written = [f"written: {output} ({len(text.encode()) / 1e6:.1f} MB, {len(opening.examples)} examples)"]
+    print_lines([*written, *([] if folder is None else [f"written: {folder} ({len(figures)} figures)"])])
     return 0
 
 

@@ -124,10 +124,22 @@ def generate_answers(
             noise = [_Noise(decoding, turn, [seeds[item] for item in items])] if decoding.temperature else []
             output = inner.generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList(noise))
             for item, row in zip(items, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                answers[item] = _ended(row, frozenset(stop_ids))
+                answers[item] = ended(row, frozenset(stop_ids))
             if on_batch is not None:
                 on_batch(len(items))
     return answers
+
+
+def stream_seed(decoding: Decoding, stream: Sequence[int], *, turn: int = 0) -> int:
+    """Return the seed of an answer's random numbers, in [0, 2^63).
+
+    Args:
+        decoding: its settings, with the seed of all answers.
+        stream: the numbers (0 to 2^32 - 1) that stand for the answer.
+        turn: turn of the conversation.
+    """
+    state = np.random.SeedSequence([decoding.seed, turn, *stream]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
 
 
 class _Noise(LogitsProcessor):
@@ -135,10 +147,8 @@ class _Noise(LogitsProcessor):
     row has its own generator, which makes the sample independent of batch and device."""
 
     def __init__(self, decoding: Decoding, turn: int, streams: Sequence[Sequence[int]]) -> None:
-        seeds = [
-            np.random.SeedSequence([decoding.seed, turn, *stream]).generate_state(1, np.uint64) for stream in streams
-        ]
-        self._generators = [torch.Generator().manual_seed(int(seed[0] >> np.uint64(1))) for seed in seeds]
+        seeds = [stream_seed(decoding, stream, turn=turn) for stream in streams]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._temperature, self._top_p = decoding.temperature, decoding.top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -181,8 +191,13 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.de
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
-def _ended(row: Sequence[int], stop_ids: frozenset[int]) -> Generated:
-    """Return the answer in a row of output: the tokens up to the first stop token, without padding."""
+def ended(row: Sequence[int], stop_ids: frozenset[int]) -> Generated:
+    """Return the answer in a row of output: the tokens up to the first stop token, without padding.
+
+    Args:
+        row: the generated tokens.
+        stop_ids: tokens that end an answer.
+    """
     for place, token in enumerate(row):
         if token in stop_ids:
             return Generated(tuple(row[: place + 1]), True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,20 +92,34 @@ def step_bytes(config: Any, row: Row, how: Pass) -> int:
     Returns:
         Bytes of one process.
     """
+    (found,) = in_depth(config, lambda depth: (_step_bytes(*at_depth(config, depth), row, how),), grows=how.backward)
+    return found
+
+
+def in_depth(config: Any, measure: Callable[[int], tuple[int, ...]], *, grows: bool = True) -> tuple[int, ...]:
+    """Return numbers of a model from those of models with fewer layers.
+
+    Args:
+        config: the model's transformers configuration.
+        measure: returns the numbers of the model with a number of layers.
+        grows: whether each further layer adds as much as the last ones; if not, it adds nothing.
+    """
     layers = int(config.num_hidden_layers)
     if layers <= _DEPTHS[1]:
-        return _bytes_at(config, layers, row, how)
-    if not how.backward:
-        return _bytes_at(config, _DEPTHS[1], row, how)
-    few, more = (_bytes_at(config, depth, row, how) for depth in _DEPTHS)
-    return more + (layers - _DEPTHS[1]) * (more - few) // (_DEPTHS[1] - _DEPTHS[0])
+        return measure(layers)
+    if not grows:
+        return measure(_DEPTHS[1])
+    few, more = (measure(depth) for depth in _DEPTHS)
+    step = _DEPTHS[1] - _DEPTHS[0]
+    return tuple(last + (layers - _DEPTHS[1]) * (last - first) // step for first, last in zip(few, more, strict=True))
 
 
-def _bytes_at(config: Any, layers: int, row: Row, how: Pass) -> int:
+def at_depth(config: Any, layers: int) -> tuple[str, Any]:
+    """Return a configuration with another number of layers as JSON, which a cache can have as key, and its class."""
     values = {**config.to_dict(), "num_hidden_layers": layers}
     if values.get("layer_types"):
         values["layer_types"] = values["layer_types"][:layers]
-    return _step_bytes(json.dumps(values, sort_keys=True, default=str), config.__class__, row, how)
+    return json.dumps(values, sort_keys=True, default=str), config.__class__
 
 
 @functools.lru_cache(maxsize=64)

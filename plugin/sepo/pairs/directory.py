@@ -19,7 +19,7 @@ DATASET = "pairs"
 """Name of the data set."""
 PAIRS, SAMPLES = "pairs.jsonl", "samples.jsonl"
 INFO, SUMMARY, SETTINGS = "dataset_info.json", "summary.json", "pairs_settings.json"
-_LOCK, _PARTS = ".pairs.lock", ".parts"
+_LOCK, PARTS = ".pairs.lock", ".parts"
 
 
 class PairsDirectory:
@@ -48,7 +48,7 @@ class PairsDirectory:
     @property
     def parts(self) -> Path:
         """Directory of the results by work unit, until the pairs are written."""
-        return self.folder / _PARTS
+        return self.folder / PARTS
 
     @property
     def finished(self) -> bool:

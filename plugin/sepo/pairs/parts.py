@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 KEY = "pairs_dir"
 """The recipe key that names the directory, for errors of the file system."""
 
+STEPS = ("samples", "rewards")
+"""Names of the steps of making pairs."""
+
 Values = list[Any]
 """One JSON value for each sample of a unit, in the unit's order."""
 

@@ -26,6 +26,7 @@ class PairsSettings:
         min_margin: minimum difference of the rewards of a pair.
         folder: directory of the pairs.
         prompts: files with prompts; empty for the recipe's data set.
+        engine: ``transformers`` or ``vllm``; None for vLLM where it can be used.
     """
 
     samples: int
@@ -34,6 +35,7 @@ class PairsSettings:
     min_margin: float
     folder: Path
     prompts: tuple[Path, ...]
+    engine: str | None = None
 
 
 def pairs_settings(recipe: Mapping[str, Any]) -> PairsSettings:
@@ -64,4 +66,5 @@ def pairs_settings(recipe: Mapping[str, Any]) -> PairsSettings:
         min_margin=values["pairs_min_margin"],
         folder=Path(values["pairs_dir"]).expanduser(),
         prompts=tuple(Path(name).expanduser() for name in names_of(values["pairs_prompts"])),
+        engine=values["pairs_engine"],
     )

@@ -164,14 +164,8 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(np.asarray(values, dtype=np.float64)))
 
 
-def print_pairs(summary: PairsSummary, *, source: str, judge: str) -> None:
-    """Print a summary.
-
-    Args:
-        summary: the summary.
-        source: the data set or the files of the prompts.
-        judge: the judge in words.
-    """
+def summary_rows(summary: PairsSummary) -> list[tuple[str, str]]:
+    """Return a summary as rows of a table, without counts of problems that did not occur."""
     responses, prompts = summary.responses, summary.prompts
     rows = [
         ("pairs", _part(summary.pairs, prompts)),
@@ -194,8 +188,20 @@ def print_pairs(summary: PairsSummary, *, source: str, judge: str) -> None:
     ]
     optional = {"without_expected": rows[5], "too_long": rows[6], "empty": rows[9]}
     absent = [row for name, row in optional.items() if not getattr(summary, name)]
+    return [row for row in rows if row not in absent]
+
+
+def print_pairs(summary: PairsSummary, *, source: str, judge: str) -> None:
+    """Print a summary.
+
+    Args:
+        summary: the summary.
+        source: the data set or the files of the prompts.
+        judge: the judge in words.
+    """
+    responses, prompts = summary.responses, summary.prompts
     title = f"{responses:,} responses to {prompts:,} prompts of {source}, by {judge}"
-    print_table(title, ["", ""], [row for row in rows if row not in absent])
+    print_table(title, ["", ""], summary_rows(summary))
 
 
 def _part(number: int, whole: int) -> str:

@@ -18,6 +18,8 @@ SECTIONS = ("variants", "grid")
 
 ORACLE_SECTIONS = ("base", "oracle")
 """Sections of `sepo pipeline` that train the oracle of the variants."""
+_SAMPLING = ("pairs", "rounds")
+"""Section and key of `sepo pipeline` with which each policy would have its own pairs."""
 _NAMES_AN_ORACLE = tuple(name for name in keys_of("oracle") if name != "oracle_model_quantization_bit")
 _ALONE = "grid"
 """Name of the variant of a file that has a grid and no variants."""
@@ -218,6 +220,12 @@ def read_comparison(recipe: Mapping[str, Any]) -> Comparison:
     """
     if "policy" in recipe:
         raise SepoError("section 'policy' is one of sepo pipeline; set its keys on top, or in a variant.")
+    for name in _SAMPLING:
+        if recipe.get(name) is not None:
+            raise SepoError(
+                f"'{name}' is one of sepo pipeline: all variants of a comparison train on the same pairs; sample them "
+                "with sepo pairs, set dataset and dataset_dir to them, and remove it."
+            )
     shared = {
         str(name): value
         for name, value in recipe.items()

@@ -543,9 +543,17 @@ PIPELINE_KEYS = {
         ),
         Key("base_dataset", str, "SFT data set for the base.", shown="the chosen responses"),
         Key("base_dataset_dir", str, "`dataset_dir` of `base_dataset`.", shown="`dataset_dir`"),
+        Key(
+            "rounds",
+            int,
+            "Number of rounds with the section `pairs`: each samples pairs from the policy of the round before, and "
+            "trains oracle and policy from it. A larger number continues after the finished rounds.",
+            default=1,
+            expected=AT_LEAST_1,
+        ),
     )
 }
-"""Keys of `sepo pipeline`, in addition to its sections ``base``, ``oracle`` and ``policy``."""
+"""Keys of `sepo pipeline`, in addition to its sections ``pairs``, ``base``, ``oracle`` and ``policy``."""
 
 ORACLE_KIND = Key(
     "oracle.kind",
@@ -646,6 +654,13 @@ PAIRS_KEYS = {
             "truncated, and never chosen.",
             default=512,
             expected=AT_LEAST_1,
+        ),
+        Key(
+            "pairs_engine",
+            str,
+            "What samples: `transformers`, or `vllm`, in one process on a CUDA GPU.",
+            shown="`vllm` if it is installed and can sample the model, else `transformers`",
+            expected=one_of("transformers", "vllm", join=" or "),
         ),
         Key(
             "pairs_prompts",

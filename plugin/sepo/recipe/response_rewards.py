@@ -11,7 +11,7 @@ from sepo.judges import available_judges, find_judge
 from sepo.judges.registry import POLICY, REWARD_MODEL
 from sepo.recipe.keys import KEYS, REWARD_KEYS, names_of
 from sepo.recipe.model_specs import ModelSpec, OracleSpec, revisions_for
-from sepo.recipe.reference import base_of_reference_adapters, own_start, reference_spec
+from sepo.recipe.reference import OWN_START, base_of_reference_adapters, own_start, reference_spec
 
 _OF_A_MODEL = tuple(name for name in REWARD_KEYS if name.startswith("judge_model"))
 _OF_A_VERIFIER = ("judge_options", "expected_column")
@@ -45,6 +45,11 @@ class RewardSettings:
     def is_verifier(self) -> bool:
         """Whether the judge compares with expected answers, and loads no model."""
         return self.judge not in (REWARD_MODEL, POLICY)
+
+    @property
+    def keys_of_models(self) -> dict[str, str]:
+        """The recipe keys that name ``policy`` and ``reference``; the reference of an adapter is in the policy's."""
+        return {"policy": OWN_START, "reference": "ref_model" if self.reference_key == "ref_model" else OWN_START}
 
     @property
     def text(self) -> str:

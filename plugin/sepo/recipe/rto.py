@@ -175,7 +175,8 @@ class RtoSettings:
             "reference": self.rto.needs_reference,
             "hyperparameters": {name: value for name, value in method.items() if name != "head_chunk_tokens"},
             "token_scorer": "none" if select is None else select["scorer"],
-            "select": select,
+            "select": None,  # of the responses of pairs
+            "sampled_select": select,
             "oracle": None
             if self.oracle is None
             else {side: spec.as_dict() for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))},

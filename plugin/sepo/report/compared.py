@@ -58,8 +58,27 @@ class ResultTable:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A prompt with its responses, as a table.
+
+    Args:
+        title: the heading, one line.
+        note: what became of it, in words.
+        prompt: its text.
+        columns: headings of the columns.
+        rows: the cells, one row for each response.
+    """
+
+    title: str
+    note: str
+    prompt: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Opening:
-    """The beginning of the page of a comparison.
+    """The beginning of the page of a comparison, or the page of pairs.
 
     Args:
         title: the heading.
@@ -69,6 +88,8 @@ class Opening:
         curves: what the curves show, in a sentence or two.
         failed: a line for each run that failed.
         meanings: meaning of each measure, by label.
+        examples: prompts with their responses.
+        heading: name of the section in the navigation.
     """
 
     title: str
@@ -78,6 +99,8 @@ class Opening:
     curves: str = ""
     failed: Sequence[str] = ()
     meanings: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[Example] = ()
+    heading: str = "Comparison"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 
 from sepo.recipe.response_rewards import RewardSettings, resolve_rewards
 from sepo.rewards.constant import ConstantRewardCheck
+from sepo.rewards.identity import rewards_identity
 from sepo.rewards.interface import ResponseRewards, SampledResponse
 from sepo.rewards.resolve import check_rewards, open_rewards
 
@@ -17,4 +18,5 @@ __all__ = [
     "check_rewards",
     "open_rewards",
     "resolve_rewards",
+    "rewards_identity",
 ]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepo.errors import SepoError, first_line
+from sepo.forward.head import causal_lm
 from sepo.recipe.model_specs import ModelSpec
+from sepo.rewards.earlier_names import earlier_docstrings
 from sepo.rewards.reward_files import KEY, RewardFiles, reward_files, reward_tokenizer
 from sepo.rewards.reward_heads import ClassificationHead, ValueHead
 from sepo.rewards.reward_model import RewardModelRewards
@@ -66,21 +69,23 @@ def _classification_model(spec: ModelSpec, files: RewardFiles, *, model_args: An
     if files.head == "classification_adapter":
         config.num_labels = 1
     common: dict[str, Any] = {"trust_remote_code": files.remote_code}
+    names = earlier_docstrings(config) if files.remote_code else contextlib.nullcontext()
     try:
-        with torch.device("meta"):
-            empty = AutoModelForSequenceClassification.from_config(config, **common)
-        heads = [name for name, _ in empty.named_children() if name != empty.base_model_prefix]
-        quantized = {}
-        if bits is not None:
-            quantized = quantized_loading(bits, model_args=model_args, device=device, not_quantized=heads)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            files.spec.model,
-            config=config,
-            dtype=model_args.compute_dtype or "auto",
-            output_loading_info=True,
-            **common,
-            **quantized,
-        )
+        with names:
+            with torch.device("meta"):
+                empty = AutoModelForSequenceClassification.from_config(config, **common)
+            heads = [name for name, _ in empty.named_children() if name != empty.base_model_prefix]
+            quantized = {}
+            if bits is not None:
+                quantized = quantized_loading(bits, model_args=model_args, device=device, not_quantized=heads)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                files.spec.model,
+                config=config,
+                dtype=model_args.compute_dtype or "auto",
+                output_loading_info=True,
+                **common,
+                **quantized,
+            )
     except Exception as error:  # transformers and the model's own code raise many types
         raise SepoError(f"{KEY}: '{spec.model}' cannot be loaded as a reward model: {first_line(error)}") from error
     in_adapter = tuple(heads) if files.head == "classification_adapter" else ()
@@ -94,7 +99,16 @@ def _classification_model(spec: ModelSpec, files: RewardFiles, *, model_args: An
         model = PeftModel.from_pretrained(model, adapter)
         if bits is None:
             model = model.merge_and_unload()
+    if not files.remote_code:
+        _compute_in_float32([getattr(causal_lm(model), name) for name in heads])
     return model.requires_grad_(False)
+
+
+def _compute_in_float32(heads: Sequence[nn.Module]) -> None:
+    """Compute linear heads in float32: in bfloat16, a score of 10 is a multiple of 1/16, and responses would tie."""
+    for module in (each for head in heads for each in head.modules()):
+        if type(module) is nn.Linear and module.weight.dtype in (torch.bfloat16, torch.float16):
+            module.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
 
 
 def _more(names: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ import torch
 
 from sepo.forward.sequences import OracleScorer
 from sepo.judges import find_judge
-from sepo.recipe.reference import OWN_START
 from sepo.recipe.response_rewards import RewardSettings
 from sepo.rewards.implicit import ImplicitRewards
 from sepo.rewards.interface import ResponseRewards
@@ -33,9 +32,9 @@ def check_rewards(settings: RewardSettings, *, access: HubAccess) -> None:
     if settings.model is not None:
         reward_tokenizer(settings.model, reward_files(settings.model, access=access), access=access)
     if settings.policy is not None:
-        reference = OWN_START if settings.reference_key == "adapter_name_or_path" else settings.reference_key
-        for key, spec in ((OWN_START, settings.policy.oracle), (reference, settings.policy.base)):
-            spec_files(spec, key=key, access=access)
+        keys = settings.keys_of_models
+        for side, spec in (("policy", settings.policy.oracle), ("reference", settings.policy.base)):
+            spec_files(spec, key=keys[side], access=access)
 
 
 def open_rewards(settings: RewardSettings, *, model_args: Any, device: torch.device) -> ResponseRewards:

@@ -36,9 +36,9 @@ def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
     """
     progress = run_status(folder)
     if as_json:
-        print(json.dumps(_plain(progress), indent=1, allow_nan=False))
+        print(json.dumps(plain_values(progress), indent=1, allow_nan=False))
     else:
-        print("\n".join(_lines(progress)))
+        print("\n".join(status_lines(progress)))
     return progress
 
 
@@ -85,10 +85,10 @@ def run_status(folder: Path) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Replace values that JSON cannot represent (NaN, infinities) by strings."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain_values(item) for name, item in value.items()}
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
@@ -144,7 +144,8 @@ def _checkpoint(folder: Path) -> str | None:
     return max(numbered)[1] if numbered else None
 
 
-def _lines(progress: dict[str, Any]) -> list[str]:
+def status_lines(progress: dict[str, Any]) -> list[str]:
+    """Return the lines that `sepo status` prints for a run."""
     state = {
         "unknown": "on another machine; whether it is running cannot be determined here",
         "stopped": "stopped before its last step",

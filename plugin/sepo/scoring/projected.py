@@ -22,6 +22,7 @@ from sepo.scoring.live_columns import Rows, mapped
 from sepo.scoring.model_files import check_tokenizers, differing_token, max_positions, own_tokenizer, spec_files
 from sepo.scoring.oracle import OracleScores, oracle_identity
 from sepo.scoring.row_texts import prompt_of, response_text
+from sepo.scoring.stored_columns import reader_identity
 from sepo.selection import SIDES
 from sepo.text.chat_encoding import ChatReader, ReadResponse
 from sepo.text.conversations import CONVERSATION, add_conversations, check_conversations
@@ -234,11 +235,4 @@ class ProjectedScorer(OracleScores):
 
 def _reader_identity(reader: ChatReader) -> dict[str, Any]:
     """Return all that the oracle's tokenization of a conversation depends on."""
-    backend = getattr(reader.tokenizer, "backend_tokenizer", None)
-    words = sorted(reader.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    rules = json.dumps(words) if backend is None else backend.to_str()
-    return {
-        "tokenizer": hashlib.sha256(rules.encode()).hexdigest(),
-        "chat_template": hashlib.sha256(json.dumps(reader.template).encode()).hexdigest(),
-        "max_tokens": reader.max_tokens,
-    }
+    return {**reader_identity(reader.tokenizer, template=reader.template), "max_tokens": reader.max_tokens}

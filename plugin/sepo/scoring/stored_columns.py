@@ -21,6 +21,7 @@ from sepo.recipe.settings import RunSettings
 from sepo.score_store import ScoreStore, ShardRange, content_key, default_store_root, write_names
 from sepo.score_store.fingerprint import model_fingerprint
 from sepo.scoring.hub import HubAccess
+from sepo.scoring.hub_files import Need
 from sepo.scoring.model_files import spec_files
 from sepo.scoring.models import give_memory_back
 from sepo.scoring.row_texts import RowTexts, write_texts
@@ -49,13 +50,19 @@ def rows_digest(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def spec_identity(spec: ModelSpec, *, key: str, access: HubAccess) -> dict[str, Any]:
+def spec_identity(spec: ModelSpec, *, key: str, access: HubAccess, need: Need = "weights") -> dict[str, Any]:
     """Return the identity of a scoring model by content.
+
+    Args:
+        spec: the scoring model.
+        key: the recipe's key, for the message.
+        access: access to the hub.
+        need: what is loaded.
 
     Raises:
         SepoError: If one of its directories is missing.
     """
-    model, adapters = spec_files(spec, key=key, access=access)
+    model, adapters = spec_files(spec, key=key, access=access, need=need)
     return {
         "model": model_fingerprint(model.folder, model.files),
         "adapters": [model_fingerprint(adapter.folder, adapter.files) for adapter in adapters],
@@ -70,6 +77,17 @@ def row_sequences(rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:
         for side in SIDES
         for ids, labels in zip(rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True)
     ]
+
+
+def reader_identity(tokenizer: Any, *, template: Any) -> dict[str, str]:
+    """Return what the tokens of a conversation depend on in a tokenizer and a chat template, by content."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    rules = json.dumps(words) if backend is None else backend.to_str()
+    return {
+        "tokenizer": hashlib.sha256(rules.encode()).hexdigest(),
+        "chat_template": hashlib.sha256(json.dumps(template).encode()).hexdigest(),
+    }
 
 
 def host_identity(*, tokenizer: Any, model_args: Any, data_args: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ NEEDED = {
     "bench": ["recipe.yaml"],
     "eval": ["recipe.yaml"],
     "sample": ["recipe.yaml"],
+    "pairs": ["recipe.yaml"],
     "credit": ["demo"],
     "webui": [],
     "enable": [],

@@ -3,7 +3,8 @@
 import pytest
 
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.config import BLOCK_KEYS, TRAINER, Resolved, resolve_config
+from sepo.hosts.axolotl.block import BLOCK_KEYS
+from sepo.hosts.axolotl.config import TRAINER, Resolved, resolve_config
 from sepo.objectives import resolve_method
 from sepo.recipe.resolve import resolve
 from tests.support import axo

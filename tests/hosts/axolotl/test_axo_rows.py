@@ -6,7 +6,11 @@ import logging
 import pytest
 
 from sepo.errors import SepoError
+from sepo.evaluation.benchmarks import Question
+from sepo.evaluation.prompts import Prompt
 from sepo.hosts.axolotl.messages import Columns, read_row
+from sepo.pairs.pairing import JudgedResponse, Pair
+from sepo.pairs.records import JudgedPrompt, ranking_rows
 from sepo.text.messages import UnreadableRow
 from tests.support import axo
 
@@ -144,6 +148,33 @@ def test_calls_that_the_template_does_not_write_are_counted(prepared, logged):
     assert "3 skipped  the chat template does not write calls of tools" in logged.text
 
 
+def sampled(turns, chosen, rejected, **more):
+    """Return a prompt whose first response is the better one, as `sepo pairs` judges it."""
+    responses = [JudgedResponse(text, True, reward) for text, reward in ((chosen, 1.0), (rejected, 0.0))]
+    return JudgedPrompt(Prompt(Question(0, ("",), {}), tuple(turns), **more), responses, Pair(0, 1))
+
+
+def test_pairs_of_sampled_responses_are_trained_on_as_they_were_sampled(prepared, words):
+    """The rows that `sepo pairs` writes, with a system prompt, several turns, and calls and results of tools."""
+    calls = {"role": "function", "content": json.dumps([{"name": "clock", "arguments": {"zone": "UTC"}}])}
+    judged = [
+        sampled(BEFORE, "It has 8 legs.", " 3 legs", system="Be brief."),
+        sampled([user("What time is it?"), calls, {"role": "observation", "content": "12:00"}], "It is 12:00.", "No.",
+                tools=json.dumps([CLOCK])),
+    ]  # fmt: skip
+    rows, _ = ranking_rows(judged)
+    meta, _ = prepared(rows, MINOR, **QWEN)
+    first, second = texts(words, meta)
+    assert first[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow many legs has a spider?")
+    assert "Do you mean an adult?<|im_end|>\n<|im_start|>user\nYes.<|im_end|>" in first[0]
+    assert f"{CALLED}<|im_end|>\n<|im_start|>user\n<tool_response>\n12:00\n</tool_response><|im_end|>" in second[0]
+    assert '"name": "clock"' in second[0]
+    answers = [[text.removeprefix("</think>\n\n") for text in row[1:]] for row in (first, second)]
+    assert answers[0][0] == "It has 8 legs.<|im_end|>"
+    assert answers[0][1].strip() == "3 legs<|im_end|>"
+    assert answers[1] == ["It is 12:00.<|im_end|>", "No.<|im_end|>"]
+
+
 THOUGHT = [
     {"messages": [user("2 + 2?")], "chosen": says("4.", reasoning_content="Two and two."), "rejected": says("5.")},
     {"messages": [user("1 + 1?")], "chosen": says("Two."), "rejected": says("Three.", reasoning_content="One, two.")},
@@ -196,7 +227,7 @@ def test_an_oracle_and_prompts_read_the_calls(words):
     from sepo.hosts.axolotl.rows import _reading
 
     cfg = DictDefault({"chat_template": "qwen3", "datasets": [{}]})
-    transform, _ = _reading(lambda *args, **kwargs: None, "chat_template.default", cfg, 0, "whole")
+    transform, _ = _reading(lambda *args, **kwargs: None, "chat_template.default", cfg, 0, keep="whole")
     samples = {name: [value] for name, value in (AGENT[2] | {"messages": AGENT[0]["messages"]}).items()}
     kept = json.loads(transform(samples, tokenizer=words)["sepo_conversation"][0])
     assert [turn["role"] for turn in kept["messages"]] == ["user", "function", "observation"]
@@ -272,3 +303,28 @@ def test_rows_of_plain_text_are_left_to_the_hosts_strategy(row):
 def test_rows_that_cannot_be_read_have_a_reason(row, reason):
     with pytest.raises(UnreadableRow, match=reason):
         read_row({"messages": [user("Q")], **row}, DEFAULT)
+
+
+def test_rows_of_sepo_pairs(prepared, words):
+    """What `sepo pairs` writes trains here as it is, with system prompts, earlier turns, calls of tools and results."""
+    from sepo.evaluation.benchmarks import Question
+    from sepo.evaluation.prompts import Prompt
+    from sepo.pairs.pairing import JudgedResponse, Pair
+    from sepo.pairs.records import JudgedPrompt, ranking_rows
+
+    tools = json.dumps([CLOCK])
+    called = {"role": "function", "content": '{"name": "clock", "arguments": {"zone": "UTC"}}'}
+    prompts = [
+        Prompt(Question(0, ("Yes.",), {}), tuple(BEFORE), system="Be brief."),
+        Prompt(Question(1, ("",), {}), (LOOKED[0], called, {"role": "observation", "content": "12:00"}), tools=tools),
+    ]
+    sides = [JudgedResponse("It is 8.", True, 1.0), JudgedResponse("It is 3.", True, 0.0)]
+    rows, _ = ranking_rows([JudgedPrompt(prompt, sides, Pair(0, 1)) for prompt in prompts])
+    meta, _ = prepared(rows, RANDOM, "chat_template.default", **QWEN)
+    first, second = texts(words, meta)
+    assert first[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow many legs")
+    assert "<tools>" in second[0]
+    assert f"{CALLED}<|im_end|>\n<|im_start|>user\n<tool_response>\n12:00\n</tool_response><|im_end|>" in second[0]
+    for _, chosen, rejected in (first, second):
+        assert chosen.removeprefix("</think>\n\n") == "It is 8.<|im_end|>"
+        assert rejected.removeprefix("</think>\n\n") == "It is 3.<|im_end|>"

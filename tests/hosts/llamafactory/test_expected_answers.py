@@ -9,9 +9,12 @@ from transformers import AutoTokenizer
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.conversations import conversations_kept
 from sepo.hosts.llamafactory.expected_answers import JudgeRequest, carried_expected_answers
-from sepo.judges import find_judge
+from sepo.hosts.llamafactory.prompt_rows import dataset_prompts
+from sepo.judges import Judge, find_judge
 from sepo.text.conversations import CONVERSATION, EVALUATED, EXPECTED
+from sepo.training.row_losses import RowLosses
 from tests.support import tiny
+from tests.support.recipes import sepo_recipe
 from tests.support.rows import prepared
 
 RANKED = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
@@ -77,6 +80,20 @@ def test_a_value_that_the_judge_does_not_take_names_its_row(words, tmp_path):
     with pytest.raises(SepoError, match=r"row 1 of dataset 'd.json', column answer: the regular expression '\(8' "):
         tokenized(tmp_path, words, judge="regex")
     assert answers_of(tokenized(tmp_path, words)["train_dataset"])
+
+
+def test_only_rewards_can_be_numbers(world, words, tmp_path):
+    """A registered judge may return a number; where right and wrong are counted, that is refused with the first row."""
+    write(tmp_path, [{**row, "answer": "8"} for row in tiny.pairs(2)])
+    judge = Judge(lambda response, expected: 0.25)
+    with (
+        pytest.raises(SepoError, match=r"column answer: the judge returned 0\.25, expected True or False"),
+        carried_expected_answers(judge, "answer"),
+    ):
+        prepared(tmp_path, words, carry=False)
+    recipe = sepo_recipe(world, tmp_path / "run", dataset="d", dataset_dir=str(tmp_path))
+    found = dataset_prompts(recipe, judge=judge, column="answer", losses=RowLosses())
+    assert [prompt.expected for prompt in found.prompts] == ["8", "8"]
 
 
 def test_a_judge_needs_a_column():

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from sepo.cli.doctor import registered_findings
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.pipeline import plan_steps
+from sepo.hosts.llamafactory.chain_steps import plan_steps
 from sepo.objectives import resolve_method
 from sepo.recipe.overview import Changed
 from sepo.recipe.resolve import resolve

@@ -9,7 +9,8 @@ import torch
 from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import pipeline
-from sepo.hosts.llamafactory.pipeline import Step, plan_steps, read_pipeline
+from sepo.hosts.llamafactory.chain_steps import Step, plan_steps
+from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.recipe.resolve import resolve
 from sepo.score_store import ScoreStore

@@ -17,7 +17,7 @@ import yaml
 from sepo.cli.main import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import child_runs, pipeline
-from sepo.hosts.llamafactory.pipeline import Step
+from sepo.hosts.llamafactory.chain_steps import Step
 from sepo.hosts.llamafactory.reading import SECRETS, read_recipe
 from sepo.redaction import HIDDEN, SECRET_KEYS, is_secret_key, redacted
 from tests.support.recipes import BIN, environment, run, sepo_recipe, write

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from sepo.hosts.axolotl.config import BLOCK_KEYS, block_keys, plain
+from sepo.hosts.axolotl.block import BLOCK_KEYS, block_keys, plain
 from sepo.recipe.keys import HOST_KEYS, unknown_key
 from sepo.recipe.stages import owner_of_key
 
@@ -56,10 +56,12 @@ class SePOConfig(BaseModel):
 
 @dataclass
 class SePOTrainingArguments:
-    """Field that the plugin adds to Axolotl's training arguments.
+    """Fields that the plugin adds to Axolotl's training arguments.
 
     Attributes:
         sepo: the keys that the stage was resolved from, as JSON; None if the run has no sepo stage.
+        sepo_stop_ids: in stage `rto`, the tokens that end a response.
     """
 
     sepo: str | None = field(default=None, metadata={"help": "Keys of a sepo stage, as JSON."})
+    sepo_stop_ids: list[int] | None = field(default=None, metadata={"help": "Tokens that end a response."})

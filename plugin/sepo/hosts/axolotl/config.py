@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from sepo.errors import SepoError, nearest
+from sepo.hosts.axolotl.block import SAME, checked_block, host_values
 from sepo.hosts.axolotl.conversations import check_types
+from sepo.hosts.axolotl.host_keys import MODEL_KEYS, check_host, policy_keys
 from sepo.hosts.axolotl.hub import reference_revisions
 from sepo.hosts.axolotl.stage import alias_of, names_stage
 from sepo.recipe.ignored_keys import ignored_notes
-from sepo.recipe.keys import HOST_KEYS, KEYS, unknown_key
+from sepo.recipe.keys import HOST_KEYS
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
 from sepo.recipe.stage_names import available_stages
-from sepo.recipe.stages import owner_of_key
 from sepo.text.conversations import QUOTED
 
 logger = logging.getLogger(__name__)
 
 TRAINER = "sepo.hosts.axolotl.trainer.PreferenceTrainer"
-
-_SAME = {
-    "pref_beta": ("rl_beta", "dpo_beta", "trl.beta"),
-    "simpo_gamma": ("simpo_gamma",),
-    "dpo_label_smoothing": ("dpo_label_smoothing",),
-    "ld_alpha": ("dpo_ld_alpha",),
-    "moe_aux_loss_coef": ("router_aux_loss_coef", "overrides_of_model_config.router_aux_loss_coef"),
-}
-"""Axolotl's keys with the same meaning, by the key of the block ``sepo``."""
-
-_MODEL_KEYS = ("model_name_or_path", "model_revision", "quantization_bit", "finetuning_type", "seed")
 
 _REFUSED = {
     "dpo_use_liger_kernel": "it replaces the loss and the forward pass, which the stage implements; remove it",
@@ -86,17 +76,6 @@ _IGNORED = {
 """Why a key of Axolotl has no effect, as under its own ``rl: dpo``."""
 
 
-def block_keys() -> Iterator[tuple[str, str]]:
-    """Yield the keys of the block ``sepo`` with their help."""
-    yield "stage", "The stage: `sepo`, `selective_dpo`, `treg`, `minor_dpo`, or a registered one; also set by `rl`."
-    for row in (*KEYS.values(), *HOST_KEYS.values()):
-        same = "".join(f" Also set by Axolotl's `{name}`." for name in _SAME.get(row.name, ())[:1])
-        yield row.name, row.help + same
-
-
-BLOCK_KEYS = tuple(name for name, _ in block_keys())
-
-
 @dataclass(frozen=True)
 class Resolved:
     """A sepo stage in a config.
@@ -141,7 +120,7 @@ def settings_from(given: Mapping[str, Any], origins: Mapping[str, str] | None = 
     Raises:
         SepoError: See ``sepo.recipe.resolve.resolve``.
     """
-    _, settings = resolve(dict(given), host_keys=(*HOST_KEYS, *_MODEL_KEYS, "stage"), origins=origins)
+    _, settings = resolve(dict(given), host_keys=(*HOST_KEYS, *MODEL_KEYS, "stage"), origins=origins)
     return settings
 
 
@@ -160,9 +139,9 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     if not names_stage(cfg):
         return None
     rl, alias = cfg.get("rl"), alias_of(cfg)
-    block = _checked_block(cfg.get("sepo"))
+    block = checked_block(cfg.get("sepo"))
     stage = _stage(rl, alias, block)
-    _check_host(cfg)
+    check_host(cfg, _REFUSED, trainer=TRAINER)
     if alias is None and cfg.get("trainer_cls") is None:
         logger.warning(
             "rl is %s, which Axolotl also trains in an environment without sepo: it drops unknown blocks and trains "
@@ -171,13 +150,13 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
         )  # fmt: skip
     for note in ignored_notes([name for name, value in cfg.items() if value], _IGNORED):
         logger.warning(note)
-    values, aliases = _host_values(cfg, block)
+    values, aliases = host_values(cfg, block, SAME, read=lambda name, _, value: _number(name, value))
     if (cfg.get("overrides_of_model_config") or {}).get("output_router_logits") and "moe_aux_loss_coef" not in values:
         raise SepoError(
             "overrides_of_model_config sets output_router_logits, but nothing sets the weight of the router loss; set "
             "router_aux_loss_coef, or remove output_router_logits."
         )
-    given = {**block, "stage": stage, **values, **_model(cfg)}
+    given = {**block, "stage": stage, **values, **policy_keys(cfg)}
     given = {name: value for name, value in given.items() if value is not None}
     given |= reference_revisions(given)
     _weight(given.get("pref_ftx"))
@@ -187,26 +166,6 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     settings = resolved.settings
     _check_settings(cfg, settings)
     return resolved
-
-
-def _checked_block(block: Any) -> dict[str, Any]:
-    if block is None:
-        return {}
-    if not isinstance(block, Mapping):
-        raise SepoError(f"sepo is {block!r}, expected a mapping with keys such as stage, select_ratio, oracle_model.")
-    flat = {**{name: value for name, value in block.items() if name != "own"}, **(block.get("own") or {})}
-    for name in flat:
-        if name not in BLOCK_KEYS and owner_of_key(name) is None:
-            raise SepoError(f"block sepo: {unknown_key(name, BLOCK_KEYS)}")
-    # Plain containers: the values are written to the run's output_dir as JSON.
-    return {name: plain(value) for name, value in flat.items() if value is not None}
-
-
-def plain(value: Any) -> Any:
-    """Return a value of a config with lists and dicts as containers, also in place of Axolotl's own mapping."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _stage(rl: Any, alias: str | None, block: Mapping[str, Any]) -> str:
@@ -229,49 +188,6 @@ def _stage(rl: Any, alias: str | None, block: Mapping[str, Any]) -> str:
     return str(named)
 
 
-def _check_host(cfg: Mapping[str, Any]) -> None:
-    for name, reason in _REFUSED.items():
-        if cfg.get(name):
-            raise SepoError(f"{name} is set, but {reason}.")
-    for name, value in cfg.items():
-        if str(name).startswith("unsloth_") and value:
-            raise SepoError(
-                f"{name} is set, but Unsloth replaces the forward pass in which sepo's stages replace the head; "
-                "remove it."
-            )
-    if (cfg.get("context_parallel_size") or cfg.get("sequence_parallel_degree") or 1) > 1:
-        raise SepoError(
-            "context_parallel_size is above 1, but Axolotl splits the rows in the model's forward pass, and a sepo "
-            "stage needs whole responses; remove it (batch_tokens limits the memory of a batch)."
-        )
-    if cfg.get("trainer_cls") not in (None, TRAINER):
-        raise SepoError(f"trainer_cls is {cfg['trainer_cls']}, but the stage sets the trainer; remove it.")
-
-
-def _host_values(cfg: Mapping[str, Any], block: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values of Axolotl's keys with the same meaning, and their keys, under the names of the block's keys.
-
-    Raises:
-        SepoError: If keys with the same meaning have different values.
-    """
-    values: dict[str, Any] = {}
-    names: dict[str, str] = {}
-    for key, aliases in _SAME.items():
-        found = {f"sepo.{key}": block[key]} if key in block else {}
-        for name in aliases:
-            value: Any = cfg
-            for part in name.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-            if value is not None:
-                found[name] = value
-        if len({str(_number(name, value)) for name, value in found.items()}) > 1:
-            differing = " and ".join(f"{name} is {value}" for name, value in found.items())
-            raise SepoError(f"{differing}, but they have the same meaning; set one of them.")
-        if found:
-            names[key], values[key] = next(iter(found.items()))
-    return values, names
-
-
 def _number(name: str, value: Any) -> float:
     try:
         return float(value)
@@ -284,17 +200,6 @@ def _weight(value: Any) -> float:
     if not 0 <= number < float("inf"):
         raise SepoError(f"sepo.pref_ftx is {value}, expected a number of at least 0.")
     return number
-
-
-def _model(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of the policy under the names that all hosts share."""
-    quantized = 4 if cfg.get("load_in_4bit") else 8 if cfg.get("load_in_8bit") else None
-    return {
-        "model_name_or_path": cfg.get("base_model"),
-        "model_revision": cfg.get("revision_of_model"),
-        "quantization_bit": quantized,
-        "finetuning_type": "lora" if cfg.get("adapter") else "full",
-    }
 
 
 def _check_settings(cfg: Mapping[str, Any], settings: RunSettings) -> None:

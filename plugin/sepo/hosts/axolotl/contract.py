@@ -5,6 +5,7 @@ from __future__ import annotations
 from sepo.hosts.contract import SHARED, Entry
 
 _TRAINER = "axolotl.core.trainers.dpo.trainer"
+_GRPO = "trl.trainer.grpo_trainer"
 
 CONTRACT = (
     Entry("axolotl.integrations.base", "BasePlugin.register", ("cfg",)),
@@ -32,6 +33,20 @@ CONTRACT = (
     Entry("trl", "DPOTrainer.compute_loss", ("model", "inputs", "return_outputs", "num_items_in_batch")),
     Entry("trl", "DPOTrainer.prediction_step", ("model", "inputs", "prediction_loss_only", "ignore_keys")),
     Entry("trl", "DPOTrainer.log", ("logs", "start_time")),
+    Entry("axolotl.core.trainers.grpo.trainer", "AxolotlGRPOTrainer"),
+    Entry(_GRPO, "GRPOTrainer", ("model", "reward_funcs", "args", "processing_class")),
+    Entry(_GRPO, "GRPOTrainer._tokenize_prompts", ("prompts",)),
+    Entry(_GRPO, "GRPOTrainer._generate_single_turn", ("prompt_ids", "images", "multimodal_fields")),
+    Entry(_GRPO, "GRPOTrainer._generate_and_score_completions", ("inputs",)),
+    Entry(_GRPO, "GRPOTrainer._calculate_rewards", ("inputs", "prompts", "completions", "completion_ids_list")),
+    Entry(_GRPO, "GRPOTrainer._compute_loss", ("model", "inputs")),
+    Entry(_GRPO, "GRPOTrainer._get_train_sampler", ("dataset",)),
+    *(
+        Entry(_GRPO, f"GRPOTrainer.{name}", on_instances=True)
+        for name in ("_metrics", "_tokenizer", "num_generations", "num_generations_eval", "ref_model", "use_vllm")
+    ),
+    Entry("trl.trainer.utils", "RepeatSampler.generator", on_instances=True),
+    Entry("trl.trainer.grpo_config", "GRPOConfig", ("generation_kwargs", "disable_dropout")),
     Entry("accelerate", "PartialState", ("cpu",)),
     Entry("axolotl.utils.environment", "check_cuda_p2p_support"),
     Entry("sys", "excepthook"),

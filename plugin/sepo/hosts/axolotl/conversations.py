@@ -8,11 +8,24 @@ from typing import Any
 from sepo.errors import SepoError
 
 
-def template_text(cfg: Any, tokenizer: Any) -> str:
-    """Return the text of the run's chat template."""
+def template_text(cfg: Any, tokenizer: Any, *, entry: Mapping[str, Any] | None = None) -> str:
+    """Return the text of the run's chat template, or of a data set's own.
+
+    Args:
+        cfg: Axolotl's config.
+        tokenizer: the policy's tokenizer.
+        entry: the data set's entry in the config; None for the run's template.
+    """
     from axolotl.utils.chat_templates import get_chat_template_from_config
 
-    return str(get_chat_template_from_config(cfg, tokenizer=tokenizer))
+    return str(get_chat_template_from_config(cfg, ds_cfg=entry, tokenizer=tokenizer))
+
+
+def prompt_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a rendered prompt, without the bos that the tokenizer adds to that of the template."""
+    ids = list(tokenizer(text)["input_ids"])
+    twice = tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2
+    return ids[1:] if twice else ids
 
 
 class ChatTemplate:
@@ -39,9 +52,7 @@ class ChatTemplate:
         prompt = tokenizer.apply_chat_template(
             [dict(messages[0])], chat_template=self._text, add_generation_prompt=True, tokenize=False
         )
-        ids = list(tokenizer(prompt)["input_ids"])
-        twice = tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2
-        return (ids[1:] if twice else ids), []
+        return prompt_tokens(tokenizer, prompt), []
 
 
 def check_types(datasets: Iterable[Any], reader: tuple[str, str]) -> None:

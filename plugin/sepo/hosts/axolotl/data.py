@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import ChatTemplate
-from sepo.hosts.axolotl.hub import check_models
+from sepo.hosts.axolotl.hub import check_models, models_of
 from sepo.hosts.axolotl.logs import log_as_the_host
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
@@ -76,13 +76,13 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPa
     host = host_arguments(cfg)
     log_as_the_host(first_process=host.training_args.process_index == 0)
     log_first_screen(settings)
-    check_models(cfg, settings)
+    check_models(cfg, models_of(settings))
     with cached_if_unreachable():
         tokenizer = load_tokenizer(cfg)
     reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
     quoting = QUOTED if settings.prompts_for_rewards else READ if reader is not None else None
     with cached_if_unreachable(), rows_read(cfg, quoting, keep_spans=settings.method.scorer == "file"):
-        meta = _host_rows(cfg)
+        meta = host_rows(cfg)
     if preprocess:
         return LoadedPairs(meta, {})
     resolved = settings.as_dict()
@@ -120,7 +120,12 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPa
     return LoadedPairs(TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores, texts)
 
 
-def _host_rows(cfg: Any) -> Any:
+def host_rows(cfg: Any) -> Any:
+    """Return the data sets of a run as Axolotl loads them, a ``TrainDatasetMeta``.
+
+    Raises:
+        SepoError: If no row is left.
+    """
     from axolotl.common.datasets import load_preference_datasets
 
     try:

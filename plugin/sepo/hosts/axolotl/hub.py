@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sepo.recipe.model_specs import ModelSpec
@@ -20,30 +20,30 @@ def access_in(cfg: Mapping[str, Any]) -> HubAccess:
     return HubAccess(trust_remote_code=bool(cfg.get("trust_remote_code")), to_send_token=_TO_SEND_TOKEN)
 
 
-def check_policy(cfg: Mapping[str, Any], settings: RunSettings) -> None:
+def check_policy(cfg: Mapping[str, Any], *, with_experts: bool) -> None:
     """Raise if the policy does not exist or has no router loss to add, before Axolotl reads its configuration.
 
     Args:
         cfg: the raw config.
-        settings: the run's settings.
+        with_experts: whether the run adds the loss of a router.
 
     Raises:
         SepoError: naming the key, the name and the revision.
     """
     if cfg.get(BASE_MODEL) and _of_one_repository(cfg, "base_model_config"):
         spec_files(_policy(cfg), key=BASE_MODEL, access=access_in(cfg), need="config")
-        if settings.router_loss_weight:
+        if with_experts:
             check_experts(_policy(cfg), key=BASE_MODEL, access=access_in(cfg))
 
 
-def check_models(cfg: Any, settings: RunSettings) -> None:
+def check_models(cfg: Any, models: Iterable[tuple[str, ModelSpec]]) -> None:
     """Raise if a model of the run is missing, and make Axolotl load the policy that was looked up.
 
     Axolotl loads the tokenizer, the policy and its reference one after another, between which a branch may move.
 
     Args:
         cfg: the validated config; its ``revision_of_model`` becomes the commit of the policy.
-        settings: the run's settings.
+        models: the other models, each with the key that names it.
 
     Raises:
         SepoError: naming the key, the name and the revision.
@@ -54,11 +54,14 @@ def check_models(cfg: Any, settings: RunSettings) -> None:
         # Axolotl applies the revision to the repository of the tokenizer as well.
         if model.commit is not None and _of_one_repository(cfg, "tokenizer_config"):
             cfg.revision_of_model = model.commit
-    scoring = scoring_models(settings)
-    if settings.ref_model is not None:
-        scoring.append(("ref_model", settings.ref_model))
-    for key, spec in scoring:
+    for key, spec in models:
         spec_files(spec, key=BASE_MODEL if key == OWN_START else key, access=access)
+
+
+def models_of(settings: RunSettings) -> list[tuple[str, ModelSpec]]:
+    """Return the models of a run on pairs beside the policy, each with the key that names it."""
+    reference = [] if settings.ref_model is None else [("ref_model", settings.ref_model)]
+    return [*scoring_models(settings), *reference]
 
 
 def reference_revisions(given: Mapping[str, Any]) -> dict[str, str]:

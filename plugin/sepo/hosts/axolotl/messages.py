@@ -7,7 +7,7 @@ prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -50,7 +50,8 @@ class Columns(NamedTuple):
             whole: whether both responses are whole conversations.
         """
         prompt = None if whole else rows.get("field_messages") or "messages"
-        return cls(prompt, rows.get("field_chosen") or "chosen", rows.get("field_rejected") or "rejected")
+        chosen, rejected, tools = (rows.get(f"field_{name}") or name for name in ("chosen", "rejected", "tools"))
+        return cls(prompt, chosen, rejected, tools)
 
 
 class Row(NamedTuple):
@@ -92,9 +93,7 @@ def read_row(sample: Mapping[str, Any], columns: Columns) -> Row:
     # A column `messages` is often the chosen conversation, its response included.
     with_response = len(before) > 1 and before == chosen
     prompt, responses = split_pair(before[:-1] if with_response else before, chosen, rejected)
-    tools = json.loads(tools_text(sample.get(columns.tools)) or "null")
-    if tools is not None and not isinstance(tools, list):
-        raise UnreadableRow(f"tools is {kind_of(tools)}; a list is expected")
+    tools = _tools(sample, columns)
     as_read_by_host = before if columns.prompt is not None else chosen[:-1]
     plain = (
         not tools
@@ -102,7 +101,38 @@ def read_row(sample: Mapping[str, Any], columns: Columns) -> Row:
         and all(set(message) == {"role", "content"} for message in (*prompt, *responses))
         and all(_host_reads(sample.get(column)) for column in columns[:3] if column is not None)
     )
-    return Row(prompt, *responses, tools or None, plain)
+    return Row(prompt, *responses, tools, plain)
+
+
+def _tools(sample: Mapping[str, Any], columns: Columns) -> list[Any] | None:
+    tools = json.loads(tools_text(sample.get(columns.tools)) or "null")
+    if tools is not None and not isinstance(tools, list):
+        raise UnreadableRow(f"tools is {kind_of(tools)}; a list is expected")
+    return tools or None
+
+
+def read_prompt(sample: Mapping[str, Any], columns: Columns) -> tuple[list[Message], list[Any] | None]:
+    """Read the messages before the response of a preference row or of a conversation, whose last turn is the response.
+
+    Args:
+        sample: the row; one without a chosen response is a conversation.
+        columns: its columns.
+
+    Returns:
+        The messages and the descriptions of tools, or None.
+
+    Raises:
+        UnreadableRow: if there is no prompt, or a message cannot be read.
+    """
+    if sample.get(columns.chosen) is not None:
+        row = read_row(sample, columns)
+        return row.prompt, row.tools
+    turns = [] if columns.prompt is None else _messages(sample.get(columns.prompt), "user", "the conversation")
+    while turns and turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    if not any(turn["role"] != "system" for turn in turns):
+        raise UnreadableRow("the conversation has no turn before its response")
+    return turns, _tools(sample, columns)
 
 
 def _host_reads(value: Any) -> bool:
@@ -193,21 +223,27 @@ class Writer:
         if not prompt.startswith(before):
             raise UnreadableRow("the chat template writes the prompt in another way before a response")
         sides = [text[len(prompt) :].rstrip() for text in whole]
-        self._check_calls(row, prompt, sides)
+        calls = [*zip((row.chosen, row.rejected), sides, strict=True)]
+        _check_calls([*((message, prompt) for message in row.prompt), *calls])
         unwritten = [] if _names(row.tools, prompt) else [TOOLS_UNWRITTEN]
         thoughts = [side.get("reasoning_content", "").strip() for side in (row.chosen, row.rejected)]
         if any(thought not in text for thought, text in zip(thoughts, sides, strict=True)):
             unwritten.append(THOUGHT_UNWRITTEN)
         return {"prompt": prompt, "chosen": sides[0], "rejected": sides[1]}, unwritten
 
-    def _check_calls(self, row: Row, prompt: str, sides: Sequence[str]) -> None:
-        messages = [
-            *((message, prompt) for message in row.prompt),
-            *zip((row.chosen, row.rejected), sides, strict=True),
-        ]
-        for message, text in messages:
-            if not _names(message.get("tool_calls"), text):
-                raise UnreadableRow("the chat template does not write calls of tools; set one that does")
+    def write_prompt(self, messages: Sequence[Message], tools: list[Any] | None) -> str:
+        """Write a prompt up to the start of the response, as a policy continues it.
+
+        Args:
+            messages: its messages.
+            tools: descriptions of tools, or None.
+
+        Raises:
+            UnreadableRow: if the template cannot write the messages, or does not write their calls of tools.
+        """
+        prompt = self._rendered(messages, tools, generation=True)
+        _check_calls([(message, prompt) for message in messages])
+        return prompt
 
     def _rendered(self, messages: Sequence[Message], tools: Any, *, generation: bool) -> str:
         try:
@@ -226,6 +262,13 @@ class Writer:
         while (end := next((token for token in ends if response.endswith(token)), None)) is not None:
             response = response.removesuffix(end).rstrip()
         return response
+
+
+def _check_calls(written: Iterable[tuple[Message, str]]) -> None:
+    """Raise if the text of a message lacks its calls of tools."""
+    for message, text in written:
+        if not _names(message.get("tool_calls"), text):
+            raise UnreadableRow("the chat template does not write calls of tools; set one that does")
 
 
 def _common_start(texts: Sequence[str]) -> str:

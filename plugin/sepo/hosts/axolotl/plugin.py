@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from axolotl.integrations.base import BasePlugin
 
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.stage import names_stage
+from sepo.hosts.axolotl.stage import names_rto, names_stage
 
 if TYPE_CHECKING:
     from sepo.hosts.axolotl.config import Resolved
     from sepo.hosts.axolotl.data import LoadedPairs
+    from sepo.hosts.axolotl.online.config import ResolvedRto
+    from sepo.hosts.axolotl.online.data import LoadedPrompts
 
 ARGUMENTS = "sepo.hosts.axolotl.arguments"
 
@@ -27,8 +29,8 @@ class SePOPlugin(BasePlugin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.resolved: Resolved | None = None
-        self.loaded: LoadedPairs | None = None
+        self.resolved: Resolved | ResolvedRto | None = None
+        self.loaded: LoadedPairs | LoadedPrompts | None = None
 
     def register(self, cfg: Any) -> None:
         """Resolve the stage, and rewrite the config to fit Axolotl's schema.
@@ -43,23 +45,26 @@ class SePOPlugin(BasePlugin):
 
         print_errors_without_traceback()
         load_modules()
-        from sepo.hosts.axolotl.config import resolve_config
+        from sepo.hosts.axolotl.config import Resolved, resolve_config
         from sepo.hosts.axolotl.hub import check_policy
         from sepo.hosts.axolotl.logs import hide_secrets
         from sepo.hosts.axolotl.models import on_several_cpus, train_on_several_cpus
+        from sepo.hosts.axolotl.online.config import resolve_rto_config
         from sepo.redaction import remember_secrets
 
         remember_secrets(cfg)
-        self.resolved = resolve_config(cfg)
-        if self.resolved is not None:
+        resolved = self.resolved = resolve_rto_config(cfg) if names_rto(cfg) else resolve_config(cfg)
+        if resolved is not None:
             hide_secrets()
-            check_policy(cfg, self.resolved.settings)
-            for name, value in self.resolved.changes.items():
+            check_policy(
+                cfg, with_experts=isinstance(resolved, Resolved) and bool(resolved.settings.router_loss_weight)
+            )
+            for name, value in resolved.changes.items():
                 cfg[name] = value
             if on_several_cpus():
                 train_on_several_cpus()
 
-    def _resolved_of(self, cfg: Any) -> Resolved | None:
+    def _resolved_of(self, cfg: Any) -> Resolved | ResolvedRto | None:
         """Return the resolved stage if the config has one; Axolotl 0.19 does not call ``register`` for a later config
         of the process that lists no plugins."""
         return self.resolved if cfg.get("sepo") else None
@@ -73,7 +78,8 @@ class SePOPlugin(BasePlugin):
         return None if self.resolved is None else f"{ARGUMENTS}.SePOTrainingArguments"
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
-        """Load the pairs with Axolotl, tokenize them as its trainer does, and score them, before the policy is loaded.
+        """Load the rows with Axolotl before the policy is loaded: pairs, tokenized as its trainer does and scored, or
+        prompts.
 
         Args:
             cfg: the validated config.
@@ -85,9 +91,16 @@ class SePOPlugin(BasePlugin):
         resolved = self._resolved_of(cfg)
         if resolved is None:
             return None
-        from sepo.hosts.axolotl.data import load_pairs
+        from sepo.hosts.axolotl.config import Resolved
 
-        self.loaded = load_pairs(cfg, resolved.settings, preprocess=preprocess)
+        if isinstance(resolved, Resolved):
+            from sepo.hosts.axolotl.data import load_pairs
+
+            self.loaded = load_pairs(cfg, resolved.settings, preprocess=preprocess)
+        else:
+            from sepo.hosts.axolotl.online.data import load_prompts
+
+            self.loaded = load_prompts(cfg, resolved, preprocess=preprocess)
         return self.loaded.meta
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
@@ -101,6 +114,7 @@ class SePOPlugin(BasePlugin):
             return None
         from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 
+        from sepo.hosts.axolotl.config import Resolved
         from sepo.hosts.axolotl.models import on_several_cpus
 
         if "sepo" not in {item.name for item in dataclasses.fields(AxolotlDPOConfig)}:
@@ -109,32 +123,53 @@ class SePOPlugin(BasePlugin):
                 "lack sepo's; call axolotl.cli.config.load_cfg with this config before importing axolotl.core, or run "
                 "it in a process of its own."
             )
-        more = {"use_cpu": True} if on_several_cpus() else {}
+        more: dict[str, Any] = {"use_cpu": True} if on_several_cpus() else {}
+        if not isinstance(resolved, Resolved):
+            from sepo.hosts.axolotl.online.data import LoadedPrompts
+
+            assert isinstance(self.loaded, LoadedPrompts)
+            # Axolotl's DPO disables dropout as well.
+            more |= {"sepo_stop_ids": list(self.loaded.stop_ids), "disable_dropout": True}
         return {"sepo": resolved.as_json(), "remove_unused_columns": False, **more}
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Check that the trainer is the stage's, and let it write the records of a run.
+        """Check that the trainer is the stage's, and let it load its models and write the records of a run.
 
         Raises:
             SepoError: If it is another trainer.
         """
         if self.resolved is None or not (cfg.get("sepo") or cfg.get("trainer_cls")):  # a later config of this process
             return
-        from sepo.hosts.axolotl.trainer import PreferenceTrainer, write_records
+        from sepo.hosts.axolotl.config import Resolved
 
-        if not isinstance(trainer, PreferenceTrainer):
+        if isinstance(self.resolved, Resolved):
+            from sepo.hosts.axolotl.data import LoadedPairs
+            from sepo.hosts.axolotl.trainer import PreferenceTrainer, write_records
+
+            self._check_trainer(trainer, PreferenceTrainer)
+            assert isinstance(self.loaded, LoadedPairs)
+            write_records(
+                trainer,
+                self.resolved.settings,
+                stores=self.loaded.stores,
+                template=self.loaded.template,
+                recipe=dict(cfg),
+            )
+        else:
+            from sepo.hosts.axolotl.online.trainer import RtoTrainer
+            from sepo.hosts.axolotl.online.trainer import write_records as write_rto_records
+
+            self._check_trainer(trainer, RtoTrainer)
+            trainer.open_models(cfg)
+            write_rto_records(trainer, self.resolved.settings, recipe=dict(cfg))
+
+    def _check_trainer(self, trainer: Any, expected: type) -> None:
+        assert self.resolved is not None
+        if not isinstance(trainer, expected):
             raise SepoError(
                 f"Axolotl created a {type(trainer).__module__}.{type(trainer).__name__}, expected the trainer of stage "
                 f"{self.resolved.settings.stage}: another plugin has replaced it. Remove that plugin."
             )
-        assert self.loaded is not None
-        write_records(
-            trainer,
-            self.resolved.settings,
-            stores=self.loaded.stores,
-            template=self.loaded.template,
-            recipe=dict(cfg),
-        )
 
 
 def load_modules() -> None:
@@ -145,6 +180,8 @@ def load_modules() -> None:
     """
     try:
         from sepo.hosts.axolotl import arguments, config, data  # noqa: F401
+        from sepo.hosts.axolotl.online import config as online_config  # noqa: F401
+        from sepo.hosts.axolotl.online import data as online_data  # noqa: F401
     except Exception as error:  # incompatible packages raise exceptions of any type during import
         from sepo.installation import AXOLOTL, install_command
 

@@ -18,6 +18,22 @@ logger = logging.getLogger(__name__)
 _HOSTS = "_sepo_host_function"
 
 
+def install_no_reference() -> None:
+    """Patch Axolotl's ``train`` to load no reference for a run whose trainer loads it, or needs none.
+
+    For full-parameter GRPO Axolotl loads a second model and does not use it.
+    """
+    from axolotl import train
+
+    host = getattr(train.setup_reference_model, _HOSTS, train.setup_reference_model)
+
+    def setup_reference_model(cfg: Any, tokenizer: Any, processor: Any = None) -> Any:
+        return None if cfg.sepo else host(cfg, tokenizer, processor)  # a later config of this process has no block
+
+    setattr(setup_reference_model, _HOSTS, host)
+    train.setup_reference_model = setup_reference_model
+
+
 def install_reference(settings: RunSettings) -> None:
     """Patch Axolotl's ``train`` to set up the reference of this run.
 

@@ -52,23 +52,34 @@ def rows_read(cfg: Any, reader: tuple[str, str] | None, *, keep_spans: bool = Fa
     """
     if reader is not None:
         check_types([*(cfg.datasets or []), *(cfg.test_datasets or [])], reader)
+    keep = None if reader is None and not keep_spans else "spans" if reader is None else "whole"
+    with loader_wrapped(partial(_reading, keep=keep), name="" if keep is None else f"-{keep}"):
+        yield
+
+
+@contextlib.contextmanager
+def loader_wrapped(wrap: Callable[[Any, str, Any, int], Any], *, name: str) -> Iterator[None]:
+    """Exchange the functions by which Axolotl reads rows while it loads its data sets.
+
+    Args:
+        wrap: takes the function of a prompt strategy of Axolotl, or a tuple of it and the options of ``Dataset.map``;
+            its name (``type``); the config; and the index of the data set. Returns what is used in its place.
+        name: added to the name of prepared rows, which Axolotl caches: rows that are read in another way need another.
+    """
     from axolotl.utils.data import rl
 
-    keep = None if reader is None and not keep_spans else "spans" if reader is None else "whole"
     load, digest = rl.load_dpo, rl.generate_dataset_hash_from_config
-    rl.load_dpo = lambda kind, cfg, dataset_idx=0: _reading(
-        load(kind, cfg, dataset_idx=dataset_idx), kind, cfg, dataset_idx, keep
+    rl.load_dpo = lambda kind, cfg, dataset_idx=0: wrap(
+        load(kind, cfg, dataset_idx=dataset_idx), kind, cfg, dataset_idx
     )
-    # Prepared rows are cached under the host's name, so rows that are read in another way need another one.
-    name = f"sepo-{__version__}{'' if keep is None else f'-{keep}'}"
-    rl.generate_dataset_hash_from_config = lambda *args, **kwargs: f"{digest(*args, **kwargs)}-{name}"
+    rl.generate_dataset_hash_from_config = lambda *args, **kwargs: f"{digest(*args, **kwargs)}-sepo-{__version__}{name}"
     try:
         yield
     finally:
         rl.load_dpo, rl.generate_dataset_hash_from_config = load, digest
 
 
-def _reading(loaded: Any, kind: str, cfg: Any, index: int, keep: str | None) -> Any:
+def _reading(loaded: Any, kind: str, cfg: Any, index: int, *, keep: str | None) -> Any:
     """Wrap the function of a prompt strategy of Axolotl, if its rows are conversations."""
     if loaded is None or not is_conversation(kind):
         return loaded

@@ -74,15 +74,19 @@ def train(
     recipe: Mapping[str, Any],
     file: Path,
     *,
+    command: str = "train",
+    processes: int = 1,
     environment: Mapping[str, str] = os.environ,
     log: IO[bytes] | None = None,
     on_start: Callable[[int], None] = lambda process: None,
 ) -> int:
-    """Run `sepo train` in a process of its own, which ends with an exception in this one.
+    """Run a command of a recipe in a process of its own, which ends with an exception in this one.
 
     Args:
         recipe: keys and values of the run; its secrets are handed on by the environment.
         file: the recipe file to write, without secrets.
+        command: the command of sepo.
+        processes: number of processes to start; `sepo train` starts its own, as the host does.
         environment: environment of the process.
         log: where its output goes, or None for the output of this process.
         on_start: called with the id of the process.
@@ -92,7 +96,9 @@ def train(
     """
     OmegaConf.save(OmegaConf.create(redacted(recipe)), file)
     error = None if log is None else subprocess.STDOUT
-    with subprocess.Popen(_words(file), env=with_secrets(environment, recipe), stdout=log, stderr=error) as process:
+    with subprocess.Popen(
+        _words(file, command, processes), env=with_secrets(environment, recipe), stdout=log, stderr=error
+    ) as process:
         try:
             on_start(process.pid)
             return process.wait()
@@ -101,10 +107,11 @@ def train(
             raise
 
 
-def command_line(recipe: Mapping[str, Any], file: Path) -> str:
+def command_line(recipe: Mapping[str, Any], file: Path, *, command: str = "train", processes: int = 1) -> str:
     """Return the command that starts a run alone, with a place for each secret."""
-    return shlex.join([*_words(file), *(f"{name}=..." for name in secrets_of(recipe))])
+    return shlex.join([*_words(file, command, processes), *(f"{name}=..." for name in secrets_of(recipe))])
 
 
-def _words(file: Path) -> list[str]:
-    return [sys.executable, "-m", "sepo", "train", str(file)]
+def _words(file: Path, command: str, processes: int) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *(launcher if processes > 1 else ()), "-m", "sepo", command, str(file)]

@@ -9,18 +9,12 @@ from typing import Any
 
 from sepo.console import print_lines
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.chain_checks import check_steps
+from sepo.hosts.llamafactory.chain_status import RECORDS
+from sepo.hosts.llamafactory.chain_steps import Step, plan_steps
 from sepo.hosts.llamafactory.checks import check_datasets
 from sepo.hosts.llamafactory.compared_runs import RunFiles, is_finished, reported, train_run
-from sepo.hosts.llamafactory.pipeline import (
-    RECORDS,
-    Step,
-    check_steps,
-    declare_pairs,
-    draw_sample,
-    is_step_finished,
-    plan_steps,
-    record_step,
-)
+from sepo.hosts.llamafactory.pipeline import declare_pairs, draw_sample, is_step_finished, record_step
 from sepo.recipe.comparison import Comparison
 from sepo.recipe.keys import keys_of, names_of
 

@@ -25,7 +25,18 @@ CONTRACT = (
     Entry("llamafactory.hparams", "ModelArguments.model_max_length"),
     *(
         Entry("llamafactory.hparams", f"ModelArguments.{name}")
-        for name in ("model_revision", "adapter_name_or_path", "adapter_folder", "cache_dir")
+        for name in (
+            "model_revision",
+            "adapter_name_or_path",
+            "adapter_folder",
+            "cache_dir",
+            "trust_remote_code",
+            "infer_dtype",
+            "vllm_config",
+            "vllm_gpu_util",
+            "vllm_enforce_eager",
+            "vllm_max_lora_rank",
+        )
     ),
     *(Entry("llamafactory.hparams", f"ModelArguments.{name}_hub_token") for name in ("hf", "ms", "om")),
     Entry("llamafactory.hparams", "DataArguments", ("template", "cutoff_len")),

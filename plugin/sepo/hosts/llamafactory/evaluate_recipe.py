@@ -10,7 +10,8 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.recipe import check_keys
-from sepo.hosts.llamafactory.pipeline import SECTIONS, read_pipeline
+from sepo.hosts.llamafactory.chain_steps import SECTIONS
+from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.reading import override_values
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.recipe.comparison import refuse_comparison

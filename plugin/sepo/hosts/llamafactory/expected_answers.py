@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,11 +69,11 @@ def check_expected(prompts: PromptSet, column: str) -> None:
 
 
 @contextmanager
-def carried_expected_answers(judge: Judge, column: str) -> Iterator[None]:
+def carried_expected_answers(judged: Callable[[str, Any], object], column: str) -> Iterator[None]:
     """Carry the expected answers through the host's converter inside the context, as JSON.
 
     Args:
-        judge: the judge; it reads every expected answer, and judges an empty response by it.
+        judged: the judge, or its ``reward``; it reads every expected answer, and judges an empty response by it.
         column: name of the column in the data set.
 
     Raises:
@@ -93,7 +93,7 @@ def carried_expected_answers(judge: Judge, column: str) -> Iterator[None]:
         if row.get(LEFT_OUT) or is_absent(value):
             return {CARRIED_EXPECTED: None}
         try:
-            judge("", value)
+            judged("", value)
             return {CARRIED_EXPECTED: json.dumps(value, ensure_ascii=False)}
         except TypeError as error:
             raise SepoError(f"{where}: {column} is {value!r}, expected text, a number, a list or a mapping.") from error

@@ -17,6 +17,7 @@ from sepo.console import print_lines
 from sepo.errors import SepoError
 from sepo.evaluation.prompts import Prompt, Voice
 from sepo.evaluation.sampling import prompt_ids
+from sepo.evaluation.vllm_sampling import UNITS_AT_ONCE, why_not_vllm
 from sepo.hosts.llamafactory.bench.machine import versions
 from sepo.hosts.llamafactory.evaluate_recipe import PAIRS, EvaluationRecipe, resolved_evaluation
 from sepo.hosts.llamafactory.evaluated_rows import voice_of
@@ -27,10 +28,13 @@ from sepo.pairs.settings import PairsSettings, pairs_settings
 from sepo.pairs.summary import PromptCounts
 from sepo.pairs.units import WorkUnit, work_units
 from sepo.recipe.keys import SAMPLING_KEYS
-from sepo.rewards import RewardSettings, check_rewards, resolve_rewards
+from sepo.rewards import RewardSettings, check_rewards, resolve_rewards, rewards_identity
 from sepo.scoring.hub import cached_if_unreachable, hub_access
 from sepo.scoring.stored_columns import spec_identity
 from sepo.training.row_losses import RowLosses
+
+VLLM = "vllm"
+"""Value of ``pairs_engine``."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class PairsPlan:
         ids: the token ids of each.
         counts: the rows that they were read from.
         voice: template and tokenizer of the policy.
+        engine: ``transformers`` or ``vllm``.
         units: the batches.
     """
 
@@ -59,12 +64,21 @@ class PairsPlan:
     ids: tuple[tuple[int, ...], ...]
     counts: PromptCounts
     voice: Voice
+    engine: str
     units: tuple[WorkUnit, ...]
 
     @property
     def model_args(self) -> Any:
         """The host's model arguments."""
         return self.arguments[0]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype in which the host loads the policy; ``auto`` for that of its weights."""
+        if self.model_args.infer_dtype != "auto":
+            return str(self.model_args.infer_dtype)
+        computed = self.model_args.compute_dtype
+        return "auto" if computed is None else str(computed).removeprefix("torch.")
 
     @property
     def training_args(self) -> Any:
@@ -101,15 +115,23 @@ def plan_pairs(recipe: Mapping[str, Any], *, file: Path = Path("recipe")) -> Pai
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     voice = voice_of(tokenizer, template, evaluation.policy, model_args)
     prompts, ids, counts = _usable(read, settings, rewards, voice)
+    engine = _engine(settings, evaluation, processes=training_args.world_size)
     units = work_units(
         [len(each) for each in ids],
         samples=settings.samples,
         max_new_tokens=settings.decoding.max_new_tokens,
-        batch_tokens=settings.batch_tokens,
+        batch_tokens=settings.batch_tokens * (UNITS_AT_ONCE if engine == VLLM else 1),
     )
     return PairsPlan(
-        settings, rewards, evaluation, arguments, read.source, prompts, ids, counts, voice, units
+        settings, rewards, evaluation, arguments, read.source, prompts, ids, counts, voice, engine, units
     )  # fmt: skip
+
+
+def _engine(settings: PairsSettings, recipe: EvaluationRecipe, *, processes: int) -> str:
+    reason = why_not_vllm(recipe.policy, processes=processes)
+    if settings.engine == VLLM and reason is not None:
+        raise SepoError(f"pairs_engine is {VLLM}, but {reason}. Set pairs_engine: transformers, or change that.")
+    return settings.engine or ("transformers" if reason else VLLM)
 
 
 def _read(
@@ -150,26 +172,21 @@ def _usable(
 
 def identity(plan: PairsPlan) -> dict[str, Any]:
     """Return everything that samples, rewards and pairs depend on, by content, as JSON."""
-    access, rewards = hub_access(plan.model_args), plan.rewards
-    judge = rewards.as_dict()
-    if rewards.model is not None:
-        judge["model"] = spec_identity(rewards.model, key="judge_model", access=access)
-    if rewards.policy is not None:
-        policy, reference = rewards.policy.oracle, rewards.policy.base
-        judge["policy"] = spec_identity(policy, key="model_name_or_path", access=access)
-        judge["reference"] = spec_identity(reference, key=rewards.reference_key, access=access)
+    access = hub_access(plan.model_args)
     digest = hashlib.sha256(repr(sorted(plan.voice.stop_ids)).encode())
     for prompt, ids in zip(plan.prompts, plan.ids, strict=True):
-        digest.update(repr((prompt.question.id, ids, prompt.expected)).encode())
+        turns = (prompt.messages, prompt.system, prompt.tools)
+        digest.update(repr((prompt.question.id, turns, ids, prompt.expected)).encode())
     return {
         "model": spec_identity(plan.recipe.policy, key="model_name_or_path", access=access),
-        "dtype": str(plan.model_args.compute_dtype).removeprefix("torch."),
+        "dtype": plan.dtype,
         "prompts": {"number": len(plan.prompts), "digest": digest.hexdigest()},
+        "pairs_engine": plan.engine,
         "pairs_samples": plan.settings.samples,
         **{f"pairs_{name}": value for name, value in asdict(plan.settings.decoding).items()},
         "pairs_batch_tokens": plan.settings.batch_tokens,
         "pairs_min_margin": plan.settings.min_margin,
-        "judge": judge,
+        "judge": rewards_identity(plan.rewards, access=access),
     }
 
 

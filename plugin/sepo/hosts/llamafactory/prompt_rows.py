@@ -60,7 +60,7 @@ def dataset_prompts(
         SepoError: the data cannot be read, or have no prompt.
     """
     ranking = datasets_are_ranked(recipe)
-    carried = contextlib.nullcontext() if judge is None else carried_expected_answers(judge, column)
+    carried = contextlib.nullcontext() if judge is None else carried_expected_answers(judge.reward, column)
     with carried:
         rows = training_rows(recipe, losses, ranking=ranking, part=part)
     name = str(recipe["dataset"]) if not isinstance(recipe["dataset"], list) else ",".join(recipe["dataset"])
@@ -84,8 +84,8 @@ def file_prompts(files: tuple[Path, ...], *, option: str, judge: Judge | None, c
         for prompt in read_prompts(file, option=option, expected_column=column):
             if judge is not None and prompt.expected is not None:
                 try:
-                    judge.read(prompt.expected)
-                except SepoError as error:
+                    judge.reward("", prompt.expected)
+                except (SepoError, TypeError) as error:
                     raise SepoError(f"{option} {file}: row {int(prompt.question.id) + 1}, {column}: {error}") from None
             question = Question(len(found), prompt.question.turns, {})
             found.append(Prompt(question, prompt.messages, prompt.system, prompt.tools, prompt.expected))

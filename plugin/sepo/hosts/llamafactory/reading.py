@@ -54,9 +54,9 @@ def read_recipe(args: Arguments | None = None, *, keep_secrets: bool = False) ->
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         override_values([word for word in words[1:] if "=" in word])
         raise SepoError(f"recipe '{words[0]}' cannot be read: {reading_error(error)}") from error
-    handed = os.environ.get(SECRETS) if keep_secrets else os.environ.pop(SECRETS, None)
+    handed = secrets_of_parent(keep=keep_secrets)
     if args is None and isinstance(read, dict):
-        read = recipe_of({**read, **json.loads(handed or "{}")}, file=words[0], overrides=words[1:])
+        read = recipe_of({**read, **handed}, file=words[0], overrides=words[1:])
     given = given_keys(read)
     absent = [name for name, value in given.items() if HIDDEN in json.dumps(value, default=str)]
     if absent:
@@ -101,6 +101,17 @@ def override_values(overrides: Sequence[str]) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
+
+
+def secrets_of_parent(*, keep: bool = False) -> dict[str, Any]:
+    """Return the secrets that a parent process handed on, by key; none if it did not.
+
+    Args:
+        keep: leave them in the environment, for the processes that this one starts.
+    """
+    handed = os.environ.get(SECRETS) if keep else os.environ.pop(SECRETS, None)
+    found: dict[str, Any] = json.loads(handed or "{}")
+    return found
 
 
 def with_secrets(environment: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.ploting import plot_loss
@@ -14,6 +15,7 @@ from llamafactory.model import load_model, load_tokenizer
 from llamafactory.train.trainer_utils import create_modelcard_and_push
 
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
+from sepo.errors import SepoError, first_line
 from sepo.forward.sequences import OracleScorer
 from sepo.hosts.llamafactory.evaluated_rows import voice_of
 from sepo.hosts.llamafactory.hub import policy_in
@@ -104,7 +106,14 @@ def run_rto(
         trainer.add_callback(FirstScreen(settings))
         timing.lap("trainer")
         logger.info("before training: %s.", timing.laps)
-        _train(trainer, training_args, finetuning_args)
+        try:
+            _train(trainer, training_args, finetuning_args)
+        except torch.OutOfMemoryError as error:
+            raise SepoError(
+                f"out of memory: {first_line(error)} Lower per_device_train_batch_size, gradient_accumulation_steps "
+                "(all responses of a step are sampled at once) or rto_max_new_tokens, or set "
+                "oracle_model_quantization_bit: 4."
+            ) from error
     if training_args.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")
         trainer.log_metrics("eval", metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,23 @@ from tqdm import tqdm
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.console import print_lines
 from sepo.errors import SepoError, first_line
+from sepo.evaluation.generation import Generated
 from sepo.evaluation.sampling import sample_batch
-from sepo.forward.sequences import ScoringModel
-from sepo.hosts.llamafactory.pairs_plan import PairsPlan, identity, notes, plan_pairs
+from sepo.evaluation.vllm_sampling import VllmSampler, VllmSettings
+from sepo.hosts.llamafactory.pairs_plan import VLLM, PairsPlan, identity, notes, plan_pairs
 from sepo.pairs.directory import DATASET, PairsDirectory
 from sepo.pairs.pairing import JudgedResponse, best_and_worst
-from sepo.pairs.parts import Parts, Values
+from sepo.pairs.parts import STEPS, Parts, Values
 from sepo.pairs.records import JudgedPrompt
 from sepo.pairs.summary import PairsSummary, print_pairs
 from sepo.pairs.units import WorkUnit
 from sepo.rewards import ConstantRewardCheck, ResponseRewards, SampledResponse, open_rewards
+from sepo.scoring.hub import hub_access
+from sepo.scoring.model_files import local_spec
 from sepo.scoring.models import give_memory_back, load_scoring_model
+
+Sampler = Callable[[Sequence[tuple[Sequence[int], int]]], list[Generated]]
+"""Samples a batch, from token ids of a prompt and number of the sample for each row."""
 
 
 def make_pairs(recipe: Mapping[str, Any], *, file: Path = Path("recipe")) -> PairsSummary:
@@ -55,6 +61,30 @@ def make_pairs(recipe: Mapping[str, Any], *, file: Path = Path("recipe")) -> Pai
     return summary
 
 
+def _sampler(plan: PairsPlan) -> Sampler:
+    """Load the policy with the host, for transformers."""
+    where: dict[str, Any] = {"model_args": plan.model_args, "device": plan.training_args.device}
+    model = load_scoring_model(plan.recipe.policy, **where)
+    return lambda samples: sample_batch(model, samples, plan.voice, decoding=plan.settings.decoding)
+
+
+def _vllm_sampler(plan: PairsPlan) -> Sampler:
+    """Load the policy with vLLM, with the host's settings of it."""
+    args = plan.model_args
+    longest = max(map(len, plan.ids)) + plan.settings.decoding.max_new_tokens
+    settings = VllmSettings(
+        dtype=plan.dtype,
+        max_model_len=longest,
+        gpu_memory_utilization=args.vllm_gpu_util,
+        enforce_eager=args.vllm_enforce_eager,
+        max_lora_rank=args.vllm_max_lora_rank,
+        trust_remote_code=args.trust_remote_code,
+        more=args.vllm_config if isinstance(args.vllm_config, dict) else {},
+    )
+    spec = local_spec(plan.recipe.policy, key="model_name_or_path", access=hub_access(args))
+    return VllmSampler(spec, settings, plan.voice, plan.settings.decoding)
+
+
 class _Steps:
     """The two steps of making pairs, with their results: samples, and their rewards.
 
@@ -69,9 +99,9 @@ class _Steps:
             Parts(
                 directory.parts, step, plan.units, settings=directory.digest, obsolete=lambda: directory.finished
             )
-            for step in ("samples", "rewards")
+            for step in STEPS
         )  # fmt: skip
-        self._policy: ScoringModel | None = None
+        self._policy: Sampler | None = None
         self._judge: ResponseRewards | None = None
         self._check = ConstantRewardCheck(plan.rewards)
 
@@ -79,14 +109,8 @@ class _Steps:
         """Sample the responses of a unit; the first call loads the policy."""
         plan = self.plan
         if self._policy is None:
-            device = plan.training_args.device
-            self._policy = load_scoring_model(plan.recipe.policy, model_args=plan.model_args, device=device)
-        found = sample_batch(
-            self._policy,
-            [(plan.ids[prompt], number) for prompt, number in unit.samples],
-            plan.voice,
-            decoding=plan.settings.decoding,
-        )
+            self._policy = _vllm_sampler(plan) if plan.engine == VLLM else _sampler(plan)
+        found = self._policy([(plan.ids[prompt], number) for prompt, number in unit.samples])
         return [
             {"text": plan.voice.decode(each.answer), "ids": list(each.ids), "finished": each.finished}
             for each in found

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from sepo.errors import SepoError, first_line
 from sepo.forward.router_loss import refusal_by_config
-from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun, model_config
-from sepo.memory.shapes import NOTHING_TRAINS, Trained, WeightBytes, model_with, weight_bytes
+from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun
+from sepo.hosts.llamafactory.plan.weights import ModelWeights, model_weights, own_dtype
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
 from sepo.objectives import StateWeight
 from sepo.recipe.model_specs import ModelSpec
@@ -75,13 +70,6 @@ class Account:
         return max(self.phases, key=lambda phase: phase.total)
 
 
-@dataclass(frozen=True)
-class _Weights:
-    config: Any
-    dtype: torch.dtype
-    counted: WeightBytes
-
-
 def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> Account:
     """Estimate the memory of a run.
 
@@ -107,14 +95,14 @@ def account_for(run: PlannedRun, *, on_gpu: bool, tokens: int | None = None) -> 
 
 def _account(run: PlannedRun, *, on_gpu: bool, tokens: int | None) -> Account:
     notes: list[str] = []
-    policy = _weights(run, run.policy, key="model_name_or_path", policy=True)
+    policy = model_weights(run, run.policy, key="model_name_or_path", trained=run.trained)
     refusal = refusal_by_config(policy.config) if run.settings.router_loss_weight else None
     if refusal is not None:
         raise SepoError(refusal)
     row = _row(run, tokens)
     phases = _before_training(run)
     phases.append(_training(run, policy, row, notes))
-    phases = [_with_reserve(phase, on_gpu=on_gpu) for phase in phases]
+    phases = [with_reserve(phase, on_gpu=on_gpu) for phase in phases]
     if run.on_cpu:
         phases.insert(-1, _loading(policy, quantized=run.policy.quantization_bit is not None))
     return Account(run, policy.counted.parameters, policy.counted.trainable, row, tuple(phases), tuple(notes))
@@ -131,46 +119,13 @@ def _row(run: PlannedRun, tokens: int | None) -> Row:
     return largest_row(run.pairs, cutoff=cutoff, batch_tokens=run.settings.batch_tokens, share=(chosen + rejected) / 2)
 
 
-def _weights(run: PlannedRun, spec: ModelSpec, *, key: str, policy: bool = False) -> _Weights:
-    config = model_config(spec, key=key, access=run.access)
-    dtype = run.dtype or _own_dtype(config, on_cpu=run.on_cpu)
-    trained = run.trained if policy else NOTHING_TRAINS
-    bits = _packed_bits(config) or spec.quantization_bit
-    words = config.to_json_string(use_diff=False)
-    counted = _counted(words, config.__class__, dtype, trained, bits, run.double_quantization)
-    return _Weights(config, dtype, counted)
-
-
-@functools.lru_cache(maxsize=64)
-def _counted(
-    config: str, kind: Any, dtype: torch.dtype, trained: Trained, bits: int | None, double: bool
-) -> WeightBytes:
-    model = model_with(kind.from_dict(json.loads(config)), dtype, trained)
-    return weight_bytes(model, quantization_bit=bits, double_quantization=double)
-
-
-def _packed_bits(config: Any) -> int | None:
-    """Return the bits per weight of a checkpoint that is quantized, or None."""
-    given: Any = getattr(config, "quantization_config", None)
-    values = given if isinstance(given, dict) else given.to_dict() if hasattr(given, "to_dict") else {}
-    if values.get("load_in_4bit") or values.get("load_in_8bit"):
-        return 4 if values.get("load_in_4bit") else 8
-    return int(values["bits"]) if values.get("bits") else None
-
-
-def _own_dtype(config: Any, *, on_cpu: bool) -> torch.dtype:
-    own = getattr(config, "dtype", None) or torch.float32
-    own = getattr(torch, own) if isinstance(own, str) else own
-    return torch.float32 if on_cpu else own
-
-
-def _loading(policy: _Weights, *, quantized: bool) -> Phase:
+def _loading(policy: ModelWeights, *, quantized: bool) -> Phase:
     """Account for loading on a CPU.
 
     Weights are read through a memory-mapped file. Unchanged weights stay in the mapping; weights that are cast or
     quantized need memory in addition to it.
     """
-    own = _own_dtype(policy.config, on_cpu=False)
+    own = own_dtype(policy.config, on_cpu=False)
     items = {"policy": policy.counted.total}
     if quantized or own != policy.dtype:
         items["mapped file"] = float(policy.counted.parameters * own.itemsize)
@@ -179,7 +134,7 @@ def _loading(policy: _Weights, *, quantized: bool) -> Phase:
     return Phase("loading", items)
 
 
-def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> Phase:
+def _training(run: PlannedRun, policy: ModelWeights, row: Row, notes: list[str]) -> Phase:
     counted, engine = policy.counted, run.engine
     shard = _sharding(engine)
     lora = run.kind == "lora"
@@ -211,7 +166,7 @@ def _training(run: PlannedRun, policy: _Weights, row: Row, notes: list[str]) -> 
     )
     activations = step_bytes(policy.config, row, how)
     if run.reference is not None:
-        reference = _weights(run, run.reference, key="ref_model")
+        reference = model_weights(run, run.reference, key="ref_model")
         items["reference"] = shard(reference.counted.total, 3)
         alone = Pass(reference.dtype, autocast=run.autocast, backward=False, head_chunk_tokens=how.head_chunk_tokens)
         activations = max(activations, step_bytes(reference.config, row, alone))
@@ -260,7 +215,7 @@ def _scoring(run: PlannedRun, name: str, specs: list[ModelSpec], row: Row, *, ke
     items: dict[str, float] = {}
     making, unpacked = 0, 0
     for number, spec in enumerate(specs):
-        model = _weights(run, spec, key="oracle_base_model" if number else key)
+        model = model_weights(run, spec, key="oracle_base_model" if number else key)
         items["oracle's base" if number else "scoring model"] = model.counted.total
         how = Pass(model.dtype, backward=False, head_chunk_tokens=run.settings.head_chunk_tokens)
         making = max(making, step_bytes(model.config, row, how))
@@ -271,7 +226,8 @@ def _scoring(run: PlannedRun, name: str, specs: list[ModelSpec], row: Row, *, ke
     return Phase(name, items)
 
 
-def _with_reserve(phase: Phase, *, on_gpu: bool) -> Phase:
+def with_reserve(phase: Phase, *, on_gpu: bool) -> Phase:
+    """Return a phase with the memory besides tensors: CUDA and fragmentation, or that of the process on a CPU."""
     if not on_gpu:
         return Phase(phase.name, {**phase.items, "process": float(CPU_PROCESS)})
     making = sum(size for name, size in phase.items.items() if name.startswith("activations"))

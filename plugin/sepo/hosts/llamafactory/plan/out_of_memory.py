@@ -73,7 +73,7 @@ def warn_if_too_large(recipe: Mapping[str, Any]) -> str | None:
     except Exception as error:  # a failed estimate must not stop the run
         logger.debug("no memory plan: %s", error)
         return None
-    message = f"{verdict(account, limit=limit, where=where)}, if a batch fills cutoff_len. {advice(fitting)}"
+    message = f"{verdict(account.peak, limit=limit, where=where)}, if a batch fills cutoff_len. {advice(fitting)}"
     logger.warning("memory plan: %s (sepo plan shows the account)", message)
     return message
 

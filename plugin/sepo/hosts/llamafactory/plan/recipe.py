@@ -49,8 +49,25 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """The properties of a run that determine its memory.
+class HowLoaded:
+    """How the models of a recipe are loaded.
+
+    Args:
+        dtype: dtype in which frozen weights are loaded; None for the model's own.
+        double_quantization: whether the scales of 4-bit weights are quantized.
+        on_cpu: whether the recipe runs on a CPU.
+        access: access to the hub.
+    """
+
+    dtype: torch.dtype | None
+    double_quantization: bool
+    on_cpu: bool
+    access: HubAccess
+
+
+@dataclass(frozen=True)
+class PlannedRun(HowLoaded):
+    """The properties of a run that determine its memory, in addition to how its models are loaded.
 
     Args:
         settings: the run's settings.
@@ -58,17 +75,13 @@ class PlannedRun:
         reference: a second model that is in memory while the policy trains, or None.
         kind: ``lora``, ``full`` or ``freeze``.
         trained: the weights of the policy that are trained.
-        dtype: dtype in which frozen weights are loaded; None for the model's own.
         autocast: dtype of mixed precision, or None.
-        double_quantization: whether the scales of 4-bit weights are quantized.
         reads_chosen: whether all chosen tokens are read, selected or not (``pref_ftx``).
         pairs: number of pairs of a device batch.
         cutoff: maximum number of tokens of the prompt with one response.
         checkpointing: whether gradient checkpointing is on.
         optimizer: name of the optimizer.
         engine: processes and sharding.
-        on_cpu: whether the recipe runs on a CPU.
-        access: access to the hub.
     """
 
     settings: RunSettings
@@ -76,17 +89,39 @@ class PlannedRun:
     reference: ModelSpec | None
     kind: str
     trained: Trained
-    dtype: torch.dtype | None
     autocast: torch.dtype | None
-    double_quantization: bool
     reads_chosen: bool
     pairs: int
     cutoff: int
     checkpointing: bool
     optimizer: str
     engine: Engine
-    on_cpu: bool
-    access: HubAccess
+
+
+def how_loaded(recipe: Mapping[str, Any]) -> HowLoaded:
+    """Read from a recipe how its models are loaded.
+
+    Raises:
+        SepoError: a value is not of its key's type.
+    """
+    half = _half(recipe)
+    return HowLoaded(
+        dtype=None if half is None else _HALF[half],
+        double_quantization=_flag(recipe, "double_quantization", default=True),
+        on_cpu=_flag(recipe, "use_cpu"),
+        access=access_in(recipe),
+    )
+
+
+def _half(recipe: Mapping[str, Any]) -> str | None:
+    if _flag(recipe, "pure_bf16") or _flag(recipe, "bf16"):
+        return "bfloat16"
+    return "float16" if _flag(recipe, "fp16") else None
+
+
+def cutoff_of(recipe: Mapping[str, Any]) -> int:
+    """Return the maximum number of tokens of a row."""
+    return _number(recipe, "cutoff_len") or 2048
 
 
 def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
@@ -112,25 +147,21 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
     kind = str(recipe.get("finetuning_type") or "lora")
     if kind not in ("lora", "full", "freeze"):
         raise SepoError(f"finetuning_type is {kind}; sepo plan supports lora, full and freeze.")
-    pure = _flag(recipe, "pure_bf16")
-    half = "bfloat16" if pure or _flag(recipe, "bf16") else "float16" if _flag(recipe, "fp16") else None
+    pure, how = _flag(recipe, "pure_bf16"), how_loaded(recipe)
     return PlannedRun(
+        **vars(how),
         settings=settings,
         policy=own_start(recipe).with_adapters(0),
         reference=_reference(recipe, settings, kind),
         kind=kind,
         trained=Trained(_adapters(recipe) if kind == "lora" else None, everything=kind != "lora", in_float32=not pure),
-        dtype=None if half is None else _HALF[half],
-        autocast=None if half is None or pure else _HALF[half],
-        double_quantization=_flag(recipe, "double_quantization", default=True),
+        autocast=None if pure else how.dtype,
         reads_chosen=bool(as_number("pref_ftx", recipe.get("pref_ftx") or 0.0, float)),
         pairs=_number(recipe, "per_device_train_batch_size") or 8,
-        cutoff=_number(recipe, "cutoff_len") or 2048,
+        cutoff=cutoff_of(recipe),
         checkpointing=not _flag(recipe, "disable_gradient_checkpointing"),
         optimizer=str(recipe.get("optim") or "adamw_torch"),
         engine=_engine(recipe, processes),
-        on_cpu=_flag(recipe, "use_cpu"),
-        access=access_in(recipe),
     )
 
 

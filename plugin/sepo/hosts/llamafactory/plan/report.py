@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sepo.console import print_lines, print_table, size
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.plan.account import Account, account_for
+from sepo.hosts.llamafactory.plan.account import Account, Phase, account_for
 from sepo.hosts.llamafactory.plan.changes import Change
 from sepo.hosts.llamafactory.plan.recipe import planned_run
 
-_UNVERIFIED = (
+UNVERIFIED = (
     "not verified on a GPU: CUDA, fragmentation, and the memory of bitsandbytes and DeepSpeed besides tensors are "
     "estimates; for measurements on a CPU, see benchmarks/results/plan-*.json."
 )
@@ -52,17 +52,8 @@ def print_plan(
         fitting: the change that makes the run fit, and the peak with it.
     """
     print_lines(headline(account))
-    names = list(dict.fromkeys(name for phase in account.phases for name in phase.items))
-    print_table(
-        None,
-        ["per process", *(phase.name for phase in account.phases)],
-        [
-            [name, *(size(phase.items[name]) if name in phase.items else "" for phase in account.phases)]
-            for name in names
-        ],
-        footer=["total", *(size(phase.total) for phase in account.phases)],
-    )
-    lines = [verdict(account, limit=limit, where=where)]
+    print_phases(account.phases)
+    lines = [verdict(account.peak, limit=limit, where=where)]
     if found:
         lines.append("changes that lower the peak, the least intrusive first:")
         lines += [f"  {change.text}  saves {size(change.saving)} ({change.effect})" for change in found]
@@ -70,8 +61,19 @@ def print_plan(
         lines.append(advice(fitting))
     lines += [f"- {note}" for note in account.notes]
     if on_gpu:
-        lines.append(f"- {_UNVERIFIED}")
+        lines.append(f"- {UNVERIFIED}")
     print_lines(lines)
+
+
+def print_phases(phases: Sequence[Phase]) -> None:
+    """Print the items of phases, side by side."""
+    names = list(dict.fromkeys(name for phase in phases for name in phase.items))
+    print_table(
+        None,
+        ["per process", *(phase.name for phase in phases)],
+        [[name, *(size(phase.items[name]) if name in phase.items else "" for phase in phases)] for name in names],
+        footer=["total", *(size(phase.total) for phase in phases)],
+    )
 
 
 def peak_in_words(recipe: Mapping[str, Any]) -> str:
@@ -86,9 +88,8 @@ def peak_in_words(recipe: Mapping[str, Any]) -> str:
         return "-"
 
 
-def verdict(account: Account, *, limit: float | None, where: str) -> str:
+def verdict(peak: Phase, *, limit: float | None, where: str) -> str:
     """Return the phase with the peak, and whether it fits."""
-    peak = account.peak
     line = f"peak: {peak.name}, {size(peak.total)}"
     if limit is None:
         return f"{line}. Pass the memory of your device to check whether it fits: --gpu 24GiB"
@@ -105,6 +106,14 @@ def advice(fitting: tuple[dict[str, Any], float] | None) -> str:
     return f"fits with {Change(keys, '', peak, 0.0).text} ({size(peak)})"
 
 
+def phase_values(phases: Sequence[Phase], peak: Phase) -> dict[str, Any]:
+    """Return phases as plain JSON values, with sizes in bytes per process."""
+    return {
+        "phases": [{"name": phase.name, "items": phase.items, "total": phase.total} for phase in phases],
+        "peak": {"phase": peak.name, "bytes": peak.total},
+    }
+
+
 def plan_values(
     account: Account, *, limit: float | None, found: list[Change], fitting: tuple[dict[str, Any], float] | None
 ) -> dict[str, Any]:
@@ -117,8 +126,7 @@ def plan_values(
         "selected": account.row.selected,
         "engine": account.run.engine.name,
         "processes": account.run.engine.processes,
-        "phases": [{"name": phase.name, "items": phase.items, "total": phase.total} for phase in account.phases],
-        "peak": {"phase": account.peak.name, "bytes": account.peak.total},
+        **phase_values(account.phases, account.peak),
         "limit": limit,
         "fits": None if limit is None else account.peak.total <= limit,
         "changes": [

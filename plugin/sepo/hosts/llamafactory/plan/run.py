@@ -10,13 +10,17 @@ from typing import Any
 
 from sepo.console import print_lines
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.pipeline import SECTIONS, read_pipeline
+from sepo.hosts.llamafactory.chain_steps import SECTIONS
+from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
 from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
-from sepo.hosts.llamafactory.plan.recipe import planned_run
+from sepo.hosts.llamafactory.plan.pairs import pairs_account, samples_pairs
+from sepo.hosts.llamafactory.plan.pairs_report import fitting_batch, pairs_plan_values, print_pairs_plan
+from sepo.hosts.llamafactory.plan.recipe import how_loaded, planned_run
 from sepo.hosts.llamafactory.plan.report import plan_values, print_plan
 from sepo.hosts.llamafactory.reading import Recipe
 from sepo.recipe.comparison import refuse_comparison
+from sepo.recipe.stage_names import is_sepo_stage
 from sepo.timing import Timing
 
 
@@ -57,8 +61,32 @@ def plan(
         read = read_pipeline(recipe_file, overrides)
         recipe = Recipe({name: value for name, value in read.items() if value is not None}, read.origins)
         _refuse_pipeline(recipe)
+        on_cpu = how_loaded(recipe).on_cpu
+        limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=on_cpu)
+    values: dict[str, Any] = {}
+    sampled = samples_pairs(recipe)
+    if is_sepo_stage(recipe.get("stage")) or not sampled:
+        values = _plan_training(recipe, limit=limit, where=where, processes=processes, tokens=tokens, timing=timing)
+    elif tokens is not None:
+        raise SepoError("--tokens is for batches of training, and the recipe has no stage of sepo; remove it.")
+    if sampled:
+        with timing.step("account of sepo pairs"):
+            account = pairs_account(recipe, on_gpu=not on_cpu)
+            fitting = fitting_batch(recipe, account, limit=limit)
+        print_pairs_plan(account, limit=limit, where=where, on_gpu=not on_cpu, fitting=fitting)
+        values["pairs"] = pairs_plan_values(account, limit=limit, fitting=fitting)
+    if output is not None:
+        output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {output}")
+    return values
+
+
+def _plan_training(
+    recipe: Recipe, *, limit: float | None, where: str, processes: int | None, tokens: int | None, timing: Timing
+) -> dict[str, Any]:
+    """Print the account of training and return its values."""
+    with timing.step("recipe"):
         run = planned_run(recipe, processes=_processes() if processes is None else processes)
-        limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=run.on_cpu)
     on_gpu = not run.on_cpu
     with timing.step("account"):
         account = account_for(run, on_gpu=on_gpu, tokens=tokens)
@@ -66,11 +94,7 @@ def plan(
     with timing.step("changes"):
         found, fitting = savings(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
     print_plan(account, limit=limit, where=where, on_gpu=on_gpu, found=found, fitting=fitting)
-    values = plan_values(account, limit=limit, found=found, fitting=fitting)
-    if output is not None:
-        output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {output}")
-    return values
+    return plan_values(account, limit=limit, found=found, fitting=fitting)
 
 
 def _refuse_pipeline(recipe: Mapping[str, Any]) -> None:
