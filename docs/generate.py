@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import runpy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -167,12 +168,31 @@ def demo_picture() -> str:
 def readme() -> str:
     """Return README.md with the transcript of the recorded run of `sepo demo`."""
     lines = [line.rstrip() for line in demo_screen(colors=False).export_text().splitlines()]
-    block = "\n".join(["<!-- from the recorded run: make docs -->", "```text", *lines, "```", "<!-- end -->"])
-    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    return _filled(HERE.parent / "README.md", ["```text", *lines, "```"])
+
+
+def pairs_and_rto_page() -> str:
+    """Return pairs_and_rto.md with the results of the recorded run of benchmarks/pairs_and_rto.py."""
+    benchmarks = HERE.parent / "benchmarks"
+    recorded = json.loads((benchmarks / "results" / "pairs_and_rto-x86_64.json").read_text(encoding="utf-8"))
+    report = runpy.run_path(str(benchmarks / "weekdays" / "report.py"))
+    return _filled(HERE / "pairs_and_rto.md", report["table"](recorded).splitlines())
+
+
+def _filled(page: Path, lines: Iterable[str]) -> str:
+    """Return the text of a page with other lines in its block."""
+    block = "\n".join(["<!-- from the recorded run: make docs -->", *lines, "<!-- end -->"])
+    text = page.read_text(encoding="utf-8")
     return re.sub(r"<!-- from the recorded run: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
 
 
-PAGES = {"keys.md": keys_page, "eval_json.md": eval_page, "demo.svg": demo_picture, "../README.md": readme}
+PAGES = {
+    "keys.md": keys_page,
+    "eval_json.md": eval_page,
+    "pairs_and_rto.md": pairs_and_rto_page,
+    "demo.svg": demo_picture,
+    "../README.md": readme,
+}
 
 if __name__ == "__main__":
     for name, written in PAGES.items():
