@@ -2,7 +2,8 @@
 
 import sys
 
-# Four layers as in the published models, for a CPU; the tokenizer and its vocabulary are SmolLM2's.
+# Four layers as in the published models, for a CPU; the tokenizer and its vocabulary are SmolLM2's. LoRA on all linear
+# layers is LoRA on the attention of Qwen3-MoE: its experts are parameters of three dimensions.
 SMALL = {
     # Qwen3-30B-A3B has 48 layers of hidden size 2048 with 128 experts of 768, 8 of them per token.
     "qwen3_moe": ("Qwen3MoeConfig", {
@@ -18,11 +19,6 @@ SMALL = {
         "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
     }),
 }  # fmt: skip
-# Modules with LoRA: all linear layers. The experts of Qwen3-MoE are parameters of three dimensions, which are none.
-TARGETS = {
-    "qwen3_moe": "q_proj,k_proj,v_proj,o_proj",
-    "qwen3_5": "q_proj,k_proj,v_proj,o_proj,in_proj_qkv,in_proj_z,out_proj,gate_proj,up_proj,down_proj",
-}
 
 
 def random_weights(config, *, device, dtype):

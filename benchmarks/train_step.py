@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 import trl_process
-from random_models import SMALL, TARGETS, small_model
+from random_models import SMALL, small_model
 
 from sepo.errors import SepoError
 
@@ -32,7 +32,7 @@ DATASETS = ("dpo_en_demo", "hh_harmless")
 SMOLLM2 = "smollm2"
 
 
-def recipe(model, data_dir, dataset, dtype, shape=SMOLLM2):
+def recipe(model, data_dir, dataset, dtype):
     chosen = {
         "model_name_or_path": str(model),
         "template": "smollm",
@@ -42,7 +42,7 @@ def recipe(model, data_dir, dataset, dtype, shape=SMOLLM2):
         "stage": "sepo",
         "finetuning_type": "lora",
         "lora_rank": 8,
-        "lora_target": TARGETS.get(shape, "all"),
+        "lora_target": "all",
         "per_device_train_batch_size": 2,
         "use_cpu": True,
     }
@@ -77,15 +77,15 @@ def parsed(argv):
     return parser.parse_args(argv)
 
 
-def check_trl(options):
-    if options.trl is None:
+def check_trl(python, *, dtype, stages):
+    if python is None:
         return
-    if options.dtype != "fp32":
-        raise SepoError(f"--trl with --dtype {options.dtype}: losses are compared in float32; pass --dtype fp32.")
-    if options.stages is not None and "host_dpo" not in options.stages.split(","):
-        raise SepoError(f"--trl with --stages {options.stages}: its loss is compared with that of host_dpo; add it.")
-    if not options.trl.is_file():
-        raise SepoError(f"--trl {options.trl} is no interpreter; `make train-step` makes the environment of TRL.")
+    if dtype != "fp32":
+        raise SepoError(f"--trl with --dtype {dtype}: losses are compared in float32; pass --dtype fp32.")
+    if stages is not None and "host_dpo" not in stages:
+        raise SepoError(f"--trl with --stages {','.join(stages)}: its loss is compared with host_dpo's; add that.")
+    if not python.is_file():
+        raise SepoError(f"--trl {python} is no interpreter; `make train-step` makes the environment of TRL.")
 
 
 def model_of(options):
@@ -100,7 +100,8 @@ def model_of(options):
 
 def run(options):
     data_dir = checked_data(options.data_dir.resolve(), options.dataset)
-    check_trl(options)
+    stages = options.stages.split(",") if options.stages else None
+    check_trl(options.trl, dtype=options.dtype, stages=stages)
     from sepo.hosts.llamafactory.recipe import quiet_on_one_device
 
     quiet_on_one_device()
@@ -112,9 +113,9 @@ def run(options):
 
     torch.set_num_threads(options.threads)
     result = measure(
-        recipe(model_of(options), data_dir, options.dataset, options.dtype, options.shape),
+        recipe(model_of(options), data_dir, options.dataset, options.dtype),
         rounds=options.rounds,
-        names=options.stages.split(",") if options.stages else None,
+        names=stages,
         memory=options.memory,
         externals=trl_process.opened(options.trl) if options.trl else no_externals,
     )
