@@ -19,13 +19,8 @@ AGREE = 1e-4
 class Child:
     """The process; it computes only between a request and its answer."""
 
-    def __init__(self, python, task, more):
-        environment = {**os.environ, "PYTHONPATH": str(PLUGIN), "OMP_NUM_THREADS": str(task["threads"]), **more}
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [str(python), str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            env=environment,
-        )  # fmt: skip
+    def __init__(self, process, errors, task):
+        self.process, self.errors = process, errors
         self.versions = self.request(task)["versions"]
 
     def request(self, values):
@@ -40,12 +35,23 @@ class Child:
             raise SepoError(f"the process of TRL ended with status {self.process.returncode}: {last[:300]}")
         return json.loads(line)
 
-    def close(self):
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-        self.errors.close()
+
+@contextlib.contextmanager
+def started(python, task, **more):
+    """Start a process for a task, with more environment variables; end it afterwards."""
+    environment = {**os.environ, "PYTHONPATH": str(PLUGIN), "OMP_NUM_THREADS": str(task["threads"]), **more}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [str(python), str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=environment,
+        )  # fmt: skip
+        try:
+            yield Child(process, errors, task)
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.wait()
+            process.stdout.close()
 
 
 class TrlDpo:
@@ -53,10 +59,9 @@ class TrlDpo:
 
     name, label = NAME, LABEL
 
-    def __init__(self, python, task):
-        self.python, self.task = python, task
-        self.child = Child(python, task, {})
-        self.facts = {"versions": self.child.versions}
+    def __init__(self, child, python, task):
+        self.child, self.python, self.task = child, python, task
+        self.facts = {"versions": child.versions}
 
     def step(self, batch):
         return self.child.request({"step": batch})["loss"]
@@ -67,11 +72,8 @@ class TrlDpo:
     def peak_memory(self, batches):
         from sepo.hosts.llamafactory.bench.memory import GIVE_BACK
 
-        fresh = Child(self.python, self.task, GIVE_BACK)
-        try:
+        with started(self.python, self.task, **GIVE_BACK) as fresh:
             return fresh.request({"peak": list(batches)})["peak_memory_bytes"]
-        finally:
-            fresh.close()
 
 
 def encoded(row):
@@ -117,11 +119,8 @@ def opened(python):
                 "threads": torch.get_num_threads(),
                 "output_dir": folder,
             }
-            contender = TrlDpo(python, task)
-            try:
-                yield [contender]
-            finally:
-                contender.child.close()
+            with started(python, task) as child:
+                yield [TrlDpo(child, python, task)]
 
     return externals
 

@@ -7,9 +7,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from sepo.console import size
 from sepo.demo.results import print_results
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
@@ -17,6 +19,14 @@ from sepo.recipe.keys import COMPARE_KEYS, HOST_KEYS, KEYS, ORACLE_KIND, PIPELIN
 from sepo.recipe.stage_names import STAGES
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "benchmarks" / "results"
+
+# Rows of the figures in memory_and_speed.md, in this order: result files of benchmarks/train_step.py, and contenders.
+MEASURED_MODELS = {"smollm2": "SmolLM2-135M", "qwen3_moe": "Qwen3-MoE, 4 layers", "qwen3_5": "Qwen3.5, 4 layers"}
+MEASURED_METHODS = {
+    "host_dpo": "DPO, LLaMA-Factory", "trl_dpo": "DPO, TRL", "host_simpo": "SimPO, LLaMA-Factory", "dpo": "DPO, sepo",
+    "sepo": "SePO",
+}  # fmt: skip
 
 # Rows without an entry in recipe/keys.py: keys that only the host reads, and sections.
 LEFTOVERS = [["`pref_loss`", "", "Only `sigmoid` is accepted: `objective` sets the loss."]]
@@ -123,7 +133,7 @@ def eval_page() -> str:
 
 def demo_screen(*, colors: bool) -> Console:
     """Return a console with the results of the recorded run of `sepo demo`."""
-    recorded = json.loads((HERE.parent / "benchmarks" / "results" / "demo-smollm2.json").read_text(encoding="utf-8"))
+    recorded = json.loads((RESULTS / "demo-smollm2.json").read_text(encoding="utf-8"))
     console = Console(
         file=io.StringIO(), width=116, record=True, highlight=False, force_terminal=colors, no_color=not colors
     )
@@ -136,6 +146,98 @@ def demo_picture() -> str:
     return demo_screen(colors=True).export_svg(title="make demo", unique_id="demo")
 
 
+def measured(pattern: str) -> list[dict[str, Any]]:
+    """Return the results of a benchmark that have a shape, sorted by model and data set."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob(pattern)]
+    order = list(MEASURED_MODELS)
+    kept = [result for result in found if "shape" in result["setting"]]
+    return sorted(kept, key=lambda one: (order.index(one["setting"]["shape"]), one["recipe"]["dataset"]))
+
+
+def where(result: dict[str, Any]) -> str:
+    """Return the model and data set of a result."""
+    return f"{MEASURED_MODELS[result['setting']['shape']]}, `{result['recipe']['dataset']}`"
+
+
+def machine_of(result: dict[str, Any]) -> str:
+    """Return the processor, threads and library versions of a result."""
+    machine, versions = result["machine"], dict(result["versions"])
+    family, model = machine["processor_family_model"]
+    beside = next((entry["versions"] for entry in result["contenders"] if "versions" in entry), None)
+    trl = f"; TRL {beside['trl']} with transformers {beside['transformers']}" if beside else ""
+    return (
+        f"{machine['processor']} (family {family}, model {model}), {machine['threads']} threads, "
+        f"torch {machine['torch']['version']} ({machine['torch']['cpu_capability']}), LLaMA-Factory "
+        f"{versions['llamafactory']} with transformers {versions['transformers']}{trl}"
+    )
+
+
+def speed_rows(results: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of the contenders of results of train_step.py."""
+    rows = []
+    for result in results:
+        entries = {entry["name"]: entry for entry in result["contenders"]}
+        for name, label in MEASURED_METHODS.items():
+            if name in entries:
+                one = entries[name]
+                rows.append(
+                    [
+                        where(result),
+                        label,
+                        f"{one['pairs_per_second']:.3f}",
+                        f"{one['ratio_to_host_dpo']:.2f}",
+                        size(one["peak_memory_bytes"]),
+                        size(one["peak_memory_with_weights_bytes"]),
+                    ]
+                )
+    return rows
+
+
+def cost_rows(results: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of results of whole_cost.py."""
+    return [
+        [
+            where(result),
+            MEASURED_METHODS[baseline],
+            *(f"{cost[part]:,.0f} s" for part in ("oracle", "scoring", "sepo", "dpo")),
+            str(cost["paid_after_runs"] or "never"),
+        ]
+        for result in results
+        for baseline, cost in result["costs"].items()
+    ]
+
+
+def figures_page() -> str:
+    """Return memory_and_speed.md with the figures of benchmarks/results."""
+    steps, costs = measured("train_step-*.json"), measured("whole_cost-*.json")
+    machines = sorted({machine_of(result) for result in [*steps, *costs]})
+    setting = costs[0]["setting"]
+    columns = ("model, data", "step", "pairs/s", "speed, 1: host's DPO", "memory of a step", "with the weights")
+    parts = (
+        "model, data",
+        "against",
+        "oracle, once",
+        "scores, once",
+        "a policy, SePO",
+        "a policy, DPO",
+        "pays from run",
+    )
+    block = "\n".join(
+        [
+            "<!-- from benchmarks/results: make docs -->",
+            *(f"Measured on {machine}." for machine in machines),
+            "",
+            table(columns, speed_rows(steps)),
+            f"For {setting['pairs']:,} pairs, an oracle trained on {setting['share']:.0%} of them for "
+            f"{setting['oracle_epochs']:g} epoch, and one epoch of each policy:",
+            "",
+            table(parts, cost_rows(costs)) + "<!-- end -->",
+        ]
+    )
+    text = (HERE / "memory_and_speed.md").read_text(encoding="utf-8")
+    return re.sub(r"<!-- from benchmarks/results: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+
+
 def readme() -> str:
     """Return README.md with the transcript of the recorded run of `sepo demo`."""
     lines = [line.rstrip() for line in demo_screen(colors=False).export_text().splitlines()]
@@ -144,7 +246,10 @@ def readme() -> str:
     return re.sub(r"<!-- from the recorded run: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
 
 
-PAGES = {"keys.md": keys_page, "eval_json.md": eval_page, "demo.svg": demo_picture, "../README.md": readme}
+PAGES = {
+    "keys.md": keys_page, "eval_json.md": eval_page, "demo.svg": demo_picture, "memory_and_speed.md": figures_page,
+    "../README.md": readme,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for name, written in PAGES.items():
