@@ -184,9 +184,9 @@ def check(options):
 
 
 def print_costs(result):
-    from sepo.console import print_table
+    from sepo.console import print_lines, print_table
 
-    setting, columns = result["setting"], ("runs", "SePO", "DPO", "SePO / DPO")
+    columns = ("runs", "SePO", "DPO", "SePO / DPO")
     for baseline, cost in result["costs"].items():
         runs = sorted({1, 2, 3, 5, 10, *([cost["paid_after_runs"]] if cost["paid_after_runs"] else [])})
         rows = [
@@ -194,8 +194,13 @@ def print_costs(result):
              f"{total(cost, 'sepo', k) / total(cost, 'dpo', k):.2f}"]
             for k in runs
         ]  # fmt: skip
-        parts = f"oracle {cost['oracle']:,.0f} s, scores {cost['scoring']:,.0f} s, once"
-        print_table(f"{setting['pairs']:,} pairs against {baseline} ({parts})", columns, rows)
+        print_lines(
+            [
+                f"{result['setting']['pairs']:,} pairs, against {baseline}: oracle {cost['oracle']:,.0f} s and scores "
+                f"{cost['scoring']:,.0f} s, once"
+            ]
+        )
+        print_table(None, columns, rows)
 
 
 def run(options):
