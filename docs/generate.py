@@ -147,28 +147,34 @@ def demo_picture() -> str:
 
 
 def measured(pattern: str) -> list[dict[str, Any]]:
-    """Return the results of a benchmark that have a shape, sorted by model and data set."""
+    """Return the results of a benchmark, sorted by model and data set."""
     found = [json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob(pattern)]
     order = list(MEASURED_MODELS)
-    kept = [result for result in found if "shape" in result["setting"]]
-    return sorted(kept, key=lambda one: (order.index(one["setting"]["shape"]), one["recipe"]["dataset"]))
+    return sorted(found, key=lambda one: (order.index(shape_of(one)), one["recipe"]["dataset"]))
+
+
+def shape_of(result: dict[str, Any]) -> str:
+    """Return the model of a result; those without a shape are older ones of SmolLM2."""
+    return result["setting"].get("shape", "smollm2")
 
 
 def where(result: dict[str, Any]) -> str:
     """Return the model and data set of a result."""
-    return f"{MEASURED_MODELS[result['setting']['shape']]}, `{result['recipe']['dataset']}`"
+    return f"{MEASURED_MODELS[shape_of(result)]}, `{result['recipe']['dataset']}`"
 
 
 def machine_of(result: dict[str, Any]) -> str:
     """Return the processor, threads and library versions of a result."""
-    machine, versions = result["machine"], dict(result["versions"])
-    family, model = machine["processor_family_model"]
+    machine, versions = result["machine"], result["versions"]
+    family, model = machine.get("processor_family_model", (None, None))
+    exact = f" (family {family}, model {model})" if family else ""
+    build = machine.get("torch", {"version": versions["torch"]})
+    capability = f" ({build['cpu_capability']})" if "cpu_capability" in build else ""
     beside = next((entry["versions"] for entry in result["contenders"] if "versions" in entry), None)
     trl = f"; TRL {beside['trl']} with transformers {beside['transformers']}" if beside else ""
     return (
-        f"{machine['processor']} (family {family}, model {model}), {machine['threads']} threads, "
-        f"torch {machine['torch']['version']} ({machine['torch']['cpu_capability']}), LLaMA-Factory "
-        f"{versions['llamafactory']} with transformers {versions['transformers']}{trl}"
+        f"{machine['processor']}{exact}, {machine['threads']} threads, torch {build['version']}{capability}, "
+        f"LLaMA-Factory {versions['llamafactory']} with transformers {versions['transformers']}{trl}"
     )
 
 
@@ -187,7 +193,7 @@ def speed_rows(results: Iterable[dict[str, Any]]) -> list[list[str]]:
                         f"{one['pairs_per_second']:.3f}",
                         f"{one['ratio_to_host_dpo']:.2f}",
                         size(one["peak_memory_bytes"]),
-                        size(one["peak_memory_with_weights_bytes"]),
+                        size(one.get("peak_memory_with_weights_bytes")),
                     ]
                 )
     return rows

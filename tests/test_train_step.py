@@ -3,8 +3,10 @@
 import importlib
 import json
 import math
+import re
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -129,6 +131,30 @@ def test_invalid_options_are_one_line(script, words, message, tmp_path, capsys):
         module.main([*words, "--data-dir", str(tmp_path)])
     assert message in str(ended.value)
     assert "\n" not in str(ended.value)
+
+
+def recorded(name):
+    (file,) = (BENCHMARKS / "results").glob(f"{name}-x86_64.json")
+    return json.loads(file.read_text())
+
+
+def test_the_readme_quotes_the_results():
+    """The speed of SePO's step over both DPOs, its memory above the model, and the whole cost."""
+    sentence = (
+        r"is ([\d.]+) x \(short prompts\) and ([\d.]+) x \(long prompts\) as fast as LLaMA-Factory's DPO and "
+        r"([\d.]+) x as TRL's, with at most (\d+) % of DPO's peak memory above the model\. .* ahead from (\d+) policies on"
+    )
+    found = re.search(sentence, " ".join((ROOT / "README.md").read_text().split()))
+    assert found, sentence
+    short, long = (
+        {one["name"]: one for one in recorded(f"train_step-{name}-fp32")["contenders"]}
+        for name in ("dpo_en_demo", "hh_harmless")
+    )
+    both = zip(long["trl_dpo"]["seconds"], long["sepo"]["seconds"], strict=True)
+    speeds = [short["sepo"]["ratio_to_host_dpo"], long["sepo"]["ratio_to_host_dpo"], median(a / b for a, b in both)]
+    memory = max(each["sepo"]["peak_memory_bytes"] / each["host_dpo"]["peak_memory_bytes"] for each in (short, long))
+    runs = recorded("whole_cost-hh_harmless")["costs"]["host_dpo"]["paid_after_runs"]
+    assert found.groups() == (*(f"{speed:.1f}" for speed in speeds), str(math.ceil(100 * memory)), str(runs))
 
 
 @pytest.mark.host
