@@ -5,18 +5,24 @@ The results have the schema ``SCHEMA``; its number changes when a change breaks 
     schema          "sepo.credit/1"
     sepo            version of this package
     data            source, sha256 (of the rows that were read), rows, responses (measured), left_out
-                    {no_token_marked, all_tokens_marked}, tokens, marked_tokens (of the measured responses),
-                    spans {type: count}, spans_cut (entirely truncated)
+                    {no_token_marked, all_tokens_marked}, tokens, marked_tokens (of the measured responses), preceded
+                    (responses with a right token before the first error), spans {type: count}, spans_cut (entirely
+                    truncated), languages {code: rows}; read, if a public data set was read from its files: path, rows,
+                    pairs, unpaired, left_out {reason: rows}, licence, url
     reading         template (null: the tokenizer's chat template), cutoff_len, dtype (null: the host's choice),
                     end_of_turn ("counted" or "left out")
     models          model, oracle, oracle_base, reference: null or {model, adapters, quantization_bit}
     settings        ratio, rule, seed, bootstrap (samples), interval (0.95), random_draws
     best_possible   precision and recall, at the ratio, of a scorer that ranks every marked token first
-    scorers         by name: auroc, average_precision, precision, recall, each {mean, low, high}; by_type: by type of
-                    error: responses, auroc, average_precision, recall
-    differences     a list of {first, second, auroc, average_precision, precision, recall}: first minus second,
-                    paired by response
-    seconds         duration
+    scorers         by name: auroc, average_precision, precision, recall, first_error, first_error_auroc, each {mean,
+                    low, high} (the last is missing if no response is preceded); by_type: by type of error: responses,
+                    auroc, average_precision, recall; by_language: by code: responses and the measures
+    differences     a list of {first, second, auroc, ...}: first minus second, paired by response
+    levels          span and step (see ``sepo.credit.units``): null if no response has a right and a wrong unit, or
+                    responses, left_out, units, marked_units, preceded, best_possible, scorers and differences
+    seconds         duration of scoring, for all data sets of the command, and of this evaluation
+
+The results of several data sets are ``{"schema": "sepo.credit_suite/1", "sepo": ..., "sets": {name: results}}``.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +42,22 @@ from tqdm import tqdm
 
 from sepo import __version__
 from sepo.credit.data import LabelledPair
-from sepo.credit.evaluate import Scores, evaluate
+from sepo.credit.evaluate import MarkedResponse, Scores, evaluate
 from sepo.credit.host import CreditHost, NamedSpec, OpenHost
-from sepo.credit.reading import ChatTemplateReader, Reader, lost_errors, mark, text_mask
+from sepo.credit.reading import ChatTemplateReader, Reader, lost_errors, mark, steps_of, text_mask
 from sepo.credit.scorers import (
+    POSITION,
     Answer,
     CreditModels,
     Scorer,
     find_scorers,
     live_scores,
+    position_scores,
     random_draws,
     read_scores,
     stored_scores,
 )
+from sepo.credit.units import of_units, span_units, unit_scores
 from sepo.errors import SepoError
 from sepo.forward.revision_rewards import ContrastiveScorer
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, LogProbScorer, ScoredSequence
@@ -58,6 +67,7 @@ from sepo.text.chat_encoding import ReadResponse
 from sepo.text.token_texts import TokenTexts
 
 SCHEMA = "sepo.credit/1"
+SUITE_SCHEMA = "sepo.credit_suite/1"
 
 Array = np.ndarray
 
@@ -101,11 +111,18 @@ class ScoredPairs:
 
     Args:
         reads: the tokenized rejected responses; the tokens from ``response_start`` on are measured.
+        steps: int [T] per response, the number of each token's step.
         scores: by scorer, draws (one unless it is random) with an array [T] per response, low = wrong.
     """
 
     reads: Sequence[ReadResponse]
+    steps: Sequence[Array]
     scores: Mapping[str, Scores]
+
+    def part(self, rows: slice) -> ScoredPairs:
+        """Return the tokens and scores of some of the pairs."""
+        scores = {name: [draw[rows] for draw in draws] for name, draws in self.scores.items()}
+        return ScoredPairs(self.reads[rows], self.steps[rows], scores)
 
 
 def score_pairs(
@@ -130,7 +147,9 @@ def score_pairs(
     host.check(named)
     reader = _reader(host, scorers, request)
     reads = [reader.read(pair) for pair in pairs]
-    return ScoredPairs(reads, _scores(host, reader, pairs, reads, scorers, request, progress))
+    texts = TokenTexts(host.tokenizer)
+    steps = [steps_of(pair, read, texts) for pair, read in zip(pairs, reads, strict=True)]
+    return ScoredPairs(reads, steps, _scores(host, reader, pairs, reads, scorers, request, progress))
 
 
 def measure(
@@ -150,18 +169,62 @@ def measure(
     Raises:
         SepoError: see ``score_pairs``; or no response can be measured.
     """
+    return measure_sets({request.source: pairs}, request, open_host=open_host, progress=progress)[request.source]
+
+
+def measure_sets(
+    sets: Mapping[str, Sequence[LabelledPair]], request: CreditRequest, *, open_host: OpenHost, progress: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Evaluate scorers on several data sets; every model is loaded once.
+
+    Args:
+        sets: pairs by name of the set.
+        request: the settings; its ``source`` is not used.
+        open_host: see ``score_pairs``.
+        progress: see ``score_pairs``.
+
+    Returns:
+        By set, the value of ``measure``; ``seconds`` is the duration of the scoring of all sets and of the evaluation
+        of this one.
+
+    Raises:
+        SepoError: see ``measure``.
+    """
     started = time.monotonic()
-    scored = score_pairs(pairs, request, open_host=open_host, progress=progress)
-    reads, scores = scored.reads, scored.scores
+    scored = score_pairs([pair for of in sets.values() for pair in of], request, open_host=open_host, progress=progress)
+    spent, found, first = time.monotonic() - started, {}, 0
+    for name, pairs in sets.items():
+        started = time.monotonic()
+        part = scored.part(slice(first, first + len(pairs)))
+        first += len(pairs)
+        try:
+            found[name] = _result(pairs, part, replace(request, source=name))
+        except SepoError as error:
+            raise SepoError(f"{name}: {error}") from error
+        found[name]["seconds"] = round(spent + time.monotonic() - started, 1)
+    return found
+
+
+def as_one(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the results of ``measure_sets`` as one JSON value: those of a single set as they are."""
+    if len(results) == 1:
+        return next(iter(results.values()))
+    return {"schema": SUITE_SCHEMA, "sepo": __version__, "sets": dict(results)}
+
+
+def _result(pairs: Sequence[LabelledPair], scored: ScoredPairs, request: CreditRequest) -> dict[str, Any]:
+    reads, scores, steps = scored.reads, scored.scores, scored.steps
     if request.text_only:
         masks = [text_mask(read) for read in reads]
         scores = {
             name: [[row[kept] for row, kept in zip(draw, masks, strict=True)] for draw in draws]
             for name, draws in scores.items()
         }
+        steps = [row[kept] for row, kept in zip(steps, masks, strict=True)]
     marked = [mark(pair, read, text_only=request.text_only) for pair, read in zip(pairs, reads, strict=True)]
-    found = evaluate(marked, scores, ratio=request.ratio, samples=request.bootstrap, seed=request.seed).as_dict()
-    counts = {name: found.pop(name) for name in ("responses", "left_out", "tokens", "marked_tokens")}
+    found = _evaluated(marked, scores, request)
+    counts = {name: found.pop(name) for name in ("responses", "left_out", "tokens", "marked_tokens", "preceded")}
+    languages = Counter(pair.language for pair in pairs if pair.language)
     return {
         "schema": SCHEMA,
         "sepo": __version__,
@@ -172,11 +235,35 @@ def measure(
             **counts,
             "spans": dict(sorted(Counter(span.type for pair in pairs for span in pair.spans).items())),
             "spans_cut": lost_errors(pairs, reads),
+            "languages": dict(sorted(languages.items())),
         },
         **_settings(request),
         **found,
-        "seconds": round(time.monotonic() - started, 1),
+        "levels": {
+            "span": _at_level(marked, scores, [span_units(response) for response in marked], request),
+            "step": _at_level(marked, scores, steps, request),
+        },
+        "seconds": 0.0,
     }
+
+
+def _evaluated(responses: Sequence[MarkedResponse], scores: Mapping[str, Scores], request: CreditRequest) -> Any:
+    return evaluate(responses, scores, ratio=request.ratio, samples=request.bootstrap, seed=request.seed).as_dict()
+
+
+def _at_level(
+    marked: Sequence[MarkedResponse], scores: Mapping[str, Scores], units: Sequence[Array], request: CreditRequest
+) -> dict[str, Any] | None:
+    """Return the results at a level; None if no response has both a wrong and a right unit."""
+    responses = [of_units(response, of) for response, of in zip(marked, units, strict=True)]
+    if not any(response.measurable for response in responses):
+        return None
+    made = {
+        name: [[unit_scores(row, of) for row, of in zip(draw, units, strict=True)] for draw in draws]
+        for name, draws in scores.items()
+    }
+    found = _evaluated(responses, made, request)
+    return {"units": found.pop("tokens"), "marked_units": found.pop("marked_tokens"), **found}
 
 
 def _settings(request: CreditRequest) -> dict[str, Any]:
@@ -242,7 +329,9 @@ def _scores(
         if scorer.kind == "random":
             made[scorer.name] = random_draws(answers, seed=request.seed, draws=request.random_draws)
             continue
-        if scorer.kind == "store":
+        if scorer.kind == POSITION:
+            rows = position_scores(answers)
+        elif scorer.kind == "store":
             rows = stored_scores(scorer, answers)
         elif scorer.kind == "contrastive":
             rows = rewards
@@ -318,5 +407,6 @@ def _digest(pairs: Sequence[LabelledPair]) -> str:
     digest = hashlib.sha256()
     for pair in pairs:
         spans = [[span.start, span.end, span.type] for span in pair.spans]
-        digest.update(json.dumps([pair.conversation, spans], ensure_ascii=True, sort_keys=True).encode())
+        parts = [*([pair.steps] if pair.steps else []), *([pair.unlabelled] if pair.unlabelled else [])]
+        digest.update(json.dumps([pair.conversation, spans, *parts], ensure_ascii=True, sort_keys=True).encode())
     return digest.hexdigest()
