@@ -10,6 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sepo.credit import leaderboard
+from sepo.credit.sets.registry import BUILT_IN as BUILT_IN_SETS
+from sepo.credit.sets.registry import SETS
 from sepo.demo.results import print_results
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
@@ -144,7 +147,21 @@ def readme() -> str:
     return re.sub(r"<!-- from the recorded run: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
 
 
-PAGES = {"keys.md": keys_page, "eval_json.md": eval_page, "demo.svg": demo_picture, "../README.md": readme}
+def credit_page() -> str:
+    """Return credit.md with the table of the leaderboard."""
+    columns, rows = leaderboard.table(leaderboard.read(HERE.parent / "benchmarks" / "credit"), [*SETS, *BUILT_IN_SETS])
+    block = f"<!-- from benchmarks/credit: make docs -->\n{table(columns, rows)}<!-- end -->"
+    text = (HERE / "credit.md").read_text(encoding="utf-8")
+    return re.sub(r"<!-- from benchmarks/credit: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+
+
+PAGES = {
+    "keys.md": keys_page,
+    "eval_json.md": eval_page,
+    "demo.svg": demo_picture,
+    "../README.md": readme,
+    "credit.md": credit_page,
+}
 
 if __name__ == "__main__":
     for name, written in PAGES.items():

@@ -11,16 +11,7 @@ from sepo.credit.sets.registry import SETS, read_set
 from sepo.credit.sets.report import read_as_dict
 from sepo.credit.sets.wmt_mqm import _is_quoted, _languages
 from sepo.errors import SepoError
-
-FILES = Path(__file__).parent / "files"
-SOURCES = {
-    "qa_feedback": "qa_feedback.json",
-    "prmbench": "prmbench.jsonl",
-    "big_bench_mistake": "word_sorting.jsonl",
-    "wmt_mqm": "mqm_hand_ende.tsv",
-    "ragtruth": "ragtruth",
-    "prm800k": "phase2_hand.jsonl",
-}
+from tests.support.credit_files import FILES, SOURCES
 
 
 def read(name, path=None, **options):
