@@ -140,7 +140,7 @@ def trained(name, folder):
 
 def request_for(name, folder):
     """Return the request: the held-out pairs of the set, and the oracle with its base."""
-    from sepo.credit.run import CreditRequest
+    from sepo.credit.scored import CreditRequest
     from sepo.credit.scorers import CreditModels
     from sepo.recipe.model_specs import ModelSpec, OracleSpec
     from sepo.runs.oracle_of_run import read_run

@@ -11,7 +11,7 @@ from sepo.errors import SepoError
 
 if TYPE_CHECKING:
     from sepo.credit.leaderboard import Row
-    from sepo.credit.run import CreditRequest
+    from sepo.credit.scored import CreditRequest
     from sepo.credit.scorers import CreditModels
     from sepo.runs.oracle_of_run import ScoredRun
 
@@ -55,7 +55,7 @@ def request_of(options: argparse.Namespace, run: ScoredRun | None, source: str) 
     Raises:
         SepoError: an option is wrong.
     """
-    from sepo.credit.run import CreditRequest
+    from sepo.credit.scored import CreditRequest
     from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
     from sepo.selection.select import check_ratio
 

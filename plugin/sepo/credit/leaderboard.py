@@ -85,7 +85,9 @@ def entries(results: Mapping[str, Mapping[str, Any]], row: Row) -> dict[str, dic
     for data_set, result in results.items():
         for scorer in result["scorers"]:
             found = {level: at_level(result, level) for level in LEVELS}
-            data = {name: value for name, value in result["data"].items() if name != "read"}
+            data = dict(result["data"])
+            if "read" in data:
+                data["read"] = {**data["read"], "path": Path(data["read"]["path"]).name}
             made[file_name(data_set, scorer, row.label)] = {
                 "schema": SCHEMA,
                 "data_set": data_set,
