@@ -24,7 +24,7 @@ def measured(world, tmp_path_factory):
     (out / "recipe.yaml").write_text("stage: sepo\nhub_token: hf_secretsecretsecretsecret\n")
     words = [
         "credit", *(f"{name}={FILES / path}" for name, path in SOURCES.items()), "fluent", "--model", world / "base",
-        "--template", "chatml", "--scorers", "surprisal,position,random", "--bootstrap", 20, "--rows", 12,
+        "--template", "chatml", "--scorers", "surprisal,position,random", "--bootstrap", 20, "--rows", 6,
         "-o", out / "credit.json", "--figure", out / "credit.png", "--page", out / "credit.html",
         "--leaderboard", out / "board", "--label", "tiny", "--recipe", out / "recipe.yaml",
     ]  # fmt: skip
@@ -40,7 +40,7 @@ def test_every_set_has_results_at_every_level(measured, capsys):
     for name, result in suite["sets"].items():
         data = result["data"]
         assert data["source"] == name
-        assert 0 < data["responses"] <= 12
+        assert 0 < data["responses"] <= 6
         assert ("read" in data) == (name in SOURCES)
         for level in ("span", "step"):
             found = result["levels"][level]
