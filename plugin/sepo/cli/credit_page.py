@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from sepo.credit.report import HEADS, LEVELS, at_level, heading, interval, kinds_of, notes, short_names, suite_table
+from sepo.credit.report import (
+    HEADS,
+    LEVELS,
+    at_level,
+    heading,
+    interval,
+    kinds_of,
+    notes,
+    responses_of,
+    short_names,
+    suite_table,
+)
 from sepo.credit.run import SCHEMA, SUITE_SCHEMA
 from sepo.errors import SepoError
 from sepo.report.charts import Chart, Line
@@ -96,12 +107,12 @@ def _lead(name: str, result: Mapping[str, Any]) -> str:
 def _measures(name: str, result: Mapping[str, Any]) -> ResultTable:
     ratio = result["settings"]["ratio"]
     rows = [
-        [level, scorer, *(interval(of.get(measure)) for measure in _MEASURES)]
+        [level, scorer, f"{responses_of(found):,}", *(interval(of.get(measure)) for measure in _MEASURES)]
         for level in LEVELS
         if (found := at_level(result, level)) is not None
         for scorer, of in found["scorers"].items()
     ]
-    columns = ["level", "scorer", *(heading(measure, ratio) for measure in _MEASURES)]
+    columns = ["level", "scorer", "responses", *(heading(measure, ratio) for measure in _MEASURES)]
     return ResultTable(f"{name}: all measures", columns, [[Cell(text) for text in row] for row in rows])
 
 

@@ -14,8 +14,8 @@ A file has the schema ``SCHEMA``::
     data        of the measured rows, see ``sepo.credit.run``
     reading     template, cutoff_len, dtype, end_of_turn
     settings    ratio, bootstrap samples, ...
-    levels      token, span, step: the measures of the scorer at that level, each {mean, low, high}, with by_type and
-                by_language; null if they were not measured
+    levels      token, span, step: responses (those that can be measured at that level), the measures of the scorer,
+                each {mean, low, high}, by_type and by_language; null if they were not measured
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from sepo import files
-from sepo.credit.report import LEVELS, at_level
+from sepo.credit.report import LEVELS, at_level, responses_of
 from sepo.errors import SepoError
 
 SCHEMA = "sepo.credit_leaderboard/1"
@@ -100,7 +100,10 @@ def entries(results: Mapping[str, Mapping[str, Any]], row: Row) -> dict[str, dic
                 "data": data,
                 "reading": result["reading"],
                 "settings": result["settings"],
-                "levels": {level: None if of is None else of["scorers"][scorer] for level, of in found.items()},
+                "levels": {
+                    level: None if of is None else {"responses": responses_of(of), **of["scorers"][scorer]}
+                    for level, of in found.items()
+                },
             }
     return made
 
@@ -176,20 +179,24 @@ def table(rows: Sequence[Mapping[str, Any]], data_sets: Sequence[str]) -> tuple[
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     levels = {level: row["levels"].get(level) or {} for level in LEVELS}
+    all_of = row["data"]["responses"]
     return [
         row["data_set"],
         row["scorer"],
         row["label"],
-        f"{row['data']['responses']:,}",
-        *(_cell(levels[level].get("auroc")) for level in LEVELS),
-        _cell(levels["token"].get("recall")),
-        _cell(levels["step"].get("first_error")),
+        f"{all_of:,}",
+        *(_cell(levels[level], "auroc", all_of) for level in LEVELS),
+        _cell(levels["token"], "recall", all_of),
+        _cell(levels["step"], "first_error", all_of),
         str(row["versions"].get("sepo", "")),
         row["date"],
     ]
 
 
-def _cell(estimate: Mapping[str, float] | None) -> str:
-    if estimate is None:
+def _cell(found: Mapping[str, Any], measure: str, all_of: int) -> str:
+    """Return a measure with its interval, and the number of responses if it is not of all."""
+    if measure not in found:
         return ""
-    return f"{estimate['mean']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+    estimate, count = found[measure], found["responses"]
+    of = "" if count == all_of else f", {count:,} responses"
+    return f"{estimate['mean']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f}{of})"

@@ -54,6 +54,11 @@ def at_level(result: Mapping[str, Any], level: str) -> Mapping[str, Any] | None:
     return found
 
 
+def responses_of(found: Mapping[str, Any]) -> int:
+    """Return the number of responses that were measured at a level, see ``at_level``."""
+    return int(found.get("data", found)["responses"])
+
+
 def kinds_of(result: Mapping[str, Any], by: str) -> list[str]:
     """Return the types (``by_type``) or languages (``by_language``) of a result, most frequent first."""
     counts = result["data"].get("spans" if by == "by_type" else "languages", {})
@@ -73,9 +78,9 @@ def print_result(result: Mapping[str, Any]) -> None:
     print_table(_title(result), columns, rows)
     print_table(
         "by token, error span and step",
-        ("level", "scorer", *(heading(measure, ratio) for measure in _LEVEL_TABLE)),
+        ("level", "scorer", "responses", *(heading(measure, ratio) for measure in _LEVEL_TABLE)),
         [
-            [level, name, *(interval(of.get(measure)) for measure in _LEVEL_TABLE)]
+            [level, name, f"{responses_of(found):,}", *(interval(of.get(measure)) for measure in _LEVEL_TABLE)]
             for level in LEVELS
             if (found := at_level(result, level)) is not None
             for name, of in found["scorers"].items()
