@@ -117,18 +117,25 @@ def test_wmt_mqm():
 def test_chosen_is_the_translation_with_the_lowest_score(tmp_path):
     """Major 5, minor 1, minor punctuation 0.1, non-translation 25; means over raters, of which this one has two."""
     rows = [
-        ("A", "r1", "<v>ein</v> a", "Style/Awkward", "Minor"),
-        ("A", "r2", "ein a", "No-error", "No-error"),
-        ("B", "r1", "ein b<v>.</v>", "Fluency/Punctuation", "Minor"),
-        ("C", "r1", "<v>ein</v> c", "Accuracy/Addition", "Major"),
-        ("D", "r1", "<v>x</v>", "Non-translation!", "Major"),
+        ("1", "A", "r1", "<v>ein</v> a", "Style/Awkward", "Minor"),
+        ("1", "A", "r2", "ein a", "No-error", "No-error"),
+        ("1", "B", "r1", "ein b<v>.</v>", "Fluency/Punctuation", "Minor"),
+        ("1", "C", "r1", "<v>ein</v> c", "Accuracy/Addition", "Major"),
+        ("1", "D", "r1", "<v>x</v>", "Non-translation!", "Major"),
+        ("2", "A", "r1", "<v>zwei</v> a", "Style/Awkward", "Minor"),
+        ("2", "A", "r2", "zwei <v>a</v>", "Style/Awkward", "Minor"),
+        ("2", "B", "r1", "<v>zwei</v> b.", "Style/Awkward", "Minor"),
+        ("2", "B", "r1", "zwei b<v>.</v>", "Fluency/Punctuation", "Minor"),
     ]
     head = "system\tdoc\tdocSegId\tglobalSegId\trater\tsource\ttarget\tcategory\tseverity\tmetadata\t# Documentation"
-    lines = ["\t".join([system, "d:zh-en", "1", "1", rater, "s", *of, "{}"]) for system, rater, *of in rows]
+    lines = [
+        "\t".join([system, "d:zh-en", segment, segment, rater, "s", *of, "{}"]) for segment, system, rater, *of in rows
+    ]
     (tmp_path / "mqm.tsv").write_text("\ufeff" + "\r\n".join([head, *lines]))
     chosen = {pair.rejected: pair.chosen for pair in read("wmt_mqm", tmp_path / "mqm.tsv").pairs}
-    assert chosen == {"ein a": "ein b.", "ein b.": "", "ein c": "ein b.", "x": "ein b."}
-    assert read("wmt_mqm", tmp_path / "mqm.tsv").languages == {"en": 4}
+    first = {"ein a": "ein b.", "ein b.": "", "ein c": "ein b.", "x": "ein b."}
+    assert chosen == {**first, "zwei a": "", "zwei b.": "zwei a"}  # 1 and 1.1
+    assert read("wmt_mqm", tmp_path / "mqm.tsv").languages == {"en": 6}
 
 
 def test_quotes_of_spreadsheets_are_removed_and_others_kept(tmp_path):

@@ -169,6 +169,7 @@ def _chart(name: str, result: Mapping[str, Any]) -> Chart:
         x_label="level (1 token, 2 span, 3 step)",
         y_label="AUROC",
         lines=lines,
+        x_whole=True,
         x_limits=(0.7, 3.6),
         section="comparison",
     )
