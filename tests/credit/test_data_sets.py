@@ -238,6 +238,7 @@ def labels(**values):
         ("qa_feedback", feedback(errors=[ERROR]), r"errors\[0\] has start 3 and end 999, expected .* <= 76"),
         ("qa_feedback", feedback(errors={}), r"row 3 of .*errors is \{\}, expected a list of objects"),
         ("qa_feedback", lambda row: 7, "row 3 of .* is 7, expected an object"),
+        ("prmbench", with_(question="\ud83d"), r"line 4 of .* has '\\ud83d', half of a surrogate pair"),
         ("prmbench", without("error_steps"), "line 4 of .* expected error_steps, a list of step numbers, from 1"),
         ("prmbench", with_(error_steps="3"), "line 4 of .*: error_steps is '3', expected a list of step numbers"),
         ("prmbench", with_(modified_process=[]), r"line 4 of .*: modified_process is \[\], expected a list of strings"),

@@ -121,17 +121,26 @@ def json_rows(path: Path, *, expected: str) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SepoError(f"{path} is not JSON ({error}); expected {expected}.") from None
-        yield from ((f"row {index} of {path}", row) for index, row in enumerate(rows))
+        yield from ((where := f"row {index} of {path}", _encodable(row, where)) for index, row in enumerate(rows))
         return
     for number, line in lines(text):
         where = f"line {number} of {path}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = _encodable(json.loads(line), where)
+        except (ValueError, RecursionError) as error:
             row = _Unreadable(f"{where} is not JSON ({error}); expected {expected}.")
         yield where, row
+
+
+def _encodable(row: Any, where: str) -> Any:
+    """Return the row; one with half of a surrogate pair, which no tokenizer can encode, as unreadable."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return _Unreadable(f"{where} has {error.object[error.start]!r}, half of a surrogate pair; expected characters.")
+    return row
 
 
 def short(value: Any) -> str:
