@@ -13,6 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from sepo.console import size
+from sepo.credit import leaderboard
+from sepo.credit.sets.registry import BUILT_IN as BUILT_IN_SETS
+from sepo.credit.sets.registry import SETS
 from sepo.demo.results import print_results
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
@@ -294,6 +297,14 @@ def _filled(page: Path, lines: Iterable[str]) -> str:
     return re.sub(r"<!-- from the recorded run: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
 
 
+def credit_page() -> str:
+    """Return credit.md with the table of the leaderboard."""
+    columns, rows = leaderboard.table(leaderboard.read(HERE.parent / "benchmarks" / "credit"), [*SETS, *BUILT_IN_SETS])
+    block = f"<!-- from benchmarks/credit: make docs -->\n{table(columns, rows)}<!-- end -->"
+    text = (HERE / "credit.md").read_text(encoding="utf-8")
+    return re.sub(r"<!-- from benchmarks/credit: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+
+
 PAGES = {
     "keys.md": keys_page,
     "eval_json.md": eval_page,
@@ -301,6 +312,7 @@ PAGES = {
     "demo.svg": demo_picture,
     "memory_and_speed.md": figures_page,
     "../README.md": readme,
+    "credit.md": credit_page,
 }
 
 if __name__ == "__main__":
