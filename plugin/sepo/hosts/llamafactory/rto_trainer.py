@@ -32,6 +32,8 @@ class LlamaFactoryRtoTrainer(RtoStep, GRPOTrainer):
         **kwargs: arguments of TRL's trainer.
     """
 
+    optimizer: Any
+
     def __init__(
         self,
         model: Any,
