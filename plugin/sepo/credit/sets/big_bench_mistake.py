@@ -46,12 +46,13 @@ def _use(row: Any, where: str, reading: Reading, task: str, right: dict[str, str
         reading.leave_out("the wrong step is blank", where)
         return
     rejected, places = joined(steps)
+    start, end = places[wrong]
     reading.add(
         messages=({"role": "user", "content": question},),
         chosen=right.get(question, ""),
         rejected=rejected,
-        spans=(ErrorSpan(*places[wrong], task),),
+        spans=(ErrorSpan(start, end, task),),
         steps=places,
-        unlabelled=((places[wrong][1], len(rejected)),) if places[wrong][1] < len(rejected) else (),
+        unlabelled=((end, len(rejected)),) if end < len(rejected) else (),
         language="en",
     )
