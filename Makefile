@@ -13,7 +13,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help env demo two-steps browser docs test test-fast test-install test-axolotl drift hosts lock lint format clean
+.PHONY: help env demo two-steps browser docs train-step whole-cost test test-fast test-install test-axolotl drift hosts lock lint format clean
 
 help:
 	@echo "make demo       train a real 135M model in four ways and show what each gained (under 12 minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-fast  without the tests that start LLaMA-Factory"
 	@echo "make test-install  the README's install lines, in empty environments, with the built wheel"
 	@echo "make test-axolotl  the same stages in Axolotl, in an environment of its own (about 7 GB, in ~/.cache/sepo)"
+	@echo "make train-step whole-cost  speed and memory of the stages beside the host's and TRL's DPO, and with the oracle's cost"
 	@echo "make browser    Debian's Chromium for the tests of pages, where it is missing (needs root); they fail without it"
 	@echo "make docs       the pages of docs/ that are written from the code"
 	@echo "make env        only the environment, in $(VENV) (about 6 GB, a few minutes)"
@@ -77,6 +78,11 @@ test-axolotl: env
 	axolotl=$$($(BIN)/python -m tests.hosts.axolotl.environment $(AXOLOTL_PYTHON)) && \
 	PYTHONPATH=$(abspath plugin) SEPO_LLAMAFACTORY_PYTHON=$(abspath $(BIN))/python "$$axolotl/bin/python" -m pytest -n 2 --dist loadfile tests/hosts/axolotl
 
+# TRL's own DPO needs other versions than the host: it runs in an environment of its own. ARGS="--dataset hh_harmless"
+train-step whole-cost: env
+	trl=$$($(BIN)/python -m tests.support.trl_environment) && \
+	$(BIN)/python benchmarks/$(subst -,_,$@).py $(if $(filter train-step,$@),--dtype fp32) --trl "$$trl/bin/python" $(ARGS)
+
 # What is resolved for one environment holds on every Python that it runs on. KEEP=1 keeps versions that still satisfy pyproject.toml.
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --custom-compile-command 'make lock' $(if $(KEEP),,--upgrade)
 lock: env
@@ -85,6 +91,7 @@ lock: env
 	$(COMPILE) --universal --python-version 3.11 --no-deps -o $(LOCKS)/contract-0.9.4.txt $(LOCKS)/contract-0.9.4.in
 	$(COMPILE) --python-version 3.12 --no-deps -o $(LOCKS)/contract-axolotl-0.21.txt $(LOCKS)/contract-axolotl-0.21.in
 	$(COMPILE) --universal --python-version 3.11 --no-deps -o $(LOCKS)/transformers-5.8.txt $(LOCKS)/transformers-5.8.in
+	$(COMPILE) --universal --python-version 3.11 -o $(LOCKS)/trl-1.16.txt $(LOCKS)/trl-1.16.in
 	$(COMPILE) --universal --python-version 3.11 --extra host --extra test -o $(LOCKS)/llamafactory-0.9.4.txt $(LOCKS)/llamafactory-0.9.4.in pyproject.toml
 	$(COMPILE) --universal --python-version 3.11 --extra llamafactory --extra demo --extra dev -o $(LOCKS)/llamafactory.txt pyproject.toml
 	$(COMPILE) --python-version 3.11 --extra axolotl --extra test -o $(LOCKS)/axolotl-0.19.txt pyproject.toml

@@ -3,8 +3,10 @@
     python benchmarks/credit.py demo                   # trains an oracle: 3 minutes on two cores
     python benchmarks/credit.py fluent                 # trains an oracle: 15 minutes on two cores
     python benchmarks/credit.py qa                     # 30 minutes; needs ../shared/data/qa_feedback_spans.json
+    python benchmarks/credit.py board                  # writes the leaderboard's rows of the recorded results
 
-Writes benchmarks/results/credit-<set>-smollm2-<processor>.json and .png. The model is the demonstration's,
+Writes benchmarks/results/credit-<set>-smollm2-<processor>.json and .png, and rows of the leaderboard, benchmarks/credit
+(`make docs` updates its table in docs/credit.md). The model is the demonstration's,
 SmolLM2-135M-Instruct (converted offline under ~/.cache/sepo/demo), in float32. Every oracle is a LoRA adapter trained
 on the set's training pairs, without the marks; held-out rejected responses are measured:
 
@@ -22,6 +24,7 @@ reused.
 """
 
 import argparse
+import datetime
 import json
 import platform
 import subprocess
@@ -39,6 +42,10 @@ SCORERS = {
     "fluent": ("oracle", "surprisal", "random"),
     "qa": ("oracle", "contrastive", "surprisal", "random"),
 }
+BOARD, LABEL = ROOT / "benchmarks" / "credit", "SmolLM2-135M-Instruct"
+BOARD_NAMES = {"demo": "obvious", "fluent": "fluent", "qa": "qa_feedback"}
+"""The leaderboard, the name of the models in it, and the names of the sets."""
+
 HELD_OUT_ONE_IN = 3
 COMMON = {
     "template": "smollm",
@@ -133,7 +140,7 @@ def trained(name, folder):
 
 def request_for(name, folder):
     """Return the request: the held-out pairs of the set, and the oracle with its base."""
-    from sepo.credit.run import CreditRequest
+    from sepo.credit.scored import CreditRequest
     from sepo.credit.scorers import CreditModels
     from sepo.recipe.model_specs import ModelSpec, OracleSpec
     from sepo.runs.oracle_of_run import read_run
@@ -186,16 +193,36 @@ def run(options):
     result = measure(read_pairs(request.source), request, open_host=LlamaFactoryCredit, progress=True)
     result["data"]["source"] = {"demo": "demo_heldout", "fluent": "fluent_heldout", "qa": QA}[options.set]
     print_result(result)
-    recipes = {step: {**COMMON, **keys} for step, keys in STEPS.get(options.set, {}).items()}
     output = options.output or RESULTS / f"credit-{options.set}-smollm2-{platform.machine()}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_result({"versions": versions(), "machine": machine(cuda=False), "recipes": recipes, **result}, output)
+    about = {"date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(), "versions": versions()}
+    write_result({**about, "machine": machine(cuda=False), "recipes": recipes(options.set), **result}, output)
     save(draw(result), output.with_suffix(".png"))
+    add_to_board(options.set, output)
+
+
+def recipes(name):
+    """Return the recipes of the models by step; those of a pipeline as one."""
+    import yaml
+
+    if name == "demo":
+        return {"pipeline": yaml.safe_load((ROOT / "benchmarks" / "credit_demo.yaml").read_text(encoding="utf-8"))}
+    return {step: {**COMMON, **keys} for step, keys in STEPS[name].items()}
+
+
+def add_to_board(name, file):
+    """Write the rows of a recorded result to the leaderboard."""
+    from sepo.credit.leaderboard import Row, entries, write
+
+    result = json.loads(file.read_text(encoding="utf-8"))
+    row = Row(LABEL, result["date"], result["versions"], result["recipes"] or recipes(name))
+    for path in write(BOARD, entries({BOARD_NAMES[name]: result}, row)):
+        print(f"written: {path}")
 
 
 def parsed(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("set", choices=WORK)
+    parser.add_argument("set", choices=[*WORK, "board"])
     parser.add_argument("--work", type=Path, help="directory of the oracle (default: one in demo_output)")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(argv)
@@ -203,7 +230,13 @@ def parsed(argv):
 
 def main(argv=None):
     try:
-        run(parsed(argv))
+        options = parsed(argv)
+        if options.set == "board":
+            for name in WORK:
+                for file in RESULTS.glob(f"credit-{name}-smollm2-*.json"):
+                    add_to_board(name, file)
+        else:
+            run(options)
     except SepoError as error:
         sys.exit(f"credit: error: {error}")
 

@@ -26,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from random_models import random_weights, saved_once
+
 from sepo.errors import SepoError
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,32 +72,23 @@ def save_tokenizer(folder, size):
 def random_model(shape, device):
     """Create random weights of a shape on the device, in bfloat16."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
     config = LlamaConfig(
         **{"num_key_value_heads": SHAPES[shape]["num_attention_heads"], "tie_word_embeddings": False, **SHAPES[shape]},
         vocab_size=VOCABULARY[shape], max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=3,
     )  # fmt: skip
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            return LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    return random_weights(config, device=device, dtype=torch.bfloat16)
 
 
 def save_model(folder, shape, device):
     """Write random weights of a shape, once; return their directory."""
-    done = folder / "done"
-    if done.is_file():
-        return folder
-    print(f"making random weights of shape {shape} in {folder}", file=sys.stderr, flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    random_model(shape, device).save_pretrained(folder)
-    save_tokenizer(folder, VOCABULARY[shape])
-    done.touch()
-    return folder
+
+    def save(folder):
+        random_model(shape, device).save_pretrained(folder)
+        save_tokenizer(folder, VOCABULARY[shape])
+
+    return saved_once(folder, shape, save)
 
 
 def save_pairs(folder, *, shape, length, pairs):

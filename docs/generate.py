@@ -5,11 +5,17 @@ from __future__ import annotations
 import io
 import json
 import re
+import runpy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from sepo.console import size
+from sepo.credit import leaderboard
+from sepo.credit.sets.registry import BUILT_IN as BUILT_IN_SETS
+from sepo.credit.sets.registry import SETS
 from sepo.demo.results import print_results
 from sepo.evaluation.fields import FIELDS, SCHEMA_VERSION
 from sepo.objectives.presets import BUILT_IN, find_objective
@@ -28,6 +34,14 @@ from sepo.recipe.keys import (
 from sepo.recipe.stage_names import RTO, STAGES
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "benchmarks" / "results"
+
+# Rows of the figures in memory_and_speed.md, in this order: result files of benchmarks/train_step.py, and contenders.
+MEASURED_MODELS = {"smollm2": "SmolLM2-135M", "qwen3_moe": "Qwen3-MoE, 4 layers", "qwen3_5": "Qwen3.5, 4 layers"}
+MEASURED_METHODS = {
+    "host_dpo": "DPO, LLaMA-Factory", "trl_dpo": "DPO, TRL", "host_simpo": "SimPO, LLaMA-Factory", "dpo": "DPO, sepo",
+    "sepo": "SePO",
+}  # fmt: skip
 
 # Rows without an entry in recipe/keys.py: keys that only the host reads, and sections.
 LEFTOVERS = [["`pref_loss`", "", "Only `sigmoid` is accepted: `objective` sets the loss."]]
@@ -151,7 +165,7 @@ def eval_page() -> str:
 
 def demo_screen(*, colors: bool) -> Console:
     """Return a console with the results of the recorded run of `sepo demo`."""
-    recorded = json.loads((HERE.parent / "benchmarks" / "results" / "demo-smollm2.json").read_text(encoding="utf-8"))
+    recorded = json.loads((RESULTS / "demo-smollm2.json").read_text(encoding="utf-8"))
     console = Console(
         file=io.StringIO(), width=116, record=True, highlight=False, force_terminal=colors, no_color=not colors
     )
@@ -164,15 +178,142 @@ def demo_picture() -> str:
     return demo_screen(colors=True).export_svg(title="make demo", unique_id="demo")
 
 
+def measured(pattern: str) -> list[dict[str, Any]]:
+    """Return the results of a benchmark, sorted by model and data set."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob(pattern)]
+    order = list(MEASURED_MODELS)
+    return sorted(found, key=lambda one: (order.index(shape_of(one)), one["recipe"]["dataset"]))
+
+
+def shape_of(result: dict[str, Any]) -> str:
+    """Return the model of a result; those without a shape are older ones of SmolLM2."""
+    return result["setting"].get("shape", "smollm2")
+
+
+def where(result: dict[str, Any]) -> str:
+    """Return the model and data set of a result."""
+    return f"{MEASURED_MODELS[shape_of(result)]}, `{result['recipe']['dataset']}`"
+
+
+def machine_of(result: dict[str, Any]) -> str:
+    """Return the processor, threads and library versions of a result."""
+    machine, versions = result["machine"], result["versions"]
+    family, model = machine.get("processor_family_model", (None, None))
+    exact = f" (family {family}, model {model})" if family else ""
+    build = machine.get("torch", {"version": versions["torch"]})
+    capability = f" ({build['cpu_capability']})" if "cpu_capability" in build else ""
+    beside = next((entry["versions"] for entry in result["contenders"] if "versions" in entry), None)
+    trl = f"; TRL {beside['trl']} with transformers {beside['transformers']}" if beside else ""
+    return (
+        f"{machine['processor']}{exact}, {machine['threads']} threads, torch {build['version']}{capability}, "
+        f"LLaMA-Factory {versions['llamafactory']} with transformers {versions['transformers']}{trl}"
+    )
+
+
+def speed_rows(results: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of the contenders of results of train_step.py."""
+    rows = []
+    for result in results:
+        entries = {entry["name"]: entry for entry in result["contenders"]}
+        for name, label in MEASURED_METHODS.items():
+            if name in entries:
+                one = entries[name]
+                rows.append(
+                    [
+                        where(result),
+                        label,
+                        f"{one['pairs_per_second']:.3f}",
+                        f"{one['ratio_to_host_dpo']:.2f}",
+                        size(one["peak_memory_bytes"]),
+                        size(one.get("peak_memory_with_weights_bytes")),
+                    ]
+                )
+    return rows
+
+
+def cost_rows(results: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of results of whole_cost.py."""
+    return [
+        [
+            where(result),
+            MEASURED_METHODS[baseline],
+            *(f"{cost[part]:,.0f} s" for part in ("oracle", "scoring", "sepo", "dpo")),
+            str(cost["paid_after_runs"] or "never"),
+        ]
+        for result in results
+        for baseline, cost in result["costs"].items()
+    ]
+
+
+def figures_page() -> str:
+    """Return memory_and_speed.md with the figures of benchmarks/results."""
+    steps, costs = measured("train_step-*.json"), measured("whole_cost-*.json")
+    machines = sorted({machine_of(result) for result in [*steps, *costs]})
+    setting = costs[0]["setting"]
+    columns = ("model, data", "step", "pairs/s", "speed, 1: host's DPO", "memory of a step", "with the weights")
+    parts = (
+        "model, data",
+        "against",
+        "oracle, once",
+        "scores, once",
+        "a policy, SePO",
+        "a policy, DPO",
+        "pays from run",
+    )
+    block = "\n".join(
+        [
+            "<!-- from benchmarks/results: make docs -->",
+            *(f"Measured on {machine}." for machine in machines),
+            "",
+            table(columns, speed_rows(steps)),
+            f"For {setting['pairs']:,} pairs, an oracle trained on {setting['share']:.0%} of them for "
+            f"{setting['oracle_epochs']:g} epoch, and one epoch of each policy:",
+            "",
+            table(parts, cost_rows(costs)) + "<!-- end -->",
+        ]
+    )
+    text = (HERE / "memory_and_speed.md").read_text(encoding="utf-8")
+    return re.sub(r"<!-- from benchmarks/results: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+
+
 def readme() -> str:
     """Return README.md with the transcript of the recorded run of `sepo demo`."""
     lines = [line.rstrip() for line in demo_screen(colors=False).export_text().splitlines()]
-    block = "\n".join(["<!-- from the recorded run: make docs -->", "```text", *lines, "```", "<!-- end -->"])
-    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    return _filled(HERE.parent / "README.md", ["```text", *lines, "```"])
+
+
+def pairs_and_rto_page() -> str:
+    """Return pairs_and_rto.md with the results of the recorded run of benchmarks/pairs_and_rto.py."""
+    benchmarks = HERE.parent / "benchmarks"
+    recorded = json.loads((benchmarks / "results" / "pairs_and_rto-x86_64.json").read_text(encoding="utf-8"))
+    report = runpy.run_path(str(benchmarks / "weekdays" / "report.py"))
+    return _filled(HERE / "pairs_and_rto.md", report["table"](recorded).splitlines())
+
+
+def _filled(page: Path, lines: Iterable[str]) -> str:
+    """Return the text of a page with other lines in its block."""
+    block = "\n".join(["<!-- from the recorded run: make docs -->", *lines, "<!-- end -->"])
+    text = page.read_text(encoding="utf-8")
     return re.sub(r"<!-- from the recorded run: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
 
 
-PAGES = {"keys.md": keys_page, "eval_json.md": eval_page, "demo.svg": demo_picture, "../README.md": readme}
+def credit_page() -> str:
+    """Return credit.md with the table of the leaderboard."""
+    columns, rows = leaderboard.table(leaderboard.read(HERE.parent / "benchmarks" / "credit"), [*SETS, *BUILT_IN_SETS])
+    block = f"<!-- from benchmarks/credit: make docs -->\n{table(columns, rows)}<!-- end -->"
+    text = (HERE / "credit.md").read_text(encoding="utf-8")
+    return re.sub(r"<!-- from benchmarks/credit: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+
+
+PAGES = {
+    "keys.md": keys_page,
+    "eval_json.md": eval_page,
+    "pairs_and_rto.md": pairs_and_rto_page,
+    "demo.svg": demo_picture,
+    "memory_and_speed.md": figures_page,
+    "../README.md": readme,
+    "credit.md": credit_page,
+}
 
 if __name__ == "__main__":
     for name, written in PAGES.items():

@@ -28,7 +28,9 @@ def test_every_relative_link_has_a_target(page):
             assert anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", ["keys.md", "eval_json.md", "demo.svg", "../README.md"])
+@pytest.mark.parametrize(
+    "page", ["keys.md", "eval_json.md", "pairs_and_rto.md", "demo.svg", "../README.md", "credit.md"]
+)
 def test_pages_are_written_from_the_code(page):
     pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
     assert (ROOT / "docs" / page).read_text() == pages[page](), "run: make docs"

@@ -8,7 +8,7 @@ import pytest
 from sepo.credit.run import SCHEMA
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "look.md").read_text()
+PAGE = (ROOT / "docs" / "credit.md").read_text()
 
 
 def recorded(name):

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from sepo.cli import main
-from sepo.cli.credit import _models, add_credit
+from sepo.cli.credit import add_credit
+from sepo.cli.credit_options import models_of
 from sepo.errors import SepoError
 from sepo.recipe.model_specs import ModelSpec
 from sepo.runs.oracle_of_run import read_run
@@ -153,7 +154,7 @@ def test_models_by_option_have_revisions(tmp_path):
     add_credit(parser)
     (tmp_path / "a@b").mkdir()
     words = ["demo", "--model", "acme/m@v1", "--adapters", "acme/a@v2,acme/b", "--ref-model", str(tmp_path / "a@b")]
-    models = _models(parser.parse_args(words), None)
+    models = models_of(parser.parse_args(words), None)
     assert models.model == ModelSpec("acme/m", ("acme/a", "acme/b"), None, "v1", ("v2", None))
     assert models.reference == ModelSpec(str(tmp_path / "a@b"))
 

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
+from sepo.credit.data import ErrorSpan, LabelledPair
 from sepo.credit.evaluate import MarkedResponse, evaluate
 from sepo.credit.measures import auroc, average_precision
+from sepo.credit.reading import mark, steps_of
 from sepo.errors import SepoError
+from sepo.text.chat_encoding import ReadResponse
+from sepo.text.projection import TokenSpans
 
 
 def response(*words):
@@ -91,3 +95,61 @@ def test_an_oracle_of_the_marks_is_perfect_and_its_opposite_worst():
 def test_invalid_scores_name_the_scorer(bad):
     with pytest.raises(SepoError, match="scorer mine gives"):
         evaluated([response("x", "", "")], {"mine": [[np.array(bad)]]})
+
+
+def test_tokens_that_are_not_labelled_are_candidates_of_the_first_error_only():
+    marked = np.array([False, True, False, False])
+    scores = np.array([3.0, 1.0, 0.0, 2.0])
+    plain = evaluated([MarkedResponse(marked, {})], {"mine": [[scores]]})
+    known = np.array([True, True, False, False])
+    cut = evaluated([MarkedResponse(marked, {}, known=known)], {"mine": [[scores]]})
+    assert (plain.tokens, cut.tokens, cut.marked_tokens) == (4, 2, 1)
+    assert plain.scorers["mine"]["auroc"].value == pytest.approx(2 / 3)
+    assert cut.scorers["mine"]["auroc"].value == 1.0
+    assert cut.scorers["mine"]["precision"].value == 1.0
+    assert plain.scorers["mine"]["first_error"].value == cut.scorers["mine"]["first_error"].value == 0.0
+    none = MarkedResponse(np.array([False, True]), {}, known=np.array([False, True]))
+    assert not none.measurable
+
+
+def test_the_auroc_of_the_first_error_is_of_responses_that_begin_right():
+    first, second = response("", "x", ""), response("x", "", "")
+    scores = [np.array([1.0, 0.0, 5.0]), np.array([0.0, 1.0, 2.0])]
+    found = evaluated([first, second], {"mine": [scores], "other": [[-row for row in scores]]})
+    assert found.preceded == 1
+    assert found.scorers["mine"]["first_error_auroc"].value == 1.0
+    assert found.scorers["other"]["first_error_auroc"].value == 0.0
+    assert found.scorers["mine"]["first_error"].value == 1.0
+    (difference,) = found.differences
+    assert difference[2]["first_error_auroc"].value == 1.0
+    alone = evaluated([second], {"mine": [scores[1:]]})
+    assert "first_error_auroc" not in alone.scorers["mine"]
+    assert alone.preceded == 0
+
+
+def test_languages_are_means_of_their_responses():
+    marks = np.array([True, False, False])
+    responses = [MarkedResponse(marks, {}, language) for language in ("de", "en", "de", "")]
+    scores = [np.array([0.0, 1.0, 2.0]), np.array([2.0, 1.0, 0.0]), np.array([1.0, 0.0, 2.0]), np.zeros(3)]
+    found = evaluated(responses, {"mine": [scores]})
+    assert found.language_responses == {"de": 2, "en": 1}
+    assert found.languages["mine"]["de"]["auroc"].value == 0.75
+    assert found.languages["mine"]["en"]["auroc"].value == 0.0
+    assert found.scorers["mine"]["auroc"].value == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
+
+
+def test_spans_and_steps_are_marked_from_characters():
+    text = "one\ntwo\nthree"
+    offsets = ((0, 3), (3, 4), (4, 7), (7, 8), (8, 13), (13, 13))
+    pair = LabelledPair(
+        0, ({"role": "user", "content": "q"},), "", text, (ErrorSpan(4, 7, "x"),), language="en",
+        steps=((0, 3), (4, 7), (8, 13)), unlabelled=((7, 13),),
+    )  # fmt: skip
+    read = ReadResponse([1, 2, 3, 4, 5, 6, 7], 1, TokenSpans(offsets, 5))
+    made = mark(pair, read, text_only=False)
+    assert made.marked.tolist() == [False, False, True, False, False, False]
+    assert made.labelled.tolist() == [True, True, True, False, False, False]  # the end of turn follows unlabelled text
+    assert made.language == "en"
+    assert mark(pair, read, text_only=True).labelled.tolist() == [True, True, True, False, False]
+    assert steps_of(pair, read, None).tolist() == [0, 0, 1, 1, 2, 2]
+    assert pair.conversation["answers"] == [text, text]  # without a chosen response

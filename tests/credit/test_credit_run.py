@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sepo.credit import run
-from sepo.credit.run import SCHEMA, CreditRequest
+from sepo.credit import run, scored
+from sepo.credit.run import SCHEMA
+from sepo.credit.scored import CreditRequest
 from sepo.credit.scorers import CreditModels
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
@@ -31,7 +32,7 @@ def measure(pairs, request):
 
 
 def score_pairs(pairs, request):
-    return run.score_pairs(pairs, request, open_host=LlamaFactoryCredit)
+    return scored.score_pairs(pairs, request, open_host=LlamaFactoryCredit)
 
 
 def request(models, *scorers, **options):
@@ -96,10 +97,12 @@ def test_results_have_the_documented_schema(models, marked_pairs):
     assert json.loads(json.dumps(result)) == result
     assert result["schema"] == SCHEMA == "sepo.credit/1"
     assert set(result) == {
-        "schema", "sepo", "data", "reading", "models", "settings", "best_possible", "scorers", "differences", "seconds",
+        "schema", "sepo", "data", "reading", "models", "settings", "best_possible", "scorers", "differences", "levels",
+        "seconds",
     }  # fmt: skip
     assert set(result["data"]) == {
-        "source", "sha256", "rows", "responses", "left_out", "tokens", "marked_tokens", "spans", "spans_cut",
+        "source", "sha256", "rows", "responses", "left_out", "tokens", "marked_tokens", "preceded", "spans",
+        "spans_cut", "languages",
     }  # fmt: skip
     assert result["data"]["spans"] == {"Wrong-Number": 8, "Wrong-Word": 12}
     assert result["reading"] == {
@@ -107,9 +110,12 @@ def test_results_have_the_documented_schema(models, marked_pairs):
     }  # fmt: skip
     assert result["models"]["oracle_base"] == result["models"]["model"]
     assert list(result["scorers"]) == ["oracle", "surprisal", "random"]
-    measures = {"auroc", "average_precision", "precision", "recall"}
+    measures = {"auroc", "average_precision", "precision", "recall", "first_error", "first_error_auroc"}
+    assert result["data"]["preceded"] == 12
+    assert set(result["levels"]) == {"span", "step"}
+    assert set(result["levels"]["span"]["scorers"]) == set(result["scorers"])
     for of in result["scorers"].values():
-        assert set(of) == {*measures, "by_type"}
+        assert set(of) == {*measures, "by_type", "by_language"}
         assert set(of["auroc"]) == {"mean", "low", "high"}
         assert all(0 <= of[name]["low"] <= of[name]["high"] <= 1 for name in measures)
         assert set(of["by_type"]["Wrong-Word"]) == {"responses", "auroc", "average_precision", "recall"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepo.credit.measures import auroc, average_precision, precision_recall
+from sepo.credit.measures import auroc, average_precision, first_error, first_error_auroc, precision_recall
 from sepo.errors import SepoError
 
 
@@ -45,6 +45,45 @@ def slow_average_precision(scores, marked):
 def test_both_equal_the_slow_twins(response):
     assert auroc(*response) == pytest.approx(slow_auroc(*response), abs=1e-12)
     assert average_precision(*response) == pytest.approx(slow_average_precision(*response), abs=1e-12)
+
+
+def slow_first_error(scores, marked):
+    """The chance that a ranking with ties broken at random begins with the first wrong unit."""
+    ranked = sorted(range(len(scores)), key=lambda place: scores[place])
+    tied = [place for place in ranked if scores[place] == scores[ranked[0]]]
+    return tied.count(marked.tolist().index(True)) / len(tied)
+
+
+def slow_first_error_auroc(scores, marked):
+    first = marked.tolist().index(True)
+    wins = [(scores[place] > scores[first]) + 0.5 * (scores[place] == scores[first]) for place in range(first)]
+    return math.fsum(wins) / len(wins) if wins else math.nan
+
+
+@given(responses())
+@settings(max_examples=300, deadline=None)
+def test_first_error_measures_equal_the_slow_twins(response):
+    assert first_error(*response) == pytest.approx(slow_first_error(*response), abs=1e-12)
+    assert first_error_auroc(*response) == pytest.approx(slow_first_error_auroc(*response), abs=1e-12, nan_ok=True)
+
+
+@given(responses(), st.lists(st.floats(-5, 5), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_what_follows_the_first_error_does_not_change_its_auroc(response, more):
+    scores, marked = response
+    first = int(marked.argmax()) + 1
+    changed = np.concatenate([scores[:first], more])
+    marks = np.concatenate([marked[:first], np.ones(len(more), dtype=bool)])
+    assert first_error_auroc(changed, marks) == pytest.approx(first_error_auroc(scores, marked), nan_ok=True)
+
+
+def test_first_error_of_random_scores_is_the_inverse_of_the_length():
+    marked = np.array([False, True, False, True])
+    draws = np.random.default_rng(0).normal(size=(4000, 4))
+    assert np.mean([first_error(scores, marked) for scores in draws]) == pytest.approx(0.25, abs=4 * 0.433 / 4000**0.5)
+    assert first_error(np.zeros(4), marked) == 0.25
+    assert first_error_auroc(np.zeros(4), marked) == 0.5
+    assert math.isnan(first_error_auroc(np.zeros(2), np.array([True, False])))
 
 
 @given(responses(), st.randoms(use_true_random=False))
@@ -99,6 +138,12 @@ def test_invalid_scores_and_marks_are_errors(scores, marked, message):
     for measure in (auroc, average_precision):
         with pytest.raises(SepoError, match=message):
             measure(np.array(scores), np.array(marked))
+
+
+def test_first_error_measures_need_a_marked_unit():
+    for measure in (first_error, first_error_auroc):
+        with pytest.raises(SepoError, match="0 of 2 tokens are marked, expected at least one"):
+            measure(np.array([1.0, 2.0]), np.array([False, False]))
 
 
 def test_an_empty_selection_is_an_error():

@@ -43,7 +43,7 @@ def real_bytes(model, *, pairs=PAIRS, autocast=None, token_weight=None, router_l
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Phi", "Gemma2"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Phi", "Gemma2", "Qwen3_5", "Granite4", "Qwen3Moe"])
 def test_a_step_without_data_needs_as_much_as_the_real_one(name, checkpointing):
     model = model_of(name)
     config = model.config.to_dict()
@@ -91,7 +91,7 @@ def test_the_selected_tokens_of_each_response():
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_the_loss_of_routers_keeps_the_probabilities_of_all_experts(checkpointing):
-    """In bfloat16, since torch has no shapes of the experts' kernel for float32."""
+    """In bfloat16, in which torch itself has the shapes of the experts' product."""
     more = {"num_experts": 64, "num_hidden_layers": 3}  # so that the probabilities are a large part
     model = model_of("Qwen3Moe", dtype=torch.bfloat16, **more).train()
     config = model.config

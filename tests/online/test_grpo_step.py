@@ -1,9 +1,9 @@
 """The trainer's step on scripted responses: equality with TRL's GRPO, groups, selection, old log-probabilities."""
 
 import contextlib
+import json
 import math
 import os
-import subprocess
 
 import pytest
 import torch
@@ -12,8 +12,9 @@ from sepo.forward.sequences import OracleScorer, ScoringModel
 from sepo.online.grpo_step import ADVANTAGES, SELECTION
 from sepo.online.loss import clipped_loss
 from sepo.recipe.rto import RtoMethod, RtoSelection
+from tests.support import online
 from tests.support.online import GRPO, PROMPTS, SAMPLES, Ours, Scripted, model_of, reward, script, trainer_of
-from tests.support.recipes import BIN, environment, python_path
+from tests.support.recipes import BIN, adapter, environment, python_path, run
 
 pytestmark = pytest.mark.usefixtures("exact_norms")
 
@@ -149,37 +150,22 @@ def test_unselected_tokens_have_no_gradient(tmp_path, scorer, monkeypatch):
 
 @pytest.mark.host
 def test_two_processes_train_as_one(tmp_path):
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
         folder.mkdir()
-        port = str(20000 + os.getpid() % 20000)
-        words = [
-            BIN / "torchrun",
-            "--nproc_per_node",
-            processes,
-            "--master_port",
-            port,
-            "-m",
-            "tests.support.online",
-            folder,
-        ]
-        done = subprocess.run(
-            list(map(str, words)),
-            env=environment(PYTHONPATH=python_path()),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(torch.load(folder / "result.pt"))
-    one, two = found
-    assert one["weights"].keys() == two["weights"].keys()
-    for name, value in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], value, rtol=1e-5, atol=1e-6)
-    assert not torch.equal(*[value for name, value in one["weights"].items() if "lora_B" in name][:2])
-    for first, second in zip(one["log"], two["log"], strict=True):
+    online.main(folders[0])
+    port = str(20000 + os.getpid() % 20000)
+    words = [BIN / "torchrun", "--nproc_per_node", "2", "--master_port", port, "-m", online.__name__, folders[1]]
+    run(words, cwd=tmp_path, env=environment(PYTHONPATH=python_path()), fresh=True)
+    found = [(adapter(folder), json.loads((folder / "log.json").read_text())) for folder in folders]
+    (one, log), (two, other_log) = found
+    assert one.keys() == two.keys()
+    before = model_of(adapter=True).state_dict()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-8)
+        assert float((value - before[name]).abs().max()) > 1e-6
+    assert len(log) == len(other_log) == 3
+    for first, second in zip(log, other_log, strict=True):
         for name in ("reward", "kl", "entropy", "select/ratio", "rto/dense_return"):
             if name in first:
                 assert second[name] == pytest.approx(first[name], rel=1e-5)

@@ -17,7 +17,7 @@ ENVIRONMENTS = {
 # Locks of a file `NAME.in`, with the extras that they satisfy in addition.
 OF_FILES: dict[str, tuple[str, ...]] = {
     "llamafactory-0.9.4.txt": ("host", "test"), "contract-0.9.4.txt": (), "contract-axolotl-0.21.txt": (),
-    "transformers-5.8.txt": (),
+    "transformers-5.8.txt": (), "trl-1.16.txt": (),
     "demo-model.txt": (),
 }  # fmt: skip
 MADE_FOR = [(name, python) for name, (_, pythons) in ENVIRONMENTS.items() for python in pythons]

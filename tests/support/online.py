@@ -1,5 +1,6 @@
 """TRL's trainer on scripted responses, alone and with RTO's step; as a program, a short run under torchrun."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import peft
 import torch
 import transformers
 from datasets import Dataset
+from safetensors.torch import save_file
 from trl import GRPOConfig, GRPOTrainer
 
 from sepo.online.grpo_step import RtoStep
@@ -89,13 +91,14 @@ def main(folder):
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = trainer_of(
         Ours, folder, model=model_of(adapter=True), rto=rto, per_device_train_batch_size=SAMPLES // processes,
-        gradient_accumulation_steps=1, optim="sgd", learning_rate=0.5, max_grad_norm=1e9, logging_steps=1,
+        gradient_accumulation_steps=1, optim="sgd", learning_rate=1e-3, max_grad_norm=1e9, logging_steps=1,
         disable_tqdm=True, ddp_find_unused_parameters=False,
     )  # fmt: skip
     trainer.train()
     if trainer.is_world_process_zero():
         weights = {name: value for name, value in trainer.model.state_dict().items() if "lora" in name}
-        torch.save({"weights": weights, "log": trainer.state.log_history}, folder / "result.pt")
+        save_file(weights, folder / "adapter_model.safetensors")
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
 
 
 if __name__ == "__main__":

@@ -5,29 +5,32 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sepo.cli.credit_options import given_recipe, request_of, row_of, sources_of
 from sepo.errors import SepoError
 
 if TYPE_CHECKING:
-    from sepo.credit.run import CreditRequest
-    from sepo.credit.scorers import CreditModels
-    from sepo.runs.oracle_of_run import ScoredRun
+    from sepo.credit.leaderboard import Row
 
 _DESCRIPTION = """\
 Measure how well token scores find the tokens that are known to be wrong, in rejected responses whose errors are marked:
-AUROC and average precision, precision and recall at the selection ratio, within each response, with intervals, by type
-of error; and the differences between scorers.
+AUROC and average precision, precision and recall at the selection ratio, and whether the lowest-ranked token is the
+first error; within each response, with intervals; by token, error span and step, by type of error and by language; and
+the differences between scorers.
 
-DATA is a JSON file of ranking rows with rejected_error_spans, in characters of the rejected response
-([{"start": 0, "end": 4, "type": "Wrong-Name"}]), or one of the built-in held-out sets: demo, or demo:fluent.
+NAME=PATH is a public data set, downloaded by you (--list: names, licences, sources, files); several can be measured at
+once. DATA is a JSON file of ranking rows with rejected_error_spans, in characters of the rejected response
+([{"start": 0, "end": 4, "type": "Wrong-Name"}]), or one of the built-in held-out sets: obvious, or fluent.
 RUN_DIR is the output_dir of a sepo run (or pipeline), whose oracle is measured on --data."""
 
 _EPILOG = """examples:
   sepo credit saves/run --data my_pairs.json            the oracle of a run, against surprisal and chance
-  sepo credit demo_output/runs/sepo-42 --data demo:fluent -o out.json --figure out.png
+  sepo credit demo_output/runs/sepo-42 --data fluent -o out.json --figure out.png --page out.html
+  sepo credit --list
+  sepo credit prmbench=prmtest_classified.jsonl wmt_mqm=mqm_ted_ende.tsv --check
+  sepo credit prmbench=prmtest_classified.jsonl fluent --model Qwen/Qwen3-0.6B --rows 200 --leaderboard my_results
   sepo credit my_pairs.json --model Qwen/Qwen3-0.6B --template qwen3_nothink --scorers contrastive,surprisal
 """
 
@@ -36,12 +39,22 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
     """Add the options to the parser of `sepo credit`."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", metavar="DATA | RUN_DIR")
-    parser.add_argument("--data", help="the pairs to measure a run's oracle on (default: demo)")
+    parser.add_argument("sources", metavar="NAME=PATH | DATA | RUN_DIR", nargs="*")
+    parser.add_argument(
+        "--data",
+        action="append",
+        metavar="NAME=PATH | DATA",
+        help="the pairs to measure a run's oracle on; may be repeated (default: demo)",
+    )
+    parser.add_argument("--list", action="store_true", help="list the public data sets and where to download them")
+    parser.add_argument("--check", action="store_true", help="read the data, report what was read, and stop")
+    parser.add_argument(
+        "--skip-damaged", action="store_true", help="leave out and count damaged rows of public data sets"
+    )
     parser.add_argument(
         "--scorers",
-        help="comma-separated: oracle, surprisal, contrastive, policy_ref, random, any other token_scorer of a recipe, "
-        "store:DIR; default: random, and oracle and surprisal if their models are given",
+        help="comma-separated: oracle, surprisal, contrastive, policy_ref, random, position, any other token_scorer of "
+        "a recipe, store:DIR; default: random, and oracle and surprisal if their models are given",
     )
     models = parser.add_argument_group(
         "models (local directories or hub names, NAME@REVISION for a branch, tag or commit; adapters comma-separated, "
@@ -78,7 +91,11 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
         help="precision of the models (default: the run's, or the host's choice)",
     )
     reading.add_argument("--text-tokens", action="store_true", help="exclude the end of turn")
-    reading.add_argument("--rows", type=int, help="measure only the first ROWS rows")
+    reading.add_argument(
+        "--rows",
+        type=int,
+        help="measure at most ROWS rows of each data set: of public ones evenly spaced, else the first",
+    )
     reading.add_argument("--batch-tokens", type=int, help="tokens per scoring batch (default: 8192)")
     measuring = parser.add_argument_group("measures")
     measuring.add_argument(
@@ -92,6 +109,20 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="FILE.json", help="also write all results as JSON")
     parser.add_argument("--figure", metavar="FILE.png", help="also plot them (.png, .svg or .pdf)")
+    parser.add_argument(
+        "--page", metavar="FILE.html", help="also write them as a page, as `sepo report FILE.json` does"
+    )
+    parser.add_argument(
+        "--leaderboard", metavar="DIR", help="also add the results to a leaderboard, a directory of JSON files"
+    )
+    parser.add_argument(
+        "--label", help="with --leaderboard: the row's name for the models (default: the directories' names)"
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE.yaml",
+        help="with --leaderboard: the recipe that made the models (default: the run's recorded recipe)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
@@ -104,33 +135,80 @@ def run_credit(options: argparse.Namespace) -> int:
     Raises:
         SepoError: the data, a model or an option is wrong.
     """
+    from sepo.credit.sets.registry import read_set
+    from sepo.credit.sets.report import print_read, print_sets, read_as_dict
+
+    if options.list:
+        print_sets()
+        return 0
     output = _target(options.output, "-o", (".json",), overwrite=options.overwrite)
     plot = _target(options.figure, "--figure", (".png", ".svg", ".pdf"), overwrite=options.overwrite)
+    html = _target(options.page, "--page", (".html",), overwrite=options.overwrite)
+    recipe = given_recipe(options)
+    run, sources = sources_of(options)
+    sets = [read_set(source, skip_damaged=options.skip_damaged) for source in sources]
+    names = [each.name for each in sets]
+    if len(set(names)) < len(names):
+        raise SepoError(f"a data set is given twice ({', '.join(names)}); name a directory with all of its files.")
+    if any(each.data_set for each in sets) or options.check:
+        print_read(sets)
+    if options.check:
+        return 0
     from sepo.hosts.llamafactory.recipe import load_host, quiet_on_one_device
 
     quiet_on_one_device()
     load_host("credit")
-    from sepo.credit.data import read_pairs
-    from sepo.credit.report import print_result
-    from sepo.credit.run import measure
+    from sepo.credit.report import print_result, print_suite
+    from sepo.credit.run import measure_sets
     from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
     from sepo.hosts.llamafactory.hub import access_in
 
-    request = _request(options)
-    pairs = read_pairs(request.source)
+    request = request_of(options, run, ", ".join(names))
+    board = None if options.leaderboard is None else row_of(options, run, request, names, recipe)
     given = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
     open_host = functools.partial(LlamaFactoryCredit, access=access_in(given))
-    result = measure(pairs[: options.rows], request, open_host=open_host, progress=True)
-    print_result(result)
+    measured = {each.name: each.sample(options.rows) for each in sets}
+    results = measure_sets(
+        {name: each.pairs for name, each in measured.items()}, request, open_host=open_host, progress=True
+    )
+    for each in sets:
+        if each.data_set is not None:
+            results[each.name]["data"]["read"] = read_as_dict(each)
+    for result in results.values():
+        print_result(result)
+    if len(results) > 1:
+        print_suite(results)
+    _write_all(results, output, plot, html, board)
+    return 0
+
+
+def _write_all(
+    results: dict[str, dict[str, Any]],
+    output: Path | None,
+    plot: Path | None,
+    html: Path | None,
+    board: tuple[Path, Row] | None,
+) -> None:
+    from sepo.credit.run import as_one
+
     if output is not None:
-        _write(result, output)
+        _write(as_one(results), output)
         print(f"written: {output}")
     if plot is not None:
-        from sepo.credit.figure import draw, save
+        from sepo.credit.figure import draw, draw_suite, save
 
-        save(draw(result), plot)
+        save(draw(next(iter(results.values()))) if len(results) == 1 else draw_suite(results), plot)
         print(f"drawn: {plot}")
-    return 0
+    if html is not None:
+        from sepo.cli.credit_page import write_page
+
+        write_page(results, html)
+        print(f"written: {html}")
+    if board is not None:
+        from sepo.credit.leaderboard import entries, write
+
+        for path in write(board[0], entries(results, board[1])):
+            print(f"written: {path}")
 
 
 def _target(name: str | None, option: str, endings: tuple[str, ...], *, overwrite: bool) -> Path | None:
@@ -152,103 +230,3 @@ def _write(result: dict[str, Any], path: Path) -> None:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise SepoError(f"-o {path}: {error}") from error
-
-
-def _request(options: argparse.Namespace) -> CreditRequest:
-    """Return the request that the command line describes."""
-    from sepo.credit.run import CreditRequest
-    from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
-    from sepo.runs.oracle_of_run import is_run, read_run
-    from sepo.selection.select import check_ratio
-
-    folder = Path(options.source).expanduser()
-    run: ScoredRun | None = None
-    source = options.source
-    if folder.is_dir():
-        if not is_run(folder):
-            raise SepoError(
-                f"{folder} is a directory without a sepo run; expected a JSON file of pairs, or a run's directory."
-            )
-        run, source = read_run(folder), options.data or "demo"
-    elif options.data is not None:
-        raise SepoError(f"--data needs a run's directory; '{options.source}' is read as the data. Remove --data.")
-    models = _models(options, run)
-    ratio = options.ratio if options.ratio is not None else (run and run.ratio) or 0.3
-    check_ratio(ratio, name="--ratio")
-    cutoff = options.cutoff_len if options.cutoff_len is not None else (run and run.cutoff_len) or 2048
-    limits = (("--cutoff-len", cutoff, 2), ("--bootstrap", options.bootstrap, 1), ("--rows", options.rows, 1))
-    for name, value, least in (*limits, ("--batch-tokens", options.batch_tokens, 1)):
-        if value is not None and value < least:
-            raise SepoError(f"{name} is {value}, expected at least {least}.")
-    return CreditRequest(
-        source,
-        _scorers(options, models),
-        models,
-        template=options.template or (None if run is None else run.template),
-        cutoff_len=cutoff,
-        dtype=options.dtype or (None if run is None else run.dtype),
-        ratio=ratio,
-        text_only=options.text_tokens,
-        seed=options.seed,
-        bootstrap=options.bootstrap,
-        batch_tokens=options.batch_tokens or DEFAULT_BATCH_TOKENS,
-    )
-
-
-def _scorers(options: argparse.Namespace, models: CreditModels) -> list[str]:
-    if options.scorers is not None:
-        return [name.strip() for name in options.scorers.split(",") if name.strip()]
-    named = {"oracle": models.oracle, "surprisal": models.model}
-    return [*(name for name, spec in named.items() if spec is not None), "random"]
-
-
-def _name_and_revision(text: str) -> tuple[str, str | None]:
-    """Split NAME@REVISION; a local directory has no revision.
-
-    >>> _name_and_revision("acme/oracle@v2"), _name_and_revision("acme/oracle")
-    (('acme/oracle', 'v2'), ('acme/oracle', None))
-    """
-    name, _, revision = text.partition("@")
-    if not revision or Path(text).expanduser().is_dir():
-        return text, None
-    return name, revision
-
-
-def _models(options: argparse.Namespace, run: ScoredRun | None) -> CreditModels:
-    """Return the models that the options name, with the run's oracle if they name none."""
-    from sepo.credit.scorers import CreditModels
-    from sepo.recipe.keys import names_of
-    from sepo.recipe.model_specs import ModelSpec, OracleSpec
-
-    bits = options.quantization_bit
-
-    def spec(name: str | None, text: str | None) -> ModelSpec | None:
-        if name is None:
-            return None
-        model, revision = _name_and_revision(name)
-        adapters = [_name_and_revision(part) for part in names_of(text)]
-        revisions = tuple(revision for _, revision in adapters)
-        return ModelSpec(model, tuple(adapter for adapter, _ in adapters), bits, revision, revisions)
-
-    oracle = None if run is None else run.oracle
-    if options.oracle_model or options.oracle_adapters:
-        base = spec(options.oracle_base or options.model or options.oracle_model, options.oracle_base_adapters)
-        trained = spec(options.oracle_model or options.oracle_base or options.model, options.oracle_adapters)
-        if base is None or trained is None:
-            raise SepoError(
-                "--oracle-adapters needs a model: name the one that the oracle was trained from with --oracle-base."
-            )
-        oracle = OracleSpec(trained, base)
-    elif options.oracle_base or options.oracle_base_adapters:
-        raise SepoError("--oracle-base is set without an oracle; set --oracle-model or --oracle-adapters too.")
-    elif oracle is not None and bits is not None:
-        oracle = OracleSpec(*(replace(side, quantization_bit=bits) for side in (oracle.oracle, oracle.base)))
-    model = spec(options.model, options.adapters)
-    if model is None:
-        if options.adapters:
-            raise SepoError("--adapters is set without --model; set --model too.")
-        model = None if oracle is None else oracle.base
-    reference = spec(options.ref_model or (options.ref_adapters and options.model), options.ref_adapters)
-    if reference is None and options.ref_adapters:
-        raise SepoError("--ref-adapters is set without a model; set --ref-model too.")
-    return CreditModels(model, oracle, reference)

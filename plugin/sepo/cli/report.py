@@ -30,8 +30,8 @@ def add_report(report: argparse.ArgumentParser) -> None:
         "places",
         nargs="+",
         metavar="RUN_DIR_OR_STORE",
-        help="output_dir of a run; a store: its directory, or a prefix of its key as `sepo scores ls` prints it; or a "
-        "directory of pairs",
+        help="output_dir of a run; a store: its directory, or a prefix of its key as `sepo scores ls` prints it; or, "
+        "alone, a directory of pairs or the results of `sepo credit -o FILE.json`",
     )
     report.add_argument(
         "-o",
@@ -61,6 +61,8 @@ def run_report(options: argparse.Namespace) -> int:
 
     if any(_is_pairs(place) for place in options.places):
         return _report_pairs(options)
+    if len(options.places) == 1 and Path(options.places[0]).suffix == ".json":
+        return _credit_report(options)
     if len(options.places) > MOST_SUBJECTS:
         raise SepoError(f"{len(options.places)} runs and stores are given, expected at most {MOST_SUBJECTS}.")
     if options.output is not None:
@@ -108,6 +110,23 @@ def _report_pairs(options: argparse.Namespace) -> int:
     write_report(output, text.encode())
     written = [f"written: {output} ({len(text.encode()) / 1e6:.1f} MB, {len(opening.examples)} examples)"]
     print_lines([*written, *([] if folder is None else [f"written: {folder} ({len(figures)} figures)"])])
+    return 0
+
+
+def _credit_report(options: argparse.Namespace) -> int:
+    """Write the page of results of `sepo credit`."""
+    from sepo.cli.credit_page import credit_page, read_results
+    from sepo.report.files import check_output, write_report
+    from sepo.report.page import PAGE_MARK
+
+    place = Path(options.places[0]).expanduser()
+    if options.figures is not None:
+        raise SepoError("--figures is of runs and stores; `sepo credit --figure` plots its results.")
+    output = Path(options.output) if options.output is not None else place.with_suffix(".html")
+    output = check_output(output, mark=PAGE_MARK, force=options.force)
+    made = credit_page(read_results(place))
+    write_report(output, made.text.encode())
+    print(f"written: {output} ({len(made.text.encode()) / 1e6:.1f} MB)")
     return 0
 
 

@@ -7,10 +7,11 @@ its sharegpt and OpenAI forms)::
      "chosen": {"from": "gpt", "value": "It has eight legs."},
      "rejected": {"from": "gpt", "value": "It has six legs."},
      "rejected_error_spans": [{"start": 7, "end": 10, "type": "Wrong-Number"}],
-     "system": "", "tools": ""}
+     "system": "", "tools": "", "language": "en"}
 
-``conversations`` may be ``messages`` with ``role`` and ``content``, or ``prompt``, a string; ``type``, ``system`` and
-``tools`` may be absent. Spans are in characters of the rejected response, ``rejected[start:end]``; they may overlap.
+``conversations`` may be ``messages`` with ``role`` and ``content``, or ``prompt``, a string; ``type``, ``system``,
+``tools`` and ``language`` (ISO 639-1) may be absent. Spans are in characters of the rejected response,
+``rejected[start:end]``; they may overlap.
 """
 
 from __future__ import annotations
@@ -62,11 +63,14 @@ class LabelledPair:
     Args:
         row: index of the row in the file, from 0.
         messages: the turns before the responses, ``role`` and ``content``.
-        chosen: the chosen response.
+        chosen: the chosen response; the empty string if there is none, as only rejected responses are measured.
         rejected: the rejected response.
         spans: the known errors of the rejected response.
         system: the system prompt, or the empty string.
         tools: the tools as JSON text, or the empty string.
+        language: code of the language of the responses (ISO 639-1), or the empty string.
+        steps: characters (start, end) of the steps of the rejected response, in order; empty for lines and sentences.
+        unlabelled: characters (start, end) of which it is not known whether they are wrong.
     """
 
     row: int
@@ -76,13 +80,16 @@ class LabelledPair:
     spans: tuple[ErrorSpan, ...]
     system: str = ""
     tools: str = ""
+    language: str = ""
+    steps: tuple[tuple[int, int], ...] = ()
+    unlabelled: tuple[tuple[int, int], ...] = ()
 
     @property
     def conversation(self) -> dict[str, Any]:
         """The row as chat readers and prompts take it: ``messages``, ``answers``, ``system``, ``tools``."""
         return {
             "messages": [dict(turn) for turn in self.messages],
-            "answers": [self.chosen, self.rejected],
+            "answers": [self.chosen or self.rejected, self.rejected],
             "system": self.system,
             "tools": self.tools,
         }
@@ -106,17 +113,22 @@ def read_pairs(source: str) -> list[LabelledPair]:
             f"'{source}' is not a file (from {Path.cwd()}), nor one of {', '.join(DEMO_PARTS)}; name a JSON file of "
             f"pairs with {SPANS}.{nearest(source, DEMO_PARTS)}"
         )
-    return checked_pairs(_parsed(path), name=str(path))
+    return checked_pairs(read_rows(path), name=str(path))
 
 
-def _parsed(path: Path) -> Any:
+def read_rows(path: Path) -> Any:
+    """Return the contents of a JSON file, or the rows of a ``.jsonl`` file, unchecked.
+
+    Raises:
+        SepoError: the file cannot be read, or is not JSON.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SepoError(f"{path} cannot be read as UTF-8 text: {error}") from error
     if path.suffix != ".jsonl":
         return _json(text, where=str(path))
-    lines = enumerate(text.splitlines(), start=1)
+    lines = enumerate(text.split("\n"), start=1)  # splitlines() would divide strings at U+2028
     return [_json(line, where=f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
@@ -163,7 +175,14 @@ def _pair(row: Any, index: int, where: str) -> LabelledPair:
     rejected = _response(row, "rejected", where)
     spans = _spans(row, rejected, where)
     return LabelledPair(
-        index, messages, _response(row, "chosen", where), rejected, spans, system, _text(row, "tools", where)
+        index,
+        messages,
+        _response(row, "chosen", where),
+        rejected,
+        spans,
+        system,
+        _text(row, "tools", where),
+        _text(row, "language", where),
     )
 
 

@@ -1,15 +1,15 @@
-"""A plot of the results: AUROC and recall of every scorer with intervals, overall and by type of error."""
+"""Plots of the results: AUROC and recall of every scorer with intervals, by type of error, or by data set and level."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sepo.credit.report import heading
+from sepo.credit.report import LEVELS, at_level, heading
 from sepo.errors import SepoError
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
@@ -41,14 +41,10 @@ def draw(result: Mapping[str, Any]) -> Figure:
         for number, (name, of) in enumerate(scorers.items()):
             estimates = [of[measure], *(of["by_type"][kind][measure] for kind in kinds)]
             heights = [row + (number - (len(scorers) - 1) / 2) * step for row in range(len(rows))]
-            means = [estimate["mean"] for estimate in estimates]
-            # A percentile interval need not contain the mean of a skewed sample.
-            below = [max(0.0, estimate["mean"] - estimate["low"]) for estimate in estimates]
-            above = [max(0.0, estimate["high"] - estimate["mean"]) for estimate in estimates]
             axes.errorbar(
-                means,
+                [estimate["mean"] for estimate in estimates],
                 heights,
-                xerr=[below, above],
+                xerr=_bars(estimates),
                 fmt=_MARKERS[number % len(_MARKERS)],
                 color=_COLORS[number % len(_COLORS)],
                 label=name,
@@ -63,6 +59,53 @@ def draw(result: Mapping[str, Any]) -> Figure:
     left.set_ylim(len(rows) - 0.5, -0.5)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=min(5, len(scorers)))
     return figure
+
+
+def draw_suite(results: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Plot the AUROC of every scorer on several data sets, by token, error span and step.
+
+    Args:
+        results: the return value of ``sepo.credit.run.measure_sets``.
+
+    Returns:
+        A figure with a panel for each level and a row for each data set.
+    """
+    sets, scorers = list(results), list(next(iter(results.values()))["scorers"])
+    step = 0.8 / max(1, len(scorers))
+    figure = Figure(figsize=(12, 1.4 + 0.32 * len(sets) * max(2, len(scorers))), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(LEVELS), sharey=True)
+    for axes, level in zip(panels, LEVELS, strict=True):
+        for number, name in enumerate(scorers):
+            found = [(row, at_level(results[each], level)) for row, each in enumerate(sets)]
+            points = [(row, of["scorers"][name]["auroc"]) for row, of in found if of is not None]
+            axes.errorbar(
+                [estimate["mean"] for _, estimate in points],
+                [row + (number - (len(scorers) - 1) / 2) * step for row, _ in points],
+                xerr=_bars([estimate for _, estimate in points]),
+                fmt=_MARKERS[number % len(_MARKERS)],
+                color=_COLORS[number % len(_COLORS)],
+                label=name,
+                capsize=3,
+                markersize=5,
+            )
+        axes.set_xlim(0, 1.02)
+        axes.set_xlabel(f"AUROC by {level}")
+        axes.grid(axis="x", alpha=0.3)
+        axes.axvline(0.5, color="0.6", linestyle="--", linewidth=1)
+    first = panels[0]
+    first.set_yticks(range(len(sets)), [f"{name}\n({_responses(results[name], ALL)} responses)" for name in sets])
+    first.set_ylim(len(sets) - 0.5, -0.5)
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=min(5, len(scorers)))
+    return figure
+
+
+def _bars(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """Return the lengths of the bars below and above; a percentile interval need not contain the mean."""
+    return [
+        [max(0.0, estimate["mean"] - estimate["low"]) for estimate in estimates],
+        [max(0.0, estimate["high"] - estimate["mean"]) for estimate in estimates],
+    ]
 
 
 def _responses(result: Mapping[str, Any], row: str) -> int:

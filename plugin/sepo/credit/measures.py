@@ -82,7 +82,57 @@ def precision_recall(selected: Array, marked: Array) -> tuple[float, float]:
     return found / int(selected.sum()), found / int(marked.sum())
 
 
-def _check(scores: Array, marked: Array) -> None:
+def first_error(scores: Array, marked: Array) -> float:
+    """Return whether the lowest-ranked unit of a response is its first wrong one.
+
+    Args:
+        scores: [U] finite scores of the units (tokens, spans or steps) in their order; low scores mark them as wrong.
+        marked: [U] bool, at least one True.
+
+    Returns:
+        1 if the first marked unit has the lowest score, 0 if another unit has a lower one, and 1 / n if n units share
+        the lowest score and it is among them. Constant scores have 1 / U, and so have random ones in expectation.
+
+    Raises:
+        SepoError: no unit is marked, the shapes differ, or a score is not finite.
+
+    Example:
+        >>> first_error(np.array([2.0, 0.0, 0.0]), np.array([False, True, True]))
+        0.5
+    """
+    _check(scores, marked, both=False)
+    lowest = scores == scores.min()
+    return float(lowest[int(marked.argmax())] / lowest.sum())
+
+
+def first_error_auroc(scores: Array, marked: Array) -> float:
+    """Compute the probability that the first wrong unit ranks below a right one before it; ties count one half.
+
+    What follows an error often scores low because of it; this measure does not depend on anything after the error.
+
+    Args:
+        scores: see ``first_error``.
+        marked: see ``first_error``.
+
+    Returns:
+        A number in [0, 1]; 0.5 for random and for constant scores. NaN if the first unit is wrong.
+
+    Raises:
+        SepoError: see ``first_error``.
+
+    Example:
+        >>> first_error_auroc(np.array([1.0, 3.0, 2.0, 0.0]), np.array([False, False, True, False]))
+        0.5
+    """
+    _check(scores, marked, both=False)
+    first = int(marked.argmax())
+    if first == 0:
+        return float("nan")
+    before = scores[:first]
+    return float(((before > scores[first]) + 0.5 * (before == scores[first])).mean())
+
+
+def _check(scores: Array, marked: Array, *, both: bool = True) -> None:
     if scores.shape != marked.shape or scores.ndim != 1 or marked.dtype != np.bool_:
         raise SepoError(
             f"scores have shape {scores.shape}, marks have shape {marked.shape} and dtype {marked.dtype}; expected one "
@@ -92,8 +142,8 @@ def _check(scores: Array, marked: Array) -> None:
         raise SepoError(
             f"{int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite; expected finite numbers."
         )
-    if marked.all() or not marked.any():
+    if (both and marked.all()) or not marked.any():
         raise SepoError(
-            f"{int(marked.sum())} of {marked.size} tokens are marked, expected both marked and unmarked tokens; "
-            "exclude the response."
+            f"{int(marked.sum())} of {marked.size} tokens are marked, expected "
+            f"{'both marked and unmarked tokens' if both else 'at least one'}; exclude the response."
         )

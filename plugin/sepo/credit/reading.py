@@ -9,10 +9,12 @@ import numpy as np
 
 from sepo.credit.data import LabelledPair
 from sepo.credit.evaluate import MarkedResponse
+from sepo.credit.units import step_units
 from sepo.forward.revision_rewards import ContrastivePair
 from sepo.text.chat_encoding import ChatReader, ReadResponse
 from sepo.text.revision_prompts import quoted_conversation
 from sepo.text.spans import marked_tokens
+from sepo.text.token_texts import TokenTexts
 from sepo.training.row_scores import contrastive_pair
 
 
@@ -79,12 +81,24 @@ def mark(pair: LabelledPair, read: ReadResponse, *, text_only: bool) -> MarkedRe
         return np.array(marked_tokens(offsets, spans), dtype=bool)[kept]
 
     kinds = dict.fromkeys(span.type for span in pair.spans)
-    return MarkedResponse(marks(None), {kind: marks(kind) for kind in kinds})
+    known = None
+    if pair.unlabelled:
+        # A token across the end of an error is wrong; one without text is as unlabelled as the text before it.
+        reached = [(start, end) if end > start else (start - 1, end) for start, end in offsets]
+        known = marks(None) | ~np.array(marked_tokens(reached, pair.unlabelled), dtype=bool)[kept]
+    return MarkedResponse(marks(None), {kind: marks(kind) for kind in kinds}, pair.language, known)
 
 
 def text_mask(read: ReadResponse) -> np.ndarray:
     """Return a bool mask [T], True for tokens that cover a character of the response."""
     return np.array([end > start for start, end in read.spans.offsets], dtype=bool)
+
+
+def steps_of(pair: LabelledPair, read: ReadResponse, texts: TokenTexts) -> np.ndarray:
+    """Return the number of each token's step, int [T]: the steps of the pair, or else lines and sentences."""
+    if pair.steps:
+        return np.array(step_units(read.spans.offsets, pair.steps), dtype=np.int64)
+    return np.array(texts.steps(read.input_ids[read.response_start :]), dtype=np.int64)
 
 
 def lost_errors(pairs: Sequence[LabelledPair], reads: Sequence[ReadResponse]) -> int:

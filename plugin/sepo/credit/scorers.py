@@ -1,7 +1,8 @@
 """Token scorers of the benchmark, by name: the models that each needs, and scores with the sign that low = wrong.
 
-The names are those that ``token_scorer`` takes in a recipe (registered ones too), and two more: ``surprisal``, the
-usual name of ``confidence``, and ``store:DIR``, the scores that a run stored for the same rows. A scorer is
+The names are those that ``token_scorer`` takes in a recipe (registered ones too), and three more: ``surprisal``, the
+usual name of ``confidence``; ``position``, a baseline that ranks later tokens lower, as errors come late in some data;
+and ``store:DIR``, the scores that a run stored for the same rows. A scorer is
 evaluated by what training would select from a rejected response: if training selects the lowest scores, they are used
 as they are; if it selects the highest (``policy_ref``, ``confidence``, some registered ones), they are negated.
 """
@@ -29,6 +30,7 @@ from sepo.training.selection_columns import SCORE_COLUMNS
 
 STORE = "store:"
 SURPRISAL = "surprisal"
+POSITION = "position"
 _NOT_HERE = ("file", "none")
 
 
@@ -53,7 +55,7 @@ class Scorer:
 
     Args:
         name: name as given by the user.
-        definition: the token scorer of a recipe; None for a store.
+        definition: the token scorer of a recipe; None for a store and for ``position``.
         store: the directory of a store, or None.
     """
 
@@ -63,9 +65,9 @@ class Scorer:
 
     @property
     def kind(self) -> str:
-        """``store``, ``oracle``, ``contrastive``, ``random``, or how it is called: ``live``, ``row`` or ``batch``."""
+        """``store``, ``position``, ``oracle``, ``contrastive``, ``random``, ``live``, ``row`` or ``batch``."""
         if self.definition is None:
-            return "store"
+            return POSITION if self.store is None else "store"
         if self.definition.from_logps is not None:
             return "live"
         if self.definition.from_batch is not None:
@@ -108,7 +110,9 @@ def _found(name: str, models: CreditModels) -> Scorer:
         if not (folder / "manifest.json").is_file():
             raise SepoError(f"--scorers {name}: {folder} is not a score store; `sepo scores ls` lists the stores.")
         return Scorer(name, store=folder)
-    known = (SURPRISAL, *(scorer for scorer in available_scorers() if scorer not in _NOT_HERE), f"{STORE}DIR")
+    if name == POSITION:
+        return Scorer(name)
+    known = (SURPRISAL, POSITION, *(scorer for scorer in available_scorers() if scorer not in _NOT_HERE), f"{STORE}DIR")
     recipe_name = "confidence" if name == SURPRISAL else name
     if name in _NOT_HERE or recipe_name not in available_scorers():
         raise SepoError(f"--scorers: unknown '{name}', expected some of {', '.join(known)}.{nearest(name, known)}")
@@ -189,6 +193,11 @@ def random_draws(answers: Sequence[Answer], *, seed: int, draws: int) -> list[li
         ]
         for draw in range(draws)
     ]
+
+
+def position_scores(answers: Sequence[Answer]) -> list[Array]:
+    """Return scores that fall with the position: 0, -1, -2, ..."""
+    return [-np.arange(answer.tokens, dtype=np.float64) for answer in answers]
 
 
 def stored_scores(scorer: Scorer, answers: Sequence[Answer]) -> list[Array]:

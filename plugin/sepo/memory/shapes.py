@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NF4_BLOCK = 64
 """Weights per scale in bitsandbytes' 4-bit quantization (its default)."""
@@ -88,8 +89,18 @@ def without_data() -> Iterator[None]:
     """Create tensors with shapes, dtypes and a device but no data in this context."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), _GroupedProducts():
         yield
+
+
+class _GroupedProducts(TorchDispatchMode):
+    """Gives the experts' product its shape in float32, too, in which torch computes it but has no shape for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten._grouped_mm.default or args[0].dtype is torch.bfloat16:
+            return func(*args, **(kwargs or {}))
+        left, right, *others = args
+        return func(left.bfloat16(), right.bfloat16(), *others, **(kwargs or {})).to(left.dtype)
 
 
 def on_cpu_without_data(model: Any) -> Any:

@@ -20,6 +20,7 @@ from sepo.forward.recompute import recompute_less
 from sepo.forward.router_loss import PairTokens, experts_per_token, pair_losses
 from sepo.forward.shared_prompt import LAYOUT, PairLayout, PairSpan
 from sepo.forward.sharing_support import refusal_of
+from sepo.forward.state_layers import carry_states, drop_states
 from sepo.memory.live import LiveBytes, tensors_of
 from sepo.memory.shapes import NOTHING_TRAINS, Trained, model_with, on_cpu_without_data, without_data
 from sepo.objectives import StateWeight, weigh_states
@@ -131,10 +132,12 @@ def _step_bytes(config: str, kind: Any, row: Row, how: Pass) -> int:
         own = inner.config._attn_implementation
         if refusal_of(inner) is None:
             inner.config._attn_implementation = register("sdpa")
+            carry_states(inner)
             try:
                 return _measured(model, inner, _row_inputs(row), row, how)
             except UnknownAttentionError:  # the same fallback as in training
                 inner.config._attn_implementation = own
+                drop_states(inner)
         return _measured(model, inner, _padded_inputs(row), row, how)
 
 
@@ -196,7 +199,7 @@ def _row_inputs(row: Row) -> dict[str, Any]:
         start = spans[-1].end
     ids = torch.zeros(1, start, dtype=torch.long)
     layout = PairLayout(tuple(spans), ids[0], ids[0], ids)
-    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    mask = torch.tensor([[[[False]]]])  # of one known number: models with state layers read whether all are 1
     return {"input_ids": ids, "position_ids": ids, "attention_mask": mask, LAYOUT: layout}
 
 

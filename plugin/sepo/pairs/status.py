@@ -14,7 +14,7 @@ from sepo.pairs.directory import PARTS, SETTINGS, SUMMARY
 from sepo.pairs.parts import STEPS
 
 _RECENT = 600
-"""Seconds without a new file after which nothing can be said about the time left."""
+"""Seconds without a new file after which the time left is unknown."""
 
 
 def is_pairs(folder: Path) -> bool:

@@ -87,6 +87,7 @@ class Opening:
         charts: curves by variant, of the section ``comparison``.
         curves: what the curves show, in a sentence or two.
         failed: a line for each run that failed.
+        charts_title: the heading of the charts.
         meanings: meaning of each measure, by label.
         examples: prompts with their responses.
         heading: name of the section in the navigation.
@@ -98,6 +99,7 @@ class Opening:
     charts: Sequence[Chart] = ()
     curves: str = ""
     failed: Sequence[str] = ()
+    charts_title: str = "Curves"
     meanings: Mapping[str, str] = field(default_factory=dict)
     examples: Sequence[Example] = ()
     heading: str = "Comparison"

@@ -1,4 +1,4 @@
-"""The files of a reward model, and what its configuration says about its head, before weights are loaded."""
+"""The files of a reward model, and the head that its configuration describes, before weights are loaded."""
 
 from __future__ import annotations
 

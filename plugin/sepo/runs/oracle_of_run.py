@@ -28,6 +28,7 @@ class ScoredRun:
             recorded.
         cutoff_len: the cutoff, or None if it is not recorded.
         dtype: ``fp32``, ``bf16`` or ``fp16``, or None for the host's choice.
+        folder: directory of the run's files; that of the policy if a pipeline's is given.
     """
 
     oracle: OracleSpec
@@ -35,6 +36,7 @@ class ScoredRun:
     template: str | None = None
     cutoff_len: int | None = None
     dtype: str | None = None
+    folder: Path = Path()
 
 
 def is_run(folder: Path) -> bool:
@@ -86,6 +88,7 @@ def read_run(folder: Path) -> ScoredRun:
         template=identity.get("template"),
         cutoff_len=cutoff if isinstance(cutoff, int) else None,
         dtype=_DTYPES.get(str(identity.get("compute_dtype"))),
+        folder=file.parent,
     )
 
 

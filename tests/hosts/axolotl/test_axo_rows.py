@@ -6,11 +6,7 @@ import logging
 import pytest
 
 from sepo.errors import SepoError
-from sepo.evaluation.benchmarks import Question
-from sepo.evaluation.prompts import Prompt
 from sepo.hosts.axolotl.messages import Columns, read_row
-from sepo.pairs.pairing import JudgedResponse, Pair
-from sepo.pairs.records import JudgedPrompt, ranking_rows
 from sepo.text.messages import UnreadableRow
 from tests.support import axo
 
@@ -146,33 +142,6 @@ def test_calls_that_the_template_does_not_write_are_counted(prepared, logged):
     meta, _ = prepared([*AGENT, {"messages": [user("Hello.")], "chosen": says("Hi."), "rejected": says("No.")}], MINOR)
     assert len(meta.train_dataset) == 1
     assert "3 skipped  the chat template does not write calls of tools" in logged.text
-
-
-def sampled(turns, chosen, rejected, **more):
-    """Return a prompt whose first response is the better one, as `sepo pairs` judges it."""
-    responses = [JudgedResponse(text, True, reward) for text, reward in ((chosen, 1.0), (rejected, 0.0))]
-    return JudgedPrompt(Prompt(Question(0, ("",), {}), tuple(turns), **more), responses, Pair(0, 1))
-
-
-def test_pairs_of_sampled_responses_are_trained_on_as_they_were_sampled(prepared, words):
-    """The rows that `sepo pairs` writes, with a system prompt, several turns, and calls and results of tools."""
-    calls = {"role": "function", "content": json.dumps([{"name": "clock", "arguments": {"zone": "UTC"}}])}
-    judged = [
-        sampled(BEFORE, "It has 8 legs.", " 3 legs", system="Be brief."),
-        sampled([user("What time is it?"), calls, {"role": "observation", "content": "12:00"}], "It is 12:00.", "No.",
-                tools=json.dumps([CLOCK])),
-    ]  # fmt: skip
-    rows, _ = ranking_rows(judged)
-    meta, _ = prepared(rows, MINOR, **QWEN)
-    first, second = texts(words, meta)
-    assert first[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow many legs has a spider?")
-    assert "Do you mean an adult?<|im_end|>\n<|im_start|>user\nYes.<|im_end|>" in first[0]
-    assert f"{CALLED}<|im_end|>\n<|im_start|>user\n<tool_response>\n12:00\n</tool_response><|im_end|>" in second[0]
-    assert '"name": "clock"' in second[0]
-    answers = [[text.removeprefix("</think>\n\n") for text in row[1:]] for row in (first, second)]
-    assert answers[0][0] == "It has 8 legs.<|im_end|>"
-    assert answers[0][1].strip() == "3 legs<|im_end|>"
-    assert answers[1] == ["It is 12:00.<|im_end|>", "No.<|im_end|>"]
 
 
 THOUGHT = [

@@ -13,8 +13,8 @@ import torch
 
 from sepo import __version__
 
-_PACKAGES = ("torch", "transformers", "llamafactory", "peft", "accelerate", "bitsandbytes")
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_PACKAGES = ("torch", "transformers", "llamafactory", "peft", "trl", "accelerate", "bitsandbytes")
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
 
 
 def versions() -> dict[str, str]:
@@ -36,9 +36,12 @@ def machine(*, cuda: bool) -> dict[str, Any]:
     flags = cpu.get("flags", "").split()
     found: dict[str, Any] = {
         "processor": cpu.get("model name") or platform.processor() or platform.machine(),
+        "processor_family_model": [cpu.get("cpu family"), cpu.get("model")],
+        "cache": cpu.get("cache size"),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "flags": [flag for flag in _FLAGS if flag in flags],
+        "torch": torch_build(),
         "system": platform.platform(),
         "gpu": None,
     }
@@ -46,6 +49,16 @@ def machine(*, cuda: bool) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(0)
         found["gpu"] = {"name": properties.name, "memory_bytes": properties.total_memory}
     return found
+
+
+def torch_build() -> dict[str, Any]:
+    """Return the build of torch: version, vector instructions that it uses, and its matrix libraries."""
+    return {
+        "version": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkl": torch.backends.mkl.is_available(),
+        "onednn": torch.backends.mkldnn.is_available(),
+    }
 
 
 def _cpu_facts() -> dict[str, str]:

@@ -23,7 +23,7 @@ STEPS_MEASURED = 2
 
 # By default glibc keeps freed blocks and splits them, which hides or adds up to a fifth of a step's memory; these
 # settings make it return freed blocks to the system.
-_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 
 
 def cuda_peak(step: Callable[[int], object], settle: Callable[[], None], *, batches: list[int]) -> int:
@@ -97,7 +97,7 @@ def child_peak(task: dict[str, Any], *, folder: Path) -> tuple[int | None, str]:
     result_file = folder / "result.json"
     result_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "sepo.hosts.llamafactory.bench.child", str(result_file)]
-    environment = {**os.environ, **_GIVE_BACK, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {**os.environ, **GIVE_BACK, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     given = json.dumps(task)  # by a pipe, not a file: the recipe may hold the token of a hub
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0 and result_file.is_file():

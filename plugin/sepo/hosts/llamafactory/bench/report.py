@@ -25,7 +25,7 @@ def table_rows(result: dict[str, Any]) -> list[list[str]]:
             _ratio(entry["ratio_to_host_dpo"]),
             _ratio(entry["ratio_to_host_simpo"]),
             size(entry["peak_memory_bytes"]),
-            f"{entry['first_batch_loss']:.5f}",
+            "-" if entry["first_batch_loss"] is None else f"{entry['first_batch_loss']:.5f}",
         ]
         for entry in result["contenders"]
     ]

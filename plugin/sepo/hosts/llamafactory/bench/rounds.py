@@ -14,11 +14,11 @@ class Timings:
 
     Args:
         seconds: seconds per round, by contender.
-        losses: loss of the first round's batch, by contender.
+        losses: loss of the first round's batch, by contender; None for timed work without a loss.
     """
 
     seconds: dict[str, list[float]]
-    losses: dict[str, float]
+    losses: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def timed_rounds(
     """
     names = list(steps)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    losses: dict[str, float] = {}
+    losses: dict[str, Any] = {}
     for turn, batch in enumerate([warm_up, *range(rounds)]):
         for name in rotated(names, turn):
             synchronize()
@@ -83,7 +83,7 @@ def timed_rounds(
             if turn > 0:
                 seconds[name].append(took)
             if turn == 1:
-                losses[name] = float(loss)
+                losses[name] = None if loss is None else float(loss)
             del loss
             settle(name)
             on_step(name)

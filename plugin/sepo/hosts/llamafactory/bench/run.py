@@ -18,6 +18,7 @@ from tqdm import tqdm
 from sepo.console import size
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.bench.contenders import HOST_DPO, HOST_SIMPO, Contender, plan_contenders
+from sepo.hosts.llamafactory.bench.external import External, Opened, no_externals
 from sepo.hosts.llamafactory.bench.machine import machine, versions
 from sepo.hosts.llamafactory.bench.memory import STEPS_MEASURED, can_measure_processes, child_peak, cuda_peak
 from sepo.hosts.llamafactory.bench.recipe import check_keys, measured_recipe
@@ -81,6 +82,7 @@ def measure(
     names: Sequence[str] | None = None,
     memory: bool = True,
     seed: int = 0,
+    externals: Opened = no_externals,
 ) -> dict[str, Any]:
     """Time the training steps of a recipe's contenders, interleaved, and measure their peak memory.
 
@@ -93,10 +95,11 @@ def measure(
         names: a subset of the contenders; None for all.
         memory: whether to measure peak memory.
         seed: seed of the drawn rows, of the random scores and of the noise added to the policy's weights.
+        externals: opens other work that is timed in the same rounds.
 
     Returns:
-        Plain JSON values: ``versions``, ``machine``, ``recipe``, ``setting``, ``rounds`` (pairs and tokens of each),
-        ``contenders`` and ``notes``.
+        Plain JSON values: ``versions``, ``machine``, ``recipe``, ``setting``, ``model`` (parameters and bytes of its
+        weights), ``rounds`` (pairs and tokens of each), ``contenders`` and ``notes``.
 
     Raises:
         SepoError: the recipe, the data or an option is invalid.
@@ -115,58 +118,77 @@ def measure(
         with cached_if_unreachable():
             session = open_session(contenders, rounds=rounds, seed=seed)
         before = session.weights()
-        with tqdm(
-            total=len(contenders) * (rounds + 1 + memory), desc="bench", unit="step", file=sys.stderr
-        ) as progress:
-            timings = _timed(session, rounds=rounds, progress=progress)
+        with externals(session) as others, tqdm(desc="bench", unit="step", file=sys.stderr) as progress:
+            progress.reset((len(contenders) + len(others)) * (rounds + 1 + memory))
+            timings = _timed(session, others, rounds=rounds, progress=progress)
             task = {"recipe": measured, "rounds": rounds, "seed": seed}
-            peaks, how = _peaks(session, task, folder=Path(folder), progress=progress) if memory else ({}, "")
+            peaks, how = _peaks(session, others, task, folder=Path(folder), progress=progress) if memory else ({}, "")
         if not torch.equal(before, session.weights()):
             raise RuntimeError("the benchmark changed the model's weights")
-        return _result(session, contenders, timings, recipe=recipe, peaks=peaks, notes=[how] if how else [], seed=seed)
+        notes = [how] if how else []
+        return _result(session, contenders, others, timings, recipe=recipe, peaks=peaks, notes=notes, seed=seed)
 
 
-def _timed(session: Session, *, rounds: int, progress: Any) -> Timings:
+def _timed(session: Session, others: Sequence[External], *, rounds: int, progress: Any) -> Timings:
     def advance(name: str) -> None:
         progress.set_postfix_str(name)
         progress.update()
 
+    outside = {other.name: other for other in others}
+
+    def settle(name: str) -> None:
+        if name in outside:
+            outside[name].settle()
+        else:
+            session.settle(name)
+
     return timed_rounds(
-        {name: functools.partial(session.step, name) for name in session.trainers},
+        {
+            **{name: functools.partial(session.step, name) for name in session.trainers},
+            **{name: other.step for name, other in outside.items()},
+        },
         rounds=rounds,
         warm_up=session.longest(1)[0],  # buffers reach their largest size before the timed rounds
         clock=time.perf_counter,
         synchronize=session.synchronize,
-        settle=session.settle,
+        settle=settle,
         on_step=advance,
     )
 
 
-def _peaks(session: Session, task: dict[str, Any], *, folder: Path, progress: Any) -> tuple[dict[str, int | None], str]:
+def _peaks(
+    session: Session, others: Sequence[External], task: dict[str, Any], *, folder: Path, progress: Any
+) -> tuple[dict[str, int | None], str]:
     """Return the peak memory by contender, and a note that defines it."""
     batches = session.longest(STEPS_MEASURED)
     peaks: dict[str, int | None] = {}
+    failed: list[str] = []
     if session.device.type == "cuda":
         for name in session.trainers:
             step, settle = functools.partial(session.step, name), functools.partial(session.settle, name)
             peaks[name] = cuda_peak(step, settle, batches=batches)
             progress.update()
-        return peaks, "peak memory: memory allocated on the GPU in addition to the weights, on the longest batches."
-    if session.device.type != "cpu" or not can_measure_processes():
+        how = "peak memory: memory allocated on the GPU in addition to the weights, on the longest batches."
+    elif session.device.type != "cpu" or not can_measure_processes():
         return {}, f"peak memory cannot be measured on {session.device.type} under {sys.platform}."
-    failed = []
-    for name in session.trainers:
-        progress.set_postfix_str(f"memory of {name}")
-        peaks[name], reason = child_peak({**task, "contender": name}, folder=folder)
-        failed += [f" Not measured for {name}: {reason}."] if reason else []
+    else:
+        for name in session.trainers:
+            progress.set_postfix_str(f"memory of {name}")
+            peaks[name], reason = child_peak({**task, "contender": name}, folder=folder)
+            failed += [f" Not measured for {name}: {reason}."] if reason else []
+            progress.update()
+        how = "peak memory: resident memory in addition to the loaded model, in a process each, on the longest batches."
+    for other in others:
+        progress.set_postfix_str(f"memory of {other.name}")
+        peaks[other.name] = other.peak_memory(batches)
         progress.update()
-    how = "peak memory: resident memory in addition to the loaded model, in one process each, on the longest batches."
     return peaks, how + "".join(failed)
 
 
 def _result(
     session: Session,
     contenders: Sequence[Contender],
+    others: Sequence[External],
     timings: Timings,
     *,
     recipe: Mapping[str, Any],
@@ -175,34 +197,43 @@ def _result(
     seed: int,
 ) -> dict[str, Any]:
     found = speeds(timings.seconds, pairs=session.pairs, tokens=session.tokens, baselines=(HOST_DPO, HOST_SIMPO))
-    entries = [
-        {
-            "name": contender.name,
-            "label": contender.label,
-            "settings": None if contender.settings is None else contender.settings.as_dict(),
-            "seconds": timings.seconds[contender.name],
-            "pairs_per_second": found[contender.name].pairs_per_second,
-            "tokens_per_second": found[contender.name].tokens_per_second,
-            "ratio_to_host_dpo": found[contender.name].ratios.get(HOST_DPO),
-            "ratio_to_host_simpo": found[contender.name].ratios.get(HOST_SIMPO),
-            "peak_memory_bytes": peaks.get(contender.name),
-            "reference_model_bytes": session.reference_bytes[contender.name],
-            "first_batch_loss": timings.losses[contender.name],
+    model = session.facts()
+
+    def entry(name: str, label: str, settings: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+        peak, reference = peaks.get(name), session.reference_bytes.get(name, 0)
+        return {
+            "name": name,
+            "label": label,
+            "settings": settings,
+            "seconds": timings.seconds[name],
+            "pairs_per_second": found[name].pairs_per_second,
+            "tokens_per_second": found[name].tokens_per_second,
+            "ratio_to_host_dpo": found[name].ratios.get(HOST_DPO),
+            "ratio_to_host_simpo": found[name].ratios.get(HOST_SIMPO),
+            "peak_memory_bytes": peak,
+            "peak_memory_with_weights_bytes": None if peak is None else model["weights_bytes"] + reference + peak,
+            "reference_model_bytes": reference,
+            "first_batch_loss": timings.losses[name],
+            **facts,
         }
-        for contender in contenders
+
+    entries = [
+        entry(each.name, each.label, None if each.settings is None else each.settings.as_dict(), {})
+        for each in contenders
     ]
     # there is a note if the host's dpo has another reference than sepo's, or the host's losses have no router loss
     differ = {HOST_DPO} if session.notes else set()
     differ |= {HOST_DPO, HOST_SIMPO} if _adds_router_loss(contenders) else set()
-    losses = {name: loss for name, loss in timings.losses.items() if name not in differ}
+    losses = {each.name: timings.losses[each.name] for each in contenders if each.name not in differ}
     setting = {"rounds": len(session.pairs), "pairs_per_step": session.pairs[0], "seed": seed, "optimizer_steps": False}
     return {
         "versions": versions(),
         "machine": machine(cuda=session.device.type == "cuda"),
         "recipe": redacted(recipe),
         "setting": setting,
+        "model": model,
         "rounds": [{"pairs": p, "tokens": t} for p, t in zip(session.pairs, session.tokens, strict=True)],
-        "contenders": entries,
+        "contenders": [*entries, *(entry(each.name, each.label, None, each.facts) for each in others)],
         "notes": [*_notes(session, contenders), *notes, *session.notes, *loss_notes(losses)],
     }
 

@@ -49,6 +49,7 @@ class Session:
         pairs: number of pairs of each round's batch.
         tokens: number of tokens of each round's batch: prompts and responses of both sides, without padding.
         reference_bytes: bytes of the weights of a second model that is the reference, by contender.
+        rows: tokenized rows of each round's batch, in the host's columns.
         notes: notes on the comparison for the user.
     """
 
@@ -58,6 +59,7 @@ class Session:
     pairs: list[int]
     tokens: list[int]
     reference_bytes: dict[str, int]
+    rows: list[list[dict[str, Any]]]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -90,9 +92,17 @@ class Session:
         batches = next(iter(self.batches.values()))
         return sorted(range(len(batches)), key=lambda index: -batches[index]["input_ids"].numel())[:count]
 
+    def facts(self) -> dict[str, int]:
+        """Return the parameters, the trainable ones, and the bytes of all weights of the policy."""
+        return {
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "trainable_parameters": sum(parameter.numel() for parameter in trainable(self.model)),
+            "weights_bytes": _bytes(self.model),
+        }
+
     def weights(self) -> Tensor:
         """Return a checksum (the sum of squares) per trainable tensor, [tensors] float32 on the CPU."""
-        sums = [parameter.detach().float().square().sum() for parameter in _trainable(self.model)]
+        sums = [parameter.detach().float().square().sum() for parameter in trainable(self.model)]
         return torch.stack(sums).cpu()
 
 
@@ -126,7 +136,8 @@ def open_session(contenders: Sequence[Contender], *, rounds: int, seed: int) -> 
         reference, start = load_reference(model, model_args, training_args, finetuning[with_reference[0]])
     _move_from_start(model, seed=seed)
     shared = _Shared(model, reference, start, template, tokenizer_module, training_args, seed)
-    session = Session(model, {}, {}, [], [], dict.fromkeys(parsed, 0))
+    encoded = [[rows[index] for index in batch] for batch in drawn]
+    session = Session(model, {}, {}, [], [], dict.fromkeys(parsed, 0), encoded)
     for contender in contenders:
         trainer, own = shared.trainer(contender, finetuning[contender.name], rows)
         session.trainers[contender.name] = trainer
@@ -236,7 +247,8 @@ class _Shared:
         return trainer, rows
 
 
-def _trainable(model: Any) -> list[Any]:
+def trainable(model: Any) -> list[Any]:
+    """Return the parameters of a model that are trained."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -248,7 +260,7 @@ def _move_from_start(model: Any, *, seed: int) -> None:
     """
     generators: dict[torch.device, torch.Generator] = {}
     with torch.no_grad():
-        for parameter in _trainable(model):
+        for parameter in trainable(model):
             device = parameter.device
             if device not in generators:
                 generators[device] = torch.Generator(device=device).manual_seed(seed)
