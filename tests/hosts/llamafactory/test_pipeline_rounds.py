@@ -344,3 +344,11 @@ def test_the_step_pairs_is_given_the_secrets_that_its_recipe_file_lacks(tmp_path
     pipeline._run(pairs, tmp_path)
     assert [read["hf_hub_token"] for read in seen] == [token]
     assert reading.SECRETS not in os.environ
+
+
+def test_a_failed_step_of_pairs_names_what_other_settings_need(tmp_path, monkeypatch):
+    (pairs, *_) = plan_steps({**SHARED, "output_dir": str(tmp_path / "out"), "pairs": MATH})
+    monkeypatch.setattr(pipeline, "train", lambda *step, **how: 2)
+    with pytest.raises(SepoError, match=rf"step 'pairs' failed with exit status 2.* remove {pairs.output} first\. "
+                       r"This step alone: .* -m sepo pairs .*pairs\.yaml"):  # fmt: skip
+        pipeline._run(pairs, tmp_path)

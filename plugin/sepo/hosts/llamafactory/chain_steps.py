@@ -28,7 +28,7 @@ from sepo.hosts.llamafactory.chain_recipes import (
 )
 from sepo.recipe.keys import ORACLE_KIND, PIPELINE_KEYS, SAMPLING_KEYS, SEPO_KEYS
 from sepo.recipe.resolve import unread_keys
-from sepo.recipe.stage_names import is_sepo_stage
+from sepo.recipe.stage_names import RTO, is_sepo_stage
 from sepo.recipe.stages import registered_keys, with_stage_defaults
 from sepo.redaction import redacted
 
@@ -40,8 +40,6 @@ _EVALUATION = (
     "eval_dataset", "val_size", "do_eval", "eval_strategy", "eval_steps", "eval_on_start", "eval_delay",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_steps",
 )  # fmt: skip
-_ONLINE = "rto"
-"""Stage that trains on prompts."""
 _START = ("model_name_or_path", "model_revision", "adapter_name_or_path")
 
 
@@ -119,9 +117,9 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
         raise SepoError("output_dir is missing; set it to the directory in which each step writes its subdirectory.")
     given = _Given(recipe, shared, sections, str(shared.pop("output_dir")))
     rounds = _rounds(given)
-    if {**shared, **(sections["policy"] or {})}.get("stage") == _ONLINE:
+    if {**shared, **(sections["policy"] or {})}.get("stage") == RTO:
         raise SepoError(
-            f"stage is {_ONLINE} for the policy, which samples its responses while it trains, and the policies of a "
+            f"stage is {RTO} for the policy, which samples its responses while it trains, and the policies of a "
             "pipeline train on pairs; set another stage, and run sepo train with that one and the oracle of this "
             "pipeline (the oracle_* keys of OUTPUT_DIR/pipeline/policy.yaml)."
         )

@@ -190,9 +190,10 @@ def _run(step: Step, records: Path, *, template: str | None = None) -> None:
         _remove_what_cannot_be_resumed(step, records)
     status = train(step.recipe, recipe_file, **how)
     if status:
+        changed = f"For other settings of this step, remove {step.output} first. " if step.name == PAIRS else ""
         raise SepoError(
             f"step '{step.title}' failed with exit status {status}; its output is above. Fix the cause and run the "
-            "same command again: finished steps are skipped. This step alone: "
+            f"same command again: finished steps are skipped. {changed}This step alone: "
             f"{command_line(step.recipe, recipe_file, **how)}"
         )
 
