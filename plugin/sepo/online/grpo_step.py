@@ -29,7 +29,7 @@ from sepo.training.saved_arguments import SavesNoSecrets
 from sepo.training.starting_policy import StartingPolicy
 
 if TYPE_CHECKING:
-    from trl import GRPOTrainer as _Base
+    from trl.trainer.grpo_trainer import GRPOTrainer as _Base
 else:
     _Base = object
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trl import GRPOTrainer as _Base
+    from trl.trainer.grpo_trainer import GRPOTrainer as _Base
 else:
     _Base = object
 

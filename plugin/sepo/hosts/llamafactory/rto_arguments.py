@@ -71,7 +71,7 @@ def grpo_config(training_args: Any, rto: RtoMethod, *, stop_ids: Sequence[int], 
     Returns:
         A ``trl.GRPOConfig``.
     """
-    from trl import GRPOConfig  # needs the host's patch of transformers' look-up of packages
+    from trl.trainer.grpo_config import GRPOConfig  # needs the host's patch of transformers' look-up of packages
 
     common = {field.name: getattr(training_args, field.name) for field in fields(TrainingArguments) if field.init}
     return GRPOConfig(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llamafactory.train.trainer_utils import create_custom_optimizer, create_custom_scheduler
-from trl import GRPOTrainer
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from sepo.forward.sequences import OracleScorer
