@@ -37,10 +37,10 @@ def pytest_configure(config):
 # Files of ten CPU seconds and more, the longest first, so that two workers with a shared queue finish together.
 LONG = (
     "test_engines.py", "test_distributed.py", "test_plan.py", "test_board_browser.py", "test_trainer.py",
-    "test_secrets.py", "test_sampled_pairs.py", "test_train.py",
-    "test_score.py", "test_page_in_browser.py", "test_adapters.py", "test_sharing.py",
-    "test_compare.py", "test_broken_packages.py", "test_pipeline.py", "test_pipeline_pairs.py", "test_enable.py",
-    "test_bench.py", "test_own_scorer.py", "test_head_memory.py",
+    "test_secrets.py", "test_rto.py", "test_sampled_pairs.py", "test_train.py", "test_score.py",
+    "test_page_in_browser.py", "test_adapters.py", "test_sharing.py", "test_compare.py", "test_broken_packages.py",
+    "test_pipeline.py", "test_pipeline_pairs.py", "test_enable.py", "test_bench.py", "test_grpo_step.py",
+    "test_own_scorer.py", "test_head_memory.py",
     "test_demo_model.py", "test_stages.py", "test_store_processes.py", "test_step_bytes.py", "test_readme.py",
     "test_projection.py", "test_pairs_and_rto.py", "test_stability.py", "test_demo_pairs.py", "test_head.py",
     "test_examples.py",

@@ -148,6 +148,17 @@ def test_unselected_tokens_have_no_gradient(tmp_path, scorer, monkeypatch):
     torch.testing.assert_close(logps[0].grad[selection], expected, check_dtype=False)
 
 
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_groups_with_equal_rewards_are_counted(tmp_path, scale):
+    trainer = trainer_of(Ours, tmp_path, rto=RtoMethod(**GRPO, scale=scale), scale_rewards=scale)
+    trainer.reward_funcs = [lambda completion_ids, **columns: [1.0] * SAMPLES + list(range(SAMPLES))]
+    rows = [trainer.train_dataset[index] for index in (0, 1) for _ in range(SAMPLES)]
+    batch = trainer._generate_and_score_completions(rows)
+    assert trainer._metrics["train"]["rto/equal_rewards"] == [0.5]
+    assert not batch[ADVANTAGES][:SAMPLES].any()
+    assert batch[ADVANTAGES][SAMPLES:].any(-1).all()
+
+
 @pytest.mark.host
 def test_two_processes_train_as_one(tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]

@@ -137,7 +137,12 @@ class RtoStep(SavesNoSecrets, PromptsAsIds, _Base):
             assert ref_logps is not None
             values[REF_LOGPS] = ref_logps
         tokens = mask.sum()
-        means: dict[str, tuple[Any, Any]] = {"rto/dense_return": (dense.sum(), len(mask))}
+        groups = self._judged.view(-1, self._group)
+        equal = (groups == groups[:, :1]).all(1)  # of all processes, in each of them
+        means: dict[str, tuple[Any, Any]] = {
+            "rto/dense_return": (dense.sum(), len(mask)),
+            "rto/equal_rewards": (equal.sum(), len(groups)),
+        }
         if rto.beta1:
             means["rto/oracle_reward"] = (from_oracle.sum(), tokens)
         if policy is not None:
