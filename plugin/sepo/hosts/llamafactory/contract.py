@@ -141,6 +141,7 @@ CONTRACT = (
     Entry("llamafactory.extras.misc", "use_modelscope"),
     Entry("llamafactory.extras.misc", "use_openmind"),
     Entry("llamafactory.extras.misc", "get_current_device"),
+    Entry("llamafactory.extras.misc", "get_device_count"),
     Entry("llamafactory.extras.misc", "is_env_enabled", ("env_var",)),
     Entry("llamafactory.extras.logging", "_get_library_root_logger"),
     Entry("llamafactory.extras.logging", "_get_default_logging_level"),
