@@ -131,9 +131,16 @@ def test_a_small_run_has_the_form_of_the_real_one_and_resumes(tmp_path):
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
-def test_the_recorded_result_is_complete(path):
+def test_the_recorded_result_is_complete_and_supports_the_documentation(path):
     result = json.loads(path.read_text())
     checked(result)
     assert path.with_suffix(".png").is_file()
-    assert len(result["setting"]["seeds"]) >= 3
-    assert {"dpo", "sepo", "treg", "rto"} <= set(result["setting"]["methods"])
+    assert len(result["seeds"]) >= 3
+    assert set(result["setting"]["methods"]) == {"dpo", "sepo", "treg", "rto", "grpo"}
+    assert str(path.relative_to(ROOT)) in (ROOT / "docs" / "pairs_and_rto.md").read_text()
+    sampled = {name: modes["sampled"] for name, modes in result["summary"].items()}
+    before = sampled.pop("before")
+    assert all(found["lowest"] > 2 * before["highest"] for found in sampled.values())
+    assert all(min(sampled[name]["minus_dpo"]["by_seed"]) > 0 for name in ("rto", "grpo"))
+    assert all(sampled[name]["minus_dpo"]["high"] < 0 for name in ("sepo", "treg"))
+    assert abs(sampled["rto"]["mean"] - sampled["grpo"]["mean"]) < 0.02
