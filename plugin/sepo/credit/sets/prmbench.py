@@ -46,6 +46,7 @@ def _use(row: Any, where: str, reading: Reading) -> None:
         return
     rejected, places = joined(steps)
     chosen, _ = joined(original)
+    marked = [places[number - 1] for number in sorted(set(wrong))]
     reading.add(
         messages=({"role": "user", "content": question},),
         chosen="" if chosen == rejected or not chosen.strip() else chosen,
