@@ -51,9 +51,7 @@ def _use(row: Any, where: str, reading: Reading) -> None:
         messages=({"role": "user", "content": question},),
         chosen="" if chosen == rejected or not chosen.strip() else chosen,
         rejected=rejected,
-        spans=tuple(
-            ErrorSpan(start, end, kind) for start, end in (places[number - 1] for number in sorted(set(wrong)))
-        ),
+        spans=tuple(ErrorSpan(start, end, kind) for start, end in marked),
         steps=places,
         language="en",
     )
