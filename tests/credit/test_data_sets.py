@@ -78,6 +78,14 @@ def test_prmbench():
     assert found.left_out["error_steps names a step that modified_process does not have"].first.startswith("line 19 ")
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    """U+2028 and U+0085 are characters of texts, which JSON may hold as they are."""
+    row = {"input": "a\u2028b", "steps": ["c\u0085d", "e"], "mistake_index": 0}
+    (tmp_path / "task.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n")
+    (pair,) = read("big_bench_mistake", tmp_path / "task.jsonl").pairs
+    assert wrong(pair) == ["c\u0085d"]
+
+
 def test_big_bench_mistake():
     found = read("big_bench_mistake")
     first, second, third = found.pairs[:3]

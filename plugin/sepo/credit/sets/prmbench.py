@@ -46,13 +46,12 @@ def _use(row: Any, where: str, reading: Reading) -> None:
         return
     rejected, places = joined(steps)
     chosen, _ = joined(original)
+    marked = [places[number - 1] for number in sorted(set(wrong))]
     reading.add(
         messages=({"role": "user", "content": question},),
         chosen="" if chosen == rejected or not chosen.strip() else chosen,
         rejected=rejected,
-        spans=tuple(
-            ErrorSpan(start, end, kind) for start, end in (places[number - 1] for number in sorted(set(wrong)))
-        ),
+        spans=tuple(ErrorSpan(start, end, kind) for start, end in marked),
         steps=places,
         language="en",
     )
