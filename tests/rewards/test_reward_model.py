@@ -258,20 +258,30 @@ def test_a_template_can_refuse_a_conversation(tmp_path):
     close(found([given[2]]), found([joined]))
 
 
-def test_weights_of_four_bits_leave_the_head_as_it_is(tmp_path):
-    folder = save(tmp_path / "judge")
-    model_args = rewarded.arguments(dtype=torch.float32)
+def in_four_bits(folder, **options):
+    model_args = rewarded.arguments(dtype=torch.float32, **options)
     model_args.quantization_type, model_args.double_quantization = "nf4", True
     quantized = settings(folder, judge_model_quantization_bit=4)
-    found = open_rewards(quantized, model_args=model_args, device=torch.device("cpu"))
+    return open_rewards(quantized, model_args=model_args, device=torch.device("cpu"))
+
+
+def test_weights_of_four_bits_leave_the_head_as_it_is(tmp_path):
+    folder = save(tmp_path / "judge")
+    found = in_four_bits(folder)
     model = found._head._model
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
-    assert torch.equal(
-        model.score.weight, AutoModelForSequenceClassification.from_pretrained(folder).score.weight.float()
-    )
+    saved = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert torch.equal(model.score.weight, saved.score.weight.float())
     plain = opened(settings(folder), dtype=torch.float32)(responses())
     differences = [abs(one - two) for one, two in zip(found(responses()), plain, strict=True)]
     assert 0 < max(differences) < 5
+
+
+def test_several_heads_are_left_as_they_are(tmp_path):
+    folder, _ = save_gated(tmp_path / "judge")
+    model = in_four_bits(folder, trust=True)._head._model
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert {model.score.weight.dtype, model.gating.weight.dtype} == {torch.float32}
 
 
 def test_rewards_are_identified_by_content(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from sepo.errors import SepoError
 from sepo.recipe.model_specs import ModelSpec
+from sepo.rewards.reward_files import reward_files
 from sepo.scoring.hub import HubAccess, cached_if_unreachable, forget_hub
 from sepo.scoring.hub_files import ADAPTER, MODEL, tokenizer_files, weight_files
 from sepo.scoring.model_files import local_spec, model_files, own_tokenizer, spec_files
@@ -70,8 +71,9 @@ def test_a_value_head_is_fetched_for_a_reward_model_alone(hub, world):
     hub.add("acme/rm", world / "oracle", more={"value_head.safetensors": b"head"})
     before = identity("acme/rm")
     assert "value_head.safetensors" not in hub.fetched("acme/rm")
-    judge = local_spec(ModelSpec("acme/rm"), key="judge_model", access=HubAccess(), need="reward")
-    assert (hubs.Path(judge.model) / "value_head.safetensors").read_bytes() == b"head"
+    judge = reward_files(ModelSpec("acme/rm"), access=HubAccess())
+    assert judge.head == "value"
+    assert (judge.last / "value_head.safetensors").read_bytes() == b"head"
     forget_hub()
     assert identity("acme/rm") == before
     as_judge = spec_identity(ModelSpec("acme/rm"), key="judge_model", access=HubAccess(), need="reward")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
 
 from sepo.rewards import RewardSettings, SampledResponse, open_rewards
 from sepo.scoring.hub import HubAccess, hub_access
@@ -70,6 +71,9 @@ def arguments(*, dtype=torch.float64, trust=False):
 def words(*, template=BLOCKS):
     made = tiny.tokenizer(["What is a reward? A number."], vocab_size=420)
     made.chat_template = template
+    # As Llama 3's tokenizer does; the chat template writes such tokens itself.
+    first = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    made.backend_tokenizer.post_processor = first
     return made
 
 

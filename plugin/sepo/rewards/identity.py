@@ -31,7 +31,6 @@ def rewards_identity(settings: RewardSettings, *, access: HubAccess) -> dict[str
         return {
             "judge": settings.judge,
             "model": spec_identity(settings.model, key=KEY, access=access, need="reward"),
-            "head": files.head,
             "code": _code_digest(files),
             **reader_identity(tokenizer, template=tokenizer.chat_template),
         }
