@@ -221,6 +221,7 @@ SHARED = (
         on_instances=True,
     ),
     Entry("torch._subclasses.fake_tensor", "FakeTensorMode", ("allow_non_fake_inputs",)),
+    Entry("torch", "ops.aten._grouped_mm", versions=">=2.8"),
     Entry("torch.utils._python_dispatch", "TorchDispatchMode.__torch_dispatch__"),
     Entry("torch.utils._pytree", "tree_leaves"),
     Entry("torch.utils.weak", "WeakIdKeyDictionary"),

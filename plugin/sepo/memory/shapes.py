@@ -97,7 +97,8 @@ class _GroupedProducts(TorchDispatchMode):
     """Gives the experts' product its shape in float32, too, in which torch computes it but has no shape for it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.ops.aten._grouped_mm.default or args[0].dtype is torch.bfloat16:
+        product = getattr(torch.ops.aten, "_grouped_mm", None)  # new in torch 2.8
+        if product is None or func is not product.default or args[0].dtype is torch.bfloat16:
             return func(*args, **(kwargs or {}))
         left, right, *others = args
         return func(left.bfloat16(), right.bfloat16(), *others, **(kwargs or {})).to(left.dtype)
