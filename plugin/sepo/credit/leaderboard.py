@@ -194,9 +194,9 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _cell(found: Mapping[str, Any], measure: str, all_of: int) -> str:
-    """Return a measure with its interval, and the number of responses if it is not of all."""
+    """Return a measure with its interval, and the number of responses, n, if it is not of all."""
     if measure not in found:
         return ""
     estimate, count = found[measure], found["responses"]
-    of = "" if count == all_of else f", {count:,} responses"
+    of = "" if count == all_of else f", n = {count:,}"
     return f"{estimate['mean']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f}{of})"
