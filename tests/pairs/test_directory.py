@@ -152,3 +152,11 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     (tmp_path / SUMMARY).write_text("{}")
     with pytest.raises(SepoError, match=r"summary.json cannot be read .* remove it, and the pairs are made again"):
         directory.summary()
+
+
+def test_a_file_in_the_place_of_the_directory_is_kept(tmp_path):
+    file = tmp_path / "pairs"
+    file.write_text("notes")
+    with pytest.raises(SepoError, match="is a file, expected a directory; set another pairs_dir, or move the file"):
+        opened(file)
+    assert file.read_text() == "notes"

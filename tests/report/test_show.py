@@ -218,6 +218,13 @@ def test_an_old_run_shows_what_is_available_and_what_to_do(tmp_path, capsys):
     assert "recorded no tokens" in capsys.readouterr().out
 
 
+def test_a_run_on_sampled_responses_has_none_to_show(tmp_path, capsys):
+    run = make_run(tmp_path / "run", None, recorded=(), stage="rto", objective="rto", token_scorer="none", select=None)
+    (run / "_sepo_tokens.jsonl").unlink()
+    assert main(["show", str(run)]) == 1
+    assert "stage rto does not record the responses that it samples" in capsys.readouterr().out
+
+
 def test_a_store_by_a_prefix_of_its_key(store, capsys, monkeypatch):
     monkeypatch.setenv("SEPO_TOKEN_SCORES_DIR", str(store.path.parent))
     write_names(store.path.parent, store.key, {"scorer": "oracle", "models": "a\x1b[2J over b"})

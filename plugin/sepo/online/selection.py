@@ -12,7 +12,7 @@ def select_sampled(scores: Tensor, mask: Tensor, *, ratio: float, rule: str, bet
     """Select the share of each response's tokens with the highest scores, or with the lowest where it is a worse one.
 
     Scores that are rewards, as those of an oracle, select as SePO does (arXiv 2408.13518, Eq. 25): the highest in good
-    responses, which play the part of the chosen ones, and the lowest in the others.
+    responses, which are treated as the chosen ones, and the lowest in the others.
 
     Args:
         scores: [B, T], only read where the mask is True.

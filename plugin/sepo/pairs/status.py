@@ -83,7 +83,7 @@ def _parts(folder: Path, step: str) -> Iterator[tuple[int, float]]:
 
 
 def _seconds_left(parts: list[tuple[int, float]], total: int) -> float | None:
-    """Return the time that the rest of a step takes at the pace of its files; None if they do not tell it.
+    """Return the time that the rest of a step takes at the pace of its files; None if they are too few.
 
     Pauses between two runs are not known, so that the pace is too slow after a run that was continued.
     """

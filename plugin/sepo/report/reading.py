@@ -14,6 +14,7 @@ import numpy as np
 
 from sepo.errors import SepoError
 from sepo.objectives import NO_SCORER, Method, Selector
+from sepo.recipe.stage_names import RTO
 from sepo.report.recorded import recorded_pairs, recorded_spreads
 from sepo.report.scorers import is_live, scored_by, store_of, store_scored_by
 from sepo.report.selecting import method_of, selecting_method, with_weights, without_weights
@@ -234,6 +235,8 @@ def _run_pairs(
     if recorded:
         rows = ", ".join(str(row) for row in sorted({pair.row for pair in recorded if pair.row >= 0}))
         missing.append(f"Only the rows that the run recorded can be shown, and none of them was requested: {rows}.")
+    elif settings.get("stage") == RTO:
+        missing.append(f"A run of stage {RTO} does not record the responses that it samples, so none are shown.")
     else:
         missing.append(f"The run recorded no tokens (no {RECORD_FILE}; older versions wrote none), so none are shown.")
     return []

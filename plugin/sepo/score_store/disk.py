@@ -58,10 +58,12 @@ def make_folder(path: Path, *, key: str = SCORES) -> None:
         key: the recipe key that moves the files elsewhere, for the error message.
 
     Raises:
-        SepoError: If the file system refuses.
+        SepoError: If it is a file, or the file system refuses.
     """
     if path.is_dir():
         return
+    if path.exists():
+        raise SepoError(f"{path} is a file, expected a directory; set another {key}, or move the file.")
     try:
         path.mkdir(parents=True, exist_ok=True)
         _sync_folder(path.parent)

@@ -84,7 +84,7 @@ def carried_expected_answers(judged: Callable[[str, Any], object], column: str) 
         if column not in dataset.column_names:
             raise SepoError(
                 f"dataset '{name}' has the columns {', '.join(dataset.column_names)}, expected {column} "
-                f"(--expected-column).{nearest(column, dataset.column_names)}"
+                f"(expected_column).{nearest(column, dataset.column_names)}"
             )
         return [column]
 

@@ -130,7 +130,7 @@ def plan_pairs(recipe: Mapping[str, Any], *, file: Path = Path("recipe")) -> Pai
 def _engine(settings: PairsSettings, recipe: EvaluationRecipe, *, processes: int) -> str:
     reason = why_not_vllm(recipe.policy, processes=processes)
     if settings.engine == VLLM and reason is not None:
-        raise SepoError(f"pairs_engine is {VLLM}, but {reason}. Set pairs_engine: transformers, or change that.")
+        raise SepoError(f"pairs_engine is {VLLM}, but {reason}. Set pairs_engine: transformers, or remove it.")
     return settings.engine or ("transformers" if reason else VLLM)
 
 
