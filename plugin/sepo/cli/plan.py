@@ -14,7 +14,8 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compute the memory that a recipe needs from the models' configurations alone: weights, adapters, gradients, "
         "optimizer, activations, head, reference and scoring models, phase by phase; whether it fits, and which "
-        "changes would make it fit. For a recipe with keys of sepo pairs, also of sampling and judging."
+        "changes would make it fit. For a recipe with keys of sepo pairs, also of sampling and judging; for stage rto, "
+        "of sampling, of scoring and judging, and of training, with all models in memory."
     )
     add_recipe(parser, "a recipe of one of sepo's stages, or of sepo pairs", override="quantization_bit=4")
     parser.add_argument("--gpu", metavar="SIZE", help="memory of a device, such as 24GiB (default: this machine's)")

@@ -57,14 +57,14 @@ def sampled_tokens(
     def compute(head: Head, states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         head = replace(head, transform=head.transform.at_temperature(temperature))
         logps = head.log_probs(states, targets, chunk_tokens=chunk_tokens)
-        return (logps, _entropies(head, states, chunk_tokens)) if with_entropies else (logps,)
+        return (logps, entropies_of(head, states, chunk_tokens)) if with_entropies else (logps,)
 
     logps, *more = run_through_head(model, inputs, labels=labels, wanted=wanted, compute=compute)
     return SampledTokens(logps, more[0] if more else None)
 
 
 @torch.no_grad()
-def _entropies(head: Head, states: Tensor, chunk_tokens: int | None) -> Tensor:
+def entropies_of(head: Head, states: Tensor, chunk_tokens: int | None) -> Tensor:
     """Return the entropy of the distribution at each state, [N] from [N, H], in chunks."""
     size = default_chunk_tokens(head.vocabulary) if chunk_tokens is None else chunk_tokens
     found = []

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from sepo.memory.live import LiveBytes, tensors_of
-from sepo.memory.shapes import NOTHING_TRAINS, model_with, on_cpu_without_data, without_data
-from sepo.memory.step import at_depth, in_depth
+from sepo.memory.shapes import NOTHING_TRAINS, Trained, model_with, on_cpu_without_data, without_data
+from sepo.memory.step import at_depth, autocast_of, in_depth
 
 _SCORES = 5
 """Tensors of a step with a float32 number per row and vocabulary entry that exist at once: the logits, those divided by
@@ -73,7 +73,14 @@ def largest_batches(budget: int, *, prompt: int, new_tokens: int, nucleus: bool 
     )
 
 
-def generation_bytes(config: Any, batch: SampledBatch, dtype: torch.dtype) -> GenerationBytes:
+def generation_bytes(
+    config: Any,
+    batch: SampledBatch,
+    dtype: torch.dtype,
+    *,
+    trained: Trained = NOTHING_TRAINS,
+    autocast: torch.dtype | None = None,
+) -> GenerationBytes:
     """Return the peak bytes of sampling a batch, without weights.
 
     Two depths are run and the results extrapolated, as each layer has its own cache.
@@ -81,35 +88,43 @@ def generation_bytes(config: Any, batch: SampledBatch, dtype: torch.dtype) -> Ge
     Args:
         config: the model's transformers configuration.
         batch: the batch.
-        dtype: dtype of the weights.
+        dtype: dtype of the frozen weights.
+        trained: the trainable weights, if the model is a policy in training.
+        autocast: the dtype of autocast, or None.
     """
-    cache, prompts, step = in_depth(config, lambda depth: _measured(*at_depth(config, depth), batch, dtype))
+    cache, prompts, step = in_depth(
+        config, lambda depth: _measured(*at_depth(config, depth), batch, dtype, trained, autocast)
+    )
     scores = 4 * batch.rows * int(config.vocab_size) * (_SCORES + (_NUCLEUS if batch.nucleus else 0))
     return GenerationBytes(cache, max(prompts, step + scores) - cache)
 
 
 @functools.lru_cache(maxsize=64)
-def _measured(config: str, kind: Any, batch: SampledBatch, dtype: torch.dtype) -> tuple[int, int, int]:
+def _measured(
+    config: str, kind: Any, batch: SampledBatch, dtype: torch.dtype, trained: Trained, autocast: torch.dtype | None
+) -> tuple[int, int, int]:
     """Return the bytes of the cache at the end, the peak of the prompts, and that of the last step with the cache."""
-    model = model_with(kind.from_dict(json.loads(config)), dtype, NOTHING_TRAINS)
+    model = model_with(kind.from_dict(json.loads(config)), dtype, trained)
     with without_data(), torch.no_grad():
         model = on_cpu_without_data(model).eval()
         live = LiveBytes()
         live.leave_out(tensors_of(model))
         with live:
-            before = _prefilled(model, batch.rows, batch.prompt)
+            before = _prefilled(model, batch.rows, batch.prompt, autocast)
             prompts = live.peak
             del before
             # The last step: the cache without the last two tokens, one of which it adds, which copies a layer's.
-            outputs = _prefilled(model, batch.rows, max(1, batch.prompt + batch.new_tokens - 2))
+            outputs = _prefilled(model, batch.rows, max(1, batch.prompt + batch.new_tokens - 2), autocast)
             past = outputs.past_key_values
             del outputs
             live.peak = live.now
             ids = torch.zeros(batch.rows, 1, dtype=torch.long)
-            model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+            with autocast_of(autocast):
+                model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
             return live.now, prompts, live.peak
 
 
-def _prefilled(model: Any, rows: int, tokens: int) -> Any:
+def _prefilled(model: Any, rows: int, tokens: int, autocast: torch.dtype | None) -> Any:
     ids = torch.zeros(rows, tokens, dtype=torch.long)
-    return model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    with autocast_of(autocast):
+        return model(input_ids=ids, use_cache=True, logits_to_keep=1)

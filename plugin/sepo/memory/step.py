@@ -142,17 +142,11 @@ def _step_bytes(config: str, kind: Any, row: Row, how: Pass) -> int:
 
 
 def _measured(model: Any, inner: Any, inputs: dict[str, Any], row: Row, how: Pass) -> int:
-    if how.checkpointing and how.backward and inner.supports_gradient_checkpointing:
-        inner.gradient_checkpointing_enable({"use_reentrant": True})
+    with_checkpointing(inner, how)
     fuse_lora(model)
     recompute_less(model)
-    live = LiveBytes()
-    live.leave_out(tensors_of(model))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-            live.leave_out([parameter.grad])
-    autocast = torch.autocast("cpu", how.autocast or torch.bfloat16, enabled=how.autocast is not None)
+    live = live_bytes(model)
+    autocast = autocast_of(how.autocast)
     with live, torch.set_grad_enabled(how.backward):
         with autocast:
             states, routers = _states(inner, inputs, row.selected, router_logits=how.router_loss)
@@ -171,6 +165,28 @@ def _measured(model: Any, inner: Any, inputs: dict[str, Any], row: Row, how: Pas
         if how.backward:
             values.sum().backward()
     return live.peak
+
+
+def with_checkpointing(inner: Any, how: Pass) -> None:
+    """Enable gradient checkpointing if a pass has it and the model supports it."""
+    if how.checkpointing and how.backward and inner.supports_gradient_checkpointing:
+        inner.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def live_bytes(model: Any) -> LiveBytes:
+    """Return a counter of bytes that leaves out a model's weights and their gradients, which exist from here on."""
+    live = LiveBytes()
+    live.leave_out(tensors_of(model))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+            live.leave_out([parameter.grad])
+    return live
+
+
+def autocast_of(dtype: torch.dtype | None) -> torch.autocast:
+    """Return the context of autocast to a dtype on a CPU, or of none."""
+    return torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _states(

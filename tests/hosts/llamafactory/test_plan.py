@@ -12,11 +12,12 @@ import yaml
 
 from sepo.cli import main
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.plan import account as accounts
 from sepo.hosts.llamafactory.plan import out_of_memory, weights
 from sepo.hosts.llamafactory.plan import run as plans
 from sepo.hosts.llamafactory.plan.account import account_for
+from sepo.hosts.llamafactory.plan.policy import optimizer_bytes
 from sepo.hosts.llamafactory.plan.recipe import planned_run
+from sepo.hosts.llamafactory.plan.rto import planned_rto, rto_account
 from sepo.recipe.model_specs import ModelSpec
 from tests.support.packages import WITH_RECIPES, on_path, write_example
 from tests.support.recipes import BIN, run, sepo_recipe, write
@@ -77,7 +78,11 @@ def examples():
 def test_every_recipe_is_planned_and_those_for_a_card_fit_it(path, recipe, shapes, tmp_path):
     packaged = path.parent in WITH_RECIPES
     with on_path(write_example(tmp_path, path.parent)) if packaged else contextlib.nullcontext():
-        planned = account_for(planned_run(recipe), on_gpu=True)
+        planned = (
+            rto_account(planned_rto(recipe), on_gpu=True)
+            if recipe["stage"] == "rto"
+            else account_for(planned_run(recipe), on_gpu=True)
+        )
     assert planned.peak.total > GIB / 2
     size = path.stem.rsplit("_", 1)[-1]
     if size.endswith("gb"):
@@ -263,7 +268,7 @@ def test_weights_that_are_quantized_in_the_checkpoint(world, tmp_path):
 )
 def test_optimizers(name, bits, noted):
     notes = []
-    assert accounts._optimizer_bytes(name, notes) == bits
+    assert optimizer_bytes(name, notes) == bits
     assert noted in " ".join(notes)
 
 

@@ -223,14 +223,11 @@ def test_fewer_prompts_than_a_step_needs():
 
 def test_commands_for_pairs_refuse_the_stage(world, data, tmp_path):
     from sepo.hosts.llamafactory.bench.recipe import check_keys, measured_recipe
-    from sepo.hosts.llamafactory.plan.recipe import planned_run
     from sepo.hosts.llamafactory.recipe import check_recipe, host_keys, refuse_without_scoring
 
     recipe = recipe_of(world, data, tmp_path / "out")
     with pytest.raises(SepoError, match="stage rto samples its responses"):
         refuse_without_scoring(check_recipe(recipe)[1])
-    with pytest.raises(SepoError, match="stage is rto; sepo plan supports"):
-        planned_run(recipe, processes=1)
     with pytest.raises(SepoError, match="stage is rto; bench compares preference stages"):
         measured_recipe(recipe, output_dir=str(tmp_path))
     check_keys(recipe, host_keys=host_keys())  # of `sepo eval` and `sepo sample`, for the policy that it trained

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sepo.errors import SepoError, first_line
 from sepo.forward.router_loss import refusal_by_config
-from sepo.hosts.llamafactory.plan.recipe import Engine, PlannedRun
+from sepo.hosts.llamafactory.plan.policy import sharding, training_items
+from sepo.hosts.llamafactory.plan.recipe import PlannedRun
 from sepo.hosts.llamafactory.plan.weights import ModelWeights, model_weights, own_dtype
 from sepo.memory.step import Pass, Row, largest_row, scoring_row, step_bytes
 from sepo.objectives import StateWeight
@@ -21,9 +21,6 @@ CPU_PROCESS = 160 * MIB
 of `benchmarks/plan.py`)."""
 FRAGMENTATION = 0.05
 """Memory that the allocator holds in addition, as a share of the activations of a phase."""
-
-_OPTIMIZER_BYTES = {"sgd": 0.0, "adafactor": 0.1, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0, "adamw": 8.0}
-"""Bytes of optimizer states per trained weight, for states in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def _account(run: PlannedRun, *, on_gpu: bool, tokens: int | None) -> Account:
     phases.append(_training(run, policy, row, notes))
     phases = [with_reserve(phase, on_gpu=on_gpu) for phase in phases]
     if run.on_cpu:
-        phases.insert(-1, _loading(policy, quantized=run.policy.quantization_bit is not None))
+        phases.insert(-1, loading(policy, quantized=run.policy.quantization_bit is not None))
     return Account(run, policy.counted.parameters, policy.counted.trainable, row, tuple(phases), tuple(notes))
 
 
@@ -119,7 +116,7 @@ def _row(run: PlannedRun, tokens: int | None) -> Row:
     return largest_row(run.pairs, cutoff=cutoff, batch_tokens=run.settings.batch_tokens, share=(chosen + rejected) / 2)
 
 
-def _loading(policy: ModelWeights, *, quantized: bool) -> Phase:
+def loading(policy: ModelWeights, *, quantized: bool) -> Phase:
     """Account for loading on a CPU.
 
     Weights are read through a memory-mapped file. Unchanged weights stay in the mapping; weights that are cast or
@@ -135,25 +132,7 @@ def _loading(policy: ModelWeights, *, quantized: bool) -> Phase:
 
 
 def _training(run: PlannedRun, policy: ModelWeights, row: Row, notes: list[str]) -> Phase:
-    counted, engine = policy.counted, run.engine
-    shard = _sharding(engine)
-    lora = run.kind == "lora"
-    items = {
-        "policy": shard(counted.frozen, 3) if lora else 0.0,
-        "trained weights": shard(counted.trained, 3),
-        "gradients": shard(counted.trained, 2),
-        f"optimizer ({run.optimizer})": 0.0
-        if engine.optimizer_offloaded
-        else shard(counted.trainable * _optimizer_bytes(run.optimizer, notes), 1),
-    }
-    if engine.weights_offloaded:
-        items["policy"] = items["trained weights"] = 0.0
-    if engine.zero and not run.on_cpu and run.autocast is not None:
-        items["float32 copies"] = 0.0 if engine.optimizer_offloaded else shard(counted.trainable * 4.0, 1)
-    if engine.zero == 3:
-        items["gathered layers"] = 2 * counted.largest_layer
-    elif engine.processes > 1:
-        items["gradient buckets"] = counted.trained
+    items = training_items(run, policy, notes)
     weight = run.settings.method.token_weight
     how = Pass(
         policy.dtype,
@@ -167,30 +146,13 @@ def _training(run: PlannedRun, policy: ModelWeights, row: Row, notes: list[str])
     activations = step_bytes(policy.config, row, how)
     if run.reference is not None:
         reference = model_weights(run, run.reference, key="ref_model")
-        items["reference"] = shard(reference.counted.total, 3)
+        items["reference"] = sharding(run.engine)(reference.counted.total, 3)
         alone = Pass(reference.dtype, autocast=run.autocast, backward=False, head_chunk_tokens=how.head_chunk_tokens)
         activations = max(activations, step_bytes(reference.config, row, alone))
     items["activations, head"] = float(activations)
-    if counted.largest_product:
-        items["unpacked matrix"] = float(counted.largest_product)
-    if run.kind == "freeze":
-        notes.append("freeze tuning is counted as if all weights were trained.")
+    if policy.counted.largest_product:
+        items["unpacked matrix"] = float(policy.counted.largest_product)
     return Phase("training", items)
-
-
-def _sharding(engine: Engine) -> Callable[[float, int], float]:
-    """Return the function from total bytes and the ZeRO stage from which they are sharded to bytes per process."""
-    return lambda size, stage: size / engine.processes if engine.zero >= stage else size
-
-
-def _optimizer_bytes(name: str, notes: list[str]) -> float:
-    kind = next((known for known in _OPTIMIZER_BYTES if known in name), None)
-    if kind is None:
-        notes.append(f"optimizer {name} is counted as AdamW.")
-    states = _OPTIMIZER_BYTES[kind or "adamw"]
-    if name.startswith("paged_"):
-        notes.append(f"{name} may move its states out of GPU memory; they are counted.")
-    return states / 4 if "8bit" in name else states
 
 
 def _before_training(run: PlannedRun) -> list[Phase]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,10 @@ from sepo.hosts.llamafactory.plan.recipe import PlannedRun, planned_run
 
 _WORTH_NAMING = 0.01
 """Share of the peak below which a saving is omitted."""
+
+
+PeakWith = Callable[[Mapping[str, Any]], float | None]
+"""Returns the peak of a recipe in bytes per process; None if its keys cannot be combined."""
 
 
 @dataclass(frozen=True)
@@ -36,41 +40,35 @@ class Change:
         return ", ".join(f"{name}: {_yaml(value)}" for name, value in self.keys.items())
 
 
-def changes(recipe: Mapping[str, Any], account: Account, *, on_gpu: bool, tokens: int | None = None) -> list[Change]:
-    """Return the single changes that lower the peak, the least intrusive first.
+def worthwhile(
+    recipe: Mapping[str, Any], candidates: Iterable[tuple[dict[str, Any], str]], *, before: float, peak_with: PeakWith
+) -> list[Change]:
+    """Return the candidates that lower the peak, in their order.
 
     Args:
         recipe: keys and values.
-        account: account of the unchanged recipe.
-        on_gpu: as for ``account_for``.
-        tokens: as for ``account_for``.
+        candidates: keys with new values, and a short description of the effect.
+        before: peak of the unchanged recipe, in bytes.
+        peak_with: returns the peak of a recipe.
     """
-    before, found = account.peak.total, []
-    for keys, effect in _candidates(recipe, account.run):
-        after = _peak({**recipe, **keys}, account.run, on_gpu=on_gpu, tokens=tokens)
+    found = []
+    for keys, effect in candidates:
+        after = peak_with({**recipe, **keys})
         if after is not None and before - after > _WORTH_NAMING * before:
             found.append(Change(keys, effect, after, before - after))
     return found
 
 
 def enough(
-    recipe: Mapping[str, Any],
-    account: Account,
-    found: list[Change],
-    *,
-    limit: float,
-    on_gpu: bool,
-    tokens: int | None = None,
+    recipe: Mapping[str, Any], found: list[Change], *, limit: float, peak_with: PeakWith
 ) -> tuple[dict[str, Any], float] | None:
     """Find the least intrusive change that makes a run fit, or else a combination of the least intrusive ones.
 
     Args:
         recipe: keys and values.
-        account: account of the unchanged recipe.
-        found: from ``changes``.
+        found: from ``worthwhile``.
         limit: memory of a device, in bytes.
-        on_gpu: as for ``account_for``.
-        tokens: as for ``account_for``.
+        peak_with: returns the peak of a recipe.
 
     Returns:
         The keys and the peak with them; None if the run does not fit even with all changes.
@@ -81,18 +79,36 @@ def enough(
     together: dict[str, Any] = {}
     for change in found:
         together |= change.keys
-        peak = _peak({**recipe, **together}, account.run, on_gpu=on_gpu, tokens=tokens)
+        peak = peak_with({**recipe, **together})
         if peak is not None and peak <= limit:
             return together, peak
     return None
 
 
-def _peak(recipe: dict[str, Any], before: PlannedRun, *, on_gpu: bool, tokens: int | None) -> float | None:
-    try:
-        run = planned_run(recipe, processes=before.engine.processes)
-        return account_for(run, on_gpu=on_gpu, tokens=tokens).peak.total
-    except SepoError:  # the keys cannot be combined in this recipe
-        return None
+def changes(recipe: Mapping[str, Any], account: Account, *, on_gpu: bool, tokens: int | None = None) -> list[Change]:
+    """Return the single changes that lower the peak of a run on pairs, the least intrusive first.
+
+    Args:
+        recipe: keys and values.
+        account: account of the unchanged recipe.
+        on_gpu: as for ``account_for``.
+        tokens: as for ``account_for``.
+    """
+    peak_with = peaks(account, on_gpu=on_gpu, tokens=tokens)
+    return worthwhile(recipe, _candidates(recipe, account.run), before=account.peak.total, peak_with=peak_with)
+
+
+def peaks(account: Account, *, on_gpu: bool, tokens: int | None) -> PeakWith:
+    """Return the function from a changed recipe of a run on pairs to its peak; None if keys cannot be combined."""
+
+    def peak_with(recipe: Mapping[str, Any]) -> float | None:
+        try:
+            run = planned_run(recipe, processes=account.run.engine.processes)
+            return account_for(run, on_gpu=on_gpu, tokens=tokens).peak.total
+        except SepoError:
+            return None
+
+    return peak_with
 
 
 def _candidates(recipe: Mapping[str, Any], run: PlannedRun) -> Iterator[tuple[dict[str, Any], str]]:

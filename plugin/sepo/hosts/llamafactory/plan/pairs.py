@@ -9,15 +9,14 @@ from typing import Any
 from sepo.errors import SepoError, first_line
 from sepo.hosts.llamafactory.hub import policy_in
 from sepo.hosts.llamafactory.plan.account import Phase, with_reserve
-from sepo.hosts.llamafactory.plan.recipe import HowLoaded, cutoff_of, how_loaded
+from sepo.hosts.llamafactory.plan.judge import judge_memory
+from sepo.hosts.llamafactory.plan.recipe import cutoff_of, how_loaded
 from sepo.hosts.llamafactory.plan.weights import ModelWeights, model_weights
 from sepo.memory.generation import SampledBatch, generation_bytes, largest_batches
-from sepo.memory.step import Pass, Row, scoring_row, step_bytes
+from sepo.memory.step import scoring_row
 from sepo.pairs.settings import PairsSettings, pairs_settings
 from sepo.recipe.keys import PAIRS_KEYS
 from sepo.recipe.response_rewards import RewardSettings, resolve_rewards
-
-_NAMES = {"judge_model": "reward model", "model_name_or_path": "policy", "ref_model": "reference"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,9 @@ def _account(
     if rewards.is_verifier:
         notes.append(f"judge {rewards.judge} loads no model.")
     else:
-        phases.append(_judging(how, rewards, row))
+        judge = judge_memory(how, rewards, row)
+        items = {**judge.models, "activations": float(judge.activations)}
+        phases.append(Phase("judging", _with_unpacked(items, judge.unpacked)))
     return PairsAccount(
         policy.model,
         weights.counted.parameters,
@@ -109,29 +110,6 @@ def _sampling(weights: ModelWeights, batches: tuple[SampledBatch, ...]) -> Phase
         "activations, logits": float(most.activations),
     }
     return Phase("sampling", _with_unpacked(items, weights.counted.largest_product))
-
-
-def _judging(how: HowLoaded, rewards: RewardSettings, row: Row) -> Phase:
-    """Account for the models of a judge; a reward model has one output in place of the head."""
-    if rewards.model is not None:
-        specs, row = {"judge_model": rewards.model}, Row(row.pairs, selected=1)
-    else:
-        assert rewards.policy is not None
-        specs = {"model_name_or_path": rewards.policy.oracle}
-        if not rewards.policy.one_set_of_weights:
-            specs["ref_model"] = rewards.policy.base
-    items: dict[str, float] = {}
-    activations = unpacked = 0
-    for key, spec in specs.items():
-        weights = model_weights(how, spec.with_adapters(0), key=key)
-        items[_NAMES[key]] = weights.counted.total
-        if rewards.model is not None and not getattr(weights.config, "tie_word_embeddings", False):
-            items[_NAMES[key]] -= weights.config.vocab_size * weights.config.hidden_size * weights.dtype.itemsize
-        once = Pass(weights.dtype, backward=False, head_chunk_tokens=rewards.head_chunk_tokens)
-        activations = max(activations, step_bytes(weights.config, row, once))
-        unpacked = max(unpacked, weights.counted.largest_product)
-    items["activations"] = float(activations)
-    return Phase("judging", _with_unpacked(items, unpacked))
 
 
 def _with_unpacked(items: dict[str, float], product: int) -> dict[str, float]:

@@ -21,10 +21,13 @@ from sepo.recipe.model_specs import ModelSpec
 from sepo.recipe.reference import own_start, reference_spec
 from sepo.recipe.resolve import resolve
 from sepo.recipe.settings import RunSettings
-from sepo.recipe.stage_names import RTO, check_stage, is_sepo_stage
+from sepo.recipe.stage_names import check_stage, is_sepo_stage
 from sepo.scoring.hub import HubAccess
 from sepo.scoring.hub_files import ADAPTER
 from sepo.scoring.model_files import configuration, model_files
+
+FSDP = "FSDP"
+"""Name of the engine in ``Engine``."""
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -66,36 +69,50 @@ class HowLoaded:
 
 
 @dataclass(frozen=True)
-class PlannedRun(HowLoaded):
-    """The properties of a run that determine its memory, in addition to how its models are loaded.
+class PlannedPolicy(HowLoaded):
+    """The properties of a policy in training that determine its memory, in addition to how models are loaded.
 
     Args:
-        settings: the run's settings.
         policy: the policy.
-        reference: a second model that is in memory while the policy trains, or None.
         kind: ``lora``, ``full`` or ``freeze``.
         trained: the weights of the policy that are trained.
         autocast: dtype of mixed precision, or None.
-        reads_chosen: whether all chosen tokens are read, selected or not (``pref_ftx``).
-        pairs: number of pairs of a device batch.
-        cutoff: maximum number of tokens of the prompt with one response.
+        rows: ``per_device_train_batch_size``.
+        cutoff: maximum number of tokens of a row; of the prompt, if responses are sampled.
         checkpointing: whether gradient checkpointing is on.
         optimizer: name of the optimizer.
         engine: processes and sharding.
     """
 
-    settings: RunSettings
     policy: ModelSpec
-    reference: ModelSpec | None
     kind: str
     trained: Trained
     autocast: torch.dtype | None
-    reads_chosen: bool
-    pairs: int
+    rows: int
     cutoff: int
     checkpointing: bool
     optimizer: str
     engine: Engine
+
+
+@dataclass(frozen=True)
+class PlannedRun(PlannedPolicy):
+    """The properties of a run on pairs that determine its memory.
+
+    Args:
+        settings: the run's settings.
+        reference: a second model that is in memory while the policy trains, or None.
+        reads_chosen: whether all chosen tokens are read, selected or not (``pref_ftx``).
+    """
+
+    settings: RunSettings
+    reference: ModelSpec | None
+    reads_chosen: bool
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of a device batch."""
+        return self.rows
 
 
 def how_loaded(recipe: Mapping[str, Any]) -> HowLoaded:
@@ -121,7 +138,7 @@ def _half(recipe: Mapping[str, Any]) -> str | None:
 
 def cutoff_of(recipe: Mapping[str, Any]) -> int:
     """Return the maximum number of tokens of a row."""
-    return _number(recipe, "cutoff_len") or 2048
+    return number_of(recipe, "cutoff_len") or 2048
 
 
 def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
@@ -138,26 +155,40 @@ def planned_run(recipe: Mapping[str, Any], *, processes: int = 1) -> PlannedRun:
     stage = None if recipe.get("stage") is None else str(recipe["stage"])
     if not is_sepo_stage(stage):
         check_stage(stage)
-        if stage == RTO:
-            raise SepoError(f"stage is {RTO}; sepo plan supports the stages that train on pairs.")
         raise SepoError(f"stage is {stage or 'sft (the default)'}; sepo plan supports sepo's stages only; set stage.")
+    policy = planned_policy(recipe, processes=processes)
+    _, settings = resolve(dict(recipe), host_keys=host_keys(), origins=getattr(recipe, "origins", None))
+    return PlannedRun(
+        **vars(policy),
+        settings=settings,
+        reference=separate_reference(recipe, policy.kind) if settings.runs_reference else None,
+        reads_chosen=bool(as_number("pref_ftx", recipe.get("pref_ftx") or 0.0, float)),
+    )
+
+
+def planned_policy(recipe: Mapping[str, Any], *, processes: int) -> PlannedPolicy:
+    """Read the properties that determine a policy's memory.
+
+    Args:
+        recipe: keys and values.
+        processes: number of training processes.
+
+    Raises:
+        SepoError: a value is invalid, or the recipe has no policy.
+    """
     if not recipe.get("model_name_or_path"):
         raise SepoError("model_name_or_path is missing; set it to the policy.")
-    _, settings = resolve(dict(recipe), host_keys=host_keys(), origins=getattr(recipe, "origins", None))
     kind = str(recipe.get("finetuning_type") or "lora")
     if kind not in ("lora", "full", "freeze"):
         raise SepoError(f"finetuning_type is {kind}; sepo plan supports lora, full and freeze.")
     pure, how = _flag(recipe, "pure_bf16"), how_loaded(recipe)
-    return PlannedRun(
+    return PlannedPolicy(
         **vars(how),
-        settings=settings,
         policy=own_start(recipe).with_adapters(0),
-        reference=_reference(recipe, settings, kind),
         kind=kind,
         trained=Trained(_adapters(recipe) if kind == "lora" else None, everything=kind != "lora", in_float32=not pure),
         autocast=None if pure else how.dtype,
-        reads_chosen=bool(as_number("pref_ftx", recipe.get("pref_ftx") or 0.0, float)),
-        pairs=_number(recipe, "per_device_train_batch_size") or 8,
+        rows=number_of(recipe, "per_device_train_batch_size") or 8,
         cutoff=cutoff_of(recipe),
         checkpointing=not _flag(recipe, "disable_gradient_checkpointing"),
         optimizer=str(recipe.get("optim") or "adamw_torch"),
@@ -177,9 +208,16 @@ def model_config(spec: ModelSpec, *, key: str, access: HubAccess) -> Any:
     return config if hasattr(config, "num_hidden_layers") else config.get_text_config()
 
 
-def _reference(recipe: Mapping[str, Any], settings: RunSettings, kind: str) -> ModelSpec | None:
-    if not settings.runs_reference:
-        return None
+def separate_reference(recipe: Mapping[str, Any], kind: str) -> ModelSpec | None:
+    """Return the reference of a recipe that needs one, if it is a second model in memory.
+
+    Args:
+        recipe: keys and values.
+        kind: ``lora``, ``full`` or ``freeze``.
+
+    Returns:
+        None if the reference is the policy without its adapter, or its starting adapter.
+    """
     key, spec = reference_spec(recipe)
     if key != "ref_model" and recipe.get("ref_model_adapters"):
         return spec.with_adapters(0)
@@ -206,7 +244,7 @@ def _adapters(recipe: Mapping[str, Any]) -> Adapters:
             tuple(values.get("modules_to_save") or ()),
         )
     return Adapters(
-        _number(recipe, "lora_rank") or 8,
+        number_of(recipe, "lora_rank") or 8,
         names_of(recipe.get("lora_target")) or ("all",),
         names_of(recipe.get("additional_target")),
     )
@@ -215,7 +253,7 @@ def _adapters(recipe: Mapping[str, Any]) -> Adapters:
 def _engine(recipe: Mapping[str, Any], processes: int) -> Engine:
     if recipe.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         in_host_memory = "offload" in str(recipe.get("fsdp"))
-        return Engine(processes, 3, "FSDP", optimizer_offloaded=in_host_memory, weights_offloaded=in_host_memory)
+        return Engine(processes, 3, FSDP, optimizer_offloaded=in_host_memory, weights_offloaded=in_host_memory)
     given = recipe.get("deepspeed")
     if not given:
         return Engine(processes, 0, "one process" if processes == 1 else "DDP")
@@ -245,6 +283,11 @@ def _flag(recipe: Mapping[str, Any], key: str, *, default: bool = False) -> bool
     return default if value is None else as_flag(key, value)
 
 
-def _number(recipe: Mapping[str, Any], key: str) -> int | None:
+def number_of(recipe: Mapping[str, Any], key: str) -> int | None:
+    """Return a whole number of a recipe, or None if it is not set.
+
+    Raises:
+        SepoError: the value is no number.
+    """
     value = recipe.get(key)
     return None if value in (None, "") else int(as_number(key, value, int))

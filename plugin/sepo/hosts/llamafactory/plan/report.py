@@ -9,7 +9,9 @@ from sepo.console import print_lines, print_table, size
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.plan.account import Account, Phase, account_for
 from sepo.hosts.llamafactory.plan.changes import Change
-from sepo.hosts.llamafactory.plan.recipe import planned_run
+from sepo.hosts.llamafactory.plan.recipe import PlannedPolicy, planned_run
+from sepo.hosts.llamafactory.plan.rto import RtoAccount, planned_rto, rto_account
+from sepo.recipe.stage_names import RTO
 
 UNVERIFIED = (
     "not verified on a GPU: CUDA, fragmentation, and the memory of bitsandbytes and DeepSpeed besides tensors are "
@@ -20,20 +22,33 @@ UNVERIFIED = (
 def headline(account: Account) -> list[str]:
     """Return lines that describe the run: policy, largest batch and engine."""
     run, row = account.run, account.row
-    bits = run.policy.quantization_bit
-    kind = {"lora": "LoRA" if bits is None else f"QLoRA, {bits} bits"}.get(run.kind, run.kind)
     pairs = len(row.pairs)
     return [
-        f"policy: {run.policy.model}, {account.parameters / 1e9:.2f} B parameters, {kind}, "
-        f"{account.trainable / 1e6:,.1f} M trainable" + (" (adapters)" if run.kind == "lora" else ""),
+        policy_line(run, account.parameters, account.trainable),
         f"largest batch: {pairs} pair{'s' * (pairs > 1)} at a time, {row.tokens:,} tokens through the layers, "
         f"{row.selected:,} through the head; gradient checkpointing {'on' if run.checkpointing else 'off'}",
-        f"engine: {run.engine.name}" + (f", {run.engine.processes} processes" if run.engine.processes > 1 else ""),
+        engine_line(run),
     ]
 
 
+def policy_line(run: PlannedPolicy, parameters: int, trainable: int) -> str:
+    """Return a line about the policy and how it is trained."""
+    bits = run.policy.quantization_bit
+    kind = {"lora": "LoRA" if bits is None else f"QLoRA, {bits} bits"}.get(run.kind, run.kind)
+    return (
+        f"policy: {run.policy.model}, {parameters / 1e9:.2f} B parameters, {kind}, {trainable / 1e6:,.1f} M trainable"
+        + (" (adapters)" if run.kind == "lora" else "")
+    )
+
+
+def engine_line(run: PlannedPolicy) -> str:
+    """Return a line about the engine."""
+    return f"engine: {run.engine.name}" + (f", {run.engine.processes} processes" if run.engine.processes > 1 else "")
+
+
 def print_plan(
-    account: Account,
+    account: Account | RtoAccount,
+    heading: list[str],
     *,
     limit: float | None,
     where: str,
@@ -45,13 +60,14 @@ def print_plan(
 
     Args:
         account: the account.
+        heading: lines that describe the run.
         limit: bytes that a process may use, or None.
         where: description of the device with that limit.
         on_gpu: whether the run is planned for a GPU.
         found: single changes.
         fitting: the change that makes the run fit, and the peak with it.
     """
-    print_lines(headline(account))
+    print_lines(heading)
     print_phases(account.phases)
     lines = [verdict(account.peak, limit=limit, where=where)]
     if found:
@@ -82,6 +98,9 @@ def peak_in_words(recipe: Mapping[str, Any]) -> str:
     It is ``-`` if `sepo plan` does not support the run, or its models are whole ones that no step has made yet.
     """
     try:
+        if recipe.get("stage") == RTO:
+            sampled = planned_rto(recipe)
+            return size(rto_account(sampled, on_gpu=not sampled.on_cpu).peak.total)
         planned = planned_run(recipe)
         return size(account_for(planned, on_gpu=not planned.on_cpu).peak.total)
     except SepoError:
@@ -115,15 +134,20 @@ def phase_values(phases: Sequence[Phase], peak: Phase) -> dict[str, Any]:
 
 
 def plan_values(
-    account: Account, *, limit: float | None, found: list[Change], fitting: tuple[dict[str, Any], float] | None
+    account: Account | RtoAccount,
+    *,
+    limit: float | None,
+    found: list[Change],
+    fitting: tuple[dict[str, Any], float] | None,
 ) -> dict[str, Any]:
     """Return the plan as plain JSON values, with sizes in bytes per process."""
+    batch = account.row if isinstance(account, Account) else account.batch
     return {
         "policy": account.run.policy.model,
         "parameters": account.parameters,
         "trainable": account.trainable,
-        "tokens": account.row.tokens,
-        "selected": account.row.selected,
+        "tokens": batch.tokens,
+        "selected": batch.selected,
         "engine": account.run.engine.name,
         "processes": account.run.engine.processes,
         **phase_values(account.phases, account.peak),

@@ -13,14 +13,16 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.chain_steps import SECTIONS
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.plan.account import Account, account_for
-from sepo.hosts.llamafactory.plan.changes import Change, changes, enough
+from sepo.hosts.llamafactory.plan.changes import Change, changes, enough, peaks
 from sepo.hosts.llamafactory.plan.pairs import pairs_account, samples_pairs
 from sepo.hosts.llamafactory.plan.pairs_report import fitting_batch, pairs_plan_values, print_pairs_plan
 from sepo.hosts.llamafactory.plan.recipe import how_loaded, planned_run
-from sepo.hosts.llamafactory.plan.report import plan_values, print_plan
+from sepo.hosts.llamafactory.plan.report import headline, plan_values, print_plan
+from sepo.hosts.llamafactory.plan.rto import planned_rto, rto_account
+from sepo.hosts.llamafactory.plan.rto_report import rto_headline, rto_savings
 from sepo.hosts.llamafactory.reading import Recipe
 from sepo.recipe.comparison import refuse_comparison
-from sepo.recipe.stage_names import is_sepo_stage
+from sepo.recipe.stage_names import RTO, is_sepo_stage
 from sepo.timing import Timing
 
 
@@ -65,7 +67,11 @@ def plan(
         limit, where = (_bytes_of(gpu), "a device") if gpu is not None else device_memory(on_cpu=on_cpu)
     values: dict[str, Any] = {}
     sampled = samples_pairs(recipe)
-    if is_sepo_stage(recipe.get("stage")) or not sampled:
+    if recipe.get("stage") == RTO:
+        if tokens is not None:
+            raise SepoError("--tokens is for batches of pairs, and stage rto has none; remove it.")
+        values = _plan_rto(recipe, limit=limit, where=where, processes=processes, timing=timing)
+    elif is_sepo_stage(recipe.get("stage")) or not sampled:
         values = _plan_training(recipe, limit=limit, where=where, processes=processes, tokens=tokens, timing=timing)
     elif tokens is not None:
         raise SepoError("--tokens is for batches of training, and the recipe has no stage of sepo; remove it.")
@@ -86,15 +92,35 @@ def _plan_training(
 ) -> dict[str, Any]:
     """Print the account of training and return its values."""
     with timing.step("recipe"):
-        run = planned_run(recipe, processes=_processes() if processes is None else processes)
+        run = planned_run(recipe, processes=_processes(processes))
     on_gpu = not run.on_cpu
     with timing.step("account"):
         account = account_for(run, on_gpu=on_gpu, tokens=tokens)
     print_lines([run.settings.first_screen])
     with timing.step("changes"):
         found, fitting = savings(recipe, account, limit=limit, on_gpu=on_gpu, tokens=tokens)
-    print_plan(account, limit=limit, where=where, on_gpu=on_gpu, found=found, fitting=fitting)
+    print_plan(account, headline(account), limit=limit, where=where, on_gpu=on_gpu, found=found, fitting=fitting)
     return plan_values(account, limit=limit, found=found, fitting=fitting)
+
+
+def _plan_rto(
+    recipe: Recipe, *, limit: float | None, where: str, processes: int | None, timing: Timing
+) -> dict[str, Any]:
+    """Print the account of a run of stage `rto` and return its values."""
+    with timing.step("recipe"):
+        run = planned_rto(recipe, processes=_processes(processes))
+    on_gpu = not run.on_cpu
+    with timing.step("account"):
+        account = rto_account(run, on_gpu=on_gpu)
+    print_lines([run.settings.first_screen])
+    with timing.step("changes"):
+        found, fitting = rto_savings(recipe, account, limit=limit, on_gpu=on_gpu)
+    heading = rto_headline(account)
+    print_plan(account, heading, limit=limit, where=where, on_gpu=on_gpu, found=found, fitting=fitting)
+    return {
+        **plan_values(account, limit=limit, found=found, fitting=fitting),
+        "sampled": run.sampled,
+    }
 
 
 def _refuse_pipeline(recipe: Mapping[str, Any]) -> None:
@@ -114,7 +140,8 @@ def savings(
     if limit is not None and account.peak.total <= limit:
         return [], None
     found = changes(recipe, account, on_gpu=on_gpu, tokens=tokens)
-    return found, None if limit is None else enough(recipe, account, found, limit=limit, on_gpu=on_gpu, tokens=tokens)
+    peak_with = peaks(account, on_gpu=on_gpu, tokens=tokens)
+    return found, None if limit is None else enough(recipe, found, limit=limit, peak_with=peak_with)
 
 
 def device_memory(*, on_cpu: bool) -> tuple[float | None, str]:
@@ -144,5 +171,5 @@ def _bytes_of(text: str) -> float:
     return value
 
 
-def _processes() -> int:
-    return int(os.environ.get("NPROC_PER_NODE", "1")) * int(os.environ.get("NNODES", "1"))
+def _processes(given: int | None) -> int:
+    return given or int(os.environ.get("NPROC_PER_NODE", "1")) * int(os.environ.get("NNODES", "1"))
