@@ -11,7 +11,7 @@ from sepo.errors import SepoError
 from sepo.online.advantages import returns_to_go, token_advantages
 from sepo.online.loss import clipped_loss, divergence, token_weights
 from sepo.online.selection import select_sampled
-from sepo.online.token_rewards import dense_rewards, last_tokens, token_rewards
+from sepo.online.token_rewards import dense_rewards
 
 
 def mask_of(lengths, width=None):
@@ -31,7 +31,7 @@ def a_group(seed=0, lengths=(3, 5, 1, 4), beta1=0.7, beta2=0.3, clip=None):
 
 
 def loop(lengths, oracle, policy, reference, rewards, *, beta1, beta2, clip, scale):
-    """Compute token rewards and advantages of one group with plain floats."""
+    """Compute dense rewards and advantages of one group with plain floats."""
     dense = [
         [
             max(-clip, min(clip, beta1 * float(oracle[i, t]))) - beta2 * (float(policy[i, t]) - float(reference[i, t]))
@@ -54,7 +54,7 @@ def loop(lengths, oracle, policy, reference, rewards, *, beta1, beta2, clip, sca
             alive = [other[t] for other in ahead if t < len(other)]
             found.append((value - mean_reward - sum(alive) / len(alive)) / divisor)
         advantages.append(found)
-    return with_judge, advantages
+    return dense, advantages
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -66,20 +66,18 @@ def test_one_group_equals_a_loop_in_float64(scale, clip):
     by_loop, advantages = loop(
         lengths, oracle, policy, reference, rewards, beta1=0.7, beta2=0.3, clip=clip, scale=scale
     )
-    of_tokens = token_rewards(dense, rewards, mask)
     found = token_advantages(rewards, dense, mask, group=4, scale=scale)
     for i, length in enumerate(lengths):
-        torch.testing.assert_close(of_tokens[i, :length], torch.tensor(by_loop[i], dtype=torch.float64))
+        torch.testing.assert_close(dense[i, :length], torch.tensor(by_loop[i], dtype=torch.float64))
         torch.testing.assert_close(found[i, :length], torch.tensor(advantages[i], dtype=torch.float64))
         assert not found[i, length:].any()
-        assert not of_tokens[i, length:].any()
+        assert not dense[i, length:].any()
 
 
 def test_values_worked_by_hand():
     mask = mask_of([2, 1])
     dense = dense_rewards(mask, oracle_log_ratios=torch.tensor([[1.0, 3.0], [2.0, 9.0]]), beta1=0.5)
     assert dense.tolist() == [[0.5, 1.5], [1.0, 0.0]]
-    assert token_rewards(dense, torch.tensor([1.0, 0.0]), mask).tolist() == [[0.5, 2.5], [1.0, 0.0]]
     # returns 3, 2.5 and 1; the rewards' mean 0.5; the dense part's means 1.5 at the first token, 1.5 at the second
     assert token_advantages(torch.tensor([1.0, 0.0]), dense, mask, group=2, scale="none").tolist() == [
         [1.0, 0.5], [-1.0, 0.0]
@@ -128,8 +126,7 @@ def test_values_outside_the_mask_are_not_read():
         dense_rewards(mask, beta2=1.0)
 
 
-def test_the_last_tokens_and_the_returns():
-    assert last_tokens(mask_of([1, 3, 0], 3)).long().tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+def test_the_returns():
     assert returns_to_go(torch.tensor([[1.0, 2.0, 4.0]])).tolist() == [[7.0, 6.0, 4.0]]
 
 

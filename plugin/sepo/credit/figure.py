@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -41,19 +42,8 @@ def draw(result: Mapping[str, Any]) -> Figure:
         for number, (name, of) in enumerate(scorers.items()):
             estimates = [of[measure], *(of["by_type"][kind][measure] for kind in kinds)]
             heights = [row + (number - (len(scorers) - 1) / 2) * step for row in range(len(rows))]
-            axes.errorbar(
-                [estimate["mean"] for estimate in estimates],
-                heights,
-                xerr=_bars(estimates),
-                fmt=_MARKERS[number % len(_MARKERS)],
-                color=_COLORS[number % len(_COLORS)],
-                label=name,
-                capsize=3,
-                markersize=5,
-            )
-        axes.set_xlim(0, 1.02)
-        axes.set_xlabel(heading(measure, result["settings"]["ratio"]))
-        axes.grid(axis="x", alpha=0.3)
+            _points(axes, estimates, heights, name=name, number=number)
+        _share_axis(axes, heading(measure, result["settings"]["ratio"]))
     left.axvline(0.5, color="0.6", linestyle="--", linewidth=1)
     left.set_yticks(range(len(rows)), [f"{row}\n({_responses(result, row)} responses)" for row in rows])
     left.set_ylim(len(rows) - 0.5, -0.5)
@@ -79,25 +69,38 @@ def draw_suite(results: Mapping[str, Mapping[str, Any]]) -> Figure:
         for number, name in enumerate(scorers):
             found = [(row, at_level(results[each], level)) for row, each in enumerate(sets)]
             points = [(row, of["scorers"][name]["auroc"]) for row, of in found if of is not None]
-            axes.errorbar(
-                [estimate["mean"] for _, estimate in points],
-                [row + (number - (len(scorers) - 1) / 2) * step for row, _ in points],
-                xerr=_bars([estimate for _, estimate in points]),
-                fmt=_MARKERS[number % len(_MARKERS)],
-                color=_COLORS[number % len(_COLORS)],
-                label=name,
-                capsize=3,
-                markersize=5,
-            )
-        axes.set_xlim(0, 1.02)
-        axes.set_xlabel(f"AUROC by {level}")
-        axes.grid(axis="x", alpha=0.3)
+            heights = [row + (number - (len(scorers) - 1) / 2) * step for row, _ in points]
+            _points(axes, [estimate for _, estimate in points], heights, name=name, number=number)
+        _share_axis(axes, f"AUROC by {level}")
         axes.axvline(0.5, color="0.6", linestyle="--", linewidth=1)
     first = panels[0]
     first.set_yticks(range(len(sets)), [f"{name}\n({_responses(results[name], ALL)} responses)" for name in sets])
     first.set_ylim(len(sets) - 0.5, -0.5)
     figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=min(5, len(scorers)))
     return figure
+
+
+def _points(
+    axes: Axes, estimates: Sequence[Mapping[str, float]], heights: Sequence[float], *, name: str, number: int
+) -> None:
+    """Plot the estimates of a scorer, its number among the scorers, with their intervals."""
+    axes.errorbar(
+        [estimate["mean"] for estimate in estimates],
+        heights,
+        xerr=_bars(estimates),
+        fmt=_MARKERS[number % len(_MARKERS)],
+        color=_COLORS[number % len(_COLORS)],
+        label=name,
+        capsize=3,
+        markersize=5,
+    )
+
+
+def _share_axis(axes: Axes, label: str) -> None:
+    """Show shares from 0 to 1 along x."""
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.3)
 
 
 def _bars(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:

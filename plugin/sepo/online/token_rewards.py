@@ -57,26 +57,6 @@ def dense_rewards(
     return total.masked_fill(~mask, 0.0)
 
 
-def token_rewards(dense: Tensor, rewards: Tensor, mask: Tensor) -> Tensor:
-    """Add the judge's reward of each response to the reward of its last token.
-
-    Args:
-        dense: [B, T] from ``dense_rewards``.
-        rewards: [B] rewards of the responses.
-        mask: [B, T] bool, True at response tokens.
-
-    Returns:
-        [B, T] rewards, exactly 0 outside the mask.
-    """
-    return dense + rewards.to(dense.dtype).unsqueeze(-1) * last_tokens(mask)
-
-
-def last_tokens(mask: Tensor) -> Tensor:
-    """Mark the last token of each response: [B, T] bool from the mask [B, T]; a row without tokens has none."""
-    place = mask.long().cumsum(-1)
-    return mask & (place == mask.sum(-1, keepdim=True))
-
-
 def _finite(name: str, values: Tensor | None, mask: Tensor) -> Tensor:
     """Return values detached, in float32 or wider, and 0 outside the mask."""
     if values is None or values.shape != mask.shape:
