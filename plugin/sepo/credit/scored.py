@@ -114,7 +114,8 @@ def score_pairs(
     reads = [reader.read(pair) for pair in pairs]
     texts = TokenTexts(host.tokenizer)
     steps = [steps_of(pair, read, texts) for pair, read in zip(pairs, reads, strict=True)]
-    return ScoredPairs(reads, steps, _scores(host, reader, pairs, reads, scorers, request, progress))
+    logps, rewards = _model_numbers(host, reader, pairs, reads, scorers, request, progress)
+    return ScoredPairs(reads, steps, _scores(host, reads, scorers, request, logps=logps, rewards=rewards))
 
 
 def _named(models: CreditModels) -> list[NamedSpec]:
@@ -144,16 +145,24 @@ def _reader(host: CreditHost, scorers: Sequence[Scorer], request: CreditRequest)
 
 def _scores(
     host: CreditHost,
-    reader: Reader,
-    pairs: Sequence[LabelledPair],
     reads: Sequence[ReadResponse],
     scorers: Sequence[Scorer],
     request: CreditRequest,
-    progress: bool,
+    *,
+    logps: Mapping[ModelSpec, Sequence[Tensor]],
+    rewards: list[Array],
 ) -> dict[str, Scores]:
-    """Return the scores of every scorer, low = wrong, in the order of the scorers."""
+    """Return the scores of every scorer, low = wrong, in the order of the scorers.
+
+    Args:
+        host: for its tokenizer and device.
+        reads: the tokenized responses.
+        scorers: the scorers.
+        request: the settings.
+        logps: log-probabilities [T] in nats of each response, by model.
+        rewards: contrastive rewards [T] of each response; empty without such a scorer.
+    """
     answers = [Answer(tuple(read.input_ids), read.response_start) for read in reads]
-    logps, rewards = _model_numbers(host, reader, pairs, reads, scorers, request, progress)
     made: dict[str, Scores] = {}
     for scorer in scorers:
         if scorer.kind == "random":

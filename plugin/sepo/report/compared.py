@@ -63,7 +63,7 @@ class Example:
 
     Args:
         title: the heading, one line.
-        note: what became of it, in words.
+        note: a sentence about the outcome, such as the reason why there is no pair.
         prompt: its text.
         columns: headings of the columns.
         rows: the cells, one row for each response.

@@ -8,7 +8,7 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.plan.account import Account, account_for
-from sepo.hosts.llamafactory.plan.recipe import PlannedRun, planned_run
+from sepo.hosts.llamafactory.plan.recipe import PlannedPolicy, PlannedRun, planned_run
 
 _WORTH_NAMING = 0.01
 """Share of the peak below which a saving is omitted."""
@@ -111,6 +111,17 @@ def peaks(account: Account, *, on_gpu: bool, tokens: int | None) -> PeakWith:
     return peak_with
 
 
+def smaller_policies(run: PlannedPolicy) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the changes with which the weights and optimizer states of a policy are smaller: keys, and the effect."""
+    if run.kind != "lora" and "8bit" not in run.optimizer:
+        yield {"optim": "paged_adamw_8bit"}, "optimizer states in 8 bits"
+    if run.kind == "lora" and run.policy.quantization_bit is None:
+        yield {"quantization_bit": 4}, "QLoRA: the policy in 4 bits"
+    if run.kind != "lora":
+        yield {"finetuning_type": "lora"}, "adapters are trained, not all weights"
+        yield {"finetuning_type": "lora", "quantization_bit": 4}, "QLoRA"
+
+
 def _candidates(recipe: Mapping[str, Any], run: PlannedRun) -> Iterator[tuple[dict[str, Any], str]]:
     settings = run.settings
     accumulated = int(recipe.get("gradient_accumulation_steps") or 1)
@@ -133,13 +144,7 @@ def _candidates(recipe: Mapping[str, Any], run: PlannedRun) -> Iterator[tuple[di
         yield {"oracle_model_quantization_bit": 4}, "scoring models in 4 bits"
     if settings.scores_before_training and settings.score_batch_tokens > 2 * run.cutoff:
         yield {"score_batch_tokens": 2 * run.cutoff}, "smaller scoring batches"
-    if run.kind != "lora" and "8bit" not in run.optimizer:
-        yield {"optim": "paged_adamw_8bit"}, "optimizer states in 8 bits"
-    if run.kind == "lora" and run.policy.quantization_bit is None:
-        yield {"quantization_bit": 4}, "QLoRA: the policy in 4 bits"
-    if run.kind != "lora":
-        yield {"finetuning_type": "lora"}, "adapters are trained, not all weights"
-        yield {"finetuning_type": "lora", "quantization_bit": 4}, "QLoRA"
+    yield from smaller_policies(run)
     if run.cutoff > 256:
         yield {"cutoff_len": run.cutoff // 2}, "longer rows are truncated"
 

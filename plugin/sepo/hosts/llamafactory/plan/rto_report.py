@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.hosts.llamafactory.plan.changes import Change, enough, worthwhile
+from sepo.hosts.llamafactory.plan.changes import Change, enough, smaller_policies, worthwhile
 from sepo.hosts.llamafactory.plan.report import engine_line, policy_line
 from sepo.hosts.llamafactory.plan.rto import PlannedRto, RtoAccount, planned_rto, rto_account
 from sepo.recipe.rto import RtoMethod
@@ -68,13 +68,7 @@ def _candidates(run: PlannedRto) -> Iterator[tuple[dict[str, Any], str]]:
         yield {"oracle_model_quantization_bit": 4}, "scoring models in 4 bits"
     if run.reference is not None and run.reference.quantization_bit is None and settings.ref_model is not None:
         yield {"ref_model_quantization_bit": 4}, "a reference in 4 bits"
-    if run.kind != "lora" and "8bit" not in run.optimizer:
-        yield {"optim": "paged_adamw_8bit"}, "optimizer states in 8 bits"
-    if run.kind == "lora" and run.policy.quantization_bit is None:
-        yield {"quantization_bit": 4}, "QLoRA: the policy in 4 bits"
-    if run.kind != "lora":
-        yield {"finetuning_type": "lora"}, "adapters are trained, not all weights"
-        yield {"finetuning_type": "lora", "quantization_bit": 4}, "QLoRA"
+    yield from smaller_policies(run)
     half = run.rows * accumulated // 2
     if half and half * run.engine.processes % rto.samples == 0:
         yield (
