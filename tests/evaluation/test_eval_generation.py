@@ -11,7 +11,7 @@ from sepo.errors import SepoError
 from sepo.evaluation.benchmarks import Question
 from sepo.evaluation.divergence import answer_sums
 from sepo.evaluation.generation import Decoding, Generated, _Noise, generate_answers
-from sepo.evaluation.prompts import Prompt, PromptSet, Voice, check_room, converse
+from sepo.evaluation.prompts import ChatFormat, Prompt, PromptSet, check_room, converse
 
 PROMPTS = [[5, 6, 7], [40], [9, 30, 31, 32, 33, 34, 35], [100, 101], [77, 3, 250]]
 NEVER = 370
@@ -137,7 +137,9 @@ def encode(messages, system, tools):
     return [token for role, text in turns for token in (marks[role], *(50 + ord(letter) for letter in text))] + [303]
 
 
-VOICE = Voice(encode, lambda ids: "".join(chr(max(32, token % 128)) for token in ids), (NEVER,), 0, positions=60)
+CHAT_FORMAT = ChatFormat(
+    encode, lambda ids: "".join(chr(max(32, token % 128)) for token in ids), (NEVER,), 0, positions=60
+)
 
 
 def prompt(*turns, system=""):
@@ -146,7 +148,7 @@ def prompt(*turns, system=""):
 
 def test_a_second_turn_follows_the_first_answer(model, scoring):
     prompts = [prompt("ab", "cd"), prompt("e", system="be brief"), prompt("fg", "h")]
-    answers = converse(scoring(model), prompts, VOICE, decoding=Decoding(max_new_tokens=5), batch_tokens=100)
+    answers = converse(scoring(model), prompts, CHAT_FORMAT, decoding=Decoding(max_new_tokens=5), batch_tokens=100)
     assert [len(turns) for turns in answers] == [2, 1, 2]
     for item, turns in zip(prompts, answers, strict=True):
         history = list(item.messages)
@@ -158,17 +160,17 @@ def test_a_second_turn_follows_the_first_answer(model, scoring):
                 ]
             assert answer.prompt_ids == encode(history, item.system, "")
             assert answer.generated.ids == slow_answer(model, answer.prompt_ids, (NEVER,), 5)
-            assert answer.text == VOICE.decode(answer.generated.ids)
+            assert answer.text == CHAT_FORMAT.decode(answer.generated.ids)
 
 
 def test_prompts_that_may_exceed_the_positions_are_errors_before_anything_runs():
     item = PromptSet("mt_bench", [prompt("a"), prompt("b" * 20, "c" * 20)], None, "questions.jsonl")
-    check_room(item, VOICE, Decoding(max_new_tokens=8))
+    check_room(item, CHAT_FORMAT, Decoding(max_new_tokens=8))
     with pytest.raises(
         SepoError, match=r"prompt b{20} of questions.jsonl has 44 tokens .* 18 more, but the model has 60"
     ):
-        check_room(item, VOICE, Decoding(max_new_tokens=9))
-    check_room(item, Voice(encode, str, (1,), 0), Decoding(max_new_tokens=10**6))
+        check_room(item, CHAT_FORMAT, Decoding(max_new_tokens=9))
+    check_room(item, ChatFormat(encode, str, (1,), 0), Decoding(max_new_tokens=10**6))
 
 
 def test_random_numbers_of_many_rows_differ():

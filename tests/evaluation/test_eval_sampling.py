@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sepo.errors import SepoError
 from sepo.evaluation.benchmarks import Question
 from sepo.evaluation.generation import Decoding, _Noise, _nucleus
-from sepo.evaluation.prompts import Prompt, Voice
+from sepo.evaluation.prompts import ChatFormat, Prompt
 from sepo.evaluation.report import print_summary
 from sepo.evaluation.sample_file import SAMPLES, SETTINGS, open_samples
 from sepo.evaluation.sample_summary import sample_summary
@@ -46,14 +46,16 @@ def policy(exact_models):
     return ScoringModel(copy.deepcopy(exact_models[0]), contextlib.nullcontext)
 
 
-def voice(stop_ids=(NEVER,)):
-    return Voice(encode, lambda ids: " ".join(map(str, ids)), stop_ids, 0)
+def chat_format(stop_ids=(NEVER,)):
+    return ChatFormat(encode, lambda ids: " ".join(map(str, ids)), stop_ids, 0)
 
 
 def sampled(policy, prompts=PROMPTS, samples=3, batch_tokens=1000, stop_ids=(NEVER,), **decoding):
     """Return the responses by the text of their prompt."""
     how = Decoding(**{"max_new_tokens": 8, "temperature": 1.5, **decoding})
-    found = sample_responses(policy, prompts, voice(stop_ids), samples=samples, decoding=how, batch_tokens=batch_tokens)
+    found = sample_responses(
+        policy, prompts, chat_format(stop_ids), samples=samples, decoding=how, batch_tokens=batch_tokens
+    )
     return {prompt.question.turns[0]: responses for prompt, responses in found}
 
 

@@ -9,12 +9,12 @@ import torch
 
 from sepo.evaluation import vllm_sampling
 from sepo.evaluation.generation import Decoding, Generated
-from sepo.evaluation.prompts import Voice
+from sepo.evaluation.prompts import ChatFormat
 from sepo.evaluation.vllm_sampling import VllmSampler, VllmSettings, why_not_vllm
 from sepo.recipe.model_specs import ModelSpec
 
 SETTINGS = VllmSettings("bfloat16", 96, 0.8, False, 32, False, {"tensor_parallel_size": 2})
-VOICE = Voice(encode=lambda *_: [], decode=str, stop_ids=(9, 7), pad_id=0)
+CHAT_FORMAT = ChatFormat(encode=lambda *_: [], decode=str, stop_ids=(9, 7), pad_id=0)
 
 
 class Parameters(types.SimpleNamespace):
@@ -49,7 +49,7 @@ def output(ids, finish="stop", stop=None):
 
 def test_prompts_parameters_and_results(engine):
     engine.outputs = [output((3, 4, 9)), output((3, 4, 5), "length"), output((3,), stop=7), output((7,))]
-    sampler = VllmSampler(ModelSpec("/m", ("/a",)), SETTINGS, VOICE, Decoding(5, 0.8, seed=3, top_p=0.9))
+    sampler = VllmSampler(ModelSpec("/m", ("/a",)), SETTINGS, CHAT_FORMAT, Decoding(5, 0.8, seed=3, top_p=0.9))
     samples = [([1, 2], 0), ([1, 2], 1), ([1], 0), ((1, 2), 0)]
     assert sampler(samples) == [
         Generated((3, 4, 9), True), Generated((3, 4, 5), False), Generated((3, 7), True), Generated((7,), True),
@@ -77,7 +77,7 @@ def test_the_seeds_are_those_of_transformers(engine, monkeypatch):
 
     engine.outputs = [output((9,))]
     decoding = Decoding(5, 0.8, seed=3)
-    VllmSampler(ModelSpec("/m"), SETTINGS, VOICE, decoding)([([1, 2], 4)])
+    VllmSampler(ModelSpec("/m"), SETTINGS, CHAT_FORMAT, decoding)([([1, 2], 4)])
     (given,) = engine.calls[0][1]
     noise = generation._Noise(decoding, 0, [(*stream_of([1, 2]), 4)])
     assert noise._generators[0].initial_seed() == given.seed

@@ -16,7 +16,7 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Voice:
+class ChatFormat:
     """Template and tokenizer of a policy.
 
     Args:
@@ -120,35 +120,35 @@ def question_prompts(benchmark: Benchmark, questions: Sequence[Question], *, dat
     return PromptSet(benchmark.name, prompts, benchmark, dataset)
 
 
-def check_room(prompts: PromptSet, voice: Voice, decoding: Decoding) -> None:
+def check_room(prompts: PromptSet, chat_format: ChatFormat, decoding: Decoding) -> None:
     """Raise before anything is computed if prompts and answers may exceed the maximum sequence length of the model.
 
     Args:
         prompts: the prompts.
-        voice: template and tokenizer of the policy.
+        chat_format: template and tokenizer of the policy.
         decoding: settings for decoding; each turn may have the maximum number of tokens.
 
     Raises:
         SepoError: a prompt may be too long; the message names its question.
     """
-    if voice.positions is None:
+    if chat_format.positions is None:
         return
     for prompt in prompts.prompts:
-        later = [voice.encode([{"role": "user", "content": turn}], "", "") for turn in prompt.question.turns[1:]]
-        read = len(voice.encode(prompt.messages, prompt.system, prompt.tools)) + sum(map(len, later))
+        later = [chat_format.encode([{"role": "user", "content": turn}], "", "") for turn in prompt.question.turns[1:]]
+        read = len(chat_format.encode(prompt.messages, prompt.system, prompt.tools)) + sum(map(len, later))
         most = read + len(prompt.question.turns) * decoding.max_new_tokens
-        if most > voice.positions:
+        if most > chat_format.positions:
             raise SepoError(
                 f"prompt {prompt.question.id} of {prompts.dataset} has {read} tokens and its answers may have "
-                f"{most - read} more, but the model has {voice.positions} positions: lower --max-new-tokens or remove "
-                "the prompt."
+                f"{most - read} more, but the model has {chat_format.positions} positions: lower --max-new-tokens "
+                "or remove the prompt."
             )
 
 
 def converse(
     model: ScoringModel,
     prompts: Sequence[Prompt],
-    voice: Voice,
+    chat_format: ChatFormat,
     *,
     decoding: Decoding,
     batch_tokens: int,
@@ -159,7 +159,7 @@ def converse(
     Args:
         model: the policy.
         prompts: the prompts.
-        voice: template and tokenizer of the policy.
+        chat_format: template and tokenizer of the policy.
         decoding: settings for decoding.
         batch_tokens: see ``generate_answers``.
         on_batch: see ``generate_answers``.
@@ -177,11 +177,11 @@ def converse(
                     {"role": "assistant", "content": answered[index][-1].text},
                     {"role": "user", "content": prompts[index].question.turns[turn]},
                 ]
-        ids = [voice.encode(histories[index], prompts[index].system, prompts[index].tools) for index in active]
+        ids = [chat_format.encode(histories[index], prompts[index].system, prompts[index].tools) for index in active]
         answers = generate_answers(
-            model, ids, stop_ids=voice.stop_ids, pad_id=voice.pad_id, decoding=decoding, batch_tokens=batch_tokens,
-            turn=turn, on_batch=on_batch,
+            model, ids, stop_ids=chat_format.stop_ids, pad_id=chat_format.pad_id, decoding=decoding,
+            batch_tokens=batch_tokens, turn=turn, on_batch=on_batch,
         )  # fmt: skip
         for index, prompt_ids, answer in zip(active, ids, answers, strict=True):
-            answered[index].append(AnsweredTurn(prompt_ids, answer, voice.decode(answer.answer)))
+            answered[index].append(AnsweredTurn(prompt_ids, answer, chat_format.decode(answer.answer)))
     return answered

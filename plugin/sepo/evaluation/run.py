@@ -17,7 +17,7 @@ from sepo.evaluation.divergence import AnswerSums, answer_sums
 from sepo.evaluation.estimates import estimate
 from sepo.evaluation.generation import Decoding
 from sepo.evaluation.preference import Margins, Preference, margins, preference
-from sepo.evaluation.prompts import AnsweredTurn, PromptSet, Voice, converse
+from sepo.evaluation.prompts import AnsweredTurn, ChatFormat, PromptSet, converse
 from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, ScoredSequence, ScoringModel
 from sepo.intervals import Estimate
 from sepo.judges import Judge
@@ -116,7 +116,7 @@ def evaluate_policy(
     reference: ScoringModel | None,
     heldout: HeldOut,
     prompts: Sequence[PromptSet],
-    voice: Voice,
+    chat_format: ChatFormat,
     settings: EvaluationSettings,
     name: str,
 ) -> PolicyResult:
@@ -127,7 +127,7 @@ def evaluate_policy(
         reference: the reference of the KL, or None.
         heldout: the pairs.
         prompts: prompts to be answered; may be empty.
-        voice: template and tokenizer of the policy.
+        chat_format: template and tokenizer of the policy.
         settings: all other settings.
         name: name of the policy in progress bars.
 
@@ -145,7 +145,7 @@ def evaluate_policy(
     found = margins(**sides)
     seconds = {"heldout": time.monotonic() - started, "generations": 0.0}
     started = time.monotonic()
-    sets = {each.name: _answered(policy, reference, each, voice, settings, name) for each in prompts}
+    sets = {each.name: _answered(policy, reference, each, chat_format, settings, name) for each in prompts}
     seconds["generations"] = time.monotonic() - started
     kl = {side: _divergence(part, settings.seed) for side, part in sides.items()}
     return PolicyResult(
@@ -162,14 +162,14 @@ def _answered(
     policy: ScoringModel,
     reference: ScoringModel | None,
     prompts: PromptSet,
-    voice: Voice,
+    chat_format: ChatFormat,
     settings: EvaluationSettings,
     name: str,
 ) -> SetResult:
     turns = sum(len(prompt.question.turns) for prompt in prompts.prompts)
     with progress(f"{name}: answers to {prompts.name}", turns) as advance:
         conversations = converse(
-            policy, prompts.prompts, voice, decoding=settings.decoding, batch_tokens=settings.batch_tokens,
+            policy, prompts.prompts, chat_format, decoding=settings.decoding, batch_tokens=settings.batch_tokens,
             on_batch=advance,
         )  # fmt: skip
     answers = [answer for conversation in conversations for answer in conversation]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sepo.evaluation.generation import Decoding, Generated, generate_answers
-from sepo.evaluation.prompts import Prompt, Voice
+from sepo.evaluation.prompts import ChatFormat, Prompt
 from sepo.forward.sequences import ScoringModel, length_batches
 from sepo.judges import Judge
 
@@ -33,7 +33,7 @@ class SampledResponse:
 def sample_responses(
     model: ScoringModel,
     prompts: Sequence[Prompt],
-    voice: Voice,
+    chat_format: ChatFormat,
     *,
     samples: int,
     decoding: Decoding,
@@ -49,7 +49,7 @@ def sample_responses(
     Args:
         model: the policy.
         prompts: the prompts, each with one turn to answer.
-        voice: template and tokenizer of the policy.
+        chat_format: template and tokenizer of the policy.
         samples: number of responses for each prompt, at least 1.
         decoding: settings for decoding.
         batch_tokens: see ``generate_answers``.
@@ -58,21 +58,21 @@ def sample_responses(
     Yields:
         A prompt and its responses, in the order of their numbers.
     """
-    ids = [prompt_ids(prompt, voice) for prompt in prompts]
+    ids = [prompt_ids(prompt, chat_format) for prompt in prompts]
     lengths = [samples * (len(each) + decoding.max_new_tokens) for each in ids]
     for places in length_batches(lengths, batch_tokens):
         found = generate_answers(
             model,
             [ids[place] for place in places for _ in range(samples)],
-            stop_ids=voice.stop_ids,
-            pad_id=voice.pad_id,
+            stop_ids=chat_format.stop_ids,
+            pad_id=chat_format.pad_id,
             decoding=decoding,
             batch_tokens=batch_tokens,
             streams=[(*stream_of(ids[place]), number) for place in places for number in range(samples)],
             on_batch=on_batch,
         )
         responses = [
-            SampledResponse(voice.decode(each.answer), len(each.answer), each.finished) for each in found
+            SampledResponse(chat_format.decode(each.answer), len(each.answer), each.finished) for each in found
         ]  # fmt: skip
         for index, place in enumerate(places):
             yield prompts[place], responses[index * samples : (index + 1) * samples]
@@ -81,7 +81,7 @@ def sample_responses(
 def sample_batch(
     model: ScoringModel,
     samples: Sequence[tuple[Sequence[int], int]],
-    voice: Voice,
+    chat_format: ChatFormat,
     *,
     decoding: Decoding,
 ) -> list[Generated]:
@@ -90,7 +90,7 @@ def sample_batch(
     Args:
         model: the policy.
         samples: token ids of a prompt and number of the sample, for each row of the batch.
-        voice: template and tokenizer of the policy.
+        chat_format: template and tokenizer of the policy.
         decoding: settings for decoding.
 
     Returns:
@@ -100,17 +100,17 @@ def sample_batch(
     return generate_answers(
         model,
         [ids for ids, _ in samples],
-        stop_ids=voice.stop_ids,
-        pad_id=voice.pad_id,
+        stop_ids=chat_format.stop_ids,
+        pad_id=chat_format.pad_id,
         decoding=decoding,
         batch_tokens=len(samples) * longest,
         streams=[(*stream_of(ids), number) for ids, number in samples],
     )
 
 
-def prompt_ids(prompt: Prompt, voice: Voice) -> list[int]:
+def prompt_ids(prompt: Prompt, chat_format: ChatFormat) -> list[int]:
     """Return the token ids of a prompt, up to the start of the assistant's turn."""
-    return voice.encode(prompt.messages, prompt.system, prompt.tools)
+    return chat_format.encode(prompt.messages, prompt.system, prompt.tools)
 
 
 def stream_of(ids: Sequence[int]) -> tuple[int, ...]:

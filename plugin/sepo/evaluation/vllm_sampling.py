@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sepo.evaluation.generation import Decoding, Generated, ended, stream_seed
-from sepo.evaluation.prompts import Voice
+from sepo.evaluation.prompts import ChatFormat
 from sepo.evaluation.sampling import stream_of
 from sepo.recipe.model_specs import ModelSpec
 
@@ -70,15 +70,15 @@ class VllmSampler:
     Args:
         spec: the model, a local directory with at most one adapter.
         settings: settings of the engine.
-        voice: template and tokenizer of the policy.
+        chat_format: template and tokenizer of the policy.
         decoding: settings for decoding.
     """
 
-    def __init__(self, spec: ModelSpec, settings: VllmSettings, voice: Voice, decoding: Decoding) -> None:
+    def __init__(self, spec: ModelSpec, settings: VllmSettings, chat_format: ChatFormat, decoding: Decoding) -> None:
         import vllm
         from vllm.lora.request import LoRARequest
 
-        self._voice, self._decoding, self._parameters = voice, decoding, vllm.SamplingParams
+        self._chat_format, self._decoding, self._parameters = chat_format, decoding, vllm.SamplingParams
         self._adapter = LoRARequest("policy", 1, spec.adapters[0]) if spec.adapters else None
         arguments: dict[str, Any] = {
             "dtype": settings.dtype,
@@ -101,7 +101,7 @@ class VllmSampler:
         Returns:
             The responses, in the order of ``samples``.
         """
-        stop_ids = sorted(self._voice.stop_ids)
+        stop_ids = sorted(self._chat_format.stop_ids)
         parameters = [
             self._parameters(
                 temperature=self._decoding.temperature,
@@ -120,6 +120,6 @@ class VllmSampler:
 
     def _generated(self, output: Any) -> Generated:
         ids = list(output.token_ids)
-        if output.finish_reason == "stop" and not set(ids) & set(self._voice.stop_ids):
+        if output.finish_reason == "stop" and not set(ids) & set(self._chat_format.stop_ids):
             ids.append(output.stop_reason)  # the token that stopped it
-        return ended(ids, frozenset(self._voice.stop_ids))
+        return ended(ids, frozenset(self._chat_format.stop_ids))

@@ -293,10 +293,10 @@ def test_vllm_gets_the_hosts_settings(place, tmp_path, monkeypatch):
     monkeypatch.setattr(pairs_plan, "why_not_vllm", lambda *_, **__: None)
     made, words = [], AutoTokenizer.from_pretrained(place / "ending")
 
-    def sampler(spec, settings, voice, decoding):
+    def sampler(spec, settings, chat_format, decoding):
         made.append((spec, settings, decoding))
         return lambda samples: [
-            Generated((*words.encode("az"[number % 2] * (number + 1)), voice.stop_ids[0]), finished=True)
+            Generated((*words.encode("az"[number % 2] * (number + 1)), chat_format.stop_ids[0]), finished=True)
             for _, number in samples
         ]
 

@@ -19,7 +19,7 @@ from sepo.console import print_lines
 from sepo.errors import SepoError, first_line
 from sepo.evaluation.benchmarks import read_questions
 from sepo.evaluation.generation import Decoding
-from sepo.evaluation.prompts import PromptSet, Voice, check_room, question_prompts
+from sepo.evaluation.prompts import ChatFormat, PromptSet, check_room, question_prompts
 from sepo.evaluation.report import print_result
 from sepo.evaluation.result import EvaluatedPolicy, claimed_folder, result_values, write_results
 from sepo.evaluation.run import EvaluationSettings, HeldOut, PolicyResult, evaluate_policy
@@ -27,12 +27,12 @@ from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, ScoredSequence, Scoring
 from sepo.hosts.llamafactory.bench.machine import versions
 from sepo.hosts.llamafactory.evaluate_recipe import EvaluationRecipe, evaluation_recipe
 from sepo.hosts.llamafactory.evaluated_rows import (
+    chat_format_of,
     check_least,
     evaluated_data,
     heldout_prompts,
     require_one_process,
     rows_of,
-    voice_of,
 )
 from sepo.hosts.llamafactory.expected_answers import JudgeRequest, check_expected
 from sepo.hosts.llamafactory.recipe import get_train_args
@@ -124,7 +124,7 @@ class _Prepared:
         arguments: the host's argument objects.
         data: the tokenized data.
         rows: the evaluated rows.
-        voice: template and tokenizer of the policy.
+        chat_format: template and tokenizer of the policy.
         prompts: the prompts that are answered.
     """
 
@@ -132,7 +132,7 @@ class _Prepared:
     arguments: Any
     data: PreparedData
     rows: Dataset
-    voice: Voice
+    chat_format: ChatFormat
     prompts: list[PromptSet]
 
 
@@ -148,7 +148,7 @@ def _prepared(recipe: EvaluationRecipe, request: Request) -> _Prepared:
         data = evaluated_data(arguments, judge=settings.judge, column=request.judge.column if request.judge else "")
     _check_models(recipe, data, arguments[0])
     rows = rows_of(data, recipe.part)
-    voice = voice_of(data.tokenizer, data.template, recipe.policy, arguments[0])
+    chat_format = chat_format_of(data.tokenizer, data.template, recipe.policy, arguments[0])
     prompts = []
     if request.generate:
         prompts.append(heldout_prompts(rows, recipe.dataset, most=request.generate, seed=request.seed))
@@ -159,8 +159,8 @@ def _prepared(recipe: EvaluationRecipe, request: Request) -> _Prepared:
         for path, (benchmark, questions) in zip(request.questions, benchmarks, strict=True)
     ]
     for each in prompts:
-        check_room(each, voice, settings.decoding)
-    return _Prepared(settings, arguments, data, rows, voice, prompts)
+        check_room(each, chat_format, settings.decoding)
+    return _Prepared(settings, arguments, data, rows, chat_format, prompts)
 
 
 def check_evaluation(recipe: EvaluationRecipe, *, request: Request) -> int:
@@ -195,7 +195,7 @@ def evaluate_recipe(recipe: EvaluationRecipe, *, request: Request) -> Evaluation
     folder_for_results = claimed_folder(request.output)
     heldout = _heldout(rows, recipe.dataset)
     evaluated = functools.partial(
-        evaluate_policy, heldout=heldout, prompts=prompts, voice=prepared.voice, settings=settings
+        evaluate_policy, heldout=heldout, prompts=prompts, chat_format=prepared.chat_format, settings=settings
     )
     measured = {
         role: _measured(name, spec, recipe.reference, functools.partial(evaluated, name=role), arguments)

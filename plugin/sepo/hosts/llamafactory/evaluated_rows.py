@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.evaluation.benchmarks import Question
-from sepo.evaluation.prompts import Message, Prompt, PromptSet, Voice, distinct_rows
+from sepo.evaluation.prompts import ChatFormat, Message, Prompt, PromptSet, distinct_rows
 from sepo.evaluation.result import HELDOUT
 from sepo.hosts.llamafactory.expected_answers import carried_expected_answers
 from sepo.hosts.llamafactory.recipe import settings_of
@@ -85,14 +85,14 @@ def rows_of(data: PreparedData, part: str) -> Dataset:
     return found[part]
 
 
-def voice_of(tokenizer: Any, template: Any, policy: ModelSpec, model_args: Any) -> Voice:
+def chat_format_of(tokenizer: Any, template: Any, policy: ModelSpec, model_args: Any) -> ChatFormat:
     """Return template and tokenizer of a policy."""
 
     def encode(messages: Sequence[Message], system: str, tools: str) -> list[int]:
         conversation = [*({**message} for message in messages), {"role": "assistant", "content": ""}]
         return list(template.encode_oneturn(tokenizer, conversation, system or None, tools or None)[0])
 
-    return Voice(
+    return ChatFormat(
         encode=encode,
         decode=lambda ids: str(
             tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

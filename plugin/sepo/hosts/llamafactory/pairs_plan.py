@@ -15,12 +15,12 @@ from llamafactory.model import load_tokenizer
 from sepo import __version__
 from sepo.console import print_lines
 from sepo.errors import SepoError
-from sepo.evaluation.prompts import Prompt, Voice
+from sepo.evaluation.prompts import ChatFormat, Prompt
 from sepo.evaluation.sampling import prompt_ids
 from sepo.evaluation.vllm_sampling import UNITS_AT_ONCE, why_not_vllm
 from sepo.hosts.llamafactory.bench.machine import versions
 from sepo.hosts.llamafactory.evaluate_recipe import PAIRS, EvaluationRecipe, resolved_evaluation
-from sepo.hosts.llamafactory.evaluated_rows import voice_of
+from sepo.hosts.llamafactory.evaluated_rows import chat_format_of
 from sepo.hosts.llamafactory.prompt_rows import ReadPrompts, dataset_prompts, file_prompts
 from sepo.hosts.llamafactory.recipe import get_train_args
 from sepo.judges import find_judge
@@ -50,7 +50,7 @@ class PairsPlan:
         prompts: the distinct prompts that are sampled.
         ids: the token ids of each.
         counts: the rows that they were read from.
-        voice: template and tokenizer of the policy.
+        chat_format: template and tokenizer of the policy.
         engine: ``transformers`` or ``vllm``.
         units: the batches.
     """
@@ -63,7 +63,7 @@ class PairsPlan:
     prompts: tuple[Prompt, ...]
     ids: tuple[tuple[int, ...], ...]
     counts: PromptCounts
-    voice: Voice
+    chat_format: ChatFormat
     engine: str
     units: tuple[WorkUnit, ...]
 
@@ -113,8 +113,8 @@ def plan_pairs(recipe: Mapping[str, Any], *, file: Path = Path("recipe")) -> Pai
     with cached_if_unreachable():
         tokenizer = load_tokenizer(model_args)["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    voice = voice_of(tokenizer, template, evaluation.policy, model_args)
-    prompts, ids, counts = _usable(read, settings, rewards, voice)
+    chat_format = chat_format_of(tokenizer, template, evaluation.policy, model_args)
+    prompts, ids, counts = _usable(read, settings, rewards, chat_format)
     engine = _engine(settings, evaluation, processes=training_args.world_size)
     units = work_units(
         [len(each) for each in ids],
@@ -123,7 +123,7 @@ def plan_pairs(recipe: Mapping[str, Any], *, file: Path = Path("recipe")) -> Pai
         batch_tokens=settings.batch_tokens * (UNITS_AT_ONCE if engine == VLLM else 1),
     )
     return PairsPlan(
-        settings, rewards, evaluation, arguments, read.source, prompts, ids, counts, voice, engine, units
+        settings, rewards, evaluation, arguments, read.source, prompts, ids, counts, chat_format, engine, units
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _read(
 
 
 def _usable(
-    read: ReadPrompts, settings: PairsSettings, rewards: RewardSettings, voice: Voice
+    read: ReadPrompts, settings: PairsSettings, rewards: RewardSettings, chat_format: ChatFormat
 ) -> tuple[tuple[Prompt, ...], tuple[tuple[int, ...], ...], PromptCounts]:
     """Return the prompts that can be judged and leave room for a response, and their token ids."""
     judged = [prompt for prompt in read.prompts if not rewards.is_verifier or prompt.expected is not None]
@@ -153,13 +153,17 @@ def _usable(
             f"none of the {len(read.prompts):,} prompts of {read.source} has an expected answer in the column "
             f"{rewards.expected_column}, expected at least one; fill the column, or set another expected_column."
         )
-    ids = [tuple(prompt_ids(prompt, voice)) for prompt in judged]
+    ids = [tuple(prompt_ids(prompt, chat_format)) for prompt in judged]
     new = settings.decoding.max_new_tokens
-    kept = [index for index, each in enumerate(ids) if voice.positions is None or len(each) + new <= voice.positions]
+    kept = [
+        index
+        for index, each in enumerate(ids)
+        if chat_format.positions is None or len(each) + new <= chat_format.positions
+    ]
     if not kept:
         raise SepoError(
             f"the shortest prompt of {read.source} has {min(map(len, ids)):,} tokens and its responses may have "
-            f"{new:,} more, but the model has {voice.positions:,} positions; lower pairs_max_new_tokens."
+            f"{new:,} more, but the model has {chat_format.positions:,} positions; lower pairs_max_new_tokens."
         )
     counts = PromptCounts(
         rows=read.rows,
@@ -173,7 +177,7 @@ def _usable(
 def identity(plan: PairsPlan) -> dict[str, Any]:
     """Return everything that samples, rewards and pairs depend on, by content, as JSON."""
     access = hub_access(plan.model_args)
-    digest = hashlib.sha256(repr(sorted(plan.voice.stop_ids)).encode())
+    digest = hashlib.sha256(repr(sorted(plan.chat_format.stop_ids)).encode())
     for prompt, ids in zip(plan.prompts, plan.ids, strict=True):
         turns = (prompt.messages, prompt.system, prompt.tools)
         digest.update(repr((prompt.question.id, turns, ids, prompt.expected)).encode())

@@ -17,7 +17,7 @@ from llamafactory.train.trainer_utils import create_modelcard_and_push
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
 from sepo.errors import SepoError, first_line
 from sepo.forward.sequences import OracleScorer
-from sepo.hosts.llamafactory.evaluated_rows import voice_of
+from sepo.hosts.llamafactory.evaluated_rows import chat_format_of
 from sepo.hosts.llamafactory.hub import policy_in
 from sepo.hosts.llamafactory.recipe import recipe_of
 from sepo.hosts.llamafactory.rto_arguments import check_prompts, grpo_config
@@ -58,12 +58,12 @@ def run_rto(
     with cached_if_unreachable():
         tokenizer = load_tokenizer(model_args)["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    voice = voice_of(tokenizer, template, policy_in(given), model_args)
+    chat_format = chat_format_of(tokenizer, template, policy_in(given), model_args)
     if settings.oracle is not None:
         for key, spec in (("oracle_model", settings.oracle.oracle), ("oracle_base_model", settings.oracle.base)):
             check_tokenizers(tokenizer, spec, key=key, access=hub_access(model_args))
     losses = RowLosses()
-    datasets = prompt_sets(given, settings, voice=voice, cutoff=data_args.cutoff_len, losses=losses)
+    datasets = prompt_sets(given, settings, chat_format=chat_format, cutoff=data_args.cutoff_len, losses=losses)
     if first:
         losses.log()
     if training_args.do_train:
@@ -82,18 +82,18 @@ def run_rto(
             ref_model, starting_policy = load_reference(model, model_args, training_args, finetuning_args)
     timing.lap("policy")
     config = grpo_config(
-        training_args, settings.rto, stop_ids=voice.stop_ids, shuffle=not finetuning_args.disable_shuffling
+        training_args, settings.rto, stop_ids=chat_format.stop_ids, shuffle=not finetuning_args.disable_shuffling
     )
     trainer = LlamaFactoryRtoTrainer(
         model,
         rto=settings.rto,
-        stop_ids=list(voice.stop_ids),
+        stop_ids=list(chat_format.stop_ids),
         oracle=oracle,
         ref_model=ref_model,
         starting_policy=starting_policy,
         reward_check=ConstantRewardCheck(settings.rewards),
         finetuning_args=finetuning_args,
-        reward_funcs=[JudgeReward(judge, decode=voice.decode, stop_ids=voice.stop_ids)],
+        reward_funcs=[JudgeReward(judge, decode=chat_format.decode, stop_ids=chat_format.stop_ids)],
         args=config,
         processing_class=tokenizer,
         callbacks=callbacks,

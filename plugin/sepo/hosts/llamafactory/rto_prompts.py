@@ -8,7 +8,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from sepo.errors import SepoError
-from sepo.evaluation.prompts import Voice
+from sepo.evaluation.prompts import ChatFormat
 from sepo.evaluation.sampling import prompt_ids
 from sepo.hosts.llamafactory.prompt_rows import ReadPrompts, dataset_prompts
 from sepo.judges import find_judge
@@ -20,14 +20,14 @@ from sepo.training.row_losses import RowLosses
 
 
 def prompt_sets(
-    given: Mapping[str, Any], settings: RtoSettings, *, voice: Voice, cutoff: int, losses: RowLosses
+    given: Mapping[str, Any], settings: RtoSettings, *, chat_format: ChatFormat, cutoff: int, losses: RowLosses
 ) -> dict[str, Any]:
     """Return the data sets of a run by the trainer's names, ``train_dataset`` and ``eval_dataset`` if there are any.
 
     Args:
         given: the recipe's keys and values.
         settings: the run's settings.
-        voice: template and tokenizer of the policy.
+        chat_format: template and tokenizer of the policy.
         cutoff: maximum number of tokens of a prompt.
         losses: gets the numbers of rows that are left out.
 
@@ -38,7 +38,9 @@ def prompt_sets(
     def rows(recipe: Mapping[str, Any], part: Literal["train", "eval"], name: str) -> Dataset:
         judge = find_judge(settings.rewards.judge, **settings.rewards.options) if settings.rewards.is_verifier else None
         read = dataset_prompts(recipe, judge=judge, column=settings.rewards.expected_column, losses=losses, part=part)
-        return Dataset.from_list(_kept(read, settings, voice=voice, cutoff=cutoff, losses=losses, name=name))
+        return Dataset.from_list(
+            _kept(read, settings, chat_format=chat_format, cutoff=cutoff, losses=losses, name=name)
+        )
 
     found: dict[str, Any] = {"train_dataset": rows(given, "train", "train")} if names_of(given.get("dataset")) else {}
     evaluated = names_of(given.get("eval_dataset"))
@@ -54,7 +56,7 @@ def prompt_sets(
 
 
 def _kept(
-    read: ReadPrompts, settings: RtoSettings, *, voice: Voice, cutoff: int, losses: RowLosses, name: str
+    read: ReadPrompts, settings: RtoSettings, *, chat_format: ChatFormat, cutoff: int, losses: RowLosses, name: str
 ) -> list[dict[str, Any]]:
     """Return the rows of the prompts that can be judged and leave room for a response."""
     losses.add(name, "skipped", "an earlier row has the same prompt", read.rows - len(read.prompts))
@@ -62,15 +64,15 @@ def _kept(
     new = settings.rto.max_new_tokens
     for prompt in read.prompts:
         begins = prompt.messages[0]["content"]
-        ids = prompt_ids(prompt, voice)
+        ids = prompt_ids(prompt, chat_format)
         longest = max(longest, len(ids))
         if settings.rewards.is_verifier and prompt.expected is None:
             column = settings.rewards.expected_column
             losses.add(name, "skipped", f"the column {column} has no expected answer", 1, example=begins)
         elif len(ids) > cutoff:
             losses.add(name, "skipped", f"the prompt exceeds cutoff_len: {cutoff}", 1, example=begins)
-        elif voice.positions is not None and len(ids) + new > voice.positions:
-            reason = f"prompt and rto_max_new_tokens: {new} exceed the model's {voice.positions} positions"
+        elif chat_format.positions is not None and len(ids) + new > chat_format.positions:
+            reason = f"prompt and rto_max_new_tokens: {new} exceed the model's {chat_format.positions} positions"
             losses.add(name, "skipped", reason, 1, example=begins)
         else:
             found.append(

@@ -65,7 +65,7 @@ def _sampler(plan: PairsPlan) -> Sampler:
     """Load the policy with the host, for transformers."""
     where: dict[str, Any] = {"model_args": plan.model_args, "device": plan.training_args.device}
     model = load_scoring_model(plan.recipe.policy, **where)
-    return lambda samples: sample_batch(model, samples, plan.voice, decoding=plan.settings.decoding)
+    return lambda samples: sample_batch(model, samples, plan.chat_format, decoding=plan.settings.decoding)
 
 
 def _vllm_sampler(plan: PairsPlan) -> Sampler:
@@ -82,7 +82,7 @@ def _vllm_sampler(plan: PairsPlan) -> Sampler:
         more=args.vllm_config if isinstance(args.vllm_config, dict) else {},
     )
     spec = local_spec(plan.recipe.policy, key="model_name_or_path", access=hub_access(args))
-    return VllmSampler(spec, settings, plan.voice, plan.settings.decoding)
+    return VllmSampler(spec, settings, plan.chat_format, plan.settings.decoding)
 
 
 class _Steps:
@@ -112,7 +112,7 @@ class _Steps:
             self._policy = _vllm_sampler(plan) if plan.engine == VLLM else _sampler(plan)
         found = self._policy([(plan.ids[prompt], number) for prompt, number in unit.samples])
         return [
-            {"text": plan.voice.decode(each.answer), "ids": list(each.ids), "finished": each.finished}
+            {"text": plan.chat_format.decode(each.answer), "ids": list(each.ids), "finished": each.finished}
             for each in found
         ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from sepo import __version__
 from sepo.console import print_lines
 from sepo.errors import SepoError, first_line
 from sepo.evaluation.generation import Decoding
-from sepo.evaluation.prompts import Prompt, PromptSet, Voice, check_room
+from sepo.evaluation.prompts import ChatFormat, Prompt, PromptSet, check_room
 from sepo.evaluation.report import print_summary
 from sepo.evaluation.run import progress
 from sepo.evaluation.sample_file import SAMPLES, SampleFile, open_samples
@@ -26,12 +26,12 @@ from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
 from sepo.hosts.llamafactory.bench.machine import versions
 from sepo.hosts.llamafactory.evaluate_recipe import SAMPLING, EvaluationRecipe, evaluation_recipe
 from sepo.hosts.llamafactory.evaluated_rows import (
+    chat_format_of,
     check_least,
     evaluated_data,
     heldout_prompts,
     require_one_process,
     rows_of,
-    voice_of,
 )
 from sepo.hosts.llamafactory.expected_answers import JudgeRequest, check_expected
 from sepo.hosts.llamafactory.recipe import get_train_args
@@ -103,12 +103,12 @@ def sample(recipe_file: Path, overrides: Sequence[str] = (), *, request: SampleR
     prompts = heldout_prompts(rows, recipe.dataset, most=request.prompts, seed=request.seed)
     if request.judge is not None:
         check_expected(prompts, request.judge.column)
-    voice = voice_of(data.tokenizer, data.template, recipe.policy, model_args)
-    check_room(prompts, voice, decoding)
+    chat_format = chat_format_of(data.tokenizer, data.template, recipe.policy, model_args)
+    check_room(prompts, chat_format, decoding)
     settings = {
         "model": spec_identity(recipe.policy, key="model_name_or_path", access=hub_access(model_args)),
         "dtype": str(model_args.compute_dtype).removeprefix("torch."),
-        "prompts": {"number": len(prompts.prompts), "digest": _digest(prompts, voice)},
+        "prompts": {"number": len(prompts.prompts), "digest": _digest(prompts, chat_format)},
         "samples": request.samples,
         **asdict(decoding),
         "judge": None if request.judge is None else request.judge.values(),
@@ -127,7 +127,7 @@ def sample(recipe_file: Path, overrides: Sequence[str] = (), *, request: SampleR
             done = len(prompts.prompts) - len(left)
             print_lines([f"continued: {done:,} of {len(prompts.prompts):,} prompts are in {request.output} already"])
         if left:
-            _sample(recipe.policy, left, voice, decoding, judge, request, arguments, file)
+            _sample(recipe.policy, left, chat_format, decoding, judge, request, arguments, file)
         file.sort()
         summary = sample_summary([file.rows[int(prompt.question.id)] for prompt in prompts.prompts], seed=request.seed)
     print_summary(summary, dataset=recipe.dataset)
@@ -147,18 +147,18 @@ def _decoding(recipe: EvaluationRecipe, request: SampleRequest) -> Decoding:
     return decoding
 
 
-def _digest(prompts: PromptSet, voice: Voice) -> str:
+def _digest(prompts: PromptSet, chat_format: ChatFormat) -> str:
     """Return a digest of the prompts' rows, tokens, stop tokens and expected answers."""
-    digest = hashlib.sha256(repr(sorted(voice.stop_ids)).encode())
+    digest = hashlib.sha256(repr(sorted(chat_format.stop_ids)).encode())
     for prompt in prompts.prompts:
-        digest.update(repr((prompt.question.id, prompt_ids(prompt, voice), prompt.expected)).encode())
+        digest.update(repr((prompt.question.id, prompt_ids(prompt, chat_format), prompt.expected)).encode())
     return digest.hexdigest()
 
 
 def _sample(
     policy: ModelSpec,
     prompts: Sequence[Prompt],
-    voice: Voice,
+    chat_format: ChatFormat,
     decoding: Decoding,
     judge: Judge | None,
     request: SampleRequest,
@@ -170,8 +170,8 @@ def _sample(
         model = load_scoring_model(policy, model_args=arguments[0], device=arguments[2].device)
         with progress("responses", len(prompts) * request.samples) as advance:
             found = sample_responses(
-                model, prompts, voice, samples=request.samples, decoding=decoding, batch_tokens=request.batch_tokens,
-                on_batch=advance,
+                model, prompts, chat_format, samples=request.samples, decoding=decoding,
+                batch_tokens=request.batch_tokens, on_batch=advance,
             )  # fmt: skip
             for prompt, responses in found:
                 file.add(sample_row(prompt, responses, judge))
