@@ -356,6 +356,12 @@ class SepoArguments:
         "Compute the reference's log-probabilities before training, and load no second model during training.",
         default=False,
     )
+    credit_data: str | None = _key(
+        "Rows with marked errors, on which the run's stored scores are measured before training (AUROC): a JSON file "
+        "of ranking rows with `rejected_error_spans`, `obvious` or `fluent` (built-in), or `NAME=PATH` of a public "
+        "data set (`sepo credit --list`).",
+        shown="none",
+    )
     token_scores_dir: str | None = _key(
         "Directory of the score stores; also set by `SEPO_TOKEN_SCORES_DIR`.",
         shown="`sepo/token_scores` in the Hugging Face cache",

@@ -190,6 +190,7 @@ def resolve(
                     "token_scorer: oracle (to select tokens) or treg_rewards: oracle (for T-REG's token rewards)."
                 )
     oracle = _oracle(arguments, method) if needs_oracle else None
+    _check_credit_data(arguments, method, rewards)
     settings = RunSettings(
         stage=stage,
         method=method,
@@ -208,6 +209,7 @@ def resolve(
         token_rewards=rewards,
         precomputed_reference=reference,
         ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,
+        credit_data=arguments.credit_data,
         overview=Overview(
             method.name,
             resolved_rows(
@@ -269,6 +271,17 @@ def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, .
 
 def _needs_oracle(method: Method, rewards: TokenRewardSource | None) -> bool:
     return method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
+
+
+def _check_credit_data(arguments: SepoArguments, method: Method, rewards: TokenRewardSource | None) -> None:
+    """Raise if rows with marked errors are named, but no scorer runs before training that could score them."""
+    stored = _needs_oracle(method, rewards) or rewards is not None or method.token_scorer.from_batch is not None
+    if arguments.credit_data is not None and not stored:
+        raise SepoError(
+            f"credit_data is {arguments.credit_data}, but token_scorer is {method.scorer}, which scores no rows before "
+            "training; use token_scorer: oracle, contrastive or a registered one with a store, or remove credit_data "
+            "and run sepo credit."
+        )
 
 
 def _reference_in_words(

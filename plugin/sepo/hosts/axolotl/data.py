@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from transformers import set_seed
 
+from sepo.credit.in_run import marked_rows, report_scores
+from sepo.credit.reading import ChatTemplateReader
 from sepo.errors import SepoError
-from sepo.hosts.axolotl.conversations import ChatTemplate
+from sepo.hosts.axolotl.conversations import ChatTemplate, template_text
 from sepo.hosts.axolotl.hub import check_models, models_of
 from sepo.hosts.axolotl.logs import log_as_the_host
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
@@ -112,10 +114,22 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPa
     scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host.as_dict())
     for what, scorer in scorers.items():
         scorer.names = store_names(settings, what, data_args=host.data_args, template=texts)
-    datasets, stores = with_scores(datasets, scorers)
+    marked = None
+    if settings.credit_data is not None:
+        chats = ChatTemplateReader(
+            tokenizer,
+            name=f"'{cfg.base_model}'",
+            chat_template=template_text(cfg, tokenizer),
+            max_tokens=int(cfg.sequence_len),
+        )
+        marked = marked_rows(settings.credit_data, chats.read)
+    datasets, stores, scored = with_scores(datasets, scorers, marked=None if marked is None else marked.dataset)
     # Scoring advances the random state; with the seed set again the adapter's initial weights do not depend on it.
     set_seed(cfg.seed or 42)
     datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42, template=written)
+    if host.training_args.process_index == 0:
+        folder = Path(host.training_args.output_dir)
+        report_scores(datasets, settings.method, marked=marked, scored=scored, folder=folder)
     steps = math.ceil(len(datasets["train_dataset"]) * cfg.num_epochs / cfg.batch_size)
     return LoadedPairs(TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores, texts)
 
