@@ -17,7 +17,9 @@ def lengths(seed=0, pairs=PAIRS, longer=0):
 
 def noise(seed, sizes, side, scale=1.0, heavy=False):
     draws = np.random.default_rng(seed + side)
-    return [scale * (draws.standard_t(2, size=size[side]) if heavy else draws.normal(size=size[side])) for size in sizes]
+    return [
+        scale * (draws.standard_t(2, size=size[side]) if heavy else draws.normal(size=size[side])) for size in sizes
+    ]
 
 
 def pair_of(seed=1, sizes=None, **options):

@@ -134,7 +134,7 @@ def marked_rows(source: str, read: ReadPair) -> MarkedRows:
     for side, responses in (("chosen", chosen), ("rejected", reads)):
         columns[f"{side}_input_ids"] = [list(each.input_ids) for each in responses]
         columns[f"{side}_labels"] = [_labels(each) for each in responses]
-    columns[CONVERSATION] = [json.dumps(pair.conversation) for pair in pairs]
+    columns[CONVERSATION] = [json.dumps(pair.conversation, ensure_ascii=False) for pair in pairs]
     return MarkedRows(source, pairs, reads, Dataset.from_dict(columns))
 
 
