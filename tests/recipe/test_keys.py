@@ -493,7 +493,7 @@ def test_every_key_has_an_effect():
         "sepo_gamma": 2.0, "select_ratio": 0.5, "chosen_select_ratio": 0.5, "rejected_select_ratio": 0.5,
         "oracle_model": "x", "oracle_model_adapters": "x", "oracle_base_model": "x", "oracle_base_model_adapters": "x",
         "oracle_model_quantization_bit": 4, "token_scores_dir": "x", "score_batch_tokens": 7, "head_chunk_tokens": 7,
-        "batch_tokens": 7,
+        "batch_tokens": 7, "credit_data": "fluent",
     }  # fmt: skip
     plain = resolved()[1]
     for name, value in values.items():

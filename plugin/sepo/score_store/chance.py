@@ -8,7 +8,7 @@ length alone are unchanged by that and count as noise, whatever the lengths of c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -70,6 +70,20 @@ class Chance:
             f"({_percent(self.accuracy.low)} to {_percent(self.accuracy.high)}); {SHARE:.0%} of the tokens carry "
             f"{self.carried:.0%} of the absolute scores (of normal noise {NORMAL_CARRIED:.0%})"
         )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Chance:
+        """Return the comparison of the values that ``as_dict`` returned.
+
+        Raises:
+            KeyError, TypeError or ValueError: The values are others.
+        """
+        estimates = {
+            name: Estimate(float(values[name]["mean"]), float(values[name]["low"]), float(values[name]["high"]))
+            for name in ("excess", "accuracy")
+        }
+        numbers = {name: float(values[name]) for name in ("separation", "exchanged", "carried")}
+        return cls(int(values["pairs"]), **numbers, **estimates)  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
