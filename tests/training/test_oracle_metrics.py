@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import sepo.training.oracle_metrics
 from sepo.objectives import available_objectives, resolve_method
 from sepo.training.metrics import added, plain_numbers, plain_sums
-from sepo.training.oracle_metrics import ORACLE_METRICS, has_oracle_metrics, oracle_metrics
+from sepo.training.oracle_metrics import ORACLE_METRICS, oracle_metrics
 from sepo.training.step import preference_step
 from tests.support.steps import PAIRS, collate, running
 
@@ -82,11 +82,11 @@ def test_a_policy_that_is_its_reference_has_finite_metrics():
 
 
 def test_methods_that_compare_all_tokens_with_a_reference_have_them():
-    assert {name for name in available_objectives() if has_oracle_metrics(resolve_method(name))} >= {
+    assert {name for name in available_objectives() if resolve_method(name).compares_all_tokens} >= {
         "dpo", "ipo", "hinge", "robust_dpo", "dpop", "minor_dpo", "dpo_reg",
     }  # fmt: skip
     for name in ("sepo", "selective_dpo", "simpo", "orpo", "d2po"):
-        assert not has_oracle_metrics(resolve_method(name)), name
+        assert not resolve_method(name).compares_all_tokens, name
 
 
 def test_a_step_has_them_in_evaluations_only(policy, reference):
@@ -98,7 +98,7 @@ def test_a_step_has_them_in_evaluations_only(policy, reference):
     evaluated = preference_step(policy, batch, **run, counted=len(PAIRS))
     assert set(ORACLE_METRICS) <= set(evaluated.metrics)
     margin = evaluated.metrics["rewards/margins"] / method.hyperparameters["beta"] * len(PAIRS)
-    total, count = evaluated.sums["oracle/margin_per_size"]
+    total, _ = evaluated.sums["oracle/margin_per_size"]
     assert total == pytest.approx(margin, rel=1e-4)
     part = preference_step(policy, batch, **run, counted=1)
     alone = preference_step(policy, collate(PAIRS[:1], method), **run, counted=1)

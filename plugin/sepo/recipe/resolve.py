@@ -191,6 +191,7 @@ def resolve(
                 )
     oracle = _oracle(arguments, method) if needs_oracle else None
     _check_credit_data(arguments, method, rewards)
+    _check_best_metric(given, method)
     settings = RunSettings(
         stage=stage,
         method=method,
@@ -281,6 +282,20 @@ def _check_credit_data(arguments: SepoArguments, method: Method, rewards: TokenR
             f"credit_data is {arguments.credit_data}, but token_scorer is {method.scorer}, which scores no rows before "
             "training; use token_scorer: oracle, contrastive or a registered one with a store, or remove credit_data "
             "and run sepo credit."
+        )
+
+
+def _check_best_metric(given: Mapping[str, Any], method: Method) -> None:
+    """Raise if the best checkpoint is chosen by a metric of an oracle, and evaluations of the method have none.
+
+    The trainer would raise after the first evaluation.
+    """
+    metric = str(given.get("metric_for_best_model") or "").removeprefix("eval_")
+    if metric.startswith("oracle/") and not method.compares_all_tokens:
+        raise SepoError(
+            f"metric_for_best_model is {metric}, but evaluations of objective {method.name} with token_scorer "
+            f"{method.scorer} do not log it: it needs the log-ratios of all tokens to a reference. Use objective: dpo, "
+            "or another metric (rewards/accuracies, loss)."
         )
 
 

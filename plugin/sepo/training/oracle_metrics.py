@@ -1,8 +1,8 @@
 """Metrics of a policy as an oracle, from the log-ratios of its tokens to the reference; they need no marked errors.
 
 A policy trained by DPO is an oracle whose token scores are these log-ratios (SePO, arXiv 2408.13518, Eq. 24).
-Evaluations of a method that compares every token with a reference log them, so that its best checkpoint can be kept
-(``metric_for_best_model``).
+Evaluations of a method that compares all tokens with a reference (``Method.compares_all_tokens``) log them, so that its
+best checkpoint can be kept (``metric_for_best_model``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sepo.objectives import Method
 from sepo.selection.select import select_tokens
 from sepo.training.metrics import Metric, mean, ratio
 
@@ -19,11 +18,6 @@ SHARE = 0.3
 
 ORACLE_METRICS = ("oracle/size", "oracle/concentration", "oracle/margin_per_size", "oracle/margin_per_drift")
 """Names of the metrics."""
-
-
-def has_oracle_metrics(method: Method) -> bool:
-    """Return whether the log-ratios of all response tokens are computed in the method's step."""
-    return method.needs_reference and method.selector is None and method.token_weight is None
 
 
 def oracle_metrics(log_ratios: Tensor, mask: Tensor, *, pairs: int) -> dict[str, Metric]:

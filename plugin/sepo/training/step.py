@@ -30,7 +30,7 @@ from sepo.training.metrics import (
     reward_metrics,
     token_metrics,
 )
-from sepo.training.oracle_metrics import has_oracle_metrics, oracle_metrics
+from sepo.training.oracle_metrics import oracle_metrics
 from sepo.training.reward_columns import TOKEN_REWARDS, token_rewards
 from sepo.training.selection_columns import CANDIDATES, SELECTION, STEPS, scorable_tokens
 
@@ -304,7 +304,7 @@ def _loss(
     if rewards is not None:
         regularized = torch.where(counting, rewards, 0.0)
         metrics |= mean_by_side("treg/reward_{}", regularized, wanted=counting, pairs=pairs)
-    if evaluates and has_oracle_metrics(method) and ref_logps is not None:
+    if evaluates and method.compares_all_tokens and ref_logps is not None:
         metrics |= oracle_metrics(logps - ref_logps, mask, pairs=pairs)
     if ref_logps is not None:
         metrics |= mean_by_side("kl/{}", logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
