@@ -17,6 +17,7 @@ from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
 from sepo.objectives.presets import BUILT_IN, find_objective
 from sepo.objectives.token_weights import WEIGHTS
 from sepo.recipe.objective_sums import objective_text
+from sepo.recipe.oracle_stop import DEFAULT_STOP, NEVER, STOP_METRICS
 from sepo.selection.scopes import SCOPES
 from sepo.selection.select import COUNTS, RULES
 from sepo.selection.units import UNITS
@@ -569,6 +570,17 @@ ORACLE_KIND = Key(
     "rejected exchanged (score log π_oracle - log π_reversed).",
     default="dpo",
     expected=one_of("dpo", "reversed", join=" or "),
+)
+
+ORACLE_STOP = Key(
+    "oracle.stop",
+    str,
+    "Key of the section `oracle`: early stopping by a metric of held-out pairs, a tenth of its pairs unless `val_size` "
+    "or `eval_dataset` is set in the section. They are evaluated after every tenth of the steps, the best checkpoint is "
+    "kept, and training ends after three evaluations without improvement: `loss`, `accuracy`, `margin` (`rewards/*`), "
+    "`margin_per_size`, `margin_per_drift`, `concentration` (`oracle/*`); `never` trains all steps.",
+    default=DEFAULT_STOP,
+    expected=one_of(NEVER, *STOP_METRICS),
 )
 
 JUDGE_KEYS = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from sepo.errors import SepoError
 from sepo.recipe.keys import names_of
+from sepo.recipe.oracle_stop import NEVER, stopping_keys
 from sepo.recipe.resolve import REFUSED
 
 REVERSED = "oracle_reversed"
@@ -40,15 +41,21 @@ def base_recipe(
 
 
 def oracle_recipe(
-    base: Mapping[str, Any] | None, training: Mapping[str, Any], section: Mapping[str, Any], output: str
+    base: Mapping[str, Any] | None,
+    training: Mapping[str, Any],
+    section: Mapping[str, Any],
+    output: str,
+    *,
+    stop: str = NEVER,
 ) -> dict[str, Any]:
     """Return the recipe of DPO from the base on the sample's pairs, with the base as reference (SePO, Eq. 5).
 
     Args:
         base: the recipe of the run whose model the oracle starts from, or None to start from the recipe's model.
         training: the shared keys of training.
-        section: the section ``oracle``, without ``kind``.
+        section: the section ``oracle``, without ``kind`` and ``stop``.
         output: directory of the steps.
+        stop: the metric of early stopping, see ``stopping_keys``.
 
     Raises:
         SepoError: the host cannot train the oracle from the base's adapters.
@@ -60,13 +67,15 @@ def oracle_recipe(
     if base is not None:
         kept = ("model_name_or_path", "model_revision", "template", "finetuning_type")
         inherited = {name: base[name] for name in kept if name in base}
+    stage = _dpo_stage({**training, **section}, section)
     oracle = {
         **training,
         **data,
         **inherited,
         "do_train": True,
+        **stopping_keys(stop, section, stage={**section, **stage}["stage"]),
         **section,
-        **_dpo_stage({**training, **section}, section),
+        **stage,
     }
     oracle["output_dir"] = f"{output}/oracle"
     return oracle if base is None else {**oracle, **continued(oracle, base)}

@@ -26,7 +26,7 @@ from sepo.hosts.llamafactory.chain_recipes import (
     reversed_recipe,
     trained_adapters,
 )
-from sepo.recipe.keys import ORACLE_KIND, PIPELINE_KEYS, SAMPLING_KEYS, SEPO_KEYS
+from sepo.recipe.keys import ORACLE_KIND, ORACLE_STOP, PIPELINE_KEYS, SAMPLING_KEYS, SEPO_KEYS
 from sepo.recipe.resolve import unread_keys
 from sepo.recipe.stage_names import RTO, is_sepo_stage
 from sepo.recipe.stages import registered_keys, with_stage_defaults
@@ -229,7 +229,9 @@ def _oracles(
     """Derive the oracle, and the model that is trained on exchanged pairs if it is compared with one."""
     section = dict(given.sections["oracle"] or {})
     kind = ORACLE_KIND.read(section.pop("kind", None) or ORACLE_KIND.default)
-    oracle = oracle_recipe(base, training, section, output)
+    given_stop = section.pop("stop", None)
+    stop = ORACLE_STOP.default if given_stop is None else ORACLE_STOP.read(given_stop)
+    oracle = oracle_recipe(base, training, section, output, stop=stop)
     if is_sepo_stage(oracle["stage"]):
         oracle = {**{name: given.shared[name] for name in _SHARED_BY_ORACLE if name in given.shared}, **oracle}
     steps = [Step("oracle", oracle)]

@@ -1,4 +1,5 @@
-"""Early stopping of the oracle in `sepo pipeline`: the host's evaluation, best checkpoint and patience, by one key."""
+"""Early stopping of the oracle in `sepo pipeline`: LLaMA-Factory's evaluation, best checkpoint and patience, by one
+key."""
 
 from __future__ import annotations
 
@@ -26,17 +27,21 @@ _PATIENCE = 3
 _HELD_OUT = 0.1
 
 
-def stopping_keys(stop: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+DEFAULT_STOP = NEVER
+"""Value of ``oracle.stop`` if the section of the oracle has none."""
+
+
+def stopping_keys(stop: str, section: Mapping[str, Any], *, stage: str) -> dict[str, Any]:
     """Return the keys of the host that evaluate an oracle on held-out pairs, keep its best checkpoint and stop.
 
     Args:
         stop: ``NEVER``, or a key of ``STOP_METRICS``.
-        recipe: the oracle's recipe without these keys; its own ones take precedence.
+        section: the section of the oracle, whose keys take precedence.
+        stage: the oracle's stage.
 
     Returns:
-        The keys that the section of the oracle does not set. A tenth of the pairs is held out unless it names others
-        (``val_size``, ``eval_dataset``); they are evaluated ten times, and training ends after three evaluations
-        without improvement.
+        The keys. A tenth of the pairs is held out, unless the section names others (``eval_dataset``); they are
+        evaluated ten times, and training ends after three evaluations without improvement.
 
     Raises:
         SepoError: The stage of the oracle does not log the metric.
@@ -44,14 +49,14 @@ def stopping_keys(stop: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
     if stop == NEVER:
         return {}
     metric, greater = STOP_METRICS[stop]
-    if metric.startswith("eval_oracle/") and not is_sepo_stage(recipe.get("stage")):
+    if metric.startswith("eval_oracle/") and not is_sepo_stage(stage):
         raise SepoError(
-            f"oracle.stop is {stop}, but stage {recipe.get('stage')} does not log {metric}; set oracle.stop to "
-            "accuracy, loss or margin, or remove the key that needs this stage."
+            f"oracle.stop is {stop}, but the oracle's stage is {stage}, which does not log {metric}; set oracle.stop "
+            "to accuracy, loss or margin, or remove the keys of the section oracle that need this stage."
         )
     every = 1 / _EVALUATIONS
-    held_out = {} if recipe.get("eval_dataset") else {"val_size": _HELD_OUT}
-    return {
+    held_out = {} if section.get("eval_dataset") else {"val_size": _HELD_OUT}
+    made = {
         **held_out,
         "eval_strategy": "steps",
         "eval_steps": every,
@@ -63,3 +68,4 @@ def stopping_keys(stop: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
         "greater_is_better": greater,
         "early_stopping_steps": _PATIENCE,
     }
+    return {name: value for name, value in made.items() if name not in section}
