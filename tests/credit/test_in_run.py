@@ -83,7 +83,7 @@ def test_tokens_that_may_not_be_selected_are_not_compared():
 
 
 def test_a_store_has_the_comparison_of_its_rows(tmp_path):
-    rows = scored()["train_dataset"].with_format("numpy")
+    rows = scored()["train_dataset"]
     columns = ("chosen_scores", "rejected_scores")
 
     def store(identity, names=columns):
@@ -184,6 +184,6 @@ def test_a_damaged_row_is_named(tmp_path, world, marked_rows):
 
 def test_the_record_of_a_run_has_the_key_only_if_it_is_set():
     recipe = {"stage": "sepo", "oracle_model": "o", "oracle_base_model": "b", "model_name_or_path": "m"}
-    _, plain = resolve(recipe, host_keys=("model_name_or_path",))
-    _, named = resolve({**recipe, "credit_data": "fluent"}, host_keys=("model_name_or_path",))
+    _, plain = resolve(recipe, host_keys=("model_name_or_path", "stage"))
+    _, named = resolve({**recipe, "credit_data": "fluent"}, host_keys=("model_name_or_path", "stage"))
     assert {**plain.as_dict(), "credit_data": "fluent"} == named.as_dict() != plain.as_dict()

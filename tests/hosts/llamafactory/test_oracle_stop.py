@@ -50,9 +50,7 @@ def test_both_models_of_a_reversed_oracle_stop_by_it():
 
 
 def test_a_metric_that_is_not_logged_is_refused(world, tmp_path):
-    with pytest.raises(
-        SepoError, match="stage is dpo, which does not log eval_oracle/margin_per_size; set"
-    ):
+    with pytest.raises(SepoError, match="stage is dpo, which does not log eval_oracle/margin_per_size; set"):
         oracle(stop="margin_per_size", stage="dpo")
     assert oracle(stop="accuracy", stage="dpo")["oracle"]["metric_for_best_model"] == "eval_rewards/accuracies"
     with pytest.raises(SepoError, match=r"oracle\.stop is 'early', expected one of never, loss"):
