@@ -18,7 +18,7 @@ from sepo.hosts.llamafactory.recipe import check_recipe, get_train_args, setting
 from sepo.hosts.llamafactory.workflow import prepared_data
 from sepo.objectives import resolve_method
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
-from sepo.recipe.resolve import resolve
+from sepo.recipe.resolve import resolve, unread_keys
 from sepo.runs.log_reader import read_log
 from sepo.score_store import ScoreStore
 from sepo.scoring.chance import scores_against_chance, store_chance
@@ -187,3 +187,11 @@ def test_the_record_of_a_run_has_the_key_only_if_it_is_set():
     _, plain = resolve(recipe, host_keys=("model_name_or_path", "stage"))
     _, named = resolve({**recipe, "credit_data": "fluent"}, host_keys=("model_name_or_path", "stage"))
     assert {**plain.as_dict(), "credit_data": "fluent"} == named.as_dict() != plain.as_dict()
+
+
+def test_variants_of_a_comparison_without_stored_scores_do_not_read_the_shared_key():
+    recipe = {"stage": "sepo", "oracle_model": "o", "oracle_base_model": "b", "credit_data": "fluent"}
+    assert unread_keys(recipe, ["credit_data"]) == ()
+    assert unread_keys({**recipe, "token_scorer": "contrastive"}, ["credit_data"]) == ()
+    live = {"stage": "selective_dpo", "credit_data": "fluent"}
+    assert unread_keys(live, ["credit_data"]) == ("credit_data",)

@@ -242,7 +242,7 @@ def resolve(
 
 
 def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
-    """Return the keys of an oracle, a reference or a selection that a run has no use for, and which it would refuse.
+    """Return the keys of an oracle, a reference, a selection or a stored scorer that a run would refuse as unused.
 
     Args:
         recipe: keys and values of a sepo stage.
@@ -255,16 +255,19 @@ def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, .
         part: set(keys_of(part)) & set(names) for part in ("selection", "oracle", "reference")
     }
     parts["reference"] |= {"ref_precompute"} & set(names)
+    parts["stored scorer"] = {"credit_data"} & set(names)
     given = with_stage_defaults(
         {name: value for name, value in recipe.items() if not any(name in part for part in parts.values())}
     )
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
     own_keys = registered_keys(given)
     method, _, _ = resolved_method(str(given["stage"]), arguments, given, own_keys=own_keys)
+    rewards = token_reward_source(arguments, given, method)
     read = {
         "selection": method.scorer != "none",
-        "oracle": _needs_oracle(method, token_reward_source(arguments, given, method)),
+        "oracle": _needs_oracle(method, rewards),
         "reference": method.needs_reference,
+        "stored scorer": _has_stored_scorer(method, rewards),
     }
     unread = set().union(*(parts[part] for part, needed in read.items() if not needed))
     return tuple(name for name in recipe if name in unread)
@@ -274,10 +277,14 @@ def _needs_oracle(method: Method, rewards: TokenRewardSource | None) -> bool:
     return method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
 
 
+def _has_stored_scorer(method: Method, rewards: TokenRewardSource | None) -> bool:
+    """Return whether a scorer runs over the rows before training."""
+    return method.scorer == "oracle" or rewards is not None or method.token_scorer.from_batch is not None
+
+
 def _check_credit_data(arguments: SepoArguments, method: Method, rewards: TokenRewardSource | None) -> None:
     """Raise if rows with marked errors are named, but no scorer runs before training that could score them."""
-    stored = _needs_oracle(method, rewards) or rewards is not None or method.token_scorer.from_batch is not None
-    if arguments.credit_data is not None and not stored:
+    if arguments.credit_data is not None and not _has_stored_scorer(method, rewards):
         raise SepoError(
             f"credit_data is {arguments.credit_data}, but token_scorer is {method.scorer}, which scores no rows before "
             "training; use token_scorer: oracle, contrastive or a registered one with a store, or remove credit_data "
