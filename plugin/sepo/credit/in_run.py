@@ -35,8 +35,8 @@ MOST_ROWS = 1000
 _SAMPLES = 1000
 _SEED = 0
 
-ReadPair = Callable[[LabelledPair], ReadResponse]
-"""Function that tokenizes the rejected response of a pair in the policy's tokens and template."""
+ReadPairs = Callable[[Sequence[LabelledPair]], Sequence[ReadResponse]]
+"""Function that tokenizes the rejected responses of pairs in the tokens and the template of the run's rows."""
 
 
 @dataclass(frozen=True)
@@ -111,23 +111,20 @@ def _read(source: str) -> Sequence[LabelledPair]:
         raise SepoError(f"{CREDIT_DATA}: {error}") from error
 
 
-def marked_rows(source: str, read: ReadPair) -> MarkedRows:
+def marked_rows(source: str, read: ReadPairs) -> MarkedRows:
     """Read and tokenize the rows of ``credit_data``.
 
     Args:
         source: the value of the key.
-        read: tokenizes a rejected response.
+        read: tokenizes rejected responses.
 
     Raises:
         SepoError: A row cannot be used, or its spans cannot be placed on its tokens.
     """
     pairs = _read(source)
     try:
-        reads = [read(pair) for pair in pairs]
-        chosen = [
-            read(replace(pair, rejected=pair.chosen, spans=())) if pair.chosen else own
-            for pair, own in zip(pairs, reads, strict=True)
-        ]
+        reads = read(pairs)
+        chosen = read([replace(pair, rejected=pair.chosen or pair.rejected, spans=()) for pair in pairs])
     except SepoError as error:
         raise SepoError(f"{CREDIT_DATA} {source}, {error}") from error
     columns: dict[str, list[Any]] = {}

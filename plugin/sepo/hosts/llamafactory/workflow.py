@@ -216,7 +216,7 @@ def prepared_data(
             scorer.report = report_scoring
         if settings.credit_data is not None and not find_only:
             rows = TemplateReader(template, tokenizer, data_args=data_args, positions=None)
-            marked = marked_rows(settings.credit_data, rows.read)
+            marked = marked_rows(settings.credit_data, lambda pairs: [rows.read(pair) for pair in pairs])
         tokenized = datasets
         datasets, stores, scored = with_scores(datasets, scorers, marked=None if marked is None else marked.dataset)
         if keep_text:
