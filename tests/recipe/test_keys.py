@@ -495,6 +495,7 @@ def test_every_key_has_an_effect():
         "oracle_model_quantization_bit": 4, "token_scores_dir": "x", "score_batch_tokens": 7, "head_chunk_tokens": 7,
         "batch_tokens": 7, "oracle_scores": "centered", "oracle_checkpoints": 2,
         "oracles": [{"oracle_model_adapters": "x"}],
+        "credit_data": "fluent",
     }  # fmt: skip
     plain = resolved()[1]
     for name, value in values.items():

@@ -37,7 +37,14 @@ def test_a_list_of_one_is_that_oracle():
 
 
 def test_a_command_line_has_the_list_as_json():
-    words = ["--stage", "sepo", "--oracle_base_model", "b", "--oracles", '[{"oracle_model": "o"}, {"oracle_model": "p"}]']
+    words = [
+        "--stage",
+        "sepo",
+        "--oracle_base_model",
+        "b",
+        "--oracles",
+        '[{"oracle_model": "o"}, {"oracle_model": "p"}]',
+    ]
     _, settings = resolve(words, host_keys=("stage",))
     assert [member.oracle.model for member in settings.oracles.members] == ["o", "p"]
 

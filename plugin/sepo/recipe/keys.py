@@ -18,6 +18,7 @@ from sepo.objectives.presets import BUILT_IN, find_objective
 from sepo.objectives.token_weights import WEIGHTS
 from sepo.recipe.objective_sums import objective_text
 from sepo.recipe.oracle_lists import oracles_text
+from sepo.recipe.oracle_stop import DEFAULT_STOP, NEVER, STOP_METRICS
 from sepo.selection.estimators import ORACLE_SCORES
 from sepo.selection.scopes import SCOPES
 from sepo.selection.select import COUNTS, RULES
@@ -386,6 +387,12 @@ class SepoArguments:
         "Compute the reference's log-probabilities before training, and load no second model during training.",
         default=False,
     )
+    credit_data: str | None = _key(
+        "Rows with marked errors, on which the run's stored scores are measured before training (AUROC): a JSON file "
+        "of ranking rows with `rejected_error_spans`, `obvious` or `fluent` (built-in), or `NAME=PATH` of a public "
+        "data set (`sepo credit --list`).",
+        shown="none",
+    )
     token_scores_dir: str | None = _key(
         "Directory of the score stores; also set by `SEPO_TOKEN_SCORES_DIR`.",
         shown="`sepo/token_scores` in the Hugging Face cache",
@@ -605,6 +612,25 @@ ORACLE_KEYS = {
             "scores is used (`oracles`).",
             shown="`seed`",
             reads=lambda name, value: seeds_of(name, value),
+        ),
+        Key(
+            "oracle.stop",
+            str,
+            "Key of the section `oracle`: early stopping by a metric of held-out pairs, a tenth of its pairs unless "
+            "`val_size` or `eval_dataset` is set in the section. They are evaluated after every tenth of the steps, the "
+            "best checkpoint is kept, and training ends after three evaluations without improvement: `loss`, "
+            "`accuracy`, `margin` (`rewards/*`), `margin_per_size`, `margin_per_drift`, `concentration` (`oracle/*`); "
+            "`never` trains all steps.",
+            default=DEFAULT_STOP,
+            expected=one_of(NEVER, *STOP_METRICS),
+        ),
+        Key(
+            "oracle.checkpoints",
+            int,
+            "Key of the section `oracle`: the mean of the scores of this number of checkpoints is used, evenly spaced "
+            "over the second half of the training (`oracle_checkpoints`).",
+            shown="none: the model at the end",
+            expected=Expected("a whole number of at least 2", lambda value: value >= 2),
         ),
     )
 }

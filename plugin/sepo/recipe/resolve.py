@@ -190,6 +190,8 @@ def resolve(
                     "token_scorer: oracle (to select tokens) or treg_rewards: oracle (for T-REG's token rewards)."
                 )
     oracles = _oracles(arguments, method) if needs_oracle else None
+    _check_credit_data(arguments, method, rewards)
+    _check_best_metric(given, method)
     settings = RunSettings(
         stage=stage,
         method=method,
@@ -208,6 +210,7 @@ def resolve(
         token_rewards=rewards,
         precomputed_reference=reference,
         ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,
+        credit_data=arguments.credit_data,
         overview=Overview(
             method.name,
             resolved_rows(
@@ -239,7 +242,7 @@ def resolve(
 
 
 def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
-    """Return the keys of an oracle, a reference or a selection that a run has no use for, and which it would refuse.
+    """Return the keys of an oracle, a reference, a selection or a stored scorer that a run would refuse as unused.
 
     Args:
         recipe: keys and values of a sepo stage.
@@ -252,16 +255,19 @@ def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, .
         part: set(keys_of(part)) & set(names) for part in ("selection", "oracle", "reference")
     }
     parts["reference"] |= {"ref_precompute"} & set(names)
+    parts["stored scorer"] = {"credit_data"} & set(names)
     given = with_stage_defaults(
         {name: value for name, value in recipe.items() if not any(name in part for part in parts.values())}
     )
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
     own_keys = registered_keys(given)
     method, _, _ = resolved_method(str(given["stage"]), arguments, given, own_keys=own_keys)
+    rewards = token_reward_source(arguments, given, method)
     read = {
         "selection": method.scorer != "none",
-        "oracle": _needs_oracle(method, token_reward_source(arguments, given, method)),
+        "oracle": _needs_oracle(method, rewards),
         "reference": method.needs_reference,
+        "stored scorer": _has_stored_scorer(method, rewards),
     }
     unread = set().union(*(parts[part] for part, needed in read.items() if not needed))
     return tuple(name for name in recipe if name in unread)
@@ -269,6 +275,35 @@ def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, .
 
 def _needs_oracle(method: Method, rewards: TokenRewardSource | None) -> bool:
     return method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
+
+
+def _has_stored_scorer(method: Method, rewards: TokenRewardSource | None) -> bool:
+    """Return whether a scorer runs over the rows before training."""
+    return method.scorer == "oracle" or rewards is not None or method.token_scorer.from_batch is not None
+
+
+def _check_credit_data(arguments: SepoArguments, method: Method, rewards: TokenRewardSource | None) -> None:
+    """Raise if rows with marked errors are named, but no scorer runs before training that could score them."""
+    if arguments.credit_data is not None and not _has_stored_scorer(method, rewards):
+        raise SepoError(
+            f"credit_data is {arguments.credit_data}, but token_scorer is {method.scorer}, which scores no rows before "
+            "training; use token_scorer: oracle, contrastive or a registered one with a store, or remove credit_data "
+            "and run sepo credit."
+        )
+
+
+def _check_best_metric(given: Mapping[str, Any], method: Method) -> None:
+    """Raise if the best checkpoint is chosen by a metric of an oracle, and evaluations of the method have none.
+
+    The trainer would raise after the first evaluation.
+    """
+    metric = str(given.get("metric_for_best_model") or "").removeprefix("eval_")
+    if metric.startswith("oracle/") and not method.compares_all_tokens:
+        raise SepoError(
+            f"metric_for_best_model is {metric}, but evaluations of objective {method.name} with token_scorer "
+            f"{method.scorer} do not log it: it needs the log-ratios of all tokens to a reference. Use objective: dpo, "
+            "or another metric (rewards/accuracies, loss)."
+        )
 
 
 def _reference_in_words(

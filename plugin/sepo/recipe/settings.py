@@ -49,6 +49,7 @@ class RunSettings:
         precomputed_reference: the reference whose log-probabilities are stored before training, or None if the
             reference, if needed, runs during training.
         ref_model: the reference, if the recipe names one and it runs during training.
+        credit_data: rows with marked errors, on which the scores are measured before training, or None.
         overview: what the recipe was resolved to, for the first screen; not compared, as it names the keys of the host.
     """
 
@@ -64,6 +65,7 @@ class RunSettings:
     token_rewards: TokenRewardSource | None = None
     precomputed_reference: PrecomputedReference | None = None
     ref_model: ModelSpec | None = None
+    credit_data: str | None = None
     overview: Overview | None = field(default=None, compare=False)
 
     @property
@@ -129,4 +131,5 @@ class RunSettings:
             "ref_precompute": None
             if self.precomputed_reference is None
             else self.precomputed_reference.model.as_dict(),
+            **({} if self.credit_data is None else {"credit_data": self.credit_data}),
         }

@@ -149,7 +149,9 @@ def test_the_mean_over_the_last_checkpoints(world, oracles, scored, both):
     ratios = [by_hand(data.datasets["train_dataset"], *pair) for pair in pairs]
     assert_close(scores_of(data), made_of(lambda a, b: (a[0] + b[0]) / 2, *ratios))
     one = scored(**{**keys, "oracle_checkpoints": 1})
-    assert_close(scores_of(one), made_of(lambda a: a[0], [by_hand(one.datasets["train_dataset"], pairs[1][0], base)][0]))
+    assert_close(
+        scores_of(one), made_of(lambda a: a[0], [by_hand(one.datasets["train_dataset"], pairs[1][0], base)][0])
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,5 +180,7 @@ def test_distributions_over_other_vocabularies_are_not_compared(world, oracles, 
     shutil.copytree(world / "oracle", tmp_path / "padded")
     config = json.loads((tmp_path / "padded" / "config.json").read_text())
     (tmp_path / "padded" / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 8}))
-    with pytest.raises(SepoError, match="oracle_scores is centered, which compares whole distributions, but the oracle"):
+    with pytest.raises(
+        SepoError, match="oracle_scores is centered, which compares whole distributions, but the oracle"
+    ):
         scored(oracle_model=str(tmp_path / "padded"), oracle_scores="centered")

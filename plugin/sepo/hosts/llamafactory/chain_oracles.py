@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.chain_recipes import continued, is_lora, trained_adapters
 from sepo.recipe.keys import HOST_KEYS, ORACLE_KEYS, names_of
+from sepo.recipe.oracle_stop import NEVER, stopping_keys
 from sepo.recipe.resolve import REFUSED
 from sepo.recipe.stage_names import is_sepo_stage
 
@@ -32,6 +34,7 @@ _OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
 # Keys with which the model on exchanged pairs would read other pairs, or the oracle's outputs, or overwrite these.
 _OF_ONE_ORACLE = ("dataset", "dataset_dir", "eval_dataset", "hub_model_id")
 _OF_ONE_STEP = ("tokenized_path", "resume_from_checkpoint")
+_OF_CHECKPOINTS = ("save_strategy", "save_steps", "save_total_limit")
 _OF_ONE_SEED = ("hub_model_id", "resume_from_checkpoint")
 _COMPARED_WITH = ("oracle_base_model", "oracle_base_model_adapters")
 _PREFERENCE = (
@@ -60,11 +63,15 @@ class OracleSection:
     Args:
         kind: how oracles are trained, see ``ORACLE_KEYS``.
         seeds: seeds of the oracles; None for one with the seed of the recipe.
+        stop: the metric of early stopping, see ``stopping_keys``.
+        checkpoints: number of checkpoints of each training whose scores are averaged; None for the model at its end.
         keys: the keys of the training.
     """
 
     kind: str
     seeds: tuple[int, ...] | None
+    stop: str
+    checkpoints: int | None
     keys: Mapping[str, Any]
 
     @classmethod
@@ -79,10 +86,7 @@ class OracleSection:
         for key, row in ORACLE_KEYS.items():
             value = keys.pop(key.partition(".")[2], None)
             read[key] = row.default if value is None else row.read(value)
-        kind, seeds = read["oracle.kind"], read["oracle.seeds"]
-        if seeds is not None and keys.get("seed") is not None:
-            raise SepoError("section 'oracle' sets seed and seeds; remove seed.")
-        found = cls(kind, seeds, keys)
+        found = cls(**{name.partition(".")[2]: value for name, value in read.items()}, keys=keys)
         found.check()
         return found
 
@@ -93,6 +97,19 @@ class OracleSection:
             SepoError: naming the key.
         """
         stage = self.keys.get("stage")
+        if self.seeds is not None and self.keys.get("seed") is not None:
+            raise SepoError("section 'oracle' sets seed and seeds; remove seed.")
+        if self.checkpoints is not None and self.stop != NEVER:
+            raise SepoError(
+                f"section 'oracle' sets stop: {self.stop}, which keeps the best checkpoint, and checkpoints, whose "
+                "scores are averaged; remove one of them."
+            )
+        for name in _OF_CHECKPOINTS:
+            if self.checkpoints is not None and self.keys.get(name) is not None:
+                raise SepoError(
+                    f"section 'oracle' sets {name} and checkpoints, which are saved evenly over the training; remove "
+                    "one of them."
+                )
         if self.kind in _OBJECTIVES:
             if self.keys.get("objective"):
                 raise SepoError(
@@ -107,6 +124,11 @@ class OracleSection:
             if stage not in (None, "sft"):
                 raise SepoError(
                     f"section 'oracle' sets stage {stage}, but kind sft_contrast is SFT; remove one of them."
+                )
+            if self.stop not in (NEVER, "loss"):
+                raise SepoError(
+                    f"section 'oracle' sets stop: {self.stop}, but kind sft_contrast is SFT, which logs no other metric "
+                    "than the loss; set stop: loss, or remove it."
                 )
             for name in _PREFERENCE:
                 if self.keys.get(name) is not None:
@@ -144,7 +166,7 @@ def trained_oracles(
         after = "" if number == 1 else f"_{number}"
         keys = dict(section.keys) if seed is None else {**section.keys, "seed": seed}
         where = {"output": f"{output}/oracle{after}", "sample": f"{output}/sample"}
-        oracle = _oracle_recipe(section.kind, base, training, keys, **where)
+        oracle = _oracle_recipe(section, base, training, keys, **where)
         if is_sepo_stage(oracle["stage"]):
             oracle = {**in_own_stage, **oracle}
         runs = [(f"oracle{after}", oracle)]
@@ -158,10 +180,10 @@ def trained_oracles(
 
 
 def _oracle_recipe(
-    kind: str,
+    section: OracleSection,
     base: Mapping[str, Any] | None,
     training: Mapping[str, Any],
-    section: Mapping[str, Any],
+    keys: Mapping[str, Any],
     *,
     output: str,
     sample: str,
@@ -169,29 +191,40 @@ def _oracle_recipe(
     """Return the recipe of an oracle on the sample.
 
     It is DPO from the base on the pairs, with the base as reference (SePO, Eq. 5), another objective, or SFT on the
-    chosen responses.
+    chosen responses. ``keys`` are those of the section, with the seed of this oracle.
     """
     from sepo.hosts.llamafactory.sample import ANSWERS, PAIRS
 
-    contrast = kind == "sft_contrast"
+    contrast = section.kind == "sft_contrast"
     inherited: dict[str, Any] = {}
     if base is not None:
         kept = ("model_name_or_path", "model_revision", "template", "finetuning_type")
         inherited = {name: base[name] for name in kept if name in base}
-    stage: Mapping[str, Any] = {"stage": "sft"} if contrast else _preference_stage(kind, training, section)
+    stage: Mapping[str, Any] = {"stage": "sft"} if contrast else _preference_stage(section.kind, training, keys)
     oracle = {
         **training,
         "dataset": ANSWERS if contrast else PAIRS,
         "dataset_dir": sample,
         **inherited,
         "do_train": True,
+        **_checkpoint_keys(section.checkpoints),
+        **stopping_keys(section.stop, keys, stage={**keys, **stage}["stage"]),
         **stage,
-        **section,
+        **keys,
         **{name: value for name, value in stage.items() if name in OWN_DPO},
     }
     oracle["output_dir"] = output
     start = {} if base is None else continued(oracle, base)
     return {**oracle, **{name: value for name, value in start.items() if not (contrast and name.startswith("ref_"))}}
+
+
+def _checkpoint_keys(checkpoints: int | None) -> dict[str, Any]:
+    """Return the keys of the host that save twice as many checkpoints, evenly spaced, and keep the last ones."""
+    if checkpoints is None:
+        return {}
+    # Rounded down: the host takes a share of the steps, rounded up, and would save fewer for 3.0000001 steps.
+    share = math.floor(1e6 / (2 * checkpoints)) / 1e6
+    return {"save_strategy": "steps", "save_steps": share, "save_total_limit": checkpoints}
 
 
 def _preference_stage(kind: str, training: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,20 +279,26 @@ def _check_seeds(oracle: Mapping[str, Any]) -> None:
             )
 
 
-def oracle_keys(oracles: Sequence[TrainedOracle], *, base: Mapping[str, Any] | None) -> dict[str, Any]:
+def oracle_keys(
+    section: OracleSection, oracles: Sequence[TrainedOracle], *, base: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Return the policy's ``oracle_*`` keys, which name the outputs of the earlier steps.
 
     Args:
+        section: the section ``oracle``.
         oracles: the oracles, whose scores are averaged.
         base: the recipe of the run whose model they start from, or None.
     """
     named = [_keys_of_one(oracle, base) for oracle in oracles]
     first = named[0]
+    made: dict[str, Any] = {} if section.checkpoints is None else {"oracle_checkpoints": section.checkpoints}
+    if made and section.kind in _SECOND:
+        made["oracle_base_checkpoints"] = True
     if len(named) == 1:
-        return first
+        return {**first, **made}
     shared = {name: value for name, value in first.items() if all(keys.get(name) == value for keys in named)}
     own = [{name: value for name, value in keys.items() if name not in shared} for keys in named]
-    return {**shared, "oracles": own}
+    return {**shared, "oracles": own, **made}
 
 
 def _keys_of_one(trained: TrainedOracle, base: Mapping[str, Any] | None) -> dict[str, Any]:

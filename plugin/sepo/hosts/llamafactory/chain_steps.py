@@ -206,7 +206,7 @@ def _steps_of(given: _Given, number: int, *, first: list[Step], before: Mapping[
         own = {name: shared[name] for name in _SHARED_BY_ORACLE if name in shared}
         oracles = trained_oracles(section, base, training, policy, output, in_own_stage=own)
         yield from (Step(name, recipe) for oracle in oracles for name, recipe in oracle.runs)
-        derived = oracle_keys(oracles, base=base)
+        derived = oracle_keys(section, oracles, base=base)
     if "oracle_base_model" in policy:
         derived.pop("oracle_base_model_revision", None)
     yield Step("policy", {**derived, **policy}, pairs=sampled, declares=declares)
