@@ -617,8 +617,8 @@ ORACLE_KEYS = {
             "oracle.stop",
             str,
             "Key of the section `oracle`: early stopping by a metric of held-out pairs, a tenth of its pairs unless "
-            "`val_size` or `eval_dataset` is set in the section. They are evaluated after every tenth of the steps, the "
-            "best checkpoint is kept, and training ends after three evaluations without improvement: `loss`, "
+            "`val_size` or `eval_dataset` is set in the section. They are evaluated after every tenth of the steps, "
+            "the best checkpoint is kept, and training ends after three evaluations without improvement: `loss`, "
             "`accuracy`, `margin` (`rewards/*`), `margin_per_size`, `margin_per_drift`, `concentration` (`oracle/*`); "
             "`never` trains all steps.",
             default=DEFAULT_STOP,
