@@ -70,8 +70,8 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
     several: dict[str, Any] = {"action": "append", "default": None}
     models.add_argument(
         "--oracle-model",
-        help="the oracle (default: the oracle's base, with --oracle-adapters). Options of oracles may be repeated, once "
-        "for each of several, whose scores are averaged; one that is given once is that of all",
+        help="the oracle (default: the oracle's base, with --oracle-adapters). Options of oracles may be repeated, "
+        "once for each of several, whose scores are averaged; one that is given once is that of all",
         **several,
     )
     models.add_argument("--oracle-adapters", "--oracle-model-adapters", help="adapters of the oracle", **several)
