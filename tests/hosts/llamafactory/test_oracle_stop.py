@@ -61,12 +61,12 @@ def test_a_metric_that_is_not_logged_is_refused(world, tmp_path):
 
 @pytest.mark.host
 def test_a_run_keeps_its_best_checkpoint_and_stops(world, tmp_path):
-    """The rate is so high that the metric falls after its first values."""
+    """At this rate the metric falls after a few evaluations."""
     out = tmp_path / "out"
     keys = stopping_keys("margin_per_size", {}, stage="sepo")
     recipe = sepo_recipe(
-        world, out, objective="dpo", oracle_model=None, oracle_base_model=None, max_steps=20, learning_rate=0.3,
-        **{**keys, "val_size": 0.25, "early_stopping_steps": 1},
+        world, out, objective="dpo", oracle_model=None, oracle_base_model=None, max_steps=20, learning_rate=0.03,
+        **{**keys, "val_size": 0.25, "early_stopping_steps": 1, "save_total_limit": 2},
     )  # fmt: skip
     sepo_train(recipe, tmp_path)
     state = json.loads((out / "trainer_state.json").read_text())
@@ -78,7 +78,7 @@ def test_a_run_keeps_its_best_checkpoint_and_stops(world, tmp_path):
     best = max(found, key=found.get)
     assert state["best_metric"] == found[best]
     assert all(-1 <= value <= 1 for value in found.values())
-    assert state["global_step"] < 20
-    assert best < state["global_step"]
+    last = state["global_step"]
+    assert best < last < 20
     assert same_weights(adapter(out), adapter(out / f"checkpoint-{best}"))
-    assert not same_weights(adapter(out), adapter(out / f"checkpoint-{state['global_step']}"))
+    assert not same_weights(adapter(out), adapter(out / f"checkpoint-{last}"))
