@@ -23,8 +23,7 @@ from sepo.recipe.keys import (
     COMPARE_KEYS,
     HOST_KEYS,
     KEYS,
-    ORACLE_KIND,
-    ORACLE_STOP,
+    ORACLE_KEYS,
     PAIRS_KEYS,
     PIPELINE_KEYS,
     REWARD_KEYS,
@@ -148,7 +147,7 @@ def keys_page() -> str:
         "judges](#keys-of-judges); training does not read them.\n\n"
         + table(columns, key_rows(PAIRS_KEYS.values()))
         + "\n## Keys of `sepo pipeline`\n\n"
-        + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), ORACLE_KIND, ORACLE_STOP])])
+        + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), *ORACLE_KEYS.values()])])
         + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"
         + table(columns, [*VARIANTS, *key_rows(COMPARE_KEYS.values())])
         + "\n## Keys of judges\n\nThey say how sampled responses are judged ([rewards](judges.md#rewards)).\n\n"

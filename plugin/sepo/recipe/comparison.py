@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.recipe.keys import COMPARE_KEYS, PIPELINE_KEYS, SEPO_KEYS, as_number, keys_of, names_of, scalar_text
+from sepo.recipe.keys import COMPARE_KEYS, PIPELINE_KEYS, SEPO_KEYS, as_number, keys_of, names_of, scalar_text, seeds_of
 from sepo.recipe.resolve import unread_keys
 from sepo.recipe.stage_names import is_sepo_stage
 
@@ -373,11 +373,7 @@ def _seeds(recipe: Mapping[str, Any], shared: dict[str, Any]) -> tuple[int, ...]
         return (as_number("seed", 42 if alone is None else alone, int),)
     if alone is not None:
         raise SepoError("seed and seeds are both set; remove seed.")
-    values = given if isinstance(given, list) else [given]
-    seeds = tuple(as_number("seeds", value, int) for value in values)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise SepoError(f"seeds is {given!r}, expected a list of different whole numbers.")
-    return seeds
+    return seeds_of("seeds", given)
 
 
 def _validation(shared: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from sepo.recipe.keys import (
     typed,
     unknown_key,
 )
-from sepo.recipe.model_specs import OracleSpec
+from sepo.recipe.model_specs import OracleSet
 from sepo.recipe.objective_sums import objective_names, objective_of
-from sepo.recipe.oracle_keys import oracle_spec
+from sepo.recipe.oracle_keys import oracle_set
 from sepo.recipe.overview import Changed, Origin, Overview, origin_of, resolved_rows
 from sepo.recipe.reference import (
     OWN_START,
@@ -106,9 +106,9 @@ def _ratios(arguments: SepoArguments) -> dict[str, float]:
     return ratios
 
 
-def _oracle(arguments: SepoArguments, method: Method) -> OracleSpec:
+def _oracles(arguments: SepoArguments, method: Method) -> OracleSet:
     selecting = f"objective {method.name} with token_scorer: oracle"
-    return oracle_spec(arguments, reader=selecting if method.scorer == "oracle" else "treg_rewards: oracle")
+    return oracle_set(arguments, reader=selecting if method.scorer == "oracle" else "treg_rewards: oracle")
 
 
 def check_revisions(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
@@ -189,13 +189,13 @@ def resolve(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
                     "token_scorer: oracle (to select tokens) or treg_rewards: oracle (for T-REG's token rewards)."
                 )
-    oracle = _oracle(arguments, method) if needs_oracle else None
+    oracles = _oracles(arguments, method) if needs_oracle else None
     _check_credit_data(arguments, method, rewards)
     _check_best_metric(given, method)
     settings = RunSettings(
         stage=stage,
         method=method,
-        oracle=oracle,
+        oracles=oracles,
         token_scores_dir=arguments.token_scores_dir,
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
@@ -224,7 +224,7 @@ def resolve(
                     reference,
                     origin=origin("ref_model" if recipe.get("ref_model") else "ref_model_adapters"),
                 ),
-                oracle=None if oracle is None else f"{oracle.oracle.text} over {oracle.base.text}",
+                oracle=None if oracles is None else oracles.text,
             ),
             changed,
         ),

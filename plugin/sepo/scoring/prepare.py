@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from sepo.recipe.settings import RunSettings
+from sepo.scoring.combined_oracles import OracleReaders, oracle_scorer
 from sepo.scoring.contrastive import ContrastiveDatasetScorer
 from sepo.scoring.custom import RegisteredScores
-from sepo.scoring.oracle import DatasetScorer
-from sepo.scoring.projected import PlaceResponse, ProjectedScorer
+from sepo.scoring.projected import PlaceResponse
 from sepo.scoring.reference import ReferenceScores
 from sepo.scoring.stored_columns import StoredScores
-from sepo.text.chat_encoding import ChatReader
 from sepo.text.conversations import without_conversations
+from sepo.text.template_tokens import TemplateTokens
 from sepo.training.trainable_rows import each_dataset
 
 CREDIT_DATA = "credit_data"
@@ -26,8 +26,9 @@ def scorers_of(
     *,
     tokenizer: Any,
     template: Any,
-    reader: ChatReader | None,
+    readers: OracleReaders,
     place: PlaceResponse | None,
+    written: TemplateTokens,
     model_args: Any,
     data_args: Any,
     training_args: Any,
@@ -38,8 +39,9 @@ def scorers_of(
         settings: the run's settings.
         tokenizer: the policy's tokenizer.
         template: the host's chat template, for T-REG's prompts.
-        reader: from ``oracle_reader``: of an oracle with another tokenizer than the policy's, or None.
+        readers: from ``oracle_readers``.
         place: needed with a reader: locates the policy's tokens in a response's text.
+        written: the tokens that the host's chat template writes into responses.
         model_args: the host's model arguments.
         data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
@@ -48,12 +50,10 @@ def scorers_of(
         Scorers by the name under which the run's settings file lists their stores.
     """
     scorers: dict[str, StoredScores] = {}
-    models: dict[str, Any] = {"tokenizer": tokenizer, "model_args": model_args, "training_args": training_args}
-    host = {**models, "data_args": data_args}
-    if settings.oracle is not None and reader is None:
-        scorers["token_scores"] = DatasetScorer(settings, **host)
-    elif reader is not None and place is not None:
-        scorers["token_scores"] = ProjectedScorer(settings, reader=reader, place=place, **models)
+    host: dict[str, Any] = {"tokenizer": tokenizer, "model_args": model_args, "data_args": data_args}
+    host["training_args"] = training_args
+    if settings.oracles is not None:
+        scorers["token_scores"] = oracle_scorer(settings, readers=readers, place=place, written=written, **host)
     if settings.prompts_for_rewards:
         scorers["token_reward_scores"] = ContrastiveDatasetScorer(settings, template=template, **host)
     if settings.precomputed_reference is not None:

@@ -8,7 +8,7 @@ import pytest
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.chain_steps import plan_steps
 from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
-from sepo.recipe.keys import ORACLE_STOP
+from sepo.recipe.keys import ORACLE_KEYS
 from sepo.recipe.oracle_stop import STOP_METRICS, stopping_keys
 from sepo.recipe.resolve import resolve
 from tests.support.recipes import adapter, same_weights, sepo_recipe, sepo_train
@@ -39,7 +39,7 @@ def test_keys_of_the_section_take_precedence_and_a_plain_oracle_has_none():
     made = oracle(stop="accuracy", eval_dataset="held_out", eval_steps=20, save_steps=40)["oracle"]
     assert (made["eval_dataset"], made["eval_steps"], made["save_steps"]) == ("held_out", 20, 40)
     assert "val_size" not in made
-    assert oracle() == oracle(stop=None) == oracle(stop=ORACLE_STOP.default)
+    assert oracle() == oracle(stop=None) == oracle(stop=ORACLE_KEYS["oracle.stop"].default)
     assert oracle(stop="never")["oracle"]["save_steps"] == 500
 
 

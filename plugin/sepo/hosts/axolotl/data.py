@@ -26,10 +26,10 @@ from sepo.hosts.axolotl.rows import kept_rows, rows_read, written_by_template
 from sepo.recipe.settings import RunSettings
 from sepo.runs.first_screen import log_first_screen
 from sepo.runs.log_writer import note_preparation, note_rows
+from sepo.scoring.combined_oracles import oracle_readers
 from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.prepare import scorers_of, with_scores
-from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.scoring.user_scores import score_columns, warn_of_equal_scores
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
@@ -78,8 +78,8 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPa
     check_models(cfg, models_of(settings))
     with cached_if_unreachable():
         tokenizer = load_tokenizer(cfg)
-    reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
-    quoting = QUOTED if settings.prompts_for_rewards else READ if reader is not None else None
+    readers = oracle_readers(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
+    quoting = QUOTED if settings.prompts_for_rewards else READ if any(readers) else None
     with cached_if_unreachable(), rows_read(cfg, quoting, keep_spans=settings.method.scorer == "file"):
         meta = host_rows(cfg)
     if preprocess:
@@ -106,9 +106,17 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPa
     if host.training_args.process_index == 0:
         losses.log()
         note_rows(Path(host.training_args.output_dir), losses)
-    place = None if reader is None else PolicyResponses(tokenizer).place
+    place = PolicyResponses(tokenizer).place if any(readers) else None
     template = ChatTemplate(cfg, tokenizer)
-    scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host.as_dict())
+    scorers = scorers_of(
+        settings,
+        tokenizer=tokenizer,
+        template=template,
+        readers=readers,
+        place=place,
+        written=written,
+        **host.as_dict(),
+    )
     for what, scorer in scorers.items():
         scorer.names = store_names(settings, what, data_args=host.data_args, template=texts)
     marked = None

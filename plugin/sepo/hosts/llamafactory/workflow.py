@@ -38,10 +38,10 @@ from sepo.runs.first_screen import FirstScreen, log_first_screen
 from sepo.runs.log_writer import RunLog, note_preparation, note_rows
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
+from sepo.scoring.combined_oracles import oracle_readers
 from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.prepare import scorers_of, with_scores
-from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.scoring.user_scores import warn_of_equal_scores
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
@@ -183,9 +183,9 @@ def prepared_data(
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     carried = carried_scores(template=template) if settings.method.scorer == "file" else contextlib.nullcontext()
-    reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
-    text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
-    text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
+    readers = oracle_readers(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
+    text_for = QUOTED if settings.prompts_for_rewards else READ if any(readers) else text_reader
+    text_kept = conversations_kept(settings.prompts_for_rewards or any(readers) or keep_text, text_for)
     more = more_columns or contextlib.nullcontext()
     with pairs_encoded(), carried, more, counted_rows(losses, template=template), text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
@@ -207,9 +207,11 @@ def prepared_data(
     if settings.scores_before_training:
         host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
         place = None
-        if reader is not None:
+        if any(readers):
             place = PolicyResponses(template, tokenizer, processor=None, data_args=data_args).place
-        scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host)
+        scorers = scorers_of(
+            settings, tokenizer=tokenizer, template=template, readers=readers, place=place, written=written, **host
+        )
         for what, scorer in scorers.items():
             scorer.names = store_names(settings, what, data_args=data_args, template=template_texts(written, tokenizer))
             scorer.find_only = find_only
