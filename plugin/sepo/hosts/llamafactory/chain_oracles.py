@@ -127,8 +127,8 @@ class OracleSection:
                 )
             if self.stop not in (NEVER, "loss"):
                 raise SepoError(
-                    f"section 'oracle' sets stop: {self.stop}, but kind sft_contrast is SFT, which logs no other metric "
-                    "than the loss; set stop: loss, or remove it."
+                    f"section 'oracle' sets stop: {self.stop}, but kind sft_contrast is SFT, which logs no metric but "
+                    "the loss; set stop: loss, or remove it."
                 )
             for name in _PREFERENCE:
                 if self.keys.get(name) is not None:
