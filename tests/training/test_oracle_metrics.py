@@ -42,10 +42,12 @@ def slow(chosen, rejected):
             sizes, tokens = sizes + sum(ordered), tokens + len(row)
         margins.append(sum(pair[0]) - sum(pair[1]))
         drifts.append(abs(sum(pair[0])))
+    lows = [(min(one), min(other)) for one, other in zip(chosen, rejected, strict=True)]
     comparison = [slow_separations(*pair) for pair in zip(chosen, rejected, strict=True)]
     both = [sum(pair) / 2 for pair in comparison]
     return {
         "oracle/separation": over_pairs([pair[0] for pair in comparison], both),
+        "oracle/lowest_token_accuracy": sum((b < a) + 0.5 * (a == b) for a, b in lows) / len(lows),
         "oracle/size": sizes / tokens,
         "oracle/concentration": sum(shares) / len(shares),
         "oracle/margin_per_size": sum(margins) / sizes if sizes else 0.0,
@@ -96,6 +98,7 @@ def test_a_policy_that_is_its_reference_has_finite_metrics():
         "oracle/margin_per_size": 0.0,
         "oracle/margin_per_drift": 0.0,
         "oracle/separation": 0.0,
+        "oracle/lowest_token_accuracy": 0.5,
     }
 
 

@@ -619,8 +619,8 @@ ORACLE_KEYS = {
             "Key of the section `oracle`: early stopping by a metric of held-out pairs, a tenth of its pairs unless "
             "`val_size` or `eval_dataset` is set in the section. They are evaluated after every tenth of the steps, "
             "the best checkpoint is kept, and training ends after three evaluations without improvement: `loss`, "
-            "`accuracy`, `margin` (`rewards/*`), `margin_per_size`, `margin_per_drift`, `separation`, `concentration` "
-            "(`oracle/*`); `never` trains all steps.",
+            "`accuracy`, `margin` (`rewards/*`), `margin_per_size`, `margin_per_drift`, `separation`, `lowest_token`, "
+            "`concentration` (`oracle/*`); `never` trains all steps.",
             default=DEFAULT_STOP,
             expected=one_of(NEVER, *STOP_METRICS),
         ),

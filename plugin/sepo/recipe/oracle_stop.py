@@ -19,6 +19,7 @@ STOP_METRICS: Mapping[str, tuple[str, bool]] = {
     "margin_per_size": ("eval_oracle/margin_per_size", True),
     "margin_per_drift": ("eval_oracle/margin_per_drift", True),
     "separation": ("eval_oracle/separation", True),
+    "lowest_token": ("eval_oracle/lowest_token_accuracy", True),
     "concentration": ("eval_oracle/concentration", True),
 }
 """Metric of the held-out pairs by value of ``oracle.stop``, and whether a greater one is better."""
