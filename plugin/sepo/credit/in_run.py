@@ -129,8 +129,8 @@ def marked_rows(source: str, read: ReadPairs) -> MarkedRows:
     marked = [mark(pair, own, text_only=False) for pair, own in zip(pairs, reads, strict=True)]
     if not any(response.measurable for response in marked):
         raise SepoError(
-            f"{CREDIT_DATA} {source}: none of the {len(marked)} rejected responses has both marked and unmarked tokens, "
-            "expected at least one; check the spans, and that truncation (cutoff_len, sequence_len) keeps them."
+            f"{CREDIT_DATA} {source}: none of the {len(marked)} rejected responses has both marked and unmarked "
+            "tokens, expected at least one; check the spans, and that truncation (cutoff_len, sequence_len) keeps them."
         )
     columns: dict[str, list[Any]] = {}
     for side, responses in (("chosen", chosen), ("rejected", reads)):
