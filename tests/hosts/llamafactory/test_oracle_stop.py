@@ -9,7 +9,7 @@ from sepo.errors import SepoError
 from sepo.hosts.llamafactory.chain_steps import plan_steps
 from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
 from sepo.recipe.keys import ORACLE_KEYS
-from sepo.recipe.oracle_stop import STOP_METRICS, stopping_keys
+from sepo.recipe.oracle_stop import BEST_STOP, STOP_METRICS, stopping_keys
 from sepo.recipe.resolve import resolve
 from tests.support.recipes import adapter, same_weights, sepo_recipe, sepo_train
 
@@ -41,6 +41,8 @@ def test_keys_of_the_section_take_precedence_and_a_plain_oracle_has_none():
     assert "val_size" not in made
     assert oracle() == oracle(stop=None) == oracle(stop=ORACLE_KEYS["oracle.stop"].default)
     assert oracle(stop="never")["oracle"]["save_steps"] == 500
+    assert oracle(stop=False) == oracle(stop="never")
+    assert oracle(stop=True) == oracle(stop="true") == oracle(stop=BEST_STOP) != oracle()
 
 
 def test_both_models_of_a_reversed_oracle_stop_by_it():
@@ -53,7 +55,7 @@ def test_a_metric_that_is_not_logged_is_refused(world, tmp_path):
     with pytest.raises(SepoError, match="stage is dpo, which does not log eval_oracle/margin_per_size; set"):
         oracle(stop="margin_per_size", stage="dpo")
     assert oracle(stop="accuracy", stage="dpo")["oracle"]["metric_for_best_model"] == "eval_rewards/accuracies"
-    with pytest.raises(SepoError, match=r"oracle\.stop is 'early', expected one of never, loss"):
+    with pytest.raises(SepoError, match=r"oracle\.stop is 'early', expected true, or one of never, loss"):
         oracle(stop="early")
     with pytest.raises(SepoError, match="objective sepo with token_scorer oracle do not log it"):
         check_recipe(sepo_recipe(world, tmp_path / "run", metric_for_best_model="oracle/size"))
