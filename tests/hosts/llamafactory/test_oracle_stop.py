@@ -1,10 +1,12 @@
 """Early stopping of an oracle by a metric of held-out pairs: the recipe of the step, and a run that keeps its best
 checkpoint."""
 
+import doctest
 import json
 
 import pytest
 
+import sepo.recipe.oracle_stop
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.chain_steps import plan_steps
 from sepo.hosts.llamafactory.recipe import check_recipe, host_keys
@@ -59,6 +61,10 @@ def test_a_metric_that_is_not_logged_is_refused(world, tmp_path):
         oracle(stop="early")
     with pytest.raises(SepoError, match="objective sepo with token_scorer oracle do not log it"):
         check_recipe(sepo_recipe(world, tmp_path / "run", metric_for_best_model="oracle/size"))
+
+
+def test_the_example_of_the_docstring():
+    assert doctest.testmod(sepo.recipe.oracle_stop).failed == 0
 
 
 @pytest.mark.host
