@@ -139,7 +139,8 @@ def keys_page() -> str:
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
         + "\n## Stage `rto`\n\n"
-        + "The stage has these keys, those of [judges](#keys-of-judges), of the oracle and of the reference, "
+        + "The stage has these keys, those of [judges](#keys-of-judges), of the oracle (without `oracles`, "
+        + "`oracle_checkpoints`, `oracle_base_checkpoints` and `oracle_scores`) and of the reference, "
         + "`token_scorer`, `select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` "
         + "([RTO](methods/rto.md)).\n\n"
         + table(columns, key_rows(RTO_KEYS.values()))

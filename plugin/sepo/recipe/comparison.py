@@ -20,7 +20,8 @@ ORACLE_SECTIONS = ("base", "oracle")
 """Sections of `sepo pipeline` that train the oracle of the variants."""
 _SAMPLING = ("pairs", "rounds")
 """Section and key of `sepo pipeline` with which each policy would have its own pairs."""
-_NAMES_AN_ORACLE = tuple(name for name in keys_of("oracle") if name != "oracle_model_quantization_bit")
+_OF_ANY_ORACLE = ("oracle_model_quantization_bit", "oracle_scores")
+_NAMES_AN_ORACLE = tuple(name for name in keys_of("oracle") if name not in _OF_ANY_ORACLE)
 _ALONE = "grid"
 """Name of the variant of a file that has a grid and no variants."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")

@@ -156,9 +156,15 @@ class CombinedScores(StoredScores):
             member.names = {**self.names, "models": oracle_name(member.oracle)}
             member.report = self.report
             self._of_members.append(member.attach(dataset, name=name).select_columns(list(SCORE_COLUMNS)))
-            member.free()
+            if len(self.members) > 1:
+                member.free()
         super()._fill(store, dataset, name=name)
         self._of_members = []
+
+    def free(self) -> None:
+        """Drop the oracles and release their memory."""
+        for member in self.members:
+            member.free()
 
     def _score(
         self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]

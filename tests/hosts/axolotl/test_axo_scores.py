@@ -152,6 +152,21 @@ def test_an_oracle_with_another_tokenizer_scores_the_policys_tokens(prepared, ot
             assert max(map(abs, scores)) > 0.01
 
 
+def test_oracles_with_different_tokenizers_are_averaged_in_the_policys_tokens(root, prepared, others):
+    """The mean of both scores of each token; step means have the same sum."""
+    own = {"oracle_model": str(root / "oracle"), "oracle_base_model": str(root / "base")}
+    named = [{name: each[name] for name in own} for each in (own, others)]
+    alone = [prepared(ROWS, {**dict.fromkeys(own), "oracles": [each]})[0].train_dataset for each in named]
+    both = {**dict.fromkeys(own), "oracles": named}
+    mean, steps = (prepared(ROWS, {**both, "oracle_scores": made})[0].train_dataset for made in ("ratio", "step_mean"))
+    for first, second, averaged, stepped in zip(*alone, mean, steps, strict=True):
+        for side in SIDES:
+            expected = (np.array(first[f"{side}_scores"]) + np.array(second[f"{side}_scores"])) / 2
+            np.testing.assert_allclose(averaged[f"{side}_scores"], expected, atol=1e-6)
+            assert sum(stepped[f"{side}_scores"]) == pytest.approx(expected.sum(), abs=1e-4)
+            assert len(set(stepped[f"{side}_scores"])) < len(expected)
+
+
 @pytest.mark.parametrize("text", ["It has 3 legs 🕷️ or more.", "  Led by spaces,\nand lines. ", "x"])
 def test_spans_of_whole_truncated_and_trimmed_responses(words, text):
     """Compared with the tokenizer's offsets; a truncated response has the first spans of the whole one, and no end of

@@ -16,6 +16,7 @@ from sepo.hosts.llamafactory.workflow import prepared_data
 from sepo.score_store import ScoreStore
 from tests.support import tiny
 from tests.support.recipes import sepo_recipe
+from tests.support.tolerance import SCORE
 
 SIDES = ("chosen", "rejected")
 
@@ -75,7 +76,7 @@ def by_hand(rows, oracle, base):
 def assert_close(found, expected):
     for side in SIDES:
         for scores, wanted in zip(found[side], expected[side], strict=True):
-            np.testing.assert_allclose(scores, wanted, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(scores, wanted, rtol=0, atol=SCORE)
 
 
 def made_of(function, *ratios):
