@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset
 
 from sepo.credit import run as credit_run
-from sepo.credit.data import checked_pairs
-from sepo.credit.in_run import MarkedRows, measured, report_scores
+from sepo.credit.evaluate import MarkedResponse
+from sepo.credit.in_run import MarkedRows, marked_rows, measured, report_scores
 from sepo.credit.scored import CreditRequest
 from sepo.credit.scorers import CreditModels
 from sepo.errors import SepoError
@@ -107,17 +107,12 @@ def test_a_store_has_the_comparison_of_its_rows(tmp_path):
 def marked(auroc_of, responses=60):
     """Return rows with one marked token of ten, and their scores."""
     draws = np.random.default_rng(1)
-    row = {"prompt": "Count.", "chosen": "a b", "rejected": "abcdefghij"}
-    pairs = checked_pairs(
-        [{**row, "rejected_error_spans": [{"start": i % 10, "end": i % 10 + 1}]} for i in range(responses)], name="rows"
-    )
-    spans = TokenSpans(tuple((place, place + 1) for place in range(10)), None)
-    reads = [ReadResponse(list(range(12)), 2, spans)] * responses
-    scores = [draws.normal(size=10) for _ in pairs]
-    for index, each in enumerate(scores):
-        each[index % 10] -= auroc_of
+    scores = [draws.normal(size=10) for _ in range(responses)]
+    places = [np.arange(10) == index % 10 for index in range(responses)]
+    for each, place in zip(scores, places, strict=True):
+        each[place] -= auroc_of
     rows = Dataset.from_dict({"rejected_scores": scores})
-    return MarkedRows("rows.json", pairs, reads, rows), rows
+    return MarkedRows("rows.json", [MarkedResponse(place, {}) for place in places], rows), rows
 
 
 def test_an_oracle_that_misses_the_marked_errors_is_one_warning(caplog, tmp_path):
@@ -173,6 +168,14 @@ def test_a_run_measures_its_scorer_as_sepo_credit_does(world, marked_world, mark
 def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(world, tmp_path, changes, message):
     with pytest.raises(SepoError, match=message):
         check_recipe(sepo_recipe(world, tmp_path / "run", **changes))
+
+
+def test_spans_of_whole_responses_are_refused_before_anything_is_scored(tmp_path):
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "bc", "rejected_error_spans": [{"start": 0, "end": 2}]}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    read = ReadResponse([1, 2, 3], 1, TokenSpans(((0, 1), (1, 2)), None))
+    with pytest.raises(SepoError, match="none of the 1 rejected responses has both marked and unmarked tokens"):
+        marked_rows(str(tmp_path / "rows.json"), lambda pairs: [read for _ in pairs])
 
 
 def test_a_damaged_row_is_named(tmp_path, world, marked_rows):

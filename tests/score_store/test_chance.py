@@ -46,7 +46,7 @@ def test_noise_is_reported_as_noise(heavy, scale):
 
 def test_one_of_twenty_draws_of_noise_is_outside_its_interval():
     sizes = lengths(pairs=60)
-    found = [against_chance(*pair_of(seed=2 * seed, sizes=sizes)).excess for seed in range(100)]
+    found = [against_chance(*pair_of(seed=2 * seed, sizes=sizes, heavy=True)).excess for seed in range(100)]
     outside = sum(not each.low <= 0 <= each.high for each in found)
     assert outside <= 14  # P(more of 100 at 5 %) < 0.0003
 
@@ -90,13 +90,37 @@ def test_few_pairs_are_never_reported():
 
 
 def test_a_pair_worked_by_hand():
-    """One of two tokens counts: 4 - -3. Exchanging none, both, the first or the second: 7, 3, 5, 5; an exchange and its
-    complement have the mean 5, whatever is drawn."""
+    """One of two tokens counts: 4 - -3 is 7, and with the responses exchanged 2 - -1 is 3, a mean of 5."""
     found = against_chance([np.array([4.0, -1.0])], [np.array([2.0, -3.0])])
     assert (found.pairs, found.separation, found.exchanged, found.excess.value) == (1, 7.0, 5.0, 2.0)
     assert found.carried == 0.7
     one = against_chance([np.array([1.0]), np.array([-1.0])], [np.array([-1.0]), np.array([-3.0])])
     assert (one.separation, one.exchanged, one.excess.value) == (2.0, 0.0, 2.0)
+    longer = against_chance([np.array([4.0, -1.0])], [np.array([2.0, -3.0, -9.0, 9.0])])
+    assert (longer.separation, longer.exchanged) == (7.0, 5.0)  # over the length of the shorter one
+
+
+@pytest.mark.parametrize(
+    "dependent",
+    [
+        lambda row, draws: np.cumsum(row),
+        lambda row, draws: row + 3 * draws.normal(),
+        lambda row, draws: np.repeat(row[: -(-len(row) // 10)], 10)[: len(row)],
+    ],
+    ids=["random walk", "one offset per response", "equal in steps"],
+)
+def test_the_comparison_is_exact_for_scores_that_depend_on_each_other(dependent):
+    """Noise is noise whatever the dependence within a response, and errors are found in it."""
+    draws = np.random.default_rng(3)
+    excess = []
+    sizes = lengths(pairs=80)
+    for seed in range(30):
+        chosen, rejected = ([dependent(row, draws) for row in side] for side in pair_of(2 * seed, sizes=sizes))
+        found = against_chance(chosen, rejected)
+        excess.append(found.excess.low > 0)
+        errors = [row - 20 * (np.arange(len(row)) % 4 == 0) for row in rejected]
+        assert not against_chance(chosen, errors).is_noise
+    assert sum(excess) <= 5  # of 30 at 2.5 %: P(more) < 0.0001
 
 
 def test_marked_spans_are_not_compared_because_any_would_pass():

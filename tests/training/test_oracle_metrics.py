@@ -2,6 +2,7 @@
 
 import doctest
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 import sepo.training.oracle_metrics
 from sepo.objectives import available_objectives, resolve_method
+from sepo.score_store.chance import against_chance
 from sepo.training.metrics import added, plain_numbers, plain_sums
 from sepo.training.oracle_metrics import ORACLE_METRICS, oracle_metrics
 from sepo.training.step import preference_step
@@ -31,21 +33,38 @@ def padded(chosen, rejected, extra=0):
 
 def slow(chosen, rejected):
     """One row at a time, in Python's numbers."""
-    shares, sizes, tokens, margins, drifts = [], 0.0, 0, 0.0, 0.0
+    shares, sizes, tokens, margins, drifts = [], 0.0, 0, [], []
     for pair in zip(chosen, rejected, strict=True):
         for row in pair:
             ordered = sorted((abs(value) for value in row), reverse=True)
             kept = max(1, int(0.3 * len(row) + 1e-9))
             shares.append(sum(ordered[:kept]) / sum(ordered) if sum(ordered) else 0.3)
             sizes, tokens = sizes + sum(ordered), tokens + len(row)
-        margins += sum(pair[0]) - sum(pair[1])
-        drifts += abs(sum(pair[0]))
+        margins.append(sum(pair[0]) - sum(pair[1]))
+        drifts.append(abs(sum(pair[0])))
+    lows = [(min(one), min(other)) for one, other in zip(chosen, rejected, strict=True)]
+    comparison = [slow_separations(*pair) for pair in zip(chosen, rejected, strict=True)]
+    both = [sum(pair) / 2 for pair in comparison]
     return {
+        "oracle/separation": over_pairs([pair[0] for pair in comparison], both),
+        "oracle/lowest_token_accuracy": sum((b < a) + 0.5 * (a == b) for a, b in lows) / len(lows),
         "oracle/size": sizes / tokens,
         "oracle/concentration": sum(shares) / len(shares),
-        "oracle/margin_per_size": margins / sizes if sizes else 0.0,
-        "oracle/margin_per_drift": margins / drifts if drifts else 0.0,
+        "oracle/margin_per_size": sum(margins) / sizes if sizes else 0.0,
+        "oracle/margin_per_drift": over_pairs(margins, drifts),
     }
+
+
+def over_pairs(values, sizes):
+    kept = [value for value, size in zip(values, sizes, strict=True) if size > 0]
+    return sum(kept) / sum(sizes) if sum(sizes) else 0.0
+
+
+def slow_separations(chosen, rejected):
+    length = min(len(chosen), len(rejected))
+    kept = max(1, int(0.3 * length + 1e-9))
+    one, other = sorted(chosen[:length]), sorted(rejected[:length])
+    return [(sum(high[-kept:]) - sum(low[:kept])) / kept for high, low in ((one, other), (other, one))]
 
 
 RESPONSE = st.lists(st.integers(-40, 40).map(lambda number: number / 8), min_size=1, max_size=12)
@@ -78,7 +97,16 @@ def test_a_policy_that_is_its_reference_has_finite_metrics():
         "oracle/concentration": pytest.approx(0.3),
         "oracle/margin_per_size": 0.0,
         "oracle/margin_per_drift": 0.0,
+        "oracle/separation": 0.0,
+        "oracle/lowest_token_accuracy": 0.5,
     }
+
+
+def test_the_separation_is_that_of_stored_scores():
+    draws = np.random.default_rng(0)
+    rows = [[draws.normal(size=draws.integers(3, 30)).round(3).tolist() for _ in range(25)] for _ in range(2)]
+    chance = against_chance(*([np.array(row) for row in side] for side in rows))
+    assert numbers(padded(*rows))["oracle/separation"] == pytest.approx(chance.separation / chance.exchanged, rel=1e-5)
 
 
 def test_methods_that_compare_all_tokens_with_a_reference_have_them():

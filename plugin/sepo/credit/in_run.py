@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from sepo.credit.data import LabelledPair
-from sepo.credit.evaluate import evaluate
+from sepo.credit.evaluate import MarkedResponse, evaluate
 from sepo.credit.reading import mark
 from sepo.credit.sets.registry import read_set
 from sepo.errors import SepoError
@@ -45,15 +45,13 @@ class MarkedRows:
 
     Args:
         source: the value of ``credit_data``.
-        pairs: the rows.
-        reads: the tokens of their rejected responses.
+        marked: the marked tokens of their rejected responses.
         dataset: the tokenized rows, with their conversation. The chosen response of a row without one is the rejected
             one, as only rejected responses are measured.
     """
 
     source: str
-    pairs: Sequence[LabelledPair]
-    reads: Sequence[ReadResponse]
+    marked: Sequence[MarkedResponse]
     dataset: Dataset
 
 
@@ -119,7 +117,8 @@ def marked_rows(source: str, read: ReadPairs) -> MarkedRows:
         read: tokenizes rejected responses.
 
     Raises:
-        SepoError: A row cannot be used, or its spans cannot be placed on its tokens.
+        SepoError: A row cannot be used, its spans cannot be placed on its tokens, or no response has both marked and
+            unmarked tokens.
     """
     pairs = _read(source)
     try:
@@ -127,12 +126,18 @@ def marked_rows(source: str, read: ReadPairs) -> MarkedRows:
         chosen = read([replace(pair, rejected=pair.chosen or pair.rejected, spans=()) for pair in pairs])
     except SepoError as error:
         raise SepoError(f"{CREDIT_DATA} {source}, {error}") from error
+    marked = [mark(pair, own, text_only=False) for pair, own in zip(pairs, reads, strict=True)]
+    if not any(response.measurable for response in marked):
+        raise SepoError(
+            f"{CREDIT_DATA} {source}: none of the {len(marked)} rejected responses has both marked and unmarked "
+            "tokens, expected at least one; check the spans, and that truncation (cutoff_len, sequence_len) keeps them."
+        )
     columns: dict[str, list[Any]] = {}
     for side, responses in (("chosen", chosen), ("rejected", reads)):
         columns[f"{side}_input_ids"] = [list(each.input_ids) for each in responses]
         columns[f"{side}_labels"] = [_labels(each) for each in responses]
     columns[CONVERSATION] = [json.dumps(pair.conversation, ensure_ascii=False) for pair in pairs]
-    return MarkedRows(source, pairs, reads, Dataset.from_dict(columns))
+    return MarkedRows(source, marked, Dataset.from_dict(columns))
 
 
 def _labels(read: ReadResponse) -> list[int]:
@@ -146,18 +151,11 @@ def measured(rows: MarkedRows, scored: Dataset, method: Method) -> Credit:
         rows: the rows.
         scored: their data set with the columns of the run's scorer.
         method: the resolved method, by which the sign of the scores is known.
-
-    Raises:
-        SepoError: No response has both marked and unmarked tokens.
     """
     column = next(name for name in (SCORE_COLUMNS[1], REWARD_COLUMNS[1]) if name in scored.column_names)
     sign = -1.0 if column == SCORE_COLUMNS[1] and method.token_scorer.rejected_largest else 1.0
     scores = [sign * np.asarray(row, dtype=np.float64) for row in scored[column]]
-    marked = [mark(*both, text_only=False) for both in zip(rows.pairs, rows.reads, strict=True)]
-    try:
-        found = evaluate(marked, {CREDIT_DATA: [scores]}, ratio=SHARE, samples=_SAMPLES, seed=_SEED)
-    except SepoError as error:
-        raise SepoError(f"{CREDIT_DATA} {rows.source}: {error}") from error
+    found = evaluate(rows.marked, {CREDIT_DATA: [scores]}, ratio=SHARE, samples=_SAMPLES, seed=_SEED)
     return Credit(rows.source, found.responses, found.scorers[CREDIT_DATA]["auroc"])
 
 
@@ -177,9 +175,6 @@ def report_scores(
         marked: rows of ``credit_data``, or None.
         scored: their data set with the scores.
         folder: the run's ``output_dir``, to whose log the numbers are added; None to add them to none.
-
-    Raises:
-        SepoError: See ``measured``.
     """
     found = scores_against_chance(datasets, method)
     log_chance(found)

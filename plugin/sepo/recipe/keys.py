@@ -18,7 +18,7 @@ from sepo.objectives.presets import BUILT_IN, find_objective
 from sepo.objectives.token_weights import WEIGHTS
 from sepo.recipe.objective_sums import objective_text
 from sepo.recipe.oracle_lists import oracles_text
-from sepo.recipe.oracle_stop import DEFAULT_STOP, NEVER, STOP_METRICS
+from sepo.recipe.oracle_stop import DEFAULT_STOP, read_stop
 from sepo.selection.estimators import ORACLE_SCORES
 from sepo.selection.scopes import SCOPES
 from sepo.selection.select import COUNTS, RULES
@@ -619,10 +619,10 @@ ORACLE_KEYS = {
             "Key of the section `oracle`: early stopping by a metric of held-out pairs, a tenth of its pairs unless "
             "`val_size` or `eval_dataset` is set in the section. They are evaluated after every tenth of the steps, "
             "the best checkpoint is kept, and training ends after three evaluations without improvement: `loss`, "
-            "`accuracy`, `margin` (`rewards/*`), `margin_per_size`, `margin_per_drift`, `concentration` (`oracle/*`); "
-            "`never` trains all steps.",
+            "`accuracy`, `margin` (`rewards/*`), `margin_per_size`, `margin_per_drift`, `separation`, `lowest_token`, "
+            "`concentration` (`oracle/*`); `true` is `margin_per_size`, `never` trains all steps.",
             default=DEFAULT_STOP,
-            expected=one_of(NEVER, *STOP_METRICS),
+            reads=read_stop,
         ),
         Key(
             "oracle.checkpoints",

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sepo.errors import SepoError
+from sepo.errors import SepoError, nearest
 from sepo.recipe.stage_names import is_sepo_stage
 
 NEVER = "never"
@@ -18,6 +18,8 @@ STOP_METRICS: Mapping[str, tuple[str, bool]] = {
     "margin": ("eval_rewards/margins", True),
     "margin_per_size": ("eval_oracle/margin_per_size", True),
     "margin_per_drift": ("eval_oracle/margin_per_drift", True),
+    "separation": ("eval_oracle/separation", True),
+    "lowest_token": ("eval_oracle/lowest_token_accuracy", True),
     "concentration": ("eval_oracle/concentration", True),
 }
 """Metric of the held-out pairs by value of ``oracle.stop``, and whether a greater one is better."""
@@ -29,6 +31,27 @@ _HELD_OUT = 0.1
 
 DEFAULT_STOP = NEVER
 """Value of ``oracle.stop`` if the section of the oracle has none."""
+
+BEST_STOP = "margin_per_size"
+"""Value for ``oracle.stop: true``: the metric that agreed best with the AUROC on known errors
+(docs/scores.md#when-to-stop-training-an-oracle)."""
+
+
+def read_stop(name: str, value: Any) -> str:
+    """Return the value of ``oracle.stop`` from YAML or a command line.
+
+    >>> read_stop("oracle.stop", True), read_stop("oracle.stop", "loss")
+    ('margin_per_size', 'loss')
+
+    Raises:
+        SepoError: It is neither true nor false, nor ``NEVER`` or a key of ``STOP_METRICS``.
+    """
+    text = str(value)
+    known = (NEVER, *STOP_METRICS)
+    found = {"true": BEST_STOP, "false": NEVER}.get(text.lower(), text)
+    if found not in known:
+        raise SepoError(f"{name} is {value!r}, expected true, or one of {', '.join(known)}.{nearest(text, known)}")
+    return found
 
 
 def stopping_keys(stop: str, section: Mapping[str, Any], *, stage: str) -> dict[str, Any]:

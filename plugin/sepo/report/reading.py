@@ -146,7 +146,8 @@ def _read_run(folder: Path, name: str, request: _Request) -> Subject:
     pairs = _run_pairs(settings, reader, recorded, method, request, missing, unweighed=unweighed)
     if not versions and isinstance(settings.get("sepo"), str):
         versions = {"sepo": settings["sepo"]}
-    chance, credit = _attempt(missing, _NO_CHANCE, lambda: _logged_scores(folder), (None, None))
+    unknown: tuple[Chance | None, dict[str, Any] | None] = (None, None)
+    chance, credit = _attempt(missing, _NO_CHANCE, lambda: _logged_scores(folder), unknown)
     return Subject(
         name,
         folder,

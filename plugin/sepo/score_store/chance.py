@@ -1,8 +1,9 @@
 """Comparison of token scores with noise: whether the selected tokens of a pair's two responses differ more than chance.
 
 Shuffling scores within a response changes neither its highest nor its lowest ones, so the null hypothesis is over
-pairs: the scores of both responses at one position are exchanged at random. Scores that depend on the position or the
-length alone are unchanged by that and count as noise, whatever the lengths of chosen and rejected responses.
+pairs: which of the responses is the chosen one does not matter. It is exact however the scores of a response depend on
+each other. Responses are compared over their common length, so that scores that depend on the position or the length
+alone count as noise, whatever the lengths of chosen and rejected responses.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sepo.intervals import Bootstrap, Estimate, share
+from sepo.intervals import CONFIDENCE, Estimate, share
 from sepo.score_store.summary import SHARE
 
 Array = np.ndarray
@@ -26,8 +27,7 @@ FEWEST_PAIRS = 20
 """Number of pairs below which no scores are reported as noise: the interval is not reliable."""
 NORMAL_CARRIED = math.exp(-(NormalDist().inv_cdf(1 - SHARE / 2) ** 2) / 2)
 """Share of the sum of absolute values that the largest ``SHARE`` of normal numbers carry, whatever their variance."""
-_EXCHANGES = 16
-_RESAMPLES = 1000
+_DRAWS = 1000
 _SEED = 0
 
 
@@ -36,12 +36,13 @@ class Chance:
     """Scores of a data set against chance.
 
     The separation of a pair is the mean of the highest 30 % of the chosen response's scores minus the mean of the
-    lowest 30 % of the rejected one's, as in SePO's loss (arXiv 2408.13518, Eq. 26). It is above 0 for noise, too.
+    lowest 30 % of the rejected one's, as in SePO's loss (arXiv 2408.13518, Eq. 26), over the first tokens of both, as
+    many as the shorter one has. It is above 0 for noise, too.
 
     Args:
         pairs: number of pairs that were compared.
         separation: mean separation, in the unit of the scores.
-        exchanged: mean separation after exchanges at random, position by position.
+        exchanged: the same with the two responses exchanged at random: the mean of both orders.
         excess: mean of separation minus exchanged separation, with its interval over pairs; 0 is expected for noise.
         accuracy: share of the pairs whose chosen response has the higher mean score, with its interval.
         carried: share of the sum of absolute scores in the 30 % of each response's tokens with the largest ones.
@@ -64,11 +65,11 @@ class Chance:
         interval = f"{_signed(self.excess.low)} to {_signed(self.excess.high)}"
         times = f", {self.separation / self.exchanged:.3g} times" if self.exchanged > 0 else ""
         return (
-            f"the selected {SHARE:.0%} of chosen and rejected tokens differ by {self.separation:.3g}, with scores "
-            f"exchanged at random by {self.exchanged:.3g} (excess {_signed(self.excess.value)}, {interval}{times}); "
-            f"chosen responses score higher in {_percent(self.accuracy.value)} of {self.pairs:,} pairs "
-            f"({_percent(self.accuracy.low)} to {_percent(self.accuracy.high)}); {SHARE:.0%} of the tokens carry "
-            f"{self.carried:.0%} of the absolute scores (of normal noise {NORMAL_CARRIED:.0%})"
+            f"the selected {SHARE:.0%} of chosen and rejected tokens differ by {self.separation:.3g}, with the "
+            f"responses exchanged at random by {self.exchanged:.3g} (excess {_signed(self.excess.value)}, "
+            f"{interval}{times}); chosen responses score higher in {_percent(self.accuracy.value)} of "
+            f"{self.pairs:,} pairs ({_percent(self.accuracy.low)} to {_percent(self.accuracy.high)}); {SHARE:.0%} of "
+            f"the tokens carry {self.carried:.0%} of the absolute scores (of normal noise {NORMAL_CARRIED:.0%})"
         )
 
     @classmethod
@@ -131,47 +132,45 @@ def against_chance(chosen: Sequence[Array], rejected: Sequence[Array]) -> Chance
     if not rows or all(float(a.min()) >= 0 >= float(b.max()) for a, b in rows):
         return None
     rows.sort(key=lambda row: (row[0].tobytes(), row[1].tobytes()))
-    draws = np.random.default_rng(_SEED)
-    separations = np.array([_separation(a[None], b[None])[0] for a, b in rows])
-    exchanged = np.array([_separation(*_exchanged(a, b, draws)).mean() for a, b in rows])
+    both = np.array([(_separation(a, b), _separation(b, a)) for a, b in rows])
+    separations, exchanged = both[:, 0], both.mean(1)
     higher = sum(float(a.mean()) > float(b.mean()) for a, b in rows)
     responses = [np.abs(response) for row in rows for response in row]
     total = math.fsum(float(response.sum()) for response in responses)
-    carried = math.fsum(float(_extreme(response[None], highest=True).sum()) for response in responses)
+    carried = math.fsum(float(_extreme(response, highest=True).sum()) for response in responses)
     return Chance(
         len(rows),
         float(separations.mean()),
         float(exchanged.mean()),
-        Bootstrap(len(rows), samples=_RESAMPLES, seed=_SEED).mean(separations - exchanged),
+        _excess(separations - exchanged),
         share(higher, len(rows)),
         carried / total if total else 0.0,
     )
 
 
-def _extreme(scores: Array, *, highest: bool) -> Array:
-    """Return the highest or lowest ``SHARE`` of each row, [N, T] to [N, max(1, floor(SHARE * T))]."""
-    length = scores.shape[1]
-    kept = max(1, int(SHARE * length + 1e-9))
-    if highest:
-        return np.partition(scores, length - kept, axis=1)[:, length - kept :]
-    return np.partition(scores, kept - 1, axis=1)[:, :kept]
+def _excess(values: Array) -> Estimate:
+    """Return the mean of values [N] with the interval of the randomization test, which draws their signs.
 
-
-def _separation(chosen: Array, rejected: Array) -> Array:
-    """Return the separation of pairs with scores [N, T] and [N, U], [N]."""
-    return _extreme(chosen, highest=True).mean(1) - _extreme(rejected, highest=False).mean(1)
-
-
-def _exchanged(chosen: Array, rejected: Array, draws: np.random.Generator) -> tuple[Array, Array]:
-    """Return a pair's scores with those at the same position exchanged at random, [_EXCHANGES, T] and [_EXCHANGES, U].
-
-    Every second exchange is the complement of the one before it, so that a difference of both responses at a position
-    cancels in the mean.
+    If it does not matter which response is the chosen one, every sign is as likely as the other, whatever the
+    distribution of the values. The interval excludes 0 if the mean is larger in size than 95 % of those with drawn
+    signs.
     """
-    shared = min(len(chosen), len(rejected))
-    half = draws.random((_EXCHANGES // 2, shared)) < 0.5
-    swapped = np.concatenate([half, ~half])
-    both = [np.tile(side, (_EXCHANGES, 1)) for side in (chosen, rejected)]
-    for made, other in zip(both, (rejected, chosen), strict=True):
-        made[:, :shared] = np.where(swapped, other[:shared], made[:, :shared])
-    return both[0], both[1]
+    signs = np.random.default_rng(_SEED).integers(0, 2, size=(_DRAWS, len(values))) * 2 - 1
+    half = float(np.quantile(np.abs(signs @ values) / len(values), CONFIDENCE))
+    mean = float(values.mean())
+    return Estimate(mean, mean - half, mean + half)
+
+
+def _extreme(scores: Array, *, highest: bool) -> Array:
+    """Return the highest or lowest ``SHARE`` of scores, [T] to [max(1, floor(SHARE * T))]."""
+    kept = max(1, int(SHARE * len(scores) + 1e-9))
+    if highest:
+        return np.partition(scores, len(scores) - kept)[len(scores) - kept :]
+    return np.partition(scores, kept - 1)[:kept]
+
+
+def _separation(chosen: Array, rejected: Array) -> float:
+    """Return the separation of a pair, over the common length of its responses."""
+    length = min(len(chosen), len(rejected))
+    highest = _extreme(chosen[:length], highest=True)
+    return float(highest.mean() - _extreme(rejected[:length], highest=False).mean())

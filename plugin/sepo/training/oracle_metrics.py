@@ -16,7 +16,14 @@ from sepo.training.metrics import Metric, mean, ratio
 SHARE = 0.3
 """Share of each response's tokens whose part of the absolute log-ratios is the concentration."""
 
-ORACLE_METRICS = ("oracle/size", "oracle/concentration", "oracle/margin_per_size", "oracle/margin_per_drift")
+ORACLE_METRICS = (
+    "oracle/size",
+    "oracle/concentration",
+    "oracle/margin_per_size",
+    "oracle/margin_per_drift",
+    "oracle/separation",
+    "oracle/lowest_token_accuracy",
+)
 """Names of the metrics."""
 
 
@@ -34,13 +41,23 @@ def oracle_metrics(log_ratios: Tensor, mask: Tensor, *, pairs: int) -> dict[str,
         ``oracle/margin_per_size``: sum over pairs of the log-ratios of the chosen response minus those of the rejected
         one, divided by the sum of the absolute log-ratios of both; 1 if every change of the policy separates the
         responses, about 0 if likelihoods fall on both sides alike. ``oracle/margin_per_drift``: the same sum divided
-        by the sum over pairs of the absolute log-ratio of the chosen response.
+        by the sum over pairs of the absolute log-ratio of the chosen response. ``oracle/separation``: the mean of the
+        highest 30 % of the chosen response's log-ratios minus that of the lowest 30 % of the rejected one's, over the
+        common length of both, divided by its mean with the responses in both orders
+        (``sepo.score_store.chance.Chance``); 1 for noise. ``oracle/lowest_token_accuracy``: share of the pairs whose
+        lowest log-ratio is in the rejected response; ties count one half.
 
     Example:
         >>> log_ratios = torch.tensor([[0.5, 0.0, 0.0, 0.5], [0.0, -2.0, -1.0, 0.0]])
         >>> found = oracle_metrics(log_ratios, torch.ones(2, 4, dtype=torch.bool), pairs=1)
-        >>> {name.removeprefix("oracle/"): round(float(each.total / each.count), 3) for name, each in found.items()}
-        {'size': 0.5, 'concentration': 0.583, 'margin_per_size': 1.0, 'margin_per_drift': 4.0}
+        >>> for name, each in found.items():
+        ...     print(name, round(float(each.total / each.count), 3))
+        oracle/size 0.5
+        oracle/concentration 0.583
+        oracle/margin_per_size 1.0
+        oracle/margin_per_drift 4.0
+        oracle/separation 2.0
+        oracle/lowest_token_accuracy 1.0
     """
     values = torch.where(mask, log_ratios.detach().float(), 0.0)
     sizes, sums = values.abs(), values.sum(-1)
@@ -48,12 +65,36 @@ def oracle_metrics(log_ratios: Tensor, mask: Tensor, *, pairs: int) -> dict[str,
     largest = select_tokens(sizes, mask, ratio=SHARE, largest=True)
     carried = torch.where(largest, sizes, 0.0).sum(-1) / totals.where(totals > 0, 1.0)
     shares = carried.where(totals > 0, SHARE)
+    lowest = torch.where(mask, values, torch.inf).amin(-1)
+    lower = (lowest[pairs:] < lowest[:pairs]).float() + 0.5 * (lowest[pairs:] == lowest[:pairs]).float()
+    drifts, (separations, chance) = sums[:pairs].abs(), _separations(values, mask, pairs=pairs)
     return {
         "oracle/size": ratio(totals.sum(), mask.sum()),
         "oracle/concentration": mean(shares),
         "oracle/margin_per_size": ratio(margins.sum(), _positive(totals.sum())),
-        "oracle/margin_per_drift": ratio(margins.sum(), _positive(sums[:pairs].abs().sum())),
+        "oracle/margin_per_drift": _over_pairs(margins, drifts),
+        "oracle/separation": _over_pairs(separations, chance),
+        "oracle/lowest_token_accuracy": mean(lower),
     }
+
+
+def _over_pairs(values: Tensor, sizes: Tensor) -> Metric:
+    """Return the ratio of two sums over pairs, [B] each, without those whose size is 0."""
+    return ratio(values.where(sizes > 0, 0.0).sum(), _positive(sizes.sum()))
+
+
+def _separations(values: Tensor, mask: Tensor, *, pairs: int) -> tuple[Tensor, Tensor]:
+    """Return the separation of each pair, [B], and its mean over both orders of the responses, at least 0."""
+    lengths = mask.sum(-1)
+    shared = torch.minimum(lengths[:pairs], lengths[pairs:]).repeat(2)
+    common = mask & (mask.cumsum(-1) <= shared[:, None])
+    ends = []
+    for largest in (True, False):
+        selected = select_tokens(values, common, ratio=SHARE, largest=largest)
+        ends.append(torch.where(selected, values, 0.0).sum(-1) / selected.sum(-1))
+    highest, lowest = ends
+    separations = highest[:pairs] - lowest[pairs:]
+    return separations, (separations + highest[pairs:] - lowest[:pairs]) / 2
 
 
 def _positive(value: Tensor) -> Tensor:
