@@ -1,4 +1,4 @@
-"""benchmarks/claims/smollm2_task.py: its questions, verifier and pairs, its files for `sepo compare`, its statistics."""
+"""benchmarks/claims/smollm2_task.py: its questions, verifier, pairs, files for `sepo compare` and statistics."""
 
 import itertools
 import json
@@ -45,8 +45,8 @@ def written(invitations, asked, seed, share):
 def test_values_are_of_one_kind_and_in_no_wording(invitations):
     values = [value for pool in invitations.POOLS.values() for value in pool]
     assert len(set(values)) == len(values)
-    texts = [*invitations.OPENINGS, *invitations.CLOSINGS, *invitations.REMARKS, *sum(invitations.FREE.values(), ())]
-    texts += sum(map(list, invitations.SENTENCES), [])
+    texts = [*invitations.OPENINGS, *invitations.CLOSINGS, *invitations.REMARKS]
+    texts += itertools.chain.from_iterable((*invitations.FREE.values(), *invitations.SENTENCES))
     words = set(itertools.chain.from_iterable(invitations._WORD.findall(text) for text in texts))
     assert not words & set(values)
 
@@ -57,7 +57,8 @@ def test_pairs_of_values_of_held_out_questions_are_in_no_other_question(invitati
                 for each in questions for fact, value in each.ruled_out.items()}  # fmt: skip
 
     trained, held_out = (pairs(drawn(invitations, 2000, held_out=part)) for part in (False, True))
-    assert len(trained) > 150 and len(held_out) > 50
+    assert len(trained) > 150
+    assert len(held_out) > 50
     assert not trained & held_out
     for fact in invitations.FACTS:  # both orders of every pair are possible, and each kind is in both parts
         parts = {invitations.is_held_out(fact, *pair) for pair in invitations.value_pairs(fact)}
@@ -92,7 +93,7 @@ def test_spans_mark_exactly_the_wrong_values(invitations):
             corrected = corrected[: span.start] + asked.holds[span.fact] + corrected[span.end :]
         outside = [response[a.end : b.start] for a, b in itertools.pairwise(found)]
         again = invitations.spans(corrected, asked.holds)
-        assert all(span.right for span in again) and len(again) == len(found)
+        assert [span.right for span in again] == [True] * len(found)
         assert [corrected[a.end : b.start] for a, b in itertools.pairwise(again)] == outside
 
 
@@ -187,6 +188,20 @@ def test_pairs_have_the_wrong_tokens_of_both_responses(claims, invitations, tmp_
     assert values("chosen_spans") == sorted(asked.holds[fact] for fact in facts[1:3])
 
 
+def test_summary_of_sampled_responses_and_pairs(claims, invitations, tmp_path):
+    (asked,) = drawn(invitations, 1, held_out=False)
+    responses = [(written(invitations, asked, 0, share), reward) for share, reward in ((0.0, 0.0), (1.0, -4.0))]
+    tie = json.loads(sample_line(asked, [responses[1]] * 2, chosen=None, rejected=None))
+    lines = [json.loads(sample_line(asked, responses, chosen=0, rejected=1)), tie]
+    for line in lines:
+        line["responses"] = [{**each, "tokens": 50, "finished": True} for each in line["responses"]]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert claims["task"].pairs_summary(tmp_path) == {
+        "responses": 4, "right": 0.25, "finished": 1.0, "tokens": 50.0, "pairs": 1, "chosen_with_errors": 0.0,
+        "wrong_facts_of_chosen": 0.0, "wrong_facts_of_rejected": 4.0,
+    }  # fmt: skip
+
+
 def test_registered_judge_counts_wrong_facts(claims, invitations, tmp_path):
     judge = claims["judge"]
     (asked,) = drawn(invitations, 1, held_out=False)
@@ -229,7 +244,7 @@ def test_rates_and_answers_are_read_from_the_files_of_the_comparison(claims, tmp
     task = claims["task"]
     tuned = {"variants": {"dpo": {"keys": {"learning_rate": 3e-4}, "failed": {}}}}
     assert task.chosen_rates(tuned) == {"dpo": 3e-4}
-    with pytest.raises(SystemExit, match="no run of sft succeeded: .*broken"):
+    with pytest.raises(SystemExit, match=r"no run of sft succeeded: .*broken"):
         task.chosen_rates({"variants": {"sft": {"keys": None, "failed": {"sft-1": "broken"}}}})
     for seed, right in ((1, [1.0, 0.0, 1.0]), (2, [0.0, 0.0, 1.0])):
         folder = tmp_path / "evaluations" / "heldout" / f"dpo-{seed}"
@@ -274,13 +289,14 @@ def test_differences_are_paired(claims):
     assert difference["value"] == pytest.approx((better - base).mean(), abs=1e-4)
     assert difference["by_seed"] == pytest.approx((better - base).mean(1), abs=1e-4)
     share = found["right"]["sepo"]
-    assert difference["low"] >= 0 and difference["high"] - difference["low"] < share["high"] - share["low"]
+    assert difference["low"] >= 0
+    assert difference["high"] - difference["low"] < share["high"] - share["low"]
 
 
 def test_steps_run_once_and_refuse_other_settings(claims, tmp_path):
     task = claims["task"]
     steps = task.Steps(tmp_path, model=tmp_path, threads=1)
-    with pytest.raises(SystemExit, match="sepo credit ended with status 2.*\n(.*\n)*.*nothing.json"):
+    with pytest.raises(SystemExit, match=r"sepo credit ended with status 2.*\n(.*\n)*.*nothing.json"):
         steps.run("credit", "credit", "nothing.json", "--check")
     rows = [{"prompt": "?", "chosen": "a b", "rejected": "a c", "rejected_error_spans": [{"start": 2, "end": 3}]}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))

@@ -10,15 +10,15 @@ benchmarks/claims/smollm2/recipes:
 1. `sepo train`, stage sft: SmolLM2-135M-Instruct learns the answers and their misconception. It is the policy.
 2. `sepo pairs`: two samples to each prompt; the one with fewer wrong facts is chosen.
 3. `sepo compare` with the first --tuning-seeds: the oracle, by DPO on the pairs, and every variant with every learning
-   rate. The rate of each variant is the one with the highest share of right sampled answers to the validation questions.
+   rate. The rate of each variant is the one with the highest share of right sampled answers to validation questions.
 4. `sepo compare` in the same directory with all seeds: every variant with its rate; sampled answers to held-out
    questions.
 5. `sepo credit`: whether the oracle finds the wrong values, on sampled pairs of other questions.
 6. `sepo sample`: the share of right answers of the policy before training.
 
-The policy and its pairs are the same for all seeds; a seed draws the pairs that a run reads, their order, the adapter's
-first weights and random selections. Intervals are bootstraps over seeds and questions. Validation and held-out questions
-have values that no other question has together.
+The policy and its pairs are the same for all seeds; a seed draws the pairs that a run reads, their order, the first
+weights of the adapter and random selections. Intervals are bootstraps over seeds and questions. Validation and held-out
+questions have pairs of values that are in no other question.
 
 The same command continues an interrupted run; what is finished is kept in --work.
 """
