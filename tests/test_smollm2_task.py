@@ -136,16 +136,17 @@ def test_data_sets_have_no_question_in_common(claims, tmp_path):
     assert [len(found) for found in rows.values()] == list(sizes.values())
     texts = [row["instruction"] for found in rows.values() for row in found]
     assert len(set(texts)) == len(texts)
-    wrong = {name: [] for name in names}
-    for name, found in rows.items():
-        for row in found:
-            response = row.get("chosen") or row["output"]
-            holds = data.values_of(row["expected"])
-            wrong[name].append(claims["invitations"].wrong_facts(response, holds))
-            if "rejected" in row:
-                assert claims["invitations"].wrong_facts(row["rejected"], holds) == 4
-    assert {name: any(found) for name, found in wrong.items()} == {name: name == data.START for name in names}
-    assert np.mean(wrong[data.START]) == pytest.approx(4 * claims["invitations"].MISCONCEIVED, abs=0.4)
+
+    def wrong(name, side):
+        found = [claims["invitations"].spans(row[side], data.values_of(row["expected"])) for row in rows[name]]
+        return [sum(not span.right for span in spans) for spans in found]
+
+    assert np.mean(wrong(data.START, "output")) == pytest.approx(4 * claims["invitations"].MISCONCEIVED, abs=0.4)
+    for name in (data.PROMPTS, data.CREDIT):
+        assert not any(wrong(name, "output")), name
+    for name in (data.VALIDATION, data.HELD_OUT):
+        assert not any(wrong(name, "chosen")), name
+        assert set(wrong(name, "rejected")) == {1, 2}, name
 
 
 def sample_line(asked, responses, *, chosen, rejected):
@@ -174,7 +175,12 @@ def test_pairs_have_the_wrong_tokens_of_both_responses(claims, invitations, tmp_
         sample_line(asked, [(better, -1.0), (better, -1.0)], chosen=None, rejected=None),  # a tie
         json.dumps(other),
     ]
-    assert data.write_pairs(tmp_path, lines) == {"pairs": 1, "chosen_with_errors": 1, "credit_pairs": 1}
+    lacking = better.partition(".")[2]
+    lines.append(sample_line(asked, [(better, -1.0), (lacking.replace(asked.ruled_out[facts[0]], "one"), -2.0)],
+                             chosen=0, rejected=1))  # fmt: skip
+    data.write_pairs(tmp_path, lines)
+    counts = {"pairs": 1, "chosen_with_wrong_values": 1}
+    assert data.pair_counts(tmp_path) == {data.PAIRS: counts, data.CREDIT_PAIRS: counts}
     (row,) = json.loads((tmp_path / f"{data.PAIRS}.json").read_text())
     assert (row["chosen"], row["rejected"], row["instruction"]) == (better, worse, asked.text)
 

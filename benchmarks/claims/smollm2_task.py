@@ -52,8 +52,8 @@ RESULT = CLAIMS / "results" / "smollm2_task.json"
 DEFAULT_MODEL = Path("~/.cache/sepo/demo/smollm2-135m-instruct")
 GRID = "learning_rate"
 QUICK = {
-    "seeds": [1], "learning_rates": [3e-4], "prompts": 96, "credit": 16, "validation": 8, "held_out": 32,
-    "max_steps": 8, "oracle_steps": 12,
+    "seeds": [1], "learning_rates": [1e-3], "prompts": 96, "credit": 16, "validation": 8, "held_out": 32,
+    "max_steps": 16, "oracle_steps": 24,
 }  # fmt: skip
 DIFFERENCES = (
     ("sepo", "sepo_random"), ("sepo", "dpo"), ("sepo", "sft"), ("sepo", "sepo_known"), ("sepo_known", "dpo"),
@@ -274,14 +274,18 @@ def credit(steps: Steps) -> tuple[dict[str, Any], float]:
     return json.loads(output.read_text(encoding="utf-8")), seconds
 
 
-def before_training(steps: Steps) -> tuple[dict[str, Any], float]:
-    """Return the share of right answers of the starting policy to held-out questions, with Wilson's interval."""
+def before_training(steps: Steps, recipe: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """Return the share of right answers of the starting policy to held-out questions, with Wilson's interval.
+
+    It is sampled as the answers of the comparison ``recipe`` are.
+    """
     output = steps.work / "before"
     sampled = [f"model_name_or_path={steps.start}", f"eval_dataset={data.HELD_OUT}", "infer_dtype=bfloat16"]
-    options = ["--samples", "1", "--temperature", "1", "--max-new-tokens", "88", "-o", str(output)]
+    options = [word for name in ("temperature", "max_new_tokens")
+               for word in (f"--{name.replace('_', '-')}", str(recipe[name]))]  # fmt: skip
     judge = ["--judge", "contains", "--judge-option", "whole_words=true", "--expected-column", data.EXPECTED]
-    recipe = [str(RECIPES / "start.yaml"), f"dataset_dir={steps.work / 'data'}", f"output_dir={steps.work / 'unused'}"]
-    seconds = steps.run("before", "sample", *recipe, *sampled, *options, *judge)
+    start = [str(RECIPES / "start.yaml"), f"dataset_dir={steps.work / 'data'}", f"output_dir={steps.work / 'unused'}"]
+    seconds = steps.run("before", "sample", *start, *sampled, *options, *judge, "--samples", "1", "-o", str(output))
     right = [json.loads(line)["responses"][0]["right"] for line in samples(output)]
     return _rounded(asdict(share(sum(right), len(right)))), seconds
 
@@ -316,7 +320,7 @@ def study(steps: Steps, setting: Setting, variants: Mapping[str, Any], *, part: 
     compared = steps.work / "compare"
     right = {name: right_answers(compared, run_name(name, rates), setting.seeds) for name in variants}
     found, seconds["credit"] = credit(steps)
-    before, seconds["before"] = before_training(steps)
+    before, seconds["before"] = before_training(steps, recipe)
     return {
         "machine": machine(cuda=False),
         "versions": versions(),
@@ -324,7 +328,8 @@ def study(steps: Steps, setting: Setting, variants: Mapping[str, Any], *, part: 
         "variants": dict(variants),
         "unit": "share of right sampled answers to held-out questions",
         "before": before,
-        "pairs": pairs_summary(steps.work / "pairs"),
+        "samples": pairs_summary(steps.work / "pairs"),
+        "pairs": data.pair_counts(steps.work / "data"),
         "learning_rates": {
             name: {"chosen": rates[name], "validation": tuned["variants"][name]["validation"]} for name in variants
         },
@@ -368,7 +373,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tuning-seeds", type=int, default=1, help="seeds with which learning rates are chosen")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=recipe["grid"][GRID])
     parser.add_argument("--revised", type=int, default=4, help="revised facts of a question")
-    parser.add_argument("--start", type=int, default=400, help="rows that the starting policy learns")
+    parser.add_argument("--start", type=int, default=480, help="rows that the starting policy learns")
     parser.add_argument("--prompts", type=int, default=512, help="prompts for pairs")
     parser.add_argument("--credit", type=int, default=64, help="prompts for the pairs on which the oracle is measured")
     parser.add_argument("--validation", type=int, default=48, help="questions by which learning rates are chosen")

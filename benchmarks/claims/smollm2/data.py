@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ VALIDATION, HELD_OUT = "invitations_validation", "invitations_held_out"
 PAIRS, CHOSEN, CREDIT_PAIRS = "invitations_pairs", "invitations_chosen", "invitations_credit_pairs"
 EXPECTED = "expected"
 ERROR = "Wrong-Value"
+_SENTENCE = re.compile(r"(?<=[.!]) ")
 SIZES = ("start", "prompts", "credit", "validation", "held_out")
 """Numbers of rows that ``write_questions`` takes."""
 
@@ -33,7 +35,8 @@ def write_questions(
     The rows of ``START`` have the answers that the starting policy learns, wrong values among them. ``PROMPTS`` are the
     questions of the pairs to train on. Those of ``CREDIT`` (pairs to measure the oracle on), ``VALIDATION`` and
     ``HELD_OUT`` have pairs of values that are in no other data set. Rows of the last two are pairs, as `sepo compare`
-    reads them: the right response, and the same with every revised fact as the ruled-out value.
+    reads them: a sentence with the values that hold, and the same with ruled-out ones. The measures of these pairs are
+    no result of the study, and those of whole responses would take as long as answering.
     """
     draw = random.Random(seed)
     sizes = {START: start, PROMPTS: prompts, CREDIT: credit, VALIDATION: validation, HELD_OUT: held_out}
@@ -68,18 +71,19 @@ def _single(asked: Question, draw: random.Random, *, misconceived: float = 0.0) 
 def _pair(asked: Question, draw: random.Random) -> dict[str, Any]:
     wording = draw.getrandbits(32)
     responses = [invitations.answer(asked, random.Random(wording), misconceived=share) for share in (0.0, 1.0)]
-    return {"instruction": asked.text, "chosen": responses[0], "rejected": responses[1], EXPECTED: asked.expected}
+    sentences = zip(*(_SENTENCE.split(response) for response in responses), strict=True)
+    chosen, rejected = next((right, wrong) for right, wrong in sentences if right != wrong)
+    return {"instruction": asked.text, "chosen": chosen, "rejected": rejected, EXPECTED: asked.expected}
 
 
-def write_pairs(folder: Path, samples: Iterable[str]) -> dict[str, int]:
+def write_pairs(folder: Path, samples: Iterable[str]) -> None:
     """Write the pairs of `sepo pairs` as ``PAIRS`` and ``CREDIT_PAIRS``, with the known tokens of both responses.
+
+    Pairs whose rejected response has no wrong value, as it only lacks facts, have no known token and are left out.
 
     Args:
         folder: the directory of ``write_questions``.
         samples: lines of ``samples.jsonl``.
-
-    Returns:
-        Number of pairs, and of those whose chosen response has a wrong value.
     """
     of_credit = {row["instruction"] for row in json.loads((folder / f"{CREDIT}.json").read_text(encoding="utf-8"))}
     rows: dict[str, list[dict[str, Any]]] = {PAIRS: [], CREDIT_PAIRS: []}
@@ -87,16 +91,20 @@ def write_pairs(folder: Path, samples: Iterable[str]) -> dict[str, int]:
         sample = json.loads(line)
         if sample["chosen"] is None:
             continue
-        name = CREDIT_PAIRS if prompt_of(sample) in of_credit else PAIRS
-        rows[name].append(_sampled_pair(sample))
+        row = _sampled_pair(sample)
+        if row["rejected_error_spans"]:
+            rows[CREDIT_PAIRS if row["instruction"] in of_credit else PAIRS].append(row)
     for name, found in rows.items():
         _write(folder / f"{name}.json", found)
-    both_wrong = sum(bool(row["chosen_error_spans"]) for row in rows[PAIRS])
-    return {"pairs": len(rows[PAIRS]), "chosen_with_errors": both_wrong, "credit_pairs": len(rows[CREDIT_PAIRS])}
 
 
-def prompt_of(sample: Mapping[str, Any]) -> str:
-    return sample["messages"][-1]["content"]
+def pair_counts(folder: Path) -> dict[str, dict[str, int]]:
+    """Return the numbers of the pairs of ``write_pairs``, and of those whose chosen response has a wrong value, too."""
+    rows = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in (PAIRS, CREDIT_PAIRS)}
+    return {
+        name: {"pairs": len(found), "chosen_with_wrong_values": sum(bool(row["chosen_error_spans"]) for row in found)}
+        for name, found in rows.items()
+    }
 
 
 def _sampled_pair(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +122,7 @@ def _sampled_pair(sample: Mapping[str, Any]) -> dict[str, Any]:
     missed = {span.fact for span in wrong["rejected"]}
     right = [span for span in found["chosen"] if span.right]
     known = [span for span in right if span.fact in missed] or right
-    row = {"instruction": prompt_of(sample), **texts, EXPECTED: sample["expected"]}
+    row = {"instruction": sample["messages"][-1]["content"], **texts, EXPECTED: sample["expected"]}
     for side, spans in wrong.items():
         row[f"{side}_error_spans"] = [{"start": span.start, "end": span.end, "type": ERROR} for span in spans]
     for side, spans in (("chosen", known), ("rejected", wrong["rejected"])):
