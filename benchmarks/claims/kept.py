@@ -1,0 +1,37 @@
+"""Results of parts of a study, kept on disk so that an interrupted run continues."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sepo.errors import SepoError
+
+
+class Kept:
+    """A directory of JSON files, one for each part, all made with the same settings.
+
+    Args:
+        folder: the directory.
+        settings: what the parts depend on.
+
+    Raises:
+        SepoError: if the directory has parts made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        mark, text = folder / "settings.json", json.dumps(settings, indent=1, sort_keys=True)
+        if mark.exists() and mark.read_text(encoding="utf-8") != text:
+            raise SepoError(f"{folder} has results made with other settings: name another --work, or remove it.")
+        mark.write_text(text, encoding="utf-8")
+
+    def part(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return a part from its file, or make it and write it."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(make()), encoding="utf-8")
+            unfinished.replace(path)
+        return json.loads(path.read_text(encoding="utf-8"))
