@@ -1,11 +1,11 @@
 """The study of credit: oracles of all kinds at all settings, the AUROC of every estimator, and what proxies show.
 
-A *cell* is a learning rate and a number of epochs; in it every oracle of every seed is trained. What is chosen is chosen
-on validation pairs: of each estimator, the cell (and beta) with the highest mean AUROC over the seeds.
+A *cell* is a learning rate and a number of epochs; in it every oracle of every seed is trained. Of each estimator, the
+cell (and beta) with the highest mean AUROC over the seeds on validation pairs is chosen.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -148,7 +148,9 @@ def measured_cell(
 ) -> dict:  # fmt: skip
     """Train all oracles of a cell; return the credit of every estimator and the records of proxies."""
     found = {
-        member: trained_oracles(shape, seeds, pairs, judged, cell, member, kept=kept, on_step=on_step)
+        member: trained_oracles(
+            shape, seeds, pairs, judged, cell, member, kept=kept if _recorded(member) else (), on_step=on_step
+        )
         for member in members()
     }
     scores = {member: each.scores for member, each in found.items()}
@@ -165,6 +167,34 @@ def measured_cell(
     }
 
 
+def clean_cell(
+    shape: Shape,
+    seeds: Sequence[SeedData],
+    judged: Judged,
+    cell: Cell,
+    count: int,
+    *,
+    on_step: Callable[[], object] = lambda: None,
+) -> dict:
+    """Train two DPO oracles of every seed on so many pairs without flipped labels; return their records.
+
+    The labels of the validation pairs are not flipped, either.
+    """
+    right = replace(judged, labels=[torch.ones_like(each) for each in judged.labels])
+    pairs, kept = [each.pairs[:count] for each in seeds], range(1, cell.epochs)
+    found = {
+        ("dpo", order): trained_oracles(shape, seeds, pairs, right, cell, ("dpo", order), kept=kept, on_step=on_step)
+        for order in range(2)
+    }
+    return {"rate": cell.rate, "epochs": cell.epochs, "oracles": records(found, seeds, right)}
+
+
+def _recorded(member: Member) -> bool:
+    """Return whether the proxies of an oracle are recorded: two orders of each kind that is a scorer by itself."""
+    kind, order = member
+    return order < 2 and not KINDS[kind].swapped
+
+
 def records(found: dict[Member, Trained], seeds: Sequence[SeedData], judged: Judged) -> list[dict]:
     """Return one record for each oracle, checkpoint and seed: proxies on validation pairs and credit on held-out ones.
 
@@ -172,7 +202,7 @@ def records(found: dict[Member, Trained], seeds: Sequence[SeedData], judged: Jud
     """
     rows = []
     for (kind, order), own in found.items():
-        if order > 1:
+        if not _recorded((kind, order)):
             continue
         for epoch, scores in own.checkpoints.items():
             measured = credit(scores, judged)

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from claims.estimators import CENTERED, ESTIMATORS, PLAIN, SURPRISAL
+from claims.estimators import ESTIMATORS, PLAIN, SURPRISAL
 from claims.paired import difference, over_seeds
-from claims.policies import chosen_rate
 
 PLAIN_POLICY = "plain oracle"
 
@@ -45,26 +44,22 @@ def estimator_rows(cells: Sequence[Mapping], without: Mapping[str, Mapping]) -> 
     return rows
 
 
-def policy_rows(trained: Mapping[str, Sequence[Mapping]]) -> dict[str, dict]:
-    """Return one row for each policy at its best rate by validation questions.
+def policy_rows(compared: Mapping[str, Mapping], rates: int) -> dict[str, dict]:
+    """Return one row for each policy.
 
     Args:
-        trained: by name, the results of ``policies.judged`` at every rate.
+        compared: results of ``policies.compared``.
+        rates: number of learning rates.
     """
-    best = {name: chosen_rate(runs) for name, runs in trained.items()}
     rows = {}
-    for name, own in best.items():
-        label = name.partition(", ")[0]
-        plain = best.get(f"{label}, {PLAIN_POLICY}")
+    for name, own in compared.items():
+        plain = compared.get(f"{name.partition(', ')[0]}, {PLAIN_POLICY}")
         rows[name] = {
             "rate": own["rate"],
-            "comparisons": len(trained[name]),
+            "comparisons": rates,
             "right": over_seeds(own["held_out"]),
             "by_seed": list(own["held_out"]),
             "minus_plain": difference(own["held_out"], plain["held_out"]) if plain and plain is not own else None,
-            "validation": {f"{run['rate']:g}": fmean(run["validation"]) for run in trained[name]},
+            "validation": own["validation"],
         }
     return rows
-
-
-__all__ = ["CENTERED", "PLAIN_POLICY", "estimator_rows", "policy_rows"]

@@ -5,15 +5,16 @@
 
 In the world of ``world.py``, made hard: 128 pairs, a third of them with the wrong label. For every seed a model after
 SFT, pairs of its own samples, oracles of all kinds (``estimators.py``) at every learning rate and number of epochs, and
-policies on 1,024 pairs with the tokens that an estimator selects.
+policies on 512 such pairs with the tokens that an estimator selects.
 
-Result file: ``setting`` (all sizes and grids), ``machine``, ``versions``, ``date``; ``starts`` (share of right responses
-after SFT per seed) and ``redrawn`` seeds; ``estimators`` (name -> chosen ``rate``, ``epochs``, ``variant``, number of
-``comparisons`` and ``trainings``, ``auroc`` and ``first_error`` on held-out pairs with intervals over seeds,
-``by_seed``, and paired differences ``minus_plain`` and ``minus_surprisal``); ``grid`` (name -> AUROC by rate and epochs,
-validation and held-out); ``data_share`` (AUROC of the plain oracle by number of pairs); ``proxies`` (Spearman
-correlations of proxies with credit, within seed); ``policies`` (name -> ``rate``, ``right`` with interval, ``by_seed``,
-``minus_plain``, ``validation`` by rate).
+Result file: ``setting`` (all sizes and grids), ``machine``, ``versions``, ``date``; ``starts`` (share of right
+responses after SFT by seed) and ``redrawn`` seeds; ``estimators`` (by name: chosen ``rate``, ``epochs`` and
+``variant``, number of ``comparisons`` and ``trainings``; on held-out pairs ``auroc`` and ``first_error`` with intervals
+over seeds, ``by_seed``, and the paired differences ``minus_plain`` and ``minus_surprisal``); ``grid`` (by rate and
+epochs: the mean AUROC of every estimator on validation and on held-out pairs, and its first-error accuracy);
+``data_share`` (by number of pairs and epochs: the plain oracle's); ``proxies`` and ``proxies_clean`` (by kinds of
+oracles and target: Spearman correlations within seed); ``policies`` (by name: chosen ``rate``, share of ``right``
+responses with interval, ``by_seed``, the paired differences ``minus_plain``, ``validation`` by rate).
 
 An interrupted run continues by the same command; finished parts are kept in --work.
 """
@@ -33,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from claims.credit_study import (
     Cell,
+    clean_cell,
     credit,
     measured_cell,
     oracle_pairs,
@@ -43,7 +45,7 @@ from claims.credit_tables import estimator_rows, policy_rows
 from claims.data import Judged, Sizes, flipped, seed_data, starts
 from claims.estimators import ESTIMATORS, PLAIN, estimated
 from claims.kept import Kept
-from claims.policies import Policy, Task, judged, known_credit, random_credit
+from claims.policies import Policy, Task, compared, known_credit, random_credit
 from claims.proxies import correlations
 from claims.stacked import Shape
 from claims.training import log_probs
@@ -66,7 +68,11 @@ class Setting:
         oracle_pairs: pairs on which oracles are trained, the first of the training pairs.
         rates: learning rates of oracles.
         epochs: epochs of oracles.
+        clean_pairs: pairs without flipped labels on which DPO oracles are trained for the proxies.
+        clean_rates: learning rates of these.
+        clean_epochs: their epochs.
         shares: numbers of pairs of the study of data.
+        policy_pairs: pairs on which policies are trained, the first of the training pairs.
         policy_rates: learning rates of policies.
         policy_epochs: epochs of policies.
         validation_questions: questions by which a policy's rate is chosen.
@@ -77,9 +83,13 @@ class Setting:
     first_seed: int = 1
     sizes: Sizes = field(default_factory=lambda: Sizes(flipped=1 / 3))
     oracle_pairs: int = 128
-    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     epochs: tuple[int, ...] = (2, 8)
+    clean_pairs: int = 256
+    clean_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    clean_epochs: int = 4
     shares: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
+    policy_pairs: int = 512
     policy_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 1e-3)
     policy_epochs: int = 2
     validation_questions: int = 300
@@ -87,9 +97,10 @@ class Setting:
 
 
 QUICK = Setting(
-    seeds=2, sizes=Sizes(sft_steps=60, pairs=64, flipped=1 / 3, validation=24, held_out=24, start_questions=50,
-        learnt=(0.0, 1.0)),
-    oracle_pairs=32, rates=(3e-4,), epochs=(2,), shares=(32,), policy_rates=(1e-4,), validation_questions=20,
+    seeds=2,
+    sizes=Sizes(sft_steps=60, pairs=96, flipped=1 / 3, validation=24, held_out=24, start_questions=50, learnt=(0, 1)),
+    oracle_pairs=64, clean_pairs=64, policy_pairs=96, rates=(3e-4,), epochs=(2,), clean_rates=(3e-4,), clean_epochs=2,
+    shares=(64,), policy_rates=(1e-4,), validation_questions=20,
     held_out_questions=20,
 )  # fmt: skip
 
@@ -106,7 +117,7 @@ def policy_pairs(seeds, setting):
 
 
 def policies(shape, seeds, pairs, setting, rows, on_step):
-    """Return the policies to train, by name: selection by the plain oracle, by the best other estimator, and controls."""
+    """Return the policies to train: selection by the plain oracle, by the best other estimator, and controls."""
     best = max((name for name in rows if name in ESTIMATORS and name != PLAIN), key=lambda n: rows[n]["validation"])
     known = [known_credit(own, each.seed) for own, each in zip(pairs, seeds, strict=True)]
     chance = [random_credit(own, each.seed) for own, each in zip(pairs, seeds, strict=True)]
@@ -189,6 +200,15 @@ def measured(setting, work):
         )
         for cell in cells
     ]  # fmt: skip
+    clean = [
+        kept.part(
+            f"clean-{rate:g}",
+            lambda rate=rate: clean_cell(
+                shape, seeds, judged_pairs, Cell(rate, setting.clean_epochs), setting.clean_pairs, on_step=step
+            ),
+        )
+        for rate in setting.clean_rates
+    ]
     without = kept.part("untrained", lambda: untrained(shape, seeds, judged_pairs))
     rows = estimator_rows(found, without)
     shares = {
@@ -197,17 +217,11 @@ def measured(setting, work):
         ))
         for count in setting.shares
     }  # fmt: skip
-    task = Task(
-        world, shape, seeds, policy_pairs(seeds, setting), setting.policy_epochs, setting.validation_questions,
-        setting.held_out_questions,
-    )  # fmt: skip
-    trained = {}
-    for name, policy in policies(shape, seeds, task.pairs, setting, rows, step).items():
-        for rate in setting.policy_rates:
-            part = f"policy-{name}-{rate:g}".replace(" ", "_").replace("%", "")
-            trained.setdefault(name, []).append(
-                kept.part(part, lambda policy=policy, rate=rate: judged(task, policy, rate, step))
-            )
+    pairs_of_policies = [each[: setting.policy_pairs] for each in policy_pairs(seeds, setting)]
+    questions = setting.validation_questions, setting.held_out_questions
+    task = Task(world, shape, seeds, pairs_of_policies, setting.policy_epochs, *questions)
+    candidates = policies(shape, seeds, task.pairs, setting, rows, step)
+    trained = compared(task, candidates, setting.policy_rates, kept, step)
     bar.close()
     return {
         "starts": {str(seed): right for seed, (_, right) in learnt.items()},
@@ -221,10 +235,14 @@ def measured(setting, work):
             for each in found
         },
         "data_share": shares,
-        "proxies": correlations([{**row, "rate": each["rate"], "epochs": each["epochs"]} for each in found
-                                 for row in each["oracles"]]),
-        "policies": policy_rows(trained),
+        "proxies": correlations(_records(found)),
+        "proxies_clean": correlations(_records(clean)),
+        "policies": policy_rows(trained, len(setting.policy_rates)),
     }  # fmt: skip
+
+
+def _records(cells):
+    return [{**row, "rate": cell["rate"], "epochs": cell["epochs"]} for cell in cells for row in cell["oracles"]]
 
 
 def main(argv=None):
@@ -245,16 +263,17 @@ def main(argv=None):
         **measured(setting, work),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(_rounded(result), indent=1) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
     print(f"written: {output}")
 
 
-def _rounded(value):
+def rounded(value):
+    """Return a result with floats of five digits, at any depth."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+        return {name: rounded(each) for name, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from sepo.errors import SepoError
 
 
 class Kept:
-    """A directory of JSON files, one for each part, all made with the same settings.
+    """A directory of files, one for each part, all made with the same settings.
 
     Args:
         folder: the directory.
@@ -35,3 +38,12 @@ class Kept:
             unfinished.write_text(json.dumps(make()), encoding="utf-8")
             unfinished.replace(path)
         return json.loads(path.read_text(encoding="utf-8"))
+
+    def tensor(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return a tensor from its file, or make it and write it."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            save_file({"value": make().contiguous()}, unfinished)
+            unfinished.replace(path)
+        return load_file(path)["value"]

@@ -1,4 +1,4 @@
-"""How well token scores find wrong tokens, and what can be seen of an oracle without knowing them; tensors of many pairs.
+"""How well token scores find wrong tokens, and proxies that can be measured without knowing them.
 
 The measures of credit are those of ``sepo.credit.measures``, for all responses at once.
 """

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from claims.data import QUESTIONS, SeedData
+from claims.kept import Kept
 from claims.stacked import Shape
-from claims.training import Run, right_share, trained
+from claims.training import Run, log_probs, right_share, trained
 from claims.world import Pairs, World
 from sepo.objectives import Method
 
@@ -38,6 +41,11 @@ class Task:
     validation: int
     held_out: int
 
+    @cached_property
+    def below(self) -> Tensor:
+        """Log-probabilities of the models after SFT, the references of most methods, [seeds, N, 2, T]."""
+        return log_probs(self.shape, torch.stack([each.start for each in self.seeds]), self.pairs)
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -49,7 +57,6 @@ class Policy:
         rewards: True if the credit is T-REG's token rewards.
         references: per seed, [N, 2, T] log-probabilities of another reference than the model before training.
         chosen_nll_weight: ``pref_ftx``.
-        scored_by: the method's reference, in words.
     """
 
     method: Method | None
@@ -63,7 +70,7 @@ class Policy:
         return Run(
             task.pairs[place], self.method, rate, task.seeds[place].seed,
             scores=None if self.rewards else credit, rewards=credit if self.rewards else None,
-            reference=None if self.references is None else self.references[place],
+            reference=(task.below if self.references is None else self.references)[place],
             chosen_nll_weight=self.chosen_nll_weight,
         )  # fmt: skip
 
@@ -78,22 +85,53 @@ def random_credit(pairs: Pairs, seed: int) -> Tensor:
     return torch.rand(pairs.wrong.shape, generator=torch.Generator().manual_seed(seed + 1))
 
 
-def judged(task: Task, policy: Policy, rate: float, on_step: Callable[[], object] = lambda: None) -> dict:
-    """Train a policy of every seed with a rate; return the shares of right responses, [seeds] each."""
+def compared(
+    task: Task,
+    policies: Mapping[str, Policy],
+    rates: Sequence[float],
+    kept: Kept,
+    on_step: Callable[[], object] = lambda: None,
+) -> dict[str, dict]:
+    """Train every policy of every seed at every rate, and judge each at its best rate.
+
+    The best rate has the highest mean share of right responses to the validation questions over the seeds; of equals,
+    the lowest one.
+
+    Args:
+        task: what they are trained on.
+        policies: by name.
+        rates: learning rates.
+        kept: where finished parts are kept.
+        on_step: called after each step.
+
+    Returns:
+        By name: the best ``rate``, ``held_out``, the shares of right responses of each seed at it, and ``validation``,
+        the mean shares by rate.
+    """
+    found = {}
+    for name, policy in policies.items():
+        label, shares, models = name.replace(" ", "_").replace("%", ""), {}, {}
+        for rate in sorted(rates):
+            models[rate] = kept.tensor(f"policy-{label}-{rate:g}", partial(_trained, task, policy, rate, on_step))
+            shares[rate] = kept.part(f"validation-{label}-{rate:g}", partial(_shares, task, models[rate], "validation"))
+        best = max(shares, key=lambda rate: sum(shares[rate]))
+        found[name] = {
+            "rate": best,
+            "held_out": kept.part(f"held_out-{label}-{best:g}", partial(_shares, task, models[best], "held_out")),
+            "validation": {f"{rate:g}": fmean(own) for rate, own in shares.items()},
+        }
+    return found
+
+
+def _trained(task: Task, policy: Policy, rate: float, on_step: Callable[[], object]) -> Tensor:
     places = range(len(task.seeds))
     starts = torch.stack([each.start for each in task.seeds])
     steps = task.epochs * max(1, len(task.pairs[0]) // BATCH)
-    models, _ = trained(
-        task.shape, starts, [policy.run(task, place, rate) for place in places], steps=steps,
-        batch=min(BATCH, len(task.pairs[0])), on_step=on_step,
-    )  # fmt: skip
-    shares = {
-        name: right_share(task.world, task.shape, models, count=getattr(task, name), seed=QUESTIONS[name])
-        for name in ("validation", "held_out")
-    }
-    return {"rate": rate, **{name: [round(share, 4) for share in found.tolist()] for name, found in shares.items()}}
+    runs, batch = [policy.run(task, place, rate) for place in places], min(BATCH, len(task.pairs[0]))
+    return trained(task.shape, starts, runs, steps=steps, batch=batch, on_step=on_step)[0]
 
 
-def chosen_rate(runs: Sequence[Mapping]) -> Mapping:
-    """Return the run with the highest mean share on the validation questions; of equals, that of the lowest rate."""
-    return max(sorted(runs, key=lambda run: run["rate"]), key=lambda run: sum(run["validation"]))
+def _shares(task: Task, models: Tensor, name: str) -> list[float]:
+    """Return each model's share of right responses to the validation or held-out questions."""
+    count = getattr(task, name)
+    return right_share(task.world, task.shape, models, count=count, seed=QUESTIONS[name]).tolist()

@@ -17,8 +17,7 @@ GROUPS = {
     "DPO oracles, all betas": ("dpo", "dpo, beta 0.01", "dpo, beta 1"),
     "all kinds": None,
 }
-"""Kinds of oracles whose rates, epochs and checkpoints are compared; reversed ones and SFT on rejected never."""
-_LEFT_OUT = ("reversed dpo", "sft, rejected")
+"""Kinds of oracles whose rates, epochs and checkpoints are compared; None for all that are recorded."""
 
 
 def correlations(records: Sequence[Mapping]) -> dict[str, dict]:
@@ -33,7 +32,7 @@ def correlations(records: Sequence[Mapping]) -> dict[str, dict]:
     """
     found: dict[str, dict] = {}
     for group, kinds in GROUPS.items():
-        rows = [each for each in records if (kinds is None or each["kind"] in kinds) and each["kind"] not in _LEFT_OUT]
+        rows = [each for each in records if kinds is None or each["kind"] in kinds]
         for target in TARGETS:
             found[f"{group}: {target}"] = {
                 proxy: own for proxy in PROXIES if (own := _within_seeds(rows, proxy, target)) is not None

@@ -175,10 +175,11 @@ def trained(
     prompts, responses = stacked_pairs([run.pairs for run in runs])
     count = prompts.shape[1]
     order = torch.stack([batches(count, batch=batch, steps=steps, seed=run.seed) for run in runs], 1)
-    below = log_probs(shape, start, [run.pairs for run in runs])
-    reference = torch.stack([
-        own if run.reference is None else run.reference for own, run in zip(below, runs, strict=True)
-    ])  # fmt: skip
+    given = [run.reference for run in runs]
+    if any(each is None for each in given):
+        own = log_probs(shape, start, [run.pairs for run in runs])
+        given = [each if each is not None else own[place] for place, each in enumerate(given)]
+    reference = torch.stack(given)
     parameters = start.clone().requires_grad_()
     optimizer = _Optimizer(parameters, torch.tensor([run.rate for run in runs]), steps)
     models = torch.arange(len(runs))[:, None]
