@@ -19,7 +19,6 @@ from claims.estimators import (
     RANDOM,
     SURPRISAL,
     Member,
-    centered,
     estimated,
     members,
 )
@@ -27,7 +26,7 @@ from claims.measures import agreement, auroc, first_error, margins, proxies
 from claims.stacked import Shape, pair_logits, stacked_pairs
 from claims.training import trained
 from claims.world import Pairs
-from sepo.selection.estimators import centered_log_probs
+from sepo.selection.estimators import centered_log_probs, centered_scores
 
 BATCH = 32
 
@@ -158,7 +157,7 @@ def measured_cell(
     starts = torch.stack([each.start for each in seeds])
     divergence = divergences(shape, starts, found["dpo", 0].models, judged)
     estimators = {name: credit(estimated(name, scores, checkpoints), judged) for name in ESTIMATORS}
-    estimators[CENTERED] = credit(centered(scores["dpo", 0], divergence), judged)
+    estimators[CENTERED] = credit(centered_scores(scores["dpo", 0], divergence), judged)
     return {
         "rate": cell.rate,
         "epochs": cell.epochs,

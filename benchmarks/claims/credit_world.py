@@ -90,7 +90,7 @@ class Setting:
     clean_epochs: int = 4
     shares: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
     policy_pairs: int = 512
-    policy_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 1e-3)
+    policy_rates: tuple[float, ...] = (1e-5, 1e-4, 2e-4, 3e-4, 1e-3)
     policy_epochs: int = 2
     validation_questions: int = 300
     held_out_questions: int = 1000
@@ -98,8 +98,8 @@ class Setting:
 
 QUICK = Setting(
     seeds=2,
-    sizes=Sizes(sft_steps=60, pairs=96, flipped=1 / 3, validation=24, held_out=24, start_questions=50, learnt=(0, 1)),
-    oracle_pairs=64, clean_pairs=64, policy_pairs=96, rates=(3e-4,), epochs=(2,), clean_rates=(3e-4,), clean_epochs=2,
+    sizes=Sizes(sft_steps=10, pairs=64, flipped=1 / 3, validation=24, held_out=24, start_questions=50, learnt=(0, 1)),
+    oracle_pairs=64, clean_pairs=64, policy_pairs=64, rates=(3e-4,), epochs=(2,), clean_rates=(3e-4,), clean_epochs=2,
     shares=(64,), policy_rates=(1e-4,), validation_questions=20,
     held_out_questions=20,
 )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 from claims.training import Run
 from claims.world import Pairs
 from sepo.objectives import resolve_method
-from sepo.selection.estimators import centered_scores, first_error_scores, mean_scores
+from sepo.selection.estimators import first_error_scores, mean_scores
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,6 @@ CENTERED = "DPO oracle, centered"
 SURPRISAL = "surprisal"
 CENTERED_SURPRISAL = "surprisal, centered"
 RANDOM = "random"
-UNTRAINED = (SURPRISAL, CENTERED_SURPRISAL, RANDOM)
-
-
-def centered(scores: Tensor, divergence: Tensor) -> Tensor:
-    return centered_scores(scores, divergence)
 
 
 def members() -> list[Member]:

@@ -26,9 +26,10 @@ class Kept:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         mark, text = folder / "settings.json", json.dumps(settings, indent=1, sort_keys=True)
-        if mark.exists() and mark.read_text(encoding="utf-8") != text:
+        if not mark.exists():
+            mark.write_text(text, encoding="utf-8")
+        elif mark.read_text(encoding="utf-8") != text:
             raise SepoError(f"{folder} has results made with other settings: name another --work, or remove it.")
-        mark.write_text(text, encoding="utf-8")
 
     def part(self, name: str, make: Callable[[], Any]) -> Any:
         """Return a part from its file, or make it and write it."""

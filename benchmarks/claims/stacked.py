@@ -71,6 +71,7 @@ def flattened(shape: Shape, model: LlamaForCausalLM) -> Tensor:
 def unstacked(shape: Shape, parameters: Tensor) -> LlamaForCausalLM:
     """Return transformers' model with the parameters [P]."""
     model = LlamaForCausalLM(shape.config())
+    model.get_input_embeddings().padding_idx = None  # the first token of every row, trained here as any other
     parts = parameters.split([math.prod(size) for size in shape.layout().values()])
     named = zip(shape.layout().items(), parts, strict=True)
     model.load_state_dict({name: part.view(size) for (name, size), part in named})
@@ -141,7 +142,7 @@ def forward(
     """
     weights = _named(shape, parameters)
     models, rows, tokens = ids.shape
-    picked = ids.view(models, -1, 1).expand(-1, -1, shape.hidden)
+    picked = ids.reshape(models, -1, 1).expand(-1, -1, shape.hidden)
     x = weights["model.embed_tokens.weight"].gather(1, picked)
     cosine, sine = (part[positions] for part in _rotations(shape))
 

@@ -71,7 +71,7 @@ class Setting:
 
 QUICK = Setting(
     seeds=2,
-    sizes=Sizes(sft_steps=60, pairs=64, validation=24, held_out=24, start_questions=50, learnt=(0, 1)),
+    sizes=Sizes(sft_steps=10, pairs=64, validation=24, held_out=24, start_questions=50, learnt=(0, 1)),
     rates=(1e-4,),
     validation_questions=20,
     held_out_questions=20,

@@ -108,7 +108,7 @@ def test_loss_and_gradient_are_those_of_preference_step(stack, name, nll):
             chosen_nll_weight=nll,
         )  # fmt: skip
         step.loss.backward()
-        assert float(losses[place]) == pytest.approx(float(step.loss), abs=1e-5)
+        assert float(losses[place].detach()) == pytest.approx(float(step.loss.detach()), abs=1e-5)
         named = dict(model.named_parameters())
         expected = torch.cat([named[part].grad.flatten() for part in SHAPE.layout()])
         assert float(expected.norm()) > 1e-3
