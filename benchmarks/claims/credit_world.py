@@ -13,7 +13,8 @@ responses after SFT by seed) and ``redrawn`` seeds; ``estimators`` (by name: cho
 over seeds, ``by_seed``, and the paired differences ``minus_plain`` and ``minus_surprisal``); ``grid`` (by rate and
 epochs: the mean AUROC of every estimator on validation and on held-out pairs, and its first-error accuracy);
 ``data_share`` (by number of pairs and epochs: the plain oracle's); ``proxies`` and ``proxies_clean`` (by kinds of
-oracles and target: Spearman correlations within seed); ``policies`` (by name: chosen ``rate``, share of ``right``
+oracles and target: Spearman correlations within seed); ``picks`` and ``picks_clean`` (by proxy: the credit of the
+oracle with its best value); ``policies`` (by name: chosen ``rate``, share of ``right``
 responses with interval, ``by_seed``, the paired differences ``minus_plain``, ``validation`` by rate).
 
 An interrupted run continues by the same command; finished parts are kept in --work.
@@ -46,7 +47,7 @@ from claims.data import Judged, Sizes, flipped, seed_data, starts
 from claims.estimators import ESTIMATORS, PLAIN, estimated
 from claims.kept import Kept
 from claims.policies import Policy, Task, compared, known_credit, random_credit
-from claims.proxies import correlations
+from claims.proxies import correlations, picks
 from claims.stacked import Shape
 from claims.training import log_probs
 from claims.world import Pairs, World
@@ -116,17 +117,24 @@ def policy_pairs(seeds, setting):
     ]
 
 
-def policies(shape, seeds, pairs, setting, rows, on_step):
+def policies(shape, seeds, pairs, setting, rows, kept, on_step):
     """Return the policies to train: selection by the plain oracle, by the best other estimator, and controls."""
     best = max((name for name in rows if name in ESTIMATORS and name != PLAIN), key=lambda n: rows[n]["validation"])
     known = [known_credit(own, each.seed) for own, each in zip(pairs, seeds, strict=True)]
     chance = [random_credit(own, each.seed) for own, each in zip(pairs, seeds, strict=True)]
     credits = {
-        "plain oracle": estimator_scores(shape, seeds, pairs, setting, rows[PLAIN], on_step),
-        f"best estimator: {best}": estimator_scores(shape, seeds, pairs, setting, rows[best], on_step),
-        "known tokens": known,
-        "random tokens": chance,
+        label: list(
+            kept.tensor(
+                f"scores-{name}".replace(" ", "_"),
+                partial(estimator_scores, shape, seeds, pairs, setting, row, on_step),
+            )
+        )
+        for label, name, row in (
+            ("plain oracle", PLAIN, rows[PLAIN]),
+            (f"best estimator: {best}", best, rows[best]),
+        )
     }
+    credits |= {"known tokens": known, "random tokens": chance}
     selecting = {"SePO 30 %": ("sepo", {}), "DPO 30 %": ("dpo", {"beta": 0.1, "token_scorer": "oracle"})}
     found = {
         f"{label}, {name}": Policy(resolve_method(objective, **words), scores)
@@ -141,7 +149,7 @@ def policies(shape, seeds, pairs, setting, rows, on_step):
 
 
 def estimator_scores(shape, seeds, pairs, setting, row, on_step):
-    """Return an estimator's scores of the policies' pairs, [N, 2, T] per seed, at its chosen setting."""
+    """Return an estimator's scores of the policies' pairs, [seeds, N, 2, T], at its chosen setting."""
     starts_ = torch.stack([each.start for each in seeds])
     everything = Judged(list(pairs), log_probs(shape, starts_, list(pairs)), 0, [])
     estimator = ESTIMATORS[row["variant"]]
@@ -155,7 +163,7 @@ def estimator_scores(shape, seeds, pairs, setting, row, on_step):
         for member in estimator.members
     }  # fmt: skip
     checkpoints = list(next(iter(trained.values())).checkpoints.values())
-    return list(estimated(row["variant"], {member: each.scores for member, each in trained.items()}, checkpoints))
+    return estimated(row["variant"], {member: each.scores for member, each in trained.items()}, checkpoints)
 
 
 def setting_checkpoints(cell):
@@ -220,7 +228,7 @@ def measured(setting, work):
     pairs_of_policies = [each[: setting.policy_pairs] for each in policy_pairs(seeds, setting)]
     questions = setting.validation_questions, setting.held_out_questions
     task = Task(world, shape, seeds, pairs_of_policies, setting.policy_epochs, *questions)
-    candidates = policies(shape, seeds, task.pairs, setting, rows, step)
+    candidates = policies(shape, seeds, task.pairs, setting, rows, kept, step)
     trained = compared(task, candidates, setting.policy_rates, kept, step)
     bar.close()
     return {
@@ -237,6 +245,8 @@ def measured(setting, work):
         "data_share": shares,
         "proxies": correlations(_records(found)),
         "proxies_clean": correlations(_records(clean)),
+        "picks": picks(_records(found)),
+        "picks_clean": picks(_records(clean)),
         "policies": policy_rows(trained, len(setting.policy_rates)),
     }  # fmt: skip
 

@@ -40,6 +40,27 @@ def correlations(records: Sequence[Mapping]) -> dict[str, dict]:
     return found
 
 
+def picks(records: Sequence[Mapping], group: str = "DPO oracles, all betas") -> dict[str, dict]:
+    """Return the credit of the oracle that each proxy would pick among those of a seed, mean over seeds with interval.
+
+    The highest value is picked, of the DPO loss the lowest. ``best`` is the highest AUROC of a seed's oracles and the
+    first-error accuracy of that oracle, ``mean`` the mean of all.
+    """
+    kinds = GROUPS[group]
+    rows = [each for each in records if kinds is None or each["kind"] in kinds]
+    seeds = [[each for each in rows if each["seed"] == seed] for seed in sorted({each["seed"] for each in rows})]
+    found: dict[str, dict] = {}
+    for proxy in PROXIES:
+        if all(proxy in each for each in rows):
+            sign = -1 if proxy == "dpo_loss" else 1
+            taken = [max(own, key=lambda each: sign * each[proxy]) for own in seeds]
+            found[proxy] = {target: over_seeds([each[target] for each in taken]) for target in TARGETS}
+    best = [max(own, key=lambda each: each["auroc"]) for own in seeds]
+    found["best"] = {target: over_seeds([each[target] for each in best]) for target in TARGETS}
+    found["mean"] = {target: over_seeds([fmean(each[target] for each in own) for own in seeds]) for target in TARGETS}
+    return found
+
+
 def _within_seeds(rows: Sequence[Mapping], proxy: str, target: str) -> dict | None:
     values, counts = [], []
     for seed in sorted({each["seed"] for each in rows}):

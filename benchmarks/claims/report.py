@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+GROUP = "DPO oracles, all betas"
+ALL = {"best": "(the oracle with the highest AUROC)", "mean": "(mean of all oracles)"}
 PROXY_TITLES = {
     "preference_accuracy": "preference accuracy",
     "true_accuracy": "preference accuracy, labels not flipped",
@@ -74,19 +76,32 @@ def data_share(result: Mapping) -> str:
 
 
 def proxies(result: Mapping) -> str:
-    """Return the correlations of the proxies with credit over DPO oracles, with flipped and with right labels."""
-    columns = [
-        (part, target) for part in ("proxies", "proxies_clean") for target in ("auroc", "first_error")
+    """Return the correlations of the proxies with credit over DPO oracles, and the credit of what each would pick."""
+    parts = [
+        (
+            result[f"proxies{suffix}"][f"{GROUP}: auroc"],
+            result[f"proxies{suffix}"][f"{GROUP}: first_error"],
+            result[f"picks{suffix}"],
+        )
+        for suffix in ("", "_clean")
     ]  # fmt: skip
-    found = [result[part][f"DPO oracles, all betas: {target}"] for part, target in columns]
-    rows = [
-        [title, *(interval(own.get(name), sign="+", digits=2) for own in found)]
-        for name, title in PROXY_TITLES.items()
-        if any(name in own for own in found)
+    rows = []
+    for name, title in PROXY_TITLES.items():
+        if any(name in own for own, _, _ in parts):
+            row = [title]
+            for auroc, first, picked in parts:
+                row += [interval(own.get(name), sign="+", digits=2) for own in (auroc, first)]
+                row.append(_picked(picked.get(name)))
+            rows.append(row)
+    rows += [
+        [title, "", "", _picked(parts[0][2][name]), "", "", _picked(parts[1][2][name])] for name, title in ALL.items()
     ]
-    titles = {"proxies": "flipped labels", "proxies_clean": "right labels"}
-    targets = {"auroc": "AUROC", "first_error": "first error"}
-    return table(["proxy", *(f"{titles[part]}: {targets[target]}" for part, target in columns)], rows)
+    columns = ("AUROC", "first error", "picks")
+    return table(["proxy", *(f"{labels}: {column}" for labels in ("flipped", "right") for column in columns)], rows)
+
+
+def _picked(found: Mapping | None) -> str:
+    return f"{found['auroc']['mean']:.3f} / {found['first_error']['mean']:.2f}" if found else ""
 
 
 def policies(result: Mapping) -> str:
