@@ -23,7 +23,7 @@ from sepo.recipe.keys import (
     COMPARE_KEYS,
     HOST_KEYS,
     KEYS,
-    ORACLE_KIND,
+    ORACLE_KEYS,
     PAIRS_KEYS,
     PIPELINE_KEYS,
     REWARD_KEYS,
@@ -139,7 +139,8 @@ def keys_page() -> str:
         + "\n## Keys of the host that sepo's stages read\n\nThey have the host's meaning.\n\n"
         + table(columns, [*key_rows(HOST_KEYS.values()), *LEFTOVERS])
         + "\n## Stage `rto`\n\n"
-        + "The stage has these keys, those of [judges](#keys-of-judges), of the oracle and of the reference, "
+        + "The stage has these keys, those of [judges](#keys-of-judges), of the oracle (without `oracles`, "
+        + "`oracle_checkpoints`, `oracle_base_checkpoints` and `oracle_scores`) and of the reference, "
         + "`token_scorer`, `select_ratio`, `select_rule`, `score_batch_tokens` and `head_chunk_tokens` "
         + "([RTO](methods/rto.md)).\n\n"
         + table(columns, key_rows(RTO_KEYS.values()))
@@ -147,7 +148,7 @@ def keys_page() -> str:
         "judges](#keys-of-judges); training does not read them.\n\n"
         + table(columns, key_rows(PAIRS_KEYS.values()))
         + "\n## Keys of `sepo pipeline`\n\n"
-        + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), ORACLE_KIND])])
+        + table(columns, [*SECTIONS, *key_rows([*PIPELINE_KEYS.values(), *ORACLE_KEYS.values()])])
         + "\n## Keys of `sepo compare`\n\nThey are explained in [compare](compare.md).\n\n"
         + table(columns, [*VARIANTS, *key_rows(COMPARE_KEYS.values())])
         + "\n## Keys of judges\n\nThey say how sampled responses are judged ([rewards](judges.md#rewards)).\n\n"

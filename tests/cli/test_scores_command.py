@@ -13,7 +13,7 @@ import torch
 
 from sepo.cli import main
 from sepo.errors import SepoError
-from sepo.score_store import find_store, read_names, write_names
+from sepo.score_store import ScoreStore, find_store, read_names, write_names
 from sepo.score_store.summary import summarize
 from tests.support.recipes import environment, python_path
 from tests.support.stores import COLUMNS, IDENTITY, ROWS, SHARDS, filled, open_store, scores, tree
@@ -68,6 +68,21 @@ def test_show_prints_what_a_store_depends_on_and_a_few_rows(root, printed):
                   "quantization_bit", "first rows", "selected 30%", "chosen_scores, rejected_scores"):  # fmt: skip
         assert piece in text
     assert "unfinished" in printed("show", open_store(root, identity={**IDENTITY, "cutoff_len": 1}).path)
+
+
+def test_show_compares_scores_with_noise(tmp_path, printed):
+    draws = np.random.default_rng(0)
+    flat = {side: [draws.normal(size=20).astype(np.float32) for _ in range(60)] for side in ("chosen", "rejected")}
+    lower = [np.where(np.arange(20) < 6, row - 3, row) for row in flat["rejected"]]
+    for name, rejected in (("noise", flat["rejected"]), ("oracle", lower)):
+        columns = {"chosen_scores": flat["chosen"], "rejected_scores": rejected}
+        store = ScoreStore.open(
+            root=tmp_path / name, identity={"scorer": "oracle"}, rows=60, columns=tuple(columns), shard_rows=60
+        )
+        store.fill(lambda start, stop, columns=columns: {key: rows[start:stop] for key, rows in columns.items()})
+        text = " ".join(printed("show", str(store.path)).split())
+        assert "against noise: the selected 30% of chosen and rejected tokens differ by" in text
+        assert ("these scores cannot be told from noise: the selected tokens" in text) is (name == "noise")
 
 
 def test_the_summary_agrees_with_numpy(root):

@@ -7,7 +7,7 @@ import pytest
 
 from sepo.cli import main
 from sepo.cli.credit import add_credit
-from sepo.cli.credit_options import models_of
+from sepo.cli.credit_options import models_of, request_of
 from sepo.errors import SepoError
 from sepo.recipe.model_specs import ModelSpec
 from sepo.runs.oracle_of_run import read_run
@@ -67,6 +67,65 @@ def test_a_run_is_measured_with_its_own_settings(run_folder, world, data, tmp_pa
     assert "already exists; name another file, or add --overwrite" in error(capsys, *words[1:])
     assert main([*map(str, words), "--overwrite", "--rows", "4", "--ratio", "0.5", "--scorers", "random"]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["data"]["rows"] == 4
+
+
+def test_a_run_with_several_oracles_is_measured_with_all(run_folder, world):
+    file = run_folder / "policy" / "sepo_settings.json"
+    settings = json.loads(file.read_text())
+    second = {
+        "oracle": {**settings["oracle"]["oracle"], "model": str(world / "policy")},
+        "base": settings["oracle"]["base"],
+    }
+    several = {"members": [settings["oracle"], second], "scores": "centered", "checkpoints": None}
+    file.write_text(json.dumps({**settings, "oracles": {**several, "base_checkpoints": False}}))
+    found = read_run(run_folder)
+    assert [oracle.oracle.model for oracle in found.oracles] == [str(world / "oracle"), str(world / "policy")]
+    request = request_of(parsed("run"), found, "demo")
+    assert request.models.oracles == found.oracles
+    assert request.scorers == ["oracle", "oracle_centered", "surprisal", "random"]
+
+
+def test_options_of_several_oracles():
+    shared = [
+        "--oracle-base",
+        "b",
+        "--oracle-adapters",
+        "s,x",
+        "--oracle-base-adapters",
+        "s",
+        "--oracle-adapters",
+        "s,y@v",
+    ]
+    found = models_of(parsed(*shared), None)
+    assert [oracle.oracle for oracle in found.oracles] == [
+        ModelSpec("b", ("s", "x")), ModelSpec("b", ("s", "y"), None, None, (None, "v")),
+    ]  # fmt: skip
+    assert {oracle.base for oracle in found.oracles} == {ModelSpec("b", ("s",))}
+    assert found.model == ModelSpec("b", ("s",))
+    wrong = [
+        "--oracle-model",
+        "a",
+        "--oracle-model",
+        "c",
+        "--oracle-model",
+        "d",
+        "--oracle-base",
+        "e",
+        "--oracle-base",
+        "f",
+    ]
+    with pytest.raises(
+        SepoError, match="--oracle-base is given 2 times, for 3 oracles; give it once, or once for each"
+    ):
+        models_of(parsed(*wrong), None)
+    with pytest.raises(SepoError, match="name the same oracle twice"):
+        models_of(parsed("--oracle-model", "a", "--oracle-model", "a", "--oracle-base", "b"), None)
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    add_credit(parser)
+    return parser.parse_args(words)
 
 
 def test_data_with_models_by_option(data, world, capsys):

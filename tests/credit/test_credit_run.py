@@ -92,6 +92,66 @@ def test_each_scorer_equals_the_models_log_probabilities(models, marked_pairs, w
         np.testing.assert_allclose(plain.scores["surprisal"][0][index], base, atol=LOG_PROB)
 
 
+def full_log_probs(pair, words, folder):
+    """Return the log-probabilities [T, V] at a response's tokens and the ids [T], one row from full logits."""
+    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    turns = [{"role": "system", "content": pair.system}] * bool(pair.system) + list(pair.messages)
+    start = words.encode(words.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    answer = words.encode(f"{pair.rejected}<|im_end|>\n")
+    with torch.no_grad():
+        every = model(torch.tensor([[*start, *answer]])).logits[0].log_softmax(-1)
+    return every[len(start) - 1 : -1], torch.tensor(answer)
+
+
+def test_estimators_equal_full_distributions_and_the_scores_of_a_run(
+    models, marked_pairs, marked_world, world, tmp_path
+):
+    """Centered scores and the mean of two oracles, against float64; step means and damping as before training."""
+    from sepo.hosts.llamafactory.recipe import get_train_args, settings_of
+    from sepo.hosts.llamafactory.workflow import prepared_data
+    from tests.support import tiny
+
+    tiny.save_model(tmp_path / "second", seed=7, noise_over=world / "base")
+    second = OracleSpec(ModelSpec(str(tmp_path / "second")), ModelSpec(str(world / "base")))
+    both = CreditModels(models.model, models.oracle, None, (second,))
+    names = ("oracle", "oracle_centered", "oracle_step_mean", "oracle_first_error", "surprisal_centered")
+    found = score_pairs(marked_pairs, request(both, *names)).scores
+    words = AutoTokenizer.from_pretrained(world / "base")
+    for index, pair in enumerate(marked_pairs[:4]):
+        (base, ids), *trained = (
+            full_log_probs(pair, words, folder) for folder in (world / "base", world / "oracle", tmp_path / "second")
+        )
+        at = [every.gather(1, ids[:, None])[:, 0] for every in (base, *(each for each, _ in trained))]
+        ratio = (at[1] + at[2]) / 2 - at[0]
+        kl = sum((base.exp() * (base - each)).sum(-1) for each, _ in trained) / 2
+        entropy = -(base.exp() * base).sum(-1)
+        for name, expected in (
+            ("oracle", ratio),
+            ("oracle_centered", ratio + kl),
+            ("surprisal_centered", at[0] + entropy),
+        ):
+            np.testing.assert_allclose(found[name][0][index], expected, atol=SCORE)
+    for made in ("centered", "step_mean", "first_error"):
+        members = [{"oracle_model": each.oracle.model} for each in both.oracles]
+        recipe = sepo_recipe(world, tmp_path / "run", **RECIPE, dataset_dir=str(marked_world), oracle_model=None,
+                             oracles=members, oracle_scores=made)  # fmt: skip
+        model_args, data_args, training_args, finetuning_args, _ = get_train_args(recipe)
+        data = prepared_data(
+            settings_of(finetuning_args), model_args=model_args, data_args=data_args, training_args=training_args
+        )
+        stored = score_pairs(marked_pairs, request(models, f"store:{data.stores['token_scores']['train']}")).scores
+        for one, other in zip(found[f"oracle_{made}"][0], next(iter(stored.values()))[0], strict=True):
+            np.testing.assert_allclose(one, other, atol=SCORE)
+
+
+def test_results_name_every_oracle(models, marked_pairs, world):
+    second = OracleSpec(ModelSpec(str(world / "policy")), ModelSpec(str(world / "base")))
+    both = CreditModels(models.model, models.oracle, None, (second,))
+    result = measure(marked_pairs, request(both, "oracle", bootstrap=2))
+    assert result["models"]["oracle_2"]["model"] == str(world / "policy")
+    assert result["models"]["oracle_base_2"] == result["models"]["oracle_base"]
+
+
 def test_results_have_the_documented_schema(models, marked_pairs):
     result = measure(marked_pairs, request(models, "oracle", "surprisal", "random", bootstrap=20, random_draws=3))
     assert json.loads(json.dumps(result)) == result
@@ -164,6 +224,9 @@ def test_registered_scorers_are_called_and_their_sign_is_flipped(models, marked_
         ([], {}, "--scorers is empty"),
         (["random", "random"], {}, "random, random; expected at least one scorer, each once"),
         (["oracle"], {"oracle": None}, "oracle needs an oracle"),
+        (["oracle_centered"], {"oracle": None}, "oracle_centered needs an oracle"),
+        (["oracle_centred"], {}, "'oracle_centred'.*Did you mean 'oracle_centered'"),
+        (["surprisal_centered"], {"model": None}, "surprisal_centered needs a model that scores"),
         (["policy_ref"], {"reference": None}, "policy_ref needs a reference"),
         (["surprisal"], {"model": None}, "surprisal needs a model that scores"),
         (["random"], {"model": None, "oracle": None, "reference": None}, "no model is given"),

@@ -493,7 +493,9 @@ def test_every_key_has_an_effect():
         "sepo_gamma": 2.0, "select_ratio": 0.5, "chosen_select_ratio": 0.5, "rejected_select_ratio": 0.5,
         "oracle_model": "x", "oracle_model_adapters": "x", "oracle_base_model": "x", "oracle_base_model_adapters": "x",
         "oracle_model_quantization_bit": 4, "token_scores_dir": "x", "score_batch_tokens": 7, "head_chunk_tokens": 7,
-        "batch_tokens": 7,
+        "batch_tokens": 7, "oracle_scores": "centered", "oracle_checkpoints": 2,
+        "oracles": [{"oracle_model_adapters": "x"}],
+        "credit_data": "fluent",
     }  # fmt: skip
     plain = resolved()[1]
     for name, value in values.items():
@@ -549,6 +551,7 @@ def test_every_key_has_an_effect():
         assert resolved(**{"treg_alpha": 0.25, name: value})[1] != treg, name
         values[name] = value
     named = {
+        "oracle_base_checkpoints": {"oracle_checkpoints": 2},
         "oracle_model_revision": {"oracle_model": "x"},
         "oracle_model_adapters_revision": {"oracle_model_adapters": "x"},
         "oracle_base_model_revision": {"oracle_base_model": "x"},
@@ -558,7 +561,8 @@ def test_every_key_has_an_effect():
         "ref_model_adapters_revision": {"stage": "minor_dpo", **NO_ORACLE, "ref_model": "x", "ref_model_adapters": "y"},
     }
     for name, keys in named.items():
-        assert resolved(**keys, **{name: "v2"})[1] != resolved(**keys)[1], name
+        value = True if name == "oracle_base_checkpoints" else "v2"
+        assert resolved(**keys, **{name: value})[1] != resolved(**keys)[1], name
     assert {*values, *others, *units, *named, "select_span_tokens"} == set(SEPO_KEYS)
 
 

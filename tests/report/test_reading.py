@@ -12,9 +12,12 @@ from datasets import Dataset
 
 from sepo.errors import SepoError
 from sepo.objectives import Selector, TokenScorer, resolve_method
+from sepo.report.facts import overview
 from sepo.report.reading import read_subject
 from sepo.report.subject import NO_TEXT, SHARES
+from sepo.runs.log_writer import note_scores
 from sepo.score_store import write_names
+from sepo.scoring.chance import store_chance
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.row_texts import PolicyTokens
 from sepo.text.template_tokens import NO_TEMPLATE, TEMPLATE_TOKENS, TemplateTokens
@@ -334,6 +337,28 @@ def test_a_run_has_its_settings_recipe_log_and_versions(store, tmp_path):
     assert [entry["step"] for entry in subject.log] == [1, 2, 3, 4]
     assert subject.log[1] == {"step": 2, "loss": 0.5, "rewards/margins": 0.25}
     assert subject.missing == []
+
+
+def test_a_run_has_the_logged_comparison_with_noise_and_a_store_computes_it(rows, store, tmp_path):
+    chance = store_chance(store)
+    credit = {"source": "fluent", "responses": 4, "auroc": {"mean": 0.75, "low": 0.5, "high": 0.875}, "noise": False}
+    run = make_run(tmp_path / "run", store.path)
+    note_scores(run, {"train": chance.as_dict()}, credit)
+    for subject in (read_subject(run), read_subject(store.path)):
+        facts = {fact.key: fact.values[0] for fact in overview([subject])}
+        assert subject.chance == chance
+        assert facts["Scores against noise"] == chance.text()
+        assert facts.get("Errors of credit_data") == (
+            "AUROC 0.750 (0.500 to 0.875), 4 responses of fluent" if subject.kind == "run" else None
+        )
+        noise = replace(subject, chance=replace(chance, pairs=100, excess=replace(chance.excess, low=-1.0)))
+        (fact,) = [fact for fact in overview([noise]) if fact.key == "Scores against noise"]
+        assert fact.values[0].startswith("cannot be told from noise: the selected 30% of")
+    note_scores(run, {"train": {"pairs": "many"}}, {"auroc": 3})
+    damaged = read_subject(run)
+    assert damaged.chance is None
+    assert any("The comparison of the scores with noise cannot be read" in text for text in damaged.missing)
+    overview([damaged])
 
 
 def test_rows_are_spread_or_named(store):

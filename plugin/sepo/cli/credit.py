@@ -53,7 +53,8 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scorers",
-        help="comma-separated: oracle, surprisal, contrastive, policy_ref, random, position, any other token_scorer of "
+        help="comma-separated: oracle, oracle_centered, oracle_step_mean, oracle_first_error, surprisal, "
+        "surprisal_centered, contrastive, policy_ref, random, position, any other token_scorer of "
         "a recipe, store:DIR; default: random, and oracle and surprisal if their models are given",
     )
     models = parser.add_argument_group(
@@ -66,12 +67,26 @@ def add_credit(parser: argparse.ArgumentParser) -> None:
         "(default: the oracle's base)",
     )
     models.add_argument("--adapters", help="adapters of --model")
-    models.add_argument("--oracle-model", help="the oracle (default: the oracle's base, with --oracle-adapters)")
-    models.add_argument("--oracle-adapters", "--oracle-model-adapters", help="adapters of the oracle")
+    several: dict[str, Any] = {"action": "append", "default": None}
     models.add_argument(
-        "--oracle-base", "--oracle-base-model", help="the model that the oracle was trained from (default: --model)"
+        "--oracle-model",
+        help="the oracle (default: the oracle's base, with --oracle-adapters). Options of oracles may be repeated, "
+        "once for each of several, whose scores are averaged; one that is given once is that of all",
+        **several,
     )
-    models.add_argument("--oracle-base-adapters", "--oracle-base-model-adapters", help="adapters of the oracle's base")
+    models.add_argument("--oracle-adapters", "--oracle-model-adapters", help="adapters of the oracle", **several)
+    models.add_argument(
+        "--oracle-base",
+        "--oracle-base-model",
+        help="the model that the oracle was trained from (default: --model)",
+        **several,
+    )
+    models.add_argument(
+        "--oracle-base-adapters",
+        "--oracle-base-model-adapters",
+        help="adapters of the oracle's base",
+        **several,
+    )
     models.add_argument("--ref-model", help="the reference of policy_ref (default: --model, with --ref-adapters)")
     models.add_argument("--ref-adapters", "--ref-model-adapters", help="adapters of the reference")
     models.add_argument("--cache-dir", help="directory of models of the hub (default: the hub's; a token: HF_TOKEN)")

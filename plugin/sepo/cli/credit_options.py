@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sepo.runs.oracle_of_run import ScoredRun
 
 
+_OF_ORACLES = ("oracle_model", "oracle_adapters", "oracle_base", "oracle_base_adapters")
+"""Options that may be repeated, once for each oracle."""
+
+
 def sources_of(options: argparse.Namespace) -> tuple[ScoredRun | None, list[str]]:
     """Return the run that is named, if any, and the data.
 
@@ -69,7 +73,7 @@ def request_of(options: argparse.Namespace, run: ScoredRun | None, source: str) 
             raise SepoError(f"{name} is {value}, expected at least {least}.")
     return CreditRequest(
         source,
-        _scorers(options, models),
+        _scorers(options, models, run),
         models,
         template=options.template or (None if run is None else run.template),
         cutoff_len=cutoff,
@@ -82,11 +86,13 @@ def request_of(options: argparse.Namespace, run: ScoredRun | None, source: str) 
     )
 
 
-def _scorers(options: argparse.Namespace, models: CreditModels) -> list[str]:
+def _scorers(options: argparse.Namespace, models: CreditModels, run: ScoredRun | None) -> list[str]:
     if options.scorers is not None:
         return [name.strip() for name in options.scorers.split(",") if name.strip()]
-    named = {"oracle": models.oracle, "surprisal": models.model}
-    return [*(name for name, spec in named.items() if spec is not None), "random"]
+    oracles = [] if models.oracle is None else ["oracle"]
+    if oracles and run is not None and run.scores != "ratio":
+        oracles.append(f"oracle_{run.scores}")
+    return [*oracles, *([] if models.model is None else ["surprisal"]), "random"]
 
 
 def _name_and_revision(text: str) -> tuple[str, str | None]:
@@ -121,28 +127,51 @@ def models_of(options: argparse.Namespace, run: ScoredRun | None) -> CreditModel
         revisions = tuple(revision for _, revision in adapters)
         return ModelSpec(model, tuple(adapter for adapter, _ in adapters), bits, revision, revisions)
 
-    oracle = None if run is None else run.oracle
+    oracles = [] if run is None else list(run.oracles)
     if options.oracle_model or options.oracle_adapters:
-        base = spec(options.oracle_base or options.model or options.oracle_model, options.oracle_base_adapters)
-        trained = spec(options.oracle_model or options.oracle_base or options.model, options.oracle_adapters)
-        if base is None or trained is None:
-            raise SepoError(
-                "--oracle-adapters needs a model: name the one that the oracle was trained from with --oracle-base."
-            )
-        oracle = OracleSpec(trained, base)
+        oracles = []
+        for each in _each_oracle(options):
+            base = spec(each["oracle_base"] or options.model or each["oracle_model"], each["oracle_base_adapters"])
+            trained = spec(each["oracle_model"] or each["oracle_base"] or options.model, each["oracle_adapters"])
+            if base is None or trained is None:
+                raise SepoError(
+                    "--oracle-adapters needs a model: name the one that the oracle was trained from with --oracle-base."
+                )
+            oracles.append(OracleSpec(trained, base))
+        if len(set(oracles)) < len(oracles):
+            raise SepoError("options of oracles name the same oracle twice; remove one of them.")
     elif options.oracle_base or options.oracle_base_adapters:
         raise SepoError("--oracle-base is set without an oracle; set --oracle-model or --oracle-adapters too.")
-    elif oracle is not None and bits is not None:
-        oracle = OracleSpec(*(replace(side, quantization_bit=bits) for side in (oracle.oracle, oracle.base)))
+    elif bits is not None:
+        oracles = [
+            OracleSpec(*(replace(side, quantization_bit=bits) for side in (each.oracle, each.base))) for each in oracles
+        ]
     model = spec(options.model, options.adapters)
     if model is None:
         if options.adapters:
             raise SepoError("--adapters is set without --model; set --model too.")
-        model = None if oracle is None else oracle.base
+        model = oracles[0].base if oracles else None
     reference = spec(options.ref_model or (options.ref_adapters and options.model), options.ref_adapters)
     if reference is None and options.ref_adapters:
         raise SepoError("--ref-adapters is set without a model; set --ref-model too.")
-    return CreditModels(model, oracle, reference)
+    return CreditModels(model, oracles[0] if oracles else None, reference, tuple(oracles[1:]))
+
+
+def _each_oracle(options: argparse.Namespace) -> list[dict[str, str | None]]:
+    """Return the options of each oracle; one that is given once is that of all.
+
+    Raises:
+        SepoError: options are given for different numbers of oracles.
+    """
+    given = {name: getattr(options, name) or [None] for name in _OF_ORACLES}
+    count = max(map(len, given.values()))
+    for name, values in given.items():
+        if len(values) not in (1, count):
+            raise SepoError(
+                f"--{name.replace('_', '-')} is given {len(values)} times, for {count} oracles; give it once, or once "
+                "for each of them."
+            )
+    return [{name: values[min(index, len(values) - 1)] for name, values in given.items()} for index in range(count)]
 
 
 def given_recipe(options: argparse.Namespace) -> dict[str, Any] | None:

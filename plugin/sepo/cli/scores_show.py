@@ -11,6 +11,7 @@ from sepo.score_store import ScoreStore, disk_size, read_names
 from sepo.score_store.distribution import kept_in_rows
 from sepo.score_store.summary import SHARE, is_chosen, pieces, summarize
 from sepo.score_store.tables import print_summary
+from sepo.scoring.chance import ADVICE, store_chance
 from sepo.text.template_tokens import TEMPLATE_TOKENS
 
 
@@ -42,6 +43,11 @@ def show(store: ScoreStore, *, rows: int) -> None:
         return
     print()
     print_summary(summarize(store), title="distribution")
+    if (chance := store_chance(store)) is not None:
+        print(f"against noise: {chance.text()}.")
+        if chance.is_noise:
+            print(f"these scores cannot be told from noise: {ADVICE}.")
+        print()
     _print_rows(store, rows)
 
 

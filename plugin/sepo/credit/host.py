@@ -31,10 +31,11 @@ class CreditHost(Protocol):
     def template_reader(self, *, prompted: NamedSpec | None) -> Reader:
         """Return a reader with the host's template; ``prompted`` is the model for T-REG's prompts, or None."""
 
-    def each_model(
-        self, specs: Sequence[ModelSpec], oracle: OracleSpec | None
-    ) -> Iterator[tuple[ModelSpec, ScoringModel]]:
-        """Load each model once, one at a time; an oracle and its base share weights if possible."""
+    def each_oracle(self, oracles: Sequence[OracleSpec]) -> Iterator[tuple[OracleSpec, ScoringModel, ScoringModel]]:
+        """Load oracles one after the other, each with its base, which share weights if possible."""
+
+    def each_model(self, specs: Sequence[ModelSpec]) -> Iterator[tuple[ModelSpec, ScoringModel]]:
+        """Load each model once, one at a time."""
 
 
 class OpenHost(Protocol):

@@ -98,6 +98,11 @@ def steps_of(pair: LabelledPair, read: ReadResponse, texts: TokenTexts) -> np.nd
     """Return the number of each token's step, int [T]: the steps of the pair, or else lines and sentences."""
     if pair.steps:
         return np.array(step_units(read.spans.offsets, pair.steps), dtype=np.int64)
+    return lines_of(read, texts)
+
+
+def lines_of(read: ReadResponse, texts: TokenTexts) -> np.ndarray:
+    """Return the number of each token's line or sentence, int [T]: the steps of a selection in training."""
     return np.array(texts.steps(read.input_ids[read.response_start :]), dtype=np.int64)
 
 

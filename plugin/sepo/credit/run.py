@@ -11,7 +11,8 @@ The results have the schema ``SCHEMA``; its number changes when a change breaks 
                     pairs, unpaired, left_out {reason: rows}, licence, url
     reading         template (null: the tokenizer's chat template), cutoff_len, dtype (null: the host's choice),
                     end_of_turn ("counted" or "left out")
-    models          model, oracle, oracle_base, reference: null or {model, adapters, quantization_bit}
+    models          model, oracle, oracle_base, reference: null or {model, adapters, quantization_bit}; and of
+                    further oracles, if scores are means, oracle_2, oracle_base_2, ...
     settings        ratio, rule, seed, bootstrap (samples), interval (0.95), random_draws
     best_possible   precision and recall, at the ratio, of a scorer that ranks every marked token first
     scorers         by name: auroc, average_precision, precision, recall, first_error, first_error_auroc, each {mean,
@@ -199,7 +200,10 @@ def _models(models: CreditModels) -> dict[str, Any]:
         "oracle_base": None if oracle is None else oracle.base,
         "reference": models.reference,
     }
-    return {name: None if spec is None else spec.as_dict() for name, spec in named.items()}
+    found = {name: None if spec is None else spec.as_dict() for name, spec in named.items()}
+    for number, more in enumerate(models.more_oracles, start=2):
+        found |= {f"oracle_{number}": more.oracle.as_dict(), f"oracle_base_{number}": more.base.as_dict()}
+    return found
 
 
 def _digest(pairs: Sequence[LabelledPair]) -> str:

@@ -14,24 +14,34 @@ from sepo.credit.data import LabelledPair
 from sepo.credit.evaluate import Scores
 from sepo.credit.host import CreditHost, NamedSpec, OpenHost
 from sepo.credit.measures import Array
-from sepo.credit.reading import ChatTemplateReader, Reader, steps_of
+from sepo.credit.reading import ChatTemplateReader, Reader, lines_of, steps_of
 from sepo.credit.scorers import (
+    ORACLE,
     POSITION,
+    SURPRISAL_CENTERED,
     Answer,
     CreditModels,
     Scorer,
     find_scorers,
     live_scores,
+    log_ratios,
+    made_of_oracles,
     position_scores,
     random_draws,
     read_scores,
     stored_scores,
 )
 from sepo.errors import SepoError
+from sepo.forward.centered import CenteredLogProbScorer, CenteredOracleScorer
 from sepo.forward.revision_rewards import ContrastiveScorer
-from sepo.forward.sequences import DEFAULT_BATCH_TOKENS, LogProbScorer, ScoredSequence
-from sepo.recipe.model_specs import ModelSpec
-from sepo.selection.scores import oracle_scores
+from sepo.forward.sequences import (
+    DEFAULT_BATCH_TOKENS,
+    LogProbScorer,
+    ScoredSequence,
+    ScoringModel,
+    SequenceScorer,
+)
+from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.text.chat_encoding import ReadResponse
 from sepo.text.token_texts import TokenTexts
 
@@ -114,20 +124,16 @@ def score_pairs(
     reads = [reader.read(pair) for pair in pairs]
     texts = TokenTexts(host.tokenizer)
     steps = [steps_of(pair, read, texts) for pair, read in zip(pairs, reads, strict=True)]
-    logps, rewards = _model_numbers(host, reader, pairs, reads, scorers, request, progress)
-    return ScoredPairs(reads, steps, _scores(host, reads, scorers, request, logps=logps, rewards=rewards))
+    numbers = _model_numbers(host, reader, pairs, reads, scorers, request, progress)
+    return ScoredPairs(reads, steps, _scores(host, reads, scorers, request, numbers))
 
 
 def _named(models: CreditModels) -> list[NamedSpec]:
     """Return the models, each with the setting that names it; the tokenizer of the first one is used."""
-    oracle = models.oracle
-    found = [
-        ("model_name_or_path", models.model),
-        ("oracle_base_model", None if oracle is None else oracle.base),
-        ("oracle_model", None if oracle is None else oracle.oracle),
-        ("ref_model", models.reference),
-    ]
-    return [(key, spec) for key, spec in found if spec is not None]
+    oracles = [(key, spec) for pair in models.oracles
+               for key, spec in (("oracle_base_model", pair.base), ("oracle_model", pair.oracle))]  # fmt: skip
+    found = [("model_name_or_path", models.model), *oracles, ("ref_model", models.reference)]
+    return [(key, spec) for key, spec in dict.fromkeys(found) if spec is not None]
 
 
 def _reader(host: CreditHost, scorers: Sequence[Scorer], request: CreditRequest) -> Reader:
@@ -143,14 +149,29 @@ def _reader(host: CreditHost, scorers: Sequence[Scorer], request: CreditRequest)
     return host.template_reader(prompted=prompted)
 
 
+@dataclass
+class _Numbers:
+    """What the models give for each response, in nats.
+
+    Args:
+        logps: log-probabilities [T] by model.
+        centered: scores [T] by oracle, centered by what its base expects.
+        excess: log-probabilities [T] under the model, centered by what it expects.
+        rewards: contrastive rewards [T].
+    """
+
+    logps: dict[ModelSpec, list[Tensor]] = field(default_factory=dict)
+    centered: dict[OracleSpec, list[Tensor]] = field(default_factory=dict)
+    excess: list[Array] = field(default_factory=list)
+    rewards: list[Array] = field(default_factory=list)
+
+
 def _scores(
     host: CreditHost,
     reads: Sequence[ReadResponse],
     scorers: Sequence[Scorer],
     request: CreditRequest,
-    *,
-    logps: Mapping[ModelSpec, Sequence[Tensor]],
-    rewards: list[Array],
+    numbers: _Numbers,
 ) -> dict[str, Scores]:
     """Return the scores of every scorer, low = wrong, in the order of the scorers.
 
@@ -159,10 +180,10 @@ def _scores(
         reads: the tokenized responses.
         scorers: the scorers.
         request: the settings.
-        logps: log-probabilities [T] in nats of each response, by model.
-        rewards: contrastive rewards [T] of each response; empty without such a scorer.
+        numbers: from ``_model_numbers``.
     """
     answers = [Answer(tuple(read.input_ids), read.response_start) for read in reads]
+    texts = TokenTexts(host.tokenizer)
     made: dict[str, Scores] = {}
     for scorer in scorers:
         if scorer.kind == "random":
@@ -173,16 +194,24 @@ def _scores(
         elif scorer.kind == "store":
             rows = stored_scores(scorer, answers)
         elif scorer.kind == "contrastive":
-            rows = rewards
-        elif scorer.kind in ("oracle", "live"):
-            first, *rest = (logps[spec] for spec in scorer.log_probs(request.models))
+            rows = numbers.rewards
+        elif scorer.kind == SURPRISAL_CENTERED:
+            rows = numbers.excess
+        elif scorer.kind == ORACLE:
+            lines = [lines_of(read, texts) for read in reads] if scorer.made == "step_mean" else []
+            rows = made_of_oracles(scorer.made, _of_oracles(scorer, request.models, numbers), lines)
+        elif scorer.kind == "live":
+            first, *rest = (numbers.logps[spec] for spec in scorer.log_probs(request.models))
             second = rest[0] if rest else [None] * len(first)
-            rows = [_compared(scorer, *both) for both in zip(first, second, strict=True)]
+            rows = [
+                live_scores(scorer, policy.numpy(), None if reference is None else reference.numpy())
+                for policy, reference in zip(first, second, strict=True)
+            ]
         else:
             rows = read_scores(
                 scorer,
                 answers,
-                texts=TokenTexts(host.tokenizer),
+                texts=texts,
                 device=host.device,
                 batch_tokens=request.batch_tokens,
             )
@@ -190,11 +219,11 @@ def _scores(
     return made
 
 
-def _compared(scorer: Scorer, first: Tensor, second: Tensor | None) -> Array:
-    if scorer.kind == "oracle":
-        assert second is not None
-        return oracle_scores(first, second).numpy()
-    return live_scores(scorer, first.numpy(), None if second is None else second.numpy())
+def _of_oracles(scorer: Scorer, models: CreditModels, numbers: _Numbers) -> list[list[Tensor]]:
+    """Return the scores of each response by every oracle."""
+    if scorer.made == "centered":
+        return [numbers.centered[oracle] for oracle in models.oracles]
+    return [log_ratios(numbers.logps[oracle.oracle], numbers.logps[oracle.base]) for oracle in models.oracles]
 
 
 def _model_numbers(
@@ -205,25 +234,47 @@ def _model_numbers(
     scorers: Sequence[Scorer],
     request: CreditRequest,
     progress: bool,
-) -> tuple[dict[ModelSpec, list[Tensor]], list[Array]]:
-    """Return the log-probabilities of the responses by model, and contrastive rewards; each model is loaded once."""
-    needed = [spec for scorer in scorers for spec in scorer.log_probs(request.models)]
-    prompted = request.models.model if any(scorer.kind == "contrastive" for scorer in scorers) else None
-    logps: dict[ModelSpec, list[Tensor]] = {}
-    rewards: list[Array] = []
+) -> _Numbers:
+    """Return what the models give for the responses.
+
+    Each model is loaded once, but a base that several oracles share once with each of them.
+    """
+    models, numbers = request.models, _Numbers()
+    needed = [spec for scorer in scorers for spec in scorer.log_probs(models)]
+    names = {scorer.kind for scorer in scorers}
+    prompted = models.model if "contrastive" in names else None
+    excess_of = models.model if SURPRISAL_CENTERED in names else None
+    centered = any(scorer.made == "centered" for scorer in scorers)
     sequences = [ScoredSequence(read.input_ids, read.response_start) for read in reads]
     prompts = [reader.contrastive(*both) for both in zip(pairs, reads, strict=True)] if prompted else []
-    specs = needed if prompted is None else [*needed, prompted]
-    for spec, model in host.each_model(specs, request.models.oracle):
-        if spec in needed:
-            with _bar(spec, "log-probabilities", len(sequences), progress) as bar:
-                scorer = LogProbScorer(model, batch_tokens=request.batch_tokens)
-                logps[spec] = scorer.score(sequences, on_batch=bar.update)
-        if spec == prompted:
+
+    def run(scorer: SequenceScorer, spec: ModelSpec, what: str) -> list[Tensor]:
+        with _bar(spec, what, len(sequences), progress) as bar:
+            return scorer.score(sequences, on_batch=bar.update)
+
+    def read_by(spec: ModelSpec, model: ScoringModel) -> None:
+        budget = {"batch_tokens": request.batch_tokens}
+        if spec in needed and spec not in numbers.logps:
+            numbers.logps[spec] = run(LogProbScorer(model, **budget), spec, "log-probabilities")
+        if spec == excess_of and not numbers.excess:
+            numbers.excess = [row.numpy() for row in run(CenteredLogProbScorer(model, **budget), spec, "entropies")]
+        if spec == prompted and not numbers.rewards:
             with _bar(spec, "contrastive prompts", len(prompts), progress) as bar:
-                contrastive = ContrastiveScorer(model, batch_tokens=request.batch_tokens)
-                rewards = [row.numpy() for row in contrastive.score(prompts, on_batch=bar.update)]
-    return logps, rewards
+                contrastive = ContrastiveScorer(model, **budget)
+                numbers.rewards = [row.numpy() for row in contrastive.score(prompts, on_batch=bar.update)]
+
+    oracles = models.oracles if any(scorer.kind == ORACLE for scorer in scorers) else ()
+    for oracle, trained, base in host.each_oracle(oracles):
+        for spec, model in ((oracle.oracle, trained), (oracle.base, base)):
+            read_by(spec, model)
+        if centered:
+            both = CenteredOracleScorer(oracle=trained, base=base, batch_tokens=request.batch_tokens)
+            numbers.centered[oracle] = run(both, oracle.oracle, "centered scores")
+    loaded = {spec for oracle in oracles for spec in (oracle.oracle, oracle.base)}
+    others = [*needed, *(spec for spec in (prompted, excess_of) if spec is not None)]
+    for spec, model in host.each_model([spec for spec in others if spec not in loaded]):
+        read_by(spec, model)
+    return numbers
 
 
 def _bar(spec: ModelSpec, what: str, responses: int, progress: bool) -> Any:

@@ -1,8 +1,10 @@
 """Token scorers of the benchmark, by name: the models that each needs, and scores with the sign that low = wrong.
 
-The names are those that ``token_scorer`` takes in a recipe (registered ones too), and three more: ``surprisal``, the
-usual name of ``confidence``; ``position``, a baseline that ranks later tokens lower, as errors come late in some data;
-and ``store:DIR``, the scores that a run stored for the same rows. A scorer is
+The names are those that ``token_scorer`` takes in a recipe (registered ones too), and more: ``oracle_centered``,
+``oracle_step_mean`` and ``oracle_first_error``, what ``oracle_scores`` makes of an oracle's; ``surprisal``, the usual
+name of ``confidence``; ``surprisal_centered``, log pi plus the entropy at the position; ``position``, a baseline that
+ranks later tokens lower, as errors come late in some data; and ``store:DIR``, the scores that a run stored for the same
+rows. Of several oracles the scores are averaged. A scorer is
 evaluated by what training would select from a rejected response: if training selects the lowest scores, they are used
 as they are; if it selects the highest (``policy_ref``, ``confidence``, some registered ones), they are negated.
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sepo.credit.measures import Array
 from sepo.errors import SepoError, nearest
@@ -23,14 +26,19 @@ from sepo.objectives.presets import find_scorer
 from sepo.recipe.model_specs import ModelSpec, OracleSpec
 from sepo.score_store import ScoreStore
 from sepo.scoring.custom_results import scores_of_row, scores_of_rows
-from sepo.selection.scores import random_scores
+from sepo.selection.estimators import ORACLE_SCORES, first_error_scores, mean_scores, step_mean_scores
+from sepo.selection.scores import oracle_scores, random_scores
 from sepo.text.token_texts import TokenTexts
 from sepo.training.reward_columns import REWARD_COLUMNS
 from sepo.training.selection_columns import SCORE_COLUMNS
 
 STORE = "store:"
 SURPRISAL = "surprisal"
+SURPRISAL_CENTERED = "surprisal_centered"
 POSITION = "position"
+ORACLE = "oracle"
+_OF_ORACLES = {f"{ORACLE}_{made}": made for made in ORACLE_SCORES if made != "ratio"}
+"""What is made of an oracle's scores, by the name of the scorer."""
 _NOT_HERE = ("file", "none")
 
 
@@ -42,11 +50,18 @@ class CreditModels:
         model: model for surprisal and contrastive rewards, and the policy of ``policy_ref``.
         oracle: the oracle with its base.
         reference: reference of ``policy_ref``.
+        more_oracles: further oracles, whose scores are averaged with those of the first.
     """
 
     model: ModelSpec | None = None
     oracle: OracleSpec | None = None
     reference: ModelSpec | None = None
+    more_oracles: tuple[OracleSpec, ...] = ()
+
+    @property
+    def oracles(self) -> tuple[OracleSpec, ...]:
+        """All oracles."""
+        return () if self.oracle is None else (self.oracle, *self.more_oracles)
 
 
 @dataclass(frozen=True)
@@ -55,19 +70,21 @@ class Scorer:
 
     Args:
         name: name as given by the user.
-        definition: the token scorer of a recipe; None for a store and for ``position``.
+        definition: the token scorer of a recipe; None for a store, ``position`` and ``surprisal_centered``.
         store: the directory of a store, or None.
+        made: what is made of an oracle's scores, one of ``ORACLE_SCORES``.
     """
 
     name: str
     definition: TokenScorer | None = None
     store: Path | None = None
+    made: str = "ratio"
 
     @property
     def kind(self) -> str:
-        """``store``, ``position``, ``oracle``, ``contrastive``, ``random``, ``live``, ``row`` or ``batch``."""
+        """``store``, ``oracle``, ``contrastive``, ``random``, ``live``, ``row`` or ``batch``; or the name."""
         if self.definition is None:
-            return POSITION if self.store is None else "store"
+            return self.name if self.store is None else "store"
         if self.definition.from_logps is not None:
             return "live"
         if self.definition.from_batch is not None:
@@ -81,8 +98,9 @@ class Scorer:
 
     def log_probs(self, models: CreditModels) -> tuple[ModelSpec, ...]:
         """Return the models under which it needs the log-probabilities of the responses."""
-        if self.kind == "oracle" and models.oracle is not None:
-            return (models.oracle.oracle, models.oracle.base)
+        if self.kind == ORACLE:
+            pairs = () if self.made == "centered" else models.oracles
+            return tuple(spec for pair in pairs for spec in (pair.oracle, pair.base))
         if self.kind != "live" or models.model is None or self.definition is None:
             return ()
         with_reference = self.definition.compares_with_reference and models.reference is not None
@@ -112,11 +130,22 @@ def _found(name: str, models: CreditModels) -> Scorer:
         return Scorer(name, store=folder)
     if name == POSITION:
         return Scorer(name)
-    known = (SURPRISAL, POSITION, *(scorer for scorer in available_scorers() if scorer not in _NOT_HERE), f"{STORE}DIR")
-    recipe_name = "confidence" if name == SURPRISAL else name
+    if name == SURPRISAL_CENTERED:
+        if models.model is None:
+            raise SepoError(f"--scorers: {name} needs a model that scores: set --model.")
+        return Scorer(name)
+    known = (
+        SURPRISAL,
+        SURPRISAL_CENTERED,
+        *_OF_ORACLES,
+        POSITION,
+        *(scorer for scorer in available_scorers() if scorer not in _NOT_HERE),
+        f"{STORE}DIR",
+    )
+    recipe_name = "confidence" if name == SURPRISAL else ORACLE if name in _OF_ORACLES else name
     if name in _NOT_HERE or recipe_name not in available_scorers():
         raise SepoError(f"--scorers: unknown '{name}', expected some of {', '.join(known)}.{nearest(name, known)}")
-    scorer = Scorer(name, definition=find_scorer(recipe_name))
+    scorer = Scorer(name, definition=find_scorer(recipe_name), made=_OF_ORACLES.get(name, "ratio"))
     missing = _missing(scorer, models)
     if missing:
         raise SepoError(f"--scorers: {name} needs {missing}.")
@@ -126,7 +155,7 @@ def _found(name: str, models: CreditModels) -> Scorer:
 def _missing(scorer: Scorer, models: CreditModels) -> str | None:
     definition = scorer.definition
     assert definition is not None
-    if scorer.kind == "oracle" and models.oracle is None:
+    if scorer.kind == ORACLE and models.oracle is None:
         return "an oracle: set --oracle-model or --oracle-adapters (and the model it was trained from: --oracle-base)"
     if scorer.kind in ("contrastive", "live") and models.model is None:
         return "a model that scores: set --model"
@@ -151,6 +180,27 @@ class Answer:
     def tokens(self) -> int:
         """Number of measured tokens."""
         return len(self.input_ids) - self.start
+
+
+def made_of_oracles(made: str, scores: Sequence[Sequence[Tensor]], lines: Sequence[Array]) -> list[Array]:
+    """Return what is made of the scores of oracles.
+
+    Args:
+        made: one of ``ORACLE_SCORES``; the scores that are to be ``centered`` already are.
+        scores: by oracle, the scores [T] of each response.
+        lines: int [T] of each response, the number of each token's line or sentence.
+    """
+    rows = [mean_scores(members) for members in zip(*scores, strict=True)]
+    if made == "step_mean":
+        rows = [step_mean_scores(row, steps.tolist()) for row, steps in zip(rows, lines, strict=True)]
+    if made == "first_error":
+        rows = [first_error_scores(row) for row in rows]
+    return [row.numpy() for row in rows]
+
+
+def log_ratios(oracle: Sequence[Tensor], base: Sequence[Tensor]) -> list[Tensor]:
+    """Return the scores [T] of each response from its log-probabilities under an oracle and its base."""
+    return [oracle_scores(*both) for both in zip(oracle, base, strict=True)]
 
 
 def live_scores(scorer: Scorer, policy: Array, reference: Array | None) -> Array:

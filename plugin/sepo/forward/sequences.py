@@ -224,16 +224,19 @@ class SequenceScorer(ABC):
         pairs = pairs and all(refusal_of(causal_lm(model.model)) is None for model in self.models)
 
         def score(items: list[int]) -> Sequence[Tensor]:
-            batch = [sequences[item] for item in items]
-            return self.combined(
-                *(scoring_log_probs(m, batch, chunk_tokens=self.chunk_tokens, pairs=pairs) for m in self.models)
-            )
+            return self.batch_scores([sequences[item] for item in items], pairs=pairs)
 
         ids = [sequence.input_ids for sequence in sequences]
         if not pairs:
             return score_batches([len(row) for row in ids], self.batch_tokens, score, on_batch=on_batch)
         lengths, units = pair_units(ids)
         return score_batches(lengths, self.batch_tokens, score, units=units, on_batch=on_batch)
+
+    def batch_scores(self, batch: Sequence[ScoredSequence], *, pairs: bool) -> list[Tensor]:
+        """Return the scores of one batch, [response_tokens] each; ``pairs`` as in ``response_log_probs``."""
+        return self.combined(
+            *(scoring_log_probs(m, batch, chunk_tokens=self.chunk_tokens, pairs=pairs) for m in self.models)
+        )
 
     @abstractmethod
     def combined(self, *logps: list[Tensor]) -> list[Tensor]:

@@ -361,6 +361,11 @@ class Method:
         return any(part.reward.over_reference for part in self.parts)
 
     @property
+    def compares_all_tokens(self) -> bool:
+        """Whether the log-ratios of all tokens to a reference are computed: none is selected or weighed."""
+        return self.needs_reference and self.selector is None and self.token_weight is None
+
+    @property
     def needs_token_rewards(self) -> bool:
         """Whether T-REG's token rewards are needed."""
         return any(regularizer.needs_token_rewards for part in self.parts for regularizer in part.regularizers)

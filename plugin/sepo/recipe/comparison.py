@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sepo.errors import SepoError, nearest
-from sepo.recipe.keys import COMPARE_KEYS, PIPELINE_KEYS, SEPO_KEYS, as_number, keys_of, names_of, scalar_text
+from sepo.recipe.keys import COMPARE_KEYS, PIPELINE_KEYS, SEPO_KEYS, as_number, keys_of, names_of, scalar_text, seeds_of
 from sepo.recipe.resolve import unread_keys
 from sepo.recipe.stage_names import is_sepo_stage
 
@@ -20,7 +20,8 @@ ORACLE_SECTIONS = ("base", "oracle")
 """Sections of `sepo pipeline` that train the oracle of the variants."""
 _SAMPLING = ("pairs", "rounds")
 """Section and key of `sepo pipeline` with which each policy would have its own pairs."""
-_NAMES_AN_ORACLE = tuple(name for name in keys_of("oracle") if name != "oracle_model_quantization_bit")
+_OF_ANY_ORACLE = ("oracle_model_quantization_bit", "oracle_scores")
+_NAMES_AN_ORACLE = tuple(name for name in keys_of("oracle") if name not in _OF_ANY_ORACLE)
 _ALONE = "grid"
 """Name of the variant of a file that has a grid and no variants."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
@@ -373,11 +374,7 @@ def _seeds(recipe: Mapping[str, Any], shared: dict[str, Any]) -> tuple[int, ...]
         return (as_number("seed", 42 if alone is None else alone, int),)
     if alone is not None:
         raise SepoError("seed and seeds are both set; remove seed.")
-    values = given if isinstance(given, list) else [given]
-    seeds = tuple(as_number("seeds", value, int) for value in values)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise SepoError(f"seeds is {given!r}, expected a list of different whole numbers.")
-    return seeds
+    return seeds_of("seeds", given)
 
 
 def _validation(shared: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

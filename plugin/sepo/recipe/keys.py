@@ -17,6 +17,9 @@ from sepo.forward.sequences import DEFAULT_BATCH_TOKENS
 from sepo.objectives.presets import BUILT_IN, find_objective
 from sepo.objectives.token_weights import WEIGHTS
 from sepo.recipe.objective_sums import objective_text
+from sepo.recipe.oracle_lists import oracles_text
+from sepo.recipe.oracle_stop import DEFAULT_STOP, NEVER, STOP_METRICS
+from sepo.selection.estimators import ORACLE_SCORES
 from sepo.selection.scopes import SCOPES
 from sepo.selection.select import COUNTS, RULES
 from sepo.selection.units import UNITS
@@ -328,6 +331,34 @@ class SepoArguments:
     oracle_model_adapters_revision: str | None = _revision("oracle_model_adapters", part="oracle")
     oracle_base_model_revision: str | None = _revision("oracle_base_model", part="oracle")
     oracle_base_model_adapters_revision: str | None = _revision("oracle_base_model_adapters", part="oracle")
+    oracles: str | None = _key(
+        "Several oracles, whose scores are averaged: a list with the `oracle_*` keys of models, adapters and revisions "
+        "of each (`[{oracle_model_adapters: a}, {oracle_model_adapters: b}]`); keys that all share are set beside it.",
+        shown="the one that the other keys name",
+        part="oracle",
+        reads=oracles_text,
+    )
+    oracle_checkpoints: int | None = _key(
+        "Average the scores over this number of checkpoints of the oracle's training, the last ones in its directory "
+        "(`checkpoint-STEP`), in place of the model at its end.",
+        shown="none",
+        expected=AT_LEAST_1,
+        part="oracle",
+    )
+    oracle_base_checkpoints: bool | None = _key(
+        "Compare each of `oracle_checkpoints` with the checkpoint of the same step of the base, which was trained "
+        "beside the oracle (on exchanged pairs, on rejected responses), in place of the model at its end.",
+        shown="false",
+        part="oracle",
+    )
+    oracle_scores: str | None = _key(
+        "The scores that are made of log π_oracle - log π_base: `ratio`, as it is; `centered`, without what the base "
+        "expects at its position (plus KL(base ‖ oracle)); `step_mean`, the mean of the token's line or sentence; "
+        "`first_error`, in rejected responses, less with every token after the first strongly negative one.",
+        shown="`ratio`",
+        expected=one_of(*ORACLE_SCORES),
+        part="oracle",
+    )
     treg_alpha: float | None = _key(
         "Weight of T-REG's regularizer, in any objective; 0 disables it.",
         shown="0.25 in stage `treg` and for `dpo_reg`, `simpo_reg`; otherwise 0",
@@ -355,6 +386,12 @@ class SepoArguments:
     ref_precompute: bool = _key(
         "Compute the reference's log-probabilities before training, and load no second model during training.",
         default=False,
+    )
+    credit_data: str | None = _key(
+        "Rows with marked errors, on which the run's stored scores are measured before training (AUROC): a JSON file "
+        "of ranking rows with `rejected_error_spans`, `obvious` or `fluent` (built-in), or `NAME=PATH` of a public "
+        "data set (`sepo credit --list`).",
+        shown="none",
     )
     token_scores_dir: str | None = _key(
         "Directory of the score stores; also set by `SEPO_TOKEN_SCORES_DIR`.",
@@ -555,15 +592,49 @@ PIPELINE_KEYS = {
 }
 """Keys of `sepo pipeline`, in addition to its sections ``pairs``, ``base``, ``oracle`` and ``policy``."""
 
-ORACLE_KIND = Key(
-    "oracle.kind",
-    str,
-    "Key of the section `oracle`: the model that its log-probabilities are compared with. `dpo`: the base (score "
-    "log π_oracle - log π_base); `reversed`: a second model, trained as the oracle on the same pairs with chosen and "
-    "rejected exchanged (score log π_oracle - log π_reversed).",
-    default="dpo",
-    expected=one_of("dpo", "reversed", join=" or "),
-)
+ORACLE_KEYS = {
+    row.name: row
+    for row in (
+        Key(
+            "oracle.kind",
+            str,
+            "Key of the section `oracle`: how the two models are trained whose log-probabilities are compared. `dpo`, "
+            "`ipo`, `minor_dpo`: the oracle by that objective, and its base (score log π_oracle - log π_base); "
+            "`reversed`: the oracle by DPO, and a second model on the same pairs with chosen and rejected exchanged; "
+            "`sft_contrast`: one by SFT on the chosen responses, and one by SFT on the rejected ones.",
+            default="dpo",
+            expected=one_of("dpo", "ipo", "minor_dpo", "reversed", "sft_contrast"),
+        ),
+        Key(
+            "oracle.seeds",
+            str,
+            "Key of the section `oracle`: a list of seeds, with one training of the oracle each; the mean of their "
+            "scores is used (`oracles`).",
+            shown="`seed`",
+            reads=lambda name, value: seeds_of(name, value),
+        ),
+        Key(
+            "oracle.stop",
+            str,
+            "Key of the section `oracle`: early stopping by a metric of held-out pairs, a tenth of its pairs unless "
+            "`val_size` or `eval_dataset` is set in the section. They are evaluated after every tenth of the steps, "
+            "the best checkpoint is kept, and training ends after three evaluations without improvement: `loss`, "
+            "`accuracy`, `margin` (`rewards/*`), `margin_per_size`, `margin_per_drift`, `concentration` (`oracle/*`); "
+            "`never` trains all steps.",
+            default=DEFAULT_STOP,
+            expected=one_of(NEVER, *STOP_METRICS),
+        ),
+        Key(
+            "oracle.checkpoints",
+            int,
+            "Key of the section `oracle`: the mean of the scores of this number of checkpoints is used, evenly spaced "
+            "over the second half of the training (`oracle_checkpoints`).",
+            shown="none: the model at the end",
+            expected=Expected("a whole number of at least 2", lambda value: value >= 2),
+        ),
+    )
+}
+"""Keys of the section ``oracle`` of `sepo pipeline` and `sepo compare` that are not keys of its training."""
 
 JUDGE_KEYS = {
     row.name: row
@@ -785,6 +856,21 @@ def as_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
         return kind(value)
     except (TypeError, ValueError):
         raise SepoError(f"{name} is {value!r}, expected {what}.") from None
+
+
+def seeds_of(name: str, value: Any) -> tuple[int, ...]:
+    """Return the seeds of a list from YAML or a command line.
+
+    >>> seeds_of("seeds", [1, "2"]), seeds_of("seeds", 3), seeds_of("seeds", "4,5")
+    ((1, 2), (3,), (4, 5))
+
+    Raises:
+        SepoError: If an item is no whole number, there is none, or one is repeated.
+    """
+    seeds = tuple(as_number(name, item, int) for item in (value if isinstance(value, list) else str(value).split(",")))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SepoError(f"{name} is {value!r}, expected a list of different whole numbers.")
+    return seeds
 
 
 def as_text(name: str, value: Any) -> str:

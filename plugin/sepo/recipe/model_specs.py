@@ -147,3 +147,67 @@ class OracleSpec:
         same_weights = self.oracle.with_adapters(0) == self.base.with_adapters(0)
         mergeable = shared == 0 or self.oracle.quantization_bit is None
         return same_weights and mergeable and max(len(self.oracle.adapters), len(self.base.adapters)) - shared <= 1
+
+    @property
+    def text(self) -> str:
+        """Oracle and base in words."""
+        return f"{self.oracle.text} over {self.base.text}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, for the run's ``output_dir``."""
+        return {"oracle": self.oracle.as_dict(), "base": self.base.as_dict()}
+
+
+@dataclass(frozen=True)
+class OracleSet:
+    """The oracles of a run, whose scores are averaged, and what is made of the mean.
+
+    Args:
+        members: the oracles, at least one.
+        scores: one of ``sepo.selection.estimators.ORACLE_SCORES``.
+        checkpoints: number of checkpoints of each oracle in place of its model, or None.
+        base_checkpoints: whether each is compared with the checkpoint of the same step of the base.
+    """
+
+    members: tuple[OracleSpec, ...]
+    scores: str = "ratio"
+    checkpoints: int | None = None
+    base_checkpoints: bool = False
+
+    @property
+    def first(self) -> OracleSpec:
+        """The first oracle; the only one of most runs."""
+        return self.members[0]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the scores are the log-ratios of one oracle and its base."""
+        return self == OracleSet((self.first,))
+
+    @property
+    def text(self) -> str:
+        """The oracles in words."""
+        named = "; ".join(member.text for member in self.members)
+        if len(self.members) > 1:
+            named = f"the mean of {len(self.members)}: {named}"
+        if self.checkpoints is not None:
+            named += f", the last {self.checkpoints} checkpoints{' of both' if self.base_checkpoints else ''}"
+        return named if self.scores == "ratio" else f"{named} ({self.scores})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, for the run's ``output_dir``."""
+        return {
+            "members": [member.as_dict() for member in self.members],
+            "scores": self.scores,
+            "checkpoints": self.checkpoints,
+            "base_checkpoints": self.base_checkpoints,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OracleSet:
+        """Construct from the values of ``as_dict``."""
+        members = (
+            OracleSpec(*(ModelSpec.from_dict(member[side]) for side in ("oracle", "base")))
+            for member in values["members"]
+        )
+        return cls(tuple(members), str(values["scores"]), values["checkpoints"], bool(values["base_checkpoints"]))

@@ -25,9 +25,9 @@ from sepo.recipe.keys import (
     typed,
     unknown_key,
 )
-from sepo.recipe.model_specs import OracleSpec
+from sepo.recipe.model_specs import OracleSet
 from sepo.recipe.objective_sums import objective_names, objective_of
-from sepo.recipe.oracle_keys import oracle_spec
+from sepo.recipe.oracle_keys import oracle_set
 from sepo.recipe.overview import Changed, Origin, Overview, origin_of, resolved_rows
 from sepo.recipe.reference import (
     OWN_START,
@@ -106,9 +106,9 @@ def _ratios(arguments: SepoArguments) -> dict[str, float]:
     return ratios
 
 
-def _oracle(arguments: SepoArguments, method: Method) -> OracleSpec:
+def _oracles(arguments: SepoArguments, method: Method) -> OracleSet:
     selecting = f"objective {method.name} with token_scorer: oracle"
-    return oracle_spec(arguments, reader=selecting if method.scorer == "oracle" else "treg_rewards: oracle")
+    return oracle_set(arguments, reader=selecting if method.scorer == "oracle" else "treg_rewards: oracle")
 
 
 def check_revisions(arguments: SepoArguments, given: Mapping[str, Any]) -> None:
@@ -189,11 +189,13 @@ def resolve(
                     f"{name} is set, but no oracle is used: token_scorer is {method.scorer}. Remove {name}, or set "
                     "token_scorer: oracle (to select tokens) or treg_rewards: oracle (for T-REG's token rewards)."
                 )
-    oracle = _oracle(arguments, method) if needs_oracle else None
+    oracles = _oracles(arguments, method) if needs_oracle else None
+    _check_credit_data(arguments, method, rewards)
+    _check_best_metric(given, method)
     settings = RunSettings(
         stage=stage,
         method=method,
-        oracle=oracle,
+        oracles=oracles,
         token_scores_dir=arguments.token_scores_dir,
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
@@ -208,6 +210,7 @@ def resolve(
         token_rewards=rewards,
         precomputed_reference=reference,
         ref_model=reference_spec(given)[1] if given.get("ref_model") and reference is None else None,
+        credit_data=arguments.credit_data,
         overview=Overview(
             method.name,
             resolved_rows(
@@ -221,7 +224,7 @@ def resolve(
                     reference,
                     origin=origin("ref_model" if recipe.get("ref_model") else "ref_model_adapters"),
                 ),
-                oracle=None if oracle is None else f"{oracle.oracle.text} over {oracle.base.text}",
+                oracle=None if oracles is None else oracles.text,
             ),
             changed,
         ),
@@ -239,7 +242,7 @@ def resolve(
 
 
 def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
-    """Return the keys of an oracle, a reference or a selection that a run has no use for, and which it would refuse.
+    """Return the keys of an oracle, a reference, a selection or a stored scorer that a run would refuse as unused.
 
     Args:
         recipe: keys and values of a sepo stage.
@@ -252,16 +255,19 @@ def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, .
         part: set(keys_of(part)) & set(names) for part in ("selection", "oracle", "reference")
     }
     parts["reference"] |= {"ref_precompute"} & set(names)
+    parts["stored scorer"] = {"credit_data"} & set(names)
     given = with_stage_defaults(
         {name: value for name, value in recipe.items() if not any(name in part for part in parts.values())}
     )
     arguments = typed({name: given[name] for name in SEPO_KEYS if name in given})
     own_keys = registered_keys(given)
     method, _, _ = resolved_method(str(given["stage"]), arguments, given, own_keys=own_keys)
+    rewards = token_reward_source(arguments, given, method)
     read = {
         "selection": method.scorer != "none",
-        "oracle": _needs_oracle(method, token_reward_source(arguments, given, method)),
+        "oracle": _needs_oracle(method, rewards),
         "reference": method.needs_reference,
+        "stored scorer": _has_stored_scorer(method, rewards),
     }
     unread = set().union(*(parts[part] for part, needed in read.items() if not needed))
     return tuple(name for name in recipe if name in unread)
@@ -269,6 +275,35 @@ def unread_keys(recipe: Mapping[str, Any], names: Iterable[str]) -> tuple[str, .
 
 def _needs_oracle(method: Method, rewards: TokenRewardSource | None) -> bool:
     return method.scorer == "oracle" or (rewards is not None and rewards.origin == "oracle")
+
+
+def _has_stored_scorer(method: Method, rewards: TokenRewardSource | None) -> bool:
+    """Return whether a scorer runs over the rows before training."""
+    return method.scorer == "oracle" or rewards is not None or method.token_scorer.from_batch is not None
+
+
+def _check_credit_data(arguments: SepoArguments, method: Method, rewards: TokenRewardSource | None) -> None:
+    """Raise if rows with marked errors are named, but no scorer runs before training that could score them."""
+    if arguments.credit_data is not None and not _has_stored_scorer(method, rewards):
+        raise SepoError(
+            f"credit_data is {arguments.credit_data}, but token_scorer is {method.scorer}, which scores no rows before "
+            "training; use token_scorer: oracle, contrastive or a registered one with a store, or remove credit_data "
+            "and run sepo credit."
+        )
+
+
+def _check_best_metric(given: Mapping[str, Any], method: Method) -> None:
+    """Raise if the best checkpoint is chosen by a metric of an oracle, and evaluations of the method have none.
+
+    The trainer would raise after the first evaluation.
+    """
+    metric = str(given.get("metric_for_best_model") or "").removeprefix("eval_")
+    if metric.startswith("oracle/") and not method.compares_all_tokens:
+        raise SepoError(
+            f"metric_for_best_model is {metric}, but evaluations of objective {method.name} with token_scorer "
+            f"{method.scorer} do not log it: it needs the log-ratios of all tokens to a reference. Use objective: dpo, "
+            "or another metric (rewards/accuracies, loss)."
+        )
 
 
 def _reference_in_words(

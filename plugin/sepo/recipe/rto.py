@@ -177,15 +177,14 @@ class RtoSettings:
             "token_scorer": "none" if select is None else select["scorer"],
             "select": None,  # of the responses of pairs
             "sampled_select": select,
-            "oracle": None
-            if self.oracle is None
-            else {side: spec.as_dict() for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))},
+            "oracle": None if self.oracle is None else self.oracle.as_dict(),
             "rewards": self.rewards.as_dict(),
         }
 
 
 _READ = ("token_scorer", "select_ratio", "select_rule", "score_batch_tokens", "head_chunk_tokens")
 _OF_PAIRS = ("pref_beta", "pref_loss", "pref_ftx", "simpo_gamma", "dpo_label_smoothing", "ld_alpha", "ref_precompute")
+_OF_ORACLE_SETS = ("oracles", "oracle_checkpoints", "oracle_base_checkpoints", "oracle_scores")
 _DECODING = {"max_new_tokens": "rto_max_new_tokens", "temperature": "rto_temperature", "top_p": "rto_top_p"}
 _UNSUPPORTED = {
     **{name: reason for name, reason in REFUSED.items() if name in ("use_unsloth", "use_kt", "use_hyper_parallel")},
@@ -308,7 +307,8 @@ def _selection(arguments: SepoArguments) -> RtoSelection | None:
 
 
 def _check_keys(given: Mapping[str, Any], *, host_keys: Iterable[str], allow_extra_keys: bool) -> None:
-    read = (*_READ, *keys_of("oracle"), *keys_of("reference"), *RTO_KEYS, *REWARD_KEYS)
+    oracle = (name for name in keys_of("oracle") if name not in _OF_ORACLE_SETS)
+    read = (*_READ, *oracle, *keys_of("reference"), *RTO_KEYS, *REWARD_KEYS)
     known = (*host_keys, *HOST_KEYS, *read, *PAIRS_KEYS)
     for name, value in given.items():
         if name in _DECODING:
@@ -360,7 +360,7 @@ def _overview(
                       f"{rto.temperature:g}"),
         ("judge", rewards.text),
         ("token rewards", f"{rto.beta1:g} x log-ratio of the oracle - {rto.beta2:g} x log-ratio of the policy"),
-        ("oracle", "none" if oracle is None else f"{oracle.oracle.text} over {oracle.base.text}"),
+        ("oracle", "none" if oracle is None else oracle.text),
         ("reference", where if rto.needs_reference else "none"),
         ("gradient", selected),
     )  # fmt: skip

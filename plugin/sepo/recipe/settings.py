@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from sepo.objectives import Method
 from sepo.objectives.token_weights import weight_record
-from sepo.recipe.model_specs import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import ModelSpec, OracleSet, OracleSpec
 from sepo.recipe.overview import Overview
 from sepo.recipe.reference import PrecomputedReference, runs_reference
 
@@ -38,7 +38,7 @@ class RunSettings:
     Args:
         stage: name in the recipe.
         method: the resolved objective with its selection.
-        oracle: the oracle and its base, or None if no oracle is used.
+        oracles: the oracles with their bases, or None if none is used.
         token_scores_dir: root of the score stores, or None for the default.
         score_batch_tokens: padded tokens per scoring batch.
         head_chunk_tokens: number of tokens whose logits are in memory at a time, or None for 64 MiB of logits.
@@ -49,12 +49,13 @@ class RunSettings:
         precomputed_reference: the reference whose log-probabilities are stored before training, or None if the
             reference, if needed, runs during training.
         ref_model: the reference, if the recipe names one and it runs during training.
+        credit_data: rows with marked errors, on which the scores are measured before training, or None.
         overview: what the recipe was resolved to, for the first screen; not compared, as it names the keys of the host.
     """
 
     stage: str
     method: Method
-    oracle: OracleSpec | None
+    oracles: OracleSet | None
     token_scores_dir: str | None
     score_batch_tokens: int
     head_chunk_tokens: int | None
@@ -64,7 +65,17 @@ class RunSettings:
     token_rewards: TokenRewardSource | None = None
     precomputed_reference: PrecomputedReference | None = None
     ref_model: ModelSpec | None = None
+    credit_data: str | None = None
     overview: Overview | None = field(default=None, compare=False)
+
+    @property
+    def oracle(self) -> OracleSpec | None:
+        """The oracle and its base, the first of several, or None."""
+        return None if self.oracles is None else self.oracles.first
+
+    def with_oracle(self, oracle: OracleSpec) -> RunSettings:
+        """Return the settings with one oracle, whose log-ratios are the scores."""
+        return replace(self, oracles=OracleSet((oracle,)))
 
     @property
     def first_screen(self) -> str:
@@ -85,7 +96,7 @@ class RunSettings:
     def scores_before_training(self) -> bool:
         """Whether per-token values are computed before training and kept in a score store."""
         return (
-            self.oracle is not None
+            self.oracles is not None
             or self.prompts_for_rewards
             or self.precomputed_reference is not None
             or self.method.token_scorer.from_batch is not None
@@ -109,9 +120,8 @@ class RunSettings:
             "rejected_selects": None if self.method.selector is None else self._rejected_end,
             "token_weight": None if self.method.token_weight is None else weight_record(self.method.token_weight),
             **({} if self.method.token_weight is None else {"reward_scale": self.method.reward.scale}),
-            "oracle": None
-            if self.oracle is None
-            else {side: spec.as_dict() for side, spec in (("oracle", self.oracle.oracle), ("base", self.oracle.base))},
+            "oracle": None if self.oracle is None else self.oracle.as_dict(),
+            **({} if self.oracles is None or self.oracles.plain else {"oracles": self.oracles.as_dict()}),
             "token_rewards": None
             if self.token_rewards is None
             else {
@@ -121,4 +131,5 @@ class RunSettings:
             "ref_precompute": None
             if self.precomputed_reference is None
             else self.precomputed_reference.model.as_dict(),
+            **({} if self.credit_data is None else {"credit_data": self.credit_data}),
         }

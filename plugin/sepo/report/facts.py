@@ -71,6 +71,8 @@ def overview(subjects: Sequence[Subject]) -> list[Fact]:
         ("Token weight", lambda subject: recorded_weight(subject.settings)),
         ("Rows of the data set", lambda subject: "" if subject.rows is None else number(subject.rows)),
         *((f"Scored tokens, {side}", lambda subject, side=side: _scored(subject, side)) for side in SIDES),
+        ("Scores against noise", _chance),
+        ("Errors of credit_data", _credit),
         *((f"Selected, {side}", lambda subject, side=side: _selected(subject, side)) for side in SIDES),
         *((f"Effective tokens, {side}", lambda subject, side=side: _effective(subject, side)) for side in SIDES),
         ("Pairs without selected tokens", lambda subject: _last(subject, "objective/empty_pair", percent=True)),
@@ -138,6 +140,22 @@ def _scored(subject: Subject, side: str) -> str:
     return (
         f"{number(int(spread.tokens))} tokens, mean {number(spread.mean, digits=3)}, std {number(spread.std, digits=3)}"
     )
+
+
+def _chance(subject: Subject) -> str:
+    if subject.chance is None:
+        return ""
+    return ("cannot be told from noise: " if subject.chance.is_noise else "") + subject.chance.text()
+
+
+def _credit(subject: Subject) -> str:
+    """Format the logged AUROC on marked rows; a log may have any content."""
+    credit = subject.credit or {}
+    auroc = credit.get("auroc")
+    if not isinstance(auroc, Mapping) or not all(isinstance(auroc.get(end), float) for end in ("mean", "low", "high")):
+        return ""
+    interval = f"{auroc['low']:.3f} to {auroc['high']:.3f}"
+    return f"AUROC {auroc['mean']:.3f} ({interval}), {credit.get('responses')} responses of {credit.get('source')}"
 
 
 def _selected(subject: Subject, side: str) -> str:

@@ -21,10 +21,12 @@ from sepo.report.selecting import method_of, selecting_method, with_weights, wit
 from sepo.report.stored import HOW_TO_GET_TEXTS, StoreReader, evenly, store_settings
 from sepo.report.subject import Pair, Spread, Subject
 from sepo.runs.folder import RUN_FILES, read_numbers, read_object, read_recipe
-from sepo.runs.log_reader import SETTINGS_FILE
+from sepo.runs.log_reader import SETTINGS_FILE, read_log
 from sepo.runs.token_samples_reader import RECORD_FILE
 from sepo.score_store import default_store_root, find_store, read_names
+from sepo.score_store.chance import Chance
 from sepo.score_store.summary import SHARE
+from sepo.scoring.chance import store_chance
 from sepo.text.template_tokens import NO_TEMPLATE, TEMPLATE_TOKENS, TemplateTokens
 
 T = TypeVar("T")
@@ -32,6 +34,7 @@ T = TypeVar("T")
 _STORE_FILES = ("manifest.json", "complete.json", "shard-00000.arrow")
 _ABOUT: tuple[str, ...] = ("stage", "objective", "token_scorer")
 _LISTED = 5
+_NO_CHANCE = "The comparison of the scores with noise cannot be read"
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def _read_store(path: Path, name: str, request: _Request) -> Subject:
         rows=reader.rows,
         spreads=_spreads(reader, [], method, request, missing),
         scored_by=store_scored_by(names, reader.store.manifest.identity),
+        chance=_attempt(missing, _NO_CHANCE, lambda: _store_chance(reader, request), None),
         settings={**store_settings(reader.store), "names": names},
         missing=missing,
     )
@@ -142,6 +146,7 @@ def _read_run(folder: Path, name: str, request: _Request) -> Subject:
     pairs = _run_pairs(settings, reader, recorded, method, request, missing, unweighed=unweighed)
     if not versions and isinstance(settings.get("sepo"), str):
         versions = {"sepo": settings["sepo"]}
+    chance, credit = _attempt(missing, _NO_CHANCE, lambda: _logged_scores(folder), (None, None))
     return Subject(
         name,
         folder,
@@ -150,12 +155,25 @@ def _read_run(folder: Path, name: str, request: _Request) -> Subject:
         rows=None if reader is None else reader.rows,
         spreads=_spreads(reader, recorded, method, request, missing),
         scored_by=_attempt(missing, "The token scorer cannot be determined", lambda: scored_by(settings), None),
+        chance=chance,
+        credit=credit,
         settings=settings,
         recipe=recipe,
         log=numbers,
         versions=versions,
         missing=missing,
     )
+
+
+def _store_chance(reader: StoreReader, request: _Request) -> Chance | None:
+    return store_chance(reader.store) if request.spread and reader.whole else None
+
+
+def _logged_scores(folder: Path) -> tuple[Chance | None, dict[str, Any] | None]:
+    """Return the comparison of a run's training rows with noise and its result on marked rows, as logged."""
+    logged = read_log(folder).scores
+    values, credit = (logged.get("scores") or {}).get("train"), logged.get("credit")
+    return None if values is None else Chance.of(values), credit if isinstance(credit, dict) else None
 
 
 def _method(settings: Mapping[str, Any], missing: list[str]) -> tuple[Method | None, str | None]:

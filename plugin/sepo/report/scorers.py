@@ -25,7 +25,10 @@ def scored_by(settings: Mapping[str, Any]) -> str | None:
     """
     scorer = settings.get("token_scorer")
     oracle, rewards = settings.get("oracle"), settings.get("token_rewards")
-    models = f"{_called(oracle, 'oracle')} over {_called(oracle, 'base')}" if isinstance(oracle, Mapping) else "?"
+    models = _pair(oracle) if isinstance(oracle, Mapping) else "?"
+    several = settings.get("oracles")
+    if isinstance(several, Mapping):
+        models = _oracles(several)
     prompted = _called(rewards, "model") if isinstance(rewards, Mapping) and rewards.get("model") else models
     if scorer == "oracle":
         return f"oracle: {models}"
@@ -70,6 +73,20 @@ def store_scored_by(names: Mapping[str, str], identity: Mapping[str, Any]) -> st
     """Return the scorer of a store in words, as named by the last run that used it."""
     scorer = names.get("scorer") or str(identity.get("scorer", "?"))
     return f"{scorer}: {names['models']}" if names.get("models") else scorer
+
+
+def _pair(oracle: Mapping[str, Any]) -> str:
+    return f"{_called(oracle, 'oracle')} over {_called(oracle, 'base')}"
+
+
+def _oracles(oracles: Mapping[str, Any]) -> str:
+    """Return several oracles, or what is made of the scores of one, in words."""
+    members = oracles.get("members")
+    named = [_pair(member) for member in members if isinstance(member, Mapping)] if isinstance(members, list) else []
+    made = [] if oracles.get("checkpoints") is None else [f"mean of {oracles['checkpoints']} checkpoints"]
+    made += [] if oracles.get("scores") in (None, "ratio") else [str(oracles["scores"])]
+    words = f"mean of {'; '.join(named)}" if len(named) > 1 else (named or ["?"])[0]
+    return f"{words} ({', '.join(made)})" if made else words
 
 
 def _called(models: Mapping[str, Any], part: str) -> str:

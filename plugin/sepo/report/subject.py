@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sepo.score_store.chance import Chance
+
 NO_TEXT = " \u25aa"
 """Placeholder for each token of a response with unknown text."""
 
@@ -113,6 +115,8 @@ class Subject:
         scored_by: the token scorer in words (``oracle: NAME over NAME``), or None.
         settings: settings of the run (``sepo_settings.json``, or a store's manifest), as plain JSON values.
         recipe: keys and values of the recipe, if the run recorded it.
+        chance: comparison of the training rows' scores with noise, or None.
+        credit: result on the rows of ``credit_data`` (``Credit.as_dict``), as the run logged it, or None.
         log: logged metrics in their order, each entry with ``step``; named as by the trainer.
         versions: versions of the packages that ran it, by name.
         missing: one sentence for each part that could not be read, with its consequence.
@@ -127,6 +131,8 @@ class Subject:
     scored_by: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    chance: Chance | None = None
+    credit: Mapping[str, Any] | None = None
     log: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     missing: Sequence[str] = ()

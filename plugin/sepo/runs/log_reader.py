@@ -26,6 +26,7 @@ class LoggedRun:
         begun: the last entry written when the run started or resumed, or None.
         prepared: the last entry written when it started scoring or loading models, or None.
         rows: the last entry about the rows: by data set ``given``, ``used`` and ``losses`` (see ``RowLosses.record``).
+        scores: the last entry about the scores: ``scores`` by data set and ``credit`` (see ``note_scores``).
         seconds: seconds of training by logged step, evaluations during training included. The time between an
             interruption and its resumption is not counted, nor are steps that a resumed run repeated.
         ended: whether training ended afterwards.
@@ -36,6 +37,7 @@ class LoggedRun:
     begun: dict[str, Any] | None = None
     prepared: dict[str, Any] | None = None
     rows: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
     ended: bool = False
     unread: int = 0
@@ -81,6 +83,8 @@ def read_log(folder: Path) -> LoggedRun:
             run.begun, run.ended, earlier = entry, False, max(run.seconds.values(), default=0.0)
         elif entry["event"] == "rows":
             run.rows = entry["rows"]
+        elif entry["event"] == "scores":
+            run.scores = entry
         elif entry["event"] == "end":
             run.ended = True
         else:
@@ -95,7 +99,7 @@ def _entry(line: str) -> dict[str, Any] | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    known = isinstance(entry, dict) and entry.get("event") in ("prepare", "rows", "begin", "log", "end")
+    known = isinstance(entry, dict) and entry.get("event") in ("prepare", "rows", "scores", "begin", "log", "end")
     sound = known and all(_is_finite(entry.get(name)) for name in ("step", "time"))
     return entry if sound and (entry["event"] != "rows" or _is_record(entry.get("rows"))) else None
 

@@ -62,6 +62,17 @@ def note_rows(folder: Path, losses: RowLosses) -> None:
     _append(folder, {"event": "rows", "step": 0, "rows": losses.record()})
 
 
+def note_scores(folder: Path, scores: Mapping[str, Any], credit: Mapping[str, Any] | None) -> None:
+    """Log how the scores of a run compare with noise and with marked errors.
+
+    Args:
+        folder: the run's ``output_dir``.
+        scores: by data set, ``Chance.as_dict()``.
+        credit: ``Credit.as_dict()`` of the rows of ``credit_data``, or None without them.
+    """
+    _append(folder, {"event": "scores", "step": 0, "scores": scores, "credit": credit})
+
+
 def _process() -> dict[str, Any]:
     return {"process": os.getpid(), "machine": socket.gethostname()}
 

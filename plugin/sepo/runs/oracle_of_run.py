@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.recipe.model_specs import ModelSpec, OracleSpec
+from sepo.recipe.model_specs import OracleSet, OracleSpec
 from sepo.runs.log_reader import SETTINGS_FILE
 from sepo.runs.selection_settings import selected_ratio
 from sepo.score_store import ScoreStore
+from sepo.scoring.oracle_members import oracle_members
 
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -21,7 +22,8 @@ class ScoredRun:
     """Oracle of a run, and how it read the rows.
 
     Args:
-        oracle: the oracle and its base.
+        oracles: the oracles with their bases, whose scores the run averaged; checkpoints one by one.
+        scores: what the run made of them, one of ``ORACLE_SCORES``.
         ratio: share of the tokens that the run selected in rejected responses, below 1; None if it selected all, or
             otherwise than by a share.
         template: the host's name of the template, or None if the oracle read in its own chat template or it is not
@@ -31,12 +33,18 @@ class ScoredRun:
         folder: directory of the run's files; that of the policy if a pipeline's is given.
     """
 
-    oracle: OracleSpec
+    oracles: tuple[OracleSpec, ...]
+    scores: str = "ratio"
     ratio: float | None = None
     template: str | None = None
     cutoff_len: int | None = None
     dtype: str | None = None
     folder: Path = Path()
+
+    @property
+    def oracle(self) -> OracleSpec:
+        """The first oracle, the only one of most runs."""
+        return self.oracles[0]
 
 
 def is_run(folder: Path) -> bool:
@@ -56,7 +64,7 @@ def read_run(folder: Path) -> ScoredRun:
         folder: ``output_dir`` of a run or of a pipeline.
 
     Raises:
-        SepoError: If it is not a run of a sepo stage, cannot be read, or had no oracle.
+        SepoError: If it is not a run of a sepo stage, cannot be read, had no oracle, or its checkpoints are gone.
     """
     file = _settings_file(folder)
     if file is None:
@@ -64,10 +72,10 @@ def read_run(folder: Path) -> ScoredRun:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         specs, commits = settings["oracle"], settings.get("commits") or {}
-        used = [
-            ModelSpec.from_dict(specs[side]).at_commits(commits) for side in ("oracle", "base") if specs is not None
-        ]
-        oracle = OracleSpec(*used) if used else None
+        several = settings.get("oracles")
+        if several is None:
+            several = {"members": [specs] if specs else [], "scores": "ratio", "checkpoints": None}
+        oracles = OracleSet.from_dict({"base_checkpoints": False, **several})
         stores = list(settings["token_scores"].values())
         ratio = None if settings["select"] is None else selected_ratio(settings, "rejected")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -75,15 +83,19 @@ def read_run(folder: Path) -> ScoredRun:
             f"{file} cannot be read ({type(error).__name__}: {error}); restore it, or name the models with "
             "--oracle-model or --model."
         ) from error
-    if oracle is None:
+    if not oracles.members:
         raise SepoError(
             f"the run in {folder} had no oracle (its token_scorer is {settings.get('token_scorer')}); give a data set "
             "in its place, and the models with --oracle-model or --model."
         )
     identity = _identity(stores)
     cutoff = identity.get("cutoff_len")
+    members = (
+        OracleSpec(*(spec.at_commits(commits) for spec in (member.oracle, member.base))) for member in oracles.members
+    )
     return ScoredRun(
-        oracle,
+        oracle_members(replace(oracles, members=tuple(members))),
+        oracles.scores,
         None if ratio == 1 else ratio,
         template=identity.get("template"),
         cutoff_len=cutoff if isinstance(cutoff, int) else None,

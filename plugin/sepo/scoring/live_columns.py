@@ -79,7 +79,7 @@ def selection_columns(
             )
         if texts is None or not method.needs_steps:
             return dataset
-        return mapped(dataset, lambda rows: _steps(rows, texts, template), "steps")
+        return mapped(dataset, lambda rows: step_columns(rows, texts, template), "steps")
 
     def checked(dataset: Dataset, name: str) -> Dataset:
         check_weights(dataset, method, name=name, tokenizer=tokenizer)
@@ -132,7 +132,8 @@ def _row_scores(rows: Rows, scorer: TokenScorer, texts: TokenTexts) -> dict[str,
     }
 
 
-def _steps(rows: Rows, texts: TokenTexts, template: TemplateTokens) -> dict[str, list[Any]]:
+def step_columns(rows: Rows, texts: TokenTexts, template: TemplateTokens) -> dict[str, list[Any]]:
+    """Return the step numbers of the responses of some rows, as columns ``STEP_COLUMNS``."""
     return {
         column: [
             _steps_of(ids[start:], candidate_flags(labels, template).tolist(), texts)

@@ -86,8 +86,8 @@ def scoring_models(settings: RunSettings) -> list[tuple[str, ModelSpec]]:
     """Return the models that a run loads before training, each with the recipe key that names it."""
     sources = (settings.token_rewards, settings.precomputed_reference)
     found = [(each.key, each.model) for each in sources if each is not None and each.model is not None]
-    if settings.oracle is not None:
-        found += [("oracle_model", settings.oracle.oracle), ("oracle_base_model", settings.oracle.base)]
+    for oracle in () if settings.oracles is None else settings.oracles.members:
+        found += [("oracle_model", oracle.oracle), ("oracle_base_model", oracle.base)]
     return found
 
 
@@ -254,3 +254,13 @@ def max_positions(spec: ModelSpec, *, key: str, access: HubAccess) -> int | None
     config = configuration(spec, key=key, access=access).get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     return int(positions) if positions else None
+
+
+def vocabulary_size(spec: ModelSpec, *, key: str, access: HubAccess) -> int | None:
+    """Return the number of logits per token of a scoring model, or None if its configuration has none.
+
+    Raises:
+        SepoError: If its directory is missing.
+    """
+    size = getattr(configuration(spec, key=key, access=access).get_text_config(), "vocab_size", None)
+    return int(size) if size else None

@@ -10,19 +10,29 @@ import numpy as np
 from datasets import Dataset
 
 from sepo.errors import SepoError
+from sepo.forward.centered import CenteredOracleScorer
 from sepo.forward.sequences import OracleScorer, ScoredSequence
 from sepo.recipe.model_specs import OracleSpec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub import HubAccess, hub_access
-from sepo.scoring.model_files import check_tokenizers
+from sepo.scoring.model_files import check_tokenizers, vocabulary_size
 from sepo.scoring.models import load_scoring_models
 from sepo.scoring.row_texts import PolicyTokens, RowTexts
 from sepo.scoring.stored_columns import StoredScores, host_identity, row_sequences, spec_identity
 from sepo.training.selection_columns import SCORE_COLUMNS
 
 
-def scoring_identity(oracle: OracleSpec, *, tokenizer: Any, model_args: Any, data_args: Any) -> dict[str, Any]:
+def scoring_identity(
+    oracle: OracleSpec, *, tokenizer: Any, model_args: Any, data_args: Any, centered: bool = False
+) -> dict[str, Any]:
     """Return all that the scores depend on except the rows; together with the rows' digest it identifies a store.
+
+    Args:
+        oracle: the oracle and its base.
+        tokenizer: the policy's tokenizer.
+        model_args: the host's model arguments.
+        data_args: the host's data arguments.
+        centered: whether the scores are centered by what the base expects.
 
     Raises:
         SepoError: If a model is missing or has another tokenizer, or the oracle equals its base.
@@ -32,17 +42,20 @@ def scoring_identity(oracle: OracleSpec, *, tokenizer: Any, model_args: Any, dat
         check_tokenizers(tokenizer, spec, key=key, access=access)
     return {
         "scorer": "oracle",
-        **oracle_identity(oracle, access=access),
+        **oracle_identity(oracle, access=access, centered=centered),
         **host_identity(tokenizer=tokenizer, model_args=model_args, data_args=data_args),
     }
 
 
-def oracle_identity(oracle: OracleSpec, *, access: HubAccess) -> dict[str, Any]:
-    """Return the identity of the oracle and its base by content.
+def oracle_identity(oracle: OracleSpec, *, access: HubAccess, centered: bool = False) -> dict[str, Any]:
+    """Return the identity of the oracle and its base by content, and of scores that are not their log-ratios.
 
     Raises:
-        SepoError: If a model is missing, or the oracle equals its base.
+        SepoError: If a model is missing, the oracle equals its base, or centered scores would compare distributions
+            over different vocabularies.
     """
+    if centered:
+        _check_vocabularies(oracle, access=access)
     identity = {
         "oracle": spec_identity(oracle.oracle, key="oracle_model", access=access),
         "base": spec_identity(oracle.base, key="oracle_base_model", access=access),
@@ -53,7 +66,20 @@ def oracle_identity(oracle: OracleSpec, *, access: HubAccess) -> dict[str, Any]:
             "token would score zero. The oracle must be a model that DPO trained from the base: check that the "
             "oracle's weights were saved after training and that both keys name the intended paths."
         )
-    return identity
+    return {**identity, "scores": "centered"} if centered else identity
+
+
+def _check_vocabularies(oracle: OracleSpec, *, access: HubAccess) -> None:
+    sizes = [
+        vocabulary_size(spec, key=key, access=access)
+        for key, spec in (("oracle_model", oracle.oracle), ("oracle_base_model", oracle.base))
+    ]
+    if None not in sizes and len(set(sizes)) > 1:
+        raise SepoError(
+            "oracle_scores is centered, which compares whole distributions, but the oracle "
+            f"'{oracle.oracle.model}' has {sizes[0]:,} logits per token and its base '{oracle.base.model}' "
+            f"{sizes[1]:,}; use models with equal vocabularies, or remove oracle_scores."
+        )
 
 
 class OracleScores(StoredScores):
@@ -65,6 +91,7 @@ class OracleScores(StoredScores):
         row_texts: returns the texts of rows in the oracle's tokens.
         model_args: the host's model arguments.
         training_args: the host's training arguments (device, ranks).
+        centered: whether the scores are centered by what the base expects; part of the identity.
     """
 
     columns = SCORE_COLUMNS
@@ -78,10 +105,11 @@ class OracleScores(StoredScores):
         row_texts: RowTexts,
         model_args: Any,
         training_args: Any,
+        centered: bool = False,
     ) -> None:
         assert settings.oracle is not None
         super().__init__(settings, identity=identity, row_texts=row_texts, training_args=training_args)
-        self.oracle, self.model_args = settings.oracle, model_args
+        self.oracle, self.model_args, self.centered = settings.oracle, model_args, centered
 
     def _score(
         self, dataset: Dataset, start: int, stop: int, on_batch: Callable[[int], None]
@@ -100,7 +128,7 @@ class OracleScores(StoredScores):
             oracle, base = load_scoring_models(
                 self.oracle, model_args=self.model_args, device=self.training_args.device
             )
-            self._scorer = OracleScorer(
+            self._scorer = (CenteredOracleScorer if self.centered else OracleScorer)(
                 oracle=oracle,
                 base=base,
                 batch_tokens=self.settings.score_batch_tokens,
@@ -124,19 +152,30 @@ class DatasetScorer(OracleScores):
         model_args: the host's model arguments.
         data_args: the host's data arguments.
         training_args: the host's training arguments (device, ranks).
+        centered: whether the scores are centered by what the base expects.
     """
 
     def __init__(
-        self, settings: RunSettings, *, tokenizer: Any, model_args: Any, data_args: Any, training_args: Any
+        self,
+        settings: RunSettings,
+        *,
+        tokenizer: Any,
+        model_args: Any,
+        data_args: Any,
+        training_args: Any,
+        centered: bool = False,
     ) -> None:
         assert settings.oracle is not None
-        identity = scoring_identity(settings.oracle, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
+        identity = scoring_identity(
+            settings.oracle, tokenizer=tokenizer, model_args=model_args, data_args=data_args, centered=centered
+        )
         super().__init__(
             settings,
             identity=identity,
             row_texts=PolicyTokens(tokenizer),
             model_args=model_args,
             training_args=training_args,
+            centered=centered,
         )
 
     def _sequences(self, rows: Mapping[str, list[Any]]) -> list[ScoredSequence]:

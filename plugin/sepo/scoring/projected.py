@@ -109,6 +109,7 @@ class ProjectedScorer(OracleScores):
         place: locates the policy's tokens in a response's text.
         model_args: the host's model arguments.
         training_args: the host's training arguments (device, ranks).
+        centered: whether the scores are centered by what the base expects.
     """
 
     def __init__(
@@ -120,11 +121,12 @@ class ProjectedScorer(OracleScores):
         place: PlaceResponse,
         model_args: Any,
         training_args: Any,
+        centered: bool = False,
     ) -> None:
         assert settings.oracle is not None
         identity = {
             "scorer": "oracle",
-            **oracle_identity(settings.oracle, access=hub_access(model_args)),
+            **oracle_identity(settings.oracle, access=hub_access(model_args), centered=centered),
             "reads": _reader_identity(reader),
             "compute_dtype": str(model_args.compute_dtype).removeprefix("torch."),
         }
@@ -134,6 +136,7 @@ class ProjectedScorer(OracleScores):
             row_texts=self._oracle_texts,
             model_args=model_args,
             training_args=training_args,
+            centered=centered,
         )
         self.reader, self.tokenizer = reader, tokenizer
         self._place = place

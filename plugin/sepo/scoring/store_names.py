@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sepo.recipe.model_specs import MAIN, ModelSpec
+from sepo.recipe.model_specs import MAIN, ModelSpec, OracleSpec
 from sepo.recipe.settings import RunSettings
 from sepo.scoring.hub import commits
 from sepo.text.template_tokens import TEMPLATE_TOKENS
@@ -25,6 +25,11 @@ def _with_commit(name: str, revision: str | None) -> str:
         return name
     at = [] if revision in (None, commit) else [revision]
     return f"{name} ({', '.join([*at, f'commit {commit[:12]}'])})"
+
+
+def oracle_name(oracle: OracleSpec) -> str:
+    """Return the names of an oracle and its base."""
+    return f"{_model_name(oracle.oracle)} over {_model_name(oracle.base)}"
 
 
 def store_names(
@@ -48,8 +53,11 @@ def store_names(
         models = _model_name(settings.precomputed_reference.model)
     elif what == "token_reward_scores" and settings.token_rewards is not None:
         models = "" if settings.token_rewards.model is None else _model_name(settings.token_rewards.model)
-    elif what == "token_scores" and settings.oracle is not None:
-        models = f"{_model_name(settings.oracle.oracle)} over {_model_name(settings.oracle.base)}"
+    elif what == "token_scores" and settings.oracles is not None:
+        oracles = settings.oracles
+        made = [] if oracles.checkpoints is None else [f"{oracles.checkpoints} checkpoints"]
+        made += [] if oracles.scores == "ratio" else [oracles.scores]
+        models = "; ".join(map(oracle_name, oracles.members)) + (f" ({', '.join(made)})" if made else "")
     scorers = {
         "token_scores": "oracle",
         "reference_scores": "reference",

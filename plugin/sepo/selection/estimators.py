@@ -17,6 +17,9 @@ from torch import Tensor
 
 from sepo.errors import SepoError
 
+ORACLE_SCORES = ("ratio", "centered", "step_mean", "first_error")
+"""What scores are made of the log-ratio of an oracle and its base; ``ratio`` is the log-ratio itself."""
+
 FIRST_ERROR_SHARE = 0.5
 """Default share of the lowest score of a response at which a token counts as an error."""
 

@@ -30,6 +30,7 @@ from sepo.training.metrics import (
     reward_metrics,
     token_metrics,
 )
+from sepo.training.oracle_metrics import oracle_metrics
 from sepo.training.reward_columns import TOKEN_REWARDS, token_rewards
 from sepo.training.selection_columns import CANDIDATES, SELECTION, STEPS, scorable_tokens
 
@@ -110,7 +111,7 @@ def preference_step(
         parts: splits the batch; None to run it as one.
         watch: called with the selected tokens of each part; parts with weight 0 come first, and are repeated later.
         counted: number of pairs, from the first, that enter loss and metrics, at least 1; the others only fill the
-            batch. None for all.
+            batch. None in training, where all count; evaluations have the metrics of ``oracle_metrics``, too.
 
     Returns:
         The loss and its metrics. ``logps/*`` are sums over the computed tokens, ``select/*_ratio`` the selected share
@@ -125,7 +126,7 @@ def preference_step(
             reference has another vocabulary and the method needs a KL over it.
     """
 
-    whole = bool(router_loss_weight)
+    whole, evaluates = bool(router_loss_weight), counted is not None
 
     def compute(part: Mapping[str, Any]) -> PartLoss:
         tokens = _positions(method, part, chosen_nll_weight=chosen_nll_weight)
@@ -134,6 +135,7 @@ def preference_step(
             model, part, tokens, layout,
             method=method, reference=reference, chosen_nll_weight=chosen_nll_weight,
             router_loss_weight=router_loss_weight, chunk_tokens=chunk_tokens, watch=watch, counted=counted,
+            evaluates=evaluates,
         )  # fmt: skip
 
     divisible = set(_model_inputs(batch)) == _TEXT
@@ -247,6 +249,7 @@ def _loss(
     chunk_tokens: int | None,
     watch: Callable[[StepTokens], None] | None,
     counted: int | None,
+    evaluates: bool,
 ) -> PartLoss:
     """Compute the mean loss over the counted pairs of a batch that goes through the model at once."""
     inputs, labels = _model_inputs(batch), batch["labels"]
@@ -301,6 +304,8 @@ def _loss(
     if rewards is not None:
         regularized = torch.where(counting, rewards, 0.0)
         metrics |= mean_by_side("treg/reward_{}", regularized, wanted=counting, pairs=pairs)
+    if evaluates and method.compares_all_tokens and ref_logps is not None:
+        metrics |= oracle_metrics(logps - ref_logps, mask, pairs=pairs)
     if ref_logps is not None:
         metrics |= mean_by_side("kl/{}", logps.detach() - ref_logps, wanted=wanted, pairs=pairs)
     if policy.kl is not None:

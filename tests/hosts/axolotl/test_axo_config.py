@@ -183,6 +183,22 @@ def test_the_hosts_length_weight_is_that_of_ld_dpo(root, tmp_path, more):
     assert changed.origin == ("dpo_ld_alpha" if "dpo_ld_alpha" in more else "sepo.ld_alpha")
 
 
+def test_a_list_of_oracles_is_one_of_the_block(root, tmp_path, plugin):
+    """Through the host's merge and its validation to the trainer's arguments."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    oracles = [{"oracle_model_adapters": ["sft", "a"]}, {"oracle_model_adapters": "b"}]
+    block = {"stage": "sepo", "oracle_model": None, "oracles": oracles, "oracle_scores": "centered"}
+    made = given(root, tmp_path, stage="sepo", rl="dpo", block=block, trainer_cls=TRAINER)
+    cfg = load_cfg(str(axo.write(made, tmp_path / "config.yaml")))
+    arguments = PluginManager.get_instance().plugins[axo.PLUGIN].get_training_args(cfg)
+    found = Resolved.from_json(arguments["sepo"]).settings.oracles
+    assert [member.oracle.adapters for member in found.members] == [("sft", "a"), ("b",)]
+    assert found.scores == "centered"
+    assert found == resolve_config(made).settings.oracles
+
+
 def test_a_sum_of_objectives_is_a_mapping_of_the_block(root, tmp_path, plugin):
     """Through the host's merge of the command line and its validation to the trainer's arguments."""
     from axolotl.cli.config import load_cfg

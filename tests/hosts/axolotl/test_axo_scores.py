@@ -3,11 +3,14 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 
+from sepo.credit.measures import auroc
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import conversation
 from sepo.hosts.axolotl.response_tokens import PolicyResponses
+from sepo.runs.log_reader import read_log
 from tests.support import axo, foreign, tiny
 
 SIDES = ("chosen", "rejected")
@@ -149,6 +152,21 @@ def test_an_oracle_with_another_tokenizer_scores_the_policys_tokens(prepared, ot
             assert max(map(abs, scores)) > 0.01
 
 
+def test_oracles_with_different_tokenizers_are_averaged_in_the_policys_tokens(root, prepared, others):
+    """The mean of both scores of each token; step means have the same sum."""
+    own = {"oracle_model": str(root / "oracle"), "oracle_base_model": str(root / "base")}
+    named = [{name: each[name] for name in own} for each in (own, others)]
+    alone = [prepared(ROWS, {**dict.fromkeys(own), "oracles": [each]})[0].train_dataset for each in named]
+    both = {**dict.fromkeys(own), "oracles": named}
+    mean, steps = (prepared(ROWS, {**both, "oracle_scores": made})[0].train_dataset for made in ("ratio", "step_mean"))
+    for first, second, averaged, stepped in zip(*alone, mean, steps, strict=True):
+        for side in SIDES:
+            expected = (np.array(first[f"{side}_scores"]) + np.array(second[f"{side}_scores"])) / 2
+            np.testing.assert_allclose(averaged[f"{side}_scores"], expected, atol=1e-6)
+            assert sum(stepped[f"{side}_scores"]) == pytest.approx(expected.sum(), abs=1e-4)
+            assert len(set(stepped[f"{side}_scores"])) < len(expected)
+
+
 @pytest.mark.parametrize("text", ["It has 3 legs 🕷️ or more.", "  Led by spaces,\nand lines. ", "x"])
 def test_spans_of_whole_truncated_and_trimmed_responses(words, text):
     """Compared with the tokenizer's offsets; a truncated response has the first spans of the whole one, and no end of
@@ -171,6 +189,32 @@ def test_spans_of_whole_truncated_and_trimmed_responses(words, text):
     assert moved.offsets[0][0] == text.index(text.strip())
     assert max(stop for start, stop in moved.offsets if stop > start) == len(text.rstrip())
     assert place(row, words("Something else.")["input_ids"], "rejected") is None
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["policys-tokens", "other-tokens"])
+def test_an_oracle_is_measured_on_marked_rows_before_training(root, prepared, others, words, tmp_path, own):
+    """The AUROC of the marked words' tokens, in the run's template, equals that of the scores of the same rows."""
+    rows = axo.messages(tiny.pairs(30))
+    marked = [{**row, "rejected_error_spans": spans_of(row["rejected"]["content"], ("wings", 1.0))} for row in rows]
+    file = axo.save_rows(tmp_path / "marked.jsonl", marked)
+    named = {"oracle_model": str(root / "oracle"), "oracle_base_model": str(root / "base")} if own else others
+    meta, _ = prepared(rows, {**named, "credit_data": str(file)})
+    found = read_log(tmp_path / "out").scores
+    assert set(found["scores"]) == {"train"}
+    assert (found["credit"]["source"], found["credit"]["responses"]) == (str(file), 30)
+    expected = []
+    for row, scored in zip(marked, meta.train_dataset, strict=True):
+        (span,) = row["rejected_error_spans"]
+        conversation = {"answers": ["", row["rejected"]["content"]]}
+        offsets = PolicyResponses(words).place(conversation, axo.response(scored, "rejected"), "rejected").offsets
+        wrong = [stop > span["start"] and start < span["end"] for start, stop in offsets]
+        expected.append(auroc(np.array(scored["rejected_scores"]), np.array(wrong)))
+    assert found["credit"]["auroc"]["mean"] == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def test_marked_rows_that_cannot_be_read_are_refused_with_the_config(loaded):
+    with pytest.raises(SepoError, match=r"credit_data: 'nowhere\.json' is not a file"):
+        loaded(ROWS, {"oracle_model": "o", "oracle_base_model": "b", "credit_data": "nowhere.json"})
 
 
 def test_such_an_oracle_needs_rows_that_are_conversations(prepared, others):

@@ -483,7 +483,10 @@ def test_a_directory_of_a_step_that_a_comparison_did_not_make_is_refused(trains_
         ({"base": {"model_name_or_path": "nowhere/at/all"}}, "nowhere/at/all"),
         ({"model_name_or_path": None}, "step 'base' has no model_name_or_path; set it on top or in its section"),
         ({"oracle": "dpo"}, "section 'oracle' is 'dpo'; keys and values are expected"),
-        ({"oracle": {"kind": "revers"}}, "oracle.kind is 'revers', expected dpo or reversed"),
+        (
+            {"oracle": {"kind": "revers"}},
+            "oracle.kind is 'revers', expected one of dpo, ipo, minor_dpo, reversed, sft_contrast",
+        ),
         ({"base": {"kind": "reversed"}}, "step 'base': unknown key 'kind'"),
         ({"oracle_sample_ratio": 2}, "oracle_sample_ratio is 2"),
         ({"oracle_base_model": "m"}, "the file sets oracle_base_model, and section 'base' trains an oracle"),

@@ -180,7 +180,10 @@ def test_an_adapter_below_the_oracle_is_its_base():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"oracle": {"kind": "reverse"}}, r"oracle.kind is 'reverse', expected dpo or reversed\.$"),
+        (
+            {"oracle": {"kind": "reverse"}},
+            r"oracle.kind is 'reverse', expected one of dpo, ipo, minor_dpo, reversed, sft_contrast\.$",
+        ),
         ({"oracle": {"kind": ["dpo", "reversed"]}}, "oracle.kind is 'dpo,reversed'"),
         ({"oracle": {**NEGATIVE, "dataset": "d"}}, "dataset is set for the oracle, and with oracle.kind reversed"),
         ({"oracle": {**NEGATIVE, "dataset_dir": "d"}}, "dataset_dir is set for the oracle"),

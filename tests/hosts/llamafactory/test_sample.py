@@ -124,15 +124,15 @@ def all_formats(tmp_path):
 @pytest.mark.parametrize("val_size", [0.0, 0.25])
 def test_exchanged_pairs_differ_in_the_order_of_the_responses_alone(all_formats, tmp_path, val_size):
     """They are declared over the file of the pairs, whatever formats the data sets of the recipe have."""
-    from sepo.hosts.llamafactory.sample import REVERSED_PAIRS, declare_reversed_pairs, training_rows
+    from sepo.hosts.llamafactory.sample import REVERSED_PAIRS, declare_derived, training_rows
 
     out, names = tmp_path / "out", "alpaca,sharegpt,openai,messages"
     recipe = {"dataset": names, "dataset_dir": str(all_formats), "template": "qwen3_nothink", "val_size": val_size}
     assert write_sample(recipe, ratio=1.0, folder=out) == 8 - 8 * val_size
     files = {path.name: path.read_bytes() for path in out.iterdir()}
-    declare_reversed_pairs(out)
+    declare_derived(REVERSED_PAIRS, out)
     declared = (out / "dataset_info.json").read_bytes()
-    declare_reversed_pairs(out)
+    declare_derived(REVERSED_PAIRS, out)
     assert (out / "dataset_info.json").read_bytes() == declared
     assert {path.name for path in out.iterdir()} == set(files)  # no copy of the data
     read = {"dataset_dir": str(out), "template": "qwen3_nothink"}
@@ -147,12 +147,12 @@ def test_exchanged_pairs_differ_in_the_order_of_the_responses_alone(all_formats,
 @pytest.mark.parametrize("content", [None, "[]", '{"oracle_answers": {}}', '{"oracle_pairs": {"columns": {}}}', "{"])
 def test_exchanged_pairs_need_a_sample(tmp_path, content):
     from sepo.errors import SepoError
-    from sepo.hosts.llamafactory.sample import declare_reversed_pairs
+    from sepo.hosts.llamafactory.sample import REVERSED_PAIRS, declare_derived
 
     if content is not None:
         (tmp_path / "dataset_info.json").write_text(content)
     with pytest.raises(SepoError, match="does not declare the data set 'oracle_pairs' of the step 'sample'"):
-        declare_reversed_pairs(tmp_path)
+        declare_derived(REVERSED_PAIRS, tmp_path)
 
 
 def test_other_data_sets_are_not_overwritten(world, tmp_path):

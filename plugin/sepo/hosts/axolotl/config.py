@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from sepo.credit.in_run import check_credit_data
 from sepo.errors import SepoError, nearest
 from sepo.hosts.axolotl.block import SAME, checked_block, host_values
 from sepo.hosts.axolotl.conversations import check_types
@@ -165,6 +166,7 @@ def resolve_config(cfg: Mapping[str, Any]) -> Resolved | None:
     resolved = Resolved(given, changes, origins)
     settings = resolved.settings
     _check_settings(cfg, settings)
+    check_credit_data(settings.credit_data)
     return resolved
 
 

@@ -6,40 +6,39 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers import set_seed
 
+from sepo.credit.in_run import marked_rows, report_scores
 from sepo.errors import SepoError
 from sepo.hosts.axolotl.conversations import ChatTemplate
 from sepo.hosts.axolotl.hub import check_models, models_of
 from sepo.hosts.axolotl.logs import log_as_the_host
+from sepo.hosts.axolotl.marked import read_marked
 from sepo.hosts.axolotl.models import host_arguments, on_several_cpus
+from sepo.hosts.axolotl.pair_tokens import TOKENS, host_tokens, in_columns
 from sepo.hosts.axolotl.response_tokens import PolicyResponses, UserScores
 from sepo.hosts.axolotl.rows import kept_rows, rows_read, written_by_template
 from sepo.recipe.settings import RunSettings
 from sepo.runs.first_screen import log_first_screen
 from sepo.runs.log_writer import note_preparation, note_rows
+from sepo.scoring.combined_oracles import oracle_readers
 from sepo.scoring.hub import cached_if_unreachable
-from sepo.scoring.live_columns import mapped, selection_columns
+from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.prepare import scorers_of, with_scores
-from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.scoring.user_scores import score_columns, warn_of_equal_scores
-from sepo.selection import SIDES
 from sepo.text.conversations import CONVERSATION, QUOTED, READ
 from sepo.text.template_tokens import NO_TEMPLATE, TemplateTokens
 from sepo.text.token_texts import template_texts
 from sepo.training.row_losses import RowLosses
-from sepo.training.selection_columns import IGNORE_INDEX, SCORE_COLUMNS
 from sepo.training.trainable_rows import each_dataset, keep_trainable
 
 logger = logging.getLogger(__name__)
-
-_TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class LoadedPairs(NamedTuple):
@@ -79,8 +78,8 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPa
     check_models(cfg, models_of(settings))
     with cached_if_unreachable():
         tokenizer = load_tokenizer(cfg)
-    reader = oracle_reader(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
-    quoting = QUOTED if settings.prompts_for_rewards else READ if reader is not None else None
+    readers = oracle_readers(settings, tokenizer=tokenizer, model_args=host.model_args, data_args=host.data_args)
+    quoting = QUOTED if settings.prompts_for_rewards else READ if any(readers) else None
     with cached_if_unreachable(), rows_read(cfg, quoting, keep_spans=settings.method.scorer == "file"):
         meta = host_rows(cfg)
     if preprocess:
@@ -107,15 +106,29 @@ def load_pairs(cfg: Any, settings: RunSettings, *, preprocess: bool) -> LoadedPa
     if host.training_args.process_index == 0:
         losses.log()
         note_rows(Path(host.training_args.output_dir), losses)
-    place = None if reader is None else PolicyResponses(tokenizer).place
+    place = PolicyResponses(tokenizer).place if any(readers) else None
     template = ChatTemplate(cfg, tokenizer)
-    scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host.as_dict())
+    scorers = scorers_of(
+        settings,
+        tokenizer=tokenizer,
+        template=template,
+        readers=readers,
+        place=place,
+        written=written,
+        **host.as_dict(),
+    )
     for what, scorer in scorers.items():
         scorer.names = store_names(settings, what, data_args=host.data_args, template=texts)
-    datasets, stores = with_scores(datasets, scorers)
+    marked = None
+    if settings.credit_data is not None:
+        marked = marked_rows(settings.credit_data, partial(read_marked, cfg=cfg, tokenizer=tokenizer))
+    datasets, stores, scored = with_scores(datasets, scorers, marked=None if marked is None else marked.dataset)
     # Scoring advances the random state; with the seed set again the adapter's initial weights do not depend on it.
     set_seed(cfg.seed or 42)
     datasets = selection_columns(datasets, settings.method, tokenizer=tokenizer, seed=cfg.seed or 42, template=written)
+    if host.training_args.process_index == 0:
+        folder = Path(host.training_args.output_dir)
+        report_scores(datasets, settings.method, marked=marked, scored=scored, folder=folder)
     steps = math.ceil(len(datasets["train_dataset"]) * cfg.num_epochs / cfg.batch_size)
     return LoadedPairs(TrainDatasetMeta(datasets["train_dataset"], datasets.get("eval_dataset"), steps), stores, texts)
 
@@ -169,8 +182,6 @@ def tokenized(
     Raises:
         SepoError: If the rows have images, or scores that do not fit, or none is left.
     """
-    from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
-
     if {"image", "images"} & set(dataset.column_names) and not isinstance(dataset[0]["chosen"], str):
         raise SepoError(
             f"the rows of {name} have images, and in Axolotl sepo's stages train on text only; use LLaMA-Factory, or "
@@ -179,43 +190,13 @@ def tokenized(
     if not len(dataset):
         raise _none_left(name, cfg)
     dataset = kept_rows(dataset, losses, name=name)
-    # The method reads only the tokenizer of the trainer (see ../PATCHES.md).
-    stand_in = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False)
-    args = SimpleNamespace(
-        dataset_num_proc=cfg.dataset_num_proc, max_length=int(cfg.sequence_len), truncation_mode="keep_start"
-    )
-    made = AxolotlDPOTrainer._prepare_dataset(stand_in, dataset, tokenizer, args, name)
+    made = host_tokens(dataset, cfg, tokenizer=tokenizer, name=name)
     given = score_columns(made, name=name) if settings.method.scorer == "file" else []
     kept = (*given, *((CONVERSATION,) if CONVERSATION in made.column_names else ()))
-    made = made.select_columns([*_TOKENS, *kept])
-    cutoff, bos = int(cfg.sequence_len), tokenizer.bos_token_id
+    made = made.select_columns([*TOKENS, *kept])
     scores = UserScores(given, tokenizer=tokenizer, name=name) if given else None
-
-    def columns(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return _columns(rows, scores, cutoff=cutoff, bos=bos)
-
-    made = mapped(made, columns, f"rows {cutoff} {bos} {given}")
-    made = made.remove_columns([*_TOKENS, *(column for column in given if column not in SCORE_COLUMNS)])
+    made = in_columns(made, cfg, tokenizer=tokenizer, given=given, scores=scores)
     made = keep_trainable(made, name=name, tokenizer=tokenizer, losses=losses, template=template)
     if given:
         warn_of_equal_scores(made, settings.method, name=name)
-    return made
-
-
-def _columns(
-    rows: Mapping[str, list[Any]], scores: UserScores | None, *, cutoff: int, bos: int | None
-) -> dict[str, list[Any]]:
-    made: dict[str, list[Any]] = {f"{side}_{what}": [] for side in SIDES for what in ("input_ids", "labels")}
-    made |= {column: [] for column in SCORE_COLUMNS} if scores is not None else {}
-    for index, prompt in enumerate(rows["prompt_ids"]):
-        # The rendered prompt starts with BOS, and the tokenizer prepends it again.
-        prompt = prompt[1:] if bos is not None and prompt[:2] == [bos, bos] else prompt
-        for side in SIDES:
-            response = rows[f"{side}_ids"][index]
-            made[f"{side}_input_ids"].append([*prompt, *response][:cutoff])
-            made[f"{side}_labels"].append([*[IGNORE_INDEX] * len(prompt), *response][:cutoff])
-            if scores is not None:
-                numbers = scores.of({name: values[index] for name, values in rows.items()}, side, response)
-                left = len(made[f"{side}_labels"][-1]) - len(prompt)
-                made[f"{side}_scores"].append(numbers[:left][0 if prompt else 1 :])
     return made

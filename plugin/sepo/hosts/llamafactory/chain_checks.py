@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sepo.credit.in_run import check_credit_data
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.chain_pairs import PAIRS, evaluation_entries
 from sepo.hosts.llamafactory.chain_steps import Step
@@ -48,6 +49,7 @@ def _check_recipe(step: Step, known: tuple[str, ...]) -> RunSettings | None:
     settings = None
     if step.name == "policy":
         _, settings = resolve(step.recipe, host_keys=known)
+        check_credit_data(settings.credit_data)
         check_datasets(_data_that_exists(step))
     elif step.name == PAIRS:
         _check_keys(step, (*known, *SAMPLING_KEYS, *SEPO_KEYS))

@@ -15,13 +15,15 @@ RECORDS = "pipeline"
 """Name of the directory of the steps' records, beside those of the steps."""
 DONE, RECIPE = ".done.json", ".yaml"
 """Ends of the names of a step's records: that it is finished, and the recipe with which it was started."""
-_STEPS = ("pairs", "sample", "base", "oracle", "oracle_reversed", "policy")
+_STEPS = ("pairs", "sample", "base", "oracle", "policy")
+_ORACLE = re.compile(r"oracle(?:_reversed|_rejected)?(?:_([0-9]+))?")
+"""Names of the steps that train oracles and the models that they are compared with; with a number from the second."""
 _ROUND = re.compile(r"round_([0-9]+)")
 
 
 def is_pipeline(folder: Path) -> bool:
     """Return whether a directory is the ``output_dir`` of a pipeline."""
-    return any((folder / RECORDS / f"{step}{end}").is_file() for step in _STEPS for end in (DONE, RECIPE))
+    return bool(_started(folder / RECORDS))
 
 
 def pipeline_progress(folder: Path) -> dict[str, Any]:
@@ -50,12 +52,28 @@ def _rounds(folder: Path) -> list[tuple[int, Path]]:
 
 def _of(folder: Path, number: int) -> Iterator[dict[str, Any]]:
     records = folder / RECORDS
-    for name in _STEPS:
+    for name in _started(records):
         done = (records / f"{name}{DONE}").is_file()
-        if done or (records / f"{name}{RECIPE}").is_file():
-            state = "finished" if done else "started"
-            progress = None if done else _progress(folder / name)
-            yield {"name": name, "round": number, "state": state, "folder": str(folder / name), "progress": progress}
+        state = "finished" if done else "started"
+        progress = None if done else _progress(folder / name)
+        yield {"name": name, "round": number, "state": state, "folder": str(folder / name), "progress": progress}
+
+
+def is_oracle(step: str) -> bool:
+    """Return whether a step trains an oracle, or the model that one is compared with."""
+    return _ORACLE.fullmatch(step) is not None
+
+
+def _started(records: Path) -> list[str]:
+    """Return the names of the steps with a record, in the order in which they run."""
+    files = (file.name for end in (DONE, RECIPE) for file in records.glob(f"*{end}"))
+    names = {name.removesuffix(DONE).removesuffix(RECIPE) for name in files}
+
+    def place(name: str) -> tuple[int, int, str]:
+        found = _ORACLE.fullmatch(name)
+        return (_STEPS.index("oracle" if found else name), int(found.group(1) or 1) if found else 0, name)
+
+    return sorted((name for name in names if name in _STEPS or is_oracle(name)), key=place)
 
 
 def _progress(folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.chain_oracles import OracleSection, oracle_keys, trained_oracles
 from sepo.hosts.llamafactory.chain_pairs import (
     PAIRS,
     REFERENCE,
@@ -15,20 +16,10 @@ from sepo.hosts.llamafactory.chain_pairs import (
     reference_before,
     with_pairs,
 )
-from sepo.hosts.llamafactory.chain_recipes import (
-    REVERSED,
-    base_recipe,
-    check_reversed,
-    continued,
-    is_lora,
-    oracle_keys,
-    oracle_recipe,
-    reversed_recipe,
-    trained_adapters,
-)
-from sepo.recipe.keys import ORACLE_KIND, PIPELINE_KEYS, SAMPLING_KEYS, SEPO_KEYS
+from sepo.hosts.llamafactory.chain_recipes import base_recipe, continued, is_lora, trained_adapters
+from sepo.recipe.keys import PIPELINE_KEYS, SAMPLING_KEYS, SEPO_KEYS
 from sepo.recipe.resolve import unread_keys
-from sepo.recipe.stage_names import RTO, is_sepo_stage
+from sepo.recipe.stage_names import RTO
 from sepo.recipe.stages import registered_keys, with_stage_defaults
 from sepo.redaction import redacted
 
@@ -48,7 +39,8 @@ class Step:
     """One run of the chain.
 
     Args:
-        name: ``pairs``, ``sample``, ``base``, ``oracle``, ``oracle_reversed`` or ``policy``.
+        name: ``pairs``, ``sample``, ``base``, ``oracle`` (and those of further oracles and of second models, see
+            ``trained_oracles``) or ``policy``.
         recipe: keys and values of the run; a finished step with an unchanged recipe is not run again.
         round: number of its round, from 1; None if there is only one.
         pairs: directory of the sampled pairs that are the data set of the step; None if it reads other data.
@@ -104,8 +96,8 @@ def plan_steps(recipe: Mapping[str, Any]) -> list[Step]:
 
     Returns:
         The steps in their order. ``pairs`` is only there with the section ``pairs``, ``base`` only in the first round
-        and not with ``base: false``, ``oracle_reversed`` only with ``oracle: {kind: reversed}``, and with
-        ``oracle: false`` the policy alone trains on the pairs.
+        and not with ``base: false``, the second models and further oracles only with a ``kind`` or ``seeds`` that has
+        them, and with ``oracle: false`` the policy alone trains on the pairs.
 
     Raises:
         SepoError: ``output_dir`` is missing, a section or value has another form than expected, or keys contradict
@@ -210,33 +202,14 @@ def _steps_of(given: _Given, number: int, *, first: list[Step], before: Mapping[
         base = _base(given, training, output, first=first, before=before)
         if base is not None and before is None:
             yield Step("base", dict(base))
-        oracles = _oracles(given, training, policy, output, base=base)
-        yield from oracles
-        derived = oracle_keys(oracles[0].recipe, oracles[1].recipe if len(oracles) > 1 else None, base=base)
+        section = OracleSection.of(given.sections["oracle"])
+        own = {name: shared[name] for name in _SHARED_BY_ORACLE if name in shared}
+        oracles = trained_oracles(section, base, training, policy, output, in_own_stage=own)
+        yield from (Step(name, recipe) for oracle in oracles for name, recipe in oracle.runs)
+        derived = oracle_keys(section, oracles, base=base)
     if "oracle_base_model" in policy:
         derived.pop("oracle_base_model_revision", None)
     yield Step("policy", {**derived, **policy}, pairs=sampled, declares=declares)
-
-
-def _oracles(
-    given: _Given,
-    training: Mapping[str, Any],
-    policy: Mapping[str, Any],
-    output: str,
-    *,
-    base: Mapping[str, Any] | None,
-) -> list[Step]:
-    """Derive the oracle, and the model that is trained on exchanged pairs if it is compared with one."""
-    section = dict(given.sections["oracle"] or {})
-    kind = ORACLE_KIND.read(section.pop("kind", None) or ORACLE_KIND.default)
-    oracle = oracle_recipe(base, training, section, output)
-    if is_sepo_stage(oracle["stage"]):
-        oracle = {**{name: given.shared[name] for name in _SHARED_BY_ORACLE if name in given.shared}, **oracle}
-    steps = [Step("oracle", oracle)]
-    if kind == "reversed":
-        check_reversed(oracle, section, policy)
-        steps.append(Step(REVERSED, reversed_recipe(oracle, output)))
-    return steps
 
 
 def _continuing(policy: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from sepo.scoring.model_files import (
     scoring_models,
     spec_files,
 )
+from sepo.scoring.oracle_members import oracle_members
 
 
 def check_policy(given: Mapping[str, Any], *, need: Need = "weights") -> None:
@@ -71,6 +72,7 @@ def check_models(
     if not download:
         for key, spec in [(OWN_START, policy_in(given)), *scoring]:
             check_local_names(spec, key=key, access=access, made_earlier=made_earlier)
+        oracle_members(settings.oracles, made_earlier=made_earlier)
         return
     from_scratch = as_flag("train_from_scratch", given.get("train_from_scratch") or False)
     check_policy(given, need="tokenizer" if score_only or from_scratch else "weights")
@@ -80,6 +82,7 @@ def check_models(
         scoring.append(("ref_model", settings.ref_model))
     for key, spec in scoring:
         spec_files(spec, key=key, access=access)
+    oracle_members(settings.oracles)
 
 
 def check_rto_models(
@@ -121,6 +124,8 @@ def check_names(given: Mapping[str, Any], settings: RunSettings | None, *, made_
         for name, revision in zip(spec.adapters, spec.revisions_of_adapters, strict=True):
             if not made_earlier(name):
                 model_files(name, key=adapters_key(key), marker=ADAPTER, revision=revision, **where)
+    if settings is not None:
+        oracle_members(settings.oracles, made_earlier=made_earlier)
 
 
 def check_datasets(given: Mapping[str, Any]) -> None:

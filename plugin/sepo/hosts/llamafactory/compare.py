@@ -229,11 +229,8 @@ def _shared_lines(comparison: Comparison, settings: Mapping[str, RunSettings | N
     for name, found in settings.items():
         if found is None:
             continue
-        if found.oracle is not None:
-            models = " over ".join(
-                "+".join((spec.model, *spec.adapters)) for spec in (found.oracle.oracle, found.oracle.base)
-            )
-            users.setdefault(f"token scores by {models}", []).append(name)
+        if found.oracles is not None:
+            users.setdefault(f"token scores by {found.oracles.text}", []).append(name)
         if found.prompts_for_rewards and found.token_rewards is not None and found.token_rewards.model is not None:
             users.setdefault(f"token rewards by {found.token_rewards.model.model}", []).append(name)
         if found.precomputed_reference is not None:

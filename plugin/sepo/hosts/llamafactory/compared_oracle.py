@@ -24,8 +24,8 @@ class ComparedOracle:
     """The steps that train the oracle of a comparison.
 
     Args:
-        steps: ``sample``, ``base`` unless the file has ``base: false``, ``oracle``, and ``oracle_reversed`` with
-            ``oracle: {kind: reversed}``.
+        steps: ``sample``, ``base`` unless the file has ``base: false``, and those of the oracles and of the models that
+            they are compared with.
         template: the chat template of the policies.
         files: files of the steps.
     """

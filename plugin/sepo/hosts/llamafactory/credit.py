@@ -108,24 +108,17 @@ class LlamaFactoryCredit:
             positions = max_positions(prompted[1], key=prompted[0], access=self.access)
         return TemplateReader(template, self.tokenizer, data_args=self.data_args, positions=positions)
 
-    def each_model(
-        self, specs: Sequence[ModelSpec], oracle: OracleSpec | None
-    ) -> Iterator[tuple[ModelSpec, ScoringModel]]:
-        """Load frozen models one after the other; an oracle and its base share weights if possible.
-
-        Args:
-            specs: the models; each is loaded once.
-            oracle: an oracle with its base; they are loaded together if ``specs`` contains both.
-        """
-        left = list(dict.fromkeys(specs))
-        if oracle is not None and {oracle.oracle, oracle.base} <= set(left):
-            both = load_scoring_models(oracle, model_args=self.model_args, device=self.device)
-            for spec, model in zip((oracle.oracle, oracle.base), both, strict=True):
-                left.remove(spec)
-                yield spec, model
-            del both, model
+    def each_oracle(self, oracles: Sequence[OracleSpec]) -> Iterator[tuple[OracleSpec, ScoringModel, ScoringModel]]:
+        """Load oracles one after the other, each with its base, which share weights if possible."""
+        for oracle in oracles:
+            trained, base = load_scoring_models(oracle, model_args=self.model_args, device=self.device)
+            yield oracle, trained, base
+            del trained, base
             give_memory_back()
-        for spec in left:
+
+    def each_model(self, specs: Sequence[ModelSpec]) -> Iterator[tuple[ModelSpec, ScoringModel]]:
+        """Load frozen models one after the other, each once."""
+        for spec in dict.fromkeys(specs):
             yield spec, load_scoring_model(spec, model_args=self.model_args, device=self.device)
             give_memory_back()
 

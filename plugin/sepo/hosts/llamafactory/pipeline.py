@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepo.errors import SepoError
+from sepo.hosts.llamafactory.chain_oracles import OWN_DPO
 from sepo.hosts.llamafactory.chain_pairs import PAIRS, declare_data
-from sepo.hosts.llamafactory.chain_recipes import OWN_DPO, REVERSED
-from sepo.hosts.llamafactory.chain_status import DONE, RECIPE, RECORDS
+from sepo.hosts.llamafactory.chain_status import DONE, RECIPE, RECORDS, is_oracle
 from sepo.hosts.llamafactory.chain_steps import Step, last_model, plan_steps
 from sepo.hosts.llamafactory.child_runs import changes, command_line, is_resumable, read_record, train, write_record
 from sepo.hosts.llamafactory.reading import Recipe, override_values, reading_error, recipe_of, secrets_of_parent
@@ -162,16 +162,16 @@ def draw_sample(step: Step, *, template: str | None) -> None:
 def declare_pairs(step: Step) -> None:
     """Declare the data sets that a step reads and no step before it declares.
 
-    These are the exchanged pairs for the model that is trained on them, and the evaluation data sets beside sampled
-    pairs.
+    These are the exchanged pairs or rejected responses for the model that is trained on them, and the evaluation data
+    sets beside sampled pairs.
 
     Raises:
         SepoError: there is no sample, or there are no sampled pairs.
     """
-    from sepo.hosts.llamafactory.sample import declare_reversed_pairs
+    from sepo.hosts.llamafactory.sample import declare_derived
 
-    if step.name == REVERSED:
-        declare_reversed_pairs(Path(step.recipe["dataset_dir"]))
+    if is_oracle(step.name):
+        declare_derived(step.recipe["dataset"], Path(step.recipe["dataset_dir"]))
     if step.pairs is not None:
         declare_data(step.recipe, pairs=step.pairs, folder=step.declares)
 

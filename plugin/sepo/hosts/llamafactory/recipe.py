@@ -93,6 +93,7 @@ def check_recipe(
             unread = {*own, *SAMPLING_KEYS}
             args = {name: value for name, value in args.items() if name in sepo_keys or name not in unread}
         return args, None
+    from sepo.credit.in_run import check_credit_data
     from sepo.hosts.llamafactory.checks import check_datasets, check_models
 
     if _enabled("USE_MCA"):
@@ -105,6 +106,7 @@ def check_recipe(
     )
     given = given_keys(args)
     check_datasets(given)
+    check_credit_data(settings.credit_data)
     check_models(given, settings, download=download, score_only=score_only, made_earlier=made_earlier)
     return host, settings
 

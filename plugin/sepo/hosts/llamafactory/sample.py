@@ -24,6 +24,9 @@ from sepo.training.row_losses import RowLosses
 PAIRS, ANSWERS = "oracle_pairs", "oracle_answers"
 REVERSED_PAIRS = "oracle_pairs_reversed"
 """Data set of the pairs with chosen and rejected response exchanged; it reads the file of ``PAIRS``."""
+REJECTED_ANSWERS = "oracle_answers_rejected"
+"""Data set of the rejected responses of the pairs, for SFT, in the format of ``ANSWERS``."""
+_ALL = {PAIRS, ANSWERS, REVERSED_PAIRS, REJECTED_ANSWERS}
 _INFO = "dataset_info.json"
 _TAGS = {"user": "human", "assistant": "gpt", "observation": "observation", "function": "function_call"}
 _MEDIA = ("images", "videos", "audios")
@@ -89,34 +92,59 @@ def _write(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-def declare_reversed_pairs(folder: Path) -> None:
-    """Declare the data set ``REVERSED_PAIRS`` in the directory of a sample. Idempotent.
+def declare_derived(name: str, folder: Path) -> None:
+    """Declare a data set that is derived from the pairs of a sample, in its directory. Idempotent.
 
     Args:
+        name: ``REVERSED_PAIRS`` or ``REJECTED_ANSWERS``; others are left as they are.
         folder: the directory, as ``write_sample`` writes it, also of an earlier version.
 
     Raises:
         SepoError: there is no sample in the directory.
     """
+    derive = {REVERSED_PAIRS: _reversed_entry, REJECTED_ANSWERS: _rejected_entry}.get(name)
+    if derive is None:
+        return
     try:
         known = json.loads((folder / _INFO).read_text(encoding="utf-8"))
-        columns = known[PAIRS]["columns"]
-        exchanged = {**columns, "chosen": columns["rejected"], "rejected": columns["chosen"]}
+        entry = derive(known, folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SepoError(
             f"{folder / _INFO} does not declare the data set '{PAIRS}' of the step 'sample' ({type(error).__name__}); "
             "remove the record of this step, pipeline/sample.done.json, to draw it again."
         ) from error
-    entry = {**known[PAIRS], "columns": exchanged}
-    if known.get(REVERSED_PAIRS) != entry:
-        _write(folder / _INFO, {**known, REVERSED_PAIRS: entry})
+    if known.get(name) != entry:
+        _write(folder / _INFO, {**known, name: entry})
+
+
+def _reversed_entry(known: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the entry of the pairs with exchanged responses, over the file of the pairs."""
+    columns = known[PAIRS]["columns"]
+    return {**known[PAIRS], "columns": {**columns, "chosen": columns["rejected"], "rejected": columns["chosen"]}}
+
+
+def _rejected_entry(known: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the rejected responses in the format of the chosen ones, and return their entry."""
+    pairs, file = (
+        json.loads((folder / known[PAIRS]["file_name"]).read_text(encoding="utf-8")),
+        f"{REJECTED_ANSWERS}.json",
+    )
+    rows = [
+        {
+            **{name: value for name, value in row.items() if name not in ("chosen", "rejected")},
+            "conversations": [*row["conversations"], row["rejected"]],
+        }
+        for row in pairs
+    ]
+    _write(folder / file, rows)
+    return {**known[ANSWERS], "file_name": file}
 
 
 def _refuse_other_datasets(path: Path) -> None:
     if not path.exists():
         return
     try:
-        others = sorted(set(json.loads(path.read_text(encoding="utf-8"))) - {PAIRS, ANSWERS, REVERSED_PAIRS})
+        others = sorted(set(json.loads(path.read_text(encoding="utf-8"))) - _ALL)
     except ValueError:
         others = ["unreadable content"]
     if others:

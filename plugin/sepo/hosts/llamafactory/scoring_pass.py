@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from sepo.credit.in_run import report_scores
 from sepo.hosts.llamafactory.recipe import refuse_without_scoring, settings_of
 from sepo.hosts.llamafactory.workflow import prepared_data
 from sepo.runs.first_screen import log_first_screen
@@ -42,5 +43,6 @@ def score(arguments: Any) -> None:
             for name, path in stores.items():
                 print_summary(summarize(ScoreStore.at(Path(path))), title=f"{_WHAT[what]} of {name}")
                 print(f"store: {path}", flush=True)
+        report_scores(data.datasets, settings.method, marked=data.marked, scored=data.scored)
     if dist.is_initialized():
         dist.destroy_process_group()

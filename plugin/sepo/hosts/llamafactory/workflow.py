@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from datasets import Dataset
 from llamafactory.data import PairwiseDataCollatorWithPadding, get_dataset, get_template_and_fix_tokenizer
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.extras.misc import calculate_tps
@@ -20,9 +21,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import is_fsdp_enabled
 
 import sepo.hosts.llamafactory.scoring_models  # noqa: F401
+from sepo.credit.in_run import MarkedRows, marked_rows, report_scores
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.board.progress import abortable, report_scoring
 from sepo.hosts.llamafactory.conversations import conversations_kept
+from sepo.hosts.llamafactory.credit import TemplateReader
 from sepo.hosts.llamafactory.pair_encoding import pairs_encoded, without_cuts
 from sepo.hosts.llamafactory.recipe import recipe_of
 from sepo.hosts.llamafactory.response_tokens import PolicyResponses, written_by_template
@@ -35,10 +38,10 @@ from sepo.runs.first_screen import FirstScreen, log_first_screen
 from sepo.runs.log_writer import RunLog, note_preparation, note_rows
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
+from sepo.scoring.combined_oracles import oracle_readers
 from sepo.scoring.hub import cached_if_unreachable
 from sepo.scoring.live_columns import selection_columns
 from sepo.scoring.prepare import scorers_of, with_scores
-from sepo.scoring.projected import oracle_reader
 from sepo.scoring.store_names import store_names
 from sepo.scoring.user_scores import warn_of_equal_scores
 from sepo.text.conversations import CONVERSATION, EXPORTED, QUOTED, READ
@@ -74,6 +77,9 @@ def run_stage(
     datasets = selection_columns(
         datasets, settings.method, tokenizer=tokenizer, seed=training_args.seed, template=data.written
     )
+    if training_args.process_index == 0:
+        folder = Path(training_args.output_dir) if training_args.do_train else None
+        report_scores(datasets, settings.method, marked=data.marked, scored=data.scored, folder=folder)
     timing.lap("rows and scores")
     with cached_if_unreachable():
         model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
@@ -124,6 +130,8 @@ class PreparedData:
         stores: directories of the score stores, by their content, then by data set.
         losses: rows that were left out, cut or changed.
         written: tokens that the template writes into responses.
+        marked: rows of ``credit_data``, or None.
+        scored: their data set with the scores of the selection, or None.
     """
 
     tokenizer_module: dict[str, Any]
@@ -132,6 +140,8 @@ class PreparedData:
     stores: dict[str, dict[str, str]]
     losses: RowLosses = field(default_factory=RowLosses)
     written: TemplateTokens = NO_TEMPLATE
+    marked: MarkedRows | None = None
+    scored: Dataset | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -173,9 +183,9 @@ def prepared_data(
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     carried = carried_scores(template=template) if settings.method.scorer == "file" else contextlib.nullcontext()
-    reader = oracle_reader(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
-    text_for = QUOTED if settings.prompts_for_rewards else READ if reader is not None else text_reader
-    text_kept = conversations_kept(settings.prompts_for_rewards or reader is not None or keep_text, text_for)
+    readers = oracle_readers(settings, tokenizer=tokenizer, model_args=model_args, data_args=data_args)
+    text_for = QUOTED if settings.prompts_for_rewards else READ if any(readers) else text_reader
+    text_kept = conversations_kept(settings.prompts_for_rewards or any(readers) or keep_text, text_for)
     more = more_columns or contextlib.nullcontext()
     with pairs_encoded(), carried, more, counted_rows(losses, template=template), text_kept:
         datasets = get_dataset(template, model_args, data_args, training_args, stage="rm", **tokenizer_module)
@@ -193,21 +203,27 @@ def prepared_data(
     if training_args.process_index == 0:
         losses.log()
     stores: dict[str, dict[str, str]] = {}
+    marked = scored = None
     if settings.scores_before_training:
         host = {"model_args": model_args, "data_args": data_args, "training_args": training_args}
         place = None
-        if reader is not None:
+        if any(readers):
             place = PolicyResponses(template, tokenizer, processor=None, data_args=data_args).place
-        scorers = scorers_of(settings, tokenizer=tokenizer, template=template, reader=reader, place=place, **host)
+        scorers = scorers_of(
+            settings, tokenizer=tokenizer, template=template, readers=readers, place=place, written=written, **host
+        )
         for what, scorer in scorers.items():
             scorer.names = store_names(settings, what, data_args=data_args, template=template_texts(written, tokenizer))
             scorer.find_only = find_only
             scorer.report = report_scoring
+        if settings.credit_data is not None and not find_only:
+            rows = TemplateReader(template, tokenizer, data_args=data_args, positions=None)
+            marked = marked_rows(settings.credit_data, lambda pairs: [rows.read(pair) for pair in pairs])
         tokenized = datasets
-        datasets, stores = with_scores(datasets, scorers)
+        datasets, stores, scored = with_scores(datasets, scorers, marked=None if marked is None else marked.dataset)
         if keep_text:
             datasets = joined_column(datasets, tokenized, CONVERSATION)
-    return PreparedData(tokenizer_module, template, datasets, stores, losses, written)
+    return PreparedData(tokenizer_module, template, datasets, stores, losses, written, marked, scored)
 
 
 def pair_collator(model: Any, *, template: Any, tokenizer_module: dict[str, Any]) -> Any:

@@ -144,7 +144,7 @@ def _contender(name: str, recipe: Mapping[str, Any], *, own: str, host_keys: tup
     given = {**common, **keys}
     if name != own:
         given |= _shared_ratios(given, recipe)
-    if _needs_oracle(given) and not (given.get("oracle_model") or given.get("oracle_model_adapters")):
+    if _needs_oracle(given) and not any(map(given.get, ("oracle_model", "oracle_model_adapters", "oracles"))):
         given |= _RANDOM_ORACLE
     host, settings = resolve(given, host_keys=host_keys)
     if settings.method.needs_reference and reference:

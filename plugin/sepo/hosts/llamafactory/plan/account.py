@@ -159,11 +159,11 @@ def _before_training(run: PlannedRun) -> list[Phase]:
     """Account for the scoring phases; no engine shards scoring models, so each process holds whole ones."""
     settings, phases = run.settings, []
     row = scoring_row(settings.score_batch_tokens, cutoff=run.cutoff)
-    if settings.oracle is not None:
-        specs = [settings.oracle.oracle]
-        if not settings.oracle.one_set_of_weights:
-            specs.append(settings.oracle.base)
-        phases.append(_scoring(run, "scoring by the oracle", specs, row, key="oracle_model"))
+    oracles = () if settings.oracles is None else settings.oracles.members  # checkpoints are as large as the oracle
+    for number, oracle in enumerate(oracles, start=1):
+        specs = [oracle.oracle] if oracle.one_set_of_weights else [oracle.oracle, oracle.base]
+        name = "scoring by the oracle" if len(oracles) == 1 else f"scoring by oracle {number}"
+        phases.append(_scoring(run, name, specs, row, key="oracle_model"))
     rewards = settings.token_rewards
     if rewards is not None and rewards.model is not None:
         phases.append(_scoring(run, "token rewards", [rewards.model], row, key=rewards.key))

@@ -1,0 +1,61 @@
+"""Metrics of a policy as an oracle, from the log-ratios of its tokens to the reference; they need no marked errors.
+
+A policy trained by DPO is an oracle whose token scores are these log-ratios (SePO, arXiv 2408.13518, Eq. 24).
+Evaluations of a method that compares all tokens with a reference (``Method.compares_all_tokens``) log them, so that its
+best checkpoint can be kept (``metric_for_best_model``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sepo.selection.select import select_tokens
+from sepo.training.metrics import Metric, mean, ratio
+
+SHARE = 0.3
+"""Share of each response's tokens whose part of the absolute log-ratios is the concentration."""
+
+ORACLE_METRICS = ("oracle/size", "oracle/concentration", "oracle/margin_per_size", "oracle/margin_per_drift")
+"""Names of the metrics."""
+
+
+def oracle_metrics(log_ratios: Tensor, mask: Tensor, *, pairs: int) -> dict[str, Metric]:
+    """Return the metrics of a batch.
+
+    Args:
+        log_ratios: log pi_policy - log pi_reference in nats, [2B, T], the first B rows chosen.
+        mask: bool [2B, T], the response tokens.
+        pairs: B.
+
+    Returns:
+        ``oracle/size``: mean absolute log-ratio of a token. ``oracle/concentration``: share of a response's absolute
+        log-ratios in the 30 % of its tokens with the largest ones, mean over responses; 0.3 if all are equal.
+        ``oracle/margin_per_size``: sum over pairs of the log-ratios of the chosen response minus those of the rejected
+        one, divided by the sum of the absolute log-ratios of both; 1 if every change of the policy separates the
+        responses, about 0 if likelihoods fall on both sides alike. ``oracle/margin_per_drift``: the same sum divided
+        by the sum over pairs of the absolute log-ratio of the chosen response.
+
+    Example:
+        >>> log_ratios = torch.tensor([[0.5, 0.0, 0.0, 0.5], [0.0, -2.0, -1.0, 0.0]])
+        >>> found = oracle_metrics(log_ratios, torch.ones(2, 4, dtype=torch.bool), pairs=1)
+        >>> {name.removeprefix("oracle/"): round(float(each.total / each.count), 3) for name, each in found.items()}
+        {'size': 0.5, 'concentration': 0.583, 'margin_per_size': 1.0, 'margin_per_drift': 4.0}
+    """
+    values = torch.where(mask, log_ratios.detach().float(), 0.0)
+    sizes, sums = values.abs(), values.sum(-1)
+    totals, margins = sizes.sum(-1), sums[:pairs] - sums[pairs:]
+    largest = select_tokens(sizes, mask, ratio=SHARE, largest=True)
+    carried = torch.where(largest, sizes, 0.0).sum(-1) / totals.where(totals > 0, 1.0)
+    shares = carried.where(totals > 0, SHARE)
+    return {
+        "oracle/size": ratio(totals.sum(), mask.sum()),
+        "oracle/concentration": mean(shares),
+        "oracle/margin_per_size": ratio(margins.sum(), _positive(totals.sum())),
+        "oracle/margin_per_drift": ratio(margins.sum(), _positive(sums[:pairs].abs().sum())),
+    }
+
+
+def _positive(value: Tensor) -> Tensor:
+    """Return a denominator that keeps the metric if the policy is still the reference, whose ratios are then 0."""
+    return value.clamp_min(torch.finfo(torch.float32).tiny)
