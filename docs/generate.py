@@ -291,6 +291,18 @@ def pairs_and_rto_page() -> str:
     return _filled(HERE / "pairs_and_rto.md", report["table"](recorded).splitlines())
 
 
+def credit_estimators_page() -> str:
+    """Return credit_estimators.md with the tables of the recorded run of benchmarks/claims/credit_world.py."""
+    claims = HERE.parent / "benchmarks" / "claims"
+    recorded = json.loads((claims / "results" / "credit_world.json").read_text(encoding="utf-8"))
+    text = (HERE / "credit_estimators.md").read_text(encoding="utf-8")
+    for name, lines in runpy.run_path(str(claims / "report.py"))["credit_blocks"](recorded).items():
+        start = f"<!-- {name}, from the recorded run: make docs -->"
+        block = "\n".join([start, *lines, "<!-- end -->"])
+        text = re.sub(f"{start}.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
+    return text
+
+
 def _filled(page: Path, lines: Iterable[str]) -> str:
     """Return the text of a page with other lines in its block."""
     block = "\n".join(["<!-- from the recorded run: make docs -->", *lines, "<!-- end -->"])
@@ -310,6 +322,7 @@ PAGES = {
     "keys.md": keys_page,
     "eval_json.md": eval_page,
     "pairs_and_rto.md": pairs_and_rto_page,
+    "credit_estimators.md": credit_estimators_page,
     "demo.svg": demo_picture,
     "memory_and_speed.md": figures_page,
     "../README.md": readme,

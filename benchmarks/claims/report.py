@@ -1,0 +1,126 @@
+"""Markdown tables of the results in benchmarks/claims/results."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+GROUP = "DPO oracles, all betas"
+ALL = {"best": "(the oracle with the highest AUROC)", "mean": "(mean of all oracles)"}
+PROXY_TITLES = {
+    "preference_accuracy": "preference accuracy",
+    "true_accuracy": "preference accuracy, labels not flipped",
+    "dpo_loss": "DPO loss (beta 0.1)",
+    "margin": "margin: log-ratio of chosen minus rejected responses",
+    "margin_over_spread": "margin / its standard deviation over pairs",
+    "margin_over_size": "margin / mean absolute token log-ratio",
+    "margin_over_drift": "margin / absolute drift",
+    "drift": "drift: mean log-ratio of the chosen tokens",
+    "size": "mean absolute token log-ratio",
+    "concentration": "concentration: share of the absolute log-ratios in the top 30 %",
+    "agreement": "agreement: rank correlation with an oracle of another order",
+}
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def interval(found: Mapping | None, *, sign: str = "", digits: int = 3) -> str:
+    """Return mean and interval as text; an empty text for None."""
+    if not found:
+        return ""
+    mean, low, high = (f"{found[name]:{sign}.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def percent(found: Mapping | None, *, sign: str = "") -> str:
+    """Return mean and interval in percent."""
+    return interval(found and {name: 100 * value for name, value in found.items()}, sign=sign, digits=1)
+
+
+def estimators(result: Mapping) -> str:
+    """Return the table of all estimators, the best first."""
+    rows = []
+    for name, row in sorted(result["estimators"].items(), key=lambda each: -each[1]["auroc"]["mean"]):
+        setting = "" if row["rate"] is None else f"{row['rate']:g}, {row['epochs']} epochs"
+        if row["variant"] != name:
+            setting += f" ({row['variant']})"
+        rows.append([
+            name, str(row["trainings"]), setting, str(row["comparisons"]), interval(row["auroc"]),
+            interval(row["minus_plain"], sign="+"), interval(row["minus_surprisal"], sign="+"),
+            interval(row["first_error"]),
+        ])  # fmt: skip
+    return table(
+        ["estimator", "trainings", "chosen", "of", "AUROC", "minus DPO oracle", "minus surprisal", "first error"],
+        rows,
+    )  # fmt: skip
+
+
+def grid(result: Mapping, names: Sequence[str]) -> str:
+    """Return AUROC and first-error accuracy of some estimators by learning rate and epochs."""
+    cells = result["grid"]
+    rows = [
+        [name, *(f"{cell[name]['held_out']:.3f} / {cell[name]['first_error']:.2f}" for cell in cells.values())]
+        for name in names
+    ]
+    return table(["rate, epochs", *cells], rows)
+
+
+def data_share(result: Mapping) -> str:
+    """Return the plain oracle's AUROC by number of pairs, mean over seeds."""
+    epochs = [str(each) for each in result["setting"]["epochs"]]
+    rows = []
+    for count, found in result["data_share"].items():
+        means = (sum(own["held_out"]) / len(own["held_out"]) if (own := found.get(each)) else None for each in epochs)
+        rows.append([count, *("" if mean is None else f"{mean:.3f}" for mean in means)])
+    return table(["pairs", *(f"{each} epochs" for each in epochs)], rows)
+
+
+def proxies(result: Mapping) -> str:
+    """Return the correlations of the proxies with credit over DPO oracles, and the credit of what each would pick."""
+    parts = [
+        (
+            result[f"proxies{suffix}"][f"{GROUP}: auroc"],
+            result[f"proxies{suffix}"][f"{GROUP}: first_error"],
+            result[f"picks{suffix}"],
+        )
+        for suffix in ("", "_clean")
+    ]  # fmt: skip
+    rows = []
+    for name, title in PROXY_TITLES.items():
+        if any(name in own for own, _, _ in parts):
+            row = [title]
+            for auroc, first, picked in parts:
+                row += [interval(own.get(name), sign="+", digits=2) for own in (auroc, first)]
+                row.append(_picked(picked.get(name)))
+            rows.append(row)
+    rows += [
+        [title, "", "", _picked(parts[0][2][name]), "", "", _picked(parts[1][2][name])] for name, title in ALL.items()
+    ]
+    columns = ("AUROC", "first error", "picks")
+    return table(["proxy", *(f"{labels}: {column}" for labels in ("flipped", "right") for column in columns)], rows)
+
+
+def _picked(found: Mapping | None) -> str:
+    return f"{found['auroc']['mean']:.3f} / {found['first_error']['mean']:.2f}" if found else ""
+
+
+def policies(result: Mapping) -> str:
+    """Return the shares of right responses of the policies, in percent."""
+    rows = [
+        [name, f"{row['rate']:g}", percent(row["right"]), percent(row["minus_plain"], sign="+")]
+        for name, row in result["policies"].items()
+    ]
+    return table(["policy", "rate", "right", "minus the plain oracle's"], rows)
+
+
+def credit_blocks(result: Mapping) -> dict[str, list[str]]:
+    """Return the tables of docs/credit_estimators.md by the names of their blocks."""
+    names = [name for name, row in result["estimators"].items() if row["rate"] is not None]
+    tables = {
+        "estimators": estimators(result),
+        "grid": grid(result, names),
+        "data share": data_share(result),
+        "proxies": proxies(result),
+        "policies": policies(result),
+    }
+    return {name: text.splitlines() for name, text in tables.items()}

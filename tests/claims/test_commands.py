@@ -1,0 +1,62 @@
+"""benchmarks/claims: small runs of both commands, and the recorded results."""
+
+import json
+from pathlib import Path
+
+import pytest
+from claims import credit_world, report, world_methods
+from claims.estimators import PLAIN, SURPRISAL
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_small_study_of_credit_has_the_form_of_the_recorded_one_and_resumes(tmp_path, capsys):
+    credit_world.main(["--quick", "--work", str(tmp_path)])
+    first = json.loads((tmp_path / "credit_world.json").read_text())
+    parts = sorted((tmp_path / "credit").iterdir())
+    written = {path.name: path.stat().st_mtime_ns for path in parts}
+    credit_world.main(["--quick", "--work", str(tmp_path)])
+    assert {path.name: path.stat().st_mtime_ns for path in sorted((tmp_path / "credit").iterdir())} == written
+    assert json.loads((tmp_path / "credit_world.json").read_text()) == first
+    recorded = json.loads((credit_world.RESULTS / "credit_world.json").read_text())
+    assert set(first) == set(recorded)
+    assert set(first["estimators"]) == set(recorded["estimators"])
+    assert len(first["policies"]) == len(recorded["policies"])
+    assert set(report.credit_blocks(first)) == set(report.credit_blocks(recorded))
+
+
+def test_a_small_comparison_of_methods_runs(tmp_path):
+    world_methods.main(["--quick", "--work", str(tmp_path), "--only", "0 %, oracle", "DPO, all", "Selective", "T-REG"])
+    found = json.loads((tmp_path / "world_methods.json").read_text())
+    assert len(found["policies"]) == 7
+    assert all(len(row["by_seed"]) == 2 for row in found["policies"].values())
+    assert "DPO, all tokens" in found["policies"]["SePO 30 %, oracle"]["minus"]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return json.loads((credit_world.RESULTS / "credit_world.json").read_text())
+
+
+def test_the_recorded_world_is_as_hard_as_documented(recorded):
+    assert recorded["setting"]["seeds"] == len(recorded["starts"]) == 10
+    assert all(0.05 <= share <= 0.6 for share in recorded["starts"].values())
+    plain = recorded["estimators"][PLAIN]
+    assert 0.70 <= plain["auroc"]["mean"] <= 0.85
+    assert recorded["estimators"][SURPRISAL]["auroc"]["mean"] < 0.65
+
+
+def test_estimators_above_the_plain_oracle_and_surprisal(recorded):
+    above = {
+        name
+        for name, row in recorded["estimators"].items()
+        if name not in (PLAIN, SURPRISAL) and row["minus_plain"]["low"] > 0 and row["minus_surprisal"]["low"] > 0
+    }
+    assert {"mean of 4 (SFT on chosen - SFT on rejected)", "mean of 4 (DPO - reversed DPO)"} <= above
+
+
+def test_the_page_names_the_commands_and_its_tables_are_the_recorded_ones(recorded):
+    page = (ROOT / "docs" / "credit_estimators.md").read_text()
+    assert "python benchmarks/claims/credit_world.py" in page
+    for name, lines in report.credit_blocks(recorded).items():
+        assert "\n".join(lines) in page, name
