@@ -1,0 +1,1 @@
+"""Claims about token selection, tested in a small world in which it is known which tokens are wrong."""
