@@ -38,7 +38,7 @@ class Arm:
     Args:
         name: key of its measurements.
         kind: dpo, ipo, minor_dpo (against the base); reversed (dpo minus dpo on exchanged pairs); sft_contrast (SFT on
-            chosen minus SFT on rejected responses).
+            chosen minus SFT on rejected responses); sft (more SFT on chosen responses, against the base).
         base_steps: steps of the SFT on the chosen responses of `fluent_pairs` before it, with 8 responses each; 0 for
             none.
         base_rate: learning rate of the SFT.
@@ -197,6 +197,8 @@ class Study:
         rows = self.pairs.train(arm.pairs, balanced=arm.balanced)
         if arm.kind == "sft_contrast":
             return [(rows, sft_loss("chosen")), (rows, sft_loss("rejected"))]
+        if arm.kind == "sft":
+            return [(rows, sft_loss("chosen"))]
         names = [f"{side}_ref_logps" for side in SIDES]
         rows = [
             {**row, **dict(zip(names, map(list, pair), strict=True))}
@@ -340,8 +342,10 @@ def proxies(ratios, beta):
 
     Returns:
         ``preference_accuracy``, ``dpo_loss``, ``margin`` (chosen minus rejected, sums over the response), ``drift`` (of
-        the chosen response, absolute), ``chosen_log_ratio`` (the same with its sign), ``margin_over_drift``, and
-        ``concentration``, the share of the total absolute log-ratio in the top 30 % of a rejected response's tokens.
+        the chosen response, absolute), ``chosen_log_ratio`` (the same with its sign), ``margin_over_drift``,
+        ``concentration`` (share of the total absolute log-ratio in the top 30 % of a rejected response's tokens), and
+        ``lowest_token_accuracy`` (share of pairs whose lowest token score is in the rejected response,
+        ties one half).
     """
     chosen, rejected = (np.array([pair[side].sum() for pair in ratios]) for side in (0, 1))
     margin, drift = chosen - rejected, np.abs(chosen).mean()
@@ -356,8 +360,13 @@ def proxies(ratios, beta):
             "drift": drift,
             "margin_over_drift": margin.mean() / max(drift, 1e-12),
             "concentration": np.mean(tops),
+            "lowest_token_accuracy": np.mean([_lower(rejected.min(), chosen.min()) for chosen, rejected in ratios]),
         }
     )
+
+
+def _lower(first, second):
+    return (first < second) + (first == second) / 2
 
 
 def _rounded(numbers):

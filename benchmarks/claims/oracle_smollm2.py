@@ -18,6 +18,7 @@ import argparse
 import datetime
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,10 +29,20 @@ from sepo.errors import SepoError
 
 RESULT = Path(__file__).parent / "results" / "oracle_smollm2.json"
 WORK = Path.home() / ".cache" / "sepo" / "claims" / "oracle_smollm2"
-LONG_BASE = {"base_steps": 60, "base_rate": 5e-4}
+RECOMMENDED = Arm(
+    "recommended", base_steps=60, base_rate=5e-4, pairs=200, steps=50, rate=5e-4, beta=0.5, anchor=1.0, measured=(25,)
+)
 ARMS = (
-    Arm("anchor 1", **LONG_BASE, rate=5e-4, anchor=1.0, measured=(50,)),
-    Arm("no anchor", **LONG_BASE, rate=2e-4, measured=(50,)),
+    Arm("before", base_steps=30, base_rate=2e-4, pairs=120, steps=30, rate=2e-4, beta=0.5),
+    RECOMMENDED,
+    replace(RECOMMENDED, name="no anchor", anchor=0.0),
+    replace(RECOMMENDED, name="shorter base", base_steps=30, base_rate=2e-4),
+    replace(RECOMMENDED, name="only SFT", kind="sft", anchor=0.0),
+    replace(RECOMMENDED, name="lower rate", rate=2e-4),
+    replace(RECOMMENDED, name="lower beta", beta=0.1),
+    replace(RECOMMENDED, name="MinorDPO", kind="minor_dpo"),
+    replace(RECOMMENDED, name="lower rate, no anchor", rate=2e-4, anchor=0.0),
+    replace(RECOMMENDED, name="more pairs", pairs=400, steps=100, measured=(50,)),
 )
 TARGETS = ("auroc", "first_error")
 
@@ -79,6 +90,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, default=WORK, help="directory of the bases (default: %(default)s)")
     parser.add_argument("--summary", action="store_true", help="print the recorded results")
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="names of the arms to train (default: all)")
     options = parser.parse_args(argv)
     measurements = recorded()
     if options.summary:
@@ -87,7 +99,7 @@ def main(argv=None):
         return
     study = Study(options.work)
     for arm in ARMS:
-        if arm.name in {one["arm"]["name"] for one in measurements}:
+        if arm.name in {one["arm"]["name"] for one in measurements} or arm.name not in (options.only or [arm.name]):
             continue
         for step, seconds, ratios in study.run(arm):
             measurements.append(measured(arm, step, seconds, study.pairs.validation, ratios))
