@@ -73,10 +73,13 @@ ORACLE = {
     "per_device_train_batch_size": 4,
 }
 BASE = {"stage": "sft", "per_device_train_batch_size": 8}
+FLUENT = {"cutoff_len": 256, "learning_rate": 5.0e-4, "bf16": True}
+"""Keys of both models of the fluent set; chosen by benchmarks/claims/oracle_smollm2.py, on other pairs."""
+ANCHORED = {"pref_ftx": 1.0}  # without it, DPO also lowers the tokens that both responses share
 STEPS = {
     "fluent": {
-        "base": {**BASE, "dataset": "chosen", "cutoff_len": 256, "max_steps": 30},
-        "oracle": {**ORACLE, "dataset": "pairs", "cutoff_len": 256, "max_steps": 30},
+        "base": {**BASE, **FLUENT, "dataset": "chosen", "max_steps": 60},
+        "oracle": {**ORACLE, **FLUENT, **ANCHORED, "dataset": "pairs", "max_steps": 150},
     },
     "qa": {"oracle": {**ORACLE, "dataset": "pairs", "cutoff_len": 512, "max_steps": 20}},
 }

@@ -303,6 +303,15 @@ def credit_estimators_page() -> str:
     return text
 
 
+def oracle_page() -> str:
+    """Return train_an_oracle.md with the recorded measurements of benchmarks/claims/oracle_smollm2.py."""
+    claims = HERE.parent / "benchmarks" / "claims"
+    recorded = json.loads((claims / "results" / "oracle_smollm2.json").read_text(encoding="utf-8"))
+    tables = runpy.run_path(str(claims / "oracle_tables.py"))
+    lines = [tables["table"](recorded), tables["correlation_table"](recorded)]
+    return _filled(HERE / "train_an_oracle.md", "\n".join(lines).splitlines())
+
+
 def _filled(page: Path, lines: Iterable[str]) -> str:
     """Return the text of a page with other lines in its block."""
     block = "\n".join(["<!-- from the recorded run: make docs -->", *lines, "<!-- end -->"])
@@ -327,6 +336,7 @@ PAGES = {
     "memory_and_speed.md": figures_page,
     "../README.md": readme,
     "credit.md": credit_page,
+    "train_an_oracle.md": oracle_page,
 }
 
 if __name__ == "__main__":
