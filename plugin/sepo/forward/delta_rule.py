@@ -139,7 +139,8 @@ class _Tokens(NamedTuple):
 
 def _tokens(inputs: Sequence[Tensor], start: int, size: int, normalized: bool) -> _Tokens:
     query, key, value, g, beta = (_by_head(each[:, start : start + size]) for each in inputs)
-    scale, norms = query.shape[-1] ** -0.5, None
+    scale = query.shape[-1] ** -0.5
+    norms: tuple[Tensor, Tensor] | None = None
     if normalized:
         norms = _reciprocal_norm(query), _reciprocal_norm(key)
         query, key = query * norms[0], key * norms[1]

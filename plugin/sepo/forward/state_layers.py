@@ -201,8 +201,10 @@ def _carried(layer: Any, layout: PairLayout, calls: set[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         delta_rule, scan = (_function_of(layer, *names) for names in (_DELTA_RULES, _SCANS))
         if delta_rule is not None:
-            own = chunk_gated_delta_rule if _is_plain_delta_rule(layer, delta_rule.value) else delta_rule.value
-            stack.enter_context(_replaced(delta_rule, _recorded(calls, "recurrence", _delta_rule, own, parts)))
+            rule: Callable[..., Any] = delta_rule.value
+            if _is_plain_delta_rule(layer, rule):
+                rule = chunk_gated_delta_rule
+            stack.enter_context(_replaced(delta_rule, _recorded(calls, "recurrence", _delta_rule, rule, parts)))
         elif scan is not None:
             own = scan.value
             if _by_kernels(layer) is not None and (own is None or not layer.conv1d.weight.is_cuda):

@@ -95,7 +95,8 @@ def without_data(model: nn.Module | None = None) -> Iterator[None]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     has_experts = model is None or any(weight.dim() == 3 for weight in model.parameters())
-    with FakeTensorMode(allow_non_fake_inputs=True), _GroupedProducts() if has_experts else contextlib.nullcontext():
+    products: Any = _GroupedProducts() if has_experts else contextlib.nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), products:
         yield
 
 
