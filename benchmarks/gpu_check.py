@@ -9,9 +9,10 @@ packages of the extra `llamafactory`, and bitsandbytes. If LLaMA-Factory cannot 
 takes the place of its dpo, and what cannot run without it is recorded as an error.
 
 Groups, in their order: `start` (one tiny step), `device` (matrix product, copies), `correctness` (values and gradients
-against the plain method), `end_to_end` (`sepo train` and `sepo plan`), and by shape `speed`, `memory`, `kernels` (each
-of sepo's kernels off in turn), `profile` and `scoring`. The largest shapes are last: what is not reached in time can be
-run by another command with `--only`.
+against the plain method), `pair_attention` (one call of a kernel that takes lengths, in place of two calls per pair),
+`end_to_end` (`sepo train` and `sepo plan`), and by shape `speed`, `memory`, `kernels` (each of sepo's kernels off in
+turn), `profile` and `scoring`. The largest shapes are last: what is not reached in time can be run by another command
+with `--only`.
 
 A check that fails, raises, exceeds its time budget or kills its process is recorded, and the next one runs. The file
 is written after every check, so that a run that is killed leaves all finished ones. Exit status 1 if a check failed,
@@ -46,7 +47,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpu_checks import correctness, end_to_end, rates, steps
+from gpu_checks import correctness, end_to_end, pair_attention, rates, steps
 from gpu_checks.runner import BAD, Runner, chosen
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,6 +68,7 @@ def all_checks(*, tiny):
         steps.first(),
         *rates.device_checks(),
         *correctness.checks(),
+        *pair_attention.checks(),
         *end_to_end.checks(tiny=tiny),
         *policies,
         *rates.scoring_checks(tiny=tiny),

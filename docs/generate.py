@@ -246,6 +246,27 @@ def cost_rows(results: Iterable[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
+def start_up_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Return the cells of a result of start_up.py."""
+    titles = runpy.run_path(str(HERE.parent / "benchmarks" / "start_up.py"))["CASES"]
+    rows = []
+    for name, title in titles.items():
+        seconds = result["cases"][name]["median"]
+        parts = (f"{seconds[part]:.1f} s" for part in ("process", "imports", "own"))
+        rows.append([title, *parts, f"{seconds['own_cpu']:.1f} s"])
+    return rows
+
+
+def start_up_block() -> str:
+    """Return the figures of start_up.py, or that none are recorded."""
+    files = sorted(RESULTS.glob("start_up-*.json"))
+    if not files:
+        return "No figures are recorded.\n"
+    result = json.loads(files[0].read_text(encoding="utf-8"))
+    columns = ("", "process", "imports", "own work", "own work, CPU")
+    return f"Measured on {machine_of({**result, 'contenders': []})}.\n\n{table(columns, start_up_rows(result))}"
+
+
 def figures_page() -> str:
     """Return memory_and_speed.md with the figures of benchmarks/results."""
     steps, costs = measured("train_step-*.json"), measured("whole_cost-*.json")
@@ -274,7 +295,10 @@ def figures_page() -> str:
         ]
     )
     text = (HERE / "memory_and_speed.md").read_text(encoding="utf-8")
-    return re.sub(r"<!-- from benchmarks/results: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+    text = re.sub(r"<!-- from benchmarks/results: make docs -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+    started = f"<!-- from benchmarks/results/start_up: make docs -->\n{start_up_block()}<!-- end -->"
+    pattern = r"<!-- from benchmarks/results/start_up: make docs -->.*?<!-- end -->"
+    return re.sub(pattern, lambda _: started, text, flags=re.DOTALL)
 
 
 def readme() -> str:

@@ -1,5 +1,6 @@
 """The checks for a GPU: they run in small on a CPU, record every kind of failure, and detect wrong results."""
 
+import functools
 import json
 import math
 import os
@@ -22,9 +23,11 @@ def gpu_checks(monkeypatch):
     """Return the packages of the checks by name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu_check
-    from gpu_checks import correctness, runner, sessions
+    from gpu_checks import correctness, pair_attention, runner, sessions
 
-    return SimpleNamespace(command=gpu_check, correctness=correctness, runner=runner, sessions=sessions)
+    return SimpleNamespace(
+        command=gpu_check, correctness=correctness, pairs=pair_attention, runner=runner, sessions=sessions
+    )
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ def assert_schema(result):
 def test_the_checks_run_in_small_on_a_cpu(tmp_path):
     output = tmp_path / "result.json"
     names = ["start/tiny step", "correctness/step/dpo", "correctness/attention/*-float32", "memory/tiny-bf16",
-             "kernels/tiny-bf16", "scoring/tiny", "device/*"]  # fmt: skip
+             "pair_attention/*", "kernels/tiny-bf16", "scoring/tiny", "device/*"]  # fmt: skip
     words = [word for name in names for word in ("--only", name)]
     script = BENCHMARKS / "gpu_check.py"
     env = environment(CUDA_VISIBLE_DEVICES="")
@@ -155,8 +158,13 @@ def test_the_checks_run_in_small_on_a_cpu(tmp_path):
     assert result["complete"] is True
     entries = {entry["name"]: entry for entry in result["checks"]}
     skipped = [name for name, entry in entries.items() if entry["status"] == "skipped"]
-    assert skipped == ["correctness/attention/efficient-float32", "correctness/attention/cudnn-float32"]
+    by_length = [name for name in entries if name.startswith("pair_attention/")]
+    assert len(by_length) == 4
+    assert skipped == [
+        "correctness/attention/efficient-float32", "correctness/attention/cudnn-float32", *by_length
+    ]  # fmt: skip
     assert entries[skipped[0]]["reason"] == "the efficient kernel is CUDA's"
+    assert entries[by_length[0]]["reason"] == "attention with lengths is CUDA's"
     assert {entry["status"] for name, entry in entries.items() if name not in skipped} == {"passed"}
     stages = entries["start/tiny step"]["values"]["contenders"]
     assert stages["host_dpo"]["speed_over_baseline"] == 1.0
@@ -167,7 +175,7 @@ def test_the_checks_run_in_small_on_a_cpu(tmp_path):
     variants = entries["kernels/tiny-bf16"]["values"]["contenders"]["dpo"]
     assert variants["all on"]["memory_without"] == 1
     assert variants["all off"]["memory_without"] > variants["pair attention"]["memory_without"] > 1.05
-    assert "2 skipped" in done.stdout
+    assert "6 skipped" in done.stdout
 
 
 @pytest.mark.host
@@ -206,6 +214,38 @@ def test_wrong_values_fail_a_check(gpu_checks, small, monkeypatch):
     )
     with pytest.raises(gpu_checks.runner.Failure, match="values: error"):
         gpu_checks.correctness.sharing(small, family="Mistral", dtype="float32")
+
+
+def varlen_attn(query, key, value, own, seen, longest_query, longest_key, *, window_size):
+    """Stand in for torch's kernel, which is CUDA's: causal attention of each sequence, aligned at the last tokens."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    assert window_size == (-1, 0)
+    parts = [states.split(ends.diff().tolist()) for states, ends in ((query, own), (key, seen), (value, seen))]
+    outputs = []
+    for q, k, v in zip(*parts, strict=True):
+        assert len(q) <= longest_query
+        assert len(k) <= longest_key
+        mask = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        states = (each.transpose(0, 1) for each in (q, k, v))
+        outputs.append(scaled_dot_product_attention(*states, attn_mask=mask).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def test_attention_with_lengths_equals_that_of_each_pair(gpu_checks):
+    import torch
+
+    pairs = gpu_checks.pairs
+    ways = {"per pair": pairs.per_pair, "with lengths": functools.partial(pairs.with_lengths, varlen_attn)}
+    options = {"device": "cpu", "dtype": torch.float32, "heads": 2, "size": 8}
+    assert pairs.compared(ways, **options)["with lengths"]["gradients"] < 1e-5
+
+    def wrong(*args, **more):
+        return 1.01 * varlen_attn(*args, **more)
+
+    with pytest.raises(gpu_checks.runner.Failure, match=r"values: error 0\.01 with lengths"):
+        pairs.compared({**ways, "with lengths": functools.partial(pairs.with_lengths, wrong)}, **options)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, 1.0])

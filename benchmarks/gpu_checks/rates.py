@@ -32,7 +32,7 @@ def scoring_checks(*, tiny):
     ]
 
 
-def _seconds(context, function):
+def seconds_of(context, function):
     """Return the seconds of several calls after one that is not timed."""
     function()
     found = []
@@ -54,12 +54,12 @@ def rates(context):
     on_host = {"pageable": torch.empty(size, dtype=torch.uint8).random_()}
     if context.cuda:
         on_host["pinned"] = on_host["pageable"].pin_memory()
-    copied = {"device to device": _seconds(context, lambda: target.copy_(source))}
+    copied = {"device to device": seconds_of(context, lambda: target.copy_(source))}
     for kind, tensor in on_host.items():
-        copied[f"host to device, {kind}"] = _seconds(
+        copied[f"host to device, {kind}"] = seconds_of(
             context, lambda tensor=tensor: target.copy_(tensor, non_blocking=True)
         )
-        copied[f"device to host, {kind}"] = _seconds(
+        copied[f"device to host, {kind}"] = seconds_of(
             context, lambda tensor=tensor: tensor.copy_(source, non_blocking=True)
         )
     return {
@@ -94,8 +94,8 @@ def transfer(context):
     return {
         "rows": rows,
         "length": length,
-        "to_device_seconds": spread(_seconds(context, moved)),
-        "layout_seconds": spread(_seconds(context, lambda: batch_layout(inputs, on_device))),
+        "to_device_seconds": spread(seconds_of(context, moved)),
+        "layout_seconds": spread(seconds_of(context, lambda: batch_layout(inputs, on_device))),
     }
 
 

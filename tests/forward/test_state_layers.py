@@ -18,25 +18,11 @@ from sepo.forward.sharing_support import batch_layout, layout_for, refusal_of
 from sepo.forward.state_layers import state_layers
 from sepo.forward.state_space import chunk_scan
 from tests.support.models import OTHERS, PAIRS, batch_of, model_of, values_and_gradients
+from tests.support.recurrences import delta_rule
 
 FAMILIES = ["Qwen3_5", "Qwen3Next", "Granite4", "Bamba"]
 SHORT = [(1, 6, 4), (2, 3, 9), (3, 5, 1), (4, 2, 7), (5, 1, 1)]  # prompts around the 4 tokens of the convolution
 LONG = [(70, 90, 5), (2, 3, 130), (130, 4, 66)]  # several chunks of 64 tokens
-
-
-def delta_rule(query, key, value, g, beta, initial_state=None, output_final_state=False, **kwargs):
-    """The gated delta rule (arXiv 2412.06464, equation 10), token by token in float64."""
-    query, key = (each * (each.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for each in (query, key))
-    state = initial_state
-    if state is None:
-        state = query.new_zeros(len(key), key.shape[2], key.shape[3], value.shape[3])
-    outputs = []
-    for t in range(key.shape[1]):
-        state = state * g[:, t].exp()[..., None, None]
-        held = (state * key[:, t, :, :, None]).sum(-2)
-        state = state + key[:, t, :, :, None] * ((value[:, t] - held) * beta[:, t, :, None])[:, :, None]
-        outputs.append((state * query[:, t, :, :, None]).sum(-2) / key.shape[3] ** 0.5)
-    return torch.stack(outputs, 1), state if output_final_state else None
 
 
 def assert_equal_ways(model, *, lengths=PAIRS, values=1e-5, gradients=1e-4, change=None):
@@ -256,6 +242,21 @@ def test_a_state_space_that_is_not_carried_is_detected(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, logger="sepo"):
         assert layout_for(model, inputs, batch_layout(inputs, wanted)) is None
     assert "GraniteMoeHybridForCausalLM returns other log-probabilities for a row of pairs" in caplog.text
+
+
+def test_a_delta_rule_without_kernels_that_is_not_carried_is_detected(monkeypatch, caplog):
+    own = state_layers_module.chunk_gated_delta_rule
+    monkeypatch.setattr(
+        state_layers_module,
+        "chunk_gated_delta_rule",
+        lambda *args, **kwargs: own(*args, **{**kwargs, "initial_state": None}),
+    )
+    model = model_of("Qwen3Next")
+    inputs, wanted = batch_of(PAIRS)
+    sharing._WARNED.clear()
+    with caplog.at_level(logging.WARNING, logger="sepo"):
+        assert layout_for(model, inputs, batch_layout(inputs, wanted)) is None
+    assert "Qwen3NextForCausalLM returns other log-probabilities for a row of pairs" in caplog.text
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -133,8 +133,31 @@ def test_deep_models_cost_as_much_as_their_layers(name, checkpointing, monkeypat
     how = Pass(torch.float32, trained=Trained(Adapters(4)), checkpointing=checkpointing)
     row = Row(((1, 50, 50), (7, 20, 30)), 60)
     short = step_bytes(deep, row, how)
-    monkeypatch.setattr(step, "_DEPTHS", (11, 12))
+    monkeypatch.setattr(step, "_depths", lambda config: (11, 12))
     assert short == pytest.approx(step_bytes(deep, row, how), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "equal"),
+    [("Llama", True), ("GPT2", True), ("Mixtral", True), ("Qwen2", False), ("Gemma2", False), ("Qwen3_5", False),
+     ("Granite4", False)],
+)  # fmt: skip
+def test_models_with_equal_layers_are_run_with_fewer(name, equal):
+    config = model_of(name).config
+    values = {**config.to_dict(), "num_hidden_layers": 12, "n_layer": 12}
+    for kinds in ("layer_types", "layers_block_type"):
+        if values.get(kinds):
+            values[kinds] = values[kinds][:3] * 4
+    assert step._depths(type(config).from_dict(values)) == ((2, 3) if equal else (4, 6))
+
+
+def test_layers_that_differ_in_their_modules_are_not_equal():
+    values = model_of("Qwen3Moe").config.to_dict()
+    found = [
+        step._depths(type(model_of("Qwen3Moe").config).from_dict({**values, "num_hidden_layers": 9, **more}))
+        for more in ({}, {"mlp_only_layers": [0]}, {"decoder_sparse_step": 2})
+    ]
+    assert found == [(2, 3), (4, 6), (4, 6)]
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma3"])

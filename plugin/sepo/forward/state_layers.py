@@ -29,7 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sepo.errors import SepoError
+from sepo.forward.delta_rule import chunk_gated_delta_rule
 from sepo.forward.exchange import exchanged
+from sepo.forward.frozen_convolution import lean_convolution
 from sepo.forward.shared_prompt import LAYOUT, PairLayout
 from sepo.forward.state_space import chunk_scan
 
@@ -52,7 +54,8 @@ class _Function:
         return function
 
 
-_DELTA_RULES = ("chunk_gated_delta_rule", "torch_chunk_gated_delta_rule")
+_PLAIN_DELTA_RULE = "torch_chunk_gated_delta_rule"
+_DELTA_RULES = ("chunk_gated_delta_rule", _PLAIN_DELTA_RULE)
 _SCANS = ("mamba2_chunk_scan", "mamba_chunk_scan_combined")
 _FUSED_SCAN = "mamba2_split_conv1d_scan_combined"
 _CONVOLUTION = "causal_conv1d_fn"
@@ -65,6 +68,12 @@ def _function_of(layer: nn.Module, *names: str) -> _Function | None:
             if hasattr(owner, name):
                 return _Function(owner, name)
     return None
+
+
+def _is_plain_delta_rule(layer: nn.Module, function: Callable[..., Any]) -> bool:
+    """Return whether a layer's delta rule is transformers' function without kernels, by the function itself."""
+    module = sys.modules[type(layer).__module__]
+    return module.__name__.startswith("transformers.models.") and function is getattr(module, _PLAIN_DELTA_RULE, None)
 
 
 def _by_kernels(layer: Any) -> Callable[..., Any] | None:
@@ -192,9 +201,10 @@ def _carried(layer: Any, layout: PairLayout, calls: set[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         delta_rule, scan = (_function_of(layer, *names) for names in (_DELTA_RULES, _SCANS))
         if delta_rule is not None:
-            stack.enter_context(
-                _replaced(delta_rule, _recorded(calls, "recurrence", _delta_rule, delta_rule.value, parts))
-            )
+            rule: Callable[..., Any] = delta_rule.value
+            if _is_plain_delta_rule(layer, rule):
+                rule = chunk_gated_delta_rule
+            stack.enter_context(_replaced(delta_rule, _recorded(calls, "recurrence", _delta_rule, rule, parts)))
         elif scan is not None:
             own = scan.value
             if _by_kernels(layer) is not None and (own is None or not layer.conv1d.weight.is_cuda):
@@ -207,7 +217,7 @@ def _carried(layer: Any, layout: PairLayout, calls: set[str]) -> Iterator[None]:
             own = functools.partial(_plain_convolution, layer) if kernel is None else kernel
             stack.enter_context(_replaced(convolution, _recorded(calls, "convolution", _convolution, own, parts)))
         else:
-            own = layer.conv1d.forward
+            own = lean_convolution(layer.conv1d)
             stack.enter_context(exchanged(layer.conv1d, _recorded(calls, "convolution", _convolution, own, parts)))
         yield
 

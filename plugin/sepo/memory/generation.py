@@ -105,7 +105,7 @@ def _measured(
 ) -> tuple[int, int, int]:
     """Return the bytes of the cache at the end, the peak of the prompts, and that of the last step with the cache."""
     model = model_with(kind.from_dict(json.loads(config)), dtype, trained)
-    with without_data(), torch.no_grad():
+    with without_data(model), torch.no_grad():
         model = on_cpu_without_data(model).eval()
         live = LiveBytes()
         live.leave_out(tensors_of(model))

@@ -80,7 +80,7 @@ def responses_bytes(
 @functools.lru_cache(maxsize=64)
 def _measured(config: str, kind: Any, batch: Responses, how: Pass, temperature: float, reads: Reads) -> int:
     model = model_with(kind.from_dict(json.loads(config)), how.dtype, how.trained)
-    with without_data():
+    with without_data(model):
         model = on_cpu_without_data(model).train(how.backward)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         module = inner.get_output_embeddings()

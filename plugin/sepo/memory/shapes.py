@@ -85,11 +85,18 @@ class WeightBytes:
 
 
 @contextlib.contextmanager
-def without_data() -> Iterator[None]:
-    """Create tensors with shapes, dtypes and a device but no data in this context."""
+def without_data(model: nn.Module | None = None) -> Iterator[None]:
+    """Create tensors with shapes, dtypes and a device but no data in this context.
+
+    Args:
+        model: the only model that runs in this context, or None for any. One without matrices of several experts needs
+            no mode for their product, through which every operation would pass.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(allow_non_fake_inputs=True), _GroupedProducts():
+    has_experts = model is None or any(weight.dim() == 3 for weight in model.parameters())
+    products: Any = _GroupedProducts() if has_experts else contextlib.nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), products:
         yield
 
 

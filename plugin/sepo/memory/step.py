@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepo.forward.attention import UnknownAttentionError, register
 from sepo.forward.chunked import default_chunk_tokens, token_log_probs
@@ -27,6 +27,8 @@ from sepo.objectives import StateWeight, weigh_states
 
 _DEPTHS = (4, 6)
 """Depths of the models that are run; in most models with several kinds of layers the pattern has period two."""
+_DEPTHS_OF_EQUAL_LAYERS = (2, 3)
+"""The same for models whose first six layers are equal."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,16 @@ def in_depth(config: Any, measure: Callable[[int], tuple[int, ...]], *, grows: b
         grows: whether each further layer adds as much as the last ones; if not, it adds nothing.
     """
     layers = int(config.num_hidden_layers)
-    if layers <= _DEPTHS[1]:
+    if layers <= _DEPTHS_OF_EQUAL_LAYERS[1]:
+        return measure(layers)
+    depths = _depths(config)
+    if layers <= depths[1]:
         return measure(layers)
     if not grows:
-        return measure(_DEPTHS[1])
-    few, more = (measure(depth) for depth in _DEPTHS)
-    step = _DEPTHS[1] - _DEPTHS[0]
-    return tuple(last + (layers - _DEPTHS[1]) * (last - first) // step for first, last in zip(few, more, strict=True))
+        return measure(depths[1])
+    few, more = (measure(depth) for depth in depths)
+    step = depths[1] - depths[0]
+    return tuple(last + (layers - depths[1]) * (last - first) // step for first, last in zip(few, more, strict=True))
 
 
 def at_depth(config: Any, layers: int) -> tuple[str, Any]:
@@ -123,10 +128,51 @@ def at_depth(config: Any, layers: int) -> tuple[str, Any]:
     return json.dumps(values, sort_keys=True, default=str), config.__class__
 
 
+def _depths(config: Any) -> tuple[int, int]:
+    """Return the depths of the models that are run in place of a deeper one."""
+    kinds = getattr(config, "layer_types", None) or ()
+    alike = len(set(kinds)) <= 1 and equal_layers(*at_depth(config, _DEPTHS[1]))
+    return _DEPTHS_OF_EQUAL_LAYERS if alike else _DEPTHS
+
+
+@functools.lru_cache(maxsize=64)
+def equal_layers(config: str, kind: Any) -> bool:
+    """Return whether all layers of a model have the same modules, shapes and settings; False if it has none in a list.
+
+    Args:
+        config: its configuration, as from ``at_depth``.
+        kind: the configuration's class.
+    """
+    model = model_with(kind.from_dict(json.loads(config)), torch.float32, NOTHING_TRAINS)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    lists = [module for module in decoder.children() if isinstance(module, nn.ModuleList)]
+    depth = model.config.num_hidden_layers
+    if len(lists) != 1 or len(lists[0]) != depth:
+        return False
+    first, *others = map(_description, lists[0])
+    return all(other == first for other in others)
+
+
+_OF_ONE_LAYER = frozenset({"layer_idx", "layer_id"})
+"""Settings of a module that are its place in the model."""
+
+
+def _description(layer: nn.Module) -> list[Any]:
+    """Return what determines the memory of a layer: its modules with their settings, and the shapes of its weights."""
+    plain = (bool, int, float, str, tuple, type(None))
+
+    def settings(module: nn.Module) -> dict[str, Any]:
+        given = vars(module).items()
+        return {key: value for key, value in given if isinstance(value, plain) and key not in _OF_ONE_LAYER}
+
+    modules = [(name, type(module), settings(module)) for name, module in layer.named_modules()]
+    return [modules, [(name, weight.shape) for name, weight in layer.named_parameters()]]
+
+
 @functools.lru_cache(maxsize=64)
 def _step_bytes(config: str, kind: Any, row: Row, how: Pass) -> int:
     model = model_with(kind.from_dict(json.loads(config)), how.dtype, how.trained)
-    with without_data():
+    with without_data(model):
         model = on_cpu_without_data(model).train(how.backward)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         own = inner.config._attn_implementation

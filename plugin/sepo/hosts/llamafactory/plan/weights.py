@@ -53,8 +53,13 @@ def model_weights(how: HowLoaded, spec: ModelSpec, *, key: str, trained: Trained
 def _counted(
     config: str, kind: Any, dtype: torch.dtype, trained: Trained, bits: int | None, double: bool
 ) -> WeightBytes:
-    model = model_with(kind.from_dict(json.loads(config)), dtype, trained)
-    return weight_bytes(model, quantization_bit=bits, double_quantization=double)
+    return weight_bytes(_shaped(config, kind, dtype, trained), quantization_bit=bits, double_quantization=double)
+
+
+@functools.lru_cache(maxsize=8)
+def _shaped(config: str, kind: Any, dtype: torch.dtype, trained: Trained) -> Any:
+    """Return a model without data, which nothing may change: recipes that differ in quantization share it."""
+    return model_with(kind.from_dict(json.loads(config)), dtype, trained)
 
 
 def _packed_bits(config: Any) -> int | None:
