@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sepo.forward.chunked import default_chunk_tokens
+
 _LOGIT_BYTES = 4
 _OF_LOGITS = 0.9
 """Size of a step's tensors by that of the float32 logits of its padded batch, up to which results are kept."""
-_WORKING = 1.0
-"""Estimated peak of a layer's recomputation and backward pass by the tensors that its forward creates: 0.8 in Llama."""
+_SAVED = 0.7
+"""Estimated size of the tensors that a layer saves for its backward pass by that of all that its forward creates. The
+backward pass needs at most as much as the latter (0.8 in Llama)."""
 _OF_FREE = 0.5
 """Share of the free memory that kept results may use: an allocator cannot use all, and others may need some."""
 _MEASURED_AGAIN = 1.25
@@ -36,8 +39,8 @@ Compute = Callable[[], tuple[Tensor, ...]]
 def kept_or_computed(key: Hashable, flops: float, compute: Compute) -> tuple[Tensor, ...]:
     """Return new tensors from ``compute``, or, in the recomputation of a layer, the ones that its forward kept.
 
-    For the forward of an ``autograd.Function`` without random numbers, which neither the forward nor the recomputation
-    notices.
+    For the forward of an ``autograd.Function`` without random numbers, whose outputs nothing changes in place: autograd
+    refuses it for a view (the products), and the outputs of attention are copied together.
 
     Args:
         key: the computation, equal in the forward pass, the recomputation and other batches.
@@ -108,16 +111,17 @@ class ResultBudget:
         """The costs of the layers, in order."""
         return list(self._layers.values())
 
-    def choose(self, states: Tensor, *, padded_tokens: int) -> None:
+    def choose(self, states: Tensor, *, padded_tokens: int, head_tokens: int) -> None:
         """Choose what all layers keep in the forward pass that starts.
 
         Args:
             states: [..., H] hidden states before the first layer.
             padded_tokens: number of tokens of the padded batch.
+            head_tokens: number of tokens that go through the head.
         """
         self._largest = max(self._largest, padded_tokens)
         tokens, layers = states.shape[:-1].numel(), self.layers
-        self.allowed = self._automatic(states, tokens, layers) if self.limit is None else self.limit
+        self.allowed = self._automatic(states, layers, head_tokens) if self.limit is None else self.limit
         left = self.allowed - self.now
         options: list[tuple[float, int, float, Hashable]] = []
         for place, layer in enumerate(layers):
@@ -132,10 +136,14 @@ class ResultBudget:
                 left -= size
                 layers[place].chosen.add(key)
 
-    def _automatic(self, states: Tensor, tokens: int, layers: list[LayerCosts]) -> int:
+    def _automatic(self, states: Tensor, layers: list[LayerCosts], head_tokens: int) -> int:
         if not all(layer.tokens for layer in layers):
             return 0  # nothing is measured
-        needed = len(layers) * states.nbytes + _WORKING * tokens * max(layer.created for layer in layers)
+        # Besides the input of every layer: in the backward pass of a layer its activations and their gradients; in that
+        # of the head the logits of a chunk and the activations of the last layer.
+        created = states.shape[:-1].numel() * max(layer.created for layer in layers)
+        logits = min(head_tokens, default_chunk_tokens(self.vocabulary)) * self.vocabulary * _LOGIT_BYTES
+        needed = len(layers) * states.nbytes + max(created, _SAVED * created + logits)
         free = _OF_FREE * (free_bytes(states.device) - needed)
         return max(0, int(min(step_limit(self._largest, self.vocabulary) - needed, free)))
 
@@ -171,7 +179,7 @@ class _Kept:
 
     def __init__(self, budget: ResultBudget) -> None:
         self.budget = budget
-        self._by_key: dict[Hashable, deque[list[tuple[Tensor, int]]]] = {}
+        self._by_key: dict[Hashable, deque[tuple[Tensor, ...]]] = {}
         self._bytes = 0
 
     def add(self, key: Hashable, tensors: tuple[Tensor, ...]) -> None:
@@ -180,19 +188,17 @@ class _Kept:
         if self.budget.now + size > self.budget.allowed:
             return
         # Detached: they do not hold the graph, which holds this object.
-        saved = [(tensor.detach(), tensor._version) for tensor in tensors]
-        self._by_key.setdefault(key, deque()).append(saved)
+        self._by_key.setdefault(key, deque()).append(tuple(tensor.detach() for tensor in tensors))
         self._count(size)
 
     def take(self, key: Hashable) -> tuple[Tensor, ...] | None:
-        """Remove and return the next results of a key; None without any, or if they were changed in place."""
-        saved = self._by_key.get(key)
-        if not saved:
+        """Remove and return the next results of a key; None if there are none."""
+        kept = self._by_key.get(key)
+        if not kept:
             return None
-        tensors = saved.popleft()
-        self._count(-sum(tensor.nbytes for tensor, _ in tensors))
-        unchanged = all(tensor._version == version for tensor, version in tensors)
-        return tuple(tensor for tensor, _ in tensors) if unchanged else None
+        tensors = kept.popleft()
+        self._count(-sum(tensor.nbytes for tensor in tensors))
+        return tensors
 
     def _count(self, size: int) -> None:
         self._bytes += size

@@ -149,16 +149,21 @@ class _Lean:
         if self._budget.limit == 0 or not isinstance(states, Tensor) or torch.compiler.is_compiling():
             return checkpoint(function, *args, use_reentrant=False, **kwargs)
         if self._costs is self._budget.layers[0]:
-            self._budget.choose(states, padded_tokens=_padded_tokens(function, states))
+            self._budget.choose(states, **_tokens(function, states))
         contexts = functools.partial(self._budget.contexts, self._costs, states)
         return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
-def _padded_tokens(function: Callable[..., Any], states: Tensor) -> int:
-    """Return the tokens of the padded batch that a layer runs on, which the host's own step would compute."""
+def _tokens(function: Callable[..., Any], states: Tensor) -> dict[str, int]:
+    """Return the tokens of the padded batch that a layer runs on, which the host's own step would compute, and those
+    that go through the head."""
     named = function.keywords if isinstance(function, functools.partial) else {}
     layout: PairLayout | None = named.get(LAYOUT)
-    return states.shape[:-1].numel() if layout is None else layout.placed.numel()
+    tokens = states.shape[:-1].numel()
+    if layout is None:
+        return {"padded_tokens": tokens, "head_tokens": tokens}
+    wanted = tokens if layout.wanted is None else layout.wanted
+    return {"padded_tokens": layout.placed.numel(), "head_tokens": wanted}
 
 
 def _vocabulary(model: nn.Module) -> int:
