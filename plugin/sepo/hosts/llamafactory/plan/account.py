@@ -152,7 +152,7 @@ def _training(run: PlannedRun, policy: ModelWeights, row: Row, notes: list[str])
         alone = Pass(reference.dtype, autocast=run.autocast, backward=False, head_chunk_tokens=how.head_chunk_tokens)
         activations = max(activations, step_bytes(reference.config, row, alone))
     items["activations, head"] = float(activations)
-    if run.checkpointing:
+    if run.checkpointing and run.engine.zero < 3:
         _add_kept(items, run, policy, notes)
     if policy.counted.largest_product:
         items["unpacked matrix"] = float(policy.counted.largest_product)
