@@ -8,7 +8,6 @@ one by one when the recomputation has read them. Values and gradients are the sa
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -175,29 +174,27 @@ def free_bytes(device: torch.device) -> int:
 
 
 class _Kept:
-    """The results that one layer keeps from one forward pass, in order, by key."""
+    """The results that one layer keeps from one forward pass, by key and by the number of the call with that key."""
 
     def __init__(self, budget: ResultBudget) -> None:
         self.budget = budget
-        self._by_key: dict[Hashable, deque[tuple[Tensor, ...]]] = {}
+        self._by_call: dict[tuple[Hashable, int], tuple[Tensor, ...]] = {}
         self._bytes = 0
 
-    def add(self, key: Hashable, tensors: tuple[Tensor, ...]) -> None:
+    def add(self, call: tuple[Hashable, int], tensors: tuple[Tensor, ...]) -> None:
         """Keep results, if that many bytes are allowed: the costs of a batch are estimates."""
         size = sum(tensor.nbytes for tensor in tensors)
         if self.budget.now + size > self.budget.allowed:
             return
         # Detached: they do not hold the graph, which holds this object.
-        self._by_key.setdefault(key, deque()).append(tuple(tensor.detach() for tensor in tensors))
+        self._by_call[call] = tuple(tensor.detach() for tensor in tensors)
         self._count(size)
 
-    def take(self, key: Hashable) -> tuple[Tensor, ...] | None:
-        """Remove and return the next results of a key; None if there are none."""
-        kept = self._by_key.get(key)
-        if not kept:
-            return None
-        tensors = kept.popleft()
-        self._count(-sum(tensor.nbytes for tensor in tensors))
+    def take(self, call: tuple[Hashable, int]) -> tuple[Tensor, ...] | None:
+        """Remove and return the results of a call; None if there are none."""
+        tensors = self._by_call.pop(call, None)
+        if tensors is not None:
+            self._count(-sum(tensor.nbytes for tensor in tensors))
         return tensors
 
     def _count(self, size: int) -> None:
@@ -214,19 +211,26 @@ class _Pass:
     def __init__(self, layer: LayerCosts, kept: _Kept) -> None:
         self.layer, self.kept = layer, kept
         self._before: list[Token[_Pass | None]] = []
+        self._calls: dict[Hashable, int] = {}
 
     def __enter__(self) -> None:
         self._before.append(_CURRENT.set(self))
+        self._calls = {}
 
     def __exit__(self, *error: object) -> None:
         _CURRENT.reset(self._before.pop())
 
     def results(self, key: Hashable, flops: float, compute: Compute) -> tuple[Tensor, ...]:
         """Compute results, and keep them if they were chosen."""
-        tensors = compute()
+        call, tensors = self._call(key), compute()
         if key in self.layer.chosen:
-            self.kept.add(key, tensors)
+            self.kept.add(call, tensors)
         return tensors
+
+    def _call(self, key: Hashable) -> tuple[Hashable, int]:
+        """Return the key with the number of its calls before this one: a layer can repeat a computation."""
+        number = self._calls[key] = self._calls.get(key, -1) + 1
+        return key, number
 
 
 class _MeasuredPass(_Pass):
@@ -261,7 +265,7 @@ class _Recomputation(_Pass):
     def results(self, key: Hashable, flops: float, compute: Compute) -> tuple[Tensor, ...]:
         """Return the kept results, or compute them."""
         self.layer.repeated.add(key)
-        kept = self.kept.take(key)
+        kept = self.kept.take(self._call(key))
         return compute() if kept is None else kept
 
 
