@@ -281,10 +281,10 @@ class _Created(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         self.bytes += sum(
             leaf.nbytes
             for leaf in tree_leaves(made)
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in given
         )
         return made
