@@ -45,7 +45,7 @@ def recipe_of(changes, *, model, oracle, folder):
         "lora_target": "all", "per_device_train_batch_size": 2, "max_steps": 2, "logging_steps": 1,
         "save_strategy": "no",
         "output_dir": str(folder / "output"), "token_scores_dir": str(folder / "scores"), "report_to": "none",
-        "use_cpu": True, "overwrite_output_dir": True,
+        "use_cpu": True, "overwrite_output_dir": True, "kept_activations_mb": 0,
     }  # fmt: skip
     named = {"ORACLE": str(oracle), "MODEL": str(model)}
     return {**base, **{key: named.get(str(value), value) for key, value in changes.items()}}

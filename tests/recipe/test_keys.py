@@ -116,6 +116,7 @@ def test_command_line_form():
         ({"sepo_gamma": float("nan")}, ["gamma"]),
         ({"score_batch_tokens": 0}, ["score_batch_tokens is 0", "at least 1"]),
         ({"batch_tokens": 0}, ["batch_tokens is 0", "at least 1"]),
+        ({"kept_activations_mb": -1}, ["kept_activations_mb is -1", "at least 0"]),
         ({"batch_tokens": 9, "optim": "lomo"}, ["batch_tokens is 9", "optim", "remove batch_tokens"]),
         ({"batch_tokens": 9, "galore_layerwise": True}, ["batch_tokens is 9", "galore_layerwise"]),
         ({"batch_tokens": 9, "optim": "galore_adamw_layerwise"}, ["batch_tokens is 9", "galore_adamw_layerwise"]),
@@ -493,7 +494,7 @@ def test_every_key_has_an_effect():
         "sepo_gamma": 2.0, "select_ratio": 0.5, "chosen_select_ratio": 0.5, "rejected_select_ratio": 0.5,
         "oracle_model": "x", "oracle_model_adapters": "x", "oracle_base_model": "x", "oracle_base_model_adapters": "x",
         "oracle_model_quantization_bit": 4, "token_scores_dir": "x", "score_batch_tokens": 7, "head_chunk_tokens": 7,
-        "batch_tokens": 7, "oracle_scores": "centered", "oracle_checkpoints": 2,
+        "batch_tokens": 7, "kept_activations_mb": 7, "oracle_scores": "centered", "oracle_checkpoints": 2,
         "oracles": [{"oracle_model_adapters": "x"}],
         "credit_data": "fluent",
     }  # fmt: skip

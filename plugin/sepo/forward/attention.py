@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
 from sepo.errors import SepoError
+from sepo.forward.kept_attention import cpu_attention
+from sepo.forward.kept_results import may_be_kept
 from sepo.forward.read_arguments import read_arguments
 from sepo.forward.shared_prompt import LAYOUT, PairLayout
 
@@ -288,7 +290,8 @@ def _fused_piece(
                 q, k, v = (state.to(torch.get_autocast_dtype(kind)) for state in (q, k, v))
         elif not causal:
             mask = _dense(layout, block, rows, query.device)
-        output = F.scaled_dot_product_attention(
+        compute = cpu_attention if cpu and not dropout and may_be_kept() else F.scaled_dot_product_attention
+        output = compute(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=groups > 1 and cpu
         )
         outputs.append(output.transpose(1, 2))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sepo.forward.chunked import matmul_dtype
+from sepo.forward.kept_results import kept_or_computed
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -158,10 +159,15 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: Tensor, reduced: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor,
         scaling: float, link: _Link,
     ) -> Tensor:  # fmt: skip
-        rows = x.reshape(-1, x.shape[-1]).to(reduced.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            output = F.linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
-            output.addmm_(reduced, up.to(rows.dtype).T, alpha=scaling)
+
+        def product() -> tuple[Tensor]:
+            rows = x.reshape(-1, x.shape[-1]).to(reduced.dtype)
+            with torch.autocast(x.device.type, enabled=False):
+                output = F.linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
+                output.addmm_(reduced, up.to(rows.dtype).T, alpha=scaling)
+            return (output,)
+
+        (output,) = kept_or_computed(id(weight), 2.0 * x.numel() * weight.shape[0], product)
         # Parameters, which exist anyway: kept as attributes, not by `save_for_backward`.
         ctx.parameters, ctx.scaling, ctx.link = (weight, down, up), scaling, link
         ctx.of_x = (x.shape, x.dtype)

@@ -1,4 +1,5 @@
-"""Gradient checkpointing with less recomputation: only what the backward pass reads, and not the last layer.
+"""Gradient checkpointing with less recomputation: only what the backward pass reads, not the last layer, and not the
+results that fit into a number of bytes (``kept_results``).
 
 Reentrant checkpointing, the host's default, recomputes a layer to its end. Torch's non-reentrant checkpointing stops as
 soon as it has the tensors that the backward pass reads; with the LoRA forward of this package that is before the last
@@ -14,20 +15,30 @@ import inspect
 from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sepo.forward.kept_results import LayerCosts, ResultBudget
+from sepo.forward.shared_prompt import LAYOUT, PairLayout
+
 _FUNCTION = "_gradient_checkpointing_func"
 
+_BUDGETS: WeakKeyDictionary[nn.Module, ResultBudget] = WeakKeyDictionary()
+"""What the layers of a model keep; measured costs outlive ``recompute_as_before``."""
 
-def recompute_less(model: nn.Module) -> int:
+
+def recompute_less(model: nn.Module, *, kept_bytes: int | None = None) -> int:
     """Replace the checkpointing of a model's layers, until ``recompute_as_before``.
 
     Args:
         model: any model. Not changed are layers that are not checkpointed, or by another function than torch's
             reentrant one (for example unsloth's), and layers whose weights ZeRO-3 gathers (their shapes change between
             the passes).
+        kept_bytes: maximum number of bytes of results that are kept from the forward pass for the recomputation (see
+            ``kept_results``); 0 for none, None for the default of ``ResultBudget``.
 
     Returns:
         The number of layers that are checkpointed by this module.
@@ -35,9 +46,12 @@ def recompute_less(model: nn.Module) -> int:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    budget = _BUDGETS.setdefault(model, ResultBudget(vocabulary=_vocabulary(model)))
+    budget.limit = kept_bytes
     for layer in layers:
         if _is_reentrant(layer):
-            setattr(layer, _FUNCTION, _Lean(getattr(layer, _FUNCTION), keeps=layer is layers[-1]))
+            costs = None if layer is layers[-1] else budget.costs_of(layer)
+            setattr(layer, _FUNCTION, _Lean(getattr(layer, _FUNCTION), budget, costs))
     return sum(isinstance(getattr(layer, _FUNCTION, None), _Lean) for layer in layers)
 
 
@@ -123,14 +137,38 @@ def handing_out(
 class _Lean:
     """The replacement of a layer's checkpointing function."""
 
-    def __init__(self, own: Callable[..., Any], *, keeps: bool) -> None:
+    def __init__(self, own: Callable[..., Any], budget: ResultBudget, costs: LayerCosts | None) -> None:
         self.own = own
-        self.keeps = keeps
+        self.keeps = costs is None
+        self._budget, self._costs = budget, costs
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.keeps:
+        if self._costs is None:
             return function(*args, **kwargs)
-        return checkpoint(function, *args, use_reentrant=False, **kwargs)
+        states = args[0] if args else None
+        if self._budget.limit == 0 or not isinstance(states, Tensor) or torch.compiler.is_compiling():
+            return checkpoint(function, *args, use_reentrant=False, **kwargs)
+        if self._costs is self._budget.layers[0]:
+            self._budget.choose(states, **_tokens(function, states))
+        contexts = functools.partial(self._budget.contexts, self._costs, states)
+        return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+def _tokens(function: Callable[..., Any], states: Tensor) -> dict[str, int]:
+    """Return the tokens of the padded batch that a layer runs on, which the host's own step would compute, and those
+    that go through the head."""
+    named = function.keywords if isinstance(function, functools.partial) else {}
+    layout: PairLayout | None = named.get(LAYOUT)
+    tokens = states.shape[:-1].numel()
+    if layout is None:
+        return {"padded_tokens": tokens, "head_tokens": tokens}
+    wanted = tokens if layout.wanted is None else layout.wanted
+    return {"padded_tokens": layout.placed.numel(), "head_tokens": wanted}
+
+
+def _vocabulary(model: nn.Module) -> int:
+    config: Any = getattr(model, "config", None)
+    return int(getattr(getattr(config, "text_config", None) or config, "vocab_size", 0))
 
 
 def _is_reentrant(layer: Any) -> bool:

@@ -52,12 +52,14 @@ class PairLayout:
         source: int64 [N], for each token of the row its index in the flattened batch [2B * T].
         position_ids: int64 [N].
         placed: int64 [2B, T], for each token of the batch its index in the row; -1 if it was left out.
+        wanted: number of tokens whose log-probability is computed; None if unknown.
     """
 
     spans: tuple[PairSpan, ...]
     source: Tensor
     position_ids: Tensor
     placed: Tensor
+    wanted: int | None = None
     masks: dict[object, Tensor] = field(default_factory=dict, repr=False)
     """Masks of ``sepo.forward.attention``, built by the first layer that needs them."""
     attended: int = 0
@@ -75,7 +77,7 @@ class PairLayout:
     def to(self, device: torch.device) -> PairLayout:
         """Return the same layout with its tensors on a device."""
         source, position_ids, placed = (part.to(device) for part in (self.source, self.position_ids, self.placed))
-        return PairLayout(self.spans, source, position_ids, placed)
+        return PairLayout(self.spans, source, position_ids, placed, self.wanted)
 
 
 def is_right_padded(attention_mask: Tensor) -> bool:
@@ -119,7 +121,7 @@ def pair_layout(input_ids: Tensor, wanted: Tensor, *, attended: Tensor | None = 
         placed[pairs + pair, shared:rejected] = span.split + at[: rejected - shared]
         spans.append(span)
         start = span.end
-    return PairLayout(tuple(spans), torch.cat(source), torch.cat(position_ids), placed)
+    return PairLayout(tuple(spans), torch.cat(source), torch.cat(position_ids), placed, int(wanted.sum()))
 
 
 def row_inputs(input_ids: Tensor, layout: PairLayout) -> dict[str, Any]:

@@ -209,7 +209,12 @@ SHARED = (
     *(Entry("peft.tuners.lora.model", name) for name in ("is_bnb_available", "is_bnb_4bit_available")),
     *(Entry("huggingface_hub.constants", name) for name in ("HF_HUB_OFFLINE", "ENDPOINT", "HF_HUB_ETAG_TIMEOUT")),
     Entry("torch.serialization", "register_package", ("priority", "tagger", "deserializer")),
-    Entry("torch.utils.checkpoint", "checkpoint", ("function", "use_reentrant")),
+    Entry("torch.utils.checkpoint", "checkpoint", ("function", "use_reentrant", "context_fn")),
+    *(
+        Entry("torch", f"ops.aten._scaled_dot_product_flash_attention_for_cpu{direction}")
+        for direction in ("", "_backward")
+    ),
+    Entry("torch", "_fused_sdp_choice"),
     *(
         Entry("torch.nn", f"Module.{name}", on_instances=True)
         for name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks")

@@ -190,7 +190,7 @@ def _step_bytes(config: str, kind: Any, row: Row, how: Pass) -> int:
 def _measured(model: Any, inner: Any, inputs: dict[str, Any], row: Row, how: Pass) -> int:
     with_checkpointing(inner, how)
     fuse_lora(model)
-    recompute_less(model)
+    recompute_less(model, kept_bytes=0)
     live = live_bytes(model)
     autocast = autocast_of(how.autocast)
     with live, torch.set_grad_enabled(how.backward):

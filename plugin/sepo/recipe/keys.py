@@ -47,6 +47,7 @@ def one_of(*options: Any, join: str = ", ") -> Expected:
 SHARE = Expected("a share in (0, 1] (0.3 for 30 %)", lambda value: 0.0 < value <= 1.0)
 WEIGHT = Expected("a finite number of at least 0", lambda value: 0.0 <= value < math.inf)
 POSITIVE = Expected("a positive number", lambda value: 0.0 < value < math.inf)
+AT_LEAST_0 = Expected("a whole number of at least 0", lambda value: value >= 0)
 AT_LEAST_1 = Expected("a whole number of at least 1", lambda value: value >= 1)
 BITS = one_of(4, 8, join=" or ")
 
@@ -408,6 +409,14 @@ class SepoArguments:
     )
     head_chunk_tokens: int | None = _key(
         "Number of tokens whose logits are in memory at a time.", shown="64 MiB of logits", expected=AT_LEAST_1
+    )
+    kept_activations_mb: int | None = _key(
+        "Megabytes (10^6 bytes, per process) of products and attention outputs that gradient checkpointing keeps from "
+        "the forward pass instead of computing them again in the backward pass; 0 for none, which needs the least "
+        "memory. Results do not change. Automatic: what the free memory allows (at most half of it), as long as the "
+        "tensors of a step stay below the size of the float32 logits of its padded batch.",
+        shown="automatic",
+        expected=AT_LEAST_0,
     )
 
 

@@ -199,6 +199,7 @@ def resolve(
         token_scores_dir=arguments.token_scores_dir,
         score_batch_tokens=arguments.score_batch_tokens,
         head_chunk_tokens=arguments.head_chunk_tokens,
+        kept_activations_mb=arguments.kept_activations_mb,
         batch_tokens=arguments.batch_tokens,
         router_loss_weight=_weight(given, "moe_aux_loss_coef"),
         notes=(

@@ -43,6 +43,7 @@ class RunSettings:
         score_batch_tokens: padded tokens per scoring batch.
         head_chunk_tokens: number of tokens whose logits are in memory at a time, or None for 64 MiB of logits.
         batch_tokens: maximum number of tokens in one forward pass of the policy, or None for the device batch.
+        kept_activations_mb: megabytes of results that gradient checkpointing keeps, or None for the default.
         router_loss_weight: weight of the load-balancing loss of a mixture of experts; 0 for none.
         notes: lines of the first screen about keys, e.g. those that this stage does not use.
         token_rewards: source of T-REG's token rewards, or None if nothing reads them.
@@ -60,6 +61,7 @@ class RunSettings:
     score_batch_tokens: int
     head_chunk_tokens: int | None
     batch_tokens: int | None = None
+    kept_activations_mb: int | None = None
     router_loss_weight: float = 0.0
     notes: tuple[str, ...] = ()
     token_rewards: TokenRewardSource | None = None
@@ -76,6 +78,11 @@ class RunSettings:
     def with_oracle(self, oracle: OracleSpec) -> RunSettings:
         """Return the settings with one oracle, whose log-ratios are the scores."""
         return replace(self, oracles=OracleSet((oracle,)))
+
+    @property
+    def kept_bytes(self) -> int | None:
+        """Maximum number of bytes of results that gradient checkpointing keeps, or None for the default."""
+        return None if self.kept_activations_mb is None else self.kept_activations_mb * 10**6
 
     @property
     def first_screen(self) -> str:

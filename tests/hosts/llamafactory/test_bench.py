@@ -96,6 +96,12 @@ def test_the_router_loss_is_measured_in_sepos_stages_only():
     assert {contenders[name].settings.router_loss_weight for name in with_loss} == {0.01}
 
 
+def test_every_contender_keeps_what_the_recipe_allows():
+    contenders = planned({"stage": "minor_dpo", "kept_activations_mb": 7})
+    assert not any("kept_activations_mb" in each.host_recipe for each in contenders.values())
+    assert {each.settings.kept_bytes for each in contenders.values() if each.settings is not None} == {7_000_000}
+
+
 @pytest.mark.parametrize(
     ("recipe", "own"),
     [

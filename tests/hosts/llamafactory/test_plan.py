@@ -165,6 +165,20 @@ def test_the_transport_between_long_responses_is_planned(shapes):
     assert making("otpo", 8192) - making("dpo", 8192) > 8191**2 * 4
 
 
+def test_kept_activations_are_counted_if_set_and_noted_if_automatic(shapes):
+    def planned(**changes):
+        return account("sepo_lora.yaml", cutoff_len=512, per_device_train_batch_size=1, **changes)
+
+    automatic, least, set_ = planned(), planned(kept_activations_mb=0), planned(kept_activations_mb=250)
+    items = [one.phases[-1].items for one in (automatic, least, set_)]
+    assert [each.get("kept activations") for each in items] == [None, 0, 250e6]
+    assert len({each["activations, head"] for each in items}) == 1
+    noted = [[note for note in one.notes if "(kept_activations_mb)" in note] for one in (automatic, least, set_)]
+    assert [len(notes) for notes in noted] == [1, 0, 0]
+    without = planned(disable_gradient_checkpointing=True, kept_activations_mb=250)
+    assert "kept activations" not in without.phases[-1].items
+
+
 def test_engines_shard_what_they_shard(shapes, tmp_path):
     def training(stage, processes):
         config = tmp_path / f"z{stage}.json"

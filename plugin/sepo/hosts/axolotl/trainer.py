@@ -80,7 +80,7 @@ class PreferenceTrainer(StageStep, _WithoutCollecting):
         self.check_batch_tokens()
         prepare_router_loss(self, self.settings.router_loss_weight)
         fuse_lora(self.model)
-        recompute_less(self.model)
+        recompute_less(self.model, kept_bytes=self.settings.kept_bytes)
         register_numbered_cpus()
 
     def _check_reference(self) -> None:

@@ -24,7 +24,7 @@ from sepo.recipe.stages import registered_keys, with_stage_defaults
 from sepo.redaction import redacted
 
 SECTIONS = (PAIRS, "base", "oracle", "policy")
-_SHARED_BY_ORACLE = ("batch_tokens", "head_chunk_tokens")
+_SHARED_BY_ORACLE = ("batch_tokens", "head_chunk_tokens", "kept_activations_mb")
 """Shared keys of sepo that the oracle's step has, too."""
 # Shared evaluation keys apply to the policy only: base and oracle train on a sample without evaluation rows.
 _EVALUATION = (

@@ -34,7 +34,7 @@ class LlamaFactoryTrainer(StageStep, CustomDPOTrainer):
         self.check_batch_tokens()
         prepare_router_loss(self, self.settings.router_loss_weight)
         fuse_lora(self.model)
-        recompute_less(self.model)
+        recompute_less(self.model, kept_bytes=self.settings.kept_bytes)
         register_numbered_cpus()
 
     @property

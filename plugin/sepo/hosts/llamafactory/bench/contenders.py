@@ -38,7 +38,7 @@ _HOST_METHOD_KEYS = (
     "stage", "pref_loss", "pref_beta", "simpo_gamma", "dpo_label_smoothing", "pref_bco_weight", "ld_alpha",
 )  # fmt: skip
 _WITHOUT_EFFECT_IN_HOST = ("moe_aux_loss_coef",)  # its DPO would compute the router loss without adding it
-_NO_METHOD = ("head_chunk_tokens", "token_scores_dir", "score_batch_tokens")
+_NO_METHOD = ("head_chunk_tokens", "kept_activations_mb", "token_scores_dir", "score_batch_tokens")
 _REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
 _RATIOS = ("select_ratio", "chosen_select_ratio", "rejected_select_ratio")
 _RANDOM_ORACLE = {"oracle_model": "random scores (oracle)", "oracle_base_model": "random scores (base)"}

@@ -19,7 +19,7 @@ import torch
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 STEPS_MEASURED = 2
-"""Number of steps over which a peak is taken, each on one of the longest batches."""
+"""Number of the longest batches over whose steps a peak is taken."""
 
 # By default glibc keeps freed blocks and splits them, which hides or adds up to a fifth of a step's memory; these
 # settings make it return freed blocks to the system.
@@ -38,11 +38,16 @@ def cuda_peak(step: Callable[[int], object], settle: Callable[[], None], *, batc
     gc.collect()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    for batch in batches:
+    for batch in _with_first_again(batches):
         step(batch)
         torch.cuda.synchronize()
         settle()
     return torch.cuda.max_memory_allocated() - before
+
+
+def _with_first_again(batches: list[int]) -> list[int]:
+    """Return the batches and the first one again: the first step keeps nothing for its backward pass yet."""
+    return [*batches, *batches[:1]]
 
 
 def can_measure_processes() -> bool:
@@ -77,7 +82,7 @@ def resident_peak(step: Callable[[int], object], settle: Callable[[], None], *, 
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5", encoding="ascii")  # resets VmHWM to the current VmRSS
         cleared = True
-    for batch in batches:
+    for batch in _with_first_again(batches):
         step(batch)
         settle()
     highest = resident("VmHWM") if cleared else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

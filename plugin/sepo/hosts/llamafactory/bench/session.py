@@ -72,9 +72,12 @@ class Session:
         """Run a contender's training step, forward and backward, on a round's batch; return the detached loss."""
         trainer = self.trainers[name]
         # The model is shared: its LoRA layers and checkpointing are set to those of the contender's own training.
-        optimized = isinstance(trainer, LlamaFactoryTrainer)
-        for change in (fuse_lora, recompute_less) if optimized else (unfuse_lora, recompute_as_before):
-            change(self.model)
+        if isinstance(trainer, LlamaFactoryTrainer):
+            fuse_lora(self.model)
+            recompute_less(self.model, kept_bytes=trainer.settings.kept_bytes)
+        else:
+            unfuse_lora(self.model)
+            recompute_as_before(self.model)
         return trainer.training_step(self.model, dict(self.batches[name][batch]))
 
     def settle(self, name: str) -> None:

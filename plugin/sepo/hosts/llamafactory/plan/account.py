@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sepo.console import size
 from sepo.errors import SepoError, first_line
+from sepo.forward.kept_results import step_limit
 from sepo.forward.router_loss import refusal_by_config
 from sepo.hosts.llamafactory.plan.policy import sharding, training_items
 from sepo.hosts.llamafactory.plan.recipe import PlannedRun
@@ -150,9 +152,26 @@ def _training(run: PlannedRun, policy: ModelWeights, row: Row, notes: list[str])
         alone = Pass(reference.dtype, autocast=run.autocast, backward=False, head_chunk_tokens=how.head_chunk_tokens)
         activations = max(activations, step_bytes(reference.config, row, alone))
     items["activations, head"] = float(activations)
+    if run.checkpointing and run.engine.zero < 3:
+        _add_kept(items, run, policy, notes)
     if policy.counted.largest_product:
         items["unpacked matrix"] = float(policy.counted.largest_product)
     return Phase("training", items)
+
+
+def _add_kept(items: dict[str, float], run: PlannedRun, policy: ModelWeights, notes: list[str]) -> None:
+    """Account for the results that gradient checkpointing keeps; by default they use free memory only: a note."""
+    kept = run.settings.kept_bytes
+    if kept is not None:
+        items["kept activations"] = float(kept)
+        return
+    config = getattr(policy.config, "text_config", None) or policy.config
+    more = step_limit(2 * run.pairs * run.cutoff, config.vocab_size) - items["activations, head"]
+    if more > 0:
+        notes.append(
+            f"not counted: where memory is free, up to {size(more)} of products and attention outputs are kept instead "
+            "of being computed again (kept_activations_mb)."
+        )
 
 
 def _before_training(run: PlannedRun) -> list[Phase]:

@@ -127,6 +127,8 @@ def _candidates(recipe: Mapping[str, Any], run: PlannedRun) -> Iterator[tuple[di
     accumulated = int(recipe.get("gradient_accumulation_steps") or 1)
     if not run.checkpointing:
         yield {"disable_gradient_checkpointing": False}, "layers are recomputed in the backward pass"
+    if run.checkpointing and settings.kept_bytes:
+        yield {"kept_activations_mb": 0}, "nothing is kept for the backward pass of a layer"
     if settings.head_chunk_tokens is not None:
         yield {"head_chunk_tokens": None}, "64 MiB of logits at a time"
     if settings.batch_tokens is None and run.pairs > 1:
