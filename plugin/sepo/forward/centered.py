@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class CenteredOracleScorer(OracleScorer):
         oracle, base = self.models
         inputs, labels, wanted = padded_batch(batch, next(oracle.model.parameters()).device)
         layout = batch_layout(inputs, wanted) if pairs else None
-        tokens = {"labels": labels, "wanted": wanted, "chunk_tokens": self.chunk_tokens}
+        tokens: dict[str, Any] = {"labels": labels, "wanted": wanted, "chunk_tokens": self.chunk_tokens}
         with base.active():
             of_base, states = reference_log_probs(
                 base.model, inputs, layout=layout_for(base.model, inputs, layout), **tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from sepo.errors import SepoError
 from sepo.recipe.keys import SepoArguments, names_of
@@ -24,7 +25,7 @@ def oracle_set(arguments: SepoArguments, *, reader: str) -> OracleSet:
         raise SepoError(
             "oracle_base_checkpoints is set, but oracle_checkpoints is not; set oracle_checkpoints, or remove it."
         )
-    items = [{}] if arguments.oracles is None else oracle_items(arguments.oracles)
+    items: list[dict[str, Any]] = [{}] if arguments.oracles is None else oracle_items(arguments.oracles)
     for name in MEMBER_KEYS:
         if arguments.oracles is not None and getattr(arguments, name) and all(name in item for item in items):
             raise SepoError(f"{name} is set, but every oracle in oracles sets its own; remove one of them.")
@@ -46,7 +47,7 @@ def oracle_set(arguments: SepoArguments, *, reader: str) -> OracleSet:
     )
 
 
-def _check_member(arguments: SepoArguments, item: dict[str, str]) -> None:
+def _check_member(arguments: SepoArguments, item: dict[str, Any]) -> None:
     """Raise if an oracle of the list sets the revision of a model that neither it nor the recipe names."""
     for name in item:
         model = name.removesuffix("_revision")

@@ -124,7 +124,11 @@ def step_mean_scores(scores: Any, steps: Sequence[int]) -> Tensor:
     if len(numbers) != len(wide):
         raise SepoError(f"{len(numbers)} step numbers for {len(wide)} scores: pass one for each token.")
     lengths = [sum(1 for _ in members) for _, members in groupby(numbers)]
-    means = [part.double().mean().to(wide.dtype).expand(len(part)) for part in wide.split(lengths)] if lengths else []
+    means = (
+        [part.double().mean().to(wide.dtype).expand(len(part)) for part in torch.split(wide, lengths)]
+        if lengths
+        else []
+    )
     return torch.cat(means) if means else wide
 
 
