@@ -28,12 +28,11 @@ _EVALUATIONS = 10
 _PATIENCE = 3
 _HELD_OUT = 0.1
 
-
 DEFAULT_STOP = NEVER
 """Value of ``oracle.stop`` if the section of the oracle has none."""
 
 BEST_STOP = "margin_per_size"
-"""Value for ``oracle.stop: true``: the metric that agreed best with the AUROC on known errors
+"""Value for ``oracle.stop: true``: the metric that picked the best oracles by the AUROC on known errors
 (docs/scores.md#when-to-stop-training-an-oracle)."""
 
 
