@@ -48,24 +48,17 @@ TARGETS = ("auroc", "first_error")
 
 
 def correlations(measurements):
-    """Return Spearman's correlation of each proxy with credit, by target and proxy."""
+    """Return Spearman's correlation of each proxy with credit, by target and proxy, over the rows that have it."""
     from scipy.stats import spearmanr
 
-    return {
-        target: {
-            proxy: round(
-                float(
-                    spearmanr(
-                        [one["proxies"][proxy] for one in measurements],
-                        [one[target]["mean"] for one in measurements],
-                    ).statistic
-                ),
-                3,
-            )
-            for proxy in measurements[0]["proxies"]
-        }
-        for target in TARGETS
-    }
+    found = {target: {} for target in TARGETS}
+    for proxy in sorted({name for one in measurements for name in one["proxies"]}):
+        rows = [one for one in measurements if proxy in one["proxies"]]
+        values = [one["proxies"][proxy] for one in rows]
+        for target in TARGETS:
+            credit = [one[target]["mean"] for one in rows]
+            found[target][proxy] = round(float(spearmanr(values, credit).statistic), 3) if len(rows) > 2 else 0.0
+    return found
 
 
 def recorded():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv1d_input
 
 from sepo.forward.chunked import matmul_dtype
 
@@ -44,7 +45,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         conv = ctx.conv
         with torch.autocast(grad.device.type, enabled=False):
-            slope = torch.nn.grad.conv1d_input(
+            slope = conv1d_input(
                 ctx.shape, conv.weight.to(grad.dtype), grad, conv.stride, conv.padding, conv.dilation, conv.groups
             )
         return slope.to(ctx.dtype), None
