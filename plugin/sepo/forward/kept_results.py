@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from sepo.forward.chunked import default_chunk_tokens
 
 _LOGIT_BYTES = 4
-_OF_LOGITS = 0.9
+_OF_LOGITS = 0.87
 """Size of a step's tensors by that of the float32 logits of its padded batch, up to which results are kept."""
 _SAVED = 0.7
 """Estimated size of the tensors that a layer saves for its backward pass by that of all that its forward creates. The
