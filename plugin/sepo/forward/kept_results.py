@@ -121,7 +121,7 @@ class ResultBudget:
         self._largest = max(self._largest, padded_tokens)
         tokens, layers = states.shape[:-1].numel(), self.layers
         self.allowed = self._automatic(states, layers, head_tokens) if self.limit is None else self.limit
-        left = self.allowed - self.now
+        left = float(self.allowed - self.now)
         options: list[tuple[float, int, float, Hashable]] = []
         for place, layer in enumerate(layers):
             layer.chosen.clear()
