@@ -166,7 +166,7 @@ def test_a_second_backward_pass_over_the_same_graph():
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize(("wanted_share", "vocabulary"), [(0.2, 3500), (1.0, 12_000)])
+@pytest.mark.parametrize(("wanted_share", "vocabulary"), [(0.2, 3500), (1.0, 20_000)])
 def test_by_default_a_step_stays_below_its_logits(wanted_share, vocabulary):
     model = adapted(num_hidden_layers=12, max_position_embeddings=512, vocab_size=vocabulary)
     recompute_less(model, kept_bytes=0)
@@ -177,7 +177,7 @@ def test_by_default_a_step_stays_below_its_logits(wanted_share, vocabulary):
     first = peak(model, LONG, share=wanted_share)
     assert first == pytest.approx(least, rel=0.02)  # nothing is known, so nothing is kept
     most = peak(model, LONG, share=wanted_share)
-    assert least + 0.5 * (limit - least) < most < limit
+    assert least + 0.25 * (limit - least) < most < limit
 
 
 def test_small_batches_may_be_as_large_as_the_largest_one():

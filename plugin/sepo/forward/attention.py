@@ -290,7 +290,8 @@ def _fused_piece(
                 q, k, v = (state.to(torch.get_autocast_dtype(kind)) for state in (q, k, v))
         elif not causal:
             mask = _dense(layout, block, rows, query.device)
-        compute = cpu_attention if cpu and not dropout and may_be_kept() else F.scaled_dot_product_attention
+        keepable = cpu and not dropout and may_be_kept()
+        compute: Callable[..., Tensor] = cpu_attention if keepable else F.scaled_dot_product_attention
         output = compute(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=groups > 1 and cpu
         )

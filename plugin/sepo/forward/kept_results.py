@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from sepo.forward.chunked import default_chunk_tokens
 
 _LOGIT_BYTES = 4
-_OF_LOGITS = 0.9
+_OF_LOGITS = 0.87
 """Size of a step's tensors by that of the float32 logits of its padded batch, up to which results are kept."""
 _SAVED = 0.7
 """Estimated size of the tensors that a layer saves for its backward pass by that of all that its forward creates. The
@@ -121,7 +121,7 @@ class ResultBudget:
         self._largest = max(self._largest, padded_tokens)
         tokens, layers = states.shape[:-1].numel(), self.layers
         self.allowed = self._automatic(states, layers, head_tokens) if self.limit is None else self.limit
-        left: float = self.allowed - self.now
+        left = float(self.allowed - self.now)
         options: list[tuple[float, int, float, Hashable]] = []
         for place, layer in enumerate(layers):
             layer.chosen.clear()
