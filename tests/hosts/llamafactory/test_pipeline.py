@@ -10,6 +10,7 @@ from sepo.cli import main
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory import pipeline
 from sepo.hosts.llamafactory.chain_steps import Step, plan_steps
+from sepo.hosts.llamafactory.child_runs import write_record
 from sepo.hosts.llamafactory.pipeline import read_pipeline
 from sepo.hosts.llamafactory.recipe import host_keys
 from sepo.recipe.resolve import resolve
@@ -75,6 +76,41 @@ def test_an_oracle_that_the_hosts_dpo_trained_is_not_trained_again(tmp_path):
     assert pipeline.is_step_finished(Step("oracle", planned), tmp_path)
     with pytest.raises(SepoError, match="was run with other settings"):
         pipeline.is_step_finished(Step("oracle", {**planned, "objective": "ipo"}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weight"),
+    [
+        ({}, 1.0),
+        ({"oracle": {"kind": "minor_dpo"}}, 1.0),
+        ({"oracle": {"kind": "reversed"}}, 1.0),
+        ({"oracle": {"pref_ftx": 0.0}}, 0.0),
+        ({"pref_ftx": 0.3}, 0.3),
+        ({"oracle": {"objective": "ipo"}}, None),
+        ({"oracle": {"stage": "dpo"}}, None),
+        ({"oracle": {"kind": "sft_contrast"}}, None),
+    ],
+)
+def test_an_oracle_keeps_chosen_responses_likely_unless_its_recipe_sets_an_objective(overrides, weight):
+    planned = steps(**overrides)
+    trained = [recipe for name, recipe in planned.items() if name.startswith("oracle")]
+    assert [recipe.get("pref_ftx") for recipe in trained] == [weight] * len(trained)
+    assert planned["policy"].get("pref_ftx") == overrides.get("pref_ftx")
+
+
+@pytest.mark.parametrize("end", [".done.json", ".started.json"])
+def test_an_oracle_that_was_begun_without_the_likelihood_is_continued_without_it(tmp_path, end):
+    recipe = {**SHARED, "output_dir": str(tmp_path), "oracle": {"learning_rate": 1e-5}}
+    planned = plan_steps(recipe)
+    assert pipeline.as_begun(planned, recipe) == planned
+    oracle = next(step for step in planned if step.name == "oracle")
+    before = {name: value for name, value in oracle.recipe.items() if name != "pref_ftx"}
+    (tmp_path / "pipeline").mkdir()
+    write_record(tmp_path / "pipeline" / f"oracle{end}", before)
+    others = [step for step in planned if step.name != "oracle"]
+    assert pipeline.as_begun(planned, recipe) == [*others[:-1], Step("oracle", before), others[-1]]
+    recipe["oracle"]["pref_ftx"] = 1.0
+    assert pipeline.as_begun(planned, recipe) == planned
 
 
 def test_full_chain_names_whole_models():

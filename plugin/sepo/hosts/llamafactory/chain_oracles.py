@@ -16,6 +16,9 @@ from sepo.recipe.stage_names import is_sepo_stage
 
 OWN_DPO = {"stage": "sepo", "objective": "dpo"}
 """DPO in sepo's step: the stage of the oracle."""
+PREF_FTX = 1.0
+"""``pref_ftx`` of an oracle if the recipe has none (docs/train_an_oracle.md). Not SePO's, which trains with DPO alone:
+without it, tokens that both responses share fall as much as the wrong ones."""
 REVERSED, REJECTED = "oracle_reversed", "oracle_rejected"
 """Steps, and directories, of the models that oracles are compared with: trained on exchanged pairs, on rejected
 responses."""
@@ -230,15 +233,18 @@ def _checkpoint_keys(checkpoints: int | None) -> dict[str, Any]:
 def _preference_stage(kind: str, training: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the stage of the oracle: DPO in sepo's step, which is faster than the host's and needs less memory.
 
-    It is the host's own DPO if the recipe sets a loss or a key that only the host has.
+    It is the host's own DPO if the recipe sets a loss or a key that only the host has. An objective that the recipe
+    does not name has the likelihood of the chosen responses in addition, unless the recipe sets its weight.
     """
+    recipe = {**training, **section}
+    likelihood = {"pref_ftx": PREF_FTX} if recipe.get("pref_ftx") is None else {}
     if kind in _OBJECTIVES:
-        return {"stage": OWN_DPO["stage"], **_OBJECTIVES[kind]}
+        return {"stage": OWN_DPO["stage"], **_OBJECTIVES[kind], **likelihood}
     if section.get("stage"):
         return {}
-    recipe = {**training, **section}
     if recipe.get("pref_loss") in (None, "sigmoid") and not any(recipe.get(name) for name in REFUSED):
-        return {"stage": OWN_DPO["stage"], "objective": section.get("objective", OWN_DPO["objective"])}
+        own = {"stage": OWN_DPO["stage"], "objective": section.get("objective", OWN_DPO["objective"])}
+        return own if section.get("objective") else {**own, **likelihood}
     return {"stage": "dpo"}
 
 

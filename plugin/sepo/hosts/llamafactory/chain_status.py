@@ -13,8 +13,8 @@ from sepo.runs.status import run_status, status_lines
 
 RECORDS = "pipeline"
 """Name of the directory of the steps' records, beside those of the steps."""
-DONE, RECIPE = ".done.json", ".yaml"
-"""Ends of the names of a step's records: that it is finished, and the recipe with which it was started."""
+DONE, STARTED, RECIPE = ".done.json", ".started.json", ".yaml"
+"""Ends of the names of a step's records: that it is finished, that it was started, and the recipe for the trainer."""
 _STEPS = ("pairs", "sample", "base", "oracle", "policy")
 _ORACLE = re.compile(r"oracle(?:_reversed|_rejected)?(?:_([0-9]+))?")
 """Names of the steps that train oracles and the models that they are compared with; with a number from the second."""

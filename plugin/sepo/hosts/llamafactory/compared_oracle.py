@@ -14,7 +14,7 @@ from sepo.hosts.llamafactory.chain_status import RECORDS
 from sepo.hosts.llamafactory.chain_steps import Step, plan_steps
 from sepo.hosts.llamafactory.checks import check_datasets
 from sepo.hosts.llamafactory.compared_runs import RunFiles, is_finished, reported, train_run
-from sepo.hosts.llamafactory.pipeline import declare_pairs, draw_sample, is_step_finished, record_step
+from sepo.hosts.llamafactory.pipeline import as_begun, declare_pairs, draw_sample, is_step_finished, record_step
 from sepo.recipe.comparison import Comparison
 from sepo.recipe.keys import keys_of, names_of
 
@@ -110,7 +110,7 @@ def with_oracle(comparison: Comparison) -> tuple[Comparison, ComparedOracle | No
     recipe = comparison.oracle_recipe()
     if recipe is None:
         return comparison, None
-    *steps, policy = plan_steps(recipe)
+    *steps, policy = as_begun(plan_steps(recipe), recipe)
     keys: dict[str, Any] = {name: policy.recipe[name] for name in keys_of("oracle") if name in policy.recipe}
     files = RunFiles(Path(comparison.output), RECORDS)
     return comparison.with_oracle(keys), ComparedOracle(steps, comparison.shared.get("template"), files)

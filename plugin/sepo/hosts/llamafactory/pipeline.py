@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sepo.errors import SepoError
 from sepo.hosts.llamafactory.chain_oracles import OWN_DPO
 from sepo.hosts.llamafactory.chain_pairs import PAIRS, declare_data
-from sepo.hosts.llamafactory.chain_status import DONE, RECIPE, RECORDS, is_oracle
+from sepo.hosts.llamafactory.chain_status import DONE, RECIPE, RECORDS, STARTED, is_oracle
 from sepo.hosts.llamafactory.chain_steps import Step, last_model, plan_steps
 from sepo.hosts.llamafactory.child_runs import changes, command_line, is_resumable, read_record, train, write_record
 from sepo.hosts.llamafactory.reading import Recipe, override_values, reading_error, recipe_of, secrets_of_parent
@@ -70,9 +71,32 @@ def checked_steps(recipe: Mapping[str, Any]) -> tuple[list[Step], list[bool]]:
     refuse_comparison(recipe)
     from sepo.hosts.llamafactory.chain_checks import check_steps
 
-    steps = plan_steps(recipe)
+    steps = as_begun(plan_steps(recipe), recipe)
     check_steps(steps)
     return steps, [is_step_finished(step, records_of(step)) for step in steps]
+
+
+def as_begun(steps: Sequence[Step], recipe: Mapping[str, Any]) -> list[Step]:
+    """Return the steps as they were begun: without the default ``pref_ftx`` of an oracle that was begun without it.
+
+    Args:
+        steps: the planned steps.
+        recipe: the recipe of the pipeline.
+    """
+    if {**recipe, **(recipe.get("oracle") or {})}.get("pref_ftx") is not None:
+        return list(steps)
+    return [_without_likelihood(step) if is_oracle(step.name) and _began_without(step) else step for step in steps]
+
+
+def _began_without(step: Step) -> bool:
+    records = records_of(step)
+    found = (read_record(records / f"{step.name}{end}") for end in (DONE, STARTED))
+    begun = next((recipe for recipe in found if recipe is not None), None)
+    return begun is not None and "pref_ftx" not in begun
+
+
+def _without_likelihood(step: Step) -> Step:
+    return replace(step, recipe={name: value for name, value in step.recipe.items() if name != "pref_ftx"})
 
 
 def records_of(step: Step) -> Path:
@@ -220,7 +244,7 @@ def sampling_processes(recipe: Mapping[str, Any]) -> int:
 
 
 def _remove_what_cannot_be_resumed(step: Step, records: Path) -> None:
-    started, output = records / f"{step.name}.started.json", Path(step.output)
+    started, output = records / f"{step.name}{STARTED}", Path(step.output)
     if read_record(started) == redacted(step.recipe) and not is_resumable(step.recipe) and output.is_dir():
         shutil.rmtree(output)  # of an attempt that was killed; the host would refuse its files
     write_record(started, step.recipe)
