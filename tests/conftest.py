@@ -43,7 +43,7 @@ LONG = (
     "test_own_scorer.py", "test_head_memory.py",
     "test_demo_model.py", "test_stages.py", "test_store_processes.py", "test_step_bytes.py", "test_readme.py",
     "test_projection.py", "test_pairs_and_rto.py", "test_stability.py", "test_demo_pairs.py", "test_head.py",
-    "test_examples.py",
+    "test_examples.py", "test_studies.py",
 )  # fmt: skip
 
 

@@ -53,13 +53,23 @@ def policy_rows(compared: Mapping[str, Mapping], rates: int) -> dict[str, dict]:
     """
     rows = {}
     for name, own in compared.items():
-        plain = compared.get(f"{name.partition(', ')[0]}, {PLAIN_POLICY}")
+        label = name.partition(", ")[0]
+        others = {
+            "minus_plain": f"{label}, {PLAIN_POLICY}",
+            "minus_random": f"{label}, random tokens",
+            "minus_all": f"{label.split()[0]}, all tokens",
+        }
         rows[name] = {
             "rate": own["rate"],
             "comparisons": rates,
             "right": over_seeds(own["held_out"]),
             "by_seed": list(own["held_out"]),
-            "minus_plain": difference(own["held_out"], plain["held_out"]) if plain and plain is not own else None,
+            **{
+                key: difference(own["held_out"], compared[other]["held_out"])
+                if other in compared and other != name
+                else None
+                for key, other in others.items()
+            },
             "validation": own["validation"],
         }
     return rows

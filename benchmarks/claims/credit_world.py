@@ -15,7 +15,8 @@ epochs: the mean AUROC of every estimator on validation and on held-out pairs, a
 ``data_share`` (by number of pairs and epochs: the plain oracle's); ``proxies`` and ``proxies_clean`` (by kinds of
 oracles and target: Spearman correlations within seed); ``picks`` and ``picks_clean`` (by proxy: the credit of the
 oracle with its best value); ``policies`` (by name: chosen ``rate``, share of ``right``
-responses with interval, ``by_seed``, the paired differences ``minus_plain``, ``validation`` by rate).
+responses with interval, ``by_seed``, the paired differences to the same objective with the plain oracle
+(``minus_plain``), random tokens (``minus_random``) and all tokens (``minus_all``), ``validation`` by rate).
 
 An interrupted run continues by the same command; finished parts are kept in --work.
 """

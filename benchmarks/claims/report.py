@@ -25,16 +25,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def interval(found: Mapping | None, *, sign: str = "", digits: int = 3) -> str:
-    """Return mean and interval as text; an empty text for None."""
+    """Return mean and interval as text, the mean alone if it is of one seed; an empty text for None."""
     if not found:
         return ""
+    if found["low"] is None:
+        return f"{found['mean']:{sign}.{digits}f}"
     mean, low, high = (f"{found[name]:{sign}.{digits}f}" for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 
 def percent(found: Mapping | None, *, sign: str = "") -> str:
     """Return mean and interval in percent."""
-    return interval(found and {name: 100 * value for name, value in found.items()}, sign=sign, digits=1)
+    hundredfold = found and {name: None if value is None else 100 * value for name, value in found.items()}
+    return interval(hundredfold, sign=sign, digits=1)
 
 
 def estimators(result: Mapping) -> str:
@@ -105,12 +108,14 @@ def _picked(found: Mapping | None) -> str:
 
 
 def policies(result: Mapping) -> str:
-    """Return the shares of right responses of the policies, in percent."""
+    """Return the shares of right responses of the policies, in percent, and differences within an objective."""
+    keys = ("minus_plain", "minus_random", "minus_all")
     rows = [
-        [name, f"{row['rate']:g}", percent(row["right"]), percent(row["minus_plain"], sign="+")]
+        [name, f"{row['rate']:g}", percent(row["right"]), *(percent(row[key], sign="+") for key in keys)]
         for name, row in result["policies"].items()
     ]
-    return table(["policy", "rate", "right", "minus the plain oracle's"], rows)
+    titles = ("minus the plain oracle's", "minus random tokens", "minus all tokens")
+    return table(["policy", "rate", "right", *titles], rows)
 
 
 def credit_blocks(result: Mapping) -> dict[str, list[str]]:

@@ -78,14 +78,15 @@ QUICK = Setting(
 )
 
 
-def references(shape, seeds, pairs, judged_pairs, setting, on_step):
+def references(shape, seeds, pairs, judged_pairs, setting, kept, on_step):
     """Return the oracle's scores and its credit, and references of three strengths with their log-probabilities."""
     below = log_probs(shape, torch.stack([each.start for each in seeds]), pairs)
     found, measured = {"the model after SFT": below}, {}
     for name, cell in (("half-trained by DPO", setting.weak_reference), ("the DPO oracle", setting.oracle)):
-        trained = trained_oracles(shape, seeds, pairs, judged_pairs, cell, ("dpo", 0), on_step=on_step)
-        found[name] = log_probs(shape, trained.models, pairs)
-        measured[name] = credit(trained.scores, judged_pairs)
+        train = partial(trained_oracles, shape, seeds, pairs, judged_pairs, cell, ("dpo", 0), on_step=on_step)
+        models = kept.tensor(f"reference-{cell.rate:g}-{cell.epochs}", lambda train=train: train().models)
+        found[name] = log_probs(shape, models, pairs)
+        measured[name] = credit(judged_pairs.scores(shape, models, range(len(seeds))), judged_pairs)
     return list(found["the DPO oracle"] - below), found, measured
 
 
@@ -100,7 +101,7 @@ def measured(setting, work, names):
     kept = Kept(work / f"methods-{sizes.flipped:g}", json.loads(json.dumps(asdict(setting))))
     seeds = [seed_data(world, shape, sizes, seed, *found) for seed, found in learnt.items()]
     pairs = [flipped(each.pairs, sizes.flipped, each.seed) for each in seeds]
-    oracle, stronger, credits = references(shape, seeds, pairs, Judged.of(shape, seeds), setting, step)
+    oracle, stronger, credits = references(shape, seeds, pairs, Judged.of(shape, seeds), setting, kept, step)
     questions = setting.validation_questions, setting.held_out_questions
     task = Task(world, shape, seeds, pairs, setting.epochs, *questions)
     candidates = {

@@ -26,9 +26,11 @@ def test_a_small_study_of_credit_has_the_form_of_the_recorded_one_and_resumes(tm
 
 
 def test_a_small_comparison_of_methods_runs(tmp_path):
-    world_methods.main(["--quick", "--work", str(tmp_path), "--only", "0 %, oracle", "DPO, all", "Selective", "T-REG"])
+    world_methods.main(
+        ["--quick", "--work", str(tmp_path), "--only", "SePO 30 %, oracle", "DPO, all", "Selective", "T-REG"]
+    )
     found = json.loads((tmp_path / "world_methods.json").read_text())
-    assert len(found["policies"]) == 7
+    assert len(found["policies"]) == 9
     assert all(len(row["by_seed"]) == 2 for row in found["policies"].values())
     assert "DPO, all tokens" in found["policies"]["SePO 30 %, oracle"]["minus"]
 
@@ -52,7 +54,24 @@ def test_estimators_above_the_plain_oracle_and_surprisal(recorded):
         for name, row in recorded["estimators"].items()
         if name not in (PLAIN, SURPRISAL) and row["minus_plain"]["low"] > 0 and row["minus_surprisal"]["low"] > 0
     }
-    assert {"mean of 4 (SFT on chosen - SFT on rejected)", "mean of 4 (DPO - reversed DPO)"} <= above
+    assert above == {"SFT on chosen - SFT on rejected", "mean of 4 (SFT on chosen - SFT on rejected)"}
+
+
+def test_what_the_page_states_of_proxies_and_policies(recorded):
+    flipped, right = (recorded[name]["DPO oracles, all betas: auroc"] for name in ("proxies", "proxies_clean"))
+    for proxy in ("margin_over_spread", "preference_accuracy"):
+        assert min(flipped[proxy]["low"], right[proxy]["low"]) > 0.6
+    assert right["dpo_loss"]["low"] > 0 > right["margin"]["high"]
+    assert all(own["concentration"]["low"] < 0 < own["concentration"]["high"] for own in (flipped, right))
+    best, dpo = (
+        next(row for name, row in recorded["policies"].items() if name.startswith(f"{objective} 30 %, best"))
+        for objective in ("SePO", "DPO")
+    )
+    assert min(row["low"] for row in (best["minus_all"], best["minus_random"], dpo["minus_random"])) > 0
+    assert all(row["minus_plain"]["low"] < 0 < row["minus_plain"]["high"] for row in (best, dpo))
+    assert dpo["minus_all"]["low"] < 0
+    pairs = zip(best["by_seed"], recorded["policies"]["SePO 30 %, plain oracle"]["by_seed"], strict=True)
+    assert sum(one > other for one, other in pairs) == 8
 
 
 def test_the_page_names_the_commands_and_its_tables_are_the_recorded_ones(recorded):
