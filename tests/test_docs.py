@@ -29,7 +29,8 @@ def test_every_relative_link_has_a_target(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["keys.md", "eval_json.md", "pairs_and_rto.md", "demo.svg", "../README.md", "credit.md"]
+    "page",
+    ["keys.md", "eval_json.md", "pairs_and_rto.md", "demo.svg", "../README.md", "credit.md", "train_an_oracle.md"],
 )
 def test_pages_are_written_from_the_code(page):
     pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
