@@ -29,20 +29,12 @@ from sepo.errors import SepoError
 
 RESULT = Path(__file__).parent / "results" / "oracle_smollm2.json"
 WORK = Path.home() / ".cache" / "sepo" / "claims" / "oracle_smollm2"
-RECOMMENDED = Arm(
-    "recommended", base_steps=60, base_rate=5e-4, pairs=200, steps=50, rate=5e-4, beta=0.5, anchor=1.0, measured=(25,)
-)
+RECOMMENDED = Arm("recommended", base_steps=60, base_rate=5e-4, rate=5e-4, anchor=1.0, measured=(50,))
 ARMS = (
-    Arm("before", base_steps=30, base_rate=2e-4, pairs=120, steps=30, rate=2e-4, beta=0.5),
+    Arm("before", base_steps=30, base_rate=2e-4, pairs=120, steps=30, rate=2e-4),
+    replace(RECOMMENDED, name="no anchor", anchor=0.0, steps=200),
+    replace(RECOMMENDED, name="200 pairs", pairs=200, steps=50, measured=(25,)),
     RECOMMENDED,
-    replace(RECOMMENDED, name="no anchor", anchor=0.0),
-    replace(RECOMMENDED, name="shorter base", base_steps=30, base_rate=2e-4),
-    replace(RECOMMENDED, name="only SFT", kind="sft", anchor=0.0),
-    replace(RECOMMENDED, name="lower rate", rate=2e-4),
-    replace(RECOMMENDED, name="lower beta", beta=0.1),
-    replace(RECOMMENDED, name="MinorDPO", kind="minor_dpo"),
-    replace(RECOMMENDED, name="lower rate, no anchor", rate=2e-4, anchor=0.0),
-    replace(RECOMMENDED, name="more pairs", pairs=400, steps=100, measured=(50,)),
 )
 TARGETS = ("auroc", "first_error")
 

@@ -35,6 +35,10 @@ def correlation_table(result):
     """Return the rank correlations of proxies with credit as a Markdown table, the most predictive one first."""
     found = result["correlations"]
     order = sorted(found["auroc"], key=lambda name: -abs(found["auroc"][name]))
-    lines = ["| on held-out pairs, without marks | AUROC | first error |", "|---|---|---|"]
-    lines += [f"| `{name}` | {found['auroc'][name]:+.2f} | {found['first_error'][name]:+.2f} |" for name in order]
+    counts = {name: sum(name in one["proxies"] for one in result["measurements"]) for name in order}
+    lines = ["| on held-out pairs, without marks | AUROC | first error | rows |", "|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {found['auroc'][name]:+.2f} | {found['first_error'][name]:+.2f} | {counts[name]} |"
+        for name in order
+    ]
     return "\n".join(lines) + "\n"

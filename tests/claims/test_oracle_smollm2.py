@@ -119,7 +119,12 @@ def test_the_recorded_result_has_every_arm():
 def test_the_documented_differences_are_in_the_recorded_result():
     """What docs/train_an_oracle.md states in words."""
     result = json.loads(oracle_smollm2.RESULT.read_text())
-    last = {one["arm"]["name"]: one for one in result["measurements"] if one["step"] == one["arm"]["steps"]}
-    assert last["recommended"]["auroc"]["low"] > last["no anchor"]["auroc"]["high"]
-    assert last["recommended"]["auroc"]["low"] > last["before"]["auroc"]["high"]
-    assert last["no anchor"]["proxies"]["chosen_log_ratio"] < 0 < last["recommended"]["proxies"]["chosen_log_ratio"]
+    at = {(one["arm"]["name"], one["step"]): one for one in result["measurements"]}
+    without, anchored = at["no anchor", 50], at["recommended", 50]
+    assert anchored["auroc"]["low"] > without["auroc"]["high"]
+    assert without["proxies"]["chosen_log_ratio"] < -80 < 0 < anchored["proxies"]["chosen_log_ratio"]
+    opposites = [at[where]["by_type"]["Wrong-Polarity"]["mean"] for where in (("200 pairs", 50), ("recommended", 100))]
+    assert [round(value, 2) for value in opposites] == [0.56, 0.72]
+    accuracies = [one["proxies"]["preference_accuracy"] for one in result["measurements"]]
+    assert 0.91 < min(accuracies) <= max(accuracies) < 0.96
+    assert max(accuracies) == without["proxies"]["preference_accuracy"]

@@ -46,3 +46,7 @@ def test_the_oracle_finds_fluent_errors_that_surprisal_does_not():
     assert result["scorers"]["surprisal"]["auroc"]["mean"] < 0.7
     (difference,) = (d for d in result["differences"] if (d["first"], d["second"]) == ("oracle", "surprisal"))
     assert difference["auroc"]["low"] > 0
+    oracle = result["scorers"]["oracle"]
+    assert oracle["auroc"]["low"] > 0.755  # the upper end of the interval of an oracle without pref_ftx
+    for kind in ("Wrong-Number", "Wrong-Polarity"):
+        assert oracle["by_type"][kind]["auroc"]["low"] > 0.6
