@@ -49,7 +49,8 @@ SECTIONS = [
     [
         "`pairs`, `base`, `oracle`, `policy`",
         "",
-        "Sections with keys for one step only. `pairs` samples the pairs that the others train on; `base: false` "
+        "Sections with keys for one step only. `pairs` samples the pairs that the others train on; `pref_ftx` of "
+        "`oracle` is 1.0 if it is not set ([why](train_an_oracle.md)); `base: false` "
         "trains no base, and with `pairs`, `oracle: false` neither base nor oracle.",
     ]
 ]

@@ -29,6 +29,8 @@ from claims.world import Pairs
 from sepo.selection.estimators import centered_log_probs, centered_scores
 
 BATCH = 32
+LIKELIHOOD = {"0": "dpo", "0.2": "dpo, pref_ftx 0.2", "1": "dpo, pref_ftx 1"}
+"""Kinds of DPO oracles that differ in the weight of the likelihood of the chosen responses, by that weight."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,18 @@ def measured_cell(
         "estimators": estimators,
         "oracles": records(found, seeds, judged),
     }
+
+
+def likelihood_cell(
+    shape: Shape, seeds: Sequence[SeedData], pairs: Sequence[Pairs], judged: Judged, cell: Cell,
+    *, on_step: Callable[[], object] = lambda: None,
+) -> dict:  # fmt: skip
+    """Train the oracles of ``LIKELIHOOD``; return the credit of each."""
+    weights = {
+        weight: credit(trained_oracles(shape, seeds, pairs, judged, cell, (kind, 0), on_step=on_step).scores, judged)
+        for weight, kind in LIKELIHOOD.items()
+    }
+    return {"rate": cell.rate, "epochs": cell.epochs, "weights": weights}
 
 
 def clean_cell(

@@ -44,6 +44,26 @@ def estimator_rows(cells: Sequence[Mapping], without: Mapping[str, Mapping]) -> 
     return rows
 
 
+def likelihood_rows(cells: Sequence[Mapping]) -> list[dict]:
+    """Return one row for each rate, number of epochs and weight of the likelihood of the chosen responses.
+
+    Args:
+        cells: results of ``credit_study.likelihood_cell``.
+    """
+    return [
+        {
+            "rate": cell["rate"],
+            "epochs": cell["epochs"],
+            "pref_ftx": float(weight),
+            "auroc": over_seeds(own["held_out"]),
+            "first_error": over_seeds(own["first_error"]),
+            "minus_none": difference(own["held_out"], cell["weights"]["0"]["held_out"]) if float(weight) else None,
+        }
+        for cell in cells
+        for weight, own in cell["weights"].items()
+    ]
+
+
 def policy_rows(compared: Mapping[str, Mapping], rates: int) -> dict[str, dict]:
     """Return one row for each policy.
 

@@ -12,11 +12,13 @@ responses after SFT by seed) and ``redrawn`` seeds; ``estimators`` (by name: cho
 ``variant``, number of ``comparisons`` and ``trainings``; on held-out pairs ``auroc`` and ``first_error`` with intervals
 over seeds, ``by_seed``, and the paired differences ``minus_plain`` and ``minus_surprisal``); ``grid`` (by rate and
 epochs: the mean AUROC of every estimator on validation and on held-out pairs, and its first-error accuracy);
-``data_share`` (by number of pairs and epochs: the plain oracle's); ``proxies`` and ``proxies_clean`` (by kinds of
-oracles and target: Spearman correlations within seed); ``picks`` and ``picks_clean`` (by proxy: the credit of the
-oracle with its best value); ``policies`` (by name: chosen ``rate``, share of ``right``
-responses with interval, ``by_seed``, the paired differences to the same objective with the plain oracle
-(``minus_plain``), random tokens (``minus_random``) and all tokens (``minus_all``), ``validation`` by rate).
+``likelihood`` (by rate, epochs and ``pref_ftx`` of a DPO oracle: ``auroc``, ``first_error``, and the paired
+difference of the AUROC to that without it, ``minus_none``); ``data_share`` (by number of pairs and epochs: the plain
+oracle's); ``proxies`` and ``proxies_clean`` (by kinds of oracles and target: Spearman correlations within seed);
+``picks`` and ``picks_clean`` (by proxy: the credit of the oracle with its best value); ``policies`` (by name: chosen
+``rate``, share of ``right`` responses with interval, ``by_seed``, the paired differences to the same objective with
+the plain oracle (``minus_plain``), random tokens (``minus_random``) and all tokens (``minus_all``), ``validation`` by
+rate).
 
 An interrupted run continues by the same command; finished parts are kept in --work.
 """
@@ -38,12 +40,13 @@ from claims.credit_study import (
     Cell,
     clean_cell,
     credit,
+    likelihood_cell,
     measured_cell,
     oracle_pairs,
     trained_oracles,
     untrained,
 )
-from claims.credit_tables import estimator_rows, policy_rows
+from claims.credit_tables import estimator_rows, likelihood_rows, policy_rows
 from claims.data import Judged, Sizes, flipped, seed_data, starts
 from claims.estimators import ESTIMATORS, PLAIN, estimated
 from claims.kept import Kept
@@ -209,6 +212,13 @@ def measured(setting, work):
         )
         for cell in cells
     ]  # fmt: skip
+    likelihood = [
+        kept.part(
+            f"likelihood-{cell.rate:g}-{cell.epochs}",
+            lambda cell=cell: likelihood_cell(shape, seeds, pairs, judged_pairs, cell, on_step=step),
+        )
+        for cell in cells
+    ]
     clean = [
         kept.part(
             f"clean-{rate:g}",
@@ -243,6 +253,7 @@ def measured(setting, work):
             }
             for each in found
         },
+        "likelihood": likelihood_rows(likelihood),
         "data_share": shares,
         "proxies": correlations(_records(found)),
         "proxies_clean": correlations(_records(clean)),

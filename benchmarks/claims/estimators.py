@@ -20,22 +20,27 @@ class Kind:
         objective: of sepo; None for SFT on the chosen responses.
         beta: of the objective; None if it has none.
         swapped: True to train on the pairs with chosen and rejected responses exchanged.
+        pref_ftx: weight of the likelihood of the chosen responses beside the objective.
     """
 
     objective: str | None
     beta: float | None = None
     swapped: bool = False
+    pref_ftx: float = 0.0
 
     def run(self, pairs: Pairs, *, rate: float, seed: int) -> Run:
         """Return the run that trains an oracle of this kind; the seed is that of the order of the pairs."""
         pairs = pairs.swapped() if self.swapped else pairs
         if self.objective is None:
             return Run(pairs, None, rate, seed, chosen_nll_weight=1.0)
-        return Run(pairs, resolve_method(self.objective, beta=self.beta), rate, seed)
+        method = resolve_method(self.objective, beta=self.beta)
+        return Run(pairs, method, rate, seed, chosen_nll_weight=self.pref_ftx)
 
 
 KINDS = {
     "dpo": Kind("dpo", 0.1),
+    "dpo, pref_ftx 0.2": Kind("dpo", 0.1, pref_ftx=0.2),
+    "dpo, pref_ftx 1": Kind("dpo", 0.1, pref_ftx=1.0),
     "dpo, beta 0.01": Kind("dpo", 0.01),
     "dpo, beta 1": Kind("dpo", 1.0),
     "reversed dpo": Kind("dpo", 0.1, swapped=True),

@@ -68,6 +68,18 @@ def grid(result: Mapping, names: Sequence[str]) -> str:
     return table(["rate, epochs", *cells], rows)
 
 
+def likelihood(result: Mapping) -> str:
+    """Return AUROC and first-error accuracy of DPO oracles by rate, epochs and weight of the chosen likelihood."""
+    rows = [
+        [
+            f"{row['rate']:g}, {row['epochs']} epochs", f"{row['pref_ftx']:g}", interval(row["auroc"]),
+            interval(row["minus_none"], sign="+"), interval(row["first_error"]),
+        ]
+        for row in result["likelihood"]
+    ]  # fmt: skip
+    return table(["rate, epochs", "`pref_ftx`", "AUROC", "minus that without", "first error"], rows)
+
+
 def data_share(result: Mapping) -> str:
     """Return the plain oracle's AUROC by number of pairs, mean over seeds."""
     epochs = [str(each) for each in result["setting"]["epochs"]]
@@ -124,6 +136,7 @@ def credit_blocks(result: Mapping) -> dict[str, list[str]]:
     tables = {
         "estimators": estimators(result),
         "grid": grid(result, names),
+        "likelihood": likelihood(result),
         "data share": data_share(result),
         "proxies": proxies(result),
         "policies": policies(result),

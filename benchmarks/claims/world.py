@@ -59,10 +59,6 @@ class World:
         ends = questions.new_tensor([START, QUESTION_END]).expand(*questions.shape[:-1], 2)
         return torch.cat([ends[..., :1], FIRST + questions, ends[..., 1:]], -1)
 
-    def right_responses(self, questions: Tensor) -> Tensor:
-        """Return a right response to each question in the first spelling, [..., digits + 1]."""
-        return _with_end(FIRST + questions.cumsum(-1) % VALUES)
-
     def sft_responses(self, questions: Tensor, generator: torch.Generator) -> Tensor:
         """Return responses as the SFT data have them, [count, digits + 1]."""
         chances = torch.rand(2, *questions.shape, generator=generator)
@@ -116,13 +112,6 @@ class Pairs:
             torch.where(exchange, self.responses.flip(1), self.responses),
             torch.where(exchange, self.wrong.flip(1), self.wrong),
         )
-
-    def rows(self) -> list[dict]:
-        """Return the pairs as rows of ``sepo.training``."""
-        return [
-            {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-            for prompt, (chosen, rejected) in zip(self.prompts.tolist(), self.responses.tolist(), strict=True)
-        ]
 
 
 def paired(world: World, questions: Tensor, first: Tensor, second: Tensor) -> Pairs:

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from claims.stacked import Shape, forward, initial, pair_log_probs, sampled, sequence_log_probs, unstacked
+from claims.stacked import Shape, flattened, forward, initial, pair_log_probs, sampled, sequence_log_probs, unstacked
 from claims.training import Run, batches, log_probs, right_share, stacked_losses, trained
 from claims.world import World, paired
 from transformers import get_linear_schedule_with_warmup
@@ -20,6 +20,15 @@ def pairs_of(seed, count):
     generator = torch.Generator().manual_seed(seed)
     questions = WORLD.questions(20 * count, generator)
     return paired(WORLD, questions, *(WORLD.sft_responses(questions, generator) for _ in range(2)))[:count]
+
+
+def rows_of(pairs):
+    """Return the pairs as rows of ``sepo.training``."""
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return [
+        dict(zip(names, (prompt, *both), strict=True))
+        for prompt, both in zip(pairs.prompts.tolist(), pairs.responses.tolist(), strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +94,7 @@ def test_loss_and_gradient_are_those_of_preference_step(stack, name, nll):
     references = initial(SHAPE, list(SEEDS))
     pairs = [pairs_of(seed, 6) for seed in (11, 12)]
     rows = [
-        score_rows(own.rows(), oracle=unstacked(SHAPE, stack[1 - place]), base=unstacked(SHAPE, references[place]))
+        score_rows(rows_of(own), oracle=unstacked(SHAPE, stack[1 - place]), base=unstacked(SHAPE, references[place]))
         for place, own in enumerate(pairs)
     ]
     scores = [torch.tensor([[row["chosen_scores"], row["rejected_scores"]] for row in each]) for each in rows]
@@ -126,7 +135,7 @@ def test_training_is_that_of_transformers_optimizer_and_schedule(stack):
         model, reference = unstacked(SHAPE, stack[place]), unstacked(SHAPE, stack[place])
         optimizer = torch.optim.AdamW(model.parameters(), lr=run.rate, weight_decay=0.0)
         schedule = get_linear_schedule_with_warmup(optimizer, 1, 10)
-        rows = run.pairs.rows()
+        rows = rows_of(run.pairs)
         for number, batch in enumerate(order.tolist(), 1):
             collated = PairCollator(run.method)([rows[row] for row in batch])
             arguments = {"method": run.method, "reference": lambda own=reference: contextlib.nullcontext(own)}
@@ -142,8 +151,6 @@ def test_training_is_that_of_transformers_optimizer_and_schedule(stack):
                 torch.testing.assert_close(kept[3][place], expected, atol=1e-4, rtol=1e-3)
         probed = pairs_of(30, 8)
         moved = log_probs(SHAPE, found[place][None], [probed]) - log_probs(SHAPE, stack[place][None], [probed])
-        from claims.stacked import flattened
-
         again = flattened(SHAPE, model)[None]
         expected = log_probs(SHAPE, again, [probed]) - log_probs(SHAPE, stack[place][None], [probed])
         assert float(expected.abs().mean()) > 0.05

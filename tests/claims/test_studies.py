@@ -74,6 +74,17 @@ def test_what_the_page_states_of_proxies_and_policies(recorded):
     assert sum(one > other for one, other in pairs) == 8
 
 
+def test_what_the_page_states_of_the_likelihood_of_chosen_responses(recorded):
+    weighted = [row for row in recorded["likelihood"] if row["pref_ftx"] == 1]
+    assert len(weighted) == 6
+    assert all(row["minus_none"]["mean"] > 0 for row in weighted)
+    assert all(row["minus_none"]["low"] > 0 for row in weighted if row["rate"] == 1e-3)
+    none = {(row["rate"], row["epochs"]): row["auroc"]["mean"] for row in recorded["likelihood"] if not row["pref_ftx"]}
+    for cell, estimators in recorded["grid"].items():
+        rate, epochs = cell.split(", ")
+        assert abs(none[float(rate), int(epochs)] - estimators[PLAIN]["held_out"]) < 1e-3
+
+
 def test_the_page_names_the_commands_and_its_tables_are_the_recorded_ones(recorded):
     page = (ROOT / "docs" / "credit_estimators.md").read_text()
     assert "python benchmarks/claims/credit_world.py" in page
