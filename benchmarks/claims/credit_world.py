@@ -23,11 +23,9 @@ rate).
 An interrupted run continues by the same command; finished parts are kept in --work.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +34,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from claims.command import parser, write_result
 from claims.credit_study import (
     Cell,
     clean_cell,
@@ -55,11 +54,7 @@ from claims.proxies import correlations, picks
 from claims.stacked import Shape
 from claims.training import log_probs
 from claims.world import Pairs, World
-from sepo.hosts.llamafactory.bench.machine import machine, versions
 from sepo.objectives import resolve_method
-
-RESULTS = Path(__file__).parent / "results"
-WORK = Path.home() / ".cache" / "sepo" / "claims"
 
 
 @dataclass(frozen=True)
@@ -268,34 +263,9 @@ def _records(cells):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two seeds, tiny sizes: does everything run")
-    parser.add_argument("--work", type=Path, help="directory of models and finished parts, kept for the next call")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
-    options = parser.parse_args(argv)
+    options = parser(__doc__).parse_args(argv)
     setting = QUICK if options.quick else Setting()
-    work = options.work or WORK / ("quick" if options.quick else "full")
-    output = options.output or (work if options.quick else RESULTS) / "credit_world.json"
-    torch.set_num_threads(1)
-    result = {
-        "setting": asdict(setting),
-        "machine": machine(cuda=False),
-        "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-        **measured(setting, work),
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
-    print(f"written: {output}")
-
-
-def rounded(value):
-    """Return a result with floats of five digits, at any depth."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {name: rounded(each) for name, each in value.items()}
-    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
+    write_result(options, "credit_world.json", setting, partial(measured, setting))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,9 @@ to the held-out questions with interval over seeds, ``by_seed``, the paired diff
 An interrupted run continues by the same command; finished parts are kept in --work.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -29,8 +27,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from claims.command import parser, write_result
 from claims.credit_study import Cell, credit, trained_oracles
-from claims.credit_world import RESULTS, WORK, rounded
 from claims.data import Judged, Sizes, flipped, seed_data, starts
 from claims.kept import Kept
 from claims.methods_study import BASELINES, methods
@@ -39,7 +37,6 @@ from claims.policies import Task, compared
 from claims.stacked import Shape
 from claims.training import log_probs
 from claims.world import World
-from sepo.hosts.llamafactory.bench.machine import machine, versions
 
 
 @dataclass(frozen=True)
@@ -139,27 +136,12 @@ def rows(found, rates):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--flipped", type=float, default=0.0, help="share of the pairs with the wrong label")
-    parser.add_argument("--only", nargs="+", default=[], help="methods whose names contain one of these")
-    parser.add_argument("--quick", action="store_true", help="two seeds, tiny sizes: does everything run")
-    parser.add_argument("--work", type=Path, help="directory of models and finished parts, kept for the next call")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
-    options = parser.parse_args(argv)
-    setting = QUICK if options.quick else Setting(sizes=Sizes(flipped=options.flipped))
-    work = options.work or WORK / ("quick" if options.quick else "full")
-    output = options.output or (work if options.quick else RESULTS) / "world_methods.json"
-    torch.set_num_threads(1)
-    result = {
-        "setting": asdict(setting),
-        "machine": machine(cuda=False),
-        "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-        **measured(setting, work, options.only),
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
-    print(f"written: {output}")
+    options = parser(__doc__)
+    options.add_argument("--flipped", type=float, default=0.0, help="share of the pairs with the wrong label")
+    options.add_argument("--only", nargs="+", default=[], help="methods whose names contain one of these")
+    given = options.parse_args(argv)
+    setting = QUICK if given.quick else Setting(sizes=Sizes(flipped=given.flipped))
+    write_result(given, "world_methods.json", setting, lambda work: measured(setting, work, given.only))
 
 
 if __name__ == "__main__":

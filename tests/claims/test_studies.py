@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from claims import credit_world, report, world_methods
+from claims import command, credit_world, report, world_methods
 from claims.estimators import PLAIN, SURPRISAL
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ def test_a_small_study_of_credit_has_the_form_of_the_recorded_one_and_resumes(tm
     credit_world.main(["--quick", "--work", str(tmp_path)])
     assert {path.name: path.stat().st_mtime_ns for path in sorted((tmp_path / "credit").iterdir())} == written
     assert json.loads((tmp_path / "credit_world.json").read_text()) == first
-    recorded = json.loads((credit_world.RESULTS / "credit_world.json").read_text())
+    recorded = json.loads((command.RESULTS / "credit_world.json").read_text())
     assert set(first) == set(recorded)
     assert set(first["estimators"]) == set(recorded["estimators"])
     assert len(first["policies"]) == len(recorded["policies"])
@@ -37,7 +37,7 @@ def test_a_small_comparison_of_methods_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def recorded():
-    return json.loads((credit_world.RESULTS / "credit_world.json").read_text())
+    return json.loads((command.RESULTS / "credit_world.json").read_text())
 
 
 def test_the_recorded_world_is_as_hard_as_documented(recorded):
