@@ -118,7 +118,8 @@ def run(options):
     unknown = [name for name in names if name not in CASES]
     if unknown or options.rounds < 1:
         raise SepoError(
-            f"--cases {options.cases}, --rounds {options.rounds}: some of {','.join(CASES)} and at least 1."
+            f"--cases {options.cases}, --rounds {options.rounds}: some of {','.join(CASES)}, and at least 1 are "
+            "expected."
         )
     data_dir = checked_data(options.data_dir.resolve(), "dpo_en_demo")
     from sepo.demo.model import default_model_directory, prepare_model
@@ -139,6 +140,7 @@ def run(options):
         "versions": versions(),
         "machine": {**machine(cuda=False), "threads": options.threads},
         "setting": {"rounds": options.rounds, "pairs": PAIRS},
+        "titles": CASES,
         "cases": {case: summary(rounds) for case, rounds in found.items()},
     }
     if names == list(CASES):

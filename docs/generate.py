@@ -249,9 +249,8 @@ def cost_rows(results: Iterable[dict[str, Any]]) -> list[list[str]]:
 
 def start_up_rows(result: dict[str, Any]) -> list[list[str]]:
     """Return the cells of a result of start_up.py."""
-    titles = runpy.run_path(str(HERE.parent / "benchmarks" / "start_up.py"))["CASES"]
     rows = []
-    for name, title in titles.items():
+    for name, title in result["titles"].items():
         seconds = result["cases"][name]["median"]
         parts = (f"{seconds[part]:.1f} s" for part in ("process", "imports", "own"))
         rows.append([title, *parts, f"{seconds['own_cpu']:.1f} s"])
@@ -316,16 +315,27 @@ def pairs_and_rto_page() -> str:
     return _filled(HERE / "pairs_and_rto.md", report["table"](recorded).splitlines())
 
 
-def credit_estimators_page() -> str:
-    """Return credit_estimators.md with the tables of the recorded run of benchmarks/claims/credit_world.py."""
+def claims_page(page: str, result: str, blocks: str) -> str:
+    """Return a page with the tables of a recorded result of benchmarks/claims.
+
+    Args:
+        page: the page's file name.
+        result: name of the result file.
+        blocks: name of the function of benchmarks/claims/report.py that returns the tables by name.
+    """
     claims = HERE.parent / "benchmarks" / "claims"
-    recorded = json.loads((claims / "results" / "credit_world.json").read_text(encoding="utf-8"))
-    text = (HERE / "credit_estimators.md").read_text(encoding="utf-8")
-    for name, lines in runpy.run_path(str(claims / "report.py"))["credit_blocks"](recorded).items():
+    recorded = json.loads((claims / "results" / result).read_text(encoding="utf-8"))
+    text = (HERE / page).read_text(encoding="utf-8")
+    for name, lines in runpy.run_path(str(claims / "report.py"))[blocks](recorded).items():
         start = f"<!-- {name}, from the recorded run: make docs -->"
         block = "\n".join([start, *lines, "<!-- end -->"])
         text = re.sub(f"{start}.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
     return text
+
+
+def credit_estimators_page() -> str:
+    """Return credit_estimators.md with the tables of the recorded run of benchmarks/claims/credit_world.py."""
+    return claims_page("credit_estimators.md", "credit_world.json", "credit_blocks")
 
 
 def oracle_page() -> str:

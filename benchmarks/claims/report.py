@@ -142,3 +142,51 @@ def credit_blocks(result: Mapping) -> dict[str, list[str]]:
         "policies": policies(result),
     }
     return {name: text.splitlines() for name, text in tables.items()}
+
+
+CURVE = {
+    "SePO 30 %, known tokens": 1.0,
+    **{f"SePO 30 %, credit of AUROC {level:g}": level for level in (0.9, 0.8, 0.7, 0.6)},
+    "SePO 30 %, random tokens": 0.5,
+}
+"""AUROC of the credit by policy, from known tokens to chance."""
+ALL_TOKENS = "DPO, all tokens"
+
+
+def methods(result: Mapping) -> str:
+    """Return the shares of right responses in percent, the best policy first, and the differences to the baselines."""
+    rows = sorted(result["policies"].items(), key=lambda each: -each[1]["right"]["mean"])
+    baselines = list(dict.fromkeys(other for _, row in rows for other in row["minus"]))
+    return table(
+        ["policy", "rate", "right", *(f"minus {other}" for other in baselines)],
+        [
+            [name, f"{row['rate']:g}", percent(row["right"]),
+             *(percent(row["minus"].get(other), sign="+") for other in baselines)]
+            for name, row in rows
+        ],
+    )  # fmt: skip
+
+
+def rates(result: Mapping) -> str:
+    """Return the share of right responses to the validation questions by learning rate, in percent, a mean of seeds."""
+    given = list(next(iter(result["policies"].values()))["validation"])
+    rows = [
+        [name, *(f"{100 * row['validation'][rate]:.1f}" for rate in given)] for name, row in result["policies"].items()
+    ]
+    return table(["policy", *(f"{float(rate):g}" for rate in given)], rows)
+
+
+def curve(result: Mapping) -> str:
+    """Return the share of right responses of SePO by the AUROC of the credit, in percent, against DPO on all tokens."""
+    rows = [
+        [f"{auroc:.1f}", percent(result["policies"][name]["right"]),
+         percent(result["policies"][name]["minus"].get(ALL_TOKENS), sign="+")]
+        for name, auroc in CURVE.items()
+    ]  # fmt: skip
+    return table(["AUROC of the credit", "right", f"minus {ALL_TOKENS}"], rows)
+
+
+def methods_blocks(result: Mapping) -> dict[str, list[str]]:
+    """Return the tables of docs/evidence.md by the names of their blocks."""
+    tables = {"methods": methods(result), "rates": rates(result), "curve": curve(result)}
+    return {name: text.splitlines() for name, text in tables.items()}

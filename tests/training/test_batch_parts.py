@@ -90,7 +90,8 @@ def with_positions(batch):
 @pytest.mark.parametrize("changed", [dict, with_positions], ids=["text", "other inputs"])
 @pytest.mark.parametrize("name", METHODS)
 def test_pairs_that_fill_a_batch_do_not_count(models, name, changed):
-    expected = step(models, name, pairs=PAIRS[:2])
+    expected = step(models, name, pairs=PAIRS[:2], counted=2)
+    assert expected[0] == step(models, name, pairs=PAIRS[:2])[0]
     for parts in (None, Parts(30, backward=run_backward)):
         assert_same(step(models, name, parts=parts, changed=changed, counted=2), expected)
 

@@ -233,8 +233,8 @@ def _checkpoint_keys(checkpoints: int | None) -> dict[str, Any]:
 def _preference_stage(kind: str, training: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the stage of the oracle: DPO in sepo's step, which is faster than the host's and needs less memory.
 
-    It is the host's own DPO if the recipe sets a loss or a key that only the host has. An objective that the recipe
-    does not name has the likelihood of the chosen responses in addition, unless the recipe sets its weight.
+    It is the host's own DPO if the recipe sets a loss or a key that only the host has. The objectives of the kinds have
+    the likelihood of the chosen responses in addition, unless the recipe sets its weight.
     """
     recipe = {**training, **section}
     likelihood = {"pref_ftx": PREF_FTX} if recipe.get("pref_ftx") is None else {}
@@ -244,7 +244,7 @@ def _preference_stage(kind: str, training: Mapping[str, Any], section: Mapping[s
         return {}
     if recipe.get("pref_loss") in (None, "sigmoid") and not any(recipe.get(name) for name in REFUSED):
         own = {"stage": OWN_DPO["stage"], "objective": section.get("objective", OWN_DPO["objective"])}
-        return own if section.get("objective") else {**own, **likelihood}
+        return {**own, **likelihood} if own["objective"] in (OWN_DPO["objective"], *_OBJECTIVES) else own
     return {"stage": "dpo"}
 
 
