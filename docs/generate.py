@@ -338,6 +338,11 @@ def credit_estimators_page() -> str:
     return claims_page("credit_estimators.md", "credit_world.json", "credit_blocks")
 
 
+def evidence_page() -> str:
+    """Return evidence.md with the tables of the recorded run of benchmarks/claims/world_methods.py."""
+    return claims_page("evidence.md", "world_methods.json", "methods_blocks")
+
+
 def oracle_page() -> str:
     """Return train_an_oracle.md with the recorded measurements of benchmarks/claims/oracle_smollm2.py."""
     claims = HERE.parent / "benchmarks" / "claims"
@@ -367,6 +372,7 @@ PAGES = {
     "eval_json.md": eval_page,
     "pairs_and_rto.md": pairs_and_rto_page,
     "credit_estimators.md": credit_estimators_page,
+    "evidence.md": evidence_page,
     "demo.svg": demo_picture,
     "memory_and_speed.md": figures_page,
     "../README.md": readme,

@@ -35,6 +35,7 @@ def test_every_relative_link_has_a_target(page):
         "eval_json.md",
         "pairs_and_rto.md",
         "credit_estimators.md",
+        "evidence.md",
         "train_an_oracle.md",
         "demo.svg",
         "../README.md",

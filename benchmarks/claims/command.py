@@ -27,8 +27,8 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 def write_result(
     options: argparse.Namespace, name: str, setting: Any, measure: Callable[[Path], Mapping[str, Any]]
-) -> None:
-    """Run a study on one thread and write its result.
+) -> Path:
+    """Run a study on one thread, and write its result; return the file.
 
     Args:
         options: the parsed options.
@@ -45,6 +45,7 @@ def write_result(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(_rounded(result), indent=1) + "\n", encoding="utf-8")
     print(f"written: {output}")
+    return output
 
 
 def _rounded(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
 import torch
@@ -12,8 +13,10 @@ from claims.world import Pairs
 from sepo.objectives import resolve_method
 
 ORACLE, KNOWN, RANDOM = "oracle", "known tokens", "random tokens"
-BASELINES = ("DPO, all tokens", "SePO 30 %, random tokens")
-"""The policies to which all are compared; the second is the ablation of selection."""
+ANCHOR = "pref_ftx 0.2"
+"""End of the names of policies whose loss has the likelihood of the chosen responses, with this weight."""
+BASELINES = tuple(name + end for end in ("", f", {ANCHOR}") for name in ("DPO, all tokens", "SePO 30 %, random tokens"))
+"""The policies to which all are compared; SePO with random tokens is the ablation of selection."""
 DAMAGE = (0.9, 0.8, 0.7, 0.6)
 
 
@@ -52,12 +55,11 @@ def methods(task: Task, oracle: Sequence[Tensor], stronger: Mapping[str, Sequenc
     found["SFT on chosen"] = Policy(None, chosen_nll_weight=1.0)
     selected = resolve_method("dpo", beta=0.1, token_scorer="oracle")
     found |= {f"DPO 30 %, {name}": Policy(selected, credit) for name, credit in credits.items()}
-    found |= {
-        f"SePO 30 %, credit of AUROC {level:g}": Policy(
-            sepo(0.3), [damaged(own, level, seed) for own, seed in zip(task.pairs, seeds, strict=True)]
-        )
+    worse = {
+        f"credit of AUROC {level:g}": [damaged(own, level, seed) for own, seed in zip(task.pairs, seeds, strict=True)]
         for level in DAMAGE
     }
+    found |= {f"SePO 30 %, {name}": Policy(sepo(0.3), credit) for name, credit in worse.items()}
     found["MinorDPO, all tokens"] = Policy(resolve_method("minor_dpo", beta=0.1))
     rewards = [torch.sigmoid(each) - 0.5 for each in oracle]
     found["T-REG over DPO, oracle's rewards"] = Policy(resolve_method("dpo_reg", beta=0.1), rewards, rewards=True)
@@ -65,8 +67,13 @@ def methods(task: Task, oracle: Sequence[Tensor], stronger: Mapping[str, Sequenc
         f"Selective-DPO, reference: {name}": Policy(resolve_method("selective_dpo", beta=0.1), references=logps)
         for name, logps in stronger.items()
     }
-    found["SePO 30 %, oracle, pref_ftx 0.2"] = Policy(sepo(0.3), oracle, chosen_nll_weight=0.2)
-    found["DPO, all tokens, pref_ftx 0.2"] = Policy(dpo, chosen_nll_weight=0.2)
+    anchored = {
+        "DPO, all tokens": Policy(dpo),
+        "DPO 30 %, oracle": Policy(selected, oracle),
+        "SePO, all tokens": found["SePO, all tokens"],
+        **{f"SePO 30 %, {name}": Policy(sepo(0.3), credit) for name, credit in (credits | worse).items()},
+    }
+    found |= {f"{name}, {ANCHOR}": replace(each, chosen_nll_weight=0.2) for name, each in anchored.items()}
     found["SimPO, all tokens"] = Policy(resolve_method("simpo"))
     found |= {f"SePO {ratio:.0%}, oracle".replace("%", " %"): Policy(sepo(ratio), oracle) for ratio in (0.1, 0.5)}
     return found

@@ -150,21 +150,22 @@ CURVE = {
     "SePO 30 %, random tokens": 0.5,
 }
 """AUROC of the credit by policy, from known tokens to chance."""
-ALL_TOKENS = "DPO, all tokens"
+ALL_TOKENS, RANDOM_TOKENS = "DPO, all tokens", "SePO 30 %, random tokens"
+ANCHOR = "pref_ftx 0.2"
+"""End of the names of policies with the likelihood of the chosen responses."""
 
 
 def methods(result: Mapping) -> str:
-    """Return the shares of right responses in percent, the best policy first, and the differences to the baselines."""
-    rows = sorted(result["policies"].items(), key=lambda each: -each[1]["right"]["mean"])
-    baselines = list(dict.fromkeys(other for _, row in rows for other in row["minus"]))
-    return table(
-        ["policy", "rate", "right", *(f"minus {other}" for other in baselines)],
-        [
-            [name, f"{row['rate']:g}", percent(row["right"]),
-             *(percent(row["minus"].get(other), sign="+") for other in baselines)]
-            for name, row in rows
-        ],
-    )  # fmt: skip
+    """Return the shares of right responses in percent, the best policy first, and the differences to the baselines.
+
+    Policies with the likelihood of the chosen responses are compared with the baselines that have it, too.
+    """
+    rows = []
+    for name, row in sorted(result["policies"].items(), key=lambda each: -each[1]["right"]["mean"]):
+        end = f", {ANCHOR}" if name.endswith(ANCHOR) else ""
+        differences = [percent(row["minus"].get(each + end), sign="+") for each in (ALL_TOKENS, RANDOM_TOKENS)]
+        rows.append([name, f"{row['rate']:g}", percent(row["right"]), *differences])
+    return table(["policy", "rate", "right", f"minus {ALL_TOKENS}", f"minus {RANDOM_TOKENS}"], rows)
 
 
 def rates(result: Mapping) -> str:
@@ -177,13 +178,17 @@ def rates(result: Mapping) -> str:
 
 
 def curve(result: Mapping) -> str:
-    """Return the share of right responses of SePO by the AUROC of the credit, in percent, against DPO on all tokens."""
-    rows = [
-        [f"{auroc:.1f}", percent(result["policies"][name]["right"]),
-         percent(result["policies"][name]["minus"].get(ALL_TOKENS), sign="+")]
-        for name, auroc in CURVE.items()
-    ]  # fmt: skip
-    return table(["AUROC of the credit", "right", f"minus {ALL_TOKENS}"], rows)
+    """Return the right responses of SePO by the AUROC of the credit, in percent, and minus DPO on all tokens."""
+    rows = []
+    for name, auroc in CURVE.items():
+        row = [f"{auroc:.1f}"]
+        for end in ("", f", {ANCHOR}"):
+            found = result["policies"][name + end]
+            row += [percent(found["right"]), percent(found["minus"].get(ALL_TOKENS + end), sign="+")]
+        rows.append(row)
+    difference = f"minus {ALL_TOKENS}"
+    columns = ["AUROC of the credit", "right", difference, f"right, {ANCHOR}", f"{difference}, {ANCHOR}"]
+    return table(columns, rows)
 
 
 def methods_blocks(result: Mapping) -> dict[str, list[str]]:

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from claims.command import parser, write_result
 from claims.credit_study import Cell, credit, trained_oracles
 from claims.data import Judged, Sizes, flipped, seed_data, starts
+from claims.figure import draw
 from claims.kept import Kept
 from claims.methods_study import BASELINES, methods
 from claims.paired import difference, over_seeds
@@ -141,7 +142,9 @@ def main(argv=None):
     options.add_argument("--only", nargs="+", default=[], help="methods whose names contain one of these")
     given = options.parse_args(argv)
     setting = QUICK if given.quick else Setting(sizes=Sizes(flipped=given.flipped))
-    write_result(given, "world_methods.json", setting, lambda work: measured(setting, work, given.only))
+    written = write_result(given, "world_methods.json", setting, lambda work: measured(setting, work, given.only))
+    if not given.only:
+        draw(json.loads(written.read_text(encoding="utf-8")), written.with_suffix(".png"))
 
 
 if __name__ == "__main__":

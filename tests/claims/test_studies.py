@@ -1,6 +1,7 @@
 """benchmarks/claims: small runs of both commands, and the recorded results."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,46 @@ def test_the_page_names_the_commands_and_its_tables_are_the_recorded_ones(record
     assert "python benchmarks/claims/credit_world.py" in page
     for name, lines in report.credit_blocks(recorded).items():
         assert "\n".join(lines) in page, name
+
+
+def test_the_page_of_evidence_states_what_is_recorded(recorded):
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    result = json.loads((command.RESULTS / "world_methods.json").read_text())
+    policies = result["policies"]
+    for name, lines in report.methods_blocks(result).items():
+        assert "\n".join([f"<!-- {name}, from the recorded run: make docs -->", *lines, "<!-- end -->"]) in page
+    assert len(policies) == 31
+    assert all(row["comparisons"] == 6 for row in policies.values())
+    assert all(len(row["by_seed"]) == 10 for row in policies.values())
+    claims = page.partition("## The experiment")[0]
+    oracle, dpo, random = "SePO 30 %, oracle", report.ALL_TOKENS, report.RANDOM_TOKENS
+    reference = "Selective-DPO, reference: "
+    stronger = [f"{reference}the model after SFT", f"{reference}half-trained by DPO", f"{reference}the DPO oracle"]
+    named = [oracle, "SePO, all tokens", dpo, random, *stronger]
+    for name in (*named, *(f"{each}, {report.ANCHOR}" for each in (oracle, dpo, random))):
+        assert f"{100 * policies[name]['right']['mean']:.1f}" in claims, name
+    for name, other in (
+        (oracle, dpo), (f"{oracle}, {report.ANCHOR}", f"{dpo}, {report.ANCHOR}"),
+        ("T-REG over DPO, oracle's rewards", dpo), ("MinorDPO, all tokens", dpo),
+    ):  # fmt: skip
+        assert report.percent(policies[name]["minus"][other], sign="+") in claims, name
+    minor, plain = (policies[name]["validation"]["0.001"] for name in ("MinorDPO, all tokens", dpo))
+    assert f"{100 * minor:.1f} at 1e-3 where DPO has {100 * plain:.1f}" in claims
+    strengths = [policies[name]["right"] for name in stronger]
+    assert all(weak["high"] < strong["low"] for weak, strong in pairwise(strengths))
+    fallen = [dpo, "SimPO, all tokens", "T-REG over DPO, oracle's rewards", "SePO, all tokens", oracle]
+    for name in (*fallen, "SePO 30 %, known tokens"):
+        shares = policies[name]["validation"]
+        assert max(shares, key=shares.get) == "0.0001"
+        assert max(shares["0.0003"], shares["0.001"]) < shares["0.0001"] - 0.05
+    anchored = [policies[f"{name}, {report.ANCHOR}"]["right"]["mean"] for name in report.CURVE]
+    assert anchored == sorted(anchored, reverse=True)
+    assert all(row["rate"] == 1e-3 for name, row in policies.items() if name.endswith(report.ANCHOR))
+    best = recorded["policies"]["SePO 30 %, best estimator: mean of 4 (SFT on chosen - SFT on rejected)"]
+    below = page.partition("## With wrong labels")[2]
+    assert f"{100 * best['right']['mean']:.1f} %" in below
+    assert all(report.percent(best[key]) in below for key in ("minus_all", "minus_random"))
+    shares = (round(100 * policies[f"{name}, {report.ANCHOR}"]["right"]["mean"]) for name in (oracle, dpo, random))
+    sentence = "has {} % right responses against {} % of DPO and {} % of random tokens with it".format(*shares)
+    assert sentence in " ".join((ROOT / "README.md").read_text().split())
+    assert policies[oracle]["minus"][dpo]["low"] < 0 < policies[oracle]["minus"][dpo]["high"]
