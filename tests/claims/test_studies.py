@@ -75,6 +75,27 @@ def test_what_the_page_states_of_proxies_and_policies(recorded):
     assert sum(one > other for one, other in pairs) == 8
 
 
+@pytest.mark.parametrize(
+    ("stop", "proxy", "sign"),
+    [
+        ("`true`, `margin_per_size`", "margin_over_size", 1),
+        ("`accuracy`", "preference_accuracy", 1),
+        ("`margin_per_drift`", "margin_over_drift", 1),
+        ("`loss`", "dpo_loss", -1),
+        ("`margin`", "margin", 1),
+        ("`concentration`", "concentration", 1),
+    ],
+)
+def test_the_table_of_metrics_that_stop_an_oracle_has_the_recorded_correlations(recorded, stop, proxy, sign):
+    lines = (ROOT / "docs" / "scores.md").read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| {stop} |")]
+    for suffix in ("", "_clean"):
+        found = recorded[f"proxies{suffix}"]["DPO oracles, all betas: auroc"][proxy]
+        low, high = sorted(sign * found[end] for end in ("low", "high"))
+        picked = recorded[f"picks{suffix}"][proxy]["auroc"]["mean"]
+        assert f"{sign * found['mean']:.2f} ({low:.2f} to {high:.2f}); {picked:.3f}" in row
+
+
 def test_what_the_page_states_of_the_likelihood_of_chosen_responses(recorded):
     weighted = [row for row in recorded["likelihood"] if row["pref_ftx"] == 1]
     assert len(weighted) == 6

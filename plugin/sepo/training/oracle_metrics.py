@@ -10,11 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sepo.score_store.summary import SHARE
 from sepo.selection.select import select_tokens
 from sepo.training.metrics import Metric, mean, ratio
-
-SHARE = 0.3
-"""Share of each response's tokens whose part of the absolute log-ratios is the concentration."""
 
 ORACLE_METRICS = (
     "oracle/size",
