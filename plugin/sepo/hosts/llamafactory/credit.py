@@ -67,6 +67,7 @@ class LlamaFactoryCredit:
             model_name_or_path=str(files.folder),
             cache_dir=access.cache_dir,
             trust_remote_code=access.trust_remote_code,
+            infer_dtype="auto" if dtype is None else str(DTYPES[dtype]).removeprefix("torch."),
         )
         # The host's parser derives these fields for training; there is no recipe to parse here.
         self.model_args.compute_dtype = None if dtype is None else DTYPES[dtype]
