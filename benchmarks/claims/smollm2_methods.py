@@ -8,10 +8,10 @@ The task is invitations/questions.py, the variants are in invitations/recipes/co
 
 1. `sepo train`, stage sft: SmolLM2-135M-Instruct learns the answers and their misconception. It is the policy.
 2. `sepo pairs`: two samples to each prompt; the one with fewer wrong facts is chosen.
-3. `sepo compare` with the tuning seed, variants with the oracle and the others in a comparison each: every variant with
-   every learning rate answers the validation questions. The rate of a variant is the one with the highest share of
-   facts that are right; of equals the lowest one.
-4. `sepo compare` for each seed: its oracle, every variant at its rate, and answers to the held-out questions of the seed.
+3. `sepo compare` with the tuning seed, one half of the variants (with those that use the oracle) and the other half in
+   a comparison each: every variant with every learning rate answers the validation questions. The rate of a variant is
+   the one with the highest share of facts that are right; of equals the lowest one.
+4. `sepo compare` for each seed: its oracle, every variant at its rate, answers to the held-out questions of the seed.
 5. `sepo credit`: whether the oracle of each seed finds the wrong values, on sampled pairs of other questions.
 6. `sepo sample`: answers of the policy before training to the held-out questions of each seed.
 
@@ -32,7 +32,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -216,30 +216,30 @@ def compare(steps: Steps, name: str, recipe: Mapping[str, Any]) -> None:
     steps.run(name, "compare", str(steps.work / f"{name}.yaml"), depends=content)
 
 
-def tune(steps: Steps, setting: Setting, both: Any) -> dict[str, dict[float, float]]:
+def tune(steps: Steps, setting: Setting, both: Callable[..., Iterable]) -> dict[str, dict[float, float]]:
     """Return the share of right facts of the answers to validation questions, by variant and learning rate."""
-    groups = {"tuning_oracle": True, "tuning": False}
+    found = variants()
+    ordered = sorted(found, key=lambda variant: not uses_oracle(found[variant]))
+    half = -(-len(ordered) // 2)
+    groups = {"tuning-1": ordered[:half], "tuning-2": ordered[half:]}
 
-    def run(name: str) -> None:
-        own = {variant: keys for variant, keys in variants().items() if uses_oracle(keys) == groups[name]}
-        each = {variant: {**keys, "grid": {"learning_rate": list(setting.rates)}} for variant, keys in own.items()}
+    def run(name: str) -> dict[str, dict[float, float]]:
+        grid = {"grid": {"learning_rate": list(setting.rates)}}
+        own = {variant: {**found[variant], **grid} for variant in groups[name]}
         recipe = comparison(
-            steps, setting, name, each, seed=setting.tuning_seed, questions=data.VALIDATION,
+            steps, setting, name, own, seed=setting.tuning_seed, questions=data.VALIDATION,
             count=setting.sizes.validation,
         )  # fmt: skip
-        compare(steps, name, {**recipe, "baseline": f"{next(iter(own))}-learning_rate={setting.rates[0]}"})
-
-    list(both(run, groups))
-    return {
-        variant: {
-            rate: answers(
-                steps.work / ("tuning_oracle" if uses_oracle(keys) else "tuning"),
-                f"{variant}-learning_rate={rate}-{setting.tuning_seed}",
-            )["facts"]
-            for rate in setting.rates
+        compare(steps, name, {**recipe, "baseline": f"{groups[name][0]}-learning_rate={setting.rates[0]}"})
+        return {
+            variant: {
+                rate: answers(steps.work / name, f"{variant}-learning_rate={rate}-{setting.tuning_seed}")["facts"]
+                for rate in setting.rates
+            }
+            for variant in own
         }
-        for variant, keys in variants().items()
-    }
+
+    return {variant: own for each in both(run, groups) for variant, own in each.items()}
 
 
 def answers(compared: Path, run: str) -> dict[str, float]:
@@ -363,7 +363,7 @@ def measured(setting: Setting, work: Path, *, model: Path, jobs: int, threads: i
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
-    options.add_argument("--model", type=Path, default=MODEL, help="SmolLM2-135M-Instruct (default: that of `sepo demo`)")
+    options.add_argument("--model", type=Path, default=MODEL, help="SmolLM2-135M-Instruct (default: the demo's)")
     options.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands at once")
     options.add_argument("--threads", type=int, default=1, help="threads of each command")
     given = options.parse_args(argv)
