@@ -275,7 +275,51 @@ def anchor_blocks(result: Mapping) -> dict[str, list[str]]:
     return {"anchor": anchors(result).splitlines()}
 
 
+SMOLLM2_TITLES = {
+    name + suffix: title + end
+    for suffix, end in (("", ""), ("_ftx", f", {ANCHOR}"))
+    for name, title in (("sepo", SAME_SIZE), ("sepo_random", RANDOM_TOKENS), ("dpo", ALL_TOKENS))
+} | {"sft": "SFT on chosen"}
+"""The variants of smollm2_methods.py, as the policies of the world are named."""
+
+
+def smollm2(result: Mapping) -> str:
+    """Return the shares of right responses and facts on SmolLM2 in percent, and the differences to the baselines.
+
+    Policies with the likelihood of the chosen responses are compared with the baselines that have it, too.
+    """
+    rows = [["before training", "", percent(result["before"]["right"]), percent(result["before"]["facts"]), "", ""]]
+    for name, row in sorted(result["policies"].items(), key=lambda each: -each[1]["right"]["mean"]):
+        end = "_ftx" if name.endswith("_ftx") else ""
+        minus = [percent(row["minus"].get(each + end, {}).get("right"), sign="+") for each in ("dpo", "sepo_random")]
+        rows.append([
+            SMOLLM2_TITLES[name], f"{row['rate']:g}", percent(row["right"]), percent(row["facts"]), *minus,
+        ])  # fmt: skip
+    return table(
+        ["policy", "rate", "right", "right facts", f"minus {ALL_TOKENS}", f"minus {RANDOM_TOKENS}"], rows
+    )  # fmt: skip
+
+
+def smollm2_rates(result: Mapping) -> str:
+    """Return the share of right facts of the answers to the validation questions by learning rate, in percent."""
+    given = list(next(iter(result["policies"].values()))["validation"])
+    rows = [
+        [SMOLLM2_TITLES[name], *(f"{100 * row['validation'][rate]:.1f}" for rate in given)]
+        for name, row in result["policies"].items()
+    ]
+    return table(["policy", *given], rows)
+
+
+def smollm2_blocks(result: Mapping) -> dict[str, list[str]]:
+    """Return the tables of docs/evidence.md on SmolLM2 by the names of their blocks."""
+    return {
+        "smollm2": smollm2(result).splitlines(),
+        "smollm2 rates": smollm2_rates(result).splitlines(),
+    }
+
+
 EVIDENCE = {
+    "smollm2_methods.json": smollm2_blocks,
     "world_methods.json": methods_blocks,
     "world_methods_flipped.json": flipped_blocks,
     "world_smaller_oracle.json": smaller_blocks,

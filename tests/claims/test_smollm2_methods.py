@@ -179,8 +179,6 @@ def test_pairs_have_the_wrong_tokens_of_both_responses(tmp_path):
 
     assert values("chosen_error_spans") == [asked.ruled_out[facts[0]]]
     assert values("rejected_error_spans") == sorted(asked.ruled_out[fact] for fact in facts[1:3])
-    assert values("rejected_spans") == values("rejected_error_spans")
-    assert values("chosen_spans") == sorted(asked.holds[fact] for fact in facts[1:3])
 
 
 def test_summary_of_sampled_responses_and_pairs(tmp_path):

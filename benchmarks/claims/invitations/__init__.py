@@ -1,1 +1,1 @@
-"""The task of `benchmarks/claims/smollm2_task.py`: its questions, verifier, data sets, recipes and intervals."""
+"""The task of ``smollm2_methods.py``: its questions, verifier, data sets and recipes."""

@@ -1,4 +1,4 @@
-"""The data sets as a directory of LLaMA-Factory, and the pairs of sampled responses with their wrong tokens marked."""
+"""The data sets as a directory of LLaMA-Factory, and the pairs of sampled responses with their wrong values marked."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ def _pair(asked: Question, draw: random.Random) -> dict[str, Any]:
 
 
 def write_pairs(folder: Path, samples: Iterable[str]) -> None:
-    """Write the pairs of `sepo pairs` as ``PAIRS`` and ``CREDIT_PAIRS``, with the known tokens of both responses.
+    """Write the pairs of `sepo pairs` as ``PAIRS`` and ``CREDIT_PAIRS``, with the wrong values of both responses.
 
-    Pairs whose rejected response has no wrong value, as it only lacks facts, have no known token and are left out.
+    Pairs whose rejected response has no wrong value, as it only lacks facts, are left out.
 
     Args:
         folder: the directory of ``write_questions``.
@@ -141,25 +141,13 @@ def pair_counts(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def _sampled_pair(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a pair with its known tokens.
-
-    ``chosen_error_spans`` and ``rejected_error_spans`` are the wrong values. ``chosen_spans`` and ``rejected_spans``,
-    which ``token_scorer: file`` reads, are the tokens that known credit selects: in the rejected response the wrong
-    values, in the chosen one the right values of the facts that the rejected one has wrong, or if there are none, of
-    all facts.
-    """
+    """Return a pair; ``chosen_error_spans`` and ``rejected_error_spans`` are the wrong values."""
     holds = values_of(sample["expected"])
     texts = {side: sample["responses"][sample[side]]["text"] for side in ("chosen", "rejected")}
-    found = {side: invitations.spans(text, holds) for side, text in texts.items()}
-    wrong = {side: [span for span in spans if not span.right] for side, spans in found.items()}
-    missed = {span.fact for span in wrong["rejected"]}
-    right = [span for span in found["chosen"] if span.right]
-    known = [span for span in right if span.fact in missed] or right
     row = {"instruction": sample["messages"][-1]["content"], **texts, EXPECTED: sample["expected"]}
-    for side, spans in wrong.items():
-        row[f"{side}_error_spans"] = [{"start": span.start, "end": span.end, "type": ERROR} for span in spans]
-    for side, spans in (("chosen", known), ("rejected", wrong["rejected"])):
-        row[f"{side}_spans"] = [{"start": span.start, "end": span.end, "weight": 1.0} for span in spans]
+    for side, text in texts.items():
+        wrong = [span for span in invitations.spans(text, holds) if not span.right]
+        row[f"{side}_error_spans"] = [{"start": span.start, "end": span.end, "type": ERROR} for span in wrong]
     row["conversations"] = [{"from": "human", "value": row["instruction"]}]  # as `sepo credit` reads a prompt
     return row
 
