@@ -11,18 +11,19 @@ The task is invitations/questions.py, the variants are in invitations/recipes/co
 3. `sepo compare` with the tuning seed, one half of the variants (with those that use the oracle) and the other half in
    a comparison each: every variant with every learning rate answers the validation questions. The rate of a variant is
    the one with the highest share of facts that are right; of equals the lowest one.
-4. `sepo compare` for each seed: its oracle, every variant at its rate, answers to the held-out questions of the seed.
-5. `sepo credit`: whether the oracle of each seed finds the wrong values, on sampled pairs of other questions.
+   The oracle is trained with the tuning seed, and serves all seeds.
+4. `sepo compare` for each seed: every variant at its rate, answers to the held-out questions of the seed.
+5. `sepo credit`: whether the oracle finds the wrong values, on sampled pairs of other questions.
 6. `sepo sample`: answers of the policy before training to the held-out questions of each seed.
 
-All seeds have the starting policy and the pairs in common. A seed has its own oracle, draw and order of pairs, first
-weights of the adapters, random selections and held-out questions. Validation and held-out questions have pairs of
-values that are in no other question.
+All seeds have the starting policy, the oracle and the pairs in common. A seed has its own draw and order of pairs,
+first weights of the adapters, random selections and held-out questions. Validation and held-out questions have pairs
+of values that are in no other question.
 
 Result file: ``setting``, ``variants``, ``machine``, ``versions``, ``date``; ``samples`` and ``pairs`` (what the sampled
 responses are like); ``before`` and ``policies`` (shares of ``right`` responses and of right ``facts`` with intervals
 over seeds, ``by_seed``, the chosen ``rate`` of so many ``comparisons``, ``validation`` by rate, the paired differences
-``minus`` by baseline); ``oracle`` (AUROC by seed); ``seconds`` by step.
+``minus`` by baseline); ``oracle`` (AUROC of its scores and of surprisal); ``seconds`` by step.
 
 The same command continues an interrupted run; finished steps are kept in --work.
 """
@@ -55,6 +56,8 @@ RECIPES = CLAIMS / "invitations" / "recipes"
 MODEL = Path.home() / ".cache" / "sepo" / "demo" / "smollm2-135m-instruct"
 BASELINES = ("dpo_ftx", "sepo_random_ftx", "sepo_ftx", "dpo", "sepo_random")
 """Variants to which all are compared."""
+WITH_ORACLE = "tuning-1"
+"""The comparison that trains the oracle."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ class Steps:
         """Directory of the starting policy."""
         return self.work / "start"
 
+    @property
+    def oracle(self) -> Path:
+        """Directory of the oracle's adapter, over the starting policy."""
+        return self.work / WITH_ORACLE / "oracle"
+
     def run(self, name: str, *words: str, depends: Any = None) -> None:
         """Run a command, or find it finished; its output is in ``steps/NAME.log``.
 
@@ -182,7 +190,7 @@ def uses_oracle(keys: Mapping[str, Any]) -> bool:
 def comparison(
     steps: Steps, setting: Setting, name: str, chosen: Mapping[str, Any], *, seed: int, questions: str, count: int
 ) -> dict[str, Any]:
-    """Return the file of `sepo compare` for these variants with one seed.
+    """Return the file of `sepo compare` for these variants with one seed; that of the tuning seed trains the oracle.
 
     Args:
         steps: the directory.
@@ -194,8 +202,9 @@ def comparison(
         count: their number.
     """
     recipe = yaml.safe_load((RECIPES / "compare.yaml").read_text(encoding="utf-8"))
-    oracle = {**recipe.pop("oracle"), "max_steps": setting.oracle_steps}
-    base = recipe.pop("base")
+    trained = {"base": recipe.pop("base"), "oracle": {**recipe.pop("oracle"), "max_steps": setting.oracle_steps}}
+    if seed != setting.tuning_seed:
+        trained = {"oracle_base_model": str(steps.start), "oracle_model_adapters": str(steps.oracle)}
     recipe |= {
         "model_name_or_path": str(steps.start),
         "dataset_dir": str(steps.data),
@@ -206,7 +215,7 @@ def comparison(
         "seeds": [seed],
         "variants": dict(chosen),
     }
-    return {**recipe, "base": base, "oracle": oracle} if any(map(uses_oracle, chosen.values())) else recipe
+    return {**recipe, **trained} if any(map(uses_oracle, chosen.values())) else recipe
 
 
 def compare(steps: Steps, name: str, recipe: Mapping[str, Any]) -> None:
@@ -221,7 +230,7 @@ def tune(steps: Steps, setting: Setting, both: Callable[..., Iterable]) -> dict[
     found = variants()
     ordered = sorted(found, key=lambda variant: not uses_oracle(found[variant]))
     half = -(-len(ordered) // 2)
-    groups = {"tuning-1": ordered[:half], "tuning-2": ordered[half:]}
+    groups = {WITH_ORACLE: ordered[:half], "tuning-2": ordered[half:]}
 
     def run(name: str) -> dict[str, dict[float, float]]:
         grid = {"grid": {"learning_rate": list(setting.rates)}}
@@ -268,14 +277,14 @@ def before_training(steps: Steps, seed: int) -> dict[str, float]:
     return shares([(row["responses"][0]["text"], row["expected"]) for row in rows])
 
 
-def credit(steps: Steps, seed: int) -> dict[str, float]:
-    """Return the token-level AUROC of the oracle of a seed, and of surprisal, on the pairs of ``CREDIT_PAIRS``."""
-    output = steps.work / f"credit-{seed}.json"
-    oracle = ["--oracle-base", str(steps.start), "--oracle-adapters", str(steps.work / f"seed-{seed}" / "oracle")]
+def credit(steps: Steps) -> dict[str, Any]:
+    """Return the token-level AUROC of the oracle and of surprisal, with intervals, on the pairs of ``CREDIT_PAIRS``."""
+    output = steps.work / "credit.json"
+    oracle = ["--oracle-base", str(steps.start), "--oracle-adapters", str(steps.oracle)]
     words = [*oracle, "--template", "smollm", "--cutoff-len", "128", "--dtype", "bf16", "-o", str(output)]
-    steps.run(f"credit-{seed}", "credit", str(steps.data / f"{data.CREDIT_PAIRS}.json"), *words)
+    steps.run("credit", "credit", str(steps.data / f"{data.CREDIT_PAIRS}.json"), *words)
     found = json.loads(output.read_text(encoding="utf-8"))["scorers"]
-    return {name: found[name]["auroc"]["mean"] for name in ("oracle", "surprisal")}
+    return {name: found[name]["auroc"] for name in ("oracle", "surprisal")}
 
 
 def samples_summary(path: Path) -> dict[str, Any]:
@@ -346,7 +355,7 @@ def measured(setting: Setting, work: Path, *, model: Path, jobs: int, threads: i
             )
             compare(steps, name, recipe)
             own = {variant: answers(steps.work / name, f"{variant}-{seed}") for variant in chosen}
-            return {"policies": own, "oracle": credit(steps, seed), "before": before_training(steps, seed)}
+            return {"policies": own, "before": before_training(steps, seed)}
 
         found = list(pool.map(one, setting.seeds))
     before = {what: [each["before"][what] for each in found] for what in ("right", "facts")}
@@ -355,7 +364,7 @@ def measured(setting: Setting, work: Path, *, model: Path, jobs: int, threads: i
         "samples": samples_summary(work / "pairs" / "samples.jsonl"),
         "pairs": data.pair_counts(steps.data),
         "before": {what: over_seeds(own) for what, own in before.items()} | {"by_seed": before["right"]},
-        "oracle": [each["oracle"] for each in found],
+        "oracle": credit(steps),
         "policies": rows({name: [each["policies"][name] for each in found] for name in chosen}, validation, rates),
         "seconds": steps.seconds,
     }

@@ -228,7 +228,8 @@ def test_every_variant_is_tuned_once_and_the_rate_with_most_right_facts_is_read(
     monkeypatch.setattr(study, "compare", compare)
     found = study.tune(steps, setting, map)
     assert sorted(found) == sorted(study.variants()) == sorted(name for each in files for name in each["variants"])
-    assert sum("oracle" in each for each in files) == 1
+    (trained,) = [each for each in files if "oracle" in each]
+    assert trained["output_dir"] == str(steps.oracle.parent)
     assert {each["eval_dataset"] for each in files} == {data.VALIDATION}
     for name, rates in found.items():
         assert rates == pytest.approx({1e-4: 0.5, 1e-3: 1.0} if name != "dpo" else {1e-4: 1.0, 1e-3: 0.5})
@@ -246,6 +247,8 @@ def test_files_of_the_seeds_differ_in_seed_and_questions_alone(steps):
     assert [variant.name for variant in read.variants] == list(chosen)
     assert set(study.BASELINES) < set(chosen)
     assert one["baseline"] in chosen
+    oracle = str(steps.work / "tuning-1" / "oracle")
+    assert (one["oracle_base_model"], one["oracle_model_adapters"]) == (str(steps.start), oracle)
 
 
 def test_rows_have_differences_paired_by_seed():
