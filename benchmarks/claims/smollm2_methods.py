@@ -70,10 +70,17 @@ class Budget:
     Args:
         steps: optimizer steps, with 8 pairs each.
         rates: learning rates of every variant.
+        without: variants that are left out.
     """
 
     steps: int
     rates: tuple[float, ...]
+    without: tuple[str, ...] = ()
+
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Return the keys of every variant, by name."""
+        found = yaml.safe_load((RECIPES / "compare.yaml").read_text(encoding="utf-8"))["variants"]
+        return {name: keys for name, keys in found.items() if name not in self.without}
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,10 @@ class Setting:
 
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     tuning_seed: int = 0
-    budgets: tuple[Budget, ...] = (Budget(16, (3e-4, 1e-3, 3e-3)), Budget(8, (1e-3, 3e-3, 1e-2)))
+    budgets: tuple[Budget, ...] = (
+        Budget(16, (3e-4, 1e-3, 3e-3)),
+        Budget(8, (1e-3, 3e-3, 1e-2), without=("sepo", "sepo_random")),  # no better than SFT with 16 steps
+    )
     oracle_steps: int = 40
     revised: int = 3
     sizes: data.Sizes = field(default_factory=data.Sizes)
@@ -193,11 +203,6 @@ def lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-def variants() -> dict[str, dict[str, Any]]:
-    """Return the keys of every variant, by name."""
-    return yaml.safe_load((RECIPES / "compare.yaml").read_text(encoding="utf-8"))["variants"]
-
-
 def uses_oracle(keys: Mapping[str, Any]) -> bool:
     return keys["stage"] == "sepo" and "objective" not in keys and "token_scorer" not in keys
 
@@ -258,7 +263,7 @@ def tune(
     steps: Steps, setting: Setting, budget: Budget, both: Callable[..., Iterable]
 ) -> dict[str, dict[float, float]]:
     """Return the share of right facts of the answers to validation questions, by variant and learning rate."""
-    found = variants()
+    found = budget.variants()
     ordered = sorted(found, key=lambda variant: not uses_oracle(found[variant]))
     half = -(-len(ordered) // 2)
     halves = {WITH_ORACLE: ordered[:half], "tuning-2": ordered[half:]}
@@ -381,7 +386,7 @@ def measured(setting: Setting, work: Path, *, model: Path, jobs: int, threads: i
         found = {budget: final(steps, setting, budget, own, pool.map) for budget, own in validation.items()}
         before = list(pool.map(partial(before_training, steps), setting.seeds))
     return {
-        "variants": variants(),
+        "variants": setting.budgets[0].variants(),
         "samples": samples_summary(work / "pairs" / "samples.jsonl"),
         "pairs": data.pair_counts(steps.data),
         "before": {what: over_seeds([each[what] for each in before]) for what in ("right", "facts")},
@@ -400,7 +405,7 @@ def final(
 ) -> tuple[dict[str, list[dict[str, float]]], dict[str, float]]:
     """Return the shares of each variant at its rate, one for each seed, and the rates."""
     rates = {name: max(own, key=lambda rate: (own[rate], -rate)) for name, own in validation.items()}
-    chosen = {name: {**keys, RATE: rates[name]} for name, keys in variants().items()}
+    chosen = {name: {**keys, RATE: rates[name]} for name, keys in budget.variants().items()}
 
     def run(seed: int) -> dict[str, dict[str, float]]:
         name, count = named(f"seed-{seed}", setting, budget), setting.sizes.held_out

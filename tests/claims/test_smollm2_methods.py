@@ -228,7 +228,7 @@ def test_every_variant_is_tuned_once_and_the_rate_with_most_right_facts_is_read(
 
     monkeypatch.setattr(study, "compare", compare)
     found = study.tune(steps, setting, budget, map)
-    assert sorted(found) == sorted(study.variants()) == sorted(name for each in files for name in each["variants"])
+    assert sorted(found) == sorted(budget.variants()) == sorted(name for each in files for name in each["variants"])
     (trained,) = [each for each in files if "oracle" in each]
     assert trained["output_dir"] == str(steps.oracle.parent)
     assert {each["eval_dataset"] for each in files} == {data.VALIDATION}
@@ -237,7 +237,7 @@ def test_every_variant_is_tuned_once_and_the_rate_with_most_right_facts_is_read(
 
 
 def test_files_of_the_seeds_differ_in_seed_and_questions_alone(steps):
-    chosen = {name: {**keys, "learning_rate": 1e-3} for name, keys in study.variants().items()}
+    chosen = {name: {**keys, "learning_rate": 1e-3} for name, keys in study.Budget(16, ()).variants().items()}
     one, two = (
         study.comparison(steps, study.Setting(), f"seed-{seed}", chosen, budget=study.Budget(16, ()), seed=seed,
                          questions=data.held_out_name(seed), count=96)
@@ -253,7 +253,7 @@ def test_files_of_the_seeds_differ_in_seed_and_questions_alone(steps):
 
 
 def test_policies_are_measured_at_the_best_rate_of_their_budget(steps, monkeypatch):
-    first, second = study.Budget(16, (1e-3,)), study.Budget(8, (1e-3, 3e-3, 1e-2))
+    first, second = study.Budget(16, (1e-3,)), study.Budget(8, (1e-3, 3e-3, 1e-2), without=("sepo",))
     setting, asked, files = study.Setting(seeds=(4, 5), budgets=(first, second)), drawn(2, held_out=True), []
 
     def compare(_, name, recipe):
@@ -262,7 +262,7 @@ def test_policies_are_measured_at_the_best_rate_of_their_budget(steps, monkeypat
             answered(steps.work / name, run.name, [(each, float(run.seed == 5)) for each in asked])
 
     monkeypatch.setattr(study, "compare", compare)
-    validation = {name: {1e-3: 0.5, 3e-3: 0.9, 1e-2: 0.9} for name in study.variants()}
+    validation = {name: {1e-3: 0.5, 3e-3: 0.9, 1e-2: 0.9} for name in second.variants()}
     found, rates = study.final(steps, setting, second, validation, map)
     assert [each["output_dir"] for each in files] == [str(steps.work / f"seed-{seed}-8") for seed in (4, 5)]
     assert {each["max_steps"] for each in files} == {8}
@@ -270,6 +270,7 @@ def test_policies_are_measured_at_the_best_rate_of_their_budget(steps, monkeypat
     assert {keys["learning_rate"] for each in files for keys in each["variants"].values()} == {3e-3}
     assert all([each["right"] for each in own] == [1.0, 0.0] for own in found.values())
     assert study.named("seed-4", setting, first) == "seed-4"
+    assert set(found) == set(first.variants()) - {"sepo"}
 
 
 def test_rows_have_differences_paired_by_seed():
