@@ -283,41 +283,37 @@ SMOLLM2_TITLES = {
 """The variants of smollm2_methods.py, as the policies of the world are named."""
 
 
-def smollm2(policies: Mapping) -> str:
+def smollm2(result: Mapping) -> str:
     """Return the shares of right responses and facts on SmolLM2 in percent, and the differences to the baselines.
 
     Policies with the likelihood of the chosen responses are compared with the baselines that have it, too.
-
-    Args:
-        policies: the rows of a number of steps by variant.
     """
+    before = result["before"]
     rows = []
-    for name, row in sorted(policies.items(), key=lambda each: -each[1]["right"]["mean"]):
-        end = "_ftx" if name.endswith("_ftx") or not {"dpo", "sepo_random"} & set(row["minus"]) else ""
+    for name, row in sorted(result["policies"].items(), key=lambda each: -each[1]["right"]["mean"]):
+        end = "_ftx" if name.endswith("_ftx") else ""
         minus = [percent(row["minus"].get(each + end, {}).get("right"), sign="+") for each in ("dpo", "sepo_random")]
         rows.append([
             SMOLLM2_TITLES[name], f"{row['rate']:g}", percent(row["right"]), percent(row["facts"]), *minus,
         ])  # fmt: skip
+    rows.append(["before training", "", percent(before["right"]), percent(before["facts"]), "", ""])
     return table(["policy", "rate", "right", "right facts", f"minus {ALL_TOKENS}", f"minus {RANDOM_TOKENS}"], rows)
 
 
 def smollm2_rates(result: Mapping) -> str:
     """Return the share of right facts of the answers to the validation questions by learning rate, in percent."""
-    given = sorted({rate for own in result["policies"].values() for row in own.values() for rate in row["validation"]},
-                   key=float)  # fmt: skip
-    rows = []
-    for steps, own in result["policies"].items():
-        for name, row in own.items():
-            found = row["validation"]
-            cells = [f"{100 * found[rate]:.1f}" if rate in found else "" for rate in given]
-            rows.append([SMOLLM2_TITLES[name], steps, *cells])
-    return table(["policy", "steps", *given], rows)
+    given = list(next(iter(result["policies"].values()))["validation"])
+    rows = [
+        [SMOLLM2_TITLES[name], *(f"{100 * row['validation'][rate]:.1f}" for rate in given)]
+        for name, row in result["policies"].items()
+    ]
+    return table(["policy", *given], rows)
 
 
 def smollm2_blocks(result: Mapping) -> dict[str, list[str]]:
     """Return the tables of docs/evidence.md on SmolLM2 by the names of their blocks."""
-    tables = {f"smollm2, {steps} steps": smollm2(own) for steps, own in result["policies"].items()}
-    return {name: text.splitlines() for name, text in {**tables, "smollm2 rates": smollm2_rates(result)}.items()}
+    tables = {"smollm2": smollm2(result), "smollm2 rates": smollm2_rates(result)}
+    return {name: text.splitlines() for name, text in tables.items()}
 
 
 EVIDENCE = {

@@ -21,10 +21,9 @@ first weights of the adapters, random selections and held-out questions. Validat
 of values that are in no other question.
 
 Result file: ``setting``, ``variants``, ``machine``, ``versions``, ``date``; ``samples`` and ``pairs`` (what the sampled
-responses are like); ``before`` and, by number of steps, ``policies`` (shares of ``right`` responses and of right
-``facts`` with intervals over seeds, ``by_seed``, the chosen ``rate`` of so many ``comparisons``, ``validation`` by
-rate, the paired differences ``minus`` by baseline); ``oracle`` (AUROC of its scores and of surprisal); ``seconds`` by
-step.
+responses are like); ``before`` and ``policies`` (shares of ``right`` responses and of right ``facts`` with intervals
+over seeds, ``by_seed``, the chosen ``rate`` of so many ``comparisons``, ``validation`` by rate, the paired differences
+``minus`` by baseline); ``oracle`` (AUROC of its scores and of surprisal); ``seconds`` by step.
 
 The same command continues an interrupted run; finished steps are kept in --work.
 """
@@ -37,7 +36,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -58,29 +56,8 @@ RECIPES = CLAIMS / "invitations" / "recipes"
 MODEL = Path.home() / ".cache" / "sepo" / "demo" / "smollm2-135m-instruct"
 BASELINES = ("dpo_ftx", "sepo_random_ftx", "sepo_ftx", "dpo", "sepo_random")
 """Variants to which all are compared."""
-RATE = "learning_rate"
 WITH_ORACLE = "tuning-1"
 """The comparison that trains the oracle."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long policies train.
-
-    Args:
-        steps: optimizer steps, with 8 pairs each.
-        rates: learning rates of every variant.
-        without: variants that are left out.
-    """
-
-    steps: int
-    rates: tuple[float, ...]
-    without: tuple[str, ...] = ()
-
-    def variants(self) -> dict[str, dict[str, Any]]:
-        """Return the keys of every variant, by name."""
-        found = yaml.safe_load((RECIPES / "compare.yaml").read_text(encoding="utf-8"))["variants"]
-        return {name: keys for name, keys in found.items() if name not in self.without}
 
 
 @dataclass(frozen=True)
@@ -90,8 +67,8 @@ class Setting:
     Args:
         seeds: the training seeds of the results.
         tuning_seed: the seed with which learning rates are chosen.
-        budgets: optimizer steps of policies, and the learning rates that are tried with them. The comparisons of the
-            first one train the oracle, and have plain names.
+        rates: learning rates of every variant.
+        steps: optimizer steps of every variant.
         oracle_steps: optimizer steps of the oracle.
         revised: revised facts of a question.
         sizes: numbers of questions.
@@ -99,17 +76,15 @@ class Setting:
 
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     tuning_seed: int = 0
-    budgets: tuple[Budget, ...] = (
-        Budget(16, (3e-4, 1e-3, 3e-3)),
-        Budget(8, (1e-3, 3e-3, 1e-2), without=("sepo", "sepo_random")),  # no better than SFT with 16 steps
-    )
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    steps: int = 16
     oracle_steps: int = 40
     revised: int = 3
     sizes: data.Sizes = field(default_factory=data.Sizes)
 
 
 QUICK = Setting(
-    seeds=(1,), budgets=(Budget(2, (1e-3,)), Budget(1, (1e-3,))), oracle_steps=2,
+    seeds=(1,), rates=(1e-3,), steps=2, oracle_steps=2,
     sizes=data.Sizes(start=16, prompts=48, credit=16, validation=4, held_out=4),
 )  # fmt: skip
 
@@ -203,41 +178,32 @@ def lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
+def variants() -> dict[str, dict[str, Any]]:
+    """Return the keys of every variant, by name."""
+    return yaml.safe_load((RECIPES / "compare.yaml").read_text(encoding="utf-8"))["variants"]
+
+
 def uses_oracle(keys: Mapping[str, Any]) -> bool:
     return keys["stage"] == "sepo" and "objective" not in keys and "token_scorer" not in keys
 
 
-def named(name: str, setting: Setting, budget: Budget) -> str:
-    """Return the name of a comparison."""
-    return name if budget == setting.budgets[0] else f"{name}-{budget.steps}"
-
-
 def comparison(
-    steps: Steps,
-    setting: Setting,
-    name: str,
-    chosen: Mapping[str, Any],
-    *,
-    budget: Budget,
-    seed: int,
-    questions: str,
-    count: int,
+    steps: Steps, setting: Setting, name: str, chosen: Mapping[str, Any], *, seed: int, questions: str, count: int
 ) -> dict[str, Any]:
-    """Return the file of `sepo compare` for these variants with one seed; ``WITH_ORACLE`` trains the oracle.
+    """Return the file of `sepo compare` for these variants with one seed; that of the tuning seed trains the oracle.
 
     Args:
         steps: the directory.
         setting: the study's settings.
         name: name of the comparison.
         chosen: keys by variant, learning rate or grid included.
-        budget: how long they train.
         seed: the training seed.
         questions: data set of the questions.
         count: their number.
     """
     recipe = yaml.safe_load((RECIPES / "compare.yaml").read_text(encoding="utf-8"))
     trained = {"base": recipe.pop("base"), "oracle": {**recipe.pop("oracle"), "max_steps": setting.oracle_steps}}
-    if name != WITH_ORACLE:
+    if seed != setting.tuning_seed:
         trained = {"oracle_base_model": str(steps.start), "oracle_model_adapters": str(steps.oracle)}
     recipe |= {
         "model_name_or_path": str(steps.start),
@@ -245,7 +211,7 @@ def comparison(
         "output_dir": str(steps.work / name),
         "eval_dataset": questions,
         "generate": count,
-        "max_steps": budget.steps,
+        "max_steps": setting.steps,
         "seeds": [seed],
         "variants": dict(chosen),
     }
@@ -254,32 +220,29 @@ def comparison(
 
 def compare(steps: Steps, name: str, recipe: Mapping[str, Any]) -> None:
     """Run `sepo compare` with this file."""
-    content = yaml.safe_dump(dict(recipe), sort_keys=False)
-    write_whole(steps.work / f"{name}.yaml", content)
-    steps.run(name, "compare", str(steps.work / f"{name}.yaml"), depends=content)
+    write_whole(steps.work / f"{name}.yaml", yaml.safe_dump(dict(recipe), sort_keys=False))
+    steps.run(name, "compare", str(steps.work / f"{name}.yaml"), depends=dict(recipe))
 
 
-def tune(
-    steps: Steps, setting: Setting, budget: Budget, both: Callable[..., Iterable]
-) -> dict[str, dict[float, float]]:
+def tune(steps: Steps, setting: Setting, both: Callable[..., Iterable]) -> dict[str, dict[float, float]]:
     """Return the share of right facts of the answers to validation questions, by variant and learning rate."""
-    found = budget.variants()
+    found = variants()
     ordered = sorted(found, key=lambda variant: not uses_oracle(found[variant]))
     half = -(-len(ordered) // 2)
-    halves = {WITH_ORACLE: ordered[:half], "tuning-2": ordered[half:]}
-    groups = {named(name, setting, budget): group for name, group in halves.items()}
+    groups = {WITH_ORACLE: ordered[:half], "tuning-2": ordered[half:]}
 
     def run(name: str) -> dict[str, dict[float, float]]:
-        own = {variant: {**found[variant], "grid": {RATE: list(budget.rates)}} for variant in groups[name]}
+        grid = {"grid": {"learning_rate": list(setting.rates)}}
+        own = {variant: {**found[variant], **grid} for variant in groups[name]}
         recipe = comparison(
-            steps, setting, name, own, budget=budget, seed=setting.tuning_seed, questions=data.VALIDATION,
+            steps, setting, name, own, seed=setting.tuning_seed, questions=data.VALIDATION,
             count=setting.sizes.validation,
         )  # fmt: skip
-        compare(steps, name, {**recipe, "baseline": f"{groups[name][0]}-{RATE}={budget.rates[0]}"})
+        compare(steps, name, {**recipe, "baseline": f"{groups[name][0]}-learning_rate={setting.rates[0]}"})
         return {
             variant: {
-                rate: answers(steps.work / name, f"{variant}-{RATE}={rate}-{setting.tuning_seed}")["facts"]
-                for rate in budget.rates
+                rate: answers(steps.work / name, f"{variant}-learning_rate={rate}-{setting.tuning_seed}")["facts"]
+                for rate in setting.rates
             }
             for variant in own
         }
@@ -347,16 +310,14 @@ def samples_summary(path: Path) -> dict[str, Any]:
 
 
 def rows(
-    found: Mapping[str, Sequence[Mapping[str, float]]],
-    rates: Mapping[str, float],
-    validation: Mapping[str, Mapping[float, float]],
+    found: Mapping[str, Sequence[Mapping[str, float]]], validation: Mapping[str, Mapping[float, float]], rates: Any
 ) -> dict[str, Any]:
     """Return one row for each policy.
 
     Args:
         found: by variant, the shares of each seed.
-        rates: by variant, the chosen rate.
         validation: by variant, the shares of right facts on validation questions by rate.
+        rates: by variant, the chosen rate.
     """
     by_seed = {name: {what: [each[what] for each in own] for what in ("right", "facts")} for name, own in found.items()}
     return {
@@ -382,41 +343,30 @@ def measured(setting: Setting, work: Path, *, model: Path, jobs: int, threads: i
     steps = Steps(work, model=model, threads=threads)
     prepare(steps, setting)
     with ThreadPoolExecutor(jobs) as pool:
-        validation = {budget: tune(steps, setting, budget, pool.map) for budget in setting.budgets}
-        found = {budget: final(steps, setting, budget, own, pool.map) for budget, own in validation.items()}
-        before = list(pool.map(partial(before_training, steps), setting.seeds))
+        validation = tune(steps, setting, pool.map)
+        rates = {name: max(own, key=lambda rate: (own[rate], -rate)) for name, own in validation.items()}
+        chosen = {name: {**keys, "learning_rate": rates[name]} for name, keys in variants().items()}
+
+        def one(seed: int) -> dict[str, Any]:
+            name, questions = f"seed-{seed}", data.held_out_name(seed)
+            recipe = comparison(
+                steps, setting, name, chosen, seed=seed, questions=questions, count=setting.sizes.held_out
+            )
+            compare(steps, name, recipe)
+            own = {variant: answers(steps.work / name, f"{variant}-{seed}") for variant in chosen}
+            return {"policies": own, "before": before_training(steps, seed)}
+
+        found = list(pool.map(one, setting.seeds))
+    before = {what: [each["before"][what] for each in found] for what in ("right", "facts")}
     return {
-        "variants": setting.budgets[0].variants(),
+        "variants": variants(),
         "samples": samples_summary(work / "pairs" / "samples.jsonl"),
         "pairs": data.pair_counts(steps.data),
-        "before": {what: over_seeds([each[what] for each in before]) for what in ("right", "facts")},
+        "before": {what: over_seeds(own) for what, own in before.items()} | {"by_seed": before["right"]},
         "oracle": credit(steps),
-        "policies": {str(budget.steps): rows(*found[budget], validation[budget]) for budget in setting.budgets},
+        "policies": rows({name: [each["policies"][name] for each in found] for name in chosen}, validation, rates),
         "seconds": steps.seconds,
     }
-
-
-def final(
-    steps: Steps,
-    setting: Setting,
-    budget: Budget,
-    validation: Mapping[str, Mapping[float, float]],
-    both: Callable[..., Iterable],
-) -> tuple[dict[str, list[dict[str, float]]], dict[str, float]]:
-    """Return the shares of each variant at its rate, one for each seed, and the rates."""
-    rates = {name: max(own, key=lambda rate: (own[rate], -rate)) for name, own in validation.items()}
-    chosen = {name: {**keys, RATE: rates[name]} for name, keys in budget.variants().items()}
-
-    def run(seed: int) -> dict[str, dict[str, float]]:
-        name, count = named(f"seed-{seed}", setting, budget), setting.sizes.held_out
-        recipe = comparison(
-            steps, setting, name, chosen, budget=budget, seed=seed, questions=data.held_out_name(seed), count=count
-        )
-        compare(steps, name, recipe)
-        return {variant: answers(steps.work / name, f"{variant}-{seed}") for variant in chosen}
-
-    found = list(both(run, setting.seeds))
-    return {name: [each[name] for each in found] for name in chosen}, rates
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -217,8 +217,7 @@ def answered(folder, run, answers):
 
 
 def test_every_variant_is_tuned_once_and_the_rate_with_most_right_facts_is_read(steps, monkeypatch):
-    budget, questions, files = study.Budget(16, (1e-4, 1e-3)), drawn(4, held_out=True), []
-    setting = study.Setting(budgets=(budget,))
+    setting, questions, files = study.Setting(rates=(1e-4, 1e-3)), drawn(4, held_out=True), []
 
     def compare(_, name, recipe):
         files.append(recipe)
@@ -227,8 +226,8 @@ def test_every_variant_is_tuned_once_and_the_rate_with_most_right_facts_is_read(
             answered(steps.work / name, run.name, [(asked, 0.0 if good else 1.0) for asked in questions])
 
     monkeypatch.setattr(study, "compare", compare)
-    found = study.tune(steps, setting, budget, map)
-    assert sorted(found) == sorted(budget.variants()) == sorted(name for each in files for name in each["variants"])
+    found = study.tune(steps, setting, map)
+    assert sorted(found) == sorted(study.variants()) == sorted(name for each in files for name in each["variants"])
     (trained,) = [each for each in files if "oracle" in each]
     assert trained["output_dir"] == str(steps.oracle.parent)
     assert {each["eval_dataset"] for each in files} == {data.VALIDATION}
@@ -237,9 +236,9 @@ def test_every_variant_is_tuned_once_and_the_rate_with_most_right_facts_is_read(
 
 
 def test_files_of_the_seeds_differ_in_seed_and_questions_alone(steps):
-    chosen = {name: {**keys, "learning_rate": 1e-3} for name, keys in study.Budget(16, ()).variants().items()}
+    chosen = {name: {**keys, "learning_rate": 1e-3} for name, keys in study.variants().items()}
     one, two = (
-        study.comparison(steps, study.Setting(), f"seed-{seed}", chosen, budget=study.Budget(16, ()), seed=seed,
+        study.comparison(steps, study.Setting(), f"seed-{seed}", chosen, seed=seed,
                          questions=data.held_out_name(seed), count=96)
         for seed in (1, 2)
     )  # fmt: skip
@@ -252,34 +251,13 @@ def test_files_of_the_seeds_differ_in_seed_and_questions_alone(steps):
     assert (one["oracle_base_model"], one["oracle_model_adapters"]) == (str(steps.start), oracle)
 
 
-def test_policies_are_measured_at_the_best_rate_of_their_budget(steps, monkeypatch):
-    first, second = study.Budget(16, (1e-3,)), study.Budget(8, (1e-3, 3e-3, 1e-2), without=("sepo",))
-    setting, asked, files = study.Setting(seeds=(4, 5), budgets=(first, second)), drawn(2, held_out=True), []
-
-    def compare(_, name, recipe):
-        files.append(recipe)
-        for run in read_comparison(recipe).runs():
-            answered(steps.work / name, run.name, [(each, float(run.seed == 5)) for each in asked])
-
-    monkeypatch.setattr(study, "compare", compare)
-    validation = {name: {1e-3: 0.5, 3e-3: 0.9, 1e-2: 0.9} for name in second.variants()}
-    found, rates = study.final(steps, setting, second, validation, map)
-    assert [each["output_dir"] for each in files] == [str(steps.work / f"seed-{seed}-8") for seed in (4, 5)]
-    assert {each["max_steps"] for each in files} == {8}
-    assert set(rates.values()) == {3e-3}  # of equals the lowest
-    assert {keys["learning_rate"] for each in files for keys in each["variants"].values()} == {3e-3}
-    assert all([each["right"] for each in own] == [1.0, 0.0] for own in found.values())
-    assert study.named("seed-4", setting, first) == "seed-4"
-    assert set(found) == set(first.variants()) - {"sepo"}
-
-
 def test_rows_have_differences_paired_by_seed():
     found = {
         "sepo_ftx": [{"right": 0.75, "facts": 0.9}, {"right": 0.5, "facts": 0.8}],
         "dpo_ftx": [{"right": 0.5, "facts": 0.8}, {"right": 0.25, "facts": 0.7}],
     }
     rates = dict.fromkeys(found, 1e-3)
-    result = study.rows(found, rates, {name: {1e-3: 0.9, 3e-3: 0.8} for name in found})
+    result = study.rows(found, {name: {1e-3: 0.9, 3e-3: 0.8} for name in found}, rates)
     row = result["sepo_ftx"]
     assert (row["rate"], row["comparisons"], row["by_seed"]) == (1e-3, 2, [0.75, 0.5])
     assert row["validation"] == {"0.001": 0.9, "0.003": 0.8}
