@@ -6,7 +6,7 @@ import io
 import json
 import re
 import runpy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from sepo.recipe.stage_names import RTO, STAGES
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
+CLAIMS = HERE.parent / "benchmarks" / "claims"
 
 # Rows of the figures in memory_and_speed.md, in this order: result files of benchmarks/train_step.py, and contenders.
 MEASURED_MODELS = {"smollm2": "SmolLM2-135M", "qwen3_moe": "Qwen3-MoE, 4 layers", "qwen3_5": "Qwen3.5, 4 layers"}
@@ -315,39 +316,42 @@ def pairs_and_rto_page() -> str:
     return _filled(HERE / "pairs_and_rto.md", report["table"](recorded).splitlines())
 
 
-def claims_page(page: str, result: str, blocks: str) -> str:
-    """Return a page with the tables of a recorded result of benchmarks/claims.
+def claims_page(page: str, results: Mapping[str, Callable[[Mapping], Mapping[str, Iterable[str]]]]) -> str:
+    """Return a page with the tables of recorded results of benchmarks/claims.
 
     Args:
         page: the page's file name.
-        result: name of the result file.
-        blocks: name of the function of benchmarks/claims/report.py that returns the tables by name.
+        results: by result file, the function that returns its tables by name.
     """
-    claims = HERE.parent / "benchmarks" / "claims"
-    recorded = json.loads((claims / "results" / result).read_text(encoding="utf-8"))
     text = (HERE / page).read_text(encoding="utf-8")
-    for name, lines in runpy.run_path(str(claims / "report.py"))[blocks](recorded).items():
-        start = f"<!-- {name}, from the recorded run: make docs -->"
-        block = "\n".join([start, *lines, "<!-- end -->"])
-        text = re.sub(f"{start}.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
+    for result, blocks in results.items():
+        recorded = json.loads((CLAIMS / "results" / result).read_text(encoding="utf-8"))
+        for name, lines in blocks(recorded).items():
+            start = f"<!-- {name}, from the recorded run: make docs -->"
+            block = "\n".join([start, *lines, "<!-- end -->"])
+            text = re.sub(f"{start}.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
     return text
+
+
+def claims_report() -> dict[str, Any]:
+    """Return what benchmarks/claims/report.py defines."""
+    return runpy.run_path(str(CLAIMS / "report.py"))
 
 
 def credit_estimators_page() -> str:
     """Return credit_estimators.md with the tables of the recorded run of benchmarks/claims/credit_world.py."""
-    return claims_page("credit_estimators.md", "credit_world.json", "credit_blocks")
+    return claims_page("credit_estimators.md", {"credit_world.json": claims_report()["credit_blocks"]})
 
 
 def evidence_page() -> str:
-    """Return evidence.md with the tables of the recorded run of benchmarks/claims/world_methods.py."""
-    return claims_page("evidence.md", "world_methods.json", "methods_blocks")
+    """Return evidence.md with the tables of the recorded runs of benchmarks/claims/world_*.py."""
+    return claims_page("evidence.md", {"world_methods.json": claims_report()["methods_blocks"]})
 
 
 def oracle_page() -> str:
     """Return train_an_oracle.md with the recorded measurements of benchmarks/claims/oracle_smollm2.py."""
-    claims = HERE.parent / "benchmarks" / "claims"
-    recorded = json.loads((claims / "results" / "oracle_smollm2.json").read_text(encoding="utf-8"))
-    tables = runpy.run_path(str(claims / "oracle_tables.py"))
+    recorded = json.loads((CLAIMS / "results" / "oracle_smollm2.json").read_text(encoding="utf-8"))
+    tables = runpy.run_path(str(CLAIMS / "oracle_tables.py"))
     lines = [tables["table"](recorded), tables["correlation_table"](recorded)]
     return _filled(HERE / "train_an_oracle.md", "\n".join(lines).splitlines())
 

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from claims.policies import Policy, Task, known_credit, random_credit
 from claims.world import Pairs
-from sepo.objectives import resolve_method
+from sepo.objectives import Method, resolve_method
 
 ORACLE, KNOWN, RANDOM = "oracle", "known tokens", "random tokens"
 ANCHOR = "pref_ftx 0.2"
 """End of the names of policies whose loss has the likelihood of the chosen responses, with this weight."""
 BASELINES = tuple(name + end for end in ("", f", {ANCHOR}") for name in ("DPO, all tokens", "SePO 30 %, random tokens"))
 """The policies to which all are compared; SePO with random tokens is the ablation of selection."""
+SFT = "SFT on chosen"
+_MAIN = ("DPO, all tokens", *(f"SePO 30 %, {name}" for name in (ORACLE, KNOWN, RANDOM)), "SePO, all tokens")
+COMPARED = (*_MAIN, SFT, *(f"{name}, {ANCHOR}" for name in _MAIN))
+"""The policies that are part of every study."""
 DAMAGE = (0.9, 0.8, 0.7, 0.6)
 
 
@@ -28,6 +32,16 @@ def damaged(pairs: Pairs, auroc: float, seed: int) -> Tensor:
     sigma = 1 / (math.sqrt(2) * NormalDist().inv_cdf(auroc))
     noise = torch.randn(pairs.wrong.shape, generator=torch.Generator().manual_seed(seed + 2))
     return -pairs.wrong.float() + sigma * noise
+
+
+def sepo(ratio: float) -> Method:
+    return resolve_method("sepo", chosen_ratio=ratio, rejected_ratio=ratio)
+
+
+def selective(name: str, credit: Sequence[Tensor]) -> dict[str, Policy]:
+    """Return SePO on 30 % of the tokens by credit of this name, without and with the likelihood of chosen responses."""
+    policy = Policy(sepo(0.3), credit)
+    return {f"SePO 30 %, {name}": policy, f"SePO 30 %, {name}, {ANCHOR}": replace(policy, chosen_nll_weight=0.2)}
 
 
 def methods(task: Task, oracle: Sequence[Tensor], stronger: Mapping[str, Sequence[Tensor]]) -> dict[str, Policy]:
@@ -45,14 +59,10 @@ def methods(task: Task, oracle: Sequence[Tensor], stronger: Mapping[str, Sequenc
         RANDOM: [random_credit(*each) for each in zip(task.pairs, seeds, strict=True)],
     }
     dpo = resolve_method("dpo", beta=0.1)
-
-    def sepo(ratio: float):
-        return resolve_method("sepo", chosen_ratio=ratio, rejected_ratio=ratio)
-
     found = {"DPO, all tokens": Policy(dpo)}
     found |= {f"SePO 30 %, {name}": Policy(sepo(0.3), credit) for name, credit in credits.items()}
     found["SePO, all tokens"] = Policy(sepo(1.0), credits[KNOWN])
-    found["SFT on chosen"] = Policy(None, chosen_nll_weight=1.0)
+    found[SFT] = Policy(None, chosen_nll_weight=1.0)
     selected = resolve_method("dpo", beta=0.1, token_scorer="oracle")
     found |= {f"DPO 30 %, {name}": Policy(selected, credit) for name, credit in credits.items()}
     worse = {

@@ -44,7 +44,16 @@ class Task:
     @cached_property
     def below(self) -> Tensor:
         """Log-probabilities of the models after SFT, the references of most methods, [seeds, N, 2, T]."""
-        return log_probs(self.shape, torch.stack([each.start for each in self.seeds]), self.pairs)
+        return log_probs(self.shape, self.models, self.pairs)
+
+    @property
+    def models(self) -> Tensor:
+        """The models before training, [seeds, P]."""
+        return torch.stack([each.start for each in self.seeds])
+
+    def right_before(self) -> list[float]:
+        """Return the share of right responses to the held-out questions before training, by seed."""
+        return _shares(self, self.models, "held_out")
 
 
 @dataclass(frozen=True)
@@ -125,10 +134,9 @@ def compared(
 
 def _trained(task: Task, policy: Policy, rate: float, on_step: Callable[[], object]) -> Tensor:
     places = range(len(task.seeds))
-    starts = torch.stack([each.start for each in task.seeds])
     steps = task.epochs * max(1, len(task.pairs[0]) // BATCH)
     runs, batch = [policy.run(task, place, rate) for place in places], min(BATCH, len(task.pairs[0]))
-    return trained(task.shape, starts, runs, steps=steps, batch=batch, on_step=on_step)[0]
+    return trained(task.shape, task.models, runs, steps=steps, batch=batch, on_step=on_step)[0]
 
 
 def _shares(task: Task, models: Tensor, name: str) -> list[float]:

@@ -155,17 +155,28 @@ ANCHOR = "pref_ftx 0.2"
 """End of the names of policies with the likelihood of the chosen responses."""
 
 
-def methods(result: Mapping) -> str:
+def methods(
+    policies: Mapping, baselines: Sequence[str] = (ALL_TOKENS, RANDOM_TOKENS), names: Iterable[str] | None = None
+) -> str:
     """Return the shares of right responses in percent, the best policy first, and the differences to the baselines.
 
     Policies with the likelihood of the chosen responses are compared with the baselines that have it, too.
+
+    Args:
+        policies: the rows of a result by name.
+        baselines: the policies of the differences.
+        names: policies of the table, without ``ANCHOR``; None for all.
     """
+    wanted = policies if names is None else {each + end for each in names for end in ("", f", {ANCHOR}")}
     rows = []
-    for name, row in sorted(result["policies"].items(), key=lambda each: -each[1]["right"]["mean"]):
-        end = f", {ANCHOR}" if name.endswith(ANCHOR) else ""
-        differences = [percent(row["minus"].get(each + end), sign="+") for each in (ALL_TOKENS, RANDOM_TOKENS)]
-        rows.append([name, f"{row['rate']:g}", percent(row["right"]), *differences])
-    return table(["policy", "rate", "right", f"minus {ALL_TOKENS}", f"minus {RANDOM_TOKENS}"], rows)
+    for name, row in sorted(policies.items(), key=lambda each: -each[1]["right"]["mean"]):
+        if name in wanted:
+            end = f", {ANCHOR}" if name.endswith(ANCHOR) else ""
+            others = [each + end if each + end in policies else each for each in baselines]
+            differences = [percent(row["minus"].get(each), sign="+") for each in others]
+            rate = "" if row["rate"] is None else f"{row['rate']:g}"
+            rows.append([name, rate, percent(row["right"]), *differences])
+    return table(["policy", "rate", "right", *(f"minus {each}" for each in baselines)], rows)
 
 
 def rates(result: Mapping) -> str:
@@ -191,7 +202,84 @@ def curve(result: Mapping) -> str:
     return table(columns, rows)
 
 
+FLIPPED = (
+    ALL_TOKENS, RANDOM_TOKENS, "SePO 30 %, oracle", "SePO 30 %, known tokens", "SePO, all tokens", "SFT on chosen",
+    "MinorDPO, all tokens", "DPO 30 %, oracle",
+)  # fmt: skip
+"""The policies of the table with wrong labels."""
+SAME_SIZE = "SePO 30 %, oracle"
+SMALLER_BASELINES = (SAME_SIZE, "SePO, all tokens", RANDOM_TOKENS)
+WEAK_BASELINES = ("before training", ALL_TOKENS, "SePO, all tokens", RANDOM_TOKENS)
+
+
+def smaller_oracles(result: Mapping) -> str:
+    """Return size, quality before training, rate and AUROC of the oracles, the largest one first."""
+    rows = []
+    for found in result["oracles"].values():
+        credit = found["credit"]["held_out"]
+        right = found["right"].values()
+        accuracy = max(found["accuracy"].values()) if "accuracy" in found else None
+        rows.append([
+            f"{found['parameters']:,}", f"{100 * sum(right) / len(right):.1f}",
+            f"{found.get('rate', result['setting']['policies']['oracle']['rate']):g}",
+            "" if accuracy is None else f"{100 * accuracy:.1f}",
+            f"{sum(credit) / len(credit):.3f}", " ".join(f"{each:.3f}" for each in credit),
+        ])  # fmt: skip
+    return table(["parameters", "right after SFT", "rate", "accuracy, %", "AUROC", "AUROC by seed"], rows)
+
+
+def anchors(result: Mapping) -> str:
+    """Return the right responses by weight of the chosen likelihood, each at its best rate, and those of the best."""
+    weights = [f"{each:g}" for each in result["setting"]["weights"]]
+    others = (ALL_TOKENS, RANDOM_TOKENS)
+    rows = []
+    for method, best in sorted(result["best"].items(), key=lambda each: -each[1]["right"]["mean"]):
+        found = [result["policies"].get(f"{method}, pref_ftx {weight}") for weight in weights]
+        cells = [f"{percent(row['right'])} at {row['rate']:g}" if row else "" for row in found]
+        differences = [percent(best["minus"].get(each), sign="+") for each in others]
+        weight = "" if best["weight"] is None else f"{best['weight']:g}, "
+        rows.append([method, *cells, f"{weight}{best['rate']:g}", percent(best["right"]), *differences])
+    columns = [*(f"pref_ftx {weight}" for weight in weights), "best", "right", *(f"minus {each}" for each in others)]
+    return table(["policy", *columns], rows)
+
+
 def methods_blocks(result: Mapping) -> dict[str, list[str]]:
     """Return the tables of docs/evidence.md by the names of their blocks."""
-    tables = {"methods": methods(result), "rates": rates(result), "curve": curve(result)}
+    tables = {"methods": methods(result["policies"]), "rates": rates(result), "curve": curve(result)}
     return {name: text.splitlines() for name, text in tables.items()}
+
+
+def flipped_blocks(result: Mapping) -> dict[str, list[str]]:
+    """Return the table of docs/evidence.md with wrong labels, by the name of its block."""
+    return {"flipped": methods(result["policies"], names=FLIPPED).splitlines()}
+
+
+def smaller_blocks(result: Mapping) -> dict[str, list[str]]:
+    """Return the tables of docs/evidence.md on smaller oracles by the names of their blocks."""
+    return {
+        "smaller oracles": smaller_oracles(result).splitlines(),
+        "smaller oracle": methods(result["policies"], SMALLER_BASELINES).splitlines(),
+    }
+
+
+def weak_blocks(result: Mapping) -> dict[str, list[str]]:
+    """Return the tables of docs/evidence.md on weak data by the names of their blocks."""
+    return {
+        f"weak data, policy {name}": methods(found, WEAK_BASELINES).splitlines()
+        for name, found in result["policies"].items()
+    }
+
+
+def anchor_blocks(result: Mapping) -> dict[str, list[str]]:
+    """Return the table of docs/evidence.md on the weight of the chosen likelihood, by the name of its block."""
+    return {"anchor": anchors(result).splitlines()}
+
+
+EVIDENCE = {
+    "world_methods.json": methods_blocks,
+    "world_methods_flipped.json": flipped_blocks,
+    "world_smaller_oracle.json": smaller_blocks,
+    "world_weak_data.json": weak_blocks,
+    "world_anchor.json": anchor_blocks,
+}
+"""The functions that return the tables of docs/evidence.md, by result file."""

@@ -5,10 +5,23 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from claims import command, credit_world, report, world_methods
+from claims import (
+    command,
+    credit_world,
+    report,
+    world_anchor,
+    world_methods,
+    world_smaller_oracle,
+    world_weak_data,
+)
 from claims.estimators import PLAIN, SURPRISAL
 
 ROOT = Path(__file__).parents[2]
+OTHER_STUDIES = {
+    world_smaller_oracle: "world_smaller_oracle.json",
+    world_weak_data: "world_weak_data.json",
+    world_anchor: "world_anchor.json",
+}
 
 
 def test_a_small_study_of_credit_has_the_form_of_the_recorded_one_and_resumes(tmp_path, capsys):
@@ -34,6 +47,29 @@ def test_a_small_comparison_of_methods_runs(tmp_path):
     assert len(found["policies"]) == 9
     assert all(len(row["by_seed"]) == 2 for row in found["policies"].values())
     assert "DPO, all tokens" in found["policies"]["SePO 30 %, oracle"]["minus"]
+
+
+def test_small_runs_of_the_other_studies_share_parts_and_have_the_form_of_their_tables(tmp_path):
+    shared = []
+    for study, name in OTHER_STUDIES.items():
+        study.main(["--quick", "--work", str(tmp_path)])
+        found = json.loads((tmp_path / name).read_text())
+        assert all(len(lines) > 2 for lines in report.EVIDENCE[name](found).values())
+        shared.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "methods-0").iterdir()})
+    assert shared[0] == shared[1] == shared[2]
+    assert not [path for path in (tmp_path / "anchor").iterdir() if "0.2" in path.name or "SFT" in path.name]
+    world_methods.main(["--quick", "--work", str(tmp_path), "--flipped", "0.25", "--only", "SFT"])
+    flipped = json.loads((tmp_path / "world_methods_flipped.json").read_text())
+    assert flipped["setting"]["sizes"]["flipped"] == 0.25
+    assert (tmp_path / "methods-0.25").is_dir()
+    smaller, weak, anchor = (json.loads((tmp_path / name).read_text()) for name in OTHER_STUDIES.values())
+    sizes = [each["parameters"] for each in smaller["oracles"].values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == smaller["policy_parameters"]
+    assert list(weak["policies"]) == ["after SFT", "after DPO"]
+    assert "before training" in weak["policies"]["after DPO"]["SePO 30 %, oracle"]["minus"]
+    assert anchor["best"]["SePO 30 %, oracle"]["comparisons"] == 2
+    assert anchor["best"]["SFT on chosen"]["comparisons"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +191,17 @@ def test_the_page_of_evidence_states_what_is_recorded(recorded):
     sentence = "has {} % right responses against {} % of DPO and {} % of random tokens with it".format(*shares)
     assert sentence in " ".join((ROOT / "README.md").read_text().split())
     assert policies[oracle]["minus"][dpo]["low"] < 0 < policies[oracle]["minus"][dpo]["high"]
+
+
+def test_what_the_page_states_of_seconds_is_recorded():
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    section = page.partition("## Equal steps and equal seconds")[2].partition("\n## ")[0]
+    costs = json.loads((ROOT / "benchmarks" / "results" / "whole_cost-hh_harmless-x86_64.json").read_text())["costs"]
+    own, host = costs["dpo"], costs["host_dpo"]
+    once = own["oracle"] + own["scoring"]
+    assert f"SePO takes {own['sepo']:,.0f} s and one by DPO {own['dpo']:,.0f} s" in section
+    assert f"by LLaMA-Factory's DPO {host['dpo']:,.0f} s); oracle and scores take {once:,.0f} s" in section
+    assert f"takes {(once + own['sepo']) / own['dpo']:.1f} times as long as one by DPO" in section
+    assert f"tokens {(once + own['sepo']) / own['sepo']:.1f}." in section
+    assert own["paid_after_runs"] == 5
+    assert "From five policies on" in section
