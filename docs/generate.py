@@ -345,7 +345,8 @@ def credit_estimators_page() -> str:
 
 def evidence_page() -> str:
     """Return evidence.md with the tables of the recorded runs of benchmarks/claims/world_*.py."""
-    return claims_page("evidence.md", {"world_methods.json": claims_report()["methods_blocks"]})
+    blocks = claims_report()["EVIDENCE"]
+    return claims_page("evidence.md", {name: blocks[name] for name in ("world_methods.json", "runaway_world.json")})
 
 
 def oracle_page() -> str:

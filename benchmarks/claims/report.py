@@ -275,7 +275,44 @@ def anchor_blocks(result: Mapping) -> dict[str, list[str]]:
     return {"anchor": anchors(result).splitlines()}
 
 
+_WARNED = ("runs that end badly", "warned of by 25 % of the steps", "by 50 %", "by the end", "other runs", "warned of")
+
+
+def _warned(found: Mapping) -> list[str]:
+    """Return the cells of a separation, see ``runaway.separation``."""
+    shares = [*found["warned"].values(), found["false"]]
+    percents = ["" if share is None else f"{100 * share:.0f} %" for share in shares]
+    return [str(found["bad"]), *percents[:-1], str(found["good"]), percents[-1]]
+
+
+def runaway_statistics(result: Mapping) -> str:
+    """Return how well each logged statistic tells bad runs, at its bound, on the seeds that did not choose the bound."""
+    rows = [[name, f"{row['bound']:g}", *_warned(row["judged_on"])] for name, row in result["statistics"].items()]
+    return table(["statistic", "bound", *_WARNED], rows)
+
+
+def runaway_bounds(result: Mapping) -> str:
+    """Return the same for every bound of the statistic of the warning."""
+    return table(["bound, nats per token", *_WARNED], [[name, *_warned(row)] for name, row in result["bounds"].items()])
+
+
+def runaway_policies(result: Mapping) -> str:
+    """Return the same by policy, at the bound of the warning."""
+    return table(["policy", *_WARNED], [[name, *_warned(row)] for name, row in result["policies"].items()])
+
+
+def runaway_blocks(result: Mapping) -> dict[str, list[str]]:
+    """Return the tables of docs/evidence.md on runs that run away by the names of their blocks."""
+    tables = {
+        "statistics of a run": runaway_statistics(result),
+        "bounds": runaway_bounds(result),
+        "warned of": runaway_policies(result),
+    }
+    return {name: text.splitlines() for name, text in tables.items()}
+
+
 EVIDENCE = {
+    "runaway_world.json": runaway_blocks,
     "world_methods.json": methods_blocks,
     "world_methods_flipped.json": flipped_blocks,
     "world_smaller_oracle.json": smaller_blocks,

@@ -18,27 +18,20 @@ second half for every bound of that statistic; ``policies``, by policy for its b
 An interrupted run continues by the same command; finished parts are kept in --work.
 """
 
-import json
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from claims.command import parser, write_result
-from claims.data import QUESTIONS, Judged, seed_data, starts
-from claims.kept import Kept
+from claims.data import QUESTIONS
 from claims.methods_study import methods
-from claims.policies import BATCH, Task
+from claims.policies import BATCH
 from claims.runaway import LOGGED, NATS, STATISTICS, Watch, bad_runs, highest, lowest_bound, separation
-from claims.stacked import Shape
 from claims.training import right_share, trained
-from claims.world import World
-from claims.world_methods import QUICK, Setting, references
+from claims.world_methods import references
+from claims.world_task import QUICK, Setting, kept_parts, prepared, progress
 
 POLICIES = (
     "DPO, all tokens", "SePO 30 %, oracle", "SePO 30 %, known tokens", "SePO 30 %, random tokens", "SePO, all tokens",
@@ -56,40 +49,30 @@ def right_shares(task, models):
 
 def recorded(task, policy, rate, on_step):
     """Train a policy of every seed at a rate; return its shares of right responses and the means of its steps."""
-    stack = torch.stack([each.start for each in task.seeds])
     runs = [policy.run(task, place, rate) for place in range(len(task.seeds))]
     batch, watch = min(BATCH, len(task.pairs[0])), Watch(runs, task.below)
     steps = task.epochs * (len(task.pairs[0]) // batch)
-    models, _ = trained(task.shape, stack, runs, steps=steps, batch=batch, on_step=on_step, watch=watch)
+    models, _ = trained(task.shape, task.models, runs, steps=steps, batch=batch, on_step=on_step, watch=watch)
     return {"right": right_shares(task, models), "steps": watch.by_name()}
 
 
 def measured(setting, work):
     """Run everything that is not kept yet; return the result without its frame."""
-    world, shape, sizes = World(), Shape(), setting.sizes
-    bar = tqdm(unit="step", file=sys.stderr, mininterval=10)
+    bar = progress()
     step = partial(bar.update)
-    learnt, _ = starts(
-        world, shape, sizes, setting.seeds, first=setting.first_seed, folder=work / "starts", on_step=step
-    )
-    kept = Kept(work / "runaway", json.loads(json.dumps(asdict(setting))))
-    seeds = [seed_data(world, shape, sizes, seed, *found) for seed, found in learnt.items()]
-    pairs = [each.pairs for each in seeds]
-    oracle, stronger, _ = references(shape, seeds, pairs, Judged.of(shape, seeds), setting, kept, step)
-    questions = setting.validation_questions, setting.held_out_questions
-    task = Task(world, shape, seeds, pairs, setting.epochs, *questions)
+    made, kept = prepared(setting, work, step), kept_parts(work / "runaway", setting)
+    task = made.task
+    oracle, stronger, _ = references(made, step)
     candidates = methods(task, oracle, stronger)
-    start = kept.part("start", lambda: right_shares(task, torch.stack([each.start for each in seeds])))
+    start, batch = kept.part("start", lambda: right_shares(task, task.models)), min(BATCH, setting.sizes.pairs)
     found = {}
     for name in POLICIES:
-        label, method = name.replace(" ", "_").replace("%", ""), candidates[name].method
-        referenced = method is not None and method.needs_reference
+        label, referenced = name.replace(" ", "_").replace("%", ""), candidates[name].method.needs_reference
         found[name] = {}
         for rate in sorted(setting.rates):
             run = kept.part(f"run-{label}-{rate:g}", partial(recorded, task, candidates[name], rate, step))
-            seeds_steps = [{key: values[place] for key, values in run["steps"].items()} for place in range(len(seeds))]
-            batch = min(BATCH, sizes.pairs)
-            values = [highest(each, referenced=referenced, batch=batch) for each in seeds_steps]
+            by_seed = [{key: values[place] for key, values in run["steps"].items()} for place in range(len(start))]
+            values = [highest(each, referenced=referenced, batch=batch) for each in by_seed]
             found[name][rate] = {"right": run["right"], "highest": values}
     bar.close()
     return summary(found, start)
