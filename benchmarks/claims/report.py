@@ -286,14 +286,19 @@ def _warned(found: Mapping) -> list[str]:
 
 
 def runaway_statistics(result: Mapping) -> str:
-    """Return how well each logged statistic tells bad runs, at its bound, on the seeds that did not choose the bound."""
+    """Return how well each statistic tells bad runs at its bound, on the seeds that did not choose the bound."""
     rows = [[name, f"{row['bound']:g}", *_warned(row["judged_on"])] for name, row in result["statistics"].items()]
     return table(["statistic", "bound", *_WARNED], rows)
 
 
 def runaway_bounds(result: Mapping) -> str:
-    """Return the same for every bound of the statistic of the warning."""
-    return table(["bound, nats per token", *_WARNED], [[name, *_warned(row)] for name, row in result["bounds"].items()])
+    """Return the same for the bounds of the statistic of the warning, up to one that warns of no good run."""
+    rows = []
+    for name, row in result["bounds"].items():
+        rows.append([name, *_warned(row)])
+        if not row["false"]:
+            break
+    return table(["bound, nats per token", *_WARNED], rows)
 
 
 def runaway_policies(result: Mapping) -> str:

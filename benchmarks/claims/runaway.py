@@ -8,6 +8,7 @@ from torch import Tensor
 from claims.training import Run
 from sepo.objectives import select
 from sepo.runs.runaway import ChosenLikelihood
+from sepo.selection import SIDES
 
 LOST = 0.1
 """A run ends badly if its share of right responses is lower by this than that of the same policy and seed at a lower
@@ -84,7 +85,7 @@ class Watch:
 
 
 def highest(steps: Mapping[str, Sequence[float]], *, referenced: bool, batch: int) -> dict[str, dict[str, float]]:
-    """Return the highest value of every statistic by part of the training.
+    """Return the highest value of every statistic by part of the training, each as a mean over the latest pairs.
 
     Args:
         steps: what ``Watch`` recorded of a run, by name.
@@ -92,19 +93,20 @@ def highest(steps: Mapping[str, Sequence[float]], *, referenced: bool, batch: in
         batch: pairs per step.
     """
 
-    def change(side: str) -> list[float]:
-        likelihood = ChosenLikelihood(0.0 if referenced else None)
-        means = steps[f"{side}_change" if referenced else side]
-        found = [likelihood.add(value, batch) for value in means]
+    def changes(values: Sequence[float], first: float | None = 0.0) -> list[float]:
+        likelihood = ChosenLikelihood(first)
+        found = [likelihood.add(value, batch) for value in values]
         return [0.0 if each is None else each for each in found]
 
-    chosen, rejected = change("chosen"), change("rejected")
+    # Without a reference, a log has no log-probabilities of before training.
+    suffix, first = ("_change", 0.0) if referenced else ("", None)
+    chosen, rejected = (changes(steps[f"{side}{suffix}"], first) for side in SIDES)
     statistics = (
         [-each for each in chosen],
         [-each for each in rejected],
         [won - lost for won, lost in zip(chosen, rejected, strict=True)],
-        [-each for each in steps["chosen_all"]],
-        steps["falling"],
+        [-each for each in changes(steps["chosen_all"])],
+        changes(steps["falling"]),
     )
     return {
         name: {f"{part:g}": max(values[: max(1, int(part * len(values)))]) for part in PARTS}

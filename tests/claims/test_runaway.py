@@ -11,7 +11,7 @@ from claims.training import Run
 from claims.world import Pairs
 
 from sepo.objectives import resolve_method
-from sepo.runs.runaway import BOUND, WEIGHT
+from sepo.runs.runaway import BOUND, FIRST_PAIRS, PAIRS
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,11 +57,14 @@ def test_the_highest_values_by_part_of_the_training():
         "chosen_all": [0.5, -0.5, 0.0, 0.0], "falling": [0.1, 0.9, 0.2, 0.3],
     }  # fmt: skip
     parts = ("0.25", "0.5", "1")
-    found = {name: [each[part] for part in parts] for name, each in highest(steps, referenced=True, batch=32).items()}
+    found = {name: [each[part] for part in parts] for name, each in highest(steps, referenced=True, batch=64).items()}
     assert list(found.values()) == [[0, 0.25, 1], [0, 0.5, 3], [0, 0.25, 2], [-0.5, 0.5, 0.5], [0.1, 0.9, 0.9]]
-    without = highest(steps, referenced=False, batch=32)  # since the first batch
+    without = highest(steps, referenced=False, batch=64)  # since the first batch
     assert [without[LOGGED][part] for part in parts] == [0, 0.5, 2]
     assert [without["growth of the margin, computed tokens"][part] for part in parts] == [0, 0.5, 5]
+    halves = highest(steps, referenced=True, batch=32)  # means over two steps
+    assert [halves[LOGGED][part] for part in parts] == [0, 0.125, 0.75]
+    assert halves["share of chosen responses that fell"]["1"] == pytest.approx(0.55)
 
 
 def test_a_run_ends_badly_against_lower_rates_and_the_start():
@@ -93,3 +96,43 @@ def test_a_small_study_runs_and_resumes(tmp_path):
     assert list(first["runs"]) == list(recorded["runs"])
     assert list(first["statistics"]) == list(recorded["statistics"]) == list(STATISTICS)
     assert set(report.runaway_blocks(first)) == set(report.runaway_blocks(recorded))
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return json.loads((command.RESULTS / "runaway_world.json").read_text())
+
+
+def test_the_warning_has_the_bound_of_the_recorded_study(recorded):
+    own = recorded["statistics"][LOGGED]
+    assert own["bound"] == BOUND
+    assert max(own[half]["false"] for half in ("chosen_on", "judged_on")) <= 0.02
+    assert min(own[half]["warned"]["1"] for half in ("chosen_on", "judged_on")) >= 0.6
+
+
+def test_the_page_states_what_is_recorded(recorded):
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    for name, lines in report.runaway_blocks(recorded).items():
+        assert "\n".join([f"<!-- {name}, from the recorded run: make docs -->", *lines, "<!-- end -->"]) in page
+    section = " ".join(page.partition("## A run that runs away")[2].partition("\n## ")[0].split())
+    assert sum(len(run["right"]) for own in recorded["runs"].values() for run in own.values()) == 840
+    own = recorded["statistics"][LOGGED]["judged_on"]
+    half, end, good = (f"{100 * share:.0f} %" for share in (own["warned"]["0.5"], own["warned"]["1"], own["false"]))
+    assert f"{half} of the bad runs are warned of in the first half of their steps, {end} before they end" in section
+    assert f"{good} of the others" in section
+    assert f"over the latest {PAIRS} pairs or more" in section
+    assert f"of the first {FIRST_PAIRS} logged pairs or more" in section
+    oracle = recorded["policies"]["SePO 30 %, oracle"]
+    assert f"misses {100 * (1 - oracle['warned']['1']):.0f} % of the bad runs of SePO on the oracle's tokens" in section
+    for name, policy in recorded["policies"].items():
+        if "pref_ftx" in name or name.startswith(("MinorDPO", "Selective")):
+            assert policy["bad"] == policy["false"] == 0
+    every = recorded["statistics"]["fall of all chosen tokens"]["judged_on"]["warned"]["1"]
+    assert f"the fall of all chosen tokens would (first table, {100 * every:.0f} % in all)" in section
+    anchored = [own for name, own in recorded["runs"].items() if "pref_ftx" in name]
+    falls = [fall["1"] for own in anchored for run in own.values() for fall in run["fall"]]
+    assert (len(falls), sum(fall > BOUND for fall in falls)) == (120, 1)
+    for name in ("fall of the computed rejected tokens", "growth of the margin, computed tokens"):
+        other = recorded["statistics"][name]["judged_on"]
+        assert other["warned"]["1"] < own["warned"]["1"] / 1.5
+        assert other["false"] > own["false"]

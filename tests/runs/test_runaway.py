@@ -14,7 +14,7 @@ from sepo.report.facts import overview
 from sepo.report.reading import read_subject
 from sepo.runs.log_reader import LOG_FILE, read_log
 from sepo.runs.log_writer import RunLog
-from sepo.runs.runaway import BOUND, PAIRS, ChosenLikelihood, RunawayWarning
+from sepo.runs.runaway import BOUND, FIRST_PAIRS, PAIRS, ChosenLikelihood, RunawayWarning
 from sepo.runs.status import run_status, status_lines
 
 DPO = RunSettings("minor_dpo", resolve_method("dpo"), None, None, 1, None)
@@ -24,11 +24,11 @@ OTHER = ModelSpec("other")
 
 
 class Run:
-    """A run of 8 pairs per step: 2 processes, batches of 2, 2 batches per step."""
+    """A run of 16 pairs per step: 2 processes, batches of 4, 2 batches per step."""
 
     def __init__(self, folder, settings, *, weight=0.0, first=True, resumed=0):
         self.args = SimpleNamespace(
-            output_dir=str(folder), train_batch_size=2, gradient_accumulation_steps=2, world_size=2
+            output_dir=str(folder), train_batch_size=4, gradient_accumulation_steps=2, world_size=2
         )
         self.state = SimpleNamespace(global_step=resumed, max_steps=100, is_world_process_zero=first)
         self.callbacks = [RunLog(), RunawayWarning(settings, chosen_nll_weight=weight)]
@@ -47,7 +47,7 @@ def warnings(caplog):
 
 def test_the_change_is_that_of_means_over_enough_pairs():
     likelihood = ChosenLikelihood()
-    assert [likelihood.add(value, PAIRS / 2) for value in (-1.0, -2.0)] == [None, None]  # the first mean, -1.5
+    assert [likelihood.add(value, FIRST_PAIRS / 2) for value in (-1.0, -2.0)] == [None, None]  # the first mean, -1.5
     assert likelihood.add(-3.0, PAIRS / 2) is None
     assert likelihood.add(-4.0, PAIRS / 2) == pytest.approx(-2.0)
     assert likelihood.add(-6.0, PAIRS / 2) == pytest.approx(-3.5)
@@ -74,7 +74,7 @@ def test_a_run_is_warned_of_once_and_beyond_the_bound_only(tmp_path, caplog, exc
 def test_a_single_noisy_batch_is_no_warning(tmp_path, caplog):
     run = Run(tmp_path, DPO)
     for step in range(1, 4):
-        run.log(step, loss=0.6, kl_chosen=-9.0)  # 24 pairs
+        run.log(step, loss=0.6, kl_chosen=-9.0)  # 48 pairs
     assert not warnings(caplog)
     run.log(4, loss=0.6, kl_chosen=-9.0)
     assert len(warnings(caplog)) == 1

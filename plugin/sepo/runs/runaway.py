@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 
 BOUND = 1.0
 """Nats that a computed token of the chosen responses may lose, as a mean over the latest pairs."""
-PAIRS = 32
-"""Pairs over which the first and the latest values are means, at least: a single batch is too noisy."""
+PAIRS, FIRST_PAIRS = 64, 32
+"""Pairs over which the latest and the first values are means, at least. Over fewer, good runs pass the bound for a few
+steps; the first ones are those of a policy that has hardly moved."""
 WEIGHT = 0.2
 """``pref_ftx`` that the warning names to a run without it, as measured in docs/evidence.md."""
 
@@ -33,7 +34,7 @@ class ChosenLikelihood:
     """The change of a logged mean since training began.
 
     Args:
-        first: the value before training, if it is known; None for the mean of the first pairs.
+        first: the value before training, if it is known; None for the mean of the first ``FIRST_PAIRS`` or more.
     """
 
     def __init__(self, first: float | None = None) -> None:
@@ -47,10 +48,11 @@ class ChosenLikelihood:
             The mean over the latest ``PAIRS`` pairs or more, minus the first; None with fewer, those of the first mean
             apart.
         """
+        needed = FIRST_PAIRS if self._first is None else PAIRS
         self._latest.append((value, pairs))
-        while self._pairs - self._latest[0][1] >= PAIRS:
+        while self._pairs - self._latest[0][1] >= needed:
             self._latest.popleft()
-        if self._pairs < PAIRS:
+        if self._pairs < needed:
             return None
         mean = sum(value * pairs for value, pairs in self._latest) / self._pairs
         if self._first is None:
