@@ -44,7 +44,7 @@ class Setting:
 
     policies: PolicySetting = field(default_factory=PolicySetting)
     weights: tuple[float, ...] = (0.05, 0.2, 1.0)
-    rates: tuple[float, ...] = (3e-4, 1e-3, 2e-3, 3e-3)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
 
 
 QUICK = Setting(policies=QUICK_POLICIES, weights=(0.2, 1.0), rates=(1e-4,))
@@ -68,7 +68,7 @@ def measured(setting, work):
     """Run everything that is not kept yet; return the result without its frame."""
     bar = progress()
     step = partial(bar.update)
-    found, kept = prepared(setting.policies, work, step), kept_parts(work / "anchor", setting)
+    found, kept = prepared(setting.policies, work, step), kept_parts(work / "anchor", setting.policies)
     models, _ = found.oracles(setting.policies.oracle, step)
     oracle = log_ratios(found.task.shape, found.task.seeds, models, found.task.pairs)
     plain = methods(found.task, oracle, {})
