@@ -344,8 +344,9 @@ def credit_estimators_page() -> str:
 
 
 def evidence_page() -> str:
-    """Return evidence.md with the tables of the recorded runs of benchmarks/claims/world_*.py."""
-    return claims_page("evidence.md", {"world_methods.json": claims_report()["methods_blocks"]})
+    """Return evidence.md with the tables of the runs of benchmarks/claims/world_*.py that are recorded."""
+    found = claims_report()["EVIDENCE"].items()
+    return claims_page("evidence.md", {name: blocks for name, blocks in found if (CLAIMS / "results" / name).exists()})
 
 
 def oracle_page() -> str:

@@ -203,8 +203,8 @@ def curve(result: Mapping) -> str:
 
 
 FLIPPED = (
-    ALL_TOKENS, RANDOM_TOKENS, "SePO 30 %, oracle", "SePO 30 %, known tokens", "SePO, all tokens", "SFT on chosen",
-    "MinorDPO, all tokens", "DPO 30 %, oracle",
+    *CURVE, "SePO 30 %, oracle", "SePO, all tokens", ALL_TOKENS, "DPO 30 %, oracle", "SFT on chosen",
+    "MinorDPO, all tokens",
 )  # fmt: skip
 """The policies of the table with wrong labels."""
 SAME_SIZE = "SePO 30 %, oracle"
