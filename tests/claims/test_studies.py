@@ -200,6 +200,26 @@ def section_of_evidence(title):
     return " ".join(page.partition(f"## {title}\n")[2].partition("\n## ")[0].split())
 
 
+def test_what_the_page_states_of_higher_rates_is_recorded():
+    result = json.loads((command.RESULTS / "world_anchor.json").read_text())
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    section = " ".join(page.partition("### Higher rates\n")[2].partition("\n## ")[0].split())
+    best, plain = result["best"], json.loads((command.RESULTS / "world_methods.json").read_text())["policies"]
+    assert result["setting"]["weights"] == [0.2]
+    assert all(row["comparisons"] == 5 and len(row["by_seed"]) == 10 for row in best.values())
+    for name in ("SePO 30 %, oracle", "SePO 30 %, known tokens", report.RANDOM_TOKENS):
+        assert best[name]["rate"] == 1e-3
+        assert best[name]["by_seed"] == plain[f"{name}, {report.ANCHOR}"]["by_seed"]
+    oracle, everything = best["SePO 30 %, oracle"], (report.ALL_TOKENS, "SePO, all tokens")
+    assert all(best[name]["rate"] == 3e-3 for name in everything)
+    gains = [oracle["minus"][name] for name in everything]
+    text = "better than DPO ({}) and than SePO on all tokens ({})"
+    assert text.format(*(report.percent(each, sign="+") for each in gains)) in section
+    assert min(each["low"] for each in gains) > 0
+    shares = best[report.RANDOM_TOKENS]["validation"]
+    assert f"at 3e-3, from {100 * shares['0.001']:.1f} to {100 * shares['0.003']:.1f}." in section
+
+
 def test_what_the_page_states_of_wrong_labels_is_recorded():
     result = json.loads((command.RESULTS / "world_methods_flipped.json").read_text())
     right = json.loads((command.RESULTS / "world_methods.json").read_text())["policies"]
@@ -268,6 +288,7 @@ def test_what_the_page_states_of_smaller_oracles_is_recorded():
         differences = policies[name]["minus"]
         assert differences["SePO, all tokens"]["low"] < 0
         assert differences[report.RANDOM_TOKENS]["high"] < 0
+    assert policies["SePO 30 %, oracle"]["minus"][report.RANDOM_TOKENS]["high"] < 0
 
 
 def test_what_the_page_states_of_seconds_is_recorded():
