@@ -344,9 +344,8 @@ def credit_estimators_page() -> str:
 
 
 def evidence_page() -> str:
-    """Return evidence.md with the tables of the recorded runs of benchmarks/claims/world_*.py."""
-    blocks = claims_report()["EVIDENCE"]
-    return claims_page("evidence.md", {name: blocks[name] for name in ("world_methods.json", "runaway_world.json")})
+    """Return evidence.md with the tables of the recorded runs of benchmarks/claims."""
+    return claims_page("evidence.md", claims_report()["EVIDENCE"])
 
 
 def oracle_page() -> str:

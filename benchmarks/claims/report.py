@@ -203,8 +203,8 @@ def curve(result: Mapping) -> str:
 
 
 FLIPPED = (
-    ALL_TOKENS, RANDOM_TOKENS, "SePO 30 %, oracle", "SePO 30 %, known tokens", "SePO, all tokens", "SFT on chosen",
-    "MinorDPO, all tokens", "DPO 30 %, oracle",
+    *CURVE, "SePO 30 %, oracle", "SePO, all tokens", ALL_TOKENS, "DPO 30 %, oracle", "SFT on chosen",
+    "MinorDPO, all tokens",
 )  # fmt: skip
 """The policies of the table with wrong labels."""
 SAME_SIZE = "SePO 30 %, oracle"
@@ -229,18 +229,20 @@ def smaller_oracles(result: Mapping) -> str:
 
 
 def anchors(result: Mapping) -> str:
-    """Return the right responses by weight of the chosen likelihood, each at its best rate, and those of the best."""
-    weights = [f"{each:g}" for each in result["setting"]["weights"]]
-    others = (ALL_TOKENS, RANDOM_TOKENS)
+    """Return right responses to validation questions by rate, and those to held-out ones at the best rate, in percent.
+
+    The differences are those of the best weight of each method.
+    """
+    others, best = (ALL_TOKENS, RANDOM_TOKENS), result["best"]
+    rates_ = [f"{each:g}" for each in result["setting"]["rates"]]
     rows = []
-    for method, best in sorted(result["best"].items(), key=lambda each: -each[1]["right"]["mean"]):
-        found = [result["policies"].get(f"{method}, pref_ftx {weight}") for weight in weights]
-        cells = [f"{percent(row['right'])} at {row['rate']:g}" if row else "" for row in found]
-        differences = [percent(best["minus"].get(each), sign="+") for each in others]
-        weight = "" if best["weight"] is None else f"{best['weight']:g}, "
-        rows.append([method, *cells, f"{weight}{best['rate']:g}", percent(best["right"]), *differences])
-    columns = [*(f"pref_ftx {weight}" for weight in weights), "best", "right", *(f"minus {each}" for each in others)]
-    return table(["policy", *columns], rows)
+    for name, row in sorted(result["policies"].items(), key=lambda each: -each[1]["right"]["mean"]):
+        method, _, weight = name.partition(", pref_ftx ")
+        chosen = best[method]["weight"] is None or f"{best[method]['weight']:g}" == weight
+        differences = [percent(best[method]["minus"].get(each) if chosen else None, sign="+") for each in others]
+        shares = [f"{100 * row['validation'][rate]:.1f}" for rate in rates_]
+        rows.append([name, *shares, percent(row["right"]), *differences])
+    return table(["policy", *rates_, "right", *(f"minus {each}" for each in others)], rows)
 
 
 def methods_blocks(result: Mapping) -> dict[str, list[str]]:
