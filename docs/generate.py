@@ -344,8 +344,8 @@ def credit_estimators_page() -> str:
 
 
 def evidence_page() -> str:
-    """Return evidence.md with the tables of the recorded runs of benchmarks/claims/world_*.py."""
-    return claims_page("evidence.md", {"world_methods.json": claims_report()["methods_blocks"]})
+    """Return evidence.md with the tables of the recorded runs of benchmarks/claims."""
+    return claims_page("evidence.md", claims_report()["EVIDENCE"])
 
 
 def oracle_page() -> str:

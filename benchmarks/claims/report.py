@@ -203,8 +203,8 @@ def curve(result: Mapping) -> str:
 
 
 FLIPPED = (
-    ALL_TOKENS, RANDOM_TOKENS, "SePO 30 %, oracle", "SePO 30 %, known tokens", "SePO, all tokens", "SFT on chosen",
-    "MinorDPO, all tokens", "DPO 30 %, oracle",
+    *CURVE, "SePO 30 %, oracle", "SePO, all tokens", ALL_TOKENS, "DPO 30 %, oracle", "SFT on chosen",
+    "MinorDPO, all tokens",
 )  # fmt: skip
 """The policies of the table with wrong labels."""
 SAME_SIZE = "SePO 30 %, oracle"
@@ -229,18 +229,20 @@ def smaller_oracles(result: Mapping) -> str:
 
 
 def anchors(result: Mapping) -> str:
-    """Return the right responses by weight of the chosen likelihood, each at its best rate, and those of the best."""
-    weights = [f"{each:g}" for each in result["setting"]["weights"]]
-    others = (ALL_TOKENS, RANDOM_TOKENS)
+    """Return right responses to validation questions by rate, and those to held-out ones at the best rate, in percent.
+
+    The differences are those of the best weight of each method.
+    """
+    others, best = (ALL_TOKENS, RANDOM_TOKENS), result["best"]
+    rates_ = [f"{each:g}" for each in result["setting"]["rates"]]
     rows = []
-    for method, best in sorted(result["best"].items(), key=lambda each: -each[1]["right"]["mean"]):
-        found = [result["policies"].get(f"{method}, pref_ftx {weight}") for weight in weights]
-        cells = [f"{percent(row['right'])} at {row['rate']:g}" if row else "" for row in found]
-        differences = [percent(best["minus"].get(each), sign="+") for each in others]
-        weight = "" if best["weight"] is None else f"{best['weight']:g}, "
-        rows.append([method, *cells, f"{weight}{best['rate']:g}", percent(best["right"]), *differences])
-    columns = [*(f"pref_ftx {weight}" for weight in weights), "best", "right", *(f"minus {each}" for each in others)]
-    return table(["policy", *columns], rows)
+    for name, row in sorted(result["policies"].items(), key=lambda each: -each[1]["right"]["mean"]):
+        method, _, weight = name.partition(", pref_ftx ")
+        chosen = best[method]["weight"] is None or f"{best[method]['weight']:g}" == weight
+        differences = [percent(best[method]["minus"].get(each) if chosen else None, sign="+") for each in others]
+        shares = [f"{100 * row['validation'][rate]:.1f}" for rate in rates_]
+        rows.append([name, *shares, percent(row["right"]), *differences])
+    return table(["policy", *rates_, "right", *(f"minus {each}" for each in others)], rows)
 
 
 def methods_blocks(result: Mapping) -> dict[str, list[str]]:
@@ -313,11 +315,50 @@ def smollm2_rates(result: Mapping) -> str:
 def smollm2_blocks(result: Mapping) -> dict[str, list[str]]:
     """Return the tables of docs/evidence.md on SmolLM2 by the names of their blocks."""
     tables = {"smollm2": smollm2(result), "smollm2 rates": smollm2_rates(result)}
+_WARNED = ("runs that end badly", "warned of by 25 % of the steps", "by 50 %", "by the end", "other runs", "warned of")
+
+
+def _warned(found: Mapping) -> list[str]:
+    """Return the cells of a separation, see ``runaway.separation``."""
+    shares = [*found["warned"].values(), found["false"]]
+    percents = ["" if share is None else f"{100 * share:.0f} %" for share in shares]
+    return [str(found["bad"]), *percents[:-1], str(found["good"]), percents[-1]]
+
+
+def runaway_statistics(result: Mapping) -> str:
+    """Return how well each statistic tells bad runs at its bound, on the seeds that did not choose the bound."""
+    rows = [[name, f"{row['bound']:g}", *_warned(row["judged_on"])] for name, row in result["statistics"].items()]
+    return table(["statistic", "bound", *_WARNED], rows)
+
+
+def runaway_bounds(result: Mapping) -> str:
+    """Return the same for the bounds of the statistic of the warning, up to one that warns of no good run."""
+    rows = []
+    for name, row in result["bounds"].items():
+        rows.append([name, *_warned(row)])
+        if not row["false"]:
+            break
+    return table(["bound, nats per token", *_WARNED], rows)
+
+
+def runaway_policies(result: Mapping) -> str:
+    """Return the same by policy, at the bound of the warning."""
+    return table(["policy", *_WARNED], [[name, *_warned(row)] for name, row in result["policies"].items()])
+
+
+def runaway_blocks(result: Mapping) -> dict[str, list[str]]:
+    """Return the tables of docs/evidence.md on runs that run away by the names of their blocks."""
+    tables = {
+        "statistics of a run": runaway_statistics(result),
+        "bounds": runaway_bounds(result),
+        "warned of": runaway_policies(result),
+    }
     return {name: text.splitlines() for name, text in tables.items()}
 
 
 EVIDENCE = {
     "smollm2_methods.json": smollm2_blocks,
+    "runaway_world.json": runaway_blocks,
     "world_methods.json": methods_blocks,
     "world_methods_flipped.json": flipped_blocks,
     "world_smaller_oracle.json": smaller_blocks,

@@ -156,6 +156,7 @@ def trained(
     batch: int = 32,
     checkpoints: Iterable[int] = (),
     on_step: Callable[[], object] = lambda: None,
+    watch: Callable[[Tensor, Tensor], object] = lambda logps, rows: None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Train a stack by preference optimization.
 
@@ -167,6 +168,8 @@ def trained(
         batch: pairs per step and model.
         checkpoints: numbers of steps after which the parameters are kept.
         on_step: called after each step.
+        watch: called in each step with the policies' log-probabilities before it, [K, B, 2, T], detached, and the rows
+            of the batch, int64 [K, B].
 
     Returns:
         The parameters after the last step, [K, P], and those after the checkpoints.
@@ -185,6 +188,7 @@ def trained(
     models = torch.arange(len(runs))[:, None]
     for step, rows in enumerate(order, 1):
         logps = pair_log_probs(shape, parameters, prompts[models, rows], responses[models, rows])
+        watch(logps.detach(), rows)
         (gradient,) = torch.autograd.grad(stacked_losses(runs, logps, reference[models, rows], rows).sum(), parameters)
         optimizer.step(gradient)
         if step in wanted:

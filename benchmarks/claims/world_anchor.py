@@ -44,7 +44,7 @@ class Setting:
 
     policies: PolicySetting = field(default_factory=PolicySetting)
     weights: tuple[float, ...] = (0.05, 0.2, 1.0)
-    rates: tuple[float, ...] = (3e-4, 1e-3, 2e-3, 3e-3)
+    rates: tuple[float, ...] = (1e-4, 2e-4, 3e-4, 1e-3, 3e-3)
 
 
 QUICK = Setting(policies=QUICK_POLICIES, weights=(0.2, 1.0), rates=(1e-4,))
@@ -68,11 +68,12 @@ def measured(setting, work):
     """Run everything that is not kept yet; return the result without its frame."""
     bar = progress()
     step = partial(bar.update)
-    found, kept = prepared(setting.policies, work, step), kept_parts(work / "anchor", setting)
+    found, kept = prepared(setting.policies, work, step), kept_parts(work / "anchor", setting.policies)
     models, _ = found.oracles(setting.policies.oracle, step)
     oracle = log_ratios(found.task.shape, found.task.seeds, models, found.task.pairs)
     plain = methods(found.task, oracle, {})
-    recorded = {name: plain[name] for name in (SFT, *(named(method, RECORDED) for method in METHODS))}
+    recorded = [SFT, *(named(method, RECORDED) for method in METHODS if RECORDED in setting.weights)]
+    recorded = {name: plain[name] for name in recorded}
     trained = compared(found.task, recorded, setting.rates, found.kept, step)
     others = {
         named(method, weight): replace(plain[method], chosen_nll_weight=weight)
@@ -97,8 +98,12 @@ def measured(setting, work):
 
 
 def main(argv=None):
-    given = parser(__doc__).parse_args(argv)
+    options = parser(__doc__)
+    options.add_argument("--weights", nargs="+", type=float, help="weights of the likelihood of the chosen responses")
+    given = options.parse_args(argv)
     setting = QUICK if given.quick else Setting()
+    if given.weights:
+        setting = replace(setting, weights=tuple(given.weights))
     write_result(given, "world_anchor.json", setting, partial(measured, setting))
 
 

@@ -44,7 +44,7 @@ def references(found, on_step):
     return list(stronger["the DPO oracle"] - below), stronger, credits
 
 
-def measured(setting, names, work):
+def measured(setting, names, without, work):
     """Run everything that is not kept yet; return the result without its frame."""
     bar = progress()
     step = partial(bar.update)
@@ -53,7 +53,7 @@ def measured(setting, names, work):
     candidates = {
         name: policy
         for name, policy in methods(found.task, oracle, stronger).items()
-        if not names or any(each in name for each in names)
+        if (not names or any(each in name for each in names)) and not any(each in name for each in without)
     }
     trained = compared(found.task, candidates, setting.rates, found.kept, step)
     bar.close()
@@ -69,11 +69,12 @@ def main(argv=None):
     options = parser(__doc__)
     options.add_argument("--flipped", type=float, default=0.0, help="share of the pairs with the wrong label")
     options.add_argument("--only", nargs="+", default=[], help="methods whose names contain one of these")
+    options.add_argument("--without", nargs="+", default=[], help="no methods whose names contain one of these")
     given = options.parse_args(argv)
     setting = with_flipped(QUICK if given.quick else Setting(), given.flipped)
     name = "world_methods_flipped.json" if given.flipped else "world_methods.json"
-    written = write_result(given, name, setting, partial(measured, setting, given.only))
-    if not given.only and not given.flipped:
+    written = write_result(given, name, setting, partial(measured, setting, given.only, given.without))
+    if not (given.only or given.without or given.flipped):
         draw(json.loads(written.read_text(encoding="utf-8")), written.with_suffix(".png"))
 
 

@@ -15,7 +15,7 @@ An interrupted run continues by the same command; finished parts are kept in --w
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -46,15 +46,18 @@ class Setting:
         shapes: sizes of the smaller oracles.
         rates: their learning rates.
         epochs: their epochs.
+        policy_rates: learning rates of the policies that are compared, in place of those of ``policies``: below them
+            all policies of ``world_methods.py`` have fewer right responses.
     """
 
     policies: PolicySetting = field(default_factory=PolicySetting)
     shapes: tuple[Shape, ...] = (Shape(hidden=32, intermediate=64, layers=1), Shape(8, 16, layers=1, heads=2))
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     epochs: int = 2
+    policy_rates: tuple[float, ...] = (1e-4, 2e-4, 3e-4, 1e-3)
 
 
-QUICK = Setting(policies=QUICK_POLICIES, rates=(1e-4,))
+QUICK = Setting(policies=QUICK_POLICIES, rates=(1e-4,), policy_rates=(1e-4,))
 
 
 def measured(setting, work):
@@ -62,29 +65,29 @@ def measured(setting, work):
     bar = progress()
     step = partial(bar.update)
     found = prepared(setting.policies, work, step)
-    task, kept = found.task, kept_parts(work / "smaller-oracle", setting)
+    task, kept = found.task, kept_parts(work / "smaller-oracle", replace(setting, policy_rates=(), shapes=()))
     models, credits = found.oracles(setting.policies.oracle, step)
     own = log_ratios(task.shape, task.seeds, models, task.pairs)
     oracles = {"oracle": {"parameters": models.shape[1], "right": found.starts, "credit": credits}}
     recorded = {name: policy for name, policy in methods(task, own, {}).items() if name in COMPARED}
-    trained = compared(task, recorded, setting.policies.rates, found.kept, step)
+    trained = compared(task, recorded, setting.policy_rates, found.kept, step)
     steps = setting.policies.sizes.sft_steps
     for shape in setting.shapes:
-        label = f"{shape.layers}-{shape.hidden}"
+        label = f"{shape.layers}-{shape.hidden}-{shape.intermediate}"
         starts, right = other_starts(task.world, shape, task.seeds, steps, kept, label, step)
         chosen = chosen_oracle(
             shape, from_starts(task.seeds, starts), setting.rates, setting.epochs, kept, label, step
         )  # fmt: skip
         name = f"oracle of {chosen.measured['parameters']:,} parameters"
         oracles[name] = {"right": right, **chosen.measured}
-        trained |= compared(task, selective(name, chosen.scores), setting.policies.rates, kept, step)
+        trained |= compared(task, selective(name, chosen.scores), setting.policy_rates, kept, step)
     bar.close()
     return {
         "starts": found.starts,
         "redrawn": found.redrawn,
         "policy_parameters": len(task.seeds[0].start),
         "oracles": oracles,
-        "policies": rows(trained, len(setting.policies.rates), BASELINES),
+        "policies": rows(trained, len(setting.policy_rates), BASELINES),
     }
 
 

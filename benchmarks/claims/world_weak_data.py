@@ -64,7 +64,7 @@ class Setting:
     weak_steps: int = 500
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     epochs: int = 2
-    policy_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
+    policy_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
 
 
 QUICK = Setting(policies=QUICK_POLICIES, weak_steps=5, rates=(1e-4,), policy_rates=(1e-4,))
@@ -91,7 +91,8 @@ def measured(setting, names, work):
     """Run everything that is not kept yet; return the result without its frame."""
     bar = progress()
     step = partial(bar.update)
-    found, kept = prepared(setting.policies, work, step), kept_parts(work / "weak-data", setting)
+    found, parts = prepared(setting.policies, work, step), replace(setting, policy_rates=())
+    kept = kept_parts(work / "weak-data", parts)
     strong = found.task.seeds
     weak, known = weak_seeds(setting, found.task, kept, step)
     data = from_starts(weak, torch.stack([each.start for each in strong]))
@@ -106,8 +107,8 @@ def measured(setting, names, work):
         seeds = data if models is None else from_starts(data, models)
         task = replace(found.task, seeds=seeds, pairs=[each.pairs for each in seeds])
         results = {BEFORE: {"rate": None, "held_out": task.right_before(), "validation": {}}}
-        parts = kept_parts(work / f"weak-data-{name.replace(' ', '-')}", setting)
-        results |= compared(task, policies(task, own.scores, small.scores), setting.policy_rates, parts, step)
+        kept = kept_parts(work / f"weak-data-{name.replace(' ', '-')}", parts)
+        results |= compared(task, policies(task, own.scores, small.scores), setting.policy_rates, kept, step)
         trained[name] = rows(results, len(setting.policy_rates), BASELINES)
     bar.close()
     chance = [random_credit(each.pairs, each.seed) for each in data]

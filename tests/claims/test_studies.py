@@ -15,6 +15,7 @@ from claims import (
     world_weak_data,
 )
 from claims.estimators import PLAIN, SURPRISAL
+from claims.paired import difference
 
 ROOT = Path(__file__).parents[2]
 OTHER_STUDIES = {
@@ -184,7 +185,7 @@ def test_the_page_of_evidence_states_what_is_recorded(recorded):
     assert anchored == sorted(anchored, reverse=True)
     assert all(row["rate"] == 1e-3 for name, row in policies.items() if name.endswith(report.ANCHOR))
     best = recorded["policies"]["SePO 30 %, best estimator: mean of 4 (SFT on chosen - SFT on rejected)"]
-    below = page.partition("## With wrong labels")[2]
+    below = section_of_evidence("With wrong labels")
     assert f"{100 * best['right']['mean']:.1f} %" in below
     assert all(report.percent(best[key]) in below for key in ("minus_all", "minus_random"))
     shares = (round(100 * policies[f"{name}, {report.ANCHOR}"]["right"]["mean"]) for name in (oracle, dpo, random))
@@ -193,9 +194,105 @@ def test_the_page_of_evidence_states_what_is_recorded(recorded):
     assert policies[oracle]["minus"][dpo]["low"] < 0 < policies[oracle]["minus"][dpo]["high"]
 
 
-def test_what_the_page_states_of_seconds_is_recorded():
+def section_of_evidence(title):
+    """Return a section of the page, in one line."""
     page = (ROOT / "docs" / "evidence.md").read_text()
-    section = page.partition("## Equal steps and equal seconds")[2].partition("\n## ")[0]
+    return " ".join(page.partition(f"## {title}\n")[2].partition("\n## ")[0].split())
+
+
+def test_what_the_page_states_of_higher_rates_is_recorded():
+    result = json.loads((command.RESULTS / "world_anchor.json").read_text())
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    section = " ".join(page.partition("### Higher rates\n")[2].partition("\n## ")[0].split())
+    best, plain = result["best"], json.loads((command.RESULTS / "world_methods.json").read_text())["policies"]
+    assert result["setting"]["weights"] == [0.2]
+    assert all(row["comparisons"] == 5 and len(row["by_seed"]) == 10 for row in best.values())
+    for name in ("SePO 30 %, oracle", "SePO 30 %, known tokens", report.RANDOM_TOKENS):
+        assert best[name]["rate"] == 1e-3
+        assert best[name]["by_seed"] == plain[f"{name}, {report.ANCHOR}"]["by_seed"]
+    oracle, everything = best["SePO 30 %, oracle"], (report.ALL_TOKENS, "SePO, all tokens")
+    assert all(best[name]["rate"] == 3e-3 for name in everything)
+    gains = [oracle["minus"][name] for name in everything]
+    text = "better than DPO ({}) and than SePO on all tokens ({})"
+    assert text.format(*(report.percent(each, sign="+") for each in gains)) in section
+    assert min(each["low"] for each in gains) > 0
+    shares = best[report.RANDOM_TOKENS]["validation"]
+    assert f"at 3e-3, from {100 * shares['0.001']:.1f} to {100 * shares['0.003']:.1f}." in section
+
+
+def test_what_the_page_states_of_wrong_labels_is_recorded():
+    result = json.loads((command.RESULTS / "world_methods_flipped.json").read_text())
+    right = json.loads((command.RESULTS / "world_methods.json").read_text())["policies"]
+    section, policies = section_of_evidence("With wrong labels"), result["policies"]
+    assert result["setting"]["sizes"]["flipped"] == 0.3333
+    assert all(row["comparisons"] == 6 and len(row["by_seed"]) == 10 for row in policies.values())
+    assert set(report.FLIPPED) <= set(policies)
+    assert not any(report.ANCHOR in name for name in policies)
+    auroc = result["oracle"]["the DPO oracle"]["held_out"]
+    assert f"is {sum(auroc) / 10:.2f} ({min(auroc):.2f} to {max(auroc):.2f} by seed)" in section
+    dpo, random, oracle, known, minor = report.ALL_TOKENS, report.RANDOM_TOKENS, *(
+        "SePO 30 %, oracle", "SePO 30 %, known tokens", "MinorDPO, all tokens"
+    )  # fmt: skip
+    share = {name: f"{100 * row['right']['mean']:.1f}" for name, row in policies.items()}
+    before = sum(result["starts"].values()) / 10
+    assert f"{share[dpo]} and {share['SePO, all tokens']}, after {100 * before:.0f} before training" in section
+    assert f"SFT on chosen ({share['SFT on chosen']}) and MinorDPO ({share[minor]}) are better" in section
+    assert min(policies[name]["minus"][dpo]["low"] for name in ("SFT on chosen", minor)) > 0
+    own = policies[oracle]["minus"]
+    differences = [report.percent(own[name], sign="+") for name in (dpo, random)]
+    assert f"has {share[oracle]} and cannot be told from DPO ({differences[0]})" in section
+    assert f"from random tokens ({differences[1]})" in section
+    assert all(own[name]["low"] < 0 < own[name]["high"] for name in (dpo, random))
+    assert f"{share[known]}, and {100 * right[known]['right']['mean']:.1f} with right ones" in section
+    noisy = policies["SePO 30 %, credit of AUROC 0.6"]
+    differences = [noisy["minus"][name] for name in (dpo, random)]
+    assert "({} and {})".format(*(report.percent(each, sign="+") for each in differences)) in section
+    assert min(each["low"] for each in differences) > 0
+    assert difference(noisy["by_seed"], policies[oracle]["by_seed"])["low"] > 0
+
+
+def test_what_the_page_states_of_smaller_oracles_is_recorded():
+    result = json.loads((command.RESULTS / "world_smaller_oracle.json").read_text())
+    section, policies = section_of_evidence("A smaller oracle"), result["policies"]
+    claim = (ROOT / "docs" / "evidence.md").read_text().partition("a smaller oracle selects for")[2].partition("\n")[0]
+    assert all(row["comparisons"] == 4 and len(row["by_seed"]) == 10 for row in policies.values())
+    same, small, smallest = result["oracles"].values()
+    assert same["parameters"] == result["policy_parameters"]
+    assert f"of {same['parameters']:,} parameters" in section
+    assert round(same["parameters"] / small["parameters"]) == 7
+    assert 80 <= same["parameters"] / smallest["parameters"] < 85
+    named = [f"SePO 30 %, oracle of {each['parameters']:,} parameters, {report.ANCHOR}" for each in (small, smallest)]
+    small_row, smallest_row = (policies[name] for name in named)
+    same_size, everything, random = (
+        f"{name}, {report.ANCHOR}" for name in ("SePO 30 %, oracle", "SePO, all tokens", report.RANDOM_TOKENS)
+    )
+    means = [100 * policies[name]["right"]["mean"] for name in (named[0], same_size, everything, random)]
+    text = "{:.1f} against {:.1f} of one of the policy's size, {:.1f} of all tokens and {:.1f} of random ones"
+    assert text.format(*means) in claim
+    assert report.percent(smallest_row["right"]) in claim
+    for other, better in ((everything, True), (random, True), (same_size, False)):
+        gain = small_row["minus"][other]
+        assert f"({report.percent(gain, sign='+')})" in section
+        assert gain["low"] > 0 if better else gain["high"] < 0
+    for other in (everything, random):
+        assert smallest_row["minus"][other]["low"] < 0 < smallest_row["minus"][other]["high"]
+    means = [sum(each["credit"]["held_out"]) / 10 for each in (same, small)]
+    assert abs(means[0] - means[1]) < 0.005
+    right = list(smallest["right"].values())
+    assert f"is right in {100 * sum(right) / 10:.1f} % of its own responses" in section
+    worst, *others = sorted(smallest["credit"]["held_out"])
+    assert f"in nine seeds (AUROC {others[0]:.2f} to {others[-1]:.2f}), and none in one ({worst:.2f})" in section
+    share = smallest_row["by_seed"][smallest["credit"]["held_out"].index(worst)]
+    assert f"ends at {100 * share:.1f} %" in section
+    for name in (name.removesuffix(f", {report.ANCHOR}") for name in named):
+        differences = policies[name]["minus"]
+        assert differences["SePO, all tokens"]["low"] < 0
+        assert differences[report.RANDOM_TOKENS]["high"] < 0
+    assert policies["SePO 30 %, oracle"]["minus"][report.RANDOM_TOKENS]["high"] < 0
+
+
+def test_what_the_page_states_of_seconds_is_recorded():
+    section = section_of_evidence("Equal steps and equal seconds")
     costs = json.loads((ROOT / "benchmarks" / "results" / "whole_cost-hh_harmless-x86_64.json").read_text())["costs"]
     own, host = costs["dpo"], costs["host_dpo"]
     once = own["oracle"] + own["scoring"]

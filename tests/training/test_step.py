@@ -158,6 +158,7 @@ def test_metrics(policy, nll_weight):
     computed = [[float(sum(chosen if nll_weight else best)), float(sum(worst))] for (chosen, best), (_, worst) in sides]
     tokens = [sum(len(pair[side][0]) for pair in sides) for side in (0, 1)]
     selected = [sum(len(pair[side][1]) for pair in sides) for side in (0, 1)]
+    counts = [tokens[0] if nll_weight else selected[0], selected[1]]
     assert metrics == pytest.approx(
         {
             "rewards/chosen": sum(won for won, _ in rewards) / 4,
@@ -166,6 +167,8 @@ def test_metrics(policy, nll_weight):
             "rewards/margins": sum(won - lost for won, lost in rewards) / 4,
             "logps/chosen": sum(won for won, _ in computed) / 4,
             "logps/rejected": sum(lost for _, lost in computed) / 4,
+            "logps/chosen_mean": sum(won for won, _ in computed) / counts[0],
+            "logps/rejected_mean": sum(lost for _, lost in computed) / counts[1],
             "select/chosen_ratio": selected[0] / tokens[0],
             "select/rejected_ratio": selected[1] / tokens[1],
             "select/tokens": sum(selected),

@@ -9,7 +9,7 @@ from sepo.objectives import Method
 from sepo.objectives.token_weights import weight_record
 from sepo.recipe.model_specs import ModelSpec, OracleSet, OracleSpec
 from sepo.recipe.overview import Overview
-from sepo.recipe.reference import PrecomputedReference, runs_reference
+from sepo.recipe.reference import OWN_START, PrecomputedReference, runs_reference
 
 RewardOrigin = Literal["prompts", "oracle"]
 """Source of T-REG's token rewards. ``prompts``: rewards. ``oracle``: an oracle's log-ratios s, whose rewards are
@@ -93,6 +93,13 @@ class RunSettings:
     def runs_reference(self) -> bool:
         """Whether a reference runs during training: the method needs one, and it is not precomputed."""
         return runs_reference(self.method, self.precomputed_reference)
+
+    @property
+    def reference_is_start(self) -> bool:
+        """Whether the reference is the policy before training; False without a reference."""
+        if self.precomputed_reference is not None:
+            return self.precomputed_reference.key == OWN_START
+        return self.method.needs_reference and self.ref_model is None
 
     @property
     def prompts_for_rewards(self) -> bool:

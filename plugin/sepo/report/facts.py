@@ -80,6 +80,7 @@ def overview(subjects: Sequence[Subject]) -> list[Fact]:
         ("Loss, last logged", lambda subject: _last(subject, "loss")),
         ("Accuracy, last logged", lambda subject: _last(subject, "rewards/accuracies", percent=True)),
         ("Reward margin, last logged", lambda subject: _last(subject, "rewards/margins")),
+        ("Warnings", lambda subject: "; ".join(subject.warnings)),
         ("Directory", lambda subject: str(subject.path)),
     ]
     made = (_fact(key, [value(subject) for subject in subjects]) for key, value in rows)

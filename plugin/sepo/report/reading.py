@@ -21,7 +21,7 @@ from sepo.report.selecting import method_of, selecting_method, with_weights, wit
 from sepo.report.stored import HOW_TO_GET_TEXTS, StoreReader, evenly, store_settings
 from sepo.report.subject import Pair, Spread, Subject
 from sepo.runs.folder import RUN_FILES, read_numbers, read_object, read_recipe
-from sepo.runs.log_reader import SETTINGS_FILE, read_log
+from sepo.runs.log_reader import SETTINGS_FILE, logged_warnings, read_log
 from sepo.runs.token_samples_reader import RECORD_FILE
 from sepo.score_store import default_store_root, find_store, read_names
 from sepo.score_store.chance import Chance
@@ -158,6 +158,7 @@ def _read_run(folder: Path, name: str, request: _Request) -> Subject:
         scored_by=_attempt(missing, "The token scorer cannot be determined", lambda: scored_by(settings), None),
         chance=chance,
         credit=credit,
+        warnings=_attempt(missing, "The warnings of the run cannot be read", lambda: logged_warnings(folder), []),
         settings=settings,
         recipe=recipe,
         log=numbers,

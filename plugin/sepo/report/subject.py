@@ -117,6 +117,7 @@ class Subject:
         recipe: keys and values of the recipe, if the run recorded it.
         chance: comparison of the training rows' scores with noise, or None.
         credit: result on the rows of ``credit_data`` (``Credit.as_dict``), as the run logged it, or None.
+        warnings: warnings of the training, as the run logged them, each with its step.
         log: logged metrics in their order, each entry with ``step``; named as by the trainer.
         versions: versions of the packages that ran it, by name.
         missing: one sentence for each part that could not be read, with its consequence.
@@ -133,6 +134,7 @@ class Subject:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     chance: Chance | None = None
     credit: Mapping[str, Any] | None = None
+    warnings: Sequence[str] = ()
     log: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     missing: Sequence[str] = ()

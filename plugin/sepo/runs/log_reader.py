@@ -16,6 +16,9 @@ LOG_FILE = "sepo_log.jsonl"
 """File in the run's ``output_dir``: one JSON object per line."""
 
 
+_EVENTS = ("prepare", "rows", "scores", "begin", "log", "warning", "end")
+
+
 @dataclass
 class LoggedRun:
     """Content of a run's log.
@@ -26,6 +29,8 @@ class LoggedRun:
         begun: the last entry written when the run started or resumed, or None.
         prepared: the last entry written when it started scoring or loading models, or None.
         rows: the last entry about the rows: by data set ``given``, ``used`` and ``losses`` (see ``RowLosses.record``).
+        warnings: warnings of the training, with ``step`` and ``text``, in order; without those of steps that a resumed
+            run repeated.
         scores: the last entry about the scores: ``scores`` by data set and ``credit`` (see ``note_scores``).
         seconds: seconds of training by logged step, evaluations during training included. The time between an
             interruption and its resumption is not counted, nor are steps that a resumed run repeated.
@@ -38,6 +43,7 @@ class LoggedRun:
     prepared: dict[str, Any] | None = None
     rows: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[int, float] = field(default_factory=dict)
     ended: bool = False
     unread: int = 0
@@ -79,12 +85,15 @@ def read_log(folder: Path) -> LoggedRun:
             run.prepared, run.ended = entry, False
         elif entry["event"] == "begin":
             run.entries = [old for old in run.entries if int(old["step"]) <= int(entry["step"])]
+            run.warnings = [old for old in run.warnings if int(old["step"]) <= int(entry["step"])]
             run.seconds = {step: seconds for step, seconds in run.seconds.items() if step <= int(entry["step"])}
             run.begun, run.ended, earlier = entry, False, max(run.seconds.values(), default=0.0)
         elif entry["event"] == "rows":
             run.rows = entry["rows"]
         elif entry["event"] == "scores":
             run.scores = entry
+        elif entry["event"] == "warning":
+            run.warnings.append(entry)
         elif entry["event"] == "end":
             run.ended = True
         else:
@@ -94,14 +103,26 @@ def read_log(folder: Path) -> LoggedRun:
     return run
 
 
+def logged_warnings(folder: Path) -> list[str]:
+    """Return the warnings of a run's training, each with its step."""
+    return warning_texts(read_log(folder))
+
+
+def warning_texts(run: LoggedRun) -> list[str]:
+    """Format the warnings of a run's training."""
+    return [f"step {int(entry['step']):,}: {entry['text']}" for entry in run.warnings]
+
+
 def _entry(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    known = isinstance(entry, dict) and entry.get("event") in ("prepare", "rows", "scores", "begin", "log", "end")
-    sound = known and all(_is_finite(entry.get(name)) for name in ("step", "time"))
-    return entry if sound and (entry["event"] != "rows" or _is_record(entry.get("rows"))) else None
+    known = isinstance(entry, dict) and entry.get("event") in _EVENTS
+    if not known or not all(_is_finite(entry.get(name)) for name in ("step", "time")):
+        return None
+    sound = {"rows": lambda: _is_record(entry.get("rows")), "warning": lambda: isinstance(entry.get("text"), str)}
+    return entry if sound.get(entry["event"], lambda: True)() else None
 
 
 def _is_record(rows: object) -> bool:

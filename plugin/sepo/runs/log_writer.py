@@ -73,6 +73,17 @@ def note_scores(folder: Path, scores: Mapping[str, Any], credit: Mapping[str, An
     _append(folder, {"event": "scores", "step": 0, "scores": scores, "credit": credit})
 
 
+def note_warning(folder: Path, *, step: int, text: str) -> None:
+    """Log a warning of a run that trains.
+
+    Args:
+        folder: the run's ``output_dir``.
+        step: the step of the warning.
+        text: the warning.
+    """
+    _append(folder, {"event": "warning", "step": step, "text": text})
+
+
 def _process() -> dict[str, Any]:
     return {"process": os.getpid(), "machine": socket.gethostname()}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sepo.errors import SepoError
-from sepo.runs.log_reader import LOG_FILE, SETTINGS_FILE, LoggedRun, read_log
+from sepo.runs.log_reader import LOG_FILE, SETTINGS_FILE, LoggedRun, read_log, warning_texts
 from sepo.runs.settings_texts import recorded_factors, recorded_objective, recorded_weight
 
 _STORES = ("token_scores", "token_reward_scores", "reference_scores", "registered_scores")
@@ -71,6 +71,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         "seconds_left": None if pace is None or total is None or run.ended else max(0, total - run.step) * pace,
         "rows": run.rows,
         "last": last,
+        "warnings": warning_texts(run),
         "selected": {side: last[name] for name, side in _SELECTED.items() if name in last},
         "token_weight": recorded_weight(settings or {}) or None,
         "effective_tokens": {side: last[name] for name, side in _EFFECTIVE.items() if name in last},
@@ -179,6 +180,7 @@ def status_lines(progress: dict[str, Any]) -> list[str]:
             f"{count:.1f} effective tokens per {side} response" for side, count in progress["effective_tokens"].items()
         ]
         lines.append(f"token weight: {', '.join([progress['token_weight'], *numbers])}")
+    lines += [f"warning: {text}" for text in progress["warnings"]]
     if progress["checkpoint"]:
         lines.append(f"checkpoint: {progress['checkpoint']}")
     for name, store in progress["stores"].items():

@@ -114,7 +114,8 @@ def preference_step(
             batch. None in training, where all count; evaluations have the metrics of ``oracle_metrics``, too.
 
     Returns:
-        The loss and its metrics. ``logps/*`` are sums over the computed tokens, ``select/*_ratio`` the selected share
+        The loss and its metrics. ``logps/*`` are sums over the computed tokens of a response, ``logps/*_mean`` means
+        over the computed tokens of all, ``select/*_ratio`` the selected share
         of the response tokens that may be selected, ``select/tokens`` the selected tokens of the device batch,
         ``select/*_effective`` the effective number of tokens of a response if the method weighs them,
         ``kl/*`` the mean of log pi_policy - log pi_ref over the computed tokens, ``kl/*_full`` over the same tokens the
@@ -299,6 +300,7 @@ def _loss(
         loss = loss + router_loss_weight * policy.router_losses.mean()
     metrics = reward_metrics(output)
     metrics |= token_metrics(logps.detach(), mask=positions.candidates, selection=counting, pairs=pairs)
+    metrics |= mean_by_side("logps/{}_mean", logps.detach(), wanted=wanted, pairs=pairs)
     if weights is not None:
         metrics |= effective_tokens(weights, pairs=pairs)
     if rewards is not None:

@@ -77,6 +77,22 @@ def test_runs_of_weighted_objectives_and_of_a_sum(root, tmp_path, train, losses,
     assert json.loads((output / "_sepo_recipe.json").read_text())["recipe"]["sepo"]["objective"] == block["objective"]
 
 
+@pytest.mark.parametrize("objective", ["dpo", "simpo"])
+def test_a_run_whose_chosen_responses_lose_likelihood_is_warned_of_once(root, tmp_path, train, caplog, objective):
+    """With and without a reference, and with `pref_ftx` in the advice if the run has it."""
+    output = tmp_path / "out"
+    weight = {"dpo": 0.0, "simpo": 0.01}[objective]
+    made = axo.config(
+        root, output, rl="minor_dpo", sepo={"objective": objective, "pref_ftx": weight}, learning_rate=1.0,
+        gradient_accumulation_steps=8, warmup_steps=0, max_steps=6,
+    )  # fmt: skip
+    with caplog.at_level("WARNING", logger="sepo"):
+        train(made)
+    texts = [text for text in caplog.messages if "the chosen responses have lost" in text]
+    assert len(texts) == 1
+    assert ("Set a greater pref_ftx than 0.01" if weight else "Set pref_ftx: 0.2") in texts[0]
+
+
 def test_a_score_without_a_weight_is_refused_before_training(root, tmp_path, train):
     rows = [json.loads(line) for line in (root / "pairs.jsonl").read_text().splitlines()][:4]
     spans = {"chosen_spans": [], "rejected_spans": [{"start": 0, "end": 2, "weight": 1.0}]}

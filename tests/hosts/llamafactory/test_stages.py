@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from sepo.runs.log_reader import read_log
 from tests.support.recipes import adapter, host_recipe, logged, same_weights, sepo_recipe, sepo_train
 from tests.support.tolerance import LOG_PROB
 
@@ -42,6 +43,24 @@ def test_minor_dpo_stage_clamps_and_reports_it(world, tmp_path):
     assert all(0 <= entry["objective/rejected_clamped"] <= 1 for entry in entries)
     assert all(entry["rewards/rejected"] >= 0 for entry in entries)
     assert entries[-1]["kl/chosen"] != 0
+
+
+def test_a_run_whose_chosen_responses_lose_likelihood_is_warned_of_once(world, tmp_path):
+    """At a rate far too high, with batches of accumulated pairs; not again when the run is resumed."""
+    recipe = stage_recipe(
+        world, tmp_path / "out", "minor_dpo", objective="dpo", learning_rate=1.0, warmup_steps=0, max_steps=6,
+        gradient_accumulation_steps=8, save_steps=4, save_strategy="steps",
+    )  # fmt: skip
+    first = sepo_train(recipe, tmp_path)
+    (tmp_path / "out" / "checkpoint-6").rename(tmp_path / "last")
+    resumed = sepo_train({**recipe, "resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-4")}, tmp_path)
+    (warning,) = read_log(tmp_path / "out").warnings
+    by_step = {entry["step"]: entry["kl/chosen"] for entry in training(tmp_path / "out")}
+    assert warning["step"] <= 4
+    assert by_step[warning["step"]] < -1
+    printed = [done.stdout + done.stderr for done in (first, resumed)]
+    assert [text.count("the chosen responses have lost") for text in printed] == [1, 0]
+    assert f"step {warning['step']}: {warning['text']}" in printed[0]
 
 
 def test_selective_dpo_stage_selects_live_against_a_named_reference(world, tmp_path):

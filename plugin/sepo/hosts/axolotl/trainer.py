@@ -20,6 +20,7 @@ from sepo.recipe.settings import RunSettings
 from sepo.runs.files import method_collator, write_settings
 from sepo.runs.first_screen import FirstScreen
 from sepo.runs.log_writer import RunLog
+from sepo.runs.runaway import RunawayWarning
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
 from sepo.selection import SIDES
@@ -165,6 +166,7 @@ def write_records(
     """
     trainer.add_callback(RunLog())
     trainer.add_callback(FirstScreen(settings))
+    trainer.add_callback(RunawayWarning(settings, chosen_nll_weight=trainer.chosen_nll_weight))
     if not trainer.is_world_process_zero():
         return
     plain = json.loads(json.dumps(dict(recipe), default=str))

@@ -36,6 +36,7 @@ from sepo.recipe.settings import RunSettings
 from sepo.runs.files import method_collator, write_settings
 from sepo.runs.first_screen import FirstScreen, log_first_screen
 from sepo.runs.log_writer import RunLog, note_preparation, note_rows
+from sepo.runs.runaway import RunawayWarning
 from sepo.runs.sampled_rows import DatasetRows
 from sepo.runs.token_samples import TokenRecord
 from sepo.scoring.combined_oracles import oracle_readers
@@ -108,6 +109,7 @@ def run_stage(
             )
         trainer.add_callback(RunLog())
         trainer.add_callback(FirstScreen(settings))
+        trainer.add_callback(RunawayWarning(settings, chosen_nll_weight=trainer.chosen_nll_weight))
         _record_tokens(trainer, settings, tokenizer=tokenizer, dataset=datasets["train_dataset"])
         timing.lap("trainer")
         logger.info("before training: %s.", timing.laps)
