@@ -315,6 +315,9 @@ def smollm2_rates(result: Mapping) -> str:
 def smollm2_blocks(result: Mapping) -> dict[str, list[str]]:
     """Return the tables of docs/evidence.md on SmolLM2 by the names of their blocks."""
     tables = {"smollm2": smollm2(result), "smollm2 rates": smollm2_rates(result)}
+    return {name: text.splitlines() for name, text in tables.items()}
+
+
 _WARNED = ("runs that end badly", "warned of by 25 % of the steps", "by 50 %", "by the end", "other runs", "warned of")
 
 
