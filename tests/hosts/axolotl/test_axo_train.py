@@ -89,9 +89,8 @@ def test_a_run_is_warned_of_once(root, tmp_path, train, caplog, monkeypatch, obj
         train(made)
     texts = [text for text in caplog.messages if "the chosen responses have lost" in text]
     assert len(texts) == 1
-    assert texts[0].startswith(
-        f"step {step}: "
-    )  # 16 pairs per step: the latest 64, after the first 32 if it needs them
+    # 16 pairs per step: the latest 64, without a reference after the first 32.
+    assert texts[0].startswith(f"step {step}: ")
     assert ("Set a greater pref_ftx than 0.01" if weight else "Set pref_ftx: 0.2") in texts[0]
 
 
