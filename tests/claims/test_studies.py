@@ -205,7 +205,8 @@ def test_what_the_page_states_of_higher_rates_is_recorded():
     page = (ROOT / "docs" / "evidence.md").read_text()
     section = " ".join(page.partition("### Higher rates\n")[2].partition("\n## ")[0].split())
     best, plain = result["best"], json.loads((command.RESULTS / "world_methods.json").read_text())["policies"]
-    assert result["setting"]["weights"] == [0.2]
+    assert (result["setting"]["weights"], result["setting"]["rates"][-1]) == ([0.2], 3e-3)
+    assert "SePO at 30 % is best at 1e-3, and all tokens at 3e-3" in section
     assert all(row["comparisons"] == 5 and len(row["by_seed"]) == 10 for row in best.values())
     for name in ("SePO 30 %, oracle", "SePO 30 %, known tokens", report.RANDOM_TOKENS):
         assert best[name]["rate"] == 1e-3
@@ -249,6 +250,11 @@ def test_what_the_page_states_of_wrong_labels_is_recorded():
     assert "({} and {})".format(*(report.percent(each, sign="+") for each in differences)) in section
     assert min(each["low"] for each in differences) > 0
     assert difference(noisy["by_seed"], policies[oracle]["by_seed"])["low"] > 0
+    assert f"noise of 0.6 is better than the oracle of {sum(auroc) / 10:.2f}." in section
+    fewer = json.loads((command.RESULTS / "credit_world.json").read_text())
+    counts = [fewer["setting"][name] for name in ("policy_pairs", "oracle_pairs")]
+    assert "({} for policies, {} for oracles".format(*counts) in section
+    assert f"the oracle's AUROC is {fewer['estimators'][PLAIN]['auroc']['mean']:.2f}" in section
 
 
 def test_what_the_page_states_of_smaller_oracles_is_recorded():
@@ -256,6 +262,14 @@ def test_what_the_page_states_of_smaller_oracles_is_recorded():
     section, policies = section_of_evidence("A smaller oracle"), result["policies"]
     claim = (ROOT / "docs" / "evidence.md").read_text().partition("a smaller oracle selects for")[2].partition("\n")[0]
     assert all(row["comparisons"] == 4 and len(row["by_seed"]) == 10 for row in policies.values())
+    setting = result["setting"]
+    assert (
+        "rate of three ({}) has".format(", ".join(f"{each:.0e}".replace("-0", "-") for each in setting["rates"]))
+        in section
+    )
+    assert f"on {setting['policies']['sizes']['validation']} validation pairs" in section
+    assert (min(setting["policy_rates"]), max(setting["policy_rates"])) == (1e-4, 1e-3)
+    assert "the best of four rates (1e-4 to 1e-3)" in section
     same, small, smallest = result["oracles"].values()
     assert same["parameters"] == result["policy_parameters"]
     assert f"of {same['parameters']:,} parameters" in section
@@ -293,7 +307,9 @@ def test_what_the_page_states_of_smaller_oracles_is_recorded():
 
 def test_what_the_page_states_of_seconds_is_recorded():
     section = section_of_evidence("Equal steps and equal seconds")
-    costs = json.loads((ROOT / "benchmarks" / "results" / "whole_cost-hh_harmless-x86_64.json").read_text())["costs"]
+    result = json.loads((ROOT / "benchmarks" / "results" / "whole_cost-hh_harmless-x86_64.json").read_text())
+    costs, setting = result["costs"], result["setting"]
+    assert f"on {100 * setting['share']:.0f} % of {setting['pairs']:,} pairs" in section
     own, host = costs["dpo"], costs["host_dpo"]
     once = own["oracle"] + own["scoring"]
     assert f"SePO takes {own['sepo']:,.0f} s and one by DPO {own['dpo']:,.0f} s" in section

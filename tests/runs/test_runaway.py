@@ -109,13 +109,15 @@ def test_a_reference_that_is_not_the_policy_before_training_says_nothing_about_i
 
 
 def test_the_text_names_the_keys_and_tokens_of_the_run(tmp_path, caplog):
-    for number, (settings, weight) in enumerate([(SEPO, 0.0), (SEPO, 0.25), (SIMPO, 0.0)]):
+    whole = replace(SEPO, method=resolve_method("sepo", pref_ftx=0.5))  # its objective reads all chosen tokens
+    for number, (settings, weight) in enumerate([(SEPO, 0.0), (SEPO, 0.25), (SIMPO, 0.0), (whole, 0.0)]):
         run = Run(tmp_path / str(number), settings, weight=weight)
         run.log(4, loss=0.6, logps_chosen_mean=0.0)
         run.log(8, loss=0.6, logps_chosen_mean=-9.0)
-    selected, anchored, every = warnings(caplog)
+    selected, anchored, *others = warnings(caplog)
     assert "the selected tokens of the chosen responses" in selected
-    assert "selected" not in anchored + every
+    assert len(others) == 2
+    assert "selected" not in "".join([anchored, *others])
     assert "Set a greater pref_ftx than 0.25, or a lower learning_rate" in anchored
 
 

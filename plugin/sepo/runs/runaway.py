@@ -120,7 +120,7 @@ class RunawayWarning(TrainerCallback):
         return self._likelihood.add(float(value), pairs)
 
     def _text(self, change: float) -> str:
-        part = "" if self._weight or not self._settings.method.needs_scores else "selected tokens of the "
+        part = "" if self._weight or self._settings.method.needs_all_tokens else "selected tokens of the "
         advice = f"a greater pref_ftx than {self._weight:g}" if self._weight else f"pref_ftx: {WEIGHT:g}"
         return (
             f"the {part}chosen responses have lost {-change:.1f} nats per token since training began (bound "

@@ -77,19 +77,20 @@ def test_runs_of_weighted_objectives_and_of_a_sum(root, tmp_path, train, losses,
     assert json.loads((output / "_sepo_recipe.json").read_text())["recipe"]["sepo"]["objective"] == block["objective"]
 
 
-@pytest.mark.parametrize("objective", ["dpo", "simpo"])
-def test_a_run_whose_chosen_responses_lose_likelihood_is_warned_of_once(root, tmp_path, train, caplog, objective):
-    """With and without a reference, and with `pref_ftx` in the advice if the run has it."""
-    output = tmp_path / "out"
-    weight = {"dpo": 0.0, "simpo": 0.01}[objective]
+@pytest.mark.parametrize(("objective", "weight", "step"), [("dpo", 0.0, 4), ("simpo", 0.01, 6)])
+def test_a_run_is_warned_of_once(root, tmp_path, train, caplog, monkeypatch, objective, weight, step):
+    """With and without a reference, with a bound that every run passes; the advice has the run's `pref_ftx`."""
+    monkeypatch.setattr("sepo.runs.runaway.BOUND", -1000.0)
     made = axo.config(
-        root, output, rl="minor_dpo", sepo={"objective": objective, "pref_ftx": weight}, learning_rate=1.0,
-        gradient_accumulation_steps=8, warmup_steps=0, max_steps=6,
+        root, tmp_path / "out", rl="minor_dpo", sepo={"objective": objective, "pref_ftx": weight},
+        gradient_accumulation_steps=8, max_steps=7,
     )  # fmt: skip
     with caplog.at_level("WARNING", logger="sepo"):
         train(made)
     texts = [text for text in caplog.messages if "the chosen responses have lost" in text]
     assert len(texts) == 1
+    # 16 pairs per step: the latest 64, without a reference after the first 32.
+    assert texts[0].startswith(f"step {step}: ")
     assert ("Set a greater pref_ftx than 0.01" if weight else "Set pref_ftx: 0.2") in texts[0]
 
 
