@@ -13,6 +13,7 @@ The task is invitations/questions.py, the variants are in invitations/recipes/co
    the one with the highest share of facts that are right; of equals the lowest one.
    The oracle is trained with the tuning seed, and serves all seeds.
 4. `sepo compare` for each seed: every variant at its rate, answers to the held-out questions of the seed.
+   Then the replication: two variants with five more seeds.
 5. `sepo credit`: whether the oracle finds the wrong values, on sampled pairs of other questions.
 6. `sepo sample`: answers of the policy before training to the held-out questions of each seed.
 
@@ -23,7 +24,8 @@ of values that are in no other question.
 Result file: ``setting``, ``variants``, ``machine``, ``versions``, ``date``; ``samples`` and ``pairs`` (what the sampled
 responses are like); ``before`` and ``policies`` (shares of ``right`` responses and of right ``facts`` with intervals
 over seeds, ``by_seed``, the chosen ``rate`` of so many ``comparisons``, ``validation`` by rate, the paired differences
-``minus`` by baseline); ``oracle`` (AUROC of its scores and of surprisal); ``seconds`` by step.
+``minus`` by baseline), ``replication`` (the same); ``oracle`` (AUROC of its scores and of surprisal); ``seconds`` by
+step.
 
 The same command continues an interrupted run; finished steps are kept in --work.
 """
@@ -36,6 +38,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -54,7 +57,7 @@ from sepo.files import write_whole
 CLAIMS = Path(__file__).resolve().parent
 RECIPES = CLAIMS / "invitations" / "recipes"
 MODEL = Path.home() / ".cache" / "sepo" / "demo" / "smollm2-135m-instruct"
-BASELINES = ("dpo_ftx", "sepo_random_ftx", "sepo_ftx", "dpo", "sepo_random")
+BASELINES = ("dpo_ftx", "sepo_random_ftx", "sepo_ftx", "dpo", "sepo_random", "sepo", "sft")
 """Variants to which all are compared."""
 WITH_ORACLE = "tuning-1"
 """The comparison that trains the oracle."""
@@ -66,6 +69,8 @@ class Setting:
 
     Args:
         seeds: the training seeds of the results.
+        more_seeds: training seeds of the replication.
+        replicated: the variants of the replication.
         tuning_seed: the seed with which learning rates are chosen.
         rates: learning rates of every variant.
         steps: optimizer steps of every variant.
@@ -75,6 +80,8 @@ class Setting:
     """
 
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    more_seeds: tuple[int, ...] = (6, 7, 8, 9, 10)
+    replicated: tuple[str, ...] = ("sepo_ftx", "dpo_ftx")
     tuning_seed: int = 0
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     steps: int = 16
@@ -84,7 +91,7 @@ class Setting:
 
 
 QUICK = Setting(
-    seeds=(1,), rates=(1e-3,), steps=2, oracle_steps=2,
+    seeds=(1,), more_seeds=(2,), rates=(1e-3,), steps=2, oracle_steps=2,
     sizes=data.Sizes(start=16, prompts=48, credit=16, validation=4, held_out=4),
 )  # fmt: skip
 
@@ -163,8 +170,9 @@ class Steps:
 
 def prepare(steps: Steps, setting: Setting) -> None:
     """Make the questions, the starting policy and the pairs."""
-    if not (steps.data / "dataset_info.json").exists():
-        data.write_questions(steps.data, revised=setting.revised, sizes=setting.sizes, seeds=setting.seeds)
+    seeds = (*setting.seeds, *setting.more_seeds)
+    if not (steps.data / f"{data.held_out_name(seeds[-1])}.json").exists():
+        data.write_questions(steps.data, revised=setting.revised, sizes=setting.sizes, seeds=seeds)
     sizes, where = asdict(setting.sizes), f"dataset_dir={steps.data}"
     start = [f"model_name_or_path={steps.model}", f"output_dir={steps.start}", "overwrite_output_dir=true"]
     steps.run("start", "train", str(RECIPES / "start.yaml"), where, *start, depends=sizes)
@@ -346,25 +354,27 @@ def measured(setting: Setting, work: Path, *, model: Path, jobs: int, threads: i
         validation = tune(steps, setting, pool.map)
         rates = {name: max(own, key=lambda rate: (own[rate], -rate)) for name, own in validation.items()}
         chosen = {name: {**keys, "learning_rate": rates[name]} for name, keys in variants().items()}
+        again = {name: chosen[name] for name in setting.replicated}
+        parts = [(seed, chosen) for seed in setting.seeds] + [(seed, again) for seed in setting.more_seeds]
 
-        def one(seed: int) -> dict[str, Any]:
+        def one(part: tuple[int, Mapping[str, Any]]) -> dict[str, Any]:
+            seed, own = part
             name, questions = f"seed-{seed}", data.held_out_name(seed)
-            recipe = comparison(
-                steps, setting, name, chosen, seed=seed, questions=questions, count=setting.sizes.held_out
-            )
+            recipe = comparison(steps, setting, name, own, seed=seed, questions=questions, count=setting.sizes.held_out)
             compare(steps, name, recipe)
-            own = {variant: answers(steps.work / name, f"{variant}-{seed}") for variant in chosen}
-            return {"policies": own, "before": before_training(steps, seed)}
+            return {variant: answers(steps.work / name, f"{variant}-{seed}") for variant in own}
 
-        found = list(pool.map(one, setting.seeds))
-    before = {what: [each["before"][what] for each in found] for what in ("right", "facts")}
+        found = list(pool.map(one, parts))
+        before = list(pool.map(partial(before_training, steps), setting.seeds))
+    first, more = found[: len(setting.seeds)], found[len(setting.seeds) :]
     return {
         "variants": variants(),
         "samples": samples_summary(work / "pairs" / "samples.jsonl"),
         "pairs": data.pair_counts(steps.data),
-        "before": {what: over_seeds(own) for what, own in before.items()} | {"by_seed": before["right"]},
+        "before": {what: over_seeds([each[what] for each in before]) for what in ("right", "facts")},
         "oracle": credit(steps),
-        "policies": rows({name: [each["policies"][name] for each in found] for name in chosen}, validation, rates),
+        "policies": rows({name: [each[name] for each in first] for name in chosen}, validation, rates),
+        "replication": rows({name: [each[name] for each in more] for name in again}, validation, rates),
         "seconds": steps.seconds,
     }
 

@@ -228,7 +228,6 @@ def test_what_the_page_states_of_wrong_labels_is_recorded():
     assert result["setting"]["sizes"]["flipped"] == 0.3333
     assert all(row["comparisons"] == 6 and len(row["by_seed"]) == 10 for row in policies.values())
     assert set(report.FLIPPED) <= set(policies)
-    assert not any(report.ANCHOR in name for name in policies)
     auroc = result["oracle"]["the DPO oracle"]["held_out"]
     assert f"is {sum(auroc) / 10:.2f} ({min(auroc):.2f} to {max(auroc):.2f} by seed)" in section
     dpo, random, oracle, known, minor = report.ALL_TOKENS, report.RANDOM_TOKENS, *(
@@ -239,6 +238,23 @@ def test_what_the_page_states_of_wrong_labels_is_recorded():
     assert f"{share[dpo]} and {share['SePO, all tokens']}, after {100 * before:.0f} before training" in section
     assert f"SFT on chosen ({share['SFT on chosen']}) and MinorDPO ({share[minor]}) are better" in section
     assert min(policies[name]["minus"][dpo]["low"] for name in ("SFT on chosen", minor)) > 0
+    oracle_with, dpo_with, random_with, known_with = (
+        f"{name}, {report.ANCHOR}" for name in (oracle, dpo, random, known)
+    )
+    gains = [report.percent(policies[oracle_with]["minus"][name], sign="+") for name in (dpo_with, random_with)]
+    assert f"tokens have {share[oracle_with]}: {gains[0]} points more than DPO with it ({share[dpo_with]})" in section
+    assert f"and {gains[1]} more than random tokens with it ({share[random_with]})" in section
+    assert min(policies[oracle_with]["minus"][name]["low"] for name in (dpo_with, random_with)) > 0
+    levels = [share[f"SePO 30 %, credit of AUROC {level}, {report.ANCHOR}"] for level in (0.6, 0.7, 0.8, 0.9)]
+    assert f"Known tokens have {share[known_with]}" in section
+    assert "{} at 0.6, {} at 0.7, {} at 0.8, {} at 0.9".format(*levels) in section
+    assert [float(each) for each in levels] == sorted(map(float, levels))
+    claim = (ROOT / "docs" / "evidence.md").read_text().partition("where data are bad")[2].partition("\n")[0]
+    assert f"{share[oracle_with]} against {share[dpo_with]} of DPO ({gains[0]})" in claim
+    assert f"{share[random_with]} of random tokens ({gains[1]})" in claim
+    shares = (f"{100 * policies[name]['right']['mean']:.0f}" for name in (oracle_with, dpo_with, random_with))
+    sentence = "{} % against {} and {} % if a third of the labels is wrong".format(*shares)
+    assert sentence in " ".join((ROOT / "README.md").read_text().split())
     own = policies[oracle]["minus"]
     differences = [report.percent(own[name], sign="+") for name in (dpo, random)]
     assert f"has {share[oracle]} and cannot be told from DPO ({differences[0]})" in section
@@ -318,3 +334,66 @@ def test_what_the_page_states_of_seconds_is_recorded():
     assert f"tokens {(once + own['sepo']) / own['sepo']:.1f}." in section
     assert own["paid_after_runs"] == 5
     assert "From five policies on" in section
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return json.loads((command.RESULTS / "smollm2_methods.json").read_text())
+
+
+def test_what_the_page_states_of_smollm2_is_recorded(smollm2):
+    section, policies = section_of_evidence("On SmolLM2-135M"), smollm2["policies"]
+    assert "python benchmarks/claims/smollm2_methods.py " in section
+    assert len(policies) == 7
+    assert all(row["comparisons"] == 3 and len(row["by_seed"]) == 5 for row in policies.values())
+    assert set(smollm2["setting"]["seeds"]).isdisjoint({smollm2["setting"]["tuning_seed"]})
+    samples = smollm2["samples"]
+    assert f"in {samples['tokens']:.0f} tokens with free wordings" in section
+    assert f"{smollm2['pairs']['invitations_pairs']['pairs']} pairs of the model's own samples" in section
+    wrong = [f"{samples[f'wrong_facts_of_{side}']:.1f}" for side in ("chosen", "rejected")]
+    assert f"{wrong[0]} of six facts are wrong in chosen responses, {wrong[1]} in rejected ones" in section
+    auroc = [f"{smollm2['oracle'][name]['mean']:.3f}" for name in ("oracle", "surprisal")]
+    assert f"AUROC on other pairs is {auroc[0]} (surprisal {auroc[1]})" in section
+    share = {name: f"{100 * row['right']['mean']:.1f}" for name, row in policies.items()}
+    again = smollm2["replication"]
+    assert all(len(row["by_seed"]) == 5 and row["rate"] == policies[name]["rate"] for name, row in again.items())
+
+    def gain(name, other, found=policies):
+        return report.percent(found[name]["minus"][other]["right"], sign="+")
+
+    minus = {other: found["right"]["low"] for other, found in policies["sepo_ftx"]["minus"].items()}
+    text = "has {} % right responses, {} points more than SePO on random tokens and {} more than SFT on chosen"
+    assert text.format(share["sepo_ftx"], *(gain("sepo_ftx", name) for name in ("sepo_random_ftx", "sft"))) in section
+    assert min(minus["sepo_random_ftx"], minus["sft"], minus["sepo"]) > 0
+    assert f"({share['dpo_ftx']}) the difference cannot be told from 0: {gain('sepo_ftx', 'dpo_ftx')}." in section
+    text = "has {} and {}: {}.".format(
+        *(f"{100 * again[name]['right']['mean']:.1f}" for name in ("sepo_ftx", "dpo_ftx")),
+        gain("sepo_ftx", "dpo_ftx", again),
+    )
+    assert text in section
+    assert minus["dpo_ftx"] < 0 > again["sepo_ftx"]["minus"]["dpo_ftx"]["right"]["low"]
+    assert f"gains {gain('dpo_ftx', 'dpo')} for DPO and {gain('sepo_ftx', 'sepo')} for SePO" in section
+    assert policies["dpo_ftx"]["minus"]["dpo"]["right"]["low"] > 0
+    text = "SePO has {}, random tokens {} and DPO {} % right responses at their best rates, and none is better than SFT"
+    assert text.format(*(share[name] for name in ("sepo", "sepo_random", "dpo"))) in section
+    assert f"SFT on chosen ({share['sft']})" in section
+    assert all(
+        policies["sft"]["right"]["mean"] > policies[name]["right"]["mean"] for name in ("sepo", "sepo_random", "dpo")
+    )
+
+
+def test_what_the_readme_and_the_table_of_claims_state_of_smollm2_is_recorded(smollm2):
+    policies, again = smollm2["policies"], smollm2["replication"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    shares = [f"{100 * policies[name]['right']['mean']:.0f}" for name in ("sepo_ftx", "sepo_random_ftx", "dpo_ftx")]
+    text = "On SmolLM2-135M it has {} % against {} % of random tokens and {} % of DPO with it".format(*shares)
+    shares = [f"{100 * again[name]['right']['mean']:.0f}" for name in ("sepo_ftx", "dpo_ftx")]
+    assert f"{text}, which five more seeds did not confirm for DPO ({shares[0]} and {shares[1]} %;" in readme
+    claims = (ROOT / "docs" / "evidence.md").read_text().partition("## The experiment")[0]
+    exact = {name: f"{100 * row['right']['mean']:.1f}" for name, row in policies.items()}
+    gains = [report.percent(found["sepo_ftx"]["minus"]["dpo_ftx"]["right"], sign="+") for found in (policies, again)]
+    text = "{} against {} of DPO with it ({}; in five more seeds {})"
+    assert text.format(exact["sepo_ftx"], exact["dpo_ftx"], *gains) in claims
+    plain = report.percent(policies["sepo"]["minus"]["sepo_random"]["right"], sign="+")
+    assert f"{exact['sepo_ftx']} against {exact['sepo_random_ftx']}; not seen without, {plain}" in claims
+    assert policies["sepo"]["minus"]["sepo_random"]["right"]["low"] < 0
