@@ -249,7 +249,7 @@ def test_what_the_page_states_of_wrong_labels_is_recorded():
     assert f"Known tokens have {share[known_with]}" in section
     assert "{} at 0.6, {} at 0.7, {} at 0.8, {} at 0.9".format(*levels) in section
     assert [float(each) for each in levels] == sorted(map(float, levels))
-    claim = (ROOT / "docs" / "evidence.md").read_text().partition("where data are bad")[2].partition("\n")[0]
+    claim = (ROOT / "docs" / "evidence.md").read_text().partition("where labels are wrong")[2].partition("\n")[0]
     assert f"{share[oracle_with]} against {share[dpo_with]} of DPO ({gains[0]})" in claim
     assert f"{share[random_with]} of random tokens ({gains[1]})" in claim
     shares = (f"{100 * policies[name]['right']['mean']:.0f}" for name in (oracle_with, dpo_with, random_with))
@@ -397,3 +397,38 @@ def test_what_the_readme_and_the_table_of_claims_state_of_smollm2_is_recorded(sm
     plain = report.percent(policies["sepo"]["minus"]["sepo_random"]["right"], sign="+")
     assert f"{exact['sepo_ftx']} against {exact['sepo_random_ftx']}; not seen without, {plain}" in claims
     assert policies["sepo"]["minus"]["sepo_random"]["right"]["low"] < 0
+
+
+def test_what_the_page_states_of_weak_data_is_recorded():
+    result = json.loads((command.RESULTS / "world_weak_data.json").read_text())
+    section, policies, tuned = section_of_evidence("Weak data"), *result["policies"].values()
+    assert all(row["comparisons"] == 3 for name, row in policies.items() if row["rate"] is not None)
+    assert all(len(row["by_seed"]) == 10 for row in (*policies.values(), *tuned.values()))
+
+    def mean(values):
+        return sum(values) / len(values)
+
+    weak, (own, small) = result["weak"], result["oracles"].values()
+    ratio = own["parameters"] / small["parameters"]
+    assert 7 < ratio < 8
+    assert f"right in {100 * mean(weak['right'].values()):.1f} % of its responses" in section
+    assert f"with {mean(weak['wrong_of_chosen']):.1f} wrong tokens of eleven in chosen responses" in section
+    assert f"and {mean(weak['wrong_of_rejected']):.1f} in rejected ones" in section
+    assert f"(AUROC {mean(own['credit']['held_out']):.2f})" in section
+    assert f"the weak model ({mean(small['credit']['held_out']):.2f})" in section
+    dpo, random, oracle = report.ALL_TOKENS, report.RANDOM_TOKENS, "SePO 30 %, oracle"
+    share = {name: f"{100 * row['right']['mean']:.1f}" for name, row in policies.items()}
+    held = f"{oracle}, {report.ANCHOR}"
+    gains = [policies[held]["minus"][f"{name}, {report.ANCHOR}"] for name in (dpo, random)]
+    assert gains[0]["high"] < 0 < gains[1]["low"]
+    text = "has {}, SePO on the oracle's with `pref_ftx` {}, behind DPO with it ({}) and before random tokens ({})"
+    assert text.format(share[dpo], share[held], *(report.percent(each, sign="+") for each in gains)) in section
+    assert f"({share['SFT on chosen']}, from {share['before training']} before)" in section
+    assert f"DPO has {share[f'{dpo}, {report.ANCHOR}']} with it" in section
+    chosen = [f"{100 * mean(each):.0f} %" for each in (own["wrong_of_selected"], result["wrong_of_random"])]
+    assert "({} of the selected ones, {} of random ones)".format(*chosen) in section
+    after = [f"{100 * tuned[name]['right']['mean']:.1f}" for name in ("before training", dpo, oracle, held)]
+    text = "({}), DPO on the weak pairs reaches {}, and SePO on the oracle's tokens {}, with `pref_ftx` {}."
+    assert text.format(*after) in section
+    claim = (ROOT / "docs" / "evidence.md").read_text().partition("weak data train a strong")[2].partition("\n")[0]
+    assert f"{share[dpo]} for DPO on all tokens, {share[held]} for SePO with `pref_ftx`" in claim
