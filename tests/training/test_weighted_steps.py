@@ -202,6 +202,7 @@ def test_stored_scores_equal_live_ones(policy, reference):
     cached = preference_step(policy, collate(pairs, stored), method=stored)
     for side in SIDES:  # sums over the computed tokens: the selected ones, and all
         assert cached.metrics.pop(f"logps/{side}") > live.metrics.pop(f"logps/{side}")
+        del cached.metrics[f"logps/{side}_mean"], live.metrics[f"logps/{side}_mean"]
     assert cached.metrics == pytest.approx(live.metrics, rel=1e-5)
     assert_same(policy, cached.loss, live.loss)
 
