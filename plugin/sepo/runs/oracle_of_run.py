@@ -99,7 +99,7 @@ def read_run(folder: Path) -> ScoredRun:
         None if ratio == 1 else ratio,
         template=identity.get("template"),
         cutoff_len=cutoff if isinstance(cutoff, int) else None,
-        dtype=_DTYPES.get(str(identity.get("compute_dtype"))),
+        dtype=_DTYPES.get(str(identity.get("infer_dtype", identity.get("compute_dtype")))),
         folder=file.parent,
     )
 

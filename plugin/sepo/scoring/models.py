@@ -147,6 +147,17 @@ def quantized_loading(
     }
 
 
+def precision(model_args: Any) -> dict[str, str]:
+    """Return what scores depend on in the precision of models: ``compute_dtype``, and ``infer_dtype`` if it is set.
+
+    Args:
+        model_args: the host's model arguments.
+    """
+    found = {"compute_dtype": str(model_args.compute_dtype).removeprefix("torch.")}
+    chosen = getattr(model_args, "infer_dtype", "auto")
+    return found if chosen == "auto" else {**found, "infer_dtype": str(chosen)}
+
+
 def placed(model: Any, device: torch.device) -> Any:
     """Return a model on a device; a quantized one stays where it was loaded."""
     return model if getattr(model, "quantization_method", None) else model.to(device)

@@ -20,6 +20,7 @@ from sepo.score_store import RowText
 from sepo.scoring.hub import HubAccess, hub_access
 from sepo.scoring.live_columns import Rows, mapped
 from sepo.scoring.model_files import check_tokenizers, differing_token, max_positions, own_tokenizer, spec_files
+from sepo.scoring.models import precision
 from sepo.scoring.oracle import OracleScores, oracle_identity
 from sepo.scoring.row_texts import prompt_of, response_text
 from sepo.scoring.stored_columns import reader_identity
@@ -128,7 +129,7 @@ class ProjectedScorer(OracleScores):
             "scorer": "oracle",
             **oracle_identity(settings.oracle, access=hub_access(model_args), centered=centered),
             "reads": _reader_identity(reader),
-            "compute_dtype": str(model_args.compute_dtype).removeprefix("torch."),
+            **precision(model_args),
         }
         super().__init__(
             settings,

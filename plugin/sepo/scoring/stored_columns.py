@@ -23,7 +23,7 @@ from sepo.score_store.fingerprint import model_fingerprint
 from sepo.scoring.hub import HubAccess
 from sepo.scoring.hub_files import Need
 from sepo.scoring.model_files import spec_files
-from sepo.scoring.models import give_memory_back
+from sepo.scoring.models import give_memory_back, precision
 from sepo.scoring.row_texts import RowTexts, write_texts
 from sepo.selection import SIDES
 from sepo.training.trainable_rows import list_arrays, response_start
@@ -97,7 +97,7 @@ def host_identity(*, tokenizer: Any, model_args: Any, data_args: Any) -> dict[st
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
         "template": data_args.template,
         "cutoff_len": data_args.cutoff_len,
-        "compute_dtype": str(model_args.compute_dtype).removeprefix("torch."),
+        **precision(model_args),
     }
 
 

@@ -7,6 +7,7 @@ from llamafactory.hparams import ModelArguments
 from sepo.hosts.llamafactory.credit import LlamaFactoryCredit
 from sepo.hosts.llamafactory.scoring_models import cast_parameters, load_with_host
 from sepo.recipe.model_specs import ModelSpec
+from sepo.scoring.models import precision
 from tests.support import tiny
 
 
@@ -43,3 +44,14 @@ def test_modules_that_a_class_keeps_in_float32_are_kept(dtype, kept):
     model._keep_in_fp32_modules = ["narrow"]
     cast_parameters(model, dtype)
     assert {name for name, module in model.items() if module.weight.dtype == torch.float32} == kept
+
+
+def test_stores_of_other_dtypes_are_told_apart_and_those_without_the_key_are_found():
+    found = {}
+    for chosen in ("auto", "float32", "bfloat16"):
+        arguments = ModelArguments(model_name_or_path="model", infer_dtype=chosen)
+        arguments.compute_dtype = torch.bfloat16
+        found[chosen] = precision(arguments)
+    assert found["auto"] == {"compute_dtype": "bfloat16"}  # as stores were named before the key had an effect
+    assert found["float32"] == {"compute_dtype": "bfloat16", "infer_dtype": "float32"}
+    assert found["bfloat16"] == {"compute_dtype": "bfloat16", "infer_dtype": "bfloat16"}

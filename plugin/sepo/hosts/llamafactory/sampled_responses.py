@@ -38,7 +38,7 @@ from sepo.hosts.llamafactory.recipe import get_train_args
 from sepo.judges import Judge
 from sepo.recipe.model_specs import ModelSpec
 from sepo.scoring.hub import hub_access
-from sepo.scoring.models import give_memory_back, load_scoring_model
+from sepo.scoring.models import give_memory_back, load_scoring_model, precision
 from sepo.scoring.stored_columns import spec_identity
 
 DEFAULT_FOLDER = Path("sample_output")
@@ -105,9 +105,10 @@ def sample(recipe_file: Path, overrides: Sequence[str] = (), *, request: SampleR
         check_expected(prompts, request.judge.column)
     chat_format = chat_format_of(data.tokenizer, data.template, recipe.policy, model_args)
     check_room(prompts, chat_format, decoding)
+    dtypes = precision(model_args)
     settings = {
         "model": spec_identity(recipe.policy, key="model_name_or_path", access=hub_access(model_args)),
-        "dtype": str(model_args.compute_dtype).removeprefix("torch."),
+        "dtype": dtypes.get("infer_dtype", dtypes["compute_dtype"]),
         "prompts": {"number": len(prompts.prompts), "digest": _digest(prompts, chat_format)},
         "samples": request.samples,
         **asdict(decoding),
